@@ -1,0 +1,65 @@
+"""`cdcca init`: a device folder from a checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdcca_cli import streams
+
+
+def command(
+    device: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="A checkpoint folder, a hub id, shipped:student or shipped:teacher."),
+    ] = "shipped:student",
+    groups: Annotated[
+        str, typer.Option(help="What may be trained and sent: norm, bias, query, lora.")
+    ] = "norm,bias,query,lora",
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")] = 16,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA's scale is alpha / rank.  [default: 2 x rank]")
+    ] = None,
+    qformer_layers: Annotated[
+        int | None, typer.Option(min=1, help="Keep only the first N layers of the Q-Former.")
+    ] = None,
+    quantize: Annotated[
+        str, typer.Option(help="Load the language model as: none, int8 or nf4.")
+    ] = "none",
+    zero_biases: Annotated[
+        bool,
+        typer.Option("--zero-biases", help="Give a LLaMA's linears biases, zero at first."),
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of LoRA's start; both sides need the same.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Make a device folder: a reference to a frozen checkpoint and the first overlay.
+
+    The checkpoint itself is never written. Run it with the same options on the device and in the
+    cloud: both then hold the same overlay, and only changes travel.
+
+    Example: cdcca init device --checkpoint Salesforce/instructblip-vicuna-7b --quantize nf4
+    """
+    streams.set_quiet(quiet)
+    from cdcca_cli.families.initial import create_device
+
+    made = create_device(
+        device,
+        checkpoint,
+        groups=[group.strip() for group in groups.split(",") if group.strip()],
+        rank=lora_rank,
+        alpha=lora_alpha,
+        qformer_layers=qformer_layers,
+        quantize=quantize,
+        revision=revision,
+        zero_biases=zero_biases,
+        seed=seed,
+        force=force,
+    )
+    streams.message(f"{device}: {made.summary()}")
+    if json:
+        streams.emit_json(made.as_json())

@@ -1,0 +1,22 @@
+"""Frames and what is asked of them, from folders, manifests, annotation files and videos.
+
+    for frame in read_frames("frames/"):
+        image = load_image(frame)
+
+Readers take the published files as they are and refuse everything else, with the place. Nothing
+here scores, resizes for a model, or writes. PIL and PyAV are imported when a picture is loaded.
+"""
+
+from cdcca_cli.datasets.frames import Frame, Frames, LabelledAsk, Task, load_image
+from cdcca_cli.datasets.sources import Reference, read_frames, read_references
+
+__all__ = [
+    "Frame",
+    "Frames",
+    "LabelledAsk",
+    "Reference",
+    "Task",
+    "load_image",
+    "read_frames",
+    "read_references",
+]

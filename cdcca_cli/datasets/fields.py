@@ -1,0 +1,144 @@
+"""Untrusted JSON, read field by field: the type that is expected, or BadData naming the place.
+
+Published annotation files differ in small ways (ids as numbers or as digits in a string, truth
+values as "False"): the readers here take those, and nothing vaguer.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from cdcca_cli.errors import BadData
+
+MAX_JSON_BYTES = 1 << 30
+"""Larger annotation files are refused: VQAv2's whole training set is 0.37 GB."""
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """One JSON value; NaN and Infinity are not JSON. `where` names the place in the message."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        return json.loads(text, parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise BadData(f"{where}: not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadData(f"{where}: JSON nested too deeply") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadData(f"{where}: not JSON ({place}column {error.colno}: {error.msg})") from None
+    except ValueError as error:
+        raise BadData(f"{where}: not JSON ({error})") from None
+
+
+def an_object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadData(f"{where}: expected an object, found {describe(value)}")
+    return value
+
+
+def a_list(item: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = item.get(key)
+    if not isinstance(value, list):
+        raise BadData(f"{where}: '{key}' must be a list, found {describe(value)}")
+    return value
+
+
+def an_id(item: Mapping[str, Any], key: str, where: str) -> str:
+    """An id: a string that is not empty, or a whole number, which becomes its digits."""
+    value = item.get(key)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return str(value)
+    if isinstance(value, str) and value.strip() and _clean(value):
+        return value
+    raise BadData(
+        f"{where}: '{key}' must be an id (text or a whole number), found {describe(value)}"
+    )
+
+
+def a_text(item: Mapping[str, Any], key: str, where: str) -> str:
+    value = optional_text(item, key, where)
+    if value is None:
+        raise BadData(f"{where}: '{key}' is missing; it must be text")
+    return value
+
+
+def optional_text(item: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = item.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _encodable(value):
+        raise BadData(f"{where}: '{key}' must be text, found {describe(value)}")
+    return value
+
+
+def optional_texts(item: Mapping[str, Any], key: str, where: str) -> list[str] | None:
+    """A list of texts, not empty; null and a missing key are None."""
+    value = item.get(key)
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(text, str) and _encodable(text) for text in value)
+    ):
+        raise BadData(f"{where}: '{key}' must be a list of texts, found {describe(value)}")
+    return list(value)
+
+
+def optional_index(item: Mapping[str, Any], key: str, length: int, where: str) -> int | None:
+    """A place in a list of `length`: a whole number, or its digits as text; null is None."""
+    value = item.get(key)
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < length:
+        raise BadData(
+            f"{where}: '{key}' must be a whole number from 0 to {length - 1}, "
+            f"found {describe(value)}"
+        )
+    return value
+
+
+def a_truth(item: Mapping[str, Any], key: str, where: str) -> bool:
+    """true or false, or the words; missing is false."""
+    value = item.get(key, False)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise BadData(f"{where}: '{key}' must be true or false, found {describe(value)}")
+    return value
+
+
+def describe(value: object) -> str:
+    """A short name for what was found, for a message of one line."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, list):
+        return "an empty list" if not value else f"a list beginning with {describe(value[0])}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "a number of more than 63 bits"
+    shown = json.dumps(value)
+    return shown if len(shown) <= 40 else shown[:37] + '..."'
+
+
+def _clean(text: str) -> bool:
+    return len(text) <= 1024 and text.isprintable()
+
+
+def _encodable(text: str) -> bool:
+    """Lone surrogates come through JSON's \\u escapes and can be written nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""One class, one exit code, one message.
+
+Raise one of these for everything that is not a bug. The message is one line that says what is
+wrong, where, what was expected, what was found, and the cure. Nothing here exits or prints:
+`main.py` does. The README's table is made from `exit_codes()`.
+"""
+
+
+class CdccaError(Exception):
+    """Anything that cdcca knows how to name; raised itself only for what has no class below."""
+
+    exit_code: int = 1
+    meaning: str = "a bug in cdcca"
+
+
+class BelowMark(CdccaError):
+    exit_code = 3
+    meaning = "a score is under the mark given with --fail-under"
+
+
+class UsageError(CdccaError):
+    exit_code = 2
+    meaning = "the command line is wrong, or no input was named"
+
+
+class BadData(CdccaError):
+    exit_code = 65
+    meaning = "the input is malformed, damaged or cut short"
+
+
+class MissingInput(CdccaError):
+    exit_code = 66
+    meaning = "an input file or folder is missing or cannot be read"
+
+
+class Unavailable(CdccaError):
+    exit_code = 69
+    meaning = "something needed is not here (CUDA, ffmpeg, memory)"
+
+
+class CannotWrite(CdccaError):
+    exit_code = 73
+    meaning = "the output cannot be written (exists, disk full, not permitted)"
+
+
+class NewerFormat(CdccaError):
+    exit_code = 76
+    meaning = "the file was made by a newer format: upgrade cdcca"
+
+
+class WrongBase(CdccaError):
+    exit_code = 78
+    meaning = "the update is sound, but for another base"
+
+
+class StaleUpdate(CdccaError):
+    exit_code = 79
+    meaning = "the update is older than what the device has seen"
+
+
+class Terminated(BaseException):
+    """A signal asked the process to stop (SIGTERM, SIGHUP); like KeyboardInterrupt, no Exception.
+
+    Open files are cleaned up on its way out; the exit code is 128 + signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+
+
+def exit_codes() -> list[tuple[int, str]]:
+    """Every exit code with its meaning, in order: the README's table."""
+    classes: list[type[CdccaError]] = [CdccaError, *CdccaError.__subclasses__()]
+    codes = {error.exit_code: error.meaning for error in classes}
+    codes[0] = "done"
+    codes[INTERRUPTED] = "interrupted (Ctrl-C); SIGTERM gives 143, SIGHUP 129"
+    codes[CLOSED_PIPE] = "the reader of the output went away"
+    return sorted(codes.items())

@@ -1,0 +1,125 @@
+"""Greedy answers with their entropies, and the likelihood of given choices.
+
+Shapes: B batch, V vocabulary, R rows of choices, A answer tokens.
+Entropy is in nats, of the logits as the model gives them (no processor, no temperature), from the
+same pass that chose the token (Eq. 2).
+
+Does not sample, and does no beam search.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdcca_cli.families.language import Language, Spliced
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Greedy answers.
+
+    ids: per row the tokens chosen, the end token included if it came.
+    entropies: per row one entropy in nats for each of `ids`.
+    logits: per step (B, V) float32 on the CPU, if they were asked for.
+    """
+
+    ids: list[list[int]]
+    entropies: list[list[float]]
+    logits: list[Tensor] | None = None
+
+
+def step_entropy(logits_BV: Tensor) -> Tensor:
+    """Predictive entropy of the next token, in nats (Eq. 2): H = - sum_v p_v log p_v.
+
+    Args: logits_BV: (B, V); entries may be -inf. Returns: (B,) float32.
+    """
+    return torch.special.entr(logits_BV.float().softmax(-1)).sum(-1)
+
+
+@torch.no_grad()
+def greedy(
+    language: Language,
+    spliced: Spliced,
+    max_new_tokens: int,
+    end_ids: tuple[int, ...],
+    keep_logits: bool = False,
+) -> Generated:
+    """Take the likeliest token until each row has ended or `max_new_tokens` were taken."""
+    if language.max_positions is not None:
+        left = language.max_positions - spliced.attention_mask.shape[1]
+        max_new_tokens = max(1, min(max_new_tokens, left))
+    logits_BV, state = language.begin(spliced, max_new_tokens)
+    ends = torch.tensor(end_ids, device=logits_BV.device)
+    ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)
+    ids: list[Tensor] = []
+    entropies: list[Tensor] = []
+    kept: list[Tensor] = []
+    while True:
+        ids_B = logits_BV.argmax(-1)
+        ids.append(ids_B)
+        entropies.append(step_entropy(logits_BV))
+        if keep_logits:
+            kept.append(logits_BV.float().cpu())
+        ended_B = ended_B | torch.isin(ids_B, ends)
+        if len(ids) == max_new_tokens or bool(ended_B.all()):
+            break
+        logits_BV = language.advance(state, ids_B)
+    rows = torch.stack(ids, dim=1).tolist()
+    lengths = [_length(row, end_ids) for row in rows]
+    entropy_rows = torch.stack(entropies, dim=1).tolist()
+    return Generated(
+        ids=[row[:length] for row, length in zip(rows, lengths, strict=True)],
+        entropies=[row[:length] for row, length in zip(entropy_rows, lengths, strict=True)],
+        logits=kept if keep_logits else None,
+    )
+
+
+def _length(row: list[int], end_ids: tuple[int, ...]) -> int:
+    """Number of tokens up to the first end token, that one included."""
+    return next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row))
+
+
+@torch.no_grad()
+def choice_scores(
+    language: Language, spliced: Spliced, choice_ids: list[list[list[int]]]
+) -> list[list[float]]:
+    """Summed log-likelihood of each choice after its prompt, in nats.
+
+    score(c) = sum_j log p(c_j | prompt, c_<j)
+
+    Args:
+        choice_ids: for each prompt, for each of its choices, the tokens (end token included).
+    Returns: one score for each choice, in the same nesting.
+    """
+    flat = [ids for choices in choice_ids for ids in choices]
+    if not flat:
+        return [[] for _ in choice_ids]
+    device = spliced.attention_mask.device
+    rows_R = torch.tensor(
+        [row for row, choices in enumerate(choice_ids) for _ in choices], device=device
+    )
+    ids_RA = right_padded(flat).to(device)
+    logits_RAV = language.continuation_logits(spliced, rows_R, ids_RA)
+    real_RA = ids_RA != -100
+    picked_RA = logits_RAV.float().log_softmax(-1).gather(-1, ids_RA.clamp(min=0)[..., None])
+    scores = picked_RA.squeeze(-1).masked_fill(~real_RA, 0.0).sum(-1).tolist()
+    ends = iter(scores)
+    return [[next(ends) for _ in choices] for choices in choice_ids]
+
+
+def right_padded(rows: list[list[int]], fill: int = -100) -> Tensor:
+    """(R, A) int64: rows of different lengths, padded on the right with `fill`."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows], dtype=torch.long)
+
+
+def special_ids(*values: Any) -> tuple[int, ...]:
+    """The end tokens named by several configs: ints, lists of ints or None; first one first."""
+    found: dict[int, None] = {}
+    for value in values:
+        for token in value if isinstance(value, (list, tuple)) else [value]:
+            if token is not None:
+                found[int(token)] = None
+    return tuple(found)

@@ -1,0 +1,233 @@
+"""The language-model side of a family: causal (LLaMA, OPT, ...) or encoder-decoder (T5).
+
+Both kinds answer the same four questions from a spliced prompt: the logits of a given answer, the
+logits of the next token (with a cache), the logits of many short continuations of one prompt, and
+which module's output is the last attention that carries the picture.
+
+Shapes: B batch, S prompt, A answer, R rows of continuations, V vocabulary, D channels.
+Pads of a prompt are masked wherever they stand; answers are padded on the right. Positions are the
+caller's, so a shortened visual sequence keeps the places it had.
+
+Does not choose tokens (`decoding`) and does not know pictures (`q`, `p`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A batch of prompts with the picture put in, as the language model takes it.
+
+    inputs_embeds: (B, S, D). attention_mask: (B, S), 1 for real positions; for a causal language
+        model the last one is always real. position_ids: (B, S), 0 where padded.
+    visual_mask: (B, S) bool, True where the picture is.
+    """
+
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    visual_mask: Tensor
+
+    def __len__(self) -> int:
+        return self.inputs_embeds.shape[0]
+
+
+class Language(ABC):
+    """One language model, driven from spliced prompts."""
+
+    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
+        self.model = model
+        self.embeddings = embeddings
+        self.config = config
+        # A model with rotary or relative positions has no table to run out of.
+        learned = config.model_type == "opt"
+        self.max_positions: int | None = config.max_position_embeddings if learned else None
+
+    @property
+    @abstractmethod
+    def last_attention(self) -> nn.Module:
+        """The last attention whose output still stands at the visual positions."""
+
+    @abstractmethod
+    def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
+        """(B, A, V): row j predicts answer token j. `answer_BA` is padded with -100."""
+
+    @abstractmethod
+    def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
+        """Read the prompts. Returns the next token's logits (B, V) and a state for `advance`."""
+
+    @abstractmethod
+    def advance(self, state: Any, ids_B: Tensor) -> Tensor:
+        """Append one token to each row; returns the next token's logits (B, V)."""
+
+    @abstractmethod
+    def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
+        """(R, A, V): logits of `ids_RA` after prompt `rows_R`; each prompt is read once."""
+
+
+@dataclass
+class _CausalState:
+    cache: Any
+    attention_mask: Tensor  # (B, S + room), sliced as the sequence grows
+    next_position: Tensor  # (B,)
+    length: int
+
+
+class CausalLanguage(Language):
+    """A decoder that reads prompt and answer as one sequence."""
+
+    @property
+    def last_attention(self) -> nn.Module:
+        found = [m for name, m in self.model.named_modules() if name.endswith("self_attn")]
+        return found[-1]
+
+    def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
+        num_answer = answer_BA.shape[1]
+        fed_BA = answer_BA[:, :-1]
+        real_BA = (fed_BA != -100).to(spliced.attention_mask.dtype)
+        embeds = self.embeddings(fed_BA.clamp(min=0)).to(spliced.inputs_embeds.dtype)
+        output = self.model(
+            inputs_embeds=torch.cat([spliced.inputs_embeds, embeds], dim=1),
+            attention_mask=torch.cat([spliced.attention_mask, real_BA], dim=1),
+            position_ids=torch.cat(
+                [spliced.position_ids, _following(spliced.position_ids, num_answer - 1)], dim=1
+            ),
+            use_cache=False,
+            logits_to_keep=num_answer,
+        )
+        return output.logits
+
+    def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
+        output = self._read(spliced)
+        room = spliced.attention_mask.new_ones(len(spliced), max_new_tokens)
+        state = _CausalState(
+            cache=output.past_key_values,
+            attention_mask=torch.cat([spliced.attention_mask, room], dim=1),
+            next_position=spliced.position_ids[:, -1] + 1,
+            length=spliced.attention_mask.shape[1],
+        )
+        return output.logits[:, -1], state
+
+    def advance(self, state: _CausalState, ids_B: Tensor) -> Tensor:
+        state.length += 1
+        output = self.model(
+            inputs_embeds=self.embeddings(ids_B[:, None]),
+            attention_mask=state.attention_mask[:, : state.length],
+            position_ids=state.next_position[:, None],
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        state.next_position = state.next_position + 1
+        return output.logits[:, -1]
+
+    def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
+        read = self._read(spliced)
+        first_R1V = read.logits[rows_R][:, -1:]
+        num_fed = ids_RA.shape[1] - 1
+        if num_fed == 0:
+            return first_R1V
+        cache = read.past_key_values
+        cache.reorder_cache(rows_R)
+        fed = ids_RA[:, :-1]
+        mask = spliced.attention_mask[rows_R]
+        output = self.model(
+            inputs_embeds=self.embeddings(fed.clamp(min=0)),
+            attention_mask=torch.cat([mask, (fed != -100).to(mask.dtype)], dim=1),
+            position_ids=_following(spliced.position_ids[rows_R], num_fed),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([first_R1V, output.logits], dim=1)
+
+    def _read(self, spliced: Spliced) -> Any:
+        return self.model(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask,
+            position_ids=spliced.position_ids,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+
+def _following(position_ids_BS: Tensor, count: int) -> Tensor:
+    """(B, count): the positions after each row's last one."""
+    steps = torch.arange(1, count + 1, device=position_ids_BS.device)
+    return position_ids_BS[:, -1:] + steps
+
+
+@dataclass
+class _EncodedState:
+    encoded: Any
+    attention_mask: Tensor
+    cache: Any = None
+
+
+class Seq2SeqLanguage(Language):
+    """An encoder that reads the prompt and a decoder that writes the answer."""
+
+    @property
+    def last_attention(self) -> nn.Module:
+        encoder = self.model.get_encoder()
+        found = [m for name, m in encoder.named_modules() if name.endswith("SelfAttention")]
+        return found[-1]
+
+    def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
+        output = self.model(
+            encoder_outputs=self._encode(spliced),
+            attention_mask=spliced.attention_mask,
+            decoder_input_ids=self._shifted(answer_BA),
+            use_cache=False,
+        )
+        return output.logits
+
+    def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
+        state = _EncodedState(self._encode(spliced), spliced.attention_mask)
+        start_B = torch.full(
+            (len(spliced),), self._start_id(), device=spliced.attention_mask.device
+        )
+        return self.advance(state, start_B), state
+
+    def advance(self, state: _EncodedState, ids_B: Tensor) -> Tensor:
+        output = self.model(
+            encoder_outputs=state.encoded,
+            attention_mask=state.attention_mask,
+            decoder_input_ids=ids_B[:, None],
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        state.cache = output.past_key_values
+        return output.logits[:, -1]
+
+    def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        encoded = self._encode(spliced).last_hidden_state
+        output = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded[rows_R]),
+            attention_mask=spliced.attention_mask[rows_R],
+            decoder_input_ids=self._shifted(ids_RA),
+            use_cache=False,
+        )
+        return output.logits
+
+    def _encode(self, spliced: Spliced) -> Any:
+        return self.model.get_encoder()(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask,
+            return_dict=True,
+        )
+
+    def _shifted(self, ids_BA: Tensor) -> Tensor:
+        """What the decoder is fed to predict `ids_BA`: the start token, then all but the last."""
+        start = ids_BA.new_full((ids_BA.shape[0], 1), self._start_id())
+        return torch.cat([start, ids_BA[:, :-1].clamp(min=0)], dim=1)
+
+    def _start_id(self) -> int:
+        start = self.config.decoder_start_token_id
+        return int(self.config.pad_token_id if start is None else start)

@@ -1,0 +1,365 @@
+"""A checkpoint becomes a `LoadedModel`: a folder or a hub id, one path, `from_pretrained`.
+
+- A folder never causes a look at the hub. `shipped:teacher` and `shipped:student` are folders in
+  the package. Code of a checkpoint is never run; weights are read from safetensors only.
+- The vision tower's digest is taken of the parameters as they are stored (`dtype="auto"`), before
+  they are cast to what the model computes in, so it does not depend on where it is loaded.
+- What it computes in: float32 on a CPU, bfloat16 on CUDA, unless told otherwise.
+- A checkpoint with a tensor too few is refused: transformers would fill the gap with noise.
+
+Families are found in this package: every module with a list `FAMILIES`.
+"""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
+from cdcca_cli.families import digests, quantization
+from cdcca_cli.families.model import LoadedModel
+
+if TYPE_CHECKING:
+    from cdcca_cli.formats.device import Device
+
+SHIPPED = "shipped:"
+_ASSETS = Path(__file__).parent.parent / "assets"
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def families() -> dict[str, type[LoadedModel]]:
+    """Every family by its `model_type` in config.json."""
+    package = importlib.import_module("cdcca_cli.families")
+    found: dict[str, type[LoadedModel]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for family in getattr(module, "FAMILIES", ()):
+            found[family.model_type] = family
+    return found
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    compute: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    qformer_layers: int | None = None,
+    revision: str | None = None,
+    zero_biases: bool = False,
+) -> LoadedModel:
+    """Load a checkpoint, frozen and in eval mode.
+
+    Args:
+        checkpoint: a folder, a hub id, `shipped:teacher` or `shipped:student`.
+        compute: cpu, cuda, mps or auto (cuda if there is one).
+        dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
+        quantize: none, int8 or nf4; the language model only.
+        qformer_layers: keep the first so many layers of the Q-Former.
+        revision: of a hub id.
+        zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
+            has none, as the paper does.
+    Raises: UsageError (not a vision-language model of these families), MissingInput (no such
+        folder, no weights), BadData (damaged), Unavailable (no CUDA, no bitsandbytes, no hub).
+    """
+    quantization.check_name(quantize)
+    device = _compute(compute)
+    source = _source(checkpoint)
+    named = str(checkpoint)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": source.is_folder}
+    if not source.is_folder:
+        options["revision"] = revision
+    _quiet_transformers()
+    config = _config(source, named, options)
+    family = families()[config.model_type]
+    if qformer_layers is not None:
+        _cut_qformer(config, qformer_layers, named)
+    if zero_biases:
+        _ask_for_biases(config)
+    wanted = _dtype(dtype, device)
+    module = _module(family, source, named, config, options, quantize, device, wanted, zero_biases)
+    quantization.check_shapes(module, family.language_path, quantize, device)
+    tower_digest = digests.of_tower(module.get_submodule(family.tower_path))
+    wanted = module.dtype if wanted is None else wanted
+    _cast(module, wanted)
+    if quantize == "none":
+        module.to(device)
+    module.eval().requires_grad_(False)
+    return family(
+        module,
+        {name: _tokenizer(source, named, name, options) for name in ("", *family.extra_tokenizers)},
+        _image_processor(source, named, options),
+        checkpoint=named,
+        compute=device,
+        dtype=wanted,
+        tower_digest=tower_digest,
+    )
+
+
+def load_device(
+    device: "Device",
+    *,
+    compute: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+) -> LoadedModel:
+    """Load the model of a device folder with its current overlay on it.
+
+    Args: quantize: in place of the device's own (the cloud's mirror may compute in full).
+    Raises: as `load`; BadData if the overlay or the vision tower is not this checkpoint's.
+    """
+    overlay = device.read_overlay()
+    model = load(
+        device.checkpoint,
+        compute=compute,
+        dtype=dtype,
+        quantize=device.quantize if quantize is None else quantize,
+        qformer_layers=device.qformer_layers,
+        revision=device.revision,
+        zero_biases=any(name.endswith("_proj.bias") for name in overlay),
+    )
+    if device.tower != model.tower_digest:
+        raise BadData(
+            f"{device.checkpoint}: its vision tower is {model.tower_digest}, the device folder was "
+            f"made with {device.tower}: give the checkpoint it was made from, or run init again"
+        )
+    model.install_overlay(overlay, device.lora.alpha)
+    return model
+
+
+class _Source:
+    """Where a checkpoint is: a folder that exists, or a name on the hub."""
+
+    def __init__(self, path: str, is_folder: bool) -> None:
+        self.path = path
+        self.is_folder = is_folder
+
+
+def _source(checkpoint: str | Path) -> _Source:
+    text = str(checkpoint)
+    if text.startswith(SHIPPED):
+        role = text.removeprefix(SHIPPED)
+        if role not in ("teacher", "student"):
+            raise UsageError(f"{text}: expected {SHIPPED}teacher or {SHIPPED}student")
+        return _folder(_ASSETS / role, text)
+    path = Path(text).expanduser()
+    if path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text):
+        return _folder(path, text)
+    return _Source(text, is_folder=False)
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """A hub id is `name` or `owner/name`; everything else means a place on the disk."""
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or not text
+
+
+def _folder(path: Path, named: str) -> _Source:
+    if not path.exists():
+        raise MissingInput(f"{named}: no such checkpoint folder")
+    if not path.is_dir():
+        raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
+    if not (path / "config.json").is_file():
+        raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        pickled = any(path.glob("*.bin"))
+        raise MissingInput(
+            f"{named}: the checkpoint has no weights: expected model.safetensors"
+            + (", found only .bin files, which are never read: convert them" if pickled else "")
+        )
+    return _Source(str(path), is_folder=True)
+
+
+def _compute(compute: str) -> str:
+    if compute == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if compute not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--compute {compute}: expected cpu, cuda, mps or auto")
+    if compute == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("--compute cuda: torch finds no CUDA device here: use --compute cpu")
+    if compute == "mps" and not torch.backends.mps.is_available():
+        raise Unavailable("--compute mps: torch finds no MPS device here: use --compute cpu")
+    return compute
+
+
+def _dtype(dtype: str, device: str) -> torch.dtype | None:
+    """The type to cast to; None to leave what is stored."""
+    if dtype == "stored":
+        return None
+    if dtype == "auto":
+        return torch.bfloat16 if device == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
+    return _DTYPES[dtype]
+
+
+def _config(source: _Source, named: str, options: dict[str, Any]) -> Any:
+    """The checkpoint's config, of a family that is known."""
+    from transformers import AutoConfig
+
+    known = families()
+    if source.is_folder:
+        model_type = _model_type(Path(source.path) / "config.json", named)
+        if model_type not in known:
+            raise UsageError(_unknown(named, model_type))
+    try:
+        config = AutoConfig.from_pretrained(source.path, **options)
+    except Exception as error:
+        raise _failed(source, named, "config.json", error) from error
+    if config.model_type not in known:
+        raise UsageError(_unknown(named, config.model_type))
+    return config
+
+
+def _model_type(path: Path, named: str) -> str:
+    """`model_type` of a config.json, read without transformers, which may not know the type."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"{named}: config.json is not valid JSON: {_line(error)}") from error
+    except OSError as error:
+        raise MissingInput(f"{named}: config.json cannot be read: {error.strerror}") from error
+    model_type = table.get("model_type") if isinstance(table, dict) else None
+    if not isinstance(model_type, str):
+        raise BadData(f"{named}: config.json names no model_type: not a model's config")
+    return model_type
+
+
+def _unknown(named: str, model_type: str) -> str:
+    working = ", ".join(sorted(family.family for family in families().values()))
+    return (
+        f"{named}: model type {model_type!r} is not a vision-language family that cdcca knows: "
+        f"expected one of {working}"
+    )
+
+
+def _cut_qformer(config: Any, layers: int, named: str) -> None:
+    former = getattr(config, "qformer_config", None)
+    if former is None:
+        raise UsageError(f"--qformer-layers {layers}: {named} has no Q-Former")
+    if not 1 <= layers <= former.num_hidden_layers:
+        raise UsageError(
+            f"--qformer-layers {layers}: {named} has {former.num_hidden_layers}, "
+            f"expected 1 to {former.num_hidden_layers}"
+        )
+    former.num_hidden_layers = layers
+
+
+def _ask_for_biases(config: Any) -> None:
+    if config.text_config.model_type == "llama":
+        config.text_config.attention_bias = True
+        config.text_config.mlp_bias = True
+
+
+def _module(
+    family: type[LoadedModel],
+    source: _Source,
+    named: str,
+    config: Any,
+    options: dict[str, Any],
+    quantize: str,
+    device: str,
+    dtype: torch.dtype | None,
+    zero_biases: bool,
+) -> Any:
+    """The transformers module, its weights as stored; a quantised language model on `device`."""
+    import transformers
+
+    quantized = quantization.config(quantize, list(family.full_precision), dtype or torch.float32)
+    if quantized is not None:
+        options = options | {"quantization_config": quantized, "device_map": {"": device}}
+    try:
+        module, report = getattr(transformers, family.architecture).from_pretrained(
+            source.path,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:
+        raise _failed(source, named, "the weights", error) from error
+    missing = sorted(report["missing_keys"])
+    if zero_biases:
+        prefix = family.language_path + "."
+        biases = [n for n in missing if n.startswith(prefix) and n.endswith("_proj.bias")]
+        missing = [name for name in missing if name not in biases]
+        with torch.no_grad():
+            for name in biases:
+                module.get_parameter(name).zero_()
+    if missing:
+        raise BadData(
+            f"{named}: the weights lack {len(missing)} of the model's tensors, {missing[0]} first: "
+            "the checkpoint is not complete, or not of this config"
+        )
+    return module
+
+
+def _cast(module: Any, dtype: torch.dtype) -> None:
+    """Cast the floating parameters in place; buffers keep what they are computed in.
+
+    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay there.
+    """
+    kept: set[str] = set()
+    if dtype == torch.float16:
+        for part in module.modules():
+            kept.update(getattr(part, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point():
+            keep = not kept.isdisjoint(name.split("."))
+            parameter.data = parameter.data.to(torch.float32 if keep else dtype)
+
+
+def _tokenizer(source: _Source, named: str, subfolder: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, subfolder=subfolder, **options)
+    except Exception as error:
+        what = f"the tokenizer in {subfolder}" if subfolder else "the tokenizer"
+        raise _failed(source, named, what, error) from error
+
+
+def _image_processor(source: _Source, named: str, options: dict[str, Any]) -> Any:
+    """The processor that works on PIL images: the same pixels with torchvision and without."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **options)
+    except Exception as error:
+        raise _failed(source, named, "the image processor", error) from error
+
+
+def _failed(source: _Source, named: str, what: str, error: Exception) -> CdccaError:
+    """What an exception of transformers means to a user, in one line."""
+    if isinstance(error, CdccaError):
+        return error
+    if isinstance(error, ImportError):
+        return Unavailable(f"{named}: {what} needs a package that is not here: {_line(error)}")
+    if isinstance(error, OSError) and not source.is_folder:
+        return Unavailable(
+            f"{named}: not a folder here, and {what} cannot be fetched from the hub: {_line(error)}"
+        )
+    if isinstance(error, OSError):
+        return MissingInput(f"{named}: {what} cannot be read: {_line(error)}")
+    return BadData(f"{named}: {what} cannot be loaded: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    text = str(error).strip().splitlines()
+    return text[0][:300] if text else type(error).__name__
+
+
+def _quiet_transformers() -> None:
+    """transformers' own bars and reports are not for a user of cdcca."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,61 @@
+"""LoRA by forward hooks, on plain and on quantised linears alike; never merged.
+
+    y = W x + b + (alpha / rank) * B (A x),    A: (R, in),  B: (out, R)
+
+This is what PEFT computes (`peft.tuners.lora.Linear`, no dropout, no rslora). A and B are
+registered on the linear itself, so `module.named_parameters()` names them `<linear>.lora_A` and
+`<linear>.lora_B`. Merging is left out on purpose: a packed 4-bit weight is destroyed by it, and on
+a 16-bit one the two sides of the link would round differently.
+
+Does not choose the linears (`groups`) nor the start values (`overlay`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+A_SUFFIX = ".lora_A"
+B_SUFFIX = ".lora_B"
+
+
+def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
+    """Put a LoRA on `linear`, or set the one that is there.
+
+    Args: a_RI: (R, in); b_OR: (out, R); both are copied as float32 onto the linear's device.
+        alpha: the scale is alpha / R.
+    """
+    device = linear.weight.device
+    for name, value in (("lora_A", a_RI), ("lora_B", b_OR)):
+        value = value.to(device=device, dtype=torch.float32)
+        present = linear._parameters.get(name)
+        if present is not None and present.shape == value.shape:
+            with torch.no_grad():
+                present.copy_(value)
+        else:
+            parameter = nn.Parameter(value.clone(), requires_grad=False)
+            linear.register_parameter(name, parameter)
+    scale = alpha / a_RI.shape[0]
+    handle: Any = linear.__dict__.get("_lora_hook")
+    if handle is not None:
+        handle.remove()
+    linear.__dict__["_lora_hook"] = linear.register_forward_hook(_hook(scale))
+
+
+def detach(linear: nn.Linear) -> None:
+    """Take the LoRA off again; the linear is as it was."""
+    handle: Any = linear.__dict__.pop("_lora_hook", None)
+    if handle is not None:
+        handle.remove()
+    for name in ("lora_A", "lora_B"):
+        linear._parameters.pop(name, None)
+
+
+def _hook(scale: float) -> Any:
+    def add(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        low = functional.linear(args[0], linear.lora_A)  # type: ignore[arg-type]
+        delta = functional.linear(low, linear.lora_B)  # type: ignore[arg-type]
+        return output + delta.to(output.dtype) * scale
+
+    return add

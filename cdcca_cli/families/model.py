@@ -1,0 +1,381 @@
+"""A loaded vision-language model: the one interface that the rest of the package sees.
+
+A picture goes through it in steps, each of them a method, so that any step's output can be stored,
+sent or thinned out:
+
+    pixels = model.preprocess(images)                    (B, 3, H, W)
+    hidden = model.trunk(pixels, k)                      (B, N', C)   before vision block k
+    tokens = model.tail(hidden, k)                       (B, N, C)    the visual tokens
+    queries = model.queries(tokens, mask, prompts)       (B, L, C')   Q-Former or projector output
+    features = model.project(queries)                    (B, L, D)    as the language model takes them
+    spliced = model.splice(features, prompts, ...)       prompt with the picture put in
+    model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, ...)
+
+A connector kind is one file (`q`, `p`) with a subclass for each family; a file that has a
+`FAMILIES` list is found by `loading`, so another kind touches no other file.
+
+Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A answer, C/D channels,
+V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
+
+Does not train, and does not decide which tokens or frames matter.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import decoding, digests, overlay, quantization
+from cdcca_cli.families.decoding import Generated
+from cdcca_cli.families.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Text before an answer; its tokens are cut off again. An answer tokenised alone would get another
+# first token from tokenizers that mark the beginning of a text.
+_STUB = "Answer:"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What `forward` gives.
+
+    logits: (B, A, V); logits[:, j] predicts answer token j.
+    hidden: (B, L, D), output of the last attention at the visual positions (before the residual
+        is added), zeros where a row has fewer than L. hidden_mask: (B, L) bool.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    hidden_mask: Tensor
+
+
+class LoadedModel(ABC):
+    """A frozen model in eval mode, perhaps with a device's overlay on it."""
+
+    family: ClassVar[str]
+    model_type: ClassVar[str]  # in config.json
+    architecture: ClassVar[str]  # class in transformers
+    tower_path: ClassVar[str]
+    language_path: ClassVar[str]
+    connectors: ClassVar[tuple[str, ...]]  # modules whose linears get LoRA
+    query_names: ClassVar[tuple[str, ...]] = ()
+    full_precision: ClassVar[tuple[str, ...]]  # modules that are never quantised
+    vqa_template: ClassVar[str]
+    caption_prompt: ClassVar[str]
+    caption_template: ClassVar[str] = "{prompt}"
+    extra_tokenizers: ClassVar[tuple[str, ...]] = ()  # folders inside the checkpoint
+
+    def __init__(
+        self,
+        module: Any,
+        tokenizers: dict[str, Any],
+        image_processor: Any,
+        *,
+        checkpoint: str,
+        compute: str,
+        dtype: torch.dtype,
+        tower_digest: str,
+    ) -> None:
+        self.module: Any = module
+        self.tokenizers = tokenizers  # "" is the language model's
+        self.tokenizer = tokenizers[""]
+        self.image_processor = image_processor
+        self.checkpoint = checkpoint
+        self.compute = compute
+        self.device = torch.device(compute)
+        self.dtype = dtype
+        self.tower_digest = tower_digest
+        self.tower: Any = module.get_submodule(self.tower_path)
+        self.language: Language = self._build_language()
+        self._end_ids = self._find_end_ids()
+        self._overlay_names: list[str] = []
+        self._digest: str | None = None
+        self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
+
+    # The picture, step by step.
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int:
+        """Number of vision blocks between pixels and visual tokens."""
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """N, visual tokens of one whole picture."""
+
+    @property
+    @abstractmethod
+    def num_prefix_tokens(self) -> int:
+        """How many of the N stand before the grid of patches (CLS: 1, none: 0)."""
+
+    @abstractmethod
+    def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
+        """Hidden states (B, N', C) as they go into vision block `first_block`."""
+
+    @abstractmethod
+    def tail(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
+        """Visual tokens (B, N, C) from the hidden states before block `first_block`."""
+
+    @abstractmethod
+    def queries(
+        self, tokens_BNC: Tensor, mask_BN: Tensor | None = None, prompts: Sequence[str] | None = None
+    ) -> Tensor:
+        """What the query alignment compares: (B, L, C').
+
+        Args:
+            tokens_BNC: visual tokens, perhaps only some of them, padded on the right.
+            mask_BN: bool, True where a token is real; None if all are.
+            prompts: formatted prompts, for connectors that read the question.
+        """
+
+    @abstractmethod
+    def project(self, queries_BLC: Tensor) -> Tensor:
+        """The features (B, L, D) that stand for the picture in the prompt."""
+
+    @abstractmethod
+    def splice(
+        self,
+        features_BLD: Tensor,
+        prompts: Sequence[str],
+        *,
+        mask_BN: Tensor | None = None,
+        positions_BN: Tensor | None = None,
+    ) -> Spliced:
+        """Put the features into the tokenised prompts, one for each row.
+
+        Args:
+            prompts: formatted (`format_prompt`).
+            mask_BN, positions_BN: which visual tokens the features are, and where in [0, num_tokens)
+                they stood; for connectors with one place for each token. None: all of them.
+        """
+
+    def preprocess(self, images: Sequence["Image"]) -> Tensor:
+        """(B, 3, H, W) float32 on the compute device, as the checkpoint's processor makes them."""
+        made = self.image_processor(
+            images=[image.convert("RGB") for image in images], return_tensors="pt"
+        )
+        pixels: Tensor = made["pixel_values"]
+        expected = self._image_size()
+        if tuple(pixels.shape[-2:]) != expected:
+            raise BadData(
+                f"{self.checkpoint}: the image processor makes {pixels.shape[-2]}x"
+                f"{pixels.shape[-1]} pixels, the vision tower takes {expected[0]}x{expected[1]}"
+            )
+        return pixels.to(self.device)
+
+    def vision_tokens(self, pixels_B3HW: Tensor) -> Tensor:
+        """Visual tokens (B, N, C): the trunk and the tail in one."""
+        return self.tail(self.trunk(pixels_B3HW, 0), 0)
+
+    def block_modules(self, count: int) -> list[tuple[nn.Module, nn.Module]]:
+        """Attention and MLP of the last `count` vision blocks, first block first.
+
+        An attention's output is a tuple whose first entry is (B, N', C); an MLP's is (B, N', C).
+        """
+        if not 1 <= count <= self.num_blocks:
+            raise UsageError(f"expected 1 to {self.num_blocks} vision blocks, found {count}")
+        blocks = self._blocks()[: self.num_blocks]
+        return [(block.self_attn, block.mlp) for block in blocks[-count:]]
+
+    # The language.
+
+    def format_prompt(self, prompt: str | None, task: str) -> str:
+        """The text in the family's template.
+
+        Args: prompt: a question, or for a caption a wish of one's own; task: vqa or caption.
+        """
+        if task == "caption":
+            text = self.caption_prompt if prompt is None else prompt
+            return self.caption_template.format(prompt=self._harmless(text))
+        if task != "vqa":
+            raise UsageError(f"task {task!r}: expected vqa or caption")
+        if prompt is None:
+            raise UsageError("task vqa: a question is needed, found no prompt: give --prompt")
+        return self.vqa_template.format(prompt=self._harmless(prompt))
+
+    def forward(self, spliced: Spliced, answer_BA: Tensor) -> Forward:
+        """Logits of given answers (teacher forcing) and the last attention's visual outputs.
+
+        Args: answer_BA: (B, A), padded on the right with -100 (`answer_ids`).
+        """
+        seen: list[Tensor] = []
+        handle = self.language.last_attention.register_forward_hook(
+            lambda _module, _args, output: seen.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
+        try:
+            with self._mixed():
+                logits = self.language.answer_logits(spliced, answer_BA.to(self.device))
+        finally:
+            handle.remove()
+        counts_B = spliced.visual_mask.sum(1)
+        most = int(counts_B.max())
+        places_BL = spliced.visual_mask.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        mask_BL = torch.arange(most, device=self.device) < counts_B[:, None]
+        width = seen[0].shape[-1]
+        hidden = seen[0].gather(1, places_BL[..., None].expand(-1, -1, width))
+        return Forward(logits, hidden * mask_BL[..., None], mask_BL)
+
+    def generate(
+        self, spliced: Spliced, max_new_tokens: int = 16, *, keep_logits: bool = False
+    ) -> Generated:
+        """Greedy answers, each token with the entropy of the pass that chose it."""
+        with self._mixed():
+            return decoding.greedy(
+                self.language, spliced, max_new_tokens, self._end_ids, keep_logits
+            )
+
+    def score_choices(
+        self, spliced: Spliced, choices: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Summed log-likelihood of each prompt's choices, " " + choice + end token, in nats."""
+        if len(choices) != len(spliced):
+            raise ValueError(f"{len(spliced)} prompts, but choices for {len(choices)}")
+        flat = iter(self._answers([choice for row in choices for choice in row]))
+        nested = [[next(flat) for _ in row] for row in choices]
+        with self._mixed():
+            return decoding.choice_scores(self.language, spliced, nested)
+
+    def answer_ids(self, texts: Sequence[str]) -> Tensor:
+        """(B, A): tokens of " " + text and the end token, padded on the right with -100."""
+        return decoding.right_padded(self._answers(texts)).to(self.device)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The answer's text, without special tokens and blanks at either end."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    # The overlay.
+
+    def trainable_groups(self) -> dict[str, list[str]]:
+        """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
+        return overlay.trainable_groups(
+            self.module, self.language_path, self.connectors, self.query_names
+        )
+
+    def initial_overlay(
+        self, groups: Iterable[str], rank: int, seed: int
+    ) -> dict[str, NDArray[np.float32]]:
+        """The overlay that changes nothing (`overlay.initial_overlay`)."""
+        return overlay.initial_overlay(self.module, self.trainable_groups(), groups, rank, seed)
+
+    def install_overlay(self, values: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
+        """Put an overlay on; it may be put on again with other values."""
+        overlay.install(self.module, values, alpha)
+        self._overlay_names = sorted(values)
+        self._digest = None
+
+    def overlay(self) -> dict[str, NDArray[np.float32]]:
+        """The present values of the overlay, float32, as after training."""
+        return overlay.read_back(self.module, self._overlay_names)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The live float32 parameters of the overlay, by name, now asking for gradients."""
+        parameters = dict(self.module.named_parameters())
+        return {name: parameters[name].requires_grad_(True) for name in self._overlay_names}
+
+    def freeze(self) -> None:
+        """No parameter asks for gradients any more."""
+        self.module.requires_grad_(False)
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients are right inside, on a quantised model too; dropout stays off."""
+        with quantization.training_mode(self.module):
+            yield
+
+    @property
+    def digest(self) -> str:
+        """What this model is: its overlay's digest, or without one the parameters'."""
+        if self._digest is None:
+            self._digest = (
+                digests.of_overlay(self.overlay())
+                if self._overlay_names
+                else digests.of_parameters(self.module)
+            )
+        return self._digest
+
+    # What a connector kind gives.
+
+    @abstractmethod
+    def _build_language(self) -> Language:
+        """The language model inside `module`."""
+
+    @abstractmethod
+    def _blocks(self) -> Any:
+        """The tower's blocks."""
+
+    def _harmless(self, text: str) -> str:
+        """`text` without what the template gives a meaning to."""
+        return text
+
+    # Helpers of the above.
+
+    def _image_size(self) -> tuple[int, int]:
+        size = self.module.config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """An overlay is float32; where the model is not, torch casts at each operation."""
+        if self.dtype == torch.float32 or not self._overlay_names:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _language_of(self, model: nn.Module, config: Any) -> Language:
+        kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+        return kind(model, embeddings, config)
+
+    def _find_end_ids(self) -> tuple[int, ...]:
+        """As `generate` in transformers takes them: generation config, config, tokenizer."""
+        model = self.language.model
+        for source in (getattr(model, "generation_config", None), self.language.config):
+            found = decoding.special_ids(getattr(source, "eos_token_id", None))
+            if found:
+                return found
+        found = decoding.special_ids(self.tokenizer.eos_token_id)
+        if not found:
+            raise BadData(f"{self.checkpoint}: neither config nor tokenizer names an end token")
+        return found
+
+    def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return found
+
+    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each answer as they follow a prompt, with the end token."""
+        plain = [text.strip() for text in texts]
+        end = self._end_ids[0]
+        if isinstance(self.language, Seq2SeqLanguage):
+            return [[*ids, end] for ids in self._plain_ids(plain)]
+        stub = self._stub_ids
+        behind = self._plain_ids([f"{_STUB} {text}" for text in plain])
+        if all(ids[: len(stub)] == stub for ids in behind):
+            return [[*ids[len(stub) :], end] for ids in behind]
+        return [[*ids, end] for ids in self._plain_ids([f" {text}" for text in plain])]
+
+    def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of the prompts with the tokenizer's own special tokens around them."""
+        found: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
+        return found
+
+    def _check_room(self, length: int) -> None:
+        most = self.language.max_positions
+        if most is not None and length >= most:
+            raise UsageError(
+                f"a prompt with its picture takes {length} positions, {self.checkpoint} has {most}: "
+                "ask a shorter question"
+            )

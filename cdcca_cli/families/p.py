@@ -1,0 +1,159 @@
+"""Connector kind P: a projector with one place in the prompt for each visual token.
+
+LLaVA. Dropping tokens shortens the prompt; what is left keeps the position ids it has in the whole
+prompt, so dropping is the same as masking in the language model's attention.
+
+The visual tokens are the hidden states of the layer that the checkpoint names (LLaVA-1.5: the last
+but one), CLS cut off if its strategy is `default`. The queries that an alignment compares are the
+projector's outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families.language import Language, Spliced
+from cdcca_cli.families.model import LoadedModel
+
+_PLACE = "<image>"
+
+
+class Llava(LoadedModel):
+    """LLaVA with a CLIP or SigLIP tower."""
+
+    family = "llava"
+    model_type = "llava"
+    architecture = "LlavaForConditionalGeneration"
+    tower_path = "model.vision_tower"
+    language_path = "model.language_model"
+    connectors = ("model.multi_modal_projector",)
+    full_precision = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    vqa_template = (
+        "USER: <image>\n{prompt}\nAnswer the question using a single word or phrase. ASSISTANT:"
+    )
+    caption_prompt = "Describe the image in one short sentence."
+    caption_template = "USER: <image>\n{prompt} ASSISTANT:"
+
+    @property
+    def num_blocks(self) -> int:
+        layer = self.module.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise UsageError(
+                f"{self.checkpoint}: takes its visual tokens from the layers {layer}: "
+                "only one layer is supported"
+            )
+        return layer if layer >= 0 else len(self._blocks()) + 1 + layer
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._embeddings().num_positions) - self._num_cut()
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        embeddings = self._embeddings()
+        return int(embeddings.num_positions - embeddings.num_patches) - self._num_cut()
+
+    def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
+        inner = self._inner()
+        hidden: Tensor = inner.embeddings(pixels_B3HW.to(self.device))
+        if hasattr(inner, "pre_layrnorm"):
+            hidden = inner.pre_layrnorm(hidden)
+        for block in self._blocks()[: min(first_block, self.num_blocks)]:
+            hidden = block(hidden, attention_mask=None)
+        return hidden
+
+    def tail(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
+        for block in self._blocks()[first_block : self.num_blocks]:
+            hidden_BNC = block(hidden_BNC, attention_mask=None)
+        return hidden_BNC[:, self._num_cut() :]
+
+    def queries(
+        self, tokens_BNC: Tensor, mask_BN: Tensor | None = None, prompts: Sequence[str] | None = None
+    ) -> Tensor:
+        with self._mixed():
+            projector = self.module.model.multi_modal_projector
+            queries: Tensor = projector(tokens_BNC.to(self.device, self.dtype))
+        return queries
+
+    def project(self, queries_BLC: Tensor) -> Tensor:
+        return queries_BLC
+
+    def splice(
+        self,
+        features_BLD: Tensor,
+        prompts: Sequence[str],
+        *,
+        mask_BN: Tensor | None = None,
+        positions_BN: Tensor | None = None,
+    ) -> Spliced:
+        batch, num_features = features_BLD.shape[:2]
+        if len(prompts) != batch:
+            raise ValueError(f"{batch} pictures, but {len(prompts)} prompts")
+        if positions_BN is None:
+            if num_features != self.num_tokens:
+                raise ValueError(
+                    f"{num_features} of {self.num_tokens} visual tokens, but no positions"
+                )
+            positions_BN = torch.arange(num_features).expand(batch, -1)
+        rows = []
+        for row, ids in enumerate(self._text_ids(prompts)):
+            kept = slice(None) if mask_BN is None else mask_BN[row].to(features_BLD.device)
+            places = positions_BN[row].to(self.device)[kept]
+            rows.append(self._row(features_BLD[row][kept], ids, places))
+        width = max(len(positions) for _, positions, _ in rows)
+        self._check_room(max(int(positions[-1]) + 1 for _, positions, _ in rows))
+        embeds, positions_BS, visual = (
+            torch.stack([_left_padded(part, width) for part in parts])
+            for parts in zip(*rows, strict=True)
+        )
+        lengths = torch.tensor([len(positions) for _, positions, _ in rows], device=self.device)
+        columns = torch.arange(width, device=self.device)
+        mask_BS = (columns >= width - lengths[:, None]).long()
+        return Spliced(embeds, mask_BS, positions_BS, visual)
+
+    def _row(self, features_LD: Tensor, ids: list[int], places_L: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings, position ids and visual mask of one prompt, without pads."""
+        place_id = self.module.config.image_token_id
+        if ids.count(place_id) != 1:
+            raise BadData(
+                f"{self.checkpoint}: a prompt needs exactly one {_PLACE} (token {place_id}), "
+                f"found {ids.count(place_id)}"
+            )
+        at = ids.index(place_id)
+        embeds = self.language.embeddings(torch.tensor(ids, device=self.device))
+        after = torch.arange(at + 1, len(ids), device=self.device) + self.num_tokens - 1
+        positions = torch.cat([torch.arange(at, device=self.device), at + places_L, after])
+        visual = torch.zeros(len(positions), dtype=torch.bool, device=self.device)
+        visual[at : at + len(places_L)] = True
+        spliced = torch.cat([embeds[:at], features_LD.to(embeds.dtype), embeds[at + 1 :]])
+        return spliced, positions, visual
+
+    def _harmless(self, text: str) -> str:
+        return text.replace(_PLACE, "image")
+
+    def _build_language(self) -> Language:
+        # The head stands beside the language model, so the whole is driven, without pixels.
+        return self._language_of(self.module, self.module.config.text_config)
+
+    def _inner(self) -> Any:
+        return getattr(self.tower, "vision_model", self.tower)
+
+    def _embeddings(self) -> Any:
+        return self._inner().embeddings
+
+    def _blocks(self) -> Any:
+        return self._inner().encoder.layers
+
+    def _num_cut(self) -> int:
+        return 1 if self.module.config.vision_feature_select_strategy == "default" else 0
+
+
+def _left_padded(rows: Tensor, width: int) -> Tensor:
+    pad = rows.new_zeros((width - rows.shape[0], *rows.shape[1:]))
+    return torch.cat([pad, rows])
+
+
+FAMILIES = [Llava]

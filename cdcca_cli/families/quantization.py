@@ -1,0 +1,105 @@
+"""The language model in 4 or 8 bits through bitsandbytes, on a CPU and on CUDA.
+
+Only the language model is quantised: tower and connector stay as they are, so that the cloud gets
+the same tokens from every device. What bitsandbytes does on a CPU with AVX512-BF16 and has to be
+kept away from (all of it from the lazy repack at the first forward in eval mode):
+
+- a linear whose outputs are no multiple of 32 or inputs no multiple of 64 stops in an assertion at
+  the first answer: `check_shapes` says so beforehand, by name;
+- gradients through a linear in eval mode are wrong: `training_mode` unpacks the linears and holds
+  them in train mode while everything else, dropout too, stays in eval mode;
+- after the repack `weight.data` is no longer what its name says: nothing here or elsewhere in this
+  package reads it, and LoRA is never merged.
+
+Does not quantise what is sent: that is the downlink's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdcca_cli.errors import Unavailable, UsageError
+
+QUANTIZATIONS = ("none", "int8", "nf4")
+INPUT_MULTIPLE = 64
+OUTPUT_MULTIPLE = 32
+
+
+def check_name(quantize: str) -> None:
+    """Raises: UsageError for a quantisation that does not exist."""
+    if quantize not in QUANTIZATIONS:
+        raise UsageError(f"--quantize {quantize}: expected one of {', '.join(QUANTIZATIONS)}")
+
+
+def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
+    """The quantisation config for `from_pretrained`, or None for `none`.
+
+    Args:
+        keep: names of the modules that stay as they are.
+        dtype: what a 4-bit linear computes in.
+    Raises: Unavailable if bitsandbytes is not installed.
+    """
+    check_name(quantize)
+    if quantize == "none":
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise Unavailable(
+            f"--quantize {quantize}: bitsandbytes is not installed: pip install bitsandbytes"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=keep,
+    )
+
+
+def check_shapes(module: nn.Module, language: str, quantize: str, compute: str) -> None:
+    """Refuse linears that bitsandbytes cannot run in 4 bits on a CPU.
+
+    Raises: UsageError naming the linear and its numbers.
+    """
+    if quantize != "nf4" or compute != "cpu":
+        return
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    for name, part in module.named_modules():
+        if not name.startswith(language + ".") or not isinstance(part, nn.Linear) or part is head:
+            continue
+        if part.in_features % INPUT_MULTIPLE or part.out_features % OUTPUT_MULTIPLE:
+            raise UsageError(
+                f"--quantize nf4: {name} has {part.in_features} inputs and {part.out_features} "
+                f"outputs; 4 bits on a CPU need multiples of {INPUT_MULTIPLE} and "
+                f"{OUTPUT_MULTIPLE}: use --quantize int8 or none, or --compute cuda"
+            )
+
+
+def quantized_linears(module: nn.Module) -> list[nn.Module]:
+    """The linears of bitsandbytes in `module`."""
+    return [part for part in module.modules() if type(part).__module__.startswith("bitsandbytes.")]
+
+
+@contextmanager
+def training_mode(module: nn.Module) -> Iterator[None]:
+    """Gradients are right inside: quantised linears in train mode, all else in eval mode.
+
+    Dropout stays off. Entering unpacks what an answer in eval mode has packed; leaving puts
+    everything back to eval mode.
+    """
+    module.eval()
+    linears = quantized_linears(module)
+    for linear in linears:
+        linear.state_dict()  # bitsandbytes unpacks a weight before it gives its state
+        linear.train()
+    try:
+        yield
+    finally:
+        module.eval()

@@ -1,0 +1,371 @@
+"""The record: one safetensors file, as every other format here uses it.
+
+    8 bytes            H, the length of the header: unsigned, little-endian
+    H bytes            the header: a JSON object in UTF-8, padded at its end with spaces so that
+                       H is a multiple of 8 (a reader accepts any H)
+    the rest           the tensors' bytes, little-endian, C order, end to end
+
+The header maps each tensor's name to {"data_offsets": [begin, end], "dtype": D, "shape": [...]},
+offsets counted from the first byte after the header, and "__metadata__" to an object with exactly
+one key, "cdcca", whose value is a string: a second JSON object, keys sorted, no spaces, ASCII. It
+has at least "kind" (a string) and "version" (a positive whole number); everything else in it is
+the business of the format of that kind. (One key, because safetensors libraries write several in
+random order, and the same content must give the same bytes.)
+
+D is one of F32 F16 I8 U8 I32 I64 U16. A writer stores tensors in ascending order of their names; a
+reader accepts any order, but together they must cover the bytes exactly, without hole or overlap,
+and each range must be as long as its shape and dtype say. Since a record says where it stops,
+records can follow each other in a stream with nothing between them.
+
+A reader refuses: a header over 1 MiB or a record over 1 GiB (both are options), duplicate keys,
+numbers that are not finite, more than 8 dimensions, and anything cut short. `kind` and `version`
+are looked at before the tensors are, so a newer format is called newer, not damaged.
+
+This module does not know what a kind means, and it never decompresses (`streams` does).
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, overload
+
+import numpy as np
+
+from cdcca_cli.errors import BadData, NewerFormat
+from cdcca_cli.formats.digest import DTYPES, dtype_name, little_endian_bytes
+from cdcca_cli.streams import Writable
+
+_CHUNK_BYTES = 1 << 20
+_MAX_DIMENSIONS = 8
+_MAX_DIMENSION = 1 << 40
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a reader takes in before it refuses."""
+
+    header_bytes: int = 1 << 20
+    record_bytes: int = 1 << 30
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes."""
+
+    tensors: dict[str, np.ndarray]
+    header: dict[str, Any]
+    num_bytes: int
+
+
+# ---------------------------------------------------------------- writing
+
+
+def dump_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, ASCII only; ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def encode_header(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> bytes:
+    """The first 8 + H bytes of a record."""
+    table: dict[str, Any] = {"__metadata__": {"cdcca": dump_json(header)}}
+    end = 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        begin, end = end, end + array.nbytes
+        table[name] = {
+            "data_offsets": [begin, end],
+            "dtype": dtype_name(array),
+            "shape": list(array.shape),
+        }
+    text = dump_json(table).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > DEFAULT_LIMITS.header_bytes:
+        raise BadData(
+            f"a {header['kind']} with {len(tensors):,} tensors needs a header of {len(text):,} "
+            f"bytes; at most {DEFAULT_LIMITS.header_bytes:,} can be read again"
+        )
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_record(
+    out: Writable, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]
+) -> int:
+    """Write one record; returns its length in bytes. `header` must have "kind" and "version"."""
+    head = encode_header(tensors, header)
+    out.write(head)
+    for name in sorted(tensors):
+        out.write(little_endian_bytes(tensors[name]))
+    return len(head) + sum(array.nbytes for array in tensors.values())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_record(
+    stream: BinaryIO,
+    *,
+    kinds: Mapping[str, int] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    where: str = "input",
+) -> Record | None:
+    """Read the next record, or None at the end of the stream.
+
+    Args:
+      kinds: the kinds that may stand here, each with the newest version that the caller reads;
+        None: any.
+      where: how messages call this place.
+
+    Raises: BadData, NewerFormat.
+    """
+    head = read_head(stream, limits=limits, where=where)
+    return None if head is None else read_tensors(stream, head, kinds, limits=limits, where=where)
+
+
+def read_head(
+    stream: BinaryIO, *, limits: Limits = DEFAULT_LIMITS, where: str = "input"
+) -> bytes | None:
+    """The first 8 + H bytes of the next record, unchecked but for their length; None at the end."""
+    prefix = stream.read(8)
+    if not prefix:
+        return None
+    if len(prefix) < 8:
+        raise BadData(f"{where}: not a cdcca record, or cut short after {len(prefix)} bytes of it")
+    (length,) = struct.unpack("<Q", prefix)
+    if not 2 <= length <= limits.header_bytes:
+        raise BadData(
+            f"{where}: not a cdcca record: its header would be {length:,} bytes "
+            f"(2 to {limits.header_bytes:,} expected)"
+        )
+    text = _read_exactly(stream, length, f"{where}: cut short inside a record's header")
+    return prefix + bytes(text)
+
+
+def read_tensors(
+    stream: BinaryIO,
+    head: bytes,
+    kinds: Mapping[str, int] | None = None,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    where: str = "input",
+) -> Record:
+    """The rest of the record whose first 8 + H bytes `read_head` gave."""
+    table, header = parse_head(head, where)
+    if kinds is not None:
+        expect_kind(header, kinds, where)
+    slots, num_payload_bytes = _check_table(table, where)
+    num_bytes = len(head) + num_payload_bytes
+    if num_bytes > limits.record_bytes:
+        raise BadData(
+            f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
+        )
+    payload = _read_exactly(
+        stream, num_payload_bytes, f"{where}: cut short inside a record's tensors"
+    )
+    tensors = {}
+    for name, (dtype, shape, begin, end) in slots.items():
+        array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
+        tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
+    return Record(tensors, header, num_bytes)
+
+
+def read_only_record(
+    stream: BinaryIO,
+    kinds: Mapping[str, int],
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    where: str = "input",
+) -> Record:
+    """The one record of a file that holds a single one; BadData if it is empty or goes on."""
+    record = read_record(stream, kinds=kinds, limits=limits, where=where)
+    if record is None:
+        raise BadData(f"{where}: empty; expected {_either(kinds)}: did the stage before it fail?")
+    if stream.read(1):
+        raise BadData(f"{where}: goes on after the end of the {record.header['kind']}")
+    return record
+
+
+def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both JSON objects of a record's first 8 + H bytes: the tensor table, and cdcca's own."""
+    table = load_json(head[8:], f"{where}: the record's header")
+    metadata = table.pop("__metadata__", None) if isinstance(table, dict) else None
+    if not isinstance(metadata, dict):
+        raise BadData(f"{where}: a safetensors file, but not one of cdcca's (no metadata)")
+    if set(metadata) != {"cdcca"} or not isinstance(metadata["cdcca"], str):
+        raise BadData(f"{where}: a safetensors file, but not one of cdcca's (no 'cdcca' metadata)")
+    header = load_json(metadata["cdcca"], f"{where}: the record's cdcca header")
+    if not isinstance(header, dict):
+        raise BadData(f"{where}: the record's cdcca header is not an object")
+    field(header, "kind", str, where)
+    if field(header, "version", int, where) < 1:
+        raise BadData(f"{where}: version {header['version']}; they begin at 1")
+    return table, header
+
+
+def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str) -> None:
+    """Refuse another kind (BadData) or a newer version (NewerFormat)."""
+    kind, version = header["kind"], header["version"]
+    if kind not in kinds:
+        raise BadData(f"{where}: expected {_either(kinds)}, found {_named(kind)}")
+    if version > kinds[kind]:
+        raise NewerFormat(
+            f"{where}: {kind} format version {version}; this cdcca reads up to {kinds[kind]}: "
+            "upgrade it"
+        )
+
+
+def _named(kind: str) -> str:
+    words = {"shard": "token shards", "end": "the end of a token stream"}
+    return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
+
+
+def _either(kinds: Mapping[str, int]) -> str:
+    return " or ".join(_named(kind) for kind in kinds if kind != "end" or len(kinds) == 1)
+
+
+def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:
+    """Read in pieces, so that a header that lies about the size costs no memory."""
+    data = bytearray()
+    while len(data) < length:
+        piece = stream.read(min(length - len(data), _CHUNK_BYTES))
+        if not piece:
+            raise BadData(
+                f"{complaint}: {length:,} bytes expected, {len(data):,} found: fetch it again"
+            )
+        data += piece
+    return data
+
+
+def _check_table(
+    table: Mapping[str, Any], where: str
+) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int, int]], int]:
+    """Dtype, shape, begin and end of each tensor, and where the last one ends."""
+    slots = {}
+    for name, entry in table.items():
+        place = f"{where}: tensor {name[:80]!r}"
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise BadData(f"{place}: expected dtype, shape and data_offsets")
+        if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+            raise BadData(f"{place}: unknown dtype {str(entry['dtype'])[:20]!r}")
+        dtype = DTYPES[entry["dtype"]]
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        for numbers in (shape, offsets):
+            if not isinstance(numbers, list) or not all(
+                type(number) is int and 0 <= number <= _MAX_DIMENSION for number in numbers
+            ):
+                raise BadData(f"{place}: shape and offsets must be lists of whole numbers")
+        if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2:
+            raise BadData(f"{place}: {len(shape)} dimensions, {len(offsets)} offsets")
+        begin, end = offsets
+        needed = math.prod(shape) * dtype.itemsize
+        if end - begin != needed:
+            raise BadData(
+                f"{place}: {entry['dtype']} of shape {shape} takes {needed:,} bytes, "
+                f"its offsets {begin:,} to {end:,} give {end - begin:,}"
+            )
+        slots[name] = (dtype, tuple(shape), begin, end)
+    reached = 0
+    for name, (_, _, begin, end) in sorted(slots.items(), key=lambda slot: slot[1][2:]):
+        if begin != reached:
+            fault = "overlaps another" if begin < reached else "leaves a hole before it"
+            raise BadData(f"{where}: tensor {name[:80]!r} {fault} (at byte {begin:,})")
+        reached = end
+    return slots, reached
+
+
+# ---------------------------------------------------------------- JSON that is not trusted
+
+T = TypeVar("T")
+
+
+def load_json(text: str | bytes | bytearray, where: str) -> Any:
+    """Parse JSON; BadData for duplicate keys, NaN and infinities, and bottomless nesting."""
+    try:
+        if not isinstance(text, str):
+            text = text.decode("utf-8")
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        raise BadData(f"{where} is not sound JSON: {str(error)[:200]}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} occurs twice")
+    return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+@overload
+def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T: ...
+@overload
+def field(
+    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool
+) -> T | None: ...
+def field(
+    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
+) -> T | None:
+    """A field of the type it must have (whole numbers count as floats, booleans as neither)."""
+    value = header.get(name)
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        return float(value)  # type: ignore[return-value]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        found = "nothing" if value is None else type(value).__name__
+        raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {found}")
+    return value
+
+
+def list_of(
+    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
+) -> list[T] | None:
+    """A field that is a list of one type; None if it may be absent and is."""
+    values = field(header, name, list, where, optional=optional)
+    if values is None:
+        return None
+    return [field({name: value}, name, kind, where) for value in values]
+
+
+def exact_keys(header: Mapping[str, Any], names: set[str], where: str) -> None:
+    """Refuse keys that the format does not have: a newer format must have a newer version."""
+    if unknown := set(header) - names:
+        raise BadData(f"{where}: unknown key {min(unknown)[:40]!r}")
+    if missing := names - set(header):
+        raise BadData(f"{where}: {min(missing)!r} is missing")
+
+
+def expect_tensors(record: Record, expected: Mapping[str, str], where: str) -> None:
+    """Refuse other tensors than these, by name and dtype."""
+    found = {name: dtype_name(array) for name, array in record.tensors.items()}
+    if found != dict(expected):
+        raise BadData(f"{where}: expected the tensors {_listed(expected)}, found {_listed(found)}")
+
+
+def _listed(tensors: Mapping[str, str]) -> str:
+    words = [f"{name[:40]} {dtype}" for name, dtype in sorted(tensors.items())]
+    return ", ".join(words[:8]) or "none"
+
+
+_TYPES: dict[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}

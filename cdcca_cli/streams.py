@@ -1,0 +1,517 @@
+"""stdin, stdout, stderr and files: the only module that touches the standard streams.
+
+- stdout is data. `claim_stdout` keeps it for us and points file descriptor 1 at stderr, so that
+  a library that prints cannot spoil the data.
+- Bytes never go to a terminal, and a terminal is never read: no input named means a pipe.
+- A file is written beside its target under a hidden name, fsynced, then renamed; whatever goes
+  wrong, the hidden file is removed and the target stays as it was. Devices, pipes and sockets
+  (`-o /dev/null`) are written directly, because a rename would replace them.
+- zstd around an input is recognised by its magic number and read across frames in bounded
+  memory; an output whose name ends in `.zst` is compressed, with a checksum.
+
+This module knows no format, and it does not exit: see `main.py`. POSIX only.
+"""
+
+import errno
+import io
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, TextIO, cast
+
+from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte 0x50..0x5f: metadata before the data
+_ZSTD_WINDOW_BYTES = 1 << 27  # what `zstd -d` itself accepts without --long
+_ZSTD_PIECE_BYTES = 512  # a piece expands to 16 MiB at most, whatever it holds
+_LINE_CHARS = 1 << 24
+_NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+_quiet = False
+_claimed: int | None = None  # a private duplicate of the real stdout; -1: it was closed
+
+
+class Writable(Protocol):
+    """What the writers of formats need: `write`, nothing else."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+# ---------------------------------------------------------------- the standard streams
+
+
+def claim_stdout() -> None:
+    """Keep the real stdout for data and send everybody else's fd 1 to stderr. Idempotent."""
+    global _claimed
+    if _claimed is not None:
+        return
+    _flush(sys.stdout)
+    for descriptor in (0, 2):  # a closed one would be taken by the next file that is opened
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _point_at_devnull(descriptor)
+    try:
+        _claimed = os.dup(1)
+    except OSError:
+        _claimed = -1
+    os.dup2(2, 1)
+
+
+def release_stdout() -> None:
+    """Give fd 1 back: the end of `main`, and of a test that called it."""
+    global _claimed
+    if _claimed is None:
+        return
+    _flush(sys.stdout)
+    if _claimed >= 0:
+        os.dup2(_claimed, 1)
+        os.close(_claimed)
+    _claimed = None
+
+
+def abandon_stdout() -> None:
+    """Drop whatever is still buffered for a reader that went away, silently."""
+    global _claimed
+    if _claimed is not None and _claimed >= 0:
+        os.close(_claimed)
+    _claimed = None
+    _point_at_devnull(1)
+    _flush(sys.stdout)
+
+
+def _point_at_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_RDWR)
+    if devnull != descriptor:
+        os.dup2(devnull, descriptor)
+        os.close(devnull)
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def is_terminal(which: Literal["stdin", "stdout", "stderr"]) -> bool:
+    """Whether a person is at this end; for stdout, the real one."""
+    descriptor = _NAMES[which]
+    if which == "stdout" and _claimed is not None:
+        descriptor = _claimed
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def set_quiet(quiet: bool) -> None:
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
+def one_line(text: str) -> str:
+    """The text with control characters escaped: names read from files may hold any of them."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def message(text: str) -> None:
+    """One line for people, on stderr, unless --quiet."""
+    if not _quiet:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """One line on stderr, even when quiet: errors."""
+    if sys.stderr is not None:
+        line = one_line(text).encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+        with suppress(ValueError):
+            sys.stderr.write(line.decode(sys.stderr.encoding or "utf-8") + "\n")
+            sys.stderr.flush()
+
+
+def emit(text: str) -> None:
+    """A command's result in words, to the real stdout, a newline added."""
+    with text_output(None) as out:
+        out.write(text + "\n")
+
+
+def emit_json(result: object) -> None:
+    """A command's result as one JSON object on one line; NaN is a bug, not JSON."""
+    emit(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A command's result for people; numbers to the right. Plain text when not on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = [["" if cell is None else cell for cell in row] for row in rows]
+    table = Table(title=Text(one_line(title)) if title else None, title_justify="left")
+    table.box = box.SIMPLE_HEAD
+    for index, column in enumerate(columns):
+        numbers = all(not isinstance(line[index], str) or line[index] == "" for line in lines)
+        table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(_cell(cell)) for cell in line))
+    terminal = is_terminal("stdout")
+    with text_output(None) as out:
+        Console(file=out, force_terminal=terminal, width=None if terminal else 160).print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return one_line(str(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+# ---------------------------------------------------------------- reading
+
+
+class _Chained(io.RawIOBase):
+    """The bytes already read, then the rest of the stream."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head, self._rest = head, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        if self._head:
+            piece, self._head = self._head[: len(view)], self._head[len(view) :]
+        else:
+            piece = self._rest.read(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def pushed_back(head: bytes, rest: BinaryIO) -> BinaryIO:
+    """A stream that gives `head` again before the rest."""
+    return io.BufferedReader(_Chained(head, rest))
+
+
+class _Unzstd(io.RawIOBase):
+    """Decompressed bytes of one or more zstd frames end to end; a cut or junk is BadData."""
+
+    def __init__(self, source: BinaryIO, where: str) -> None:
+        import zstandard
+
+        self._source, self._where, self._error = source, where, zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+        self._frame = self._decompressor.decompressobj()
+        self._inside = False
+        self._compressed = b""
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        while not self._plain:
+            if not self._compressed:
+                self._compressed = self._source.read(_ZSTD_PIECE_BYTES)
+            if not self._compressed:
+                if self._inside:
+                    raise BadData(f"{self._where}: the zstd data is cut short: fetch it again")
+                return 0
+            try:
+                self._plain = memoryview(self._frame.decompress(self._compressed))
+            except self._error as error:
+                raise BadData(
+                    f"{self._where}: damaged zstd data, fetch it again ({error})"
+                ) from None
+            self._compressed = self._frame.unused_data
+            self._inside = not self._frame.eof
+            if self._frame.eof:
+                self._frame = self._decompressor.decompressobj()
+        piece, self._plain = self._plain[: len(view)], self._plain[len(view) :]
+        view[: len(piece)] = piece
+        return len(piece)
+
+
+def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
+    """The stream itself, or its content if it is zstd."""
+    head = stream.read(4)
+    source = pushed_back(head, stream)
+    skippable = head[1:] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F
+    if head == ZSTD_MAGIC or skippable:
+        return io.BufferedReader(_Unzstd(source, where), 1 << 16)
+    return source
+
+
+def input_name(path: str | Path | None) -> str:
+    """How messages call this input."""
+    return "standard input" if _is_standard(path, "stdin") else str(path)
+
+
+def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> bool:
+    number = _NAMES[which]
+    known = (None, "-", f"/dev/{which}", f"/dev/fd/{number}", f"/proc/self/fd/{number}")
+    return (path if path is None else str(path)) in known
+
+
+@contextmanager
+def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
+    """Open a file, or standard input for None and "-"; zstd is taken off.
+
+    Raises: UsageError if standard input is a terminal or closed, MissingInput if the file cannot
+    be opened, BadData while reading if zstd data is damaged.
+    """
+    with _raw_input(path) as source:
+        yield without_zstd(source, input_name(path))
+
+
+@contextmanager
+def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
+    if path is None or _is_standard(path, "stdin"):
+        if is_terminal("stdin"):
+            raise UsageError("no input: name a file, or pipe one in")
+        try:
+            descriptor = os.dup(0)
+        except OSError:
+            raise UsageError("no input: standard input is closed; name a file") from None
+        if sys.stdin is None:  # closed when Python started; fd 0 is ours or somebody's file
+            os.close(descriptor)
+            raise UsageError("no input: standard input is closed; name a file")
+        source: BinaryIO = open(descriptor, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
+    else:
+        try:
+            source = open(path, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
+        except (OSError, ValueError) as error:
+            raise MissingInput(_why(path, error)) from None
+    with source:
+        yield source
+
+
+def _why(path: str | Path, error: OSError | ValueError) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return f"{path}: {(reason or 'cannot be opened').lower()}"
+
+
+@contextmanager
+def text_input(path: str | Path | None) -> Iterator[Iterator[str]]:
+    """The lines of a UTF-8 file or standard input, without their newlines; zstd is taken off."""
+    with binary_input(path) as source:
+        yield lines(source, input_name(path))
+
+
+def lines(source: BinaryIO, where: str) -> Iterator[str]:
+    """UTF-8 lines without their newlines; BadData names the line that is none, or has no end."""
+    number = 0
+    while line := source.readline(_LINE_CHARS):
+        number += 1
+        if len(line) == _LINE_CHARS and not line.endswith(b"\n"):
+            raise BadData(f"{where}: line {number} is longer than {_LINE_CHARS:,} bytes")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadData(f"{where}: line {number} is not UTF-8 ({error.reason})") from None
+        yield text.removesuffix("\n").removesuffix("\r")
+
+
+# ---------------------------------------------------------------- writing
+
+
+class _Sink(io.RawIOBase):
+    """A file descriptor whose failures say what could not be written."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor, self._name = descriptor, name
+        self._abandoned = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        if self._abandoned:
+            return len(memoryview(data))
+        try:
+            return os.write(self._descriptor, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CannotWrite(_why(self._name, error)) from None
+
+    def abandon(self) -> None:
+        """Write nothing more: after an error, closing a buffer must not block or fail again."""
+        self._abandoned = True
+
+
+@contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    descriptor = 1 if _claimed is None else _claimed
+    try:
+        own = os.dup(descriptor)
+    except OSError:
+        raise CannotWrite("standard output is closed: give -o FILE") from None
+    if _claimed is None:
+        _flush(sys.stdout)
+    raw = _Sink(own, "standard output")
+    sink = io.BufferedWriter(raw, 1 << 16)
+    try:
+        yield sink
+        sink.flush()
+    finally:
+        raw.abandon()
+        sink.close()
+        os.close(own)
+
+
+@contextmanager
+def _file_output(path: str | Path, mode_of_new: int = 0o666) -> Iterator[BinaryIO]:
+    """Write beside the target, fsync, rename, fsync the folder; on any failure leave no trace."""
+    target = os.path.realpath(path)
+    folder = os.path.dirname(target)
+    try:
+        status = os.stat(target)
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:
+        raise CannotWrite(_why(path, error)) from None
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise CannotWrite(f"{path}: is a folder: give the name of a file")
+    in_place = status is not None and not stat.S_ISREG(status.st_mode)
+    written = target
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    if not in_place:
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
+        written = os.path.join(folder, hidden)
+        if not os.path.isdir(folder):
+            raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
+    try:
+        descriptor = os.open(written, flags, mode_of_new)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(_why(path, error)) from None
+    try:
+        raw = _Sink(descriptor, str(path))
+        sink = io.BufferedWriter(raw, 1 << 16)
+        try:
+            yield sink
+            sink.flush()
+            if not in_place:
+                if status is not None:
+                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+                _or_cannot_write(path, os.fsync, descriptor)
+                _or_cannot_write(path, os.replace, written, target)
+                _sync_folder(folder)
+        finally:
+            raw.abandon()
+            sink.close()
+            os.close(descriptor)
+    except BaseException:
+        if not in_place:
+            with suppress(OSError):
+                os.unlink(written)
+        raise
+
+
+def _or_cannot_write(path: str | Path, call: object, *arguments: object) -> None:
+    try:
+        call(*arguments)  # type: ignore[operator]
+    except OSError as error:
+        raise CannotWrite(_why(path, error)) from None
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the rename itself durable; some network file systems cannot, and that is no failure."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _with_zstd(out: BinaryIO, path: str | Path | None) -> Iterator[BinaryIO]:
+    if path is None or not str(path).endswith(".zst"):
+        yield out
+        return
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    writer = compressor.stream_writer(out, closefd=False)
+    yield cast(BinaryIO, writer)
+    writer.close()  # not after an error: what is there then is thrown away
+
+
+@contextmanager
+def binary_output(
+    path: str | Path | None, usual_name: str, *, force: bool = False
+) -> Iterator[BinaryIO]:
+    """Open where a command's bytes go; what is there afterwards is whole or as it was.
+
+    Args:
+      path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
+        it is a terminal, and then for the file `usual_name` in the working folder.
+      usual_name: for example "uplink.tokens".
+      force: with path None, replace an existing file of the usual name.
+
+    Raises: UsageError for bytes to a terminal, CannotWrite for everything else that prevents it.
+    """
+    terminal = is_terminal("stdout")
+    named = path
+    if path is None and terminal:
+        if os.path.lexists(usual_name) and not force:
+            raise CannotWrite(f"{usual_name} exists: give -o FILE, or --force to replace it")
+        named = usual_name
+    elif path is not None and _is_standard(path, "stdout") and terminal:
+        raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")
+    standard = _is_standard(named, "stdout")
+    opened = _standard_output() if standard else _file_output(cast(str, named))
+    with opened as out, _with_zstd(out, None if standard else named) as writer:
+        yield writer
+    if path is None and terminal:
+        message(f"wrote {usual_name}")
+
+
+@contextmanager
+def text_output(path: str | Path | None, *, force: bool = False) -> Iterator[TextIO]:
+    """Open where a command's UTF-8 text goes: stdout (a terminal too) for None and "-", or a file.
+
+    `force` is accepted for symmetry: a file that is named is replaced anyway.
+    """
+    standard = _is_standard(path, "stdout")
+    opened = _standard_output() if standard else _file_output(cast(str, path))
+    with opened as out, _with_zstd(out, None if standard else path) as writer:
+        yield cast(TextIO, _Utf8(writer, flush_each=standard and is_terminal("stdout")))
+
+
+class _Utf8(io.TextIOBase):
+    """Text into a binary stream that somebody else closes."""
+
+    def __init__(self, out: BinaryIO, flush_each: bool) -> None:
+        self._out, self._flush_each = out, flush_each
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self._out.write(text.encode("utf-8", "backslashreplace"))
+        if self._flush_each:
+            self._out.flush()
+        return len(text)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace a small file as a whole, durably; CannotWrite if that is not possible."""
+    with _file_output(path) as out:
+        out.write(data)
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})

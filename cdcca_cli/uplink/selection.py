@@ -1,0 +1,141 @@
+"""Which asks and which tokens are sent: rules over figures, pure and in numpy.
+
+Legend: K asks, N visual tokens, C channels.
+
+Stage 1 ranks asks (one frame with one prompt, the paper's instance) by their entropy: the highest
+first, and of equals the one that came first. Stage 2 ranks the tokens of one frame by a score: the
+highest first, of equals the one at the lower position.
+
+Does not know where the figures come from (`entropy`, `variance`), nor what a shard weighs.
+"""
+
+import re
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from cdcca_cli.errors import UsageError
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}
+_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMG", 1)}
+_NUMBER = r"\d+(?:\.\d+)?"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """So many, or such a share of what there is; a share is exact, so 10 % of 30 is 3."""
+
+    value: Fraction
+    is_share: bool
+
+    def of(self, total: int) -> int:
+        """How many of `total` this is: shares rounded up, so 1 at least, and never above it."""
+        wanted = -(-self.value * total // 1) if self.is_share else self.value
+        return min(total, int(wanted))
+
+
+def parse_amount(text: str, option: str) -> Amount:
+    """Read `10%` or `12`.
+
+    Raises: UsageError: `text` is neither, or not above 0, or above 100 %.
+    """
+    match = re.fullmatch(rf"({_NUMBER})%|(\d+)", text.strip())
+    if match is not None:
+        is_share = match[1] is not None
+        value = Fraction(match[1]) / 100 if is_share else Fraction(match[2])
+        if value > 0 and (value <= 1 or not is_share):
+            return Amount(value, is_share)
+    raise UsageError(
+        f"{option} {text}: expected a share like 10% (above 0, at most 100%) or a count"
+    )
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Read a number of bytes: `65536`, `64KiB` (times 1024), `64KB` (times 1000).
+
+    Raises: UsageError: `text` is not one, or 0.
+    """
+    match = re.fullmatch(rf"({_NUMBER})\s*([A-Za-z]*)", text.strip())
+    if match is not None and match[2].upper() in _UNITS:
+        num_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
+        if num_bytes > 0:
+            return num_bytes
+    raise UsageError(f"{option} {text}: expected bytes above 0, like 65536, 64KiB or 800KB")
+
+
+class Ranking:
+    """The asks of highest entropy so far: `max_asks` of them at most, of `max_frames` frames.
+
+    With `max_frames` it is the longest prefix of the ranking that touches no more frames than
+    that: what a fixed number of bytes could at most hold, taken from the top without a gap.
+    What falls out can never come back, so a stream of any length needs only this much memory.
+    """
+
+    def __init__(self, *, max_asks: int | None = None, max_frames: int | None = None) -> None:
+        self._max_asks = max_asks
+        self._max_frames = max_frames
+        self._ranked: list[tuple[float, int, int]] = []  # (-entropy, frame, ask), ascending
+        self._num_asks: Counter[int] = Counter()  # by frame
+
+    def offer(self, frame: int, entropies_K: Sequence[float | None]) -> set[int]:
+        """Rank the asks of one frame, known by its place in the input.
+
+        Args: entropies_K: one finite figure per ask, in nats; None leaves the ask out.
+        Returns: the frames that have no ask left in the ranking by this; `frame` may be in it.
+        """
+        for ask, entropy in enumerate(entropies_K):
+            if entropy is not None:
+                insort(self._ranked, (-entropy, frame, ask))
+                self._num_asks[frame] += 1
+        gone: set[int] = set() if frame in self._num_asks else {frame}
+        while self._is_over():
+            _, dropped, _ = self._ranked.pop()
+            self._num_asks[dropped] -= 1
+            if not self._num_asks[dropped]:
+                del self._num_asks[dropped]
+                gone.add(dropped)
+        return gone
+
+    def _is_over(self) -> bool:
+        over_asks = self._max_asks is not None and len(self._ranked) > self._max_asks
+        over_frames = self._max_frames is not None and len(self._num_asks) > self._max_frames
+        return over_asks or over_frames
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(frame, ask), the highest entropy first."""
+        return ((frame, ask) for _, frame, ask in self._ranked)
+
+    def by_frame(self) -> dict[int, list[int]]:
+        """The ranked asks of each frame; frames and asks both in the order of the input."""
+        asks: dict[int, list[int]] = {frame: [] for frame in sorted(self._num_asks)}
+        for frame, ask in sorted(self):
+            asks[frame].append(ask)
+        return asks
+
+
+def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:
+    """The positions of the `amount` tokens with the highest score.
+
+    Returns: (N_kept,), int32, ascending; N_kept >= 1.
+    """
+    ranked = np.argsort(-scores_N, kind="stable")
+    return np.sort(ranked[: amount.of(len(scores_N))]).astype(np.int32)
+
+
+def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
+    """The positions of the tokens whose score is above `beta` (sigma^2 > beta), one at least.
+
+    Returns: (N_kept,), int32, ascending; the single best one if none is above.
+    """
+    above = np.flatnonzero(scores_N > beta)
+    return (above if len(above) else np.argmax(scores_N, keepdims=True)).astype(np.int32)
+
+
+def token_norm(tokens_NC: np.ndarray) -> np.ndarray:
+    """Mean square of each token over its channels, (N,): what dropout on the tokens would rank."""
+    return np.square(tokens_NC).mean(-1)

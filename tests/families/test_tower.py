@@ -1,0 +1,67 @@
+"""Trunk and tail are the tower in two pieces, whatever block they are cut at."""
+
+import pytest
+import torch
+
+from cdcca_cli.errors import UsageError
+from tests.families.conftest import Case
+
+
+def test_trunk_and_tail_are_the_tower(case: Case) -> None:
+    """Bit for bit what transformers' tower gives, for every block to cut at."""
+    model = case.model
+    pixels = model.preprocess(case.images)
+    tower = case.reference.model.get_submodule(model.tower_path)
+    with torch.no_grad():
+        if case.name == "llava":
+            states = tower(pixels, output_hidden_states=True).hidden_states
+            expected = states[-2][:, 1:]
+        else:
+            expected = tower(pixels).last_hidden_state
+    for block in range(model.num_blocks + 1):
+        tokens = model.tail(model.trunk(pixels, block), block)
+        torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.vision_tokens(pixels), expected, rtol=0, atol=1e-6)
+    assert expected.shape[1] == model.num_tokens
+
+
+def test_hidden_states_before_a_block(case: Case) -> None:
+    """The trunk stops before the block it is told, not behind it."""
+    model = case.model
+    pixels = model.preprocess(case.images[:1])
+    tower = case.reference.model.get_submodule(model.tower_path)
+    with torch.no_grad():
+        states = tower(pixels, output_hidden_states=True).hidden_states
+    for block in range(model.num_blocks):
+        torch.testing.assert_close(model.trunk(pixels, block), states[block], rtol=0, atol=1e-6)
+
+
+def test_the_last_blocks_are_those_that_make_the_tokens(case: Case) -> None:
+    """A hook on the attention or the MLP of the last block changes the tokens."""
+    model = case.model
+    pixels = model.preprocess(case.images[:1])
+    plain = model.vision_tokens(pixels)
+    blocks = model.block_modules(2)
+    assert len(blocks) == 2
+    attention, mlp = blocks[-1]
+    for part in (attention, mlp):
+        handle = part.register_forward_hook(
+            lambda module, args, output: (
+                (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
+            )
+        )
+        try:
+            cut = model.num_blocks - 1
+            changed = model.tail(model.trunk(pixels, cut), cut)
+        finally:
+            handle.remove()
+        assert (changed - plain).abs().max() > 1e-3
+    with pytest.raises(UsageError):
+        model.block_modules(model.num_blocks + 1)
+
+
+def test_prefix_tokens(case: Case) -> None:
+    """Q keeps CLS before the patches, LLaVA cuts it off."""
+    patches = 9
+    assert case.model.num_prefix_tokens == (0 if case.name == "llava" else 1)
+    assert case.model.num_tokens == patches + case.model.num_prefix_tokens
