@@ -22,9 +22,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, cast
 
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte 0x50..0x5f: metadata before the data
@@ -150,6 +153,13 @@ def emit_json(result: object) -> None:
     emit(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
+def emit_facts(rows: Iterable[tuple[str, object]]) -> None:
+    """A command's result for people: a name and its value on each line, aligned."""
+    lines = [(one_line(name), _cell(value)) for name, value in rows]
+    width = min(max((len(name) for name, _ in lines), default=0), 40)
+    emit("\n".join(f"{name:<{width}}  {value}" for name, value in lines))
+
+
 def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """A command's result for people; numbers to the right. Plain text when not on a terminal."""
     from rich import box
@@ -188,8 +198,8 @@ class _Chained(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
         if self._head:
             piece, self._head = self._head[: len(view)], self._head[len(view) :]
         else:
@@ -219,8 +229,8 @@ class _Unzstd(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        view = memoryview(buffer).cast("B")
         while not self._plain:
             if not self._compressed:
                 self._compressed = self._source.read(_ZSTD_PIECE_BYTES)
@@ -287,6 +297,7 @@ def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
         if sys.stdin is None:  # closed when Python started; fd 0 is ours or somebody's file
             os.close(descriptor)
             raise UsageError("no input: standard input is closed; name a file")
+        os.set_blocking(descriptor, True)
         source: BinaryIO = open(descriptor, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
     else:
         try:
@@ -336,12 +347,12 @@ class _Sink(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: "ReadableBuffer", /) -> int:
         if self._abandoned:
             return len(memoryview(data))
         try:
             return os.write(self._descriptor, data)
-        except BrokenPipeError:
+        except BrokenPipeError:  # the reader went away: no fault of the output
             raise
         except OSError as error:
             raise CannotWrite(_why(self._name, error)) from None
@@ -360,19 +371,13 @@ def _standard_output() -> Iterator[BinaryIO]:
         raise CannotWrite("standard output is closed: give -o FILE") from None
     if _claimed is None:
         _flush(sys.stdout)
-    raw = _Sink(own, "standard output")
-    sink = io.BufferedWriter(raw, 1 << 16)
-    try:
-        yield sink
-        sink.flush()
-    finally:
-        raw.abandon()
-        sink.close()
-        os.close(own)
+    os.set_blocking(own, True)  # ssh and some shells leave it otherwise
+    with _buffered(own, "standard output") as out:
+        yield out
 
 
 @contextmanager
-def _file_output(path: str | Path, mode_of_new: int = 0o666) -> Iterator[BinaryIO]:
+def _file_output(path: str | Path) -> Iterator[BinaryIO]:
     """Write beside the target, fsync, rename, fsync the folder; on any failure leave no trace."""
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
@@ -384,47 +389,56 @@ def _file_output(path: str | Path, mode_of_new: int = 0o666) -> Iterator[BinaryI
         raise CannotWrite(_why(path, error)) from None
     if status is not None and stat.S_ISDIR(status.st_mode):
         raise CannotWrite(f"{path}: is a folder: give the name of a file")
-    in_place = status is not None and not stat.S_ISREG(status.st_mode)
-    written = target
-    flags = os.O_WRONLY | os.O_CLOEXEC
-    if not in_place:
-        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
-        written = os.path.join(folder, hidden)
-        if not os.path.isdir(folder):
-            raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
+    if not os.path.isdir(folder):
+        raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        with _opened(path, target, os.O_WRONLY) as (out, _):
+            yield out
+        return
+    hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
+    beside = os.path.join(folder, hidden)
     try:
-        descriptor = os.open(written, flags, mode_of_new)
-    except (OSError, ValueError) as error:
-        raise CannotWrite(_why(path, error)) from None
-    try:
-        raw = _Sink(descriptor, str(path))
-        sink = io.BufferedWriter(raw, 1 << 16)
-        try:
-            yield sink
-            sink.flush()
-            if not in_place:
-                if status is not None:
-                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-                _or_cannot_write(path, os.fsync, descriptor)
-                _or_cannot_write(path, os.replace, written, target)
-                _sync_folder(folder)
-        finally:
-            raw.abandon()
-            sink.close()
-            os.close(descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with _opened(path, beside, flags) as (out, descriptor):
+            yield out
+            out.flush()
+            if status is not None:
+                os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            try:
+                os.fsync(descriptor)
+                os.replace(beside, target)
+            except OSError as error:
+                raise CannotWrite(_why(path, error)) from None
     except BaseException:
-        if not in_place:
-            with suppress(OSError):
-                os.unlink(written)
+        with suppress(OSError):
+            os.unlink(beside)
         raise
+    _sync_folder(folder)
 
 
-def _or_cannot_write(path: str | Path, call: object, *arguments: object) -> None:
+@contextmanager
+def _opened(named: str | Path, path: str, flags: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A buffered writer on a new descriptor, and the descriptor; flushed only if all goes well."""
     try:
-        call(*arguments)  # type: ignore[operator]
-    except OSError as error:
-        raise CannotWrite(_why(path, error)) from None
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(_why(named, error)) from None
+    with _buffered(descriptor, str(named)) as out:
+        yield out, descriptor
+
+
+@contextmanager
+def _buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
+    """A buffered writer that owns the descriptor; what is in it after an error is dropped."""
+    raw = _Sink(descriptor, name)
+    out = io.BufferedWriter(raw, 1 << 16)
+    try:
+        yield out
+        out.flush()
+    finally:
+        raw.abandon()
+        out.close()
+        os.close(descriptor)
 
 
 def _sync_folder(folder: str) -> None:

@@ -3,30 +3,28 @@
 #
 #   usage: instructblip.sh ANNOTATIONS IMAGES        (A-OKVQA json, folder of COCO images)
 #
-# The cloud needs a GPU with about 60 GB for both in bfloat16 (or --quantize), the device about
-# 8 GB with its language model in NF4. The checkpoints come from the hub at the first run.
-# PREFIX=echo shows the commands without running them.
+# The cloud needs a GPU with about 60 GB for both in bfloat16, the device about 8 GB with its
+# language model in NF4. The checkpoints come from the hub at the first run. The paper cuts the
+# student's Q-Former to six layers (`init --qformer-layers 6`) and gives every linear a bias
+# (`--zero-biases`); a cut Q-Former needs many frames before it answers well again.
 set -euo pipefail
 annotations=${1:?usage: instructblip.sh ANNOTATIONS IMAGES}
 images=${2:?usage: instructblip.sh ANNOTATIONS IMAGES}
 teacher=${TEACHER:-Salesforce/instructblip-vicuna-13b}
 student=${STUDENT:-Salesforce/instructblip-vicuna-7b}
-read -r -a run <<<"${PREFIX:-} cdcca"
+on=(--compute "${COMPUTE:-cuda}" --dtype "${DTYPE:-bfloat16}")
 
-# The paper's student: six of twelve Q-Former layers. The cut one needs training before it answers
-# well, so give it many frames, or leave --qformer-layers out.
-"${run[@]}" init device --checkpoint "$student" --quantize nf4
-"${run[@]}" init mirror --checkpoint "$student" --quantize nf4
+for folder in device mirror; do
+  cdcca init "$folder" --checkpoint "$student" --quantize nf4
+done
 
-"${run[@]}" infer "$annotations" --images "$images" -m device --compute cuda --dtype bfloat16 \
-  --batch-size 16 -o before.jsonl
-"${run[@]}" sample "$annotations" --images "$images" -m device --compute cuda --dtype bfloat16 \
+cdcca infer "$annotations" --images "$images" -m device "${on[@]}" --batch-size 16 -o before.jsonl
+cdcca sample "$annotations" --images "$images" -m device "${on[@]}" \
   --predictions before.jsonl --top 20% --keep 50% -o uplink.tokens
-"${run[@]}" distill uplink.tokens --teacher "$teacher" --student mirror --compute cuda \
-  --dtype bfloat16 --batch-size 8 --work distill-work -o adaptation.safetensors
-"${run[@]}" compress adaptation.safetensors --base mirror --budget 800KB -o update.cdcca
-"${run[@]}" apply device update.cdcca
-"${run[@]}" apply mirror update.cdcca
-"${run[@]}" infer "$annotations" --images "$images" -m device --compute cuda --dtype bfloat16 \
-  --batch-size 16 -o after.jsonl
-"${run[@]}" eval after.jsonl --references "$annotations" --against before.jsonl
+cdcca distill uplink.tokens --teacher "$teacher" --student mirror "${on[@]}" \
+  --batch-size 8 --work distill-work -o adaptation.safetensors
+cdcca compress adaptation.safetensors --base mirror --budget 800KB -o update.cdcca
+cdcca apply device update.cdcca
+cdcca apply mirror update.cdcca
+cdcca infer "$annotations" --images "$images" -m device "${on[@]}" --batch-size 16 -o after.jsonl
+cdcca eval after.jsonl --references "$annotations" --against before.jsonl

@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses: tiny random checkpoints, made once a session."""
+"""Fixtures for every folder of tests: tiny random checkpoints, made once a session."""
 
 import os
 from pathlib import Path

@@ -189,7 +189,7 @@ def _kind_of(path: Path) -> str:
 
 
 def _first_line_is_manifest(path: Path) -> bool:
-    """A line that is a whole object and no annotation file. Broken JSON: by the file's suffix."""
+    """A line that is a whole object with an id or an image; of any other, the suffix decides."""
     with open(path, "rb") as file:
         line = file.readline(1 << 20)
         while line and not line.strip():
@@ -197,8 +197,10 @@ def _first_line_is_manifest(path: Path) -> bool:
     try:
         value = fields.parse_json(line, str(path))
     except BadData:
-        return path.suffix.lower() in (".jsonl", ".ndjson")
-    return isinstance(value, dict) and not {"annotations", "images", "questions"} & value.keys()
+        value = None
+    if isinstance(value, dict) and {"id", "image"} & value.keys():
+        return True
+    return path.suffix.lower() in (".jsonl", ".ndjson")
 
 
 def _task(prompt: str | None, task: str | None) -> Task | None:

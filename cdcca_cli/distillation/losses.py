@@ -82,8 +82,9 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
     return nats_BA.sum(1) / (answer_ids_BA != IGNORED).sum(1).clamp(min=1)
 
 
-def distillation_loss(query_B: Tensor, representation_B: Tensor, answer_B: Tensor,
-                      weights: Weights) -> Tensor:
+def distillation_loss(
+    query_B: Tensor, representation_B: Tensor, answer_B: Tensor, weights: Weights
+) -> Tensor:
     """What is minimised (Eq. 6): L = l_query L_query + l_repr L_repr + l_CE L_CE.
 
     Args: query_B, representation_B, answer_B: the three terms, each (B,).

@@ -12,11 +12,15 @@ Knows sizes and errors, neither tensors nor codes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from cdcca_cli.errors import UsageError
 
 _ATTEMPTS = 24  # steps tried in vain at the end before the rest of the budget is left over
+
+# The share of the squared change that tensors may hold together and still not be sent: what NF4
+# itself rounds off is 8,000 times as much, and what is left out here the next round finds again.
+NEGLIGIBLE = 1e-6
 
 FileBytes = Callable[[Sequence[int]], int]
 """The size of the whole update for these bits, one number for each tensor."""
@@ -42,10 +46,27 @@ class Step:
     num_bytes: int
 
 
+def all_alike(energies: Sequence[float], bits: int) -> list[int]:
+    """The same bits for every tensor that matters, 0 for the others.
+
+    Tensors do not matter whose squared changes (`energies`) are the smallest and come to no more
+    than `NEGLIGIBLE` of the sum of all; unchanged ones are among them.
+    """
+    allowed = NEGLIGIBLE * sum(energies)
+    chosen = [bits] * len(energies)
+    left_out = 0.0
+    for tensor in sorted(range(len(energies)), key=energies.__getitem__):
+        left_out += energies[tensor]
+        if left_out > allowed:
+            break
+        chosen[tensor] = 0
+    return chosen
+
+
 def ladder(options: Sequence[Sequence[Option]]) -> list[Step]:
     """All steps worth taking, the one with the most error taken away a byte first.
 
-    Args: options: for each tensor, ascending in bits, the first of them 0 bits.
+    Args: options: for each tensor; the first is 0 bits and alone takes no bytes.
     """
     steps = [
         Step(
@@ -58,30 +79,30 @@ def ladder(options: Sequence[Sequence[Option]]) -> list[Step]:
         for tensor, choices in enumerate(options)
         for lower, upper in pairwise(_hull(choices))
     ]
-    return sorted(steps, key=lambda step: (-_rate(step), step.tensor, step.to_bits))
+    return sorted(steps, key=lambda step: (-_rate(step), step.tensor))
 
 
 def _rate(step: Step) -> float:
-    return step.error_less / max(1, step.num_bytes)
+    return step.error_less / step.num_bytes
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:
-    """The options that no mixture of two others beats."""
+    """The options that no mixture of two others beats, from 0 bits on."""
     hull = [options[0]]
     while True:
         at = hull[-1]
         better = [
             option
             for option in options
-            if option.bits > at.bits and option.squared_error < at.squared_error
+            if option.num_bytes > at.num_bytes and option.squared_error < at.squared_error
         ]
         if not better:
             return hull
         hull.append(
             max(
                 better,
-                key=lambda option: (at.squared_error - option.squared_error)
-                / max(1, option.num_bytes - at.num_bytes),
+                key=lambda option, at=at: (at.squared_error - option.squared_error)
+                / (option.num_bytes - at.num_bytes),
             )
         )
 
@@ -94,18 +115,21 @@ def climbed(steps: Sequence[Step], num_tensors: int) -> list[int]:
     return bits
 
 
-def within_error(
-    options: Sequence[Sequence[Option]], largest_squared_error: float
-) -> list[int] | None:
-    """The fewest steps up the ladder that leave no more error than this; None if none do."""
+def within_error(options: Sequence[Sequence[Option]], largest_squared_error: float) -> list[int]:
+    """The fewest steps up the ladder that leave no more squared error than this.
+
+    Raises: UsageError, with the relative error that can be reached, if all steps leave more.
+    """
     steps = ladder(options)
-    error = sum(choices[0].squared_error for choices in options)
-    for count, step in enumerate([*steps, None]):
+    energy = sum(choices[0].squared_error for choices in options)
+    left = list(accumulate((-step.error_less for step in steps), initial=energy))
+    for count, error in enumerate(left):
         if error <= largest_squared_error:
             return climbed(steps[:count], len(options))
-        if step is not None:
-            error -= step.error_less
-    return None
+    raise UsageError(
+        f"--max-error {(largest_squared_error / energy) ** 0.5:g} cannot be reached: with 8 bits "
+        f"everywhere it is {(left[-1] / energy) ** 0.5:.3g}: give that or more"
+    )
 
 
 def within_budget(

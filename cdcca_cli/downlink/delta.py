@@ -7,9 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def difference(
-    updated: NDArray[np.float32], base: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def difference(updated: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.float32]:
     """What is quantised: Theta_updated - Theta_base (Eq. 7), elementwise, in float32.
 
     The base is the device's own state, not the cloud's exact weights: what the last round's

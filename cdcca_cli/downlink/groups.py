@@ -35,11 +35,13 @@ def selected(names: Collection[str], groups: Iterable[str] | None) -> frozenset[
         return frozenset(names)
     wanted = set(groups)
     if not wanted or not wanted <= set(GROUPS):
-        raise UsageError(f"--select {','.join(sorted(wanted))}: expected some of {', '.join(GROUPS)}")
+        raise UsageError(
+            f"--select {','.join(sorted(wanted))}: expected some of {', '.join(GROUPS)}"
+        )
     chosen = frozenset(name for name in names if group_of(name, names) in wanted)
     if not chosen:
         held = sorted({group_of(name, names) for name in names})
         raise UsageError(
-            f"--select {','.join(sorted(wanted))}: the base has only {', '.join(held)}: select those"
+            f"--select {','.join(sorted(wanted))}: the base has only {', '.join(held)}"
         )
     return chosen

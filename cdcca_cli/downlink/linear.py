@@ -13,6 +13,7 @@ INT8_LEVELS: NDArray[np.float32] = np.arange(256).astype(np.uint8).view(np.int8)
 FOUR_LEVELS: NDArray[np.float32] = np.array([-3, -1, 1, 3], np.float32)
 
 _GAUSSIAN_HALF_STEP = 0.4979  # of the best four even levels, for unit variance
+_ROUNDS = 2
 _EXPLAINED = 0.8  # of a block's energy; below it, four levels fit the block badly
 
 
@@ -26,7 +27,7 @@ def int8_codes(blocks_KS: NDArray[np.float32], scales_K: NDArray[np.float32]) ->
 
     A step at or above the one that `int8_scales` asks for leaves at most half a step of error.
     """
-    relative_KS = blocks_KS / np.where(scales_K > 0, scales_K, 1)[:, None]
+    relative_KS = blocks_KS / np.where(scales_K > 0, scales_K, np.float32(1))[:, None]
     return np.clip(np.rint(relative_KS), -127, 127).astype(np.int8).view(np.uint8)
 
 
@@ -38,30 +39,43 @@ def four_level_scales(blocks_KS: NDArray[np.float32]) -> NDArray[np.float32]:
     the scale is <x,x>/<x,c>, for which <x, scale·c> = <x,x>. A block that four levels fit badly
     (one large value among zeros) gets the scale of least error, which is never worse than zero.
     """
-    exact_KS = blocks_KS.astype(np.float64)
-    levels_KS = _levels(exact_KS)
-    energy_K = np.square(exact_KS).sum(axis=1)
-    product_K = (exact_KS * levels_KS).sum(axis=1)
-    size_K = np.square(levels_KS).sum(axis=1)
-    fits_K = (product_K > 0) & (np.square(product_K) >= _EXPLAINED * energy_K * size_K)
+    largest_K = np.abs(blocks_KS).max(axis=1)
+    sizes_KS, magnitudes_KS = _best_fit(blocks_KS)
+    energy_K = np.square(magnitudes_KS).sum(axis=1)
+    product_K = (magnitudes_KS * sizes_KS).sum(axis=1)
+    size_K = np.square(sizes_KS).sum(axis=1)
+    fits_K = np.square(product_K) > _EXPLAINED * energy_K * size_K
     full_K = energy_K / np.where(fits_K, product_K, 1)
-    return np.where(fits_K, full_K, product_K / size_K).astype(np.float32)
+    return largest_K * np.where(fits_K, full_K, product_K / size_K)
 
 
 def four_level_codes(
     blocks_KS: NDArray[np.float32], scales_K: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
     """The code in 0..3 of each value: those of the best fit, whatever the scale became."""
-    return ((_levels(blocks_KS.astype(np.float64)) + 3) / 2).astype(np.uint8)
+    sizes_KS, _ = _best_fit(blocks_KS)
+    return (np.where(blocks_KS < 0, 3 - sizes_KS, 3 + sizes_KS) / 2).astype(np.uint8)
 
 
-def _levels(blocks_KS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sign and size of each value for the best four even levels of its block (two rounds of Lloyd)."""
+def _best_fit(
+    blocks_KS: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """1 or 3 for each value, as the best four even levels of its block have it (Lloyd's rounds).
+
+    Returns: those, and the magnitudes over the block's largest that they belong to.
+    """
     magnitudes_KS = np.abs(blocks_KS)
-    half_steps_K = _GAUSSIAN_HALF_STEP * np.sqrt(np.square(blocks_KS).mean(axis=1))
-    for _ in range(2):
-        sizes_KS = np.where(magnitudes_KS > 2 * half_steps_K[:, None], 3.0, 1.0)
+    largest_K = magnitudes_KS.max(axis=1)
+    magnitudes_KS /= np.where(largest_K > 0, largest_K, np.float32(1))[:, None]
+    half_steps_K = np.float32(_GAUSSIAN_HALF_STEP) * np.sqrt(np.square(magnitudes_KS).mean(axis=1))
+    for _ in range(_ROUNDS):
+        sizes_KS = _sizes(magnitudes_KS, half_steps_K)
         products_K = (magnitudes_KS * sizes_KS).sum(axis=1)
         half_steps_K = products_K / np.square(sizes_KS).sum(axis=1)
-    sizes_KS = np.where(magnitudes_KS > 2 * half_steps_K[:, None], 3.0, 1.0)
-    return np.where(blocks_KS < 0, -sizes_KS, sizes_KS)
+    return _sizes(magnitudes_KS, half_steps_K), magnitudes_KS
+
+
+def _sizes(
+    magnitudes_KS: NDArray[np.float32], half_steps_K: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    return np.float32(1) + 2 * (magnitudes_KS > 2 * half_steps_K[:, None]).astype(np.float32)

@@ -45,5 +45,5 @@ def codes(blocks_KS: NDArray[np.float32], scales_K: NDArray[np.float32]) -> NDAr
 
     A scale at or above the block's largest magnitude leaves at most half a step of error.
     """
-    relative_KS = blocks_KS / np.where(scales_K > 0, scales_K, 1)[:, None]
+    relative_KS = blocks_KS / np.where(scales_K > 0, scales_K, np.float32(1))[:, None]
     return np.searchsorted(_BETWEEN, relative_KS).astype(np.uint8)

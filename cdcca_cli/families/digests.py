@@ -5,7 +5,7 @@ taken as its 16 bits (uint16). The cast makes a teacher stored in 32 bits and a 
 agree on the tower they share. (A tower stored as float16 on one side agrees with float32 on the
 other where the float32 values are float16's, as in the public checkpoints.)
 
-Does not touch packed 4-bit weights' memory: their bytes come through `state_dict`, which unpacks.
+Of a quantised weight the codes are taken, not their scales: those are rounded by the first answer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cdcca_cli.families import quantization
 from cdcca_cli.formats.digest import overlay_digest
 
 
@@ -25,9 +26,9 @@ def of_tower(tower: nn.Module) -> str:
 
 
 def of_parameters(module: nn.Module) -> str:
-    """Digest of a whole model's weights; of a quantised one the codes, without their scales."""
-    state = module.state_dict()
-    return overlay_digest(_Bits({n: t for n, t in state.items() if ".weight." not in n}))
+    """Digest of all of a model's parameters."""
+    quantization.unpack(module)
+    return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
 
 
 def of_overlay(values: Mapping[str, NDArray[Any]]) -> str:

@@ -10,12 +10,13 @@ how the paper comes to 1.36 M of them.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from cdcca_cli.errors import UsageError
 from cdcca_cli.families import quantization
 from cdcca_cli.families.loading import load
 from cdcca_cli.families.overlay import GROUPS
-from cdcca_cli.formats.device import Device, DeviceSettings, Lora
+from cdcca_cli.formats.device import Device, DeviceSettings, Lora, Quantize
 
 
 def create_device(
@@ -58,7 +59,7 @@ def create_device(
         revision=revision,
         family=model.family,
         qformer_layers=qformer_layers,
-        quantize=quantize,
+        quantize=cast(Quantize, quantize),
         groups=tuple(group for group in GROUPS if group in groups),
         lora=Lora(rank=rank, alpha=alpha, seed=seed),
         tower=model.tower_digest,

@@ -41,8 +41,8 @@ class Language(ABC):
     """One language model, driven from spliced prompts."""
 
     def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
-        self.model = model
-        self.embeddings = embeddings
+        self.model: Any = model
+        self.embeddings: Any = embeddings
         self.config = config
         # A model with rotary or relative positions has no table to run out of.
         learned = config.model_type == "opt"

@@ -319,11 +319,15 @@ def _cast(module: Any, dtype: torch.dtype) -> None:
 def _tokenizer(source: _Source, named: str, subfolder: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
+    what = f"the tokenizer in {subfolder}/" if subfolder else "the tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(source.path, subfolder=subfolder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, subfolder=subfolder, **options)
+        knows_words = bool(tokenizer("Answer:", add_special_tokens=False)["input_ids"])
     except Exception as error:
-        what = f"the tokenizer in {subfolder}" if subfolder else "the tokenizer"
         raise _failed(source, named, what, error) from error
+    if not knows_words:  # transformers makes an empty one where the files are missing
+        raise MissingInput(f"{named}: {what} has no vocabulary: is tokenizer.json missing?")
+    return tokenizer
 
 
 def _image_processor(source: _Source, named: str, options: dict[str, Any]) -> Any:

@@ -6,10 +6,10 @@ sent or thinned out:
     pixels = model.preprocess(images)                    (B, 3, H, W)
     hidden = model.trunk(pixels, k)                      (B, N', C)   before vision block k
     tokens = model.tail(hidden, k)                       (B, N, C)    the visual tokens
-    queries = model.queries(tokens, mask, prompts)       (B, L, C')   Q-Former or projector output
-    features = model.project(queries)                    (B, L, D)    as the language model takes them
-    spliced = model.splice(features, prompts, ...)       prompt with the picture put in
-    model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, ...)
+    queries = model.queries(tokens, mask, prompts)       (B, L, C')   what an alignment compares
+    features = model.project(queries)                    (B, L, D)    for the language model
+    spliced = model.splice(features, prompts, ...)       prompts with the pictures put in
+    model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, c)
 
 A connector kind is one file (`q`, `p`) with a subclass for each family; a file that has a
 `FAMILIES` list is found by `loading`, so another kind touches no other file.
@@ -128,7 +128,10 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def queries(
-        self, tokens_BNC: Tensor, mask_BN: Tensor | None = None, prompts: Sequence[str] | None = None
+        self,
+        tokens_BNC: Tensor,
+        mask_BN: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """What the query alignment compares: (B, L, C').
 
@@ -155,8 +158,8 @@ class LoadedModel(ABC):
 
         Args:
             prompts: formatted (`format_prompt`).
-            mask_BN, positions_BN: which visual tokens the features are, and where in [0, num_tokens)
-                they stood; for connectors with one place for each token. None: all of them.
+            mask_BN, positions_BN: which visual tokens the features are, and where they stood in
+                [0, num_tokens); for connectors with one place for each token. None: all of them.
         """
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
@@ -332,10 +335,9 @@ class LoadedModel(ABC):
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _language_of(self, model: nn.Module, config: Any) -> Language:
+    def _language_of(self, model: Any, config: Any) -> Language:
         kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-        return kind(model, embeddings, config)
+        return kind(model, model.get_input_embeddings(), config)
 
     def _find_end_ids(self) -> tuple[int, ...]:
         """As `generate` in transformers takes them: generation config, config, tokenizer."""
@@ -370,12 +372,19 @@ class LoadedModel(ABC):
     def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts with the tokenizer's own special tokens around them."""
         found: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
+        known = self.language.embeddings.num_embeddings
+        largest = max((max(ids, default=0) for ids in found), default=0)
+        if largest >= known:
+            raise BadData(
+                f"{self.checkpoint}: the tokenizer gives token {largest}, the language model has "
+                f"{known}: they do not belong together"
+            )
         return found
 
     def _check_room(self, length: int) -> None:
         most = self.language.max_positions
         if most is not None and length >= most:
             raise UsageError(
-                f"a prompt with its picture takes {length} positions, {self.checkpoint} has {most}: "
-                "ask a shorter question"
+                f"a prompt with its picture takes {length} positions, {self.checkpoint} has "
+                f"{most}: ask a shorter question"
             )

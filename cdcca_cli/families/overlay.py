@@ -34,7 +34,7 @@ _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
 
 def trainable_groups(
-    module: nn.Module, language: str, connectors: Iterable[str], queries: Iterable[str]
+    module: Any, language: str, connectors: Iterable[str], queries: Iterable[str]
 ) -> dict[str, list[str]]:
     """The names of each group, sorted; `lora` names linears, the others parameters.
 
@@ -46,7 +46,7 @@ def trainable_groups(
     norm: list[str] = []
     bias: list[str] = []
     linears: list[str] = []
-    head = _head(module)
+    head = module.get_output_embeddings()
     for name, part in module.named_modules():
         in_language = name.startswith(language + ".")
         if isinstance(part, nn.Linear):
@@ -67,10 +67,6 @@ def trainable_groups(
     }
 
 
-def _head(module: nn.Module) -> Any:
-    return module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-
-
 def initial_overlay(
     module: nn.Module, named: Mapping[str, list[str]], groups: Iterable[str], rank: int, seed: int
 ) -> dict[str, NDArray[np.float32]]:
@@ -81,8 +77,9 @@ def initial_overlay(
     get the same A on any machine and with any version of numpy.
     """
     wanted = set(groups)
+    asked = ",".join(sorted(wanted))
     if not wanted or not wanted <= set(GROUPS):
-        raise UsageError(f"--groups {','.join(sorted(wanted))}: expected some of {', '.join(GROUPS)}")
+        raise UsageError(f"--groups {asked}: expected some of {', '.join(GROUPS)}")
     if rank < 1:
         raise UsageError(f"--lora-rank {rank}: expected 1 or more")
     parameters = dict(module.named_parameters())
@@ -100,7 +97,7 @@ def initial_overlay(
             overlay[name + lora.B_SUFFIX] = np.zeros((linear.out_features, rank), np.float32)
     if not overlay:
         raise UsageError(
-            f"--groups {','.join(sorted(wanted))}: this model has no such parameters, "
+            f"--groups {asked}: this model has no such parameters, "
             "so there is nothing to train: add another group"
         )
     return overlay

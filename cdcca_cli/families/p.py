@@ -71,7 +71,10 @@ class Llava(LoadedModel):
         return hidden_BNC[:, self._num_cut() :]
 
     def queries(
-        self, tokens_BNC: Tensor, mask_BN: Tensor | None = None, prompts: Sequence[str] | None = None
+        self,
+        tokens_BNC: Tensor,
+        mask_BN: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         with self._mixed():
             projector = self.module.model.multi_modal_projector

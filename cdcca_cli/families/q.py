@@ -59,7 +59,10 @@ class Blip2(LoadedModel):
         return tokens
 
     def queries(
-        self, tokens_BNC: Tensor, mask_BN: Tensor | None = None, prompts: Sequence[str] | None = None
+        self,
+        tokens_BNC: Tensor,
+        mask_BN: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         batch = tokens_BNC.shape[0]
         query_tokens = self.module.query_tokens

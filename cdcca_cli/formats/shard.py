@@ -132,9 +132,9 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             tensors = {"tokens": codes_NC, "scales": scales_N}
     small = 0 < shard.num_tokens <= 1 << 16
     in_range = np.clip(shard.positions, 0, 0xFFFF if small else 0x7FFFFFFF)
-    if not np.array_equal(in_range, shard.positions):
-        raise BadData(f"{where}: positions outside 0 to {shard.num_tokens - 1}")
     tensors["positions"] = in_range.astype(np.uint16 if small else np.int32)
+    if not np.array_equal(tensors["positions"], shard.positions):
+        raise BadData(f"{where}: positions that are no whole numbers from 0 on")
     tensors["scores"] = np.asarray(shard.scores, dtype=np.float32)
     asks = [
         {
@@ -157,7 +157,7 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "bits": shard.bits,
         "asks": asks,
     }
-    _decode(records.Record(tensors, header, 0), where)  # what we would not read, we do not write
+    _decode(records.Record(tensors, header, 0), "the shard")  # what we would not read, we do not write
     return tensors, header
 
 

@@ -12,15 +12,18 @@ an id that is answered twice alike is counted, one that is answered in two ways 
 
 import csv
 import io
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import fields
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats import predictions
 
+_HEAD_BYTES = 1 << 20
+_OBJECT_OF_OBJECTS = re.compile(rb'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*\{|$)')
 MAX_TEXT_CHARS = 100_000
 
 
@@ -56,47 +59,45 @@ class Answers:
 
 
 def read_answers(paths: Sequence[str | None]) -> Answers:
-    """All answers of some files; None and "-" are standard input.
+    """All answers of some files; None and "-" are standard input; zstd is taken off.
 
     Raises: BadData (65) naming file and entry; MissingInput (66); UsageError (2) for a terminal.
     """
     answers = Answers()
     for path in paths:
         where = streams.input_name(path)
-        with streams.text_input(path) as lines:
-            for ask_id, answer in _read(lines, where):
+        with streams.binary_input(path) as source:
+            for ask_id, answer in _read(source, where):
                 answers.add(ask_id, answer, where)
     return answers
 
 
-def _read(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
+def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
+    head = source.read(_HEAD_BYTES)
+    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not opening:
         return
-    everything = itertools.chain((first,), lines)
-    opening = first.lstrip()[0]
-    if opening == "{" and _is_prediction(first, where):
-        yield from _predictions(everything)
-    elif opening in "{[":
-        yield from _results(fields.parse_json(_whole(everything, where), where), where)
+    source = streams.pushed_back(head, source)
+    if opening.startswith(b"{") and _is_prediction(opening.split(b"\n")[0], where):
+        for prediction in predictions.read_predictions(streams.lines(source, where), where=where):
+            yield prediction.id, Answer(prediction.answer, prediction.choice)
+    elif opening.startswith((b"{", b"[")):
+        yield from _results(fields.parse_json(_whole(source, where), where), where)
     else:
-        yield from _csv(everything, where)
+        yield from _csv(source, where)
 
 
-def _is_prediction(line: str, where: str) -> bool:
-    """A line that is a whole object by itself, with an id; broken JSON is a prediction's fault."""
+def _is_prediction(line: bytes, where: str) -> bool:
+    """A line that is a whole object with an id or a version.
+
+    Of one that is broken, or longer than what was looked at, the first value decides: A-OKVQA's
+    is an object.
+    """
     try:
         value = fields.parse_json(line, where)
     except BadData:
-        return '"id"' in line
+        return not _OBJECT_OF_OBJECTS.match(line)
     return isinstance(value, dict) and ("id" in value or "v" in value)
-
-
-def _predictions(lines: Iterable[str]) -> Iterator[tuple[str, Answer]]:
-    from cdcca_cli.formats import predictions
-
-    for prediction in predictions.read_predictions(lines):
-        yield prediction.id, Answer(prediction.answer, prediction.choice)
 
 
 def _results(content: object, where: str) -> Iterator[tuple[str, Answer]]:
@@ -125,13 +126,19 @@ def _result(item: Mapping[str, Any], place: str) -> tuple[str, Answer]:
     raise BadData(f"{place}: neither 'answer' nor 'caption' in it")
 
 
-def _csv(lines: Iterable[str], where: str) -> Iterator[tuple[str, Answer]]:
-    reader = csv.reader(io.StringIO(_whole(lines, where)), strict=True)
+def _csv(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
+    try:
+        text = _whole(source, where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(
+            f"{where}: predictions are expected; not UTF-8 at byte {error.start}"
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader)
         choice = header.index("multiple_choice") if "multiple_choice" in header else None
-        text = next((i for i, name in enumerate(header) if name.endswith("answer")), None)
-        if "question_id" not in header or (choice is None and text is None):
+        answer = next((i for i, name in enumerate(header) if name.endswith("answer")), None)
+        if "question_id" not in header or (choice is None and answer is None):
             raise BadData(
                 f"{where}: predictions are expected: JSON lines, JSON, or CSV with the columns "
                 f"question_id and answer; found {fields.describe(','.join(header))}"
@@ -142,22 +149,18 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[tuple[str, Answer]]:
                 raise BadData(
                     f"{where}: line {reader.line_num}: {len(row)} columns instead of {len(header)}"
                 )
-            yield (
-                row[ask],
-                Answer(
-                    None if text is None else row[text], None if choice is None else row[choice]
-                ),
-            )
+            yield row[ask], Answer(_cell(row, answer), _cell(row, choice))
     except csv.Error as error:
         raise BadData(f"{where}: line {reader.line_num}: not CSV ({error})") from None
 
 
-def _whole(lines: Iterable[str], where: str) -> str:
-    """All lines as one text, up to the limit on JSON files."""
-    parts, num_chars = [], 0
-    for line in lines:
-        num_chars += len(line) + 1
-        if num_chars > fields.MAX_JSON_BYTES:
-            raise BadData(f"{where}: more than {fields.MAX_JSON_BYTES:,} bytes")
-        parts.append(line)
-    return "\n".join(parts)
+def _cell(row: list[str], column: int | None) -> str | None:
+    return None if column is None else row[column]
+
+
+def _whole(source: BinaryIO, where: str) -> bytes:
+    """The rest of the stream, up to the limit on JSON files."""
+    data = source.read(fields.MAX_JSON_BYTES + 1)
+    if len(data) > fields.MAX_JSON_BYTES:
+        raise BadData(f"{where}: more than {fields.MAX_JSON_BYTES:,} bytes")
+    return data

@@ -8,9 +8,9 @@
 | cider  | the same                                               | image         |
 
 All are x100. A missing prediction counts as wrong and is counted; a metric for which there is no
-prediction at all is left out and named. CIDEr's document frequencies are those of the group that is
-scored: a domain's for a domain, all images' for `all` (so `all` is the pooled score, not the mean of
-the domains). Its interval and its difference keep the document frequencies of the whole group.
+prediction at all is left out and named. CIDEr's document frequencies are those of the group that
+is scored: a domain's for a domain, all images' for `all` (so `all` is the pooled score, not the
+mean of the domains). Its interval and its difference keep the document frequencies of the group.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -114,7 +114,9 @@ def score(
     return result
 
 
-def compare(ours: Scores, theirs: Scores, *, seed: int = 0) -> dict[tuple[str, By, str], Difference]:
+def compare(
+    ours: Scores, theirs: Scores, *, seed: int = 0
+) -> dict[tuple[str, By, str], Difference]:
     """ours - theirs for every score that both have, with paired 95 % intervals.
 
     Both must have been scored over the same asks: give `score` the same references, and with

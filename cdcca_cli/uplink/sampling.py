@@ -106,6 +106,11 @@ class SampleSettings:
             raise UsageError(f"--budget {self.budget_bytes}: expected 1 byte or more")
         AnswerSettings(self.batch_size, self.max_new_tokens)
 
+    @property
+    def is_top(self) -> bool:
+        """Whether stage 1 is by `top`, the rule when nothing is said."""
+        return self.threshold is None and self.budget_bytes is None
+
 
 @dataclass(frozen=True)
 class _Judged:
@@ -128,8 +133,9 @@ def sample_frames(
     """The most uncertain tokens of the most uncertain asks, as shards in the order of the input.
 
     Args:
-        frames: gone through twice, for a share of the asks needs their number.
-        predictions: entropies to use instead of answering; matched by the asks' ids.
+        frames: gone through twice, first to count the asks; without predictions, by threshold or
+            budget, once.
+        predictions: entropies to use instead of answering, matched by the asks' ids.
     Raises: UsageError: more blocks than the tower has. BadData: an image, a figure or a prediction
         is bad, no token of a frame varies, or no prediction belongs to the frames.
     """
@@ -138,24 +144,17 @@ def sample_frames(
         raise UsageError(
             f"--blocks {settings.blocks}: the vision tower has {model.num_blocks} that are used"
         )
-    judge: Callable[[], Iterator[_Judged]]
     if predictions is None:
-        num_asks = sum(len(frame.asks) for frame in frames)
-
-        def judge() -> Iterator[_Judged]:
-            return _answered(model, frames, settings)
-
+        num_asks = sum(len(frame.asks) for frame in frames) if settings.is_top else 0
+        judged = _answered(model, frames, settings)
     else:
         figures = _figures(model, predictions, settings.entropy)
         num_asks = _matched(frames, figures)
-
-        def judge() -> Iterator[_Judged]:
-            tracked = progress.track(frames, description="sample")
-            return (_Judged(frame, _look_up(frame, figures)) for frame in tracked)
-
+        tracked = progress.track(frames, description="sample")
+        judged = (_Judged(frame, _look_up(frame, figures)) for frame in tracked)
     if settings.threshold is not None:
-        return _above(model, judge(), settings, settings.threshold)
-    return _highest(model, judge(), settings, num_asks)
+        return _above(model, judged, settings, settings.threshold)
+    return _highest(model, judged, settings, num_asks)
 
 
 def _answered(
@@ -259,7 +258,7 @@ def _highest(
 
 def _ranking(settings: SampleSettings, num_asks: int, num_tokens: int, first: _Judged) -> Ranking:
     """A ranking no longer than what can be picked in the end."""
-    if settings.budget_bytes is None:
+    if settings.is_top:
         return Ranking(max_asks=(settings.top or DEFAULT_TOP).of(num_asks))
     if first.hidden_1NC is None:
         return Ranking()
@@ -267,7 +266,7 @@ def _ranking(settings: SampleSettings, num_asks: int, num_tokens: int, first: _J
     if settings.beta is None:
         num_kept = (settings.keep or DEFAULT_KEEP).of(num_tokens)
     payload_bytes = num_kept * first.hidden_1NC.shape[-1] * settings.bits // 8
-    return Ranking(max_frames=settings.budget_bytes // payload_bytes)
+    return Ranking(max_frames=(settings.budget_bytes or 0) // payload_bytes)
 
 
 def _within(

@@ -11,15 +11,24 @@ from pathlib import Path
 import torch
 from transformers import Blip2VisionModel
 
+from gap import report
 from language import make_tokenizer
-from measure import Frames, load_frames
+from measure import load_frames
 from pair import save, set_tower
 from train_pair import train_pictures, train_text
 from train_tower import draw_pictures, store_tokens, train_tower
-from training import Log
+from training import Log, Plan
 from world import write_frames
 
 SEED = 2024
+PLANS = {
+    "tower": Plan(steps=4000, batch_size=64, peak_rate=1e-3, seed=SEED),
+    "student-text": Plan(steps=2000, batch_size=32, peak_rate=2e-3, seed=SEED),
+    "teacher-text": Plan(steps=800, batch_size=32, peak_rate=2e-3, seed=SEED),
+    "student": Plan(steps=2500, batch_size=32, peak_rate=1e-3, seed=SEED),
+    "teacher": Plan(steps=2500, batch_size=32, peak_rate=1e-3, seed=SEED),
+}
+WATCHED = ("source", "heldout")
 PICTURES = {"source": (16_000, 10_000_000), "target": (32_000, 20_000_000)}
 FRAMES = {
     "stream": ("t", "target", 240, 31_000_000),
@@ -35,18 +44,13 @@ STAGES = (
     "teacher-text",
     "student",
     "teacher",
+    "report",
 )
 
 
 def _tower(work: Path, log: Log) -> Blip2VisionModel:
     """The shared tower, with its weights as the float16 files will hold them."""
-    return (
-        train_tower(work, log, steps=5500, batch_size=64, peak_rate=1e-3, seed=SEED).half().float()
-    )
-
-
-def _watched(output: Path, tower: Blip2VisionModel) -> dict[str, Frames]:
-    return {name: load_frames(output / "frames" / name, tower) for name in ("source", "heldout")}
+    return train_tower(work, log, PLANS["tower"]).half().float()
 
 
 def run(stage: str, work: Path, output: Path, threads: int) -> None:
@@ -66,29 +70,13 @@ def run(stage: str, work: Path, output: Path, threads: int) -> None:
             store_tokens(work, tower, domain)
     elif stage.endswith("-text"):
         role = stage.removesuffix("-text")
-        train_text(
-            work,
-            role,
-            make_tokenizer(SEED),
-            log,
-            steps=2000,
-            batch_size=32,
-            peak_rate=2e-3,
-            seed=SEED,
-        )
+        train_text(work, role, make_tokenizer(SEED), log, PLANS[stage])
+    elif stage == "report":
+        report(output, log, SEED)
     else:
         tokenizer, tower = make_tokenizer(SEED), _tower(work, log)
-        model = train_pictures(
-            work,
-            stage,
-            tokenizer,
-            log,
-            steps=4000,
-            batch_size=32,
-            peak_rate=1e-3,
-            seed=SEED,
-            watched=_watched(output, tower),
-        )
+        watched = {name: load_frames(output / "frames" / name, tower) for name in WATCHED}
+        model = train_pictures(work, stage, tokenizer, log, PLANS[stage], watched)
         set_tower(model, tower)
         save(model, tokenizer, output / stage)
 

@@ -18,8 +18,8 @@ from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
 from language import Packed, Packer, scene_segments, text_batch
 from measure import Frames, direct_answers
 from pair import build, query_features, token_losses
-from train_tower import load_pictures, scene_of
-from training import Log, Schedule, load_checkpoint, make_optimizer, save_checkpoint
+from train_tower import scene_of
+from training import Log, Plan, Schedule, load_checkpoint, make_optimizer, save_checkpoint
 
 DOMAINS = {"student": ("source",), "teacher": ("source", "target")}
 TEXT_EVERY = 5
@@ -35,28 +35,21 @@ def _mean_loss(
 
 
 def train_text(
-    work: Path,
-    role: str,
-    tokenizer: PreTrainedTokenizerFast,
-    log: Log,
-    steps: int,
-    batch_size: int,
-    peak_rate: float,
-    seed: int,
+    work: Path, role: str, tokenizer: PreTrainedTokenizerFast, log: Log, plan: Plan
 ) -> None:
     """Teach a role's language model to read; its checkpoint is left in the work folder."""
-    torch.manual_seed(seed)
+    torch.manual_seed(plan.seed)
     model = build(role, tokenizer)
     language_model: nn.Module = model.language_model
     packer = Packer(tokenizer)
-    optimizer = make_optimizer(language_model, peak_rate)
-    schedule = Schedule(optimizer, peak_rate, steps)
+    optimizer = make_optimizer(language_model, plan.peak_rate)
+    schedule = Schedule(optimizer, plan)
     checkpoint = work / f"{role}_text.pt"
-    for step in range(load_checkpoint(checkpoint, language_model, optimizer), steps):
-        packed = text_batch(packer, batch_size, np.random.default_rng((seed, step)))
+    for step in range(load_checkpoint(checkpoint, language_model, optimizer), plan.steps):
+        packed = text_batch(packer, plan.batch_size, np.random.default_rng((plan.seed, step)))
         loss = _mean_loss(model, packed, None)
         schedule.step(step, loss, language_model)
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             log.write(f"{role} text", step + 1, loss=round(loss.item(), 4))
             save_checkpoint(checkpoint, language_model, optimizer, step + 1)
 
@@ -70,7 +63,7 @@ class Pictures:
         self.tokens = {
             domain: np.load(work / f"{domain}_tokens.npy", mmap_mode="r") for domain in domains
         }
-        self.cells = {domain: load_pictures(work, domain)[1] for domain in domains}
+        self.cells = {domain: np.load(work / f"{domain}_cells.npy") for domain in domains}
 
     def batch(self, step: int, size: int, packer: Packer) -> tuple[Tensor, Tensor, Packed]:
         """Visual tokens (B, N, C), which are kept (B, N), and the packed texts."""
@@ -94,32 +87,31 @@ def train_pictures(
     role: str,
     tokenizer: PreTrainedTokenizerFast,
     log: Log,
-    steps: int,
-    batch_size: int,
-    peak_rate: float,
-    seed: int,
+    plan: Plan,
     watched: dict[str, Frames],
 ) -> Blip2ForConditionalGeneration:
     """Teach a role to answer and to caption; scores on the `watched` frames go to the log."""
-    torch.manual_seed(seed + 1)
+    torch.manual_seed(plan.seed + 1)
     model = build(role, tokenizer)
     state = torch.load(work / f"{role}_text.pt", weights_only=True)["model"]
     model.language_model.load_state_dict(state)
     model.vision_model.requires_grad_(False)
     packer = Packer(tokenizer)
-    pictures = Pictures(work, DOMAINS[role], seed)
-    optimizer = make_optimizer(model, peak_rate)
-    schedule = Schedule(optimizer, peak_rate, steps)
+    pictures = Pictures(work, DOMAINS[role], plan.seed)
+    optimizer = make_optimizer(model, plan.peak_rate)
+    schedule = Schedule(optimizer, plan)
     checkpoint = work / f"{role}.pt"
-    for step in range(load_checkpoint(checkpoint, model, optimizer), steps):
-        tokens_BNC, kept_BN, packed = pictures.batch(step, batch_size, packer)
+    for step in range(load_checkpoint(checkpoint, model, optimizer), plan.steps):
+        tokens_BNC, kept_BN, packed = pictures.batch(step, plan.batch_size, packer)
         loss = _mean_loss(model, packed, query_features(model, tokens_BNC, kept_BN))
         picture_loss = loss.item()
         if step % TEXT_EVERY == 0:
-            text = text_batch(packer, batch_size // 2, np.random.default_rng((seed, step, 1)))
+            text = text_batch(
+                packer, plan.batch_size // 2, np.random.default_rng((plan.seed, step, 1))
+            )
             loss = loss + _mean_loss(model, text, None)
         schedule.step(step, loss, model)
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             scores = {
                 name: round(direct_answers(model, tokenizer, frames)[0], 2)
                 for name, frames in watched.items()

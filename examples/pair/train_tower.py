@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from drawing import COLOURS, draw_scene, from_jpeg, to_jpeg
-from training import Log, Schedule, load_checkpoint, make_optimizer, save_checkpoint
+from training import Log, Plan, Schedule, load_checkpoint, make_optimizer, save_checkpoint
 from world import KINDS, Scene, make_scene
 
 COLOUR_NAMES = list(COLOURS)
@@ -125,22 +125,22 @@ def accuracy(model: DenseTower, images: np.ndarray, cells: np.ndarray) -> tuple[
     )
 
 
-def train_tower(
-    work: Path, log: Log, steps: int, batch_size: int, peak_rate: float, seed: int
-) -> Blip2VisionModel:
+def train_tower(work: Path, log: Log, plan: Plan) -> Blip2VisionModel:
     """Train the tower on both domains, or load it if it is done."""
-    torch.manual_seed(seed)
+    torch.manual_seed(plan.seed)
     model = DenseTower()
-    optimizer = make_optimizer(model, peak_rate)
-    schedule = Schedule(optimizer, peak_rate, steps)
+    optimizer = make_optimizer(model, plan.peak_rate)
+    schedule = Schedule(optimizer, plan)
     start = load_checkpoint(work / "tower.pt", model, optimizer)
+    if start == plan.steps:
+        return model.tower.eval().requires_grad_(False)
     pictures = [load_pictures(work, domain) for domain in ("source", "target")]
     held_out = [(images[-500:], cells[-500:]) for images, cells in pictures]
     images = np.concatenate([images[:-500] for images, _ in pictures])
     cells = np.concatenate([cells[:-500] for _, cells in pictures])
-    for step in range(start, steps):
-        rng = np.random.default_rng((seed, step))
-        rows = rng.integers(0, len(images), batch_size)
+    for step in range(start, plan.steps):
+        rng = np.random.default_rng((plan.seed, step))
+        rows = rng.integers(0, len(images), plan.batch_size)
         batch_images, batch_cells = images[rows], cells[rows]
         if rng.random() < 0.5:
             batch_images = batch_images[:, :, ::-1].copy()
@@ -149,7 +149,7 @@ def train_tower(
         kind_logits, colour_logits = model(to_pixels(batch_images))
         loss = _loss(kind_logits, kinds) + 0.5 * _loss(colour_logits, colours)
         schedule.step(step, loss, model)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 == plan.steps:
             scores: dict[str, float] = {}
             for domain, (some_images, some_cells) in zip(
                 ("source", "target"), held_out, strict=True

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,27 @@ def make_optimizer(model: nn.Module, peak_rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), fused=True)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long, in what portions, how fast and from which seed to train."""
+
+    steps: int
+    batch_size: int
+    peak_rate: float
+    seed: int
+
+
 class Schedule:
     """Linear warm-up, then cosine to a fiftieth; gradients clipped to norm 1."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, peak_rate: float, steps: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         self.optimizer = optimizer
-        self.peak_rate = peak_rate
-        self.steps = steps
+        self.plan = plan
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
-        return self.peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.plan.steps)))
+        return self.plan.peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
     def step(self, step: int, loss: Tensor, model: nn.Module) -> None:
         """Backward, clip, update."""

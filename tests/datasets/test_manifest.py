@@ -194,8 +194,8 @@ def test_references_by_ask_id(tmp_path: Path) -> None:
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """10,000 frames with 2 kB of text a line: going through them holds one at a time."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    for number in range(10_000):
-        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "a.png") if number else None
+    for number in range(1, 10_000):
+        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "a.png")
     with open(tmp_path / "frames.jsonl", "w") as file:
         for number in range(1, 10_000):
             line = {"id": number, "image": f"{number}.png", "prompt": "x" * 2000}

@@ -1,0 +1,49 @@
+"""`cdcca apply`: an update into a device folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdcca_cli import streams
+from cdcca_cli.errors import UsageError
+
+
+def command(
+    device: Annotated[Path, typer.Argument(help="The device folder.", show_default=False)],
+    update: Annotated[
+        str | None,
+        typer.Argument(help="The update of compress.  [default: stdin]", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, change nothing.")
+    ] = False,
+    back: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the overlay before the current one.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Bring a device folder to the state that an update leads to, wholly or not at all.
+
+    Apply every update to the device and to its mirror in the cloud: both reach the same digest.
+    The same update again changes nothing and is no error. Needs neither torch nor the checkpoint.
+
+    Example: cdcca apply device/ update.cdcca
+    """
+    streams.set_quiet(quiet)
+    from cdcca_cli.downlink import receiver
+    from cdcca_cli.formats.device import Device
+
+    if back and (update is not None or dry_run):
+        raise UsageError("--rollback takes neither an update nor --dry-run")
+    folder = Device.open(device)
+    if back:
+        done = receiver.rollback(folder)
+    else:
+        with streams.binary_input(update) as source:
+            found = receiver.read(folder, source, where=streams.input_name(update))
+        done = receiver.apply(folder, found, dry_run=dry_run)
+    streams.message(f"{device}: {done.summary()}")
+    if json:
+        streams.emit_json({"device": str(device), **done.as_json()})

@@ -1,0 +1,157 @@
+"""From token shards to batches: which asks go together, which are held out, padded tensors.
+
+Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens,
+L query tokens, C/D channels.
+
+An example is one ask about one frame. Asks about the same frame share what the connector makes of
+it, unless the connector reads the prompt too (InstructBLIP).
+
+Does not know a teacher from a student: both look at a batch through `look`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.families import LoadedModel, Spliced
+from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.records import dump_json
+from cdcca_cli.formats.shard import Ask, Shard
+
+
+@dataclass(frozen=True)
+class Example:
+    """One ask about one frame."""
+
+    shard: Shard
+    ask: Ask
+
+
+@dataclass(frozen=True)
+class Look:
+    """A batch as a model sees it. queries: (B, L, C) of the connector; spliced: B prompts."""
+
+    queries: Tensor
+    spliced: Spliced
+
+
+def look(model: LoadedModel, examples: Sequence[Example]) -> Look:
+    """Stored tokens through the connector and into the prompts; keeps gradients."""
+    prompts = [model.format_prompt(example.ask.prompt, example.ask.task) for example in examples]
+    reads_prompt = bool(model.extra_tokenizers)
+    inputs: dict[tuple[int, str], int] = {}
+    firsts: list[int] = []
+    rows: list[int] = []
+    for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        key = (id(example.shard), prompt if reads_prompt else "")
+        if key not in inputs:
+            inputs[key] = len(firsts)
+            firsts.append(place)
+        rows.append(inputs[key])
+    shards = [examples[place].shard for place in firsts]
+    tokens_UNC, mask_UN, positions_UN = _padded(shards, model.device)
+    all_real = bool(mask_UN.all())
+    queries_ULC = model.queries(
+        tokens_UNC, None if all_real else mask_UN, [prompts[place] for place in firsts]
+    )
+    features_ULD = model.project(queries_ULC)
+    rows_B = torch.tensor(rows, device=model.device)
+    # index_select, not indexing: its backward adds up in a fixed order on a CPU.
+    spliced = model.splice(
+        features_ULD.index_select(0, rows_B),
+        prompts,
+        mask_BN=mask_UN.index_select(0, rows_B),
+        positions_BN=positions_UN.index_select(0, rows_B),
+    )
+    return Look(queries_ULC.index_select(0, rows_B), spliced)
+
+
+def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (U, N, C), mask (U, N) bool and positions (U, N), padded on the right with zeros."""
+    counts_U = np.array([len(shard.positions) for shard in shards])
+    most, channels = int(counts_U.max()), shards[0].tokens.shape[1]
+    tokens_UNC = np.zeros((len(shards), most, channels), np.float32)
+    positions_UN = np.zeros((len(shards), most), np.int64)
+    for row, shard in enumerate(shards):
+        tokens_UNC[row, : counts_U[row]] = shard.tokens
+        positions_UN[row, : counts_U[row]] = shard.positions
+    mask_UN = np.arange(most) < counts_U[:, None]
+    return (
+        torch.from_numpy(tokens_UNC).to(device),
+        torch.from_numpy(mask_UN).to(device),
+        torch.from_numpy(positions_UN).to(device),
+    )
+
+
+def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
+    """Refuse a shard whose tokens another vision tower made.
+
+    Args: role: `teacher` or `student`, for the message.
+    Raises: BadData.
+    """
+    if shard.tower != model.tower_digest:
+        raise BadData(
+            f"frame {shard.frame[:80]}: its tokens were made by the vision tower "
+            f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with a "
+            f"device that shares the {role}'s tower, or name the {role} that shares the device's"
+        )
+    channels = int(model.module.config.vision_config.hidden_size)
+    if (shard.num_tokens, shard.tokens.shape[1]) != (model.num_tokens, channels):
+        raise BadData(
+            f"frame {shard.frame[:80]}: {shard.tokens.shape[1]} channels, kept of "
+            f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
+            f"of {channels} channels: not this tower's shard"
+        )
+
+
+def content_digest(shards: Sequence[Shard]) -> str:
+    """What the shards say, however many bits or bytes they took on the way: a digest."""
+    arrays: dict[str, np.ndarray] = {}
+    for number, shard in enumerate(shards):
+        asks = [[ask.id, ask.prompt, ask.task, ask.choices] for ask in shard.asks]
+        said = dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
+        arrays[f"{number:09d} said"] = np.frombuffer(said, np.uint8)
+        arrays[f"{number:09d} tokens"] = shard.tokens
+        arrays[f"{number:09d} positions"] = shard.positions
+    return overlay_digest(arrays)
+
+
+def held_out_frames(frames: Sequence[str], share: float, seed: int) -> set[str]:
+    """The frames that are not trained on: a share of them, by the hash of seed and id.
+
+    The order of the frames does not matter. With two frames or more and a share above 0, at least
+    one is held out and at least one is not.
+    """
+    distinct = sorted(set(frames), key=lambda frame: _hash(seed, frame))
+    count = round(share * len(distinct))
+    if share > 0 and len(distinct) > 1:
+        count = min(max(count, 1), len(distinct) - 1)
+    return set(distinct[:count]) if len(distinct) > 1 else set()
+
+
+def _hash(seed: int, frame: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{frame}".encode()).digest()
+
+
+def shuffled_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> Iterator[list[int]]:
+    """Batches of example numbers for one epoch: little padding, another order each time.
+
+    Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
+    batches shuffled. All of it depends on seed and epoch alone.
+    """
+    source = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    order = source.permutation(len(lengths))
+    batches: list[list[int]] = []
+    pool = 16 * batch_size
+    for start in range(0, len(order), pool):
+        ranked = sorted(order[start : start + pool].tolist(), key=lambda number: lengths[number])
+        batches += [ranked[at : at + batch_size] for at in range(0, len(ranked), batch_size)]
+    for number in source.permutation(len(batches)):
+        yield batches[number]

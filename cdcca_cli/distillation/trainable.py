@@ -1,0 +1,190 @@
+"""What is trained: the opened part of the student, phi, their optimiser, and a PEFT export.
+
+The overlay's parameters (norms, biases, query tokens, LoRA) are opened by name on the loaded
+student, everything else stays frozen. LoRA is the families' own hook, the one that the device runs:
+what is trained is what is applied. PEFT is only the format of an export; `export_peft` is the only
+place that knows it.
+
+Opened parameters become views into one flat float32 tensor, so that a step of the optimiser, a
+clipping and a copy of the best state are a few operations, however many parameters there are.
+
+Shapes: P parameters laid end to end, E rows, C and D channels.
+Does not run the loop (`training`), and writes no adaptation.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdcca_cli import streams
+from cdcca_cli.errors import BadData, CannotWrite, UsageError
+from cdcca_cli.families import LoadedModel
+from cdcca_cli.formats.device import Device
+
+RIDGE = 1e-3
+_LORA_A, _LORA_B = ".lora_A", ".lora_B"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Flat:
+    """Parameters laid end to end in one tensor, in the order of their names.
+
+    values: (P,) float32, of which each parameter is a view. gradient: (P,), likewise; `backward`
+    adds to it, `clear` empties it.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        self._shapes = {name: named[name].shape for name in sorted(named)}
+        self.values = torch.cat([named[name].detach().reshape(-1) for name in self._shapes])
+        self.gradient = torch.zeros_like(self.values)
+        values, gradients = self._split(self.values), self._split(self.gradient)
+        for name, parameter in named.items():
+            parameter.data, parameter.grad = values[name], gradients[name]
+
+    def __len__(self) -> int:
+        return self.values.numel()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.gradient.zero_()
+
+    def arrays(self, values_P: Tensor) -> dict[str, np.ndarray]:
+        """Float32 arrays by name, from values laid end to end."""
+        views = self._split(values_P.cpu())
+        return {name: view.numpy().copy() for name, view in views.items()}
+
+    def _split(self, values_P: Tensor) -> dict[str, Tensor]:
+        parts = values_P.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
+
+
+class Adam:
+    """Adam (Kingma and Ba, 2015) on flat parameters, without weight decay.
+
+        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+        p = p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+
+    Decay would pull norms and biases away from where the frozen model expects them, and every
+    parameter that moves costs downlink. `means` and `squares` (m and v) and `steps` (t) are all
+    that it remembers.
+    """
+
+    BETAS = (0.9, 0.98)
+    EPSILON = 1e-8
+
+    def __init__(self, flats: Sequence[Flat]) -> None:
+        self.flats = flats
+        self.means = [torch.zeros_like(flat.values) for flat in flats]
+        self.squares = [torch.zeros_like(flat.values) for flat in flats]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, lr: float, clip_norm: float) -> None:
+        """One step, after the gradients of all flats together are clipped to `clip_norm`."""
+        self.steps += 1
+        first, second = self.BETAS
+        rate = lr / (1 - first**self.steps)
+        norm = torch.stack([flat.gradient.norm() for flat in self.flats]).norm()
+        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for flat, mean_P, square_P in zip(self.flats, self.means, self.squares, strict=True):
+            gradient_P = flat.gradient.mul_(scale)
+            mean_P.lerp_(gradient_P, 1 - first)
+            square_P.mul_(second).addcmul_(gradient_P, gradient_P, value=1 - second)
+            size_P = (square_P / (1 - second**self.steps)).sqrt_().add_(self.EPSILON)
+            flat.values.addcdiv_(mean_P, size_P, value=-rate)
+
+
+def open_overlay(student: LoadedModel, overlay: Mapping[str, np.ndarray], alpha: float) -> Flat:
+    """Put `overlay` on the student and open its parameters; nothing else asks for gradients.
+
+    Args: alpha: LoRA's scale is alpha / rank.
+    """
+    student.freeze()
+    student.install_overlay(overlay, alpha)
+    return Flat(student.trainable())
+
+
+def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
+    """phi of Eq. 5 as it starts: the ridge regression of the teacher's rows on the student's.
+
+        W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = 1e-3 * trace(X' X) / S
+
+    so that the first gradients say where the student differs from the teacher, not where an
+    untrained phi happens to look.
+
+    Returns: a linear layer S -> C, float32, on the rows' device.
+    """
+    x_ES, y_EC = student_ES.double().cpu(), teacher_EC.double().cpu()
+    x_S, y_C = x_ES.mean(0), y_EC.mean(0)
+    x_ES, y_EC = x_ES - x_S, y_EC - y_C
+    gram_SS = x_ES.T @ x_ES
+    ridge = RIDGE * gram_SS.diagonal().mean() + torch.finfo(torch.float32).tiny
+    gram_SS.diagonal().add_(ridge)
+    weight_SC = torch.linalg.solve(gram_SS, x_ES.T @ y_EC)
+    phi = nn.Linear(x_ES.shape[1], y_EC.shape[1])
+    with torch.no_grad():
+        phi.weight.copy_(weight_SC.T)
+        phi.bias.copy_(y_C - x_S @ weight_SC)
+    return phi.to(student_ES.device)
+
+
+def check_overlay_names(
+    found: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Refuse to go on from an overlay of another student.
+
+    Raises: BadData naming the first parameter that differs.
+    """
+    for name in sorted(set(found) | set(mirror)):
+        shapes = [list(side[name].shape) if name in side else None for side in (found, mirror)]
+        if shapes[0] != shapes[1]:
+            has = ["nothing" if shape is None else str(shape) for shape in shapes]
+            raise BadData(
+                f"{where}: {name} is {has[0]} there, {has[1]} in the student's overlay: it is an "
+                "adaptation of another student: name the one it was made for"
+            )
+
+
+def check_peft_folder(folder: Path, force: bool) -> None:
+    """Refuse a folder that has an adapter already. Raises: CannotWrite."""
+    taken = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if taken and not force:
+        raise CannotWrite(f"{folder}: has {taken[0]} already: --force replaces it")
+
+
+def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device) -> None:
+    """Write the overlay's LoRA as an ordinary PEFT adapter of the device's checkpoint.
+
+    `peft.PeftModel.from_pretrained(model, folder)` loads it. Norms, biases and query tokens have no
+    place in an adapter and are left out.
+
+    Raises: UsageError for an overlay without LoRA, CannotWrite.
+    """
+    linears = sorted(name.removesuffix(_LORA_A) for name in overlay if name.endswith(_LORA_A))
+    if not linears:
+        raise UsageError("--peft: this student has no LoRA (group lora), so there is no adapter")
+    from peft import LoraConfig
+    from safetensors.numpy import save
+
+    config = LoraConfig(
+        r=device.lora.rank,
+        lora_alpha=device.lora.alpha,
+        target_modules=linears,
+        base_model_name_or_path=device.checkpoint,
+        revision=device.revision,
+        inference_mode=True,
+    )
+    tensors: dict[str, np.ndarray] = {}
+    for name in linears:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + _LORA_A]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + _LORA_B]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+    except OSError as error:
+        raise CannotWrite(f"{folder}: {(error.strerror or str(error)).lower()}") from error
+    streams.atomic_write_bytes(folder / ADAPTER_FILES[1], save(tensors, {"format": "pt"}))

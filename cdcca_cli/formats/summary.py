@@ -1,0 +1,308 @@
+"""What a file holds, for `cdcca inspect`: kind, digests, counts, and what its bytes are for.
+
+Every reader's checks are made on the way: what can be summarised is sound. Token streams and
+predictions are read one record at a time, so memory does not grow with their length.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from cdcca_cli import streams
+from cdcca_cli.errors import BadData, MissingInput
+from cdcca_cli.formats import adaptation as adaptation_format
+from cdcca_cli.formats import device as device_format
+from cdcca_cli.formats import predictions as predictions_format
+from cdcca_cli.formats import records
+from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import update as update_format
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.kind import WEIGHTS_LIMITS, Kind
+
+_MOST_NAMES = 1000  # different domains, towers or models that are told apart
+_SEEN_BYTES = 1 << 28
+
+
+@dataclass
+class Summary:
+    """What `inspect` says. The ledger's bytes add up to the length of the content."""
+
+    kind: Kind
+    facts: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    ledger: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """One object; `bytes` has the ledger with its total."""
+        result: dict[str, Any] = {"kind": self.kind, **self.facts}
+        result |= {"digests": self.digests, "counts": self.counts}
+        if self.ledger:
+            result["bytes"] = {**self.ledger, "total": sum(self.ledger.values())}
+        return result
+
+
+class _Measured:
+    """A stream that counts and hashes what is read from it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self._sha = source, hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._seen(self._source.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._seen(self._source.readline(size))
+
+    def _seen(self, data: bytes) -> bytes:
+        self.num_bytes += len(data)
+        self._sha.update(data)
+        return data
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._sha.hexdigest()}"
+
+
+class _Names:
+    """Counts by name, for a bounded number of names."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: object) -> None:
+        text = "(none)" if name is None else str(name)
+        known = text in self._counts or len(self._counts) < _MOST_NAMES
+        self._counts[text if known else "(others)"] += 1
+
+    def as_json(self) -> dict[str, int]:
+        return dict(sorted(self._counts.items()))
+
+
+def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
+    """Read a stream of this kind to its end. BadData and what else its reader raises."""
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise BadData(f"{where}: {kind} cannot be read from a stream: name the file itself")
+    measured = _Measured(stream)
+    summary = reader(cast(BinaryIO, measured), where)
+    if kind != "weights":  # gigabytes, of which only the header was read
+        summary.digests["content"] = measured.digest
+    return summary
+
+
+def _shards(stream: BinaryIO, where: str) -> Summary:
+    summary = Summary("shards", {"format": shard_format.VERSION})
+    counts = dict.fromkeys(("shards", "asks", "kept_tokens", "all_tokens"), 0)
+    towers, domains, bits, channels = _Names(), _Names(), _Names(), _Names()
+    ledger: Counter[str] = Counter(payload=0, scales=0, positions=0, scores=0, header=0)
+    for shard in shard_format.read_shards(stream, where=where):
+        counts["shards"] += 1
+        counts["asks"] += len(shard.asks)
+        counts["kept_tokens"] += len(shard.tokens)
+        counts["all_tokens"] += shard.num_tokens
+        towers.add(shard.tower)
+        domains.add(shard.domain)
+        bits.add(shard.bits)
+        channels.add(shard.tokens.shape[1])
+        ledger.update(shard_format.shard_bytes(shard))
+    summary.counts = {
+        **counts,
+        "by_domain": domains.as_json(),
+        "by_bits": bits.as_json(),
+        "by_channels": channels.as_json(),
+    }
+    summary.digests["towers"] = towers.as_json()
+    summary.ledger = dict(ledger)
+    summary.ledger["end records"] = cast(_Measured, stream).num_bytes - sum(ledger.values())
+    return summary
+
+
+def _predictions(stream: BinaryIO, where: str) -> Summary:
+    models, tasks, domains = _Names(), _Names(), _Names()
+    sums = dict.fromkeys(predictions_format.ENTROPIES, 0.0)
+    count = with_choices = 0
+    lines = streams.lines(stream, where)
+    for prediction in predictions_format.read_predictions(lines, where=where):
+        count += 1
+        with_choices += prediction.choices is not None
+        models.add(prediction.model)
+        tasks.add(prediction.task)
+        domains.add(prediction.domain)
+        for name in sums:
+            sums[name] += prediction.entropy[name]
+    return Summary(
+        "predictions",
+        {"format": predictions_format.VERSION},
+        {"models": models.as_json()},
+        {
+            "predictions": count,
+            "with_choices": with_choices,
+            "by_task": tasks.as_json(),
+            "by_domain": domains.as_json(),
+            "average_entropy_nats": {name: total / max(count, 1) for name, total in sums.items()},
+        },
+        {"lines": cast(_Measured, stream).num_bytes},
+    )
+
+
+def _adaptation(stream: BinaryIO, where: str) -> Summary:
+    adaptation = adaptation_format.read_adaptation(stream, where=where)
+    facts = {
+        "format": adaptation_format.VERSION,
+        "sequence": adaptation.sequence,
+        "method": adaptation.method,
+        "seed": adaptation.seed,
+        "report": adaptation.report,
+    }
+    digests = {"base": adaptation.base, "overlay": overlay_digest(adaptation.overlay)}
+    return _overlay_summary("adaptation", facts, digests, adaptation.overlay.values(), stream)
+
+
+def _overlay(stream: BinaryIO, where: str) -> Summary:
+    tensors, sequence = device_format.read_overlay_file(stream, where=where)
+    facts = {"format": device_format.OVERLAY_KINDS["overlay"], "sequence": sequence}
+    digests = {"overlay": overlay_digest(tensors)}
+    return _overlay_summary("overlay", facts, digests, tensors.values(), stream)
+
+
+def _overlay_summary(
+    kind: Kind,
+    facts: dict[str, Any],
+    digests: dict[str, Any],
+    arrays: Iterable[np.ndarray],
+    stream: BinaryIO,
+) -> Summary:
+    sizes = [array.size for array in arrays]
+    counts = {"tensors": len(sizes), "parameters": sum(sizes)}
+    payload = 4 * sum(sizes)
+    ledger = {"payload": payload, "header": cast(_Measured, stream).num_bytes - payload}
+    return Summary(kind, facts, digests, counts, ledger)
+
+
+def _update(stream: BinaryIO, where: str) -> Summary:
+    update = update_format.read_update(stream, where=where)
+    by_bits = Counter(str(number) for number in sorted(update.bits))
+    num_bytes = cast(_Measured, stream).num_bytes
+    return Summary(
+        "update",
+        {
+            "format": update_format.VERSION,
+            "sequence": update.sequence,
+            "codec": update.codec,
+            "bits_per_parameter": 8 * num_bytes / max(update.num_parameters, 1),
+        },
+        {"base": update.base, "target": update.target},
+        {
+            "parameters": update.num_parameters,
+            "tensors": len(update.bits),
+            "tensors_by_bits": dict(by_bits),
+        },
+        {"payload": len(update.payload), "header": num_bytes - len(update.payload)},
+    )
+
+
+def _weights(stream: BinaryIO, where: str) -> Summary:
+    head = records.read_head(stream, limits=WEIGHTS_LIMITS, where=where) or b""
+    table = records.load_json(head[8:], f"{where}: the header")
+    tensors, parameters = 0, Counter[str]()
+    payload = 0
+    try:
+        for name, entry in table.items():
+            if name != "__metadata__":
+                tensors += 1
+                parameters[entry["dtype"]] += int(np.prod(entry["shape"], dtype=object))
+                payload = max(payload, int(entry["data_offsets"][1]))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+        raise BadData(f"{where}: not a sound safetensors header") from None
+    return Summary(
+        "weights",
+        counts={"tensors": tensors, "parameters_by_dtype": dict(sorted(parameters.items()))},
+        ledger={"payload": payload, "header": len(head)},
+    )
+
+
+def _seen(stream: BinaryIO, where: str) -> Summary:
+    state = records.load_json(stream.read(_SEEN_BYTES), where)
+    if not isinstance(state, dict) or not isinstance(state.get("frames"), dict):
+        raise BadData(f"{where}: not a state of sample --state")
+    ledger = {"text": cast(_Measured, stream).num_bytes}
+    counts = {"frames": len(state["frames"])}
+    return Summary("seen", {"format": state.get("version")}, counts=counts, ledger=ledger)
+
+
+_READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
+    "shards": _shards,
+    "predictions": _predictions,
+    "adaptation": _adaptation,
+    "overlay": _overlay,
+    "update": _update,
+    "weights": _weights,
+    "seen": _seen,
+}
+
+
+# ---------------------------------------------------------------- folders
+
+
+def summarize_device(path: Path) -> Summary:
+    """A device folder, its current overlay's digest verified. MissingInput, BadData."""
+    device = device_format.Device.open(path)
+    overlay = device.read_overlay()
+    state = device.as_json()
+    slots = {name: slot["digest"] for name in ("current", "previous") if (slot := state[name])}
+    settings = ("checkpoint", "revision", "family", "qformer_layers", "quantize", "groups", "lora")
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    return Summary(
+        "device",
+        {
+            "format": device_format.VERSION,
+            "sequence": device.sequence,
+            "highest_sequence": device.highest_sequence,
+            **{name: state[name] for name in settings},
+        },
+        {**slots, "tower": device.tower},
+        {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
+        {name: file.stat().st_size for name, file in sorted(files.items())},
+    )
+
+
+def summarize_checkpoint(path: Path) -> Summary:
+    """A transformers checkpoint: its family, and what its safetensors headers say. No weights read.
+
+    Raises: MissingInput if a file cannot be read, BadData.
+    """
+    try:
+        config = records.load_json((path / "config.json").read_bytes(), f"{path}/config.json")
+        files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
+    except OSError as error:
+        raise MissingInput(f"{path}: {(error.strerror or '').lower()}") from None
+    config = config if isinstance(config, dict) else {}
+    parameters: Counter[str] = Counter()
+    tensors = 0
+    for name, file in files.items():
+        if name.endswith(".safetensors"):
+            with streams.binary_input(file) as stream:
+                counts = _weights(stream, str(file)).counts
+            tensors += counts["tensors"]
+            parameters.update(counts["parameters_by_dtype"])
+    return Summary(
+        "checkpoint",
+        {
+            "family": str(config.get("model_type")),
+            "architectures": config.get("architectures"),
+            "has_weights": tensors > 0,
+        },
+        counts={
+            "tensors": tensors,
+            "parameters": sum(parameters.values()),
+            "parameters_by_dtype": dict(sorted(parameters.items())),
+        },
+        ledger={name: file.stat().st_size for name, file in files.items()},
+    )

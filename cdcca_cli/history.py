@@ -1,0 +1,151 @@
+"""What the rounds gave: scores before and after each, as one table, two sentences, one object.
+
+Scores are kept for several probes (sets of labelled frames) by name; the table shows the main one.
+Differences are paired: both sides are scored on the same draws of frames (`scoring.statistics`).
+
+Does not run anything (`rounds`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdcca_cli.scoring.scores import Scores, compare
+from cdcca_cli.scoring.statistics import Difference
+
+METRICS = ("mc", "da", "cider")
+NAMES = {"mc": "MC", "da": "DA", "bleu4": "BLEU-4", "cider": "CIDEr"}
+COLUMNS = ("", "MC", "DA", "CIDEr", "uplink bytes", "downlink bytes", "seconds")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did. `held_out` is the adaptation's own report, None if nothing was held."""
+
+    number: int
+    num_frames: int
+    num_asks: int
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float
+    digest: str
+    held_out: dict[str, Any] | None
+
+    @property
+    def has_gained(self) -> bool:
+        """Whether the held-out part got better, its interval above zero (true if none was held)."""
+        return self.held_out is None or self.held_out["gain"]["low"] > 0
+
+    def summary(self) -> str:
+        """One line for people."""
+        words = (
+            f"round {self.number}: {self.num_frames} frames up in {self.uplink_bytes:,} bytes, "
+            f"{self.downlink_bytes:,} bytes down, {self.seconds:.0f} s"
+        )
+        if self.held_out is None:
+            return words
+        gain, agreement = self.held_out["gain"], self.held_out["agreement"]
+        return (
+            f"{words}; held-out gain {gain['mean']:.3f} nats ({gain['low']:.3f} to "
+            f"{gain['high']:.3f}), agreement with the teacher {agreement['before']:.0%} to "
+            f"{agreement['after']:.0%}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "round": self.number,
+            "frames": self.num_frames,
+            "asks": self.num_asks,
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+            "seconds": round(self.seconds, 1),
+            "digest": self.digest,
+            "held_out": self.held_out,
+        }
+
+
+@dataclass
+class History:
+    """main: the probe that the table shows. scores: by probe, source only first, then each round."""
+
+    main: str
+    scores: dict[str, list[Scores]] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+
+    def add(self, probe: str, scores: Scores) -> None:
+        """The scores of a probe at the next point: source only, then after each round."""
+        self.scores.setdefault(probe, []).append(scores)
+
+    def rows(self) -> Iterator[list[object]]:
+        """One row for source only and one for each round, as `COLUMNS`."""
+        points = self.scores.get(self.main, [])
+        for number in range(len(self.rounds) + 1):
+            cells: list[object] = ["source only" if number == 0 else f"round {number}"]
+            for metric in METRICS:
+                found = points[number].all(metric) if number < len(points) else None
+                cells.append(None if found is None else round(found.value, 2))
+            if number:
+                done = self.rounds[number - 1]
+                cells += [done.uplink_bytes, done.downlink_bytes, round(done.seconds, 1)]
+            else:
+                cells += [None, None, None]
+            yield cells
+
+    def gains(self, probe: str) -> dict[str, Difference]:
+        """Last round minus source only, by metric, over all of a probe."""
+        points = self.scores.get(probe, [])
+        if len(points) < 2:
+            return {}
+        found = compare(points[-1], points[0])
+        return {metric: found[key] for metric in NAMES if (key := (metric, "all", "all")) in found}
+
+    def gain_words(self, probe: str) -> str:
+        """ "MC +12.3 (95 % interval 9.1 to 15.2), DA ..." """
+        return ", ".join(
+            f"{NAMES[metric]} {gain.value:+.1f}"
+            + (
+                f" (95 % interval {gain.interval.low:+.1f} to {gain.interval.high:+.1f})"
+                if gain.interval
+                else ""
+            )
+            for metric, gain in self.gains(probe).items()
+            if metric in METRICS
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rounds": [done.as_json() for done in self.rounds],
+            "scores": {
+                probe: [_scores_json(point) for point in points]
+                for probe, points in self.scores.items()
+            },
+            "gains": {
+                probe: {
+                    metric: _difference_json(gain) for metric, gain in self.gains(probe).items()
+                }
+                for probe in self.scores
+            },
+        }
+
+
+def _scores_json(scores: Scores) -> dict[str, Any]:
+    found = {metric: scores.all(metric) for metric in NAMES}
+    return {
+        metric: {
+            "value": score.value,
+            "low": None if score.interval is None else score.interval.low,
+            "high": None if score.interval is None else score.interval.high,
+            "n": score.sample.n,
+        }
+        for metric, score in found.items()
+        if score is not None
+    }
+
+
+def _difference_json(gain: Difference) -> dict[str, Any]:
+    return {
+        "value": gain.value,
+        "low": None if gain.interval is None else gain.interval.low,
+        "high": None if gain.interval is None else gain.interval.high,
+        "n": gain.n,
+    }

@@ -1,0 +1,130 @@
+"""read_frames finds the reader; bare folders and images; what is none of these is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cdcca_cli.datasets import LabelledAsk, load_image, read_frames, read_references
+from cdcca_cli.errors import BadData, MissingInput, Unavailable, UsageError
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path, "png")
+
+
+def test_a_folder_is_all_its_images_sorted_by_path(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "sub/c.jpeg", ".hidden.png", ".git/d.png", "notes.txt"):
+        picture(tmp_path / name)
+    frames = read_frames(tmp_path)
+    for _ in range(2):
+        assert [frame.id for frame in frames] == ["a.png", "b.JPG", "sub/c.jpeg"]
+    assert len(frames) == 3
+    assert [load_image(frame).size for frame in frames] == [(4, 4)] * 3
+    assert next(iter(frames)).asks == [LabelledAsk("a.png", None, "caption")]
+
+
+def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (frame,) = read_frames(tmp_path / "a.png", prompt="What is it?")
+    assert frame.asks == [LabelledAsk("a.png", "What is it?", "vqa")]
+    (frame,) = read_frames(tmp_path, prompt="a photo of", task="caption")
+    assert frame.asks == [LabelledAsk("a.png", "a photo of", "caption")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": "vqa"}, "--prompt"),
+        ({"task": "ocr"}, "--task"),
+        ({"prompt": "  "}, "--prompt"),
+        ({"images": "."}, "--images"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str], said: str) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(UsageError, match=said):
+        read_frames(tmp_path, **options)
+
+
+def test_empty_folder_and_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="no images"):
+        read_frames(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(BadData, match="no images"):
+        read_frames(tmp_path)
+    for missing in (tmp_path / "nothing", Path("a\0b")):
+        with pytest.raises(MissingInput):
+            read_frames(missing)
+
+
+@pytest.mark.parametrize("content", [b"", b"some text", b"\x00" * 100, b"   \n\n", b'"text"', b"7"])
+def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "source").write_bytes(content)
+    with pytest.raises(BadData, match="source"):
+        read_frames(tmp_path / "source")
+    with pytest.raises(BadData, match="source"):
+        read_references(tmp_path / "source")
+
+
+def test_an_image_is_known_without_its_suffix(tmp_path: Path) -> None:
+    picture(tmp_path / "upload")
+    assert [frame.id for frame in read_frames(tmp_path / "upload")] == ["upload"]
+
+
+def test_a_manifest_needs_no_suffix_and_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    line = json.dumps({"id": "x", "image": "a.png", "prompt": "?", "answers": ["a"]})
+    (tmp_path / "m").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n")
+    assert [frame.asks[0].id for frame in read_frames(tmp_path / "m")] == ["x"]
+    assert set(read_references(tmp_path / "m")) == {"x"}
+
+
+def test_bare_images_have_no_references(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(BadData, match="no labels"):
+        read_references(tmp_path)
+
+
+def video(path: Path) -> None:
+    """Six frames of 32x32, frame k grey of level 40 k, as FFV1 (lossless)."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "bgr0"
+        for level in range(6):
+            pixels = np.full((32, 32, 3), 40 * level, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def test_video_frames_in_any_order(tmp_path: Path) -> None:
+    video(tmp_path / "clip.mkv")
+    frames = list(read_frames(tmp_path / "clip.mkv", prompt="?"))
+    assert [frame.id for frame in frames] == [f"clip.mkv#{position}" for position in range(6)]
+    for position in (0, 1, 2, 5, 3, 3, 0, 4):
+        assert load_image(frames[position]).getpixel((5, 5)) == (40 * position,) * 3
+
+
+def test_a_cut_video_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
+    with pytest.raises(BadData, match=r"clip\.mp4"):
+        read_frames(tmp_path / "clip.mp4")
+
+
+def test_video_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"\0" * 100)
+    with pytest.raises(Unavailable, match="PyAV"):
+        read_frames(tmp_path / "clip.mp4")

@@ -1,0 +1,112 @@
+"""Greedy decoding and entropy, apart from any checkpoint's numbers."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdcca_cli import families
+from cdcca_cli.families import decoding
+from tests import tiny
+
+
+def test_entropy_in_nats() -> None:
+    """Uniform over 4: ln 4. One certain: 0, with -inf beside it. (1/2, 1/4, 1/4): 1.5 ln 2."""
+    inf = float("inf")
+    logits = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, 0.0],
+            [3.0, -inf, -inf, -inf],
+            [math.log(2), 0.0, 0.0, -inf],
+        ]
+    )
+    expected = [math.log(4), 0.0, 1.5 * math.log(2)]
+    assert decoding.step_entropy(logits).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+class _Script(families.model.Language):  # type: ignore[name-defined, misc]
+    """A language that says what it is told: row r says script[r][step]."""
+
+    def __init__(self, script: list[list[int]]) -> None:
+        self.script = script
+        self.max_positions = None
+        self.steps = 0
+
+    @property
+    def last_attention(self) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def answer_logits(self, spliced: object, answer_BA: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def continuation_logits(self, *args: object) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _say(self) -> torch.Tensor:
+        logits = torch.zeros(len(self.script), 10)
+        for row, tokens in enumerate(self.script):
+            logits[row, tokens[self.steps]] = 5
+        self.steps += 1
+        return logits
+
+    def begin(self, spliced: object, max_new_tokens: int) -> tuple[torch.Tensor, None]:
+        return self._say(), None
+
+    def advance(self, state: None, ids_B: torch.Tensor) -> torch.Tensor:
+        return self._say()
+
+
+def test_stops_when_every_row_has_ended_and_cuts_each_row_at_its_end() -> None:
+    language = _Script([[7, 2, 5, 5], [2, 5, 5, 5], [7, 7, 2, 5]])
+    made = decoding.greedy(language, [None] * 3, 4, (2,))  # type: ignore[arg-type]
+    assert made.ids == [[7, 2], [2], [7, 7, 2]]
+    assert [len(row) for row in made.entropies] == [2, 1, 3]
+    assert language.steps == 3, "one pass for each token of the longest answer, no more"
+
+
+def test_stops_at_the_limit() -> None:
+    language = _Script([[7, 7, 7, 7]])
+    made = decoding.greedy(language, [None], 2, (2, 3), keep_logits=True)  # type: ignore[arg-type]
+    assert made.ids == [[7, 7]]
+    assert made.logits is not None
+    assert len(made.logits) == 2
+
+
+def test_an_end_token_that_a_config_lists(tmp_path: Path) -> None:
+    """generation_config's end tokens are used as transformers uses them: any of a list."""
+    folder = tiny.q_checkpoint(tmp_path / "c", seed=1)
+    import json
+
+    path = folder / "config.json"
+    table = json.loads(path.read_text())
+    table["text_config"]["eos_token_id"] = [214, 2]
+    path.write_text(json.dumps(table))
+    model = families.load(folder, compute="cpu")
+    assert model.answer_ids(["red"])[0, -1].item() == 214
+    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
+    prompt = ["Question: red? Answer:"]
+    spliced = model.splice(model.project(model.queries(tokens)), prompt)
+    logits = model.generate(spliced, 1, keep_logits=True).logits
+    assert logits is not None
+    first = int(logits[0].argmax())
+    table["text_config"]["eos_token_id"] = [2, first]
+    path.write_text(json.dumps(table))
+    ended = families.load(folder, compute="cpu").generate(spliced, 8)
+    assert ended.ids == [[first]]
+
+
+def test_special_ids() -> None:
+    assert decoding.special_ids(None, 2, [5, 2]) == (2, 5)
+    assert decoding.special_ids(None) == ()
+
+
+def test_no_choices_at_all(blip2_llama: Path) -> None:
+    model = families.load(blip2_llama, compute="cpu")
+    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
+    prompts = ["a", "b"]
+    spliced = model.splice(model.project(model.queries(tokens)), prompts)
+    assert model.score_choices(spliced, [[], []]) == [[], []]
+    scores = model.score_choices(spliced, [[], ["red"]])
+    assert scores[0] == []
+    assert scores[1][0] < 0

@@ -1,0 +1,212 @@
+"""What can be loaded, what is refused with which exit code, and the digests."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdcca_cli import families
+from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
+from tests import tiny
+
+
+def refused(checkpoint: object, error: type[CdccaError], code: int, **options: object) -> str:
+    """Loading fails with this class and code, and one line; returns it."""
+    with pytest.raises(error) as caught:
+        families.load(checkpoint, **({"compute": "cpu"} | options))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert type(caught.value) is error
+    assert caught.value.exit_code == code
+    assert "\n" not in message
+    assert message
+    return message
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+def test_text_only_and_unknown_families(tmp_path: Path, blip2_llama: Path) -> None:
+    """The message names the families that work."""
+    text = refused(tiny.text_checkpoint(tmp_path / "text"), UsageError, 2)
+    assert "'llama'" in text
+    assert "blip_2, instructblip, llava" in text
+    unknown = copy(blip2_llama, tmp_path / "unknown")
+    (unknown / "config.json").write_text('{"model_type": "no-such-model"}')
+    assert "no-such-model" in refused(unknown, UsageError, 2)
+
+
+def test_folders_that_are_none(tmp_path: Path, blip2_llama: Path) -> None:
+    assert "no such" in refused(tmp_path / "nothing", MissingInput, 66)
+    assert "no such" in refused("./nothing", MissingInput, 66)
+    assert "config.json" in refused(tmp_path, MissingInput, 66)
+    (tmp_path / "file").write_text("x")
+    assert "found a file" in refused(tmp_path / "file", UsageError, 2)
+    refused("", MissingInput, 66)
+    refused("shipped:nobody", UsageError, 2)
+    empty = copy(blip2_llama, tmp_path / "empty")
+    (empty / "model.safetensors").unlink()
+    assert "no weights" in refused(empty, MissingInput, 66)
+    (empty / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "never read" in refused(empty, MissingInput, 66)
+
+
+def test_damaged_checkpoints(tmp_path: Path, blip2_llama: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def broken(name: str) -> Path:
+        return copy(blip2_llama, tmp_path / name)
+
+    folder = broken("json")
+    (folder / "config.json").write_text('{"model_type": ')
+    refused(folder, BadData, 65)
+    folder = broken("kind")
+    (folder / "config.json").write_text("[1]")
+    refused(folder, BadData, 65)
+    folder = broken("cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    refused(folder, BadData, 65)
+    folder = broken("lacking")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_projection.bias"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "language_projection.bias" in refused(folder, BadData, 65)
+    folder = broken("shape")
+    tensors["language_projection.bias"] = torch.zeros(3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, BadData, 65)
+    folder = broken("words")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CdccaError) as caught:
+        families.load(folder, compute="cpu")
+    assert caught.value.exit_code in (65, 66)
+    folder = broken("pictures")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CdccaError) as caught:
+        families.load(folder, compute="cpu")
+    assert caught.value.exit_code in (65, 66)
+
+
+def test_a_hub_id_without_a_network() -> None:
+    message = refused("nobody/nothing-of-this-name", Unavailable, 69)
+    assert "hub" in message
+
+
+def test_what_is_not_here(blip2_llama: Path) -> None:
+    if not torch.cuda.is_available():
+        assert "CUDA" in refused(blip2_llama, Unavailable, 69, compute="cuda")
+    refused(blip2_llama, UsageError, 2, compute="tpu")
+    refused(blip2_llama, UsageError, 2, dtype="int3")
+    refused(blip2_llama, UsageError, 2, quantize="nf5")
+
+
+def test_qformer_layers(tmp_path: Path, blip2_llama: Path, llava: Path, tiny_pair: tuple) -> None:
+    """The first N layers are kept, as if the others had never been there."""
+    teacher, _ = tiny_pair
+    whole = families.load(teacher, compute="cpu")
+    cut = families.load(teacher, compute="cpu", qformer_layers=2)
+    assert len(cut.module.qformer.encoder.layer) == 2
+    assert cut.module.config.qformer_config.num_hidden_layers == 2
+    tokens = whole.vision_tokens(whole.preprocess(tiny.images(1)))
+    seen = []
+    handle = whole.module.qformer.encoder.layer[1].register_forward_hook(
+        lambda module, args, output: seen.append(output)
+    )
+    whole.queries(tokens)
+    handle.remove()
+    torch.testing.assert_close(cut.queries(tokens), seen[0], rtol=0, atol=1e-6)
+    assert cut.tower_digest == whole.tower_digest
+    assert cut.digest != whole.digest
+    for layers in (0, 5):
+        refused(teacher, UsageError, 2, qformer_layers=layers)
+    refused(llava, UsageError, 2, qformer_layers=1)
+
+
+def test_the_towers_digest_does_not_depend_on_how_it_is_stored_or_loaded(tmp_path: Path) -> None:
+    """Teacher in 32 bits, student in bfloat16: one tower. Another tower: another digest."""
+    teacher = tiny.q_checkpoint(tmp_path / "t", width=128, seed=1)
+    tower = tiny.tower_of(teacher)
+    student = tiny.q_checkpoint(tmp_path / "s", seed=2, tower=tower, dtype=torch.bfloat16)
+    other = tiny.q_checkpoint(tmp_path / "o", seed=3)
+    digest = families.load(teacher, compute="cpu").tower_digest
+    assert digest.startswith("sha256:")
+    for dtype in ("float32", "bfloat16", "float16", "stored"):
+        assert families.load(student, compute="cpu", dtype=dtype).tower_digest == digest
+    assert families.load(other, compute="cpu").tower_digest != digest
+    stored = families.load(student, compute="cpu", dtype="stored")
+    assert stored.dtype == torch.bfloat16
+    assert stored.digest == families.load(student, compute="cpu").digest
+
+
+def test_the_towers_digest_by_a_slow_second_form(blip2_llama: Path) -> None:
+    """From the safetensors file, by hand: bfloat16 bits by rounding float32 to nearest even."""
+    import numpy as np
+
+    from cdcca_cli.formats.digest import overlay_digest
+
+    rounded = {}
+    for name, tensor in tiny.tower_of(blip2_llama).items():
+        bits = tensor.numpy().view(np.uint32).astype(np.uint64)
+        rounded[name] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    assert families.load(blip2_llama, compute="cpu").tower_digest == overlay_digest(rounded)
+
+
+def test_a_pair_shares_its_tower(tiny_pair: tuple[Path, Path]) -> None:
+    teacher, student = (families.load(folder, compute="cpu") for folder in tiny_pair)
+    assert teacher.tower_digest == student.tower_digest
+    assert teacher.digest != student.digest
+
+
+def test_float32_on_a_cpu_and_everything_frozen(blip2_llama: Path) -> None:
+    model = families.load(str(blip2_llama))
+    if model.compute == "cpu":
+        assert model.dtype == torch.float32
+    assert not model.module.training
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_pictures_of_another_size_than_the_towers(tmp_path: Path, blip2_llama: Path) -> None:
+    folder = copy(blip2_llama, tmp_path / "size")
+    path = folder / "preprocessor_config.json"
+    table = json.loads(path.read_text())
+    table["size"] = {"height": 32, "width": 32}
+    path.write_text(json.dumps(table))
+    with pytest.raises(BadData, match="32x32"):
+        families.load(folder, compute="cpu").preprocess(tiny.images(1))
+
+
+def test_prompts(blip2_llama: Path, instructblip: Path, llava: Path) -> None:
+    q = families.load(blip2_llama, compute="cpu")
+    assert q.format_prompt("What {is} it?", "vqa") == "Question: What {is} it? Answer:"
+    assert q.format_prompt(None, "caption") == "a photo of"
+    assert q.format_prompt("a drawing of", "caption") == "a drawing of"
+    i = families.load(instructblip, compute="cpu")
+    assert i.format_prompt("What is it?", "vqa") == "What is it? Short answer:"
+    assert i.format_prompt(None, "caption") == "A short image description."
+    p = families.load(llava, compute="cpu")
+    assert p.format_prompt("What is it?", "vqa") == (
+        "USER: <image>\nWhat is it?\nAnswer the question using a single word or phrase. ASSISTANT:"
+    )
+    assert p.format_prompt(None, "caption") == (
+        "USER: <image>\nDescribe the image in one short sentence. ASSISTANT:"
+    )
+    # A question cannot bring a second picture's place with it.
+    assert p.format_prompt("<image> what?", "vqa").count("<image>") == 1
+    for model in (q, i, p):
+        with pytest.raises(UsageError):
+            model.format_prompt(None, "vqa")
+        with pytest.raises(UsageError):
+            model.format_prompt("x", "poem")
+
+
+def test_a_prompt_too_long_for_the_model(blip2_opt: Path) -> None:
+    """OPT has a table of positions: running over it is said, not crashed into."""
+    model = families.load(blip2_opt, compute="cpu")
+    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
+    features = model.project(model.queries(tokens))
+    with pytest.raises(UsageError, match="256"):
+        model.splice(features, ["why " * 300])

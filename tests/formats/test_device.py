@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdcca_cli import streams
+from cdcca_cli.errors import BadData, CannotWrite, MissingInput
+from cdcca_cli.formats.device import Device, DeviceSettings, Lora
+from cdcca_cli.formats.digest import overlay_digest
+
+SETTINGS = DeviceSettings("shipped:student", "blip-2", "sha256:" + "3" * 64, Lora(4, 8.0, 1))
+
+
+def overlay(value: float) -> dict[str, np.ndarray]:
+    return {"w": np.full((2, 3), value, np.float32), "b": np.zeros(2, np.float32)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device.create(tmp_path / "device", SETTINGS, overlay(0))
+
+
+def test_a_new_folder_is_read_again(device: Device) -> None:
+    found = Device.open(device.path)
+    assert found.settings == SETTINGS
+    assert (found.sequence, found.highest_sequence, found.previous) == (0, 0, None)
+    assert found.digest == overlay_digest(overlay(0))
+    assert found.read_overlay()["w"].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert found.current.file == f"overlay/0-{found.digest[7:23]}.safetensors"
+
+
+def test_install_and_rollback(device: Device) -> None:
+    device.install(overlay(1), 1)
+    device.install(overlay(2), 2)
+    found = Device.open(device.path)
+    assert (found.sequence, found.previous and found.previous.sequence) == (2, 1)
+    assert found.read_overlay()["w"][0, 0] == 2
+    assert len(list((device.path / "overlay").iterdir())) == 2  # sequence 0 is gone
+    found.rollback()
+    again = Device.open(device.path)
+    assert (again.sequence, again.previous, again.highest_sequence) == (1, None, 2)
+    assert again.read_overlay()["w"][0, 0] == 1
+    assert len(list((device.path / "overlay").iterdir())) == 1
+    before = files(device.path)
+    with pytest.raises(MissingInput, match="no earlier overlay"):
+        again.rollback()
+    assert files(device.path) == before
+
+
+def test_rolling_back_to_a_damaged_overlay_changes_nothing(device: Device) -> None:
+    device.install(overlay(1), 1)
+    assert device.previous is not None
+    (device.path / device.previous.file).write_bytes(b"junk")
+    before = files(device.path)
+    with pytest.raises(BadData):
+        device.rollback()
+    assert files(device.path) == before
+    assert (device.sequence, Device.open(device.path).sequence) == (1, 1)
+
+
+def test_installing_the_same_overlay_again_keeps_the_one_before(device: Device) -> None:
+    device.install(overlay(1), 1)
+    device.install(overlay(1), 1)
+    assert device.previous is not None and device.previous.sequence == 0
+
+
+def test_an_existing_folder_is_kept(device: Device, tmp_path: Path) -> None:
+    device.install(overlay(5), 1)
+    before = files(device.path)
+    with pytest.raises(CannotWrite, match="--force"):
+        Device.create(device.path, SETTINGS, overlay(9))
+    assert files(device.path) == before
+    Device.create(device.path, SETTINGS, overlay(9), force=True)
+    found = Device.open(device.path)
+    assert (found.sequence, found.highest_sequence, found.previous) == (0, 0, None)
+    assert len(list((device.path / "overlay").iterdir())) == 1
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    for force in (False, True):
+        with pytest.raises(CannotWrite, match="other things"):
+            Device.create(tmp_path / "photos", SETTINGS, overlay(0), force=force)
+    assert files(tmp_path / "photos") == {"cat.jpg": b""}
+
+
+@pytest.mark.parametrize(
+    "unsound", [{"w": np.array([np.nan], np.float32)}, {"w": np.zeros(2, np.float64)}]
+)
+def test_an_unsound_overlay_is_not_installed(
+    device: Device, unsound: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    before = files(device.path)
+    with pytest.raises(BadData, match="'w'"):
+        device.install(unsound, 1)
+    assert files(device.path) == before
+    with pytest.raises(BadData):
+        Device.create(tmp_path / "new", SETTINGS, unsound)
+    assert not (tmp_path / "new").exists()
+
+
+def test_unsound_settings_make_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="'groups'"):
+        unsound = DeviceSettings("c", "f", SETTINGS.tower, SETTINGS.lora, groups=("tower",))
+        Device.create(tmp_path / "new", unsound, overlay(0))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_overlay_is_refused(device: Device) -> None:
+    path = device.path / device.current.file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadData, match="the folder is damaged"):
+        Device.open(device.path).read_overlay()
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty", "file"])
+def test_no_device_folder(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MissingInput, match="device folder"):
+        Device.open(tmp_path / place)
+
+
+@pytest.mark.parametrize("failing", ["overlay", "device.json"])
+@pytest.mark.parametrize("error", [CannotWrite("disk full"), KeyboardInterrupt()])
+def test_a_failure_in_the_middle_changes_nothing(
+    device: Device, failing: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.install(overlay(1), 1)
+    current, read = device.current, device.read_overlay()
+    write = streams.atomic_write_bytes
+
+    def fail(path: Path, data: bytes) -> None:
+        if failing in str(path.relative_to(device.path)):
+            raise error
+        write(path, data)
+
+    monkeypatch.setattr(streams, "atomic_write_bytes", fail)
+    with pytest.raises(type(error)):
+        device.install(overlay(2), 2)
+    monkeypatch.undo()
+    found = Device.open(device.path)
+    assert found.current == device.current == current
+    assert np.array_equal(found.read_overlay()["w"], read["w"])
+    device.install(overlay(2), 2)  # and what was left behind is no hindrance
+    assert len(list((device.path / "overlay").iterdir())) == 2
+
+
+def test_the_lock_keeps_others_out_and_reads_afresh(device: Device) -> None:
+    other = Device.open(device.path)
+    started, done = threading.Event(), []
+
+    def install() -> None:
+        started.set()
+        other.install(overlay(7), 7)
+        done.append(time.monotonic())
+
+    with device.lock():
+        thread = threading.Thread(target=install)
+        thread.start()
+        started.wait()
+        device.install(overlay(3), 3)  # enters the lock again
+        time.sleep(0.1)
+        assert not done
+    thread.join()
+    assert other.previous is not None and other.previous.sequence == 3
+    assert device.sequence == 3
+    with device.lock():
+        assert device.sequence == 7
+
+
+KILLED = """
+import sys, numpy as np
+from cdcca_cli.formats.device import Device
+device = Device.open(sys.argv[1])
+print("ready", flush=True)
+while True:
+    number = device.sequence + 1
+    device.install({"w": np.full(50_000, number, np.float32)}, number)
+"""
+
+
+def test_killed_at_any_moment_the_folder_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    Device.create(path, SETTINGS, {"w": np.zeros(50_000, np.float32)})
+    for attempt in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.02 + 0.013 * attempt)
+            process.send_signal(signal.SIGKILL)
+        found = Device.open(path)
+        assert (found.read_overlay()["w"] == found.sequence).all()
+    assert found.sequence > 0
+
+
+def test_what_device_json_says_is_sorted_json(device: Device) -> None:
+    text = (device.path / "device.json").read_text()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) + "\n"
+    assert json.loads(text)["lora"] == {"alpha": 8.0, "rank": 4, "seed": 1}
+    assert device.as_json() == json.loads(text)
+    assert os.listdir(device.path / "overlay") == [Path(device.current.file).name]

@@ -1,0 +1,78 @@
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.formats.predictions import (
+    ENTROPIES,
+    Prediction,
+    decode_line,
+    encode_line,
+    read_predictions,
+    write_predictions,
+)
+
+MODEL = "sha256:" + "7" * 64
+TEXT = st.text(max_size=8)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> Prediction:
+    choices = draw(st.none() | st.lists(TEXT, min_size=1, max_size=4))
+    scores = st.none() if choices is None else st.none() | st.just([draw(NUMBERS) for _ in choices])
+    return Prediction(
+        id=draw(st.text(min_size=1, max_size=8)),
+        image=draw(TEXT),
+        task=draw(st.sampled_from(["vqa", "caption"])),
+        prompt=draw(st.none() | TEXT),
+        answer=draw(TEXT),
+        choice=None if choices is None else draw(st.sampled_from(choices)),
+        choices=choices,
+        choice_scores=draw(scores),
+        entropy={name: draw(st.floats(0, 1e6)) for name in ENTROPIES},
+        token_entropies=draw(st.none() | st.lists(st.floats(0, 20), max_size=3)),
+        model=MODEL,
+        domain=draw(st.none() | TEXT),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(predictions(), max_size=3))
+def test_what_is_written_is_read_again(written: list[Prediction]) -> None:
+    out = io.StringIO()
+    assert write_predictions(out, written) == len(written)
+    assert out.getvalue().count("\n") == len(written)
+    assert list(read_predictions(out.getvalue().split("\n"))) == written
+
+
+PLAIN = Prediction(
+    "q", "a.png", "vqa", "What?", "cat", None, None, None, dict.fromkeys(ENTROPIES, 0.5), None,
+    MODEL, None,
+)  # fmt: skip
+
+
+def test_other_keys_and_absent_ones_are_allowed() -> None:
+    row = json.loads(encode_line(PLAIN))
+    row = {name: value for name, value in row.items() if value is not None}
+    assert decode_line(json.dumps({**row, "my note": [1]}), "here") == PLAIN
+
+
+def test_empty_lines_are_skipped_and_counted() -> None:
+    with pytest.raises(BadData, match="somewhere: line 4"):
+        list(read_predictions(["", encode_line(PLAIN), " ", "{"], where="somewhere"))
+
+
+@pytest.mark.parametrize(
+    "entropy",
+    [{}, dict.fromkeys(ENTROPIES, float("inf")), dict.fromkeys(ENTROPIES, -1.0)],
+)
+def test_what_could_not_be_read_is_not_written(entropy: dict[str, float]) -> None:
+    out = io.StringIO()
+    unsound = Prediction(**{**PLAIN.__dict__, "entropy": entropy})
+    with pytest.raises(BadData, match="ask q"):
+        write_predictions(out, [unsound])
+    assert out.getvalue() == ""

@@ -1,0 +1,142 @@
+import json
+import struct
+from io import BytesIO
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from cdcca_cli.errors import BadData, NewerFormat
+from cdcca_cli.formats import records
+from cdcca_cli.formats.digest import DTYPES
+
+ANY = st.sampled_from(list(DTYPES.values())).flatmap(
+    lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0))
+)
+NAMES = st.text(min_size=1, max_size=8).filter(
+    lambda name: name != "__metadata__" and name.isprintable()
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tensors=st.dictionaries(NAMES, ANY, max_size=4), note=st.text(max_size=20))
+def test_what_is_written_is_read_again_by_us_and_by_safetensors(
+    tensors: dict[str, np.ndarray], note: str
+) -> None:
+    out = BytesIO()
+    num_bytes = records.write_record(out, tensors, {"kind": "k", "version": 1, "note": note})
+    data = out.getvalue()
+    assert num_bytes == len(data)
+    record = records.read_record(BytesIO(data))
+    assert record is not None and record.num_bytes == num_bytes
+    assert record.header == {"kind": "k", "version": 1, "note": note}
+    other = safetensors.numpy.load(data)
+    assert set(record.tensors) == set(tensors) == set(other)
+    for name, array in tensors.items():
+        for read in (record.tensors[name], other[name]):
+            assert (read.shape, read.dtype) == (array.shape, array.dtype)
+            assert read.tobytes() == array.tobytes()
+
+
+def test_a_record_of_the_safetensors_library_is_read() -> None:
+    """It orders tensors by alignment, not by name."""
+    tensors = {"a": np.arange(3, dtype=np.int8), "b": np.arange(2, dtype=np.float32)}
+    data = safetensors.numpy.save(tensors, {"cdcca": '{"kind":"k","version":1}'})
+    record = records.read_record(BytesIO(data))
+    assert record is not None
+    assert record.tensors["a"].tolist() == [0, 1, 2] and record.tensors["b"].tolist() == [0, 1]
+
+
+def test_the_header_has_one_metadata_key_and_sorted_json() -> None:
+    out = BytesIO()
+    records.write_record(out, {"b": np.zeros(1, np.int8)}, {"version": 1, "kind": "é"})
+    (length,) = struct.unpack("<Q", out.getvalue()[:8])
+    assert length % 8 == 0
+    assert out.getvalue()[8 : 8 + length].rstrip(b" ").decode() == (
+        '{"__metadata__":{"cdcca":"{\\"kind\\":\\"\\\\u00e9\\",\\"version\\":1}"},'
+        '"b":{"data_offsets":[0,1],"dtype":"I8","shape":[1]}}'
+    )
+
+
+def test_arrays_are_aligned_and_writable() -> None:
+    out = BytesIO()
+    tensors = {"a": np.zeros(3, np.int8), "b": np.arange(4, dtype=np.int64)}
+    records.write_record(out, tensors, {"kind": "k", "version": 1})
+    record = records.read_record(BytesIO(out.getvalue()))
+    assert record is not None
+    assert record.tensors["b"].flags.aligned and record.tensors["b"].flags.writeable
+    assert record.tensors["b"].tolist() == [0, 1, 2, 3]
+
+
+def test_every_cut_is_refused() -> None:
+    out = BytesIO()
+    records.write_record(out, {"a": np.arange(5, dtype=np.int8)}, {"kind": "k", "version": 1})
+    data = out.getvalue()
+    assert records.read_record(BytesIO(b"")) is None
+    for length in range(1, len(data)):
+        with pytest.raises(BadData, match="cut short"):
+            records.read_record(BytesIO(data[:length]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damage_is_refused_or_gives_a_record_but_never_anything_else(data: st.DataObject) -> None:
+    out = BytesIO()
+    tensors = {"a": np.arange(4, dtype=np.float32), "b": np.arange(3, dtype=np.uint8)}
+    records.write_record(out, tensors, {"kind": "k", "version": 1})
+    damaged = bytearray(out.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[place] = data.draw(st.integers(0, 255))
+    try:
+        record = records.read_record(BytesIO(bytes(damaged)), kinds={"k": 1})
+    except (BadData, NewerFormat) as error:
+        assert "\n" not in str(error)
+    else:
+        assert record is not None
+
+
+def test_limits() -> None:
+    out = BytesIO()
+    records.write_record(out, {"a": np.zeros(1000, np.int8)}, {"kind": "k", "version": 1})
+    assert records.read_record(BytesIO(out.getvalue()), limits=records.Limits(200, 2000))
+    with pytest.raises(BadData, match="header would be"):
+        records.read_record(BytesIO(out.getvalue()), limits=records.Limits(64, 2000))
+    with pytest.raises(BadData, match="at most 900 are read"):
+        records.read_record(BytesIO(out.getvalue()), limits=records.Limits(200, 900))
+
+
+def test_what_could_not_be_read_is_not_written() -> None:
+    tensors = {f"tensor {number:06}": np.zeros(1, np.int8) for number in range(15_000)}
+    out = BytesIO()
+    with pytest.raises(BadData, match="15,000 tensors"):
+        records.write_record(out, tensors, {"kind": "k", "version": 1})
+    assert out.getvalue() == b""
+
+
+def test_numbers_that_json_does_not_have_are_not_written() -> None:
+    with pytest.raises(ValueError):
+        records.write_record(BytesIO(), {}, {"kind": "k", "version": 1, "x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"a":1,"a":1}', "NaN", "[1e400]", "-Infinity", "[" * 200_000, "1" * 9000]
+)
+def test_json_that_is_not_trusted(text: str) -> None:
+    with pytest.raises(BadData, match="here is not sound JSON"):
+        records.load_json(text, "here")
+
+
+def test_fields_have_types() -> None:
+    header = json.loads('{"n": 1, "x": 1.5, "b": true, "s": "t", "l": ["a", 1]}')
+    assert records.field(header, "n", int, "here") == 1
+    assert records.field(header, "n", float, "here") == 1.0
+    assert records.field(header, "gone", str, "here", optional=True) is None
+    for name, kind in (("b", int), ("b", float), ("x", int), ("gone", str), ("n", str)):
+        with pytest.raises(BadData, match=f"here: '{name}' must be"):
+            records.field(header, name, kind, "here")
+    with pytest.raises(BadData, match="must be a string"):
+        records.list_of(header, "l", str, "here")

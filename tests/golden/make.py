@@ -1,0 +1,569 @@
+"""Writes tests/golden: `python -m tests.golden.make`.
+
+The files are put together here from the formats' specifications with struct and json alone, not
+with the package's writers, so that they hold the package to the specification. `valid/` has one
+file for each format and version and stays readable for ever; `invalid/` has one for each fault,
+named after it. FAULTS says with which exit code each is refused, and a word of the message.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+HERE = Path(__file__).parent
+TOWER = "sha256:" + "ab" * 32
+MODEL = "sha256:" + "cd" * 32
+BASE = "sha256:" + "01" * 32
+TARGET = "sha256:" + "02" * 32
+
+Tensor = tuple[str, list[int], bytes]
+
+
+def floats(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def halves(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}e", *values)
+
+
+def dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def safetensors(table: dict[str, Any] | str, payload: bytes) -> bytes:
+    """Header length, header padded to a multiple of 8, payload."""
+    text = (table if isinstance(table, str) else dumps(table)).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def entries(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:
+    """The tensor table in name order, and the payload."""
+    table: dict[str, Any] = {}
+    payload = b""
+    for name in sorted(tensors):
+        dtype, shape, data = tensors[name]
+        offsets = [len(payload), len(payload) + len(data)]
+        table[name] = {"data_offsets": offsets, "dtype": dtype, "shape": shape}
+        payload += data
+    return table, payload
+
+
+def record(header: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    table, payload = entries(tensors)
+    return safetensors({**table, "__metadata__": {"cdcca": dumps(header)}}, payload)
+
+
+ASK = {"choices": ["cat", "dog"], "entropy": 0.5, "id": "q1", "prompt": "What?", "task": "vqa"}
+SHARD = {
+    "kind": "shard",
+    "version": 1,
+    "frame": "f1",
+    "image": "frames/f1.png",
+    "domain": "night",
+    "tower": TOWER,
+    "num_tokens": 36,
+    "bits": 32,
+    "asks": [ASK],
+}
+TOKENS: Tensor = ("F32", [2, 3], floats(1.5, -2.0, 0.0, 0.25, 8.0, -0.125))
+POSITIONS: Tensor = ("U16", [2], struct.pack("<2H", 4, 17))
+SCORES: Tensor = ("F32", [2], floats(0.5, 0.75))
+SHARD_TENSORS = {"tokens": TOKENS, "positions": POSITIONS, "scores": SCORES}
+
+SHARD_F16 = {
+    **SHARD,
+    "bits": 16,
+    "asks": [{"choices": None, "entropy": None, "id": "c", "prompt": None, "task": "caption"}],
+    "domain": None,
+}
+TENSORS_F16 = {**SHARD_TENSORS, "tokens": ("F16", [2, 3], halves(1.5, -2, 0, 0.25, 8, -0.125))}
+
+# Row 0: largest 254, scale 2, codes 127, -1, 0. Row 1: all zero, scale 0.
+SHARD_I8 = {**SHARD, "bits": 8, "num_tokens": 70000}
+TENSORS_I8 = {
+    "tokens": ("I8", [2, 3], struct.pack("<6b", 127, -1, 0, 0, 0, 0)),
+    "scales": ("F32", [2], floats(2.0, 0.0)),
+    "positions": ("I32", [2], struct.pack("<2i", 0, 69999)),
+    "scores": SCORES,
+}
+
+
+def end(count: int) -> bytes:
+    return record({"kind": "end", "version": 1, "count": count}, {})
+
+
+def shard(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """The float32 shard with header keys and tensors changed; None takes a tensor out."""
+    changed = {n: t for n, t in {**SHARD_TENSORS, **tensors}.items() if t is not None}
+    return record({**SHARD, **(change or {})}, changed)
+
+
+def shard_i8(**tensors: Tensor) -> bytes:
+    return record(SHARD_I8, {**TENSORS_I8, **tensors})
+
+
+OVERLAY = {
+    "a.weight": ("F32", [2, 2], floats(1.0, 2.0, 3.0, 4.0)),
+    "b.bias": ("F32", [3], floats(0.5, -0.5, 0.0)),
+}
+
+
+def overlay_digest(tensors: dict[str, Tensor]) -> str:
+    """`formats.digest` says how; here from its text."""
+    data = b"cdcca overlay 1\n"
+    for name, (dtype, shape, content) in sorted(tensors.items()):
+        for part in (
+            name.encode(),
+            dtype.encode(),
+            struct.pack(f"<{len(shape)}Q", *shape),
+            content,
+        ):
+            data += struct.pack("<Q", len(part)) + part
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+ADAPTATION = {
+    "kind": "adaptation",
+    "version": 1,
+    "base": BASE,
+    "sequence": 4,
+    "method": "akd",
+    "seed": 7,
+    "report": {"loss": 0.25},
+}
+PAYLOAD = bytes(range(40))
+UPDATE = {
+    "kind": "update",
+    "version": 1,
+    "base": BASE,
+    "target": TARGET,
+    "sequence": 5,
+    "codec": "nf4-mixed",
+    "bits": [4, 0],
+    "num_parameters": 7,
+    "payload_bytes": 40,
+    "payload_sha256": hashlib.sha256(PAYLOAD).hexdigest(),
+}
+PREDICTION = {
+    "v": 1,
+    "id": "q1",
+    "image": "frames/f1.png",
+    "task": "vqa",
+    "prompt": "What?",
+    "answer": "cat",
+    "choice": "cat",
+    "choices": ["cat", "dog"],
+    "choice_scores": [-0.5, -2.25],
+    "entropy": {"mean": 0.5, "sum": 1.0, "max": 0.75, "first": 0.25},
+    "token_entropies": [0.25, 0.75],
+    "model": MODEL,
+    "domain": "night",
+}
+CAPTION = {
+    **PREDICTION,
+    "id": "c1",
+    "task": "caption",
+    "prompt": None,
+    "answer": "a cat é",
+    "domain": None,
+    **dict.fromkeys(("choice", "choices", "choice_scores", "token_entropies")),
+}
+
+
+def device_state() -> dict[str, Any]:
+    digest = overlay_digest(OVERLAY)
+    slot = {"sequence": 3, "digest": digest, "file": f"overlay/3-{digest[7:23]}.safetensors"}
+    return {
+        "kind": "device",
+        "version": 1,
+        "checkpoint": "shipped:student",
+        "revision": None,
+        "family": "blip-2",
+        "qformer_layers": 2,
+        "quantize": "none",
+        "groups": ["norm", "bias", "query", "lora"],
+        "lora": {"rank": 16, "alpha": 32.0, "seed": 0},
+        "tower": TOWER,
+        "current": slot,
+        "previous": None,
+        "highest_sequence": 3,
+    }
+
+
+def adaptation(**change: Any) -> bytes:
+    return record({**ADAPTATION, **change}, OVERLAY)
+
+
+def update(payload: bytes = PAYLOAD, **change: Any) -> bytes:
+    return record({**UPDATE, **change}, {"payload": ("U8", [len(payload)], payload)})
+
+
+def prediction(**change: Any) -> bytes:
+    return (dumps({**PREDICTION, **change}) + "\n").encode()
+
+
+def device(**change: Any) -> bytes:
+    return (dumps({**device_state(), **change}) + "\n").encode()
+
+
+def overlay_file() -> bytes:
+    return record({"kind": "overlay", "version": 1, "sequence": 3}, OVERLAY)
+
+
+def valid() -> dict[str, bytes]:
+    """One file for each format and version."""
+    stream_i8 = record(SHARD_I8, TENSORS_I8) + end(1)
+    packed = zstandard.ZstdCompressor(write_checksum=True)
+    return {
+        "shard_v1_f32.tokens": shard() + end(1),
+        "shard_v1_f16.tokens": record(SHARD_F16, TENSORS_F16) + end(1),
+        "shard_v1_i8.tokens": stream_i8,
+        "two_parts_v1.tokens": shard() + end(1) + stream_i8,
+        "no_shards_v1.tokens": end(0),
+        "two_zstd_frames_v1.tokens": packed.compress(shard() + end(1)) + packed.compress(stream_i8),
+        "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
+        "adaptation_v1.adaptation": adaptation(),
+        "update_v1.update": update(),
+        "overlay_v1.overlay": overlay_file(),
+        "device_v1/device.json": device(),
+        f"device_v1/{device_state()['current']['file']}": overlay_file(),
+    }
+
+
+def with_table(edit: Callable[[dict[str, Any]], Any], payload: bytes | None = None) -> bytes:
+    """A shard whose tensor table is edited, then the end record."""
+    table, right = entries(SHARD_TENSORS)
+    edit(table)
+    table["__metadata__"] = {"cdcca": dumps(SHARD)}
+    return safetensors(table, right if payload is None else payload) + end(1)
+
+
+def entry(name: str, **change: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda table: table[name].update(change)
+
+
+def raw_shard(table_text: str) -> bytes:
+    return safetensors(table_text, b"") + end(1)
+
+
+def metadata(value: Any) -> bytes:
+    table, payload = entries(SHARD_TENSORS)
+    return safetensors({**table, "__metadata__": value}, payload) + end(1)
+
+
+def bomb() -> bytes:
+    """3 KB of zstd: a record that promises 512 MiB, and the first 96 MiB of it, all zero."""
+    size = 1 << 29
+    table = {
+        "__metadata__": {"cdcca": dumps(SHARD)},
+        "tokens": {"data_offsets": [0, size], "dtype": "F32", "shape": [2, size // 8]},
+    }
+    head = safetensors(table, b"")
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj()
+    zeros = bytes(1 << 20)
+    pieces = [compressor.compress(head)] + [compressor.compress(zeros) for _ in range(96)]
+    return b"".join(pieces) + compressor.flush()
+
+
+ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress(shard() + end(1))
+NAN, INF = float("nan"), float("inf")
+DEEP = "[" * 100_000
+FAULTS: dict[str, tuple[int, str, bytes]] = {
+    # -- the stream
+    "empty.tokens": (65, "empty", b""),
+    "text.tokens": (65, "not a file that cdcca knows", b"hello, this is no stream at all\n"),
+    "cut_in_header_length.tokens": (65, "cut short", shard() + end(1)[:5]),
+    "cut_in_header.tokens": (65, "cut short", shard() + end(1)[:20]),
+    "cut_in_tensors.tokens": (65, "cut short", shard()[:-3]),
+    "cut_at_boundary.tokens": (65, "without its end record", shard() + shard()),
+    "cut_in_second_part.tokens": (65, "without its end record", shard() + end(1) + shard()),
+    "count_too_large.tokens": (65, "counts 2", shard() + end(2)),
+    "count_too_small.tokens": (65, "counts 1", shard() + shard() + end(1)),
+    "count_of_first_part.tokens": (65, "counts 2", shard() + end(1) + shard() + end(2)),
+    "count_negative.tokens": (65, "counts -1", end(-1)),
+    "count_text.tokens": (
+        65,
+        "whole number",
+        record({"kind": "end", "version": 1, "count": "1"}, {}),
+    ),
+    "junk_after_end.tokens": (65, "not a cdcca record", shard() + end(1) + b"junk junk junk junk"),
+    "newline_after_end.tokens": (65, "cut short", shard() + end(1) + b"\n"),
+    "end_with_tensors.tokens": (
+        65,
+        "expected the tensors none",
+        record({"kind": "end", "version": 1, "count": 0}, {"scores": SCORES}),
+    ),
+    "newer_version.tokens": (76, "upgrade", shard({"version": 2, "colour": "blue"})),
+    "newer_version_with_new_dtype.tokens": (
+        76,
+        "upgrade",
+        shard({"version": 2}, tokens=("F8_E4M3", [2, 3], bytes(6))),
+    ),
+    "newer_end.tokens": (76, "upgrade", record({"kind": "end", "version": 2}, {})),
+    "version_zero.tokens": (65, "begin at 1", shard({"version": 0}) + end(1)),
+    "update_in_stream.tokens": (65, "found an update", shard() + update() + end(1)),
+    "unknown_kind.tokens": (65, "unknown kind", record({"kind": "soup", "version": 1}, {})),
+    # -- zstd
+    "zstd_cut.tokens": (65, "cut short", ZSTD[:-30]),
+    "zstd_cut_in_checksum.tokens": (65, "cut short", ZSTD[:-1]),
+    "zstd_bit_flipped.tokens": (65, "damaged zstd", ZSTD[:-6] + bytes([ZSTD[-6] ^ 1]) + ZSTD[-5:]),
+    "zstd_then_junk.tokens": (65, "damaged zstd", ZSTD + b"junk"),
+    "zstd_bomb.tokens": (65, "at most 268,435,456", bomb()),
+    "zstd_window_too_large.tokens": (
+        65,
+        "damaged zstd",
+        bytes.fromhex("28b52ffd00c8010000") + b"x",
+    ),
+    # -- the record
+    "header_too_large.tokens": (
+        65,
+        "header would be",
+        struct.pack("<Q", 1 << 40) + b"{}" + bytes(60),
+    ),
+    "header_empty.tokens": (65, "header would be 0", shard() + struct.pack("<Q", 0) + bytes(8)),
+    "header_not_json.tokens": (65, "sound JSON", shard() + raw_shard('{"a": }')),
+    "header_not_utf8.tokens": (
+        65,
+        "sound JSON",
+        shard() + struct.pack("<Q", 8) + b'{"\xff\xfe":1 ',
+    ),
+    "header_a_list.tokens": (65, "not one of cdcca's", shard() + raw_shard("[1, 2]")),
+    "header_deep.tokens": (65, "sound JSON", shard() + raw_shard('{"a":' + DEEP)),
+    "header_huge_number.tokens": (
+        65,
+        "sound JSON",
+        shard() + raw_shard('{"a":' + "9" * 5000 + "}"),
+    ),
+    "header_duplicate_keys.tokens": (65, "twice", shard() + raw_shard('{"a": 1, "a": 2}')),
+    "cdcca_duplicate_keys.tokens": (
+        65,
+        "twice",
+        metadata({"cdcca": dumps(SHARD)[:-1] + ',"frame":"other"}'}),
+    ),
+    "cdcca_nan.tokens": (65, "finite", metadata({"cdcca": dumps({**SHARD, "num_tokens": NAN})})),
+    "cdcca_infinite.tokens": (
+        65,
+        "finite",
+        metadata({"cdcca": dumps(SHARD).replace("0.5", "1e999")}),
+    ),
+    "cdcca_not_a_string.tokens": (65, "metadata", shard() + metadata({"cdcca": 1})),
+    "cdcca_a_list.tokens": (65, "not an object", metadata({"cdcca": "[]"})),
+    "second_metadata_key.tokens": (65, "metadata", metadata({"cdcca": dumps(SHARD), "x": "y"})),
+    "kind_missing.tokens": (65, "'kind'", metadata({"cdcca": '{"version":1}'})),
+    "version_true.tokens": (
+        65,
+        "whole number",
+        metadata({"cdcca": '{"kind":"shard","version":true}'}),
+    ),
+    "size_lies_larger.tokens": (
+        65,
+        "takes 4,000 bytes",
+        with_table(entry("tokens", shape=[10, 100])),
+    ),
+    "size_lies_past_end.tokens": (
+        65,
+        "cut short",
+        with_table(entry("tokens", shape=[250_000, 100], data_offsets=[12, 100_000_012])),
+    ),
+    "size_over_limit.tokens": (
+        65,
+        "are read",
+        with_table(entry("tokens", shape=[2, 1 << 36], data_offsets=[12, 12 + (1 << 39)])),
+    ),
+    "shape_overflows.tokens": (65, "takes", with_table(entry("tokens", shape=[1 << 40] * 8))),
+    "shape_past_limit.tokens": (
+        65,
+        "whole numbers",
+        with_table(entry("tokens", shape=[1 << 62, 4])),
+    ),
+    "shape_negative.tokens": (65, "whole numbers", with_table(entry("tokens", shape=[-2, -3]))),
+    "shape_fraction.tokens": (65, "whole numbers", with_table(entry("tokens", shape=[2.0, 3]))),
+    "shape_nine_dimensions.tokens": (65, "dimensions", with_table(entry("tokens", shape=[1] * 9))),
+    "offsets_overlap.tokens": (65, "overlaps", with_table(entry("tokens", data_offsets=[4, 28]))),
+    "offsets_leave_hole.tokens": (
+        65,
+        "hole",
+        with_table(entry("tokens", data_offsets=[20, 44]), bytes(44)),
+    ),
+    "offsets_backwards.tokens": (65, "takes", with_table(entry("tokens", data_offsets=[36, 12]))),
+    "offsets_three.tokens": (65, "offsets", with_table(entry("tokens", data_offsets=[12, 36, 48]))),
+    "dtype_unknown.tokens": (65, "unknown dtype", with_table(entry("tokens", dtype="F8"))),
+    "dtype_a_list.tokens": (65, "unknown dtype", with_table(entry("tokens", dtype=["F32"]))),
+    "entry_with_extra_key.tokens": (65, "expected dtype", with_table(entry("tokens", x=1))),
+    "entry_a_number.tokens": (65, "expected dtype", with_table(lambda t: t.update(tokens=1))),
+    # -- the shard
+    "tokens_nan.tokens": (65, "not finite", shard(tokens=("F32", [2, 1], floats(1, NAN))) + end(1)),
+    "tokens_infinite.tokens": (
+        65,
+        "not finite",
+        record(SHARD_F16, {**TENSORS_F16, "tokens": ("F16", [2, 1], halves(1, INF))}),
+    ),
+    "scores_nan.tokens": (65, "not finite", shard(scores=("F32", [2], floats(NAN, 1)))),
+    "scales_nan.tokens": (65, "not finite", shard_i8(scales=("F32", [2], floats(NAN, 0)))),
+    "scales_infinite.tokens": (65, "not finite", shard_i8(scales=("F32", [2], floats(INF, 0)))),
+    "scales_negative.tokens": (65, "negative scales", shard_i8(scales=("F32", [2], floats(-2, 0)))),
+    "scales_overflow.tokens": (65, "not finite", shard_i8(scales=("F32", [2], floats(3e38, 0)))),
+    "scales_too_few.tokens": (65, "for 2 tokens", shard_i8(scales=("F32", [1], floats(2)))),
+    "scales_without_need.tokens": (65, "expected the tensors", shard(scales=SCORES)),
+    "code_minus_128.tokens": (
+        65,
+        "-128",
+        shard_i8(tokens=("I8", [2, 3], struct.pack("<6b", -128, 0, 0, 0, 0, 0))),
+    ),
+    "positions_unsorted.tokens": (
+        65,
+        "ascend",
+        shard(positions=("U16", [2], struct.pack("<2H", 17, 4))),
+    ),
+    "positions_twice.tokens": (
+        65,
+        "ascend",
+        shard(positions=("U16", [2], struct.pack("<2H", 4, 4))),
+    ),
+    "positions_too_large.tokens": (
+        65,
+        "ascend",
+        shard(positions=("U16", [2], struct.pack("<2H", 4, 36))),
+    ),
+    "positions_negative.tokens": (
+        65,
+        "ascend",
+        shard_i8(positions=("I32", [2], struct.pack("<2i", -1, 4))),
+    ),
+    "positions_wide.tokens": (
+        65,
+        "expected the tensors",
+        shard(positions=("I32", [2], struct.pack("<2i", 4, 17))),
+    ),
+    "positions_too_few.tokens": (65, "for 2 tokens", shard(positions=("U16", [1], bytes(2)))),
+    "tokens_none.tokens": (
+        65,
+        "neither 0",
+        shard(tokens=("F32", [0, 3], b""), positions=("U16", [0], b""), scores=("F32", [0], b"")),
+    ),
+    "tokens_three_dimensions.tokens": (
+        65,
+        "expected (N, C)",
+        shard(tokens=("F32", [1, 2, 3], TOKENS[2])),
+    ),
+    "tokens_missing.tokens": (65, "expected the tensors", shard(tokens=None)),
+    "tokens_other_dtype.tokens": (65, "expected the tensors", shard({"bits": 16})),
+    "extra_tensor.tokens": (65, "expected the tensors", shard(labels=SCORES)),
+    "bits_4.tokens": (65, "4 bits", shard({"bits": 4})),
+    "frame_empty.tokens": (65, "empty", shard({"frame": ""})),
+    "frame_a_number.tokens": (65, "'frame'", shard({"frame": 3})),
+    "tower_no_digest.tokens": (65, "not a digest", shard({"tower": "sha256:AB"})),
+    "num_tokens_zero.tokens": (65, "num_tokens", shard({"num_tokens": 0})),
+    "num_tokens_huge.tokens": (65, "num_tokens", shard({"num_tokens": 1 << 31})),
+    "labels_in_header.tokens": (65, "unknown key 'labels'", shard({"labels": ["cat"]})),
+    "ask_unknown_task.tokens": (65, "task", shard({"asks": [{**ASK, "task": "chat"}]})),
+    "ask_with_labels.tokens": (65, "unknown key", shard({"asks": [{**ASK, "answers": ["cat"]}]})),
+    "ask_without_prompt.tokens": (
+        65,
+        "'prompt' is missing",
+        shard({"asks": [{n: v for n, v in ASK.items() if n != "prompt"}]}),
+    ),
+    "ask_a_string.tokens": (65, "not an object", shard({"asks": ["What?"]})),
+    "ask_no_choices.tokens": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
+    "ask_choice_a_number.tokens": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
+    "ask_negative_entropy.tokens": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
+    # -- adaptation
+    "cut.adaptation": (65, "cut short", adaptation()[:-1]),
+    "trailing_bytes.adaptation": (65, "goes on", adaptation() + b"x"),
+    "twice.adaptation": (65, "goes on", adaptation() + adaptation()),
+    "newer_version.adaptation": (76, "upgrade", adaptation(version=9)),
+    "base_no_digest.adaptation": (65, "'base'", adaptation(base="HEAD")),
+    "sequence_negative.adaptation": (65, "sequence", adaptation(sequence=-1)),
+    "report_missing.adaptation": (65, "'report'", adaptation(report=None)),
+    "nan.adaptation": (65, "not finite", record(ADAPTATION, {"a": ("F32", [1], floats(NAN))})),
+    "half_precision.adaptation": (
+        65,
+        "float32",
+        record(ADAPTATION, {"a": ("F16", [1], halves(1))}),
+    ),
+    # -- update
+    "cut.update": (65, "cut short", update()[:-1]),
+    "trailing_bytes.update": (65, "goes on", update() + b"\n"),
+    "newer_version.update": (76, "upgrade", update(version=2)),
+    "payload_flipped.update": (65, "hash", update(payload=bytes(40))),
+    "payload_shorter.update": (65, "39 bytes", update(payload=PAYLOAD[:39])),
+    "payload_missing.update": (65, "expected the tensors", record(UPDATE, {})),
+    "names_a_tensor.update": (
+        65,
+        "expected the tensors",
+        record(UPDATE, {"payload": ("U8", [40], PAYLOAD), "a.weight": OVERLAY["a.weight"]}),
+    ),
+    "sequence_zero.update": (65, "sequence", update(sequence=0)),
+    "bits_out_of_range.update": (65, "'bits'", update(bits=[4, 64])),
+    "target_no_digest.update": (65, "'target'", update(target=None)),
+    "unknown_key.update": (65, "unknown key", update(signature="none")),
+    # -- overlay
+    "cut.overlay": (65, "cut short", overlay_file()[:-2]),
+    "infinite.overlay": (
+        65,
+        "not finite",
+        record({"kind": "overlay", "version": 1, "sequence": 0}, {"a": ("F32", [1], floats(INF))}),
+    ),
+    "newer_version.overlay": (76, "upgrade", record({"kind": "overlay", "version": 2}, {})),
+    # -- predictions
+    "cut_in_line.predictions": (65, "line 2", prediction() + prediction()[:50]),
+    "not_utf8.predictions": (65, "not UTF-8", prediction() + b"\xff\xfe\n"),
+    "duplicate_keys.predictions": (65, "twice", prediction() + b'{"v":1,"v":1}\n'),
+    "nan.predictions": (65, "finite", prediction() + prediction(choice_scores=[NAN, 1])),
+    "newer_version.predictions": (76, "upgrade", prediction(v=2)),
+    "not_an_object.predictions": (65, "not a prediction", prediction() + b"[1]\n"),
+    "entropy_missing.predictions": (65, "entropy", prediction(entropy={"mean": 1})),
+    "entropy_negative.predictions": (65, "negative", prediction(token_entropies=[-1])),
+    "choice_not_among_choices.predictions": (65, "not among", prediction(choice="horse")),
+    "scores_too_few.predictions": (65, "1 choice_scores", prediction(choice_scores=[1])),
+    "task_unknown.predictions": (65, "task", prediction(task="chat")),
+    "model_no_digest.predictions": (65, "'model'", prediction(model="gpt")),
+    # -- device.json
+    "cut.device": (65, "sound JSON", device()[:100]),
+    "newer_version.device": (76, "upgrade", device(version=2, colour="blue")),
+    "path_leaves_folder.device": (
+        65,
+        "no sound overlay",
+        device(current={**device_state()["current"], "file": "overlay/../../secret.safetensors"}),
+    ),
+    "other_overlay.device": (
+        65,
+        "damaged",
+        device(current={**device_state()["current"], "digest": TARGET}),
+    ),
+    "other_sequence.device": (
+        65,
+        "damaged",
+        device(current={**device_state()["current"], "sequence": 2}),
+    ),
+    "overlay_missing.device": (
+        66,
+        "no such file",
+        device(current={**device_state()["current"], "file": f"overlay/3-{'0' * 16}.safetensors"}),
+    ),
+    "group_unknown.device": (65, "'groups'", device(groups=["norm", "tower"])),
+    "rank_zero.device": (65, "'lora'", device(lora={"rank": 0, "alpha": 1, "seed": 0})),
+    "unknown_key.device": (65, "unknown key", device(trusted=True)),
+    "highest_below_current.device": (65, "highest_sequence", device(highest_sequence=2)),
+    "duplicate_keys.device": (65, "twice", device()[:-2] + b',"tower":"x"}'),
+}
+
+
+def main() -> None:
+    faults = {name: data for name, (_, _, data) in FAULTS.items()}
+    for folder, files in (("valid", valid()), ("invalid", faults)):
+        for name, data in files.items():
+            path = HERE / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

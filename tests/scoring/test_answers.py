@@ -1,0 +1,158 @@
+"""Prediction files of cdcca and of other tools; what is none of them is refused."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cdcca_cli.errors import BadData, CdccaError, NewerFormat
+from cdcca_cli.scoring.answers import Answer, read_answers
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "aokvqa" / "predictions"
+
+
+def prediction(ask_id: str, answer: str, choice: str | None = None) -> dict[str, object]:
+    return {
+        "v": 1,
+        "id": ask_id,
+        "image": "a.png",
+        "task": "vqa",
+        "prompt": "What is it?",
+        "answer": answer,
+        "choice": choice,
+        "choices": None if choice is None else [choice, "other"],
+        "choice_scores": None if choice is None else [-1.0, -2.0],
+        "entropy": {"mean": 0.5, "sum": 1.0, "max": 0.7, "first": 0.3},
+        "token_entropies": None,
+        "model": "sha256:" + "0" * 64,
+        "domain": None,
+    }
+
+
+def write(path: Path, *values: object) -> str:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return str(path)
+
+
+def test_own_predictions(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", prediction("1", "dog", "cat"), prediction("2", "cow"))
+    assert read_answers([path]).by_id == {"1": Answer("dog", "cat"), "2": Answer("cow", None)}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            '{"q": {"multiple_choice": "a", "direct_answer": "b"}, "r": {"direct_answer": "c"}}',
+            {"q": Answer("b", "a"), "r": Answer("c")},
+        ),
+        ('{\n "q": {\n  "multiple_choice": "a"}}', {"q": Answer(None, "a")}),
+        ('[{"question_id": 7, "answer": "yes"}]', {"7": Answer("yes")}),
+        ('[{"image_id": 7, "caption": "A cat."}]', {"7": Answer("A cat.")}),
+        (
+            'question_id,image_id,llama_answer\nq,1,gum\nr,2,"a, b"\n',
+            {"q": Answer("gum"), "r": Answer("a, b")},
+        ),
+        ("question_id,multiple_choice\r\nq,a\r\n", {"q": Answer(None, "a")}),
+        ("\ufeff[]", {}),
+        ("", {}),
+        (" \n\n", {}),
+    ],
+)
+def test_other_tools_files(tmp_path: Path, content: str, expected: dict[str, Answer]) -> None:
+    (tmp_path / "p").write_bytes(content.encode())
+    assert read_answers([str(tmp_path / "p")]).by_id == expected
+
+
+def test_several_files_in_any_order(tmp_path: Path) -> None:
+    one = write(tmp_path / "1", prediction("1", "dog"))
+    two = write(tmp_path / "2", prediction("2", "cat"), prediction("1", "dog"))
+    for paths in ([one, two], [two, one]):
+        answers = read_answers(paths)
+        assert answers.by_id == {"1": Answer("dog"), "2": Answer("cat")}
+        assert answers.num_duplicates == 1
+
+
+def test_two_different_answers_to_one_ask(tmp_path: Path) -> None:
+    path = write(tmp_path / "p", prediction("1", "dog"), prediction("1", "cat"))
+    with pytest.raises(BadData, match="'1' is answered twice"):
+        read_answers([path])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "hello\n",
+        "a,b\n1,2\n",
+        "question_id,answer\nq\n",
+        'question_id,answer\nq,"open\n',
+        "7",
+        '"text"',
+        "[7]",
+        '[{"image_id": 7}]',
+        '[{"image_id": null, "caption": "x"}]',
+        '[{"image_id": 7, "caption": 7}]',
+        '{"q": "a"}',
+        '{"q": {"answer": "b"}}',
+        '{"q": {"direct_answer": 3}}',
+        '{"v": 1, "id": "x"}',
+        '{"id": "x", "entropy": ',
+        '[{"image_id": 7, "caption": "x"}',
+        "[" * 100_000,
+        "\xff\xfe",
+        '[{"question_id": 1, "answer": "' + "x" * 100_001 + '"}]',
+    ],
+)
+def test_what_holds_no_predictions(tmp_path: Path, content: str) -> None:
+    (tmp_path / "p").write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadData) as caught:
+        read_answers([str(tmp_path / "p")])
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+def test_a_newer_version_is_said_to_be_newer(tmp_path: Path) -> None:
+    with pytest.raises(NewerFormat):
+        read_answers([write(tmp_path / "p", {**prediction("1", "dog"), "v": 2})])
+
+
+def test_a_long_first_line_is_still_a_prediction(tmp_path: Path) -> None:
+    """Token entropies can make a line longer than what is looked at first (1 MiB)."""
+    long = {"token_entropies": [0.25] * 300_000, **prediction("1", "dog")}
+    long["token_entropies"] = [0.25] * 300_000
+    assert read_answers([write(tmp_path / "p", long)]).by_id == {"1": Answer("dog")}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_mutated_files_end_in_answers_or_one_line(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    sources = [
+        json.dumps(prediction("1", "dog", "cat")) + "\n" + json.dumps(prediction("2", "cow")),
+        '{"q": {"multiple_choice": "a", "direct_answer": "b"}}',
+        '[{"question_id": 7, "answer": "yes"}, {"question_id": 8, "answer": "no"}]',
+        "question_id,llama_answer\nq,gum\nr,tea\n",
+    ]
+    data = bytearray(sources[seed % 4].encode())
+    for _ in range(draw.randint(1, 4)):
+        place = draw.randrange(len(data))
+        if draw.random() < 0.5:
+            data[place] = draw.randrange(256)
+        else:
+            junk = draw.choice([b"", b"NaN", b"null", b"[", b"{", b'"', b"\n", b"\0", b"1e999"])
+            data[place : place + draw.randint(0, 9)] = junk
+    (tmp_path / "p").write_bytes(data)
+    try:
+        answers = read_answers([str(tmp_path / "p")])
+        assert all(isinstance(ask_id, str) for ask_id in answers.by_id)
+    except CdccaError as error:
+        assert error.exit_code in (65, 76)
+        assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real predictions are not beside the project")
+def test_real_files() -> None:
+    files = sorted(DATA.iterdir())
+    assert len(files) == 7
+    for file in files:
+        answers = read_answers([str(file)])
+        assert (len(answers.by_id), answers.num_duplicates) == (1145, 0)

@@ -1,0 +1,241 @@
+"""Every script in examples/ runs as it stands, in a folder of its own, with `cdcca` on the PATH."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+STREAM = ROOT / "cdcca_cli" / "assets" / "frames" / "stream"
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+NUM_FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first few shipped frames, as a folder with a manifest."""
+    folder = tmp_path_factory.mktemp("frames")
+    lines = (STREAM / "frames.jsonl").read_text().splitlines()
+    images = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_FRAMES]
+    kept = [line for line in lines if json.loads(line)["image"] in images]
+    (folder / "frames.jsonl").write_text("\n".join(kept) + "\n")
+    for image in images:
+        shutil.copy(STREAM / image, folder / image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cdcca` in it: this checkout under this interpreter."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "cdcca"
+    script.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' -m cdcca_cli \"$@\"\n"
+    )
+    script.chmod(0o755)
+    return folder
+
+
+def environment(commands: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CDCCA_")}
+    return kept | {"PATH": f"{commands}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | more
+
+
+def run(script: str, *arguments: str | Path, cwd: Path, env: dict[str, str]) -> str:
+    """Run an example to its end; returns what it wrote to stderr."""
+    done = subprocess.run(
+        ["bash", str(EXAMPLES / script), *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def current(folder: Path) -> tuple[int, str]:
+    """Sequence and digest of a device folder."""
+    state = json.loads((folder / "device.json").read_text())["current"]
+    return state["sequence"], state["digest"]
+
+
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory: pytest.TempPathFactory, frames: Path, commands: Path) -> Path:
+    """A folder in which pipe.sh has run."""
+    folder = tmp_path_factory.mktemp("pipe")
+    run("pipe.sh", frames, cwd=folder, env=environment(commands))
+    return folder
+
+
+def test_pipe_ends_with_device_and_mirror_at_one_digest(piped: Path) -> None:
+    assert current(piped / "device") == current(piped / "mirror")
+    assert current(piped / "device")[0] == 1
+
+
+def test_files_give_the_update_of_the_pipe_byte_for_byte(
+    tmp_path: Path, piped: Path, frames: Path, commands: Path
+) -> None:
+    run("files.sh", frames, cwd=tmp_path, env=environment(commands))
+    assert (tmp_path / "update.cdcca").read_bytes() == (piped / "update.cdcca").read_bytes()
+    assert current(tmp_path / "device") == current(piped / "device")
+
+
+def test_ssh_through_a_real_sshd(
+    tmp_path: Path, piped: Path, frames: Path, commands: Path
+) -> None:
+    if not Path(SSHD).exists() or os.geteuid() != 0 or not shutil.which("ssh-keygen"):
+        pytest.skip("needs root and an sshd (openssh-server) to start on loopback")
+    env = environment(commands)
+    for side in ("device", "cloud/mirror"):
+        folder = tmp_path / side
+        folder.parent.mkdir(exist_ok=True)
+        subprocess.run(["cdcca", "init", str(folder), "--quiet"], env=env, check=True)
+    with _sshd(tmp_path, commands) as ssh:
+        run(
+            "ssh.sh",
+            frames,
+            "127.0.0.1",
+            cwd=tmp_path,
+            env=env | {"SSH": ssh, "MIRROR": str(tmp_path / "cloud" / "mirror")},
+        )
+    assert current(tmp_path / "device") == current(tmp_path / "cloud" / "mirror")
+    assert current(tmp_path / "device") == current(piped / "device")
+
+
+class _sshd:  # noqa: N801  # reads as the server it starts
+    """An sshd of our own on loopback, with one key; gives the ssh command that reaches it."""
+
+    def __init__(self, folder: Path, commands: Path) -> None:
+        self.folder, self.commands = folder, commands
+
+    def __enter__(self) -> str:
+        folder = self.folder
+        for name in ("host", "user"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)],
+                check=True,
+            )
+        (folder / "authorized").write_text((folder / "user.pub").read_text())
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        (folder / "sshd_config").write_text(
+            f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\n"
+            f"AuthorizedKeysFile {folder}/authorized\nPidFile none\nStrictModes no\nUsePAM no\n"
+            f"PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+            f'SetEnv "PATH={self.commands}:{os.environ["PATH"]}" OMP_NUM_THREADS=1\n'
+        )
+        Path("/run/sshd").mkdir(exist_ok=True)
+        self.server = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.DEVNULL
+        )
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        options = (
+            "-o BatchMode=yes -o StrictHostKeyChecking=no -o LogLevel=ERROR "
+            f"-o UserKnownHostsFile={folder}/known -i {folder}/user -p {port}"
+        )
+        return f"ssh {options}"
+
+    def __exit__(self, *_: object) -> None:
+        self.server.terminate()
+        self.server.wait(timeout=10)
+
+
+def test_cron_sends_what_is_new_once_and_applies_what_came(
+    tmp_path: Path, piped: Path, frames: Path, commands: Path
+) -> None:
+    env = environment(commands)
+    subprocess.run(["cdcca", "init", "device", "--quiet"], cwd=tmp_path, env=env, check=True)
+    outbox, inbox = tmp_path / "out", tmp_path / "in"
+    outbox.mkdir()
+    inbox.mkdir()
+    shutil.copy(piped / "update.cdcca", inbox / "1.cdcca")
+    (inbox / "2.cdcca").write_bytes(b"noise")
+    said = run("cron-device.sh", frames, outbox, inbox, cwd=tmp_path, env=env)
+    assert said.count("\n") == 1 and "2.cdcca" in said, "only trouble is worth a mail"
+    assert current(tmp_path / "device") == current(piped / "device")
+    assert sorted(path.name for path in inbox.iterdir()) == ["2.cdcca.refused"]
+    sent = list(outbox.iterdir())
+    assert len(sent) == 1
+    time.sleep(1.1)  # the name of the next one has the second in it
+    assert run("cron-device.sh", frames, outbox, inbox, cwd=tmp_path, env=env) == ""
+    (empty,) = [path for path in outbox.iterdir() if path not in sent]
+    found = _inspect(empty, env), _inspect(sent[0], env)
+    assert [facts["shards"] for facts in found][0] == 0 < found[1]["shards"]
+
+
+def _inspect(path: Path, env: dict[str, str]) -> dict[str, int]:
+    done = subprocess.run(
+        ["cdcca", "inspect", str(path), "--json"], env=env, capture_output=True, check=True
+    )
+    facts: dict[str, int] = json.loads(done.stdout)
+    return facts
+
+
+def test_loop_in_plain_shell(tmp_path: Path, frames: Path, commands: Path) -> None:
+    run("loop.sh", frames, "2", cwd=tmp_path, env=environment(commands))
+    assert current(tmp_path / "device") == current(tmp_path / "mirror")
+    assert current(tmp_path / "device")[0] == 2
+
+
+def test_instructblip_commands_on_a_tiny_pair_of_that_family(
+    tmp_path: Path, commands: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from tests import tiny
+
+    teacher = tiny.q_checkpoint(
+        tmp_path_factory.mktemp("teacher"), instruct=True, qformer_layers=4, width=128, seed=7
+    )
+    student = tiny.q_checkpoint(
+        tmp_path_factory.mktemp("student"), instruct=True, seed=8, tower=tiny.tower_of(teacher)
+    )
+    images = tmp_path / "images"
+    images.mkdir()
+    questions = []
+    for number, image in enumerate(tiny.images(10)):
+        image.save(images / f"{number:012}.jpg")
+        questions.append(
+            {
+                "question_id": f"q{number}",
+                "image_id": number,
+                "split": "val",
+                "question": "What colour is the square?",
+                "choices": ["red", "green", "blue", "yellow"],
+                "correct_choice_idx": number % 4,
+                "direct_answers": ["red"] * 10,
+                "difficult_direct_answer": False,
+            }
+        )
+    annotations = tmp_path / "aokvqa.json"
+    annotations.write_text(json.dumps(questions))
+    run(
+        "instructblip.sh",
+        annotations,
+        images,
+        cwd=tmp_path,
+        env=environment(
+            commands, TEACHER=str(teacher), STUDENT=str(student), COMPUTE="cpu", DTYPE="float32"
+        ),
+    )
+    assert current(tmp_path / "device") == current(tmp_path / "mirror")
+    assert (tmp_path / "update.cdcca").stat().st_size <= 800_000
+
+
+def test_every_script_is_executed_here() -> None:
+    text = Path(__file__).read_text()
+    for script in EXAMPLES.glob("*.sh"):
+        assert f'"{script.name}"' in text, f"{script.name} has no test"

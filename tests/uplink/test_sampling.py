@@ -1,0 +1,388 @@
+"""Coarse to fine: which asks and tokens go up, and that no batch, order or memory changes it."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli import streams
+from cdcca_cli.datasets import Frame, LabelledAsk, load_image
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats.predictions import Prediction
+from cdcca_cli.formats.shard import Shard
+from cdcca_cli.uplink import sampling
+from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
+from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+from cdcca_cli.uplink.selection import parse_amount
+from cdcca_cli.uplink.spool import Spool
+
+
+def amount(text: str) -> object:
+    return parse_amount(text, "--test")
+
+
+def settings(**options: object) -> SampleSettings:
+    for name in ("top", "keep"):
+        if isinstance(options.get(name), str):
+            options[name] = amount(str(options[name]))
+    return SampleSettings(**{"max_new_tokens": 3, **options})
+
+
+def sampled(
+    model: LoadedModel,
+    frames: list[Frame],
+    predictions: list[Prediction] | None = None,
+    **options: object,
+) -> list[Shard]:
+    return list(sample_frames(model, frames, settings(**options), predictions))
+
+
+def stream_of(shards: list[Shard]) -> bytes:
+    out = io.BytesIO()
+    with shard_format.writer(out) as write:
+        for shard in shards:
+            write(shard)
+    return out.getvalue()
+
+
+def picked(shards: list[Shard]) -> list[str]:
+    return [ask.id for shard in shards for ask in shard.asks]
+
+
+@pytest.fixture(scope="module")
+def predictions(model: LoadedModel, frames: list[Frame]) -> list[Prediction]:
+    return list(answer_frames(model, frames, AnswerSettings(max_new_tokens=3)))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(streams, "message", lines.append)
+    return lines
+
+
+class TestStage1:
+    @pytest.mark.parametrize("entropy", ["mean", "sum", "max", "first"])
+    def test_the_highest_asks_in_the_order_of_the_input(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        entropy: str,
+    ) -> None:
+        """Second form: sort the predictions of infer, take five, put them in order."""
+        order = {p.id: place for place, p in enumerate(predictions)}
+        best = sorted(predictions, key=lambda p: -p.entropy[entropy])[:5]
+        expected = [p.id for p in sorted(best, key=lambda p: order[p.id])]
+        shards = sampled(model, frames, top="5", entropy=entropy)
+        assert picked(shards) == expected
+        figures = {p.id: p.entropy[entropy] for p in predictions}
+        for shard in shards:
+            for ask in shard.asks:
+                assert ask.entropy == pytest.approx(figures[ask.id], abs=1e-5)
+
+    def test_ten_percent_of_the_asks_by_default(
+        self, model: LoadedModel, frames: list[Frame]
+    ) -> None:
+        """30 asks, so 3."""
+        assert sum(len(frame.asks) for frame in frames) == 30
+        assert len(picked(sampled(model, frames))) == 3
+
+    def test_threshold(
+        self, model: LoadedModel, frames: list[Frame], predictions: list[Prediction]
+    ) -> None:
+        middle = sorted(p.entropy["mean"] for p in predictions)[20]
+        shards = sampled(model, frames, predictions, threshold=middle)
+        assert picked(shards) == [p.id for p in predictions if p.entropy["mean"] >= middle]
+        assert sampled(model, frames, threshold=99.0) == []
+        assert picked(sampled(model, frames, threshold=0.0)) == [p.id for p in predictions]
+
+    def test_predictions_pick_what_answering_picks(
+        self, model: LoadedModel, frames: list[Frame], predictions: list[Prediction]
+    ) -> None:
+        with_pass, with_file = (
+            sampled(model, frames, top="6"),
+            sampled(model, frames, predictions, top="6"),
+        )
+        assert picked(with_pass) == picked(with_file)
+        for a, b in zip(with_pass, with_file, strict=True):
+            assert a.tokens.tobytes() == b.tokens.tobytes()
+            assert a.positions.tolist() == b.positions.tolist()
+
+    @pytest.mark.parametrize("with_file", [False, True])
+    @pytest.mark.parametrize("bits", [8, 32])
+    def test_budget_is_the_longest_prefix_that_fits(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        with_file: bool,
+        bits: int,
+    ) -> None:
+        """Second form: the whole stream of the n highest asks, for every n."""
+        earlier = predictions if with_file else None
+        lengths = {
+            number: len(stream_of(sampled(model, frames, predictions, top=str(number), bits=bits)))
+            for number in range(1, 9)
+        }
+        assert sorted(lengths.values()) == list(lengths.values())
+        for number, num_bytes in lengths.items():
+            exact = sampled(model, frames, earlier, budget_bytes=num_bytes, bits=bits)
+            assert len(stream_of(exact)) == num_bytes
+            assert len(picked(exact)) == number
+            below = sampled(model, frames, earlier, budget_bytes=num_bytes - 1, bits=bits)
+            assert len(picked(below)) == number - 1
+
+    def test_a_budget_for_nothing_is_an_empty_stream(
+        self, model: LoadedModel, frames: list[Frame], said: list[str]
+    ) -> None:
+        assert sampled(model, frames, budget_bytes=40) == []
+        assert "not one shard" in said[-1]
+
+    def test_missing_predictions_are_said(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        said: list[str],
+    ) -> None:
+        assert len(picked(sampled(model, frames, predictions[:20], top="50%"))) == 10
+        assert said == ["10 of 30 asks have no prediction and are left out"]
+
+    def test_predictions_of_other_frames_are_an_error(
+        self, model: LoadedModel, frames: list[Frame], predictions: list[Prediction]
+    ) -> None:
+        with pytest.raises(BadData, match="--predictions"):
+            sampled(model, frames[:1], predictions[1:])
+
+    def test_predictions_of_another_model_are_said(
+        self,
+        model: LoadedModel,
+        instructblip: Path,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        said: list[str],
+    ) -> None:
+        other = load(instructblip, compute="cpu")
+        assert sampled(other, frames, predictions)
+        assert len(said) == 1
+        assert "another model" in said[0] or "model at" in said[0]
+
+    def test_no_frames(self, model: LoadedModel) -> None:
+        assert sampled(model, []) == []
+        assert sampled(model, [], budget_bytes=10_000) == []
+
+
+class TestStage2:
+    @pytest.mark.parametrize("checkpoint", ["blip2_t5", "instructblip", "llava"])
+    def test_clean_tokens_at_the_kept_positions(
+        self, checkpoint: str, request: pytest.FixtureRequest, frames: list[Frame]
+    ) -> None:
+        model = load(request.getfixturevalue(checkpoint), compute="cpu")
+        shards = sampled(model, frames, top="4")
+        by_id = {frame.id: frame for frame in frames}
+        assert shards
+        for shard in shards:
+            with torch.no_grad():
+                pixels = model.preprocess([load_image(by_id[shard.frame])])
+                clean = model.vision_tokens(pixels)[0].numpy()
+            assert shard.tokens == pytest.approx(clean[shard.positions], abs=1e-5)
+            assert shard.num_tokens == len(clean) == model.num_tokens
+            assert shard.tower == model.tower_digest
+            assert len(shard.positions) == -(-len(clean) // 2)
+
+    def test_the_same_whatever_the_batch_and_the_order(
+        self, model: LoadedModel, frames: list[Frame]
+    ) -> None:
+        """Tokens bit for bit, so that a rank can never hang on the batch; entropies to 1e-5."""
+        runs = [sampled(model, frames, top="6", batch_size=size) for size in (1, 3, 32)]
+        runs.append(sampled(model, frames[::-1], top="6", batch_size=5)[::-1])
+        for shards in runs[1:]:
+            assert [shard.frame for shard in shards] == [shard.frame for shard in runs[0]]
+            assert picked(shards) == picked(runs[0])
+            for a, b in zip(runs[0], shards, strict=True):
+                assert a.positions.tolist() == b.positions.tolist()
+                assert a.tokens.tobytes() == b.tokens.tobytes()
+                assert a.scores.tobytes() == b.scores.tobytes()
+                assert [x.entropy for x in a.asks] == pytest.approx(
+                    [x.entropy for x in b.asks], abs=1e-5
+                )
+
+    def test_kept_are_the_highest_scores(self, model: LoadedModel, frames: list[Frame]) -> None:
+        """All tokens kept shows every score; half of them must be the upper half."""
+        everything = sampled(model, frames, threshold=0.0, keep="100%")
+        for all_of, half in zip(
+            everything, sampled(model, frames, threshold=0.0, keep="50%"), strict=True
+        ):
+            ranked = np.argsort(-all_of.scores, kind="stable")[: len(half.positions)]
+            assert half.positions.tolist() == sorted(ranked.tolist())
+            assert half.scores.tolist() == all_of.scores[half.positions].tolist()
+
+    def test_beta(self, model: LoadedModel, frames: list[Frame]) -> None:
+        everything = sampled(model, frames[:3], threshold=0.0, keep="100%")
+        beta = float(np.median(everything[0].scores))
+        shards = sampled(model, frames[:3], threshold=0.0, beta=beta)
+        for all_of, above in zip(everything, shards, strict=True):
+            assert above.positions.tolist() == np.flatnonzero(all_of.scores > beta).tolist()
+        assert all(
+            len(shard.positions) == 1
+            for shard in sampled(model, frames[:3], threshold=0.0, beta=1e6)
+        )
+
+    def test_norm_and_random(self, model: LoadedModel, frames: list[Frame]) -> None:
+        options = {"threshold": 0.0, "keep": "100%"}
+        by_norm = sampled(model, frames[:2], by="norm", **options)
+        for shard in by_norm:
+            squares = (shard.tokens.astype(np.float64) ** 2).mean(-1)
+            assert shard.scores == pytest.approx(squares, rel=1e-5)
+        random = [sampled(model, frames[:2], by="random", seed=s, **options) for s in (0, 0, 1)]
+        assert random[0][0].scores.tolist() == random[1][0].scores.tolist()
+        assert random[0][0].scores.tolist() != random[2][0].scores.tolist()
+        assert random[0][0].scores.tolist() != random[0][1].scores.tolist()
+
+    def test_the_seed_changes_the_variance(self, model: LoadedModel, frames: list[Frame]) -> None:
+        first, second = (sampled(model, frames[:1], seed=seed)[0] for seed in (0, 1))
+        assert first.scores.tolist() != second.scores.tolist()
+
+    def test_no_label_goes_up(self, model: LoadedModel, frames: list[Frame]) -> None:
+        data = stream_of(sampled(model, frames, threshold=0.0))
+        assert b"secret" not in data
+        assert b"what colour is the square?" in data
+
+    @pytest.mark.parametrize("bits", [8, 16, 32])
+    def test_shards_are_read_back(self, model: LoadedModel, frames: list[Frame], bits: int) -> None:
+        shards = sampled(model, frames, bits=bits)
+        again = list(shard_format.read_shards(io.BytesIO(stream_of(shards))))
+        for a, b in zip(shards, again, strict=True):
+            assert (a.frame, a.asks, a.image, a.domain) == (b.frame, b.asks, b.image, b.domain)
+            assert a.positions.tolist() == b.positions.tolist()
+            assert np.abs(a.tokens - b.tokens).max() <= (0, 2e-3, 2e-2)[(32, 16, 8).index(bits)]
+
+
+class TestCost:
+    @pytest.fixture
+    def trunks(self, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many frames each run of the trunk had."""
+        rows: list[int] = []
+        trunk = model.trunk
+        monkeypatch.setattr(
+            model, "trunk", lambda pixels, block: rows.append(len(pixels)) or trunk(pixels, block)
+        )
+        return rows
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"top": "100%"}, {"threshold": 0.0}, {"budget_bytes": 8_000}]
+    )
+    def test_the_tower_runs_once_a_frame(
+        self, model: LoadedModel, frames: list[Frame], trunks: list[int], options: dict
+    ) -> None:
+        assert sampled(model, frames, **options)
+        assert sum(trunks) == len(frames)
+
+    def test_with_predictions_for_the_picked_frames_alone(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        trunks: list[int],
+    ) -> None:
+        shards = sampled(model, frames, predictions, top="3")
+        assert sum(trunks) == len(shards) <= 3
+
+    def test_passes_are_one_batch(
+        self, model: LoadedModel, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = Counter[int]()
+        tail = model.tail
+        monkeypatch.setattr(
+            model,
+            "tail",
+            lambda hidden, block: rows.update([len(hidden)]) or tail(hidden, block),
+        )
+        shards = sampled(model, frames, passes=6)
+        assert rows == {1: len(frames), 7: len(shards)}
+
+    def test_no_more_waits_than_can_be_picked(
+        self, model: LoadedModel, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spools: list[Spool] = []
+
+        class Watched(Spool):
+            def __init__(self) -> None:
+                super().__init__()
+                spools.append(self)
+
+        monkeypatch.setattr(sampling, "Spool", Watched)
+        many = [Frame(f"{n}", f.image, f.asks) for n in range(4) for f in frames]
+        assert len(sampled(model, many, top="3")) <= 3
+        assert spools[-1].num_slots <= 3
+        # 5 of 10 tokens of 32 channels in a byte each: 160 of payload, so 6 frames at the most.
+        assert sampled(model, many, budget_bytes=1000)
+        assert 1 <= spools[-1].num_slots <= 6
+
+    def test_a_threshold_sends_at_once(self, model: LoadedModel, frames: list[Frame]) -> None:
+        """A camera's stream never ends: the first shard must not wait for the last frame."""
+        taken = Counter[str]()
+
+        class Camera:
+            def __iter__(self) -> Iterator[Frame]:
+                for frame in frames:
+                    taken["frames"] += 1
+                    yield frame
+
+        next(sample_frames(model, Camera(), settings(threshold=0.0, batch_size=1)))
+        assert taken["frames"] <= 4
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"top": "10%", "threshold": 1.0},
+            {"threshold": 1.0, "budget_bytes": 100},
+            {"top": "3", "budget_bytes": 100},
+            {"keep": "50%", "beta": 0.1},
+            {"beta": 0.1, "by": "norm"},
+            {"beta": -0.1},
+            {"beta": float("nan")},
+            {"threshold": float("inf")},
+            {"threshold": -1.0},
+            {"by": "cls"},
+            {"entropy": "median"},
+            {"passes": 1},
+            {"dropout": 0.0},
+            {"dropout": 1.0},
+            {"dropout": float("nan")},
+            {"blocks": 0},
+            {"bits": 4},
+            {"budget_bytes": 0},
+            {"batch_size": 0},
+            {"max_new_tokens": 0},
+        ],
+    )
+    def test_out_of_range_or_two_at_once(self, options: dict) -> None:
+        with pytest.raises(UsageError):
+            settings(**options)
+
+    def test_more_blocks_than_there_are(self, model: LoadedModel, frames: list[Frame]) -> None:
+        assert sampled(model, frames[:1], blocks=3)
+        with pytest.raises(UsageError, match="--blocks 4: the vision tower has 3"):
+            sampled(model, frames[:1], blocks=4)
+
+
+def test_a_frame_of_two_tasks_sends_only_what_was_picked(
+    model: LoadedModel, frames: list[Frame]
+) -> None:
+    shards = sampled(model, frames, top="2")
+    assert sum(len(shard.asks) for shard in shards) == 2
+    by_id = {frame.id: frame for frame in frames}
+    for shard in shards:
+        asks: list[LabelledAsk] = by_id[shard.frame].asks
+        places = [[ask.id for ask in asks].index(ask.id) for ask in shard.asks]
+        assert places == sorted(places)

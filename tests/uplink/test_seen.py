@@ -1,0 +1,102 @@
+"""What a device remembers between two runs of cron."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cdcca_cli.datasets import read_frames
+from cdcca_cli.errors import BadData, CannotWrite, CdccaError, NewerFormat
+from cdcca_cli.uplink.seen import Seen
+from tests import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "frames"
+    made.mkdir()
+    for number, image in enumerate(tiny.images(3)):
+        image.save(made / f"{number}.png")
+    return made
+
+
+def look(folder: Path, state: Path | None, prompt: str | None = None) -> list[str]:
+    """One run: the ids that are new; then they are remembered."""
+    seen = Seen(read_frames(folder, prompt=prompt), state)
+    names = [frame.id for frame in seen]
+    assert len(seen) == len(names)
+    assert [frame.id for frame in seen] == names  # gone through twice
+    seen.save()
+    return names
+
+
+def test_each_frame_once(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    assert look(folder, state) == ["0.png", "1.png", "2.png"]
+    assert look(folder, state) == []
+    tiny.images(1, seed=9)[0].save(folder / "3.png")
+    assert look(folder, state) == ["3.png"]
+
+
+def test_a_changed_file_is_new(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    look(folder, state)
+    os.utime(folder / "1.png", ns=(1, 1))
+    (folder / "2.png").write_bytes((folder / "0.png").read_bytes() + b"\0")
+    assert look(folder, state) == ["1.png", "2.png"]
+
+
+def test_another_question_is_new(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    assert len(look(folder, state)) == 3
+    assert len(look(folder, state, prompt="how many?")) == 3
+    assert look(folder, state, prompt="how many?") == []
+
+
+def test_without_save_nothing_is_remembered(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    assert len(list(Seen(read_frames(folder), state))) == 3
+    assert not state.exists()
+    assert len(look(folder, state)) == 3
+
+
+def test_frames_that_are_gone_are_forgotten(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    look(folder, state)
+    (folder / "1.png").unlink()
+    look(folder, state)
+    assert set(json.loads(state.read_text())["frames"]) == {"0.png", "2.png"}
+
+
+def test_no_state_file_sees_all_and_writes_none(folder: Path, tmp_path: Path) -> None:
+    assert look(folder, None) == look(folder, None) == ["0.png", "1.png", "2.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", BadData),
+        (b"[]", BadData),
+        (b"\xff\xfe", BadData),
+        (b"[" * 100_000, BadData),
+        (b'{"frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 1, "frames": []}', BadData),
+        (b'{"kind": "seen", "version": "1", "frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 2, "frames": {}}', NewerFormat),
+    ],
+)
+def test_what_is_no_state_file_is_refused_and_kept(
+    folder: Path, tmp_path: Path, content: bytes, error: type[CdccaError]
+) -> None:
+    state = tmp_path / "state.json"
+    state.write_bytes(content)
+    with pytest.raises(error, match=r"state\.json"):
+        look(folder, state)
+    assert state.read_bytes() == content
+
+
+def test_a_state_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite):
+        look(folder, tmp_path / "missing" / "state.json")

@@ -1,0 +1,149 @@
+"""The rules: what a share is, which asks rank, which tokens stay."""
+
+import random
+
+import numpy as np
+import pytest
+
+from cdcca_cli.errors import UsageError
+from cdcca_cli.uplink.selection import (
+    Ranking,
+    keep_above,
+    keep_highest,
+    parse_amount,
+    parse_bytes,
+    token_norm,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "number"),
+    [
+        ("10%", 30, 3),  # 0.1 * 30 is 3.0000000000000004 in floats, which would round up to 4
+        ("10%", 31, 4),
+        ("10%", 1, 1),
+        ("10%", 0, 0),
+        ("100%", 7, 7),
+        ("0.5%", 200, 1),
+        ("33.3%", 1000, 333),
+        ("29%", 100, 29),  # 0.29 * 100 is 28.999999999999996 in floats
+        ("12", 30, 12),
+        ("12", 5, 5),
+    ],
+)
+def test_amount(text: str, total: int, number: int) -> None:
+    assert parse_amount(text, "--top").of(total) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0%", "101%", "-3", "1.5", "ten", "10 %%", "nan%", "1e3"]
+)
+def test_no_amount(text: str) -> None:
+    with pytest.raises(UsageError, match="--top"):
+        parse_amount(text, "--top")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("65536", 65536),
+        ("64KiB", 65536),
+        ("64kib", 65536),
+        ("800KB", 800_000),
+        ("1.5 MiB", 1_572_864),
+        ("2GB", 2_000_000_000),
+        ("12B", 12),
+    ],
+)
+def test_bytes(text: str, number: int) -> None:
+    assert parse_bytes(text, "--budget") == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.2B", "64 K", "KiB", "-1KB", "1TB", "inf"])
+def test_no_bytes(text: str) -> None:
+    with pytest.raises(UsageError, match="--budget"):
+        parse_bytes(text, "--budget")
+
+
+def some_entropies(seed: int) -> list[list[float | None]]:
+    """Frames of 0 to 4 asks; few different values, so that there are ties; some have no figure."""
+    rng = random.Random(seed)
+    values = [None, 0.0, 0.5, 1.0, 1.0, 2.0, 3.5]
+    return [rng.choices(values, k=rng.randint(0, 4)) for _ in range(rng.randint(1, 30))]
+
+
+def sorted_asks(frames: list[list[float | None]]) -> list[tuple[int, int]]:
+    """All asks that have a figure: the highest first, ties in the order of the input."""
+    asks = [
+        (entropy, frame, ask)
+        for frame, entropies in enumerate(frames)
+        for ask, entropy in enumerate(entropies)
+        if entropy is not None
+    ]
+    return [(frame, ask) for _, frame, ask in sorted(asks, key=lambda item: (-item[0], *item[1:]))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_one_by_one_is_sorting_all(seed: int) -> None:
+    frames = some_entropies(seed)
+    for most in (0, 1, 3, 10, 1000):
+        ranking = Ranking(max_asks=most)
+        alive: set[int] = set()
+        for frame, entropies in enumerate(frames):
+            gone = ranking.offer(frame, entropies)
+            assert gone <= alive | {frame}
+            alive = (alive | {frame}) - gone
+            assert alive == {frame for frame, _ in ranking}
+            assert len(list(ranking)) <= most
+        assert list(ranking) == sorted_asks(frames)[:most]
+        flat = [(frame, ask) for frame, asks in ranking.by_frame().items() for ask in asks]
+        assert flat == sorted(ranking)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_of_so_many_frames_is_a_prefix(seed: int) -> None:
+    """The slow form: walk down the sorted asks until one more would touch one frame too many."""
+    frames = some_entropies(seed)
+    for most in (0, 1, 2, 5, 100):
+        expected: list[tuple[int, int]] = []
+        for ask in sorted_asks(frames):
+            if len({frame for frame, _ in [*expected, ask]}) > most:
+                break
+            expected.append(ask)
+        ranking = Ranking(max_frames=most)
+        for frame, entropies in enumerate(frames):
+            ranking.offer(frame, entropies)
+            assert len({frame for frame, _ in ranking}) <= most
+        assert list(ranking) == expected
+
+
+def test_keep_highest_by_hand() -> None:
+    """Of 3, 9, 1, 9, 5 the best three are 9, 9, 5: positions 1, 3 and 4, ascending."""
+    scores = np.array([3, 9, 1, 9, 5], np.float32)
+    kept = keep_highest(scores, parse_amount("3", "--keep"))
+    assert kept.tolist() == [1, 3, 4]
+    assert kept.dtype == np.int32
+
+
+def test_keep_highest_takes_the_lower_position_of_equals() -> None:
+    scores = np.zeros(10, np.float32)
+    assert keep_highest(scores, parse_amount("30%", "--keep")).tolist() == [0, 1, 2]
+
+
+def test_more_kept_contains_less_kept() -> None:
+    scores = np.random.default_rng(0).random(37, dtype=np.float32)
+    kept = [set(keep_highest(scores, parse_amount(f"{p}%", "--keep"))) for p in (25, 50, 75, 100)]
+    assert kept[0] < kept[1] < kept[2] < kept[3] == set(range(37))
+    assert [len(part) for part in kept] == [10, 19, 28, 37]
+
+
+def test_keep_above_is_strict_and_keeps_one() -> None:
+    scores = np.array([0.1, 0.4, 0.2, 0.4], np.float32)
+    assert keep_above(scores, 0.15).tolist() == [1, 2, 3]
+    assert keep_above(scores, float(scores[2])).tolist() == [1, 3]
+    assert keep_above(scores, 7.0).tolist() == [1]
+
+
+def test_token_norm_by_hand() -> None:
+    """(9 + 16) / 2 = 12.5."""
+    assert token_norm(np.array([[3, 4], [0, 0]], np.float32)).tolist() == [12.5, 0.0]
