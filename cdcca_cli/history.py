@@ -66,7 +66,10 @@ class Round:
 
 @dataclass
 class History:
-    """main: the probe that the table shows. scores: by probe, source only first, then each round."""
+    """Scores of each probe at each point: source only first, then after each round.
+
+    main: the probe that the table shows.
+    """
 
     main: str
     scores: dict[str, list[Scores]] = field(default_factory=dict)
@@ -100,7 +103,7 @@ class History:
         return {metric: found[key] for metric in NAMES if (key := (metric, "all", "all")) in found}
 
     def gain_words(self, probe: str) -> str:
-        """ "MC +12.3 (95 % interval 9.1 to 15.2), DA ..." """
+        """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA and so on."""
         return ", ".join(
             f"{NAMES[metric]} {gain.value:+.1f}"
             + (

@@ -34,7 +34,10 @@ COMMANDS = (
 
 
 def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
-    """The app with these commands: `cdcca_cli/commands/<name>.py` each has `command`."""
+    """The app with these commands: each `cdcca_cli/commands/<name>.py` has a `command`.
+
+    The list in `cdcca --help` shows what their module docstrings say after the colon.
+    """
     import typer
     from typer.core import TyperCommand
 
@@ -72,7 +75,8 @@ def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
 
     for name in names:
         module = import_module(f"cdcca_cli.commands.{name}")
-        app.command(name, cls=Command)(module.command)
+        purpose = (module.__doc__ or "").split("\n")[0].partition(": ")[2].rstrip(".")
+        app.command(name, cls=Command, short_help=purpose)(module.command)
     return app
 
 
@@ -113,7 +117,7 @@ def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(build(needed))
     try:
         # Not command.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
-        with command.make_context("cdcca", arguments or ["--help"]) as context:
+        with command.make_context("cdcca", [*arguments] or ["--help"]) as context:
             command.invoke(context)
     except typer.Exit as done:
         if not arguments:

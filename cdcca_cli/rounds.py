@@ -38,7 +38,7 @@ from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """How each stage of a round works; the seed of sampling and training goes up with each round."""
+    """How each stage works; the seeds of sampling and training go up with each round."""
 
     sample: SampleSettings
     distill: DistillSettings

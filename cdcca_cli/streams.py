@@ -137,9 +137,13 @@ def complain(text: str) -> None:
     """One line on stderr, even when quiet: errors."""
     if sys.stderr is not None:
         line = one_line(text).encode(sys.stderr.encoding or "utf-8", "backslashreplace")
-        with suppress(ValueError):
+        try:
             sys.stderr.write(line.decode(sys.stderr.encoding or "utf-8") + "\n")
             sys.stderr.flush()
+        except ValueError:  # closed
+            pass
+        except OSError:  # nobody listens; Python would complain about it once more at its end
+            _point_at_devnull(2)
 
 
 def emit(text: str) -> None:
@@ -379,9 +383,8 @@ def _standard_output() -> Iterator[BinaryIO]:
 @contextmanager
 def _file_output(path: str | Path) -> Iterator[BinaryIO]:
     """Write beside the target, fsync, rename, fsync the folder; on any failure leave no trace."""
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
     try:
+        target = os.path.realpath(path)
         status = os.stat(target)
     except FileNotFoundError:
         status = None
@@ -389,6 +392,7 @@ def _file_output(path: str | Path) -> Iterator[BinaryIO]:
         raise CannotWrite(_why(path, error)) from None
     if status is not None and stat.S_ISDIR(status.st_mode):
         raise CannotWrite(f"{path}: is a folder: give the name of a file")
+    folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
     if status is not None and not stat.S_ISREG(status.st_mode):
@@ -528,4 +532,13 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         out.write(data)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there; CannotWrite if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(_why(path, error)) from None
+
+
+# What an OSError that nobody has named yet is about: the output.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})

@@ -90,9 +90,7 @@ def test_files_give_the_update_of_the_pipe_byte_for_byte(
     assert current(tmp_path / "device") == current(piped / "device")
 
 
-def test_ssh_through_a_real_sshd(
-    tmp_path: Path, piped: Path, frames: Path, commands: Path
-) -> None:
+def test_ssh_through_a_real_sshd(tmp_path: Path, piped: Path, frames: Path, commands: Path) -> None:
     if not Path(SSHD).exists() or os.geteuid() != 0 or not shutil.which("ssh-keygen"):
         pytest.skip("needs root and an sshd (openssh-server) to start on loopback")
     env = environment(commands)

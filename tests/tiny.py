@@ -196,14 +196,25 @@ def q_checkpoint(
     return folder
 
 
-def llava_checkpoint(folder: Path, *, width: int = 64, text_layers: int = 2, seed: int = 0) -> Path:
-    """A tiny LLaVA checkpoint with a CLIP tower and a LLaMA language model."""
+def llava_checkpoint(
+    folder: Path,
+    *,
+    width: int = 64,
+    text_layers: int = 2,
+    seed: int = 0,
+    tower: str = "clip",
+    layer: int | list[int] = -2,
+    strategy: str = "default",
+) -> Path:
+    """A tiny LLaVA checkpoint with a CLIP or SigLIP tower and a LLaMA language model."""
     import transformers as tf
+
+    vision = tf.CLIPVisionConfig if tower == "clip" else tf.SiglipVisionConfig
 
     words = tokenizer(folder, image=True)
     image_processor(folder, clip=True)
     config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(
+        vision_config=vision(
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=3,
@@ -214,6 +225,8 @@ def llava_checkpoint(folder: Path, *, width: int = 64, text_layers: int = 2, see
         text_config=text_config("llama", len(words), layers=text_layers, width=width),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_seq_length=NUM_PATCHES,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
     )
     model = tf.LlavaForConditionalGeneration(config)
     _loud(model, seed)

@@ -35,7 +35,7 @@ def command(
         int | None,
         typer.Option(help="Longest answer, in tokens.  [default: 16; captions 40]"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Asks answered at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Asks answered at once.")] = 32,
     compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,

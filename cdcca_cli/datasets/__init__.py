@@ -8,7 +8,7 @@ here scores, resizes for a model, or writes. PIL and PyAV are imported when a pi
 """
 
 from cdcca_cli.datasets.frames import Frame, Frames, LabelledAsk, Task, load_image
-from cdcca_cli.datasets.sources import Reference, read_frames, read_references
+from cdcca_cli.datasets.sources import Reference, read_frames, read_references, references_of
 
 __all__ = [
     "Frame",
@@ -19,4 +19,5 @@ __all__ = [
     "load_image",
     "read_frames",
     "read_references",
+    "references_of",
 ]

@@ -4,7 +4,7 @@ Nothing here knows what is inside the files; manifest.py and annotations.py do.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +92,7 @@ def read_references(source: str | Path) -> Mapping[str, Reference]:
     references: dict[str, Reference] = {}
     if kind == "manifest":
         manifest = path / MANIFEST_NAME if path.is_dir() else path
-        for frame in Manifest(manifest, check_images=False):
-            for ask in frame.asks:
-                references[ask.id] = Reference(ask, frame.id, frame.domain)
+        references = references_of(Manifest(manifest, check_images=False))
     elif kind == "annotations":
         for picture in read_pictures(path).values():
             for ask in picture.asks:
@@ -105,6 +103,13 @@ def read_references(source: str | Path) -> Mapping[str, Reference]:
             "captions is expected"
         )
     return references
+
+
+def references_of(frames: Iterable[Frame]) -> dict[str, Reference]:
+    """The labels of frames that are there already, by ask id."""
+    return {
+        ask.id: Reference(ask, frame.id, frame.domain) for frame in frames for ask in frame.asks
+    }
 
 
 def _is_labelled(ask: LabelledAsk) -> bool:

@@ -149,8 +149,16 @@ def check_overlay_names(
             )
 
 
-def check_peft_folder(folder: Path, force: bool) -> None:
-    """Refuse a folder that has an adapter already. Raises: CannotWrite."""
+def check_peft(folder: Path, device: Device, force: bool) -> None:
+    """Say before training whether an adapter can be written.
+
+    Raises: UsageError for a student without LoRA; CannotWrite for a folder that has an adapter.
+    """
+    if "lora" not in device.groups:
+        raise UsageError(
+            f"--peft: the student trains {', '.join(device.groups)} and no LoRA, so there is no "
+            "adapter: make a student with --groups lora"
+        )
     taken = [name for name in ADAPTER_FILES if (folder / name).exists()]
     if taken and not force:
         raise CannotWrite(f"{folder}: has {taken[0]} already: --force replaces it")
@@ -162,11 +170,9 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
     `peft.PeftModel.from_pretrained(model, folder)` loads it. Norms, biases and query tokens have no
     place in an adapter and are left out.
 
-    Raises: UsageError for an overlay without LoRA, CannotWrite.
+    Raises: CannotWrite.
     """
     linears = sorted(name.removesuffix(_LORA_A) for name in overlay if name.endswith(_LORA_A))
-    if not linears:
-        raise UsageError("--peft: this student has no LoRA (group lora), so there is no adapter")
     from peft import LoraConfig
     from safetensors.numpy import save
 

@@ -42,7 +42,7 @@ from cdcca_cli.distillation.batches import (
     look,
     shuffled_batches,
 )
-from cdcca_cli.distillation.held_out import HeldOut, comparison
+from cdcca_cli.distillation.held_out import LARGEST_SHARE, HeldOut, comparison
 from cdcca_cli.distillation.teacher import Target, teach
 from cdcca_cli.distillation.trainable import (
     Adam,
@@ -72,7 +72,7 @@ PHI_EXAMPLES = 64
 class DistillSettings:
     """How to train. The three weights are the lambdas of Eq. 6 on normalised terms."""
 
-    epochs: int = 5
+    epochs: int = 6
     lr: float | None = None
     batch_size: int = 16
     query_weight: float = 1.0
@@ -97,8 +97,8 @@ class DistillSettings:
                 raise UsageError(f"{name} {weight}: expected 0 or more")
         if self.query_weight == self.repr_weight == self.ce_weight == 0:
             raise UsageError("all three weights are 0: nothing would be learnt")
-        if not 0 <= self.holdout <= 0.9:
-            raise UsageError(f"--holdout {self.holdout:.0%}: expected 0% to 90%")
+        if not 0 <= self.holdout <= LARGEST_SHARE:
+            raise UsageError(f"--holdout {self.holdout:.0%}: expected 0% to {LARGEST_SHARE:.0%}")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: expected 0 or more")
 
@@ -146,6 +146,23 @@ def distill(
         method=METHOD,
         seed=settings.seed,
         report=run.report() | {"resumed": resume is not None},
+    )
+
+
+def summary(adaptation: Adaptation) -> str:
+    """What training came to, in one line."""
+    report = adaptation.report
+    trained = f"{report['num_trained']} asks trained on"
+    held = report["held_out"]
+    if held is None:
+        return f"{trained}, none held out: the last epoch is written"
+    entropy, agreement = held["cross_entropy"], held["agreement"]
+    return (
+        f"{trained}; of {held['num_asks']} held out the student now answers "
+        f"{agreement['after']:.0%} as the teacher does (before: {agreement['before']:.0%}); "
+        f"cross-entropy {entropy['before']:.3f} -> {entropy['after']:.3f} nats "
+        f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}), "
+        f"best after epoch {report['best_epoch']} of {report['epochs']}"
     )
 
 

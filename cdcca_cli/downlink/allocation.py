@@ -79,11 +79,7 @@ def ladder(options: Sequence[Sequence[Option]]) -> list[Step]:
         for tensor, choices in enumerate(options)
         for lower, upper in pairwise(_hull(choices))
     ]
-    return sorted(steps, key=lambda step: (-_rate(step), step.tensor))
-
-
-def _rate(step: Step) -> float:
-    return step.error_less / step.num_bytes
+    return sorted(steps, key=lambda step: (-step.error_less / step.num_bytes, step.tensor))
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:
@@ -98,13 +94,11 @@ def _hull(options: Sequence[Option]) -> list[Option]:
         ]
         if not better:
             return hull
-        hull.append(
-            max(
-                better,
-                key=lambda option, at=at: (at.squared_error - option.squared_error)
-                / (option.num_bytes - at.num_bytes),
-            )
-        )
+        rates = [
+            (at.squared_error - option.squared_error) / (option.num_bytes - at.num_bytes)
+            for option in better
+        ]
+        hull.append(better[rates.index(max(rates))])
 
 
 def climbed(steps: Sequence[Step], num_tensors: int) -> list[int]:

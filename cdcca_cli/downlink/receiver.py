@@ -95,7 +95,7 @@ def rollback(device: Device) -> Applied:
 
 def read(device: Device, stream: BinaryIO, *, where: str) -> Update:
     """Read an update for this device as a whole: checks 1 to 4 of the list above."""
-    most = _HEADER_BYTES + _overlay_bytes(device)
+    most = _HEADER_BYTES + _overlay_bytes(device)  # an update has less than half of the overlay's
     data = stream.read(most + 1)
     if len(data) > most:
         raise BadData(f"{where}: more than {most:,} bytes: too large for an update of this device")
@@ -108,12 +108,12 @@ def read(device: Device, stream: BinaryIO, *, where: str) -> Update:
 
 
 def _overlay_bytes(device: Device) -> int:
-    """The size of the current overlay's file: an update takes less than half of it."""
-    file = device.path / device.current.file
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise MissingInput(f"{file}: {(error.strerror or str(error)).lower()}") from None
+    with device.lock():
+        file = device.path / device.current.file
+        try:
+            return file.stat().st_size
+        except OSError as error:
+            raise MissingInput(f"{file}: {(error.strerror or str(error)).lower()}") from None
 
 
 def decode(update: Update, base: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ back, not from what they should have said. `formats.update` writes the result.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,18 +106,6 @@ class Compressed:
             f"tensors: {tensors or 'none sent'}), relative error {self.relative_error:.4f}, "
             f"{short(self.update.base)} to {short(self.update.target)}"
         )
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "sequence": self.update.sequence,
-            "base": self.update.base,
-            "target": self.update.target,
-            "bytes": self.num_bytes,
-            "parameters": self.update.num_parameters,
-            "parameters_sent": self.num_sent,
-            "bits_per_parameter": self.bits_per_parameter,
-            "relative_error": self.relative_error,
-        }
 
 
 def compress(

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdcca_cli.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Spliced:
@@ -47,11 +49,18 @@ class Language(ABC):
         # A model with rotary or relative positions has no table to run out of.
         learned = config.model_type == "opt"
         self.max_positions: int | None = config.max_position_embeddings if learned else None
+        attentions = self._attentions()
+        if not attentions:
+            raise UsageError(
+                f"language model {config.model_type!r}: cdcca finds no self-attention in it by the "
+                "names that LLaMA, OPT and T5 use"
+            )
+        # The last one whose output still stands at the visual positions.
+        self.last_attention: nn.Module = attentions[-1]
 
-    @property
     @abstractmethod
-    def last_attention(self) -> nn.Module:
-        """The last attention whose output still stands at the visual positions."""
+    def _attentions(self) -> list[nn.Module]:
+        """The self-attentions that read the prompt, first one first."""
 
     @abstractmethod
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
@@ -81,10 +90,12 @@ class _CausalState:
 class CausalLanguage(Language):
     """A decoder that reads prompt and answer as one sequence."""
 
-    @property
-    def last_attention(self) -> nn.Module:
-        found = [m for name, m in self.model.named_modules() if name.endswith("self_attn")]
-        return found[-1]
+    def _attentions(self) -> list[nn.Module]:
+        return [
+            part
+            for name, part in self.model.named_modules()
+            if name.endswith(".self_attn") and "vision" not in name
+        ]
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         num_answer = answer_BA.shape[1]
@@ -171,11 +182,9 @@ class _EncodedState:
 class Seq2SeqLanguage(Language):
     """An encoder that reads the prompt and a decoder that writes the answer."""
 
-    @property
-    def last_attention(self) -> nn.Module:
+    def _attentions(self) -> list[nn.Module]:
         encoder = self.model.get_encoder()
-        found = [m for name, m in encoder.named_modules() if name.endswith("SelfAttention")]
-        return found[-1]
+        return [m for name, m in encoder.named_modules() if name.endswith(".SelfAttention")]
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         output = self.model(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 # Text before an answer; its tokens are cut off again. An answer tokenised alone would get another
 # first token from tokenizers that mark the beginning of a text.
 _STUB = "Answer:"
+IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,7 @@ class LoadedModel(ABC):
     def install_overlay(self, values: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
         """Put an overlay on; it may be put on again with other values."""
         overlay.install(self.module, values, alpha)
+        quantization.guard_biases(self.module)
         self._overlay_names = sorted(values)
         self._digest = None
 
@@ -320,8 +322,8 @@ class LoadedModel(ABC):
         """The tower's blocks."""
 
     def _harmless(self, text: str) -> str:
-        """`text` without what the template gives a meaning to."""
-        return text
+        """`text` without the mark that a picture's place has in a template."""
+        return text.replace(IMAGE_MARK, "image")
 
     # Helpers of the above.
 

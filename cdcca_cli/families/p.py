@@ -16,9 +16,7 @@ from torch import Tensor
 
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families.language import Language, Spliced
-from cdcca_cli.families.model import LoadedModel
-
-_PLACE = "<image>"
+from cdcca_cli.families.model import IMAGE_MARK, LoadedModel
 
 
 class Llava(LoadedModel):
@@ -39,12 +37,7 @@ class Llava(LoadedModel):
 
     @property
     def num_blocks(self) -> int:
-        layer = self.module.config.vision_feature_layer
-        if not isinstance(layer, int):
-            raise UsageError(
-                f"{self.checkpoint}: takes its visual tokens from the layers {layer}: "
-                "only one layer is supported"
-            )
+        layer: int = self.module.config.vision_feature_layer
         return layer if layer >= 0 else len(self._blocks()) + 1 + layer
 
     @property
@@ -54,7 +47,7 @@ class Llava(LoadedModel):
     @property
     def num_prefix_tokens(self) -> int:
         embeddings = self._embeddings()
-        return int(embeddings.num_positions - embeddings.num_patches) - self._num_cut()
+        return max(0, int(embeddings.num_positions - embeddings.num_patches) - self._num_cut())
 
     def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
         inner = self._inner()
@@ -122,11 +115,12 @@ class Llava(LoadedModel):
         place_id = self.module.config.image_token_id
         if ids.count(place_id) != 1:
             raise BadData(
-                f"{self.checkpoint}: a prompt needs exactly one {_PLACE} (token {place_id}), "
+                f"{self.checkpoint}: a prompt needs exactly one {IMAGE_MARK} (token {place_id}), "
                 f"found {ids.count(place_id)}"
             )
         at = ids.index(place_id)
-        embeds = self.language.embeddings(torch.tensor(ids, device=self.device))
+        words = [*ids[:at], 0, *ids[at + 1 :]]  # the place may have no embedding of its own
+        embeds = self.language.embeddings(torch.tensor(words, device=self.device))
         after = torch.arange(at + 1, len(ids), device=self.device) + self.num_tokens - 1
         positions = torch.cat([torch.arange(at, device=self.device), at + places_L, after])
         visual = torch.zeros(len(positions), dtype=torch.bool, device=self.device)
@@ -134,10 +128,13 @@ class Llava(LoadedModel):
         spliced = torch.cat([embeds[:at], features_LD.to(embeds.dtype), embeds[at + 1 :]])
         return spliced, positions, visual
 
-    def _harmless(self, text: str) -> str:
-        return text.replace(_PLACE, "image")
-
     def _build_language(self) -> Language:
+        layer = self.module.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise UsageError(
+                f"{self.checkpoint}: takes its visual tokens from the vision layers {layer}: "
+                "expected a single one"
+            )
         # The head stands beside the language model, so the whole is driven, without pixels.
         return self._language_of(self.module, self.module.config.text_config)
 

@@ -13,7 +13,9 @@ kept away from (all of it from the lazy repack at the first forward in eval mode
 - bitsandbytes undoes the repack in `state_dict()`, but leaves the scales of a weight without double
   quantisation transposed, so that every later use of it is wrong by 2 % (seen in 0.50.2): `unpack`
   puts them in order. What remains is their rounding to bfloat16, 0.1 %. Do not call `state_dict()`
-  of a model that has answered in eval mode without it.
+  of a model that has answered in eval mode without it;
+- a forward casts a bias in place to what it computes in, so an overlay's float32 bias would be
+  rounded by the first answer: `guard_biases` has it work on a copy.
 
 Does not quantise what is sent: that is the downlink's.
 """
@@ -94,7 +96,7 @@ def quantized_linears(module: nn.Module) -> list[nn.Module]:
 
 
 def unpack(module: nn.Module) -> None:
-    """Undo bitsandbytes' repack of 4-bit weights for answers on a CPU; the next answer redoes it."""
+    """Undo the repack that bitsandbytes did for an answer on a CPU; the next answer redoes it."""
     for linear in quantized_linears(module):
         state: Any = getattr(linear.weight, "quant_state", None)
         if not getattr(state, "packing_format_for_cpu", False):
@@ -102,6 +104,28 @@ def unpack(module: nn.Module) -> None:
         linear.state_dict()
         if not state.nested and state.absmax.ndim == 2:
             state.absmax = state.absmax.T.reshape(-1).float()
+
+
+def guard_biases(module: nn.Module) -> None:
+    """Keep float32 biases of quantised linears as they are; gradients still reach them."""
+    for linear in quantized_linears(module):
+        bias = linear._parameters.get("bias")
+        if bias is not None and bias.dtype == torch.float32 and not hasattr(linear, "_guarded"):
+            linear.__dict__["_guarded"] = True
+            linear.register_forward_pre_hook(_lend_copy)
+            linear.register_forward_hook(_take_back, always_call=True)
+
+
+def _lend_copy(linear: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    bias = linear._parameters["bias"]
+    assert bias is not None
+    dtype = getattr(linear, "compute_dtype", None) or args[0].dtype
+    linear.__dict__["_lent"] = bias
+    linear._parameters["bias"] = bias.to(dtype)  # type: ignore[assignment]
+
+
+def _take_back(linear: nn.Module, args: Any, output: Any) -> None:
+    linear._parameters["bias"] = linear.__dict__.pop("_lent")
 
 
 @contextmanager

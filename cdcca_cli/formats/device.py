@@ -231,11 +231,7 @@ class Device:
         _parse(device.as_json(), f"{path}: settings")
         made = [folder for folder in (path, path / "overlay") if not folder.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "overlay").mkdir(exist_ok=True)
-        except OSError as error:
-            raise _cannot_write(path, error) from None
-        try:
+            streams.make_folder(path / "overlay")
             with device._locked_file():
                 device._store(slot, data)
         except BaseException:
@@ -317,9 +313,8 @@ class Device:
         text = records.dump_json(self.as_json()) + "\n"
         streams.atomic_write_bytes(self.path / FILE_NAME, text.encode())
         kept = {slot.file, self.previous.file if self.previous else ""}
-        for file in (self.path / "overlay").iterdir():
-            if f"overlay/{file.name}" not in kept:
-                _remove(file)
+        stale = [f for f in (self.path / "overlay").iterdir() if f"overlay/{f.name}" not in kept]
+        _remove(*stale, *self.path.glob(f".{FILE_NAME}.*"))  # also what a killed process left
 
 
 def write_overlay_file(

@@ -157,7 +157,8 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "bits": shard.bits,
         "asks": asks,
     }
-    _decode(records.Record(tensors, header, 0), "the shard")  # what we would not read, we do not write
+    # What we would not read, we do not write.
+    _decode(records.Record(tensors, header, 0), "the shard")
     return tensors, header
 
 

@@ -13,7 +13,7 @@ an id that is answered twice alike is counted, one that is answered in two ways 
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -58,6 +58,12 @@ class Answers:
             )
 
 
+def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, Answer]]:
+    """Predictions that are in memory already, as (ask id, answer)."""
+    for prediction in given:
+        yield prediction.id, Answer(prediction.answer, prediction.choice)
+
+
 def read_answers(paths: Sequence[str | None]) -> Answers:
     """All answers of some files; None and "-" are standard input; zstd is taken off.
 
@@ -75,12 +81,14 @@ def read_answers(paths: Sequence[str | None]) -> Answers:
 def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     head = source.read(_HEAD_BYTES)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not opening:
+    if not opening and len(head) < _HEAD_BYTES:
         return
+    if not opening or b"\0" in head:
+        raise BadData(f"{where}: predictions are expected, found blanks or zeros")
     source = streams.pushed_back(head, source)
     if opening.startswith(b"{") and _is_prediction(opening.split(b"\n")[0], where):
-        for prediction in predictions.read_predictions(streams.lines(source, where), where=where):
-            yield prediction.id, Answer(prediction.answer, prediction.choice)
+        lines = streams.lines(source, where)
+        yield from answers_of(predictions.read_predictions(lines, where=where))
     elif opening.startswith((b"{", b"[")):
         yield from _results(fields.parse_json(_whole(source, where), where), where)
     else:

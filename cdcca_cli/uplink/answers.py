@@ -29,14 +29,14 @@ from cdcca_cli.uplink.entropy import summarise
 
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
 """The longest answer by task, in tokens, if nothing else is asked for."""
-_WINDOW_BATCHES = 4
+_WINDOW_BATCHES = 2
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
     """How asks are answered. `score_choices` is off where only the entropy is wanted."""
 
-    batch_size: int = 8
+    batch_size: int = 32
     max_new_tokens: int | None = None
     per_token: bool = False
     score_choices: bool = True

@@ -71,7 +71,7 @@ class SampleSettings:
     blocks: int = 2
     bits: int = 8
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int = 32
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:

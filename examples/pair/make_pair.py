@@ -15,7 +15,7 @@ from gap import report
 from language import make_tokenizer
 from measure import load_frames
 from pair import save, set_tower
-from train_pair import train_pictures, train_text
+from train_pair import train_pictures, train_queries, train_text
 from train_tower import draw_pictures, store_tokens, train_tower
 from training import Log, Plan
 from world import write_frames
@@ -23,10 +23,12 @@ from world import write_frames
 SEED = 2024
 PLANS = {
     "tower": Plan(steps=4000, batch_size=64, peak_rate=1e-3, seed=SEED),
-    "student-text": Plan(steps=2000, batch_size=32, peak_rate=2e-3, seed=SEED),
-    "teacher-text": Plan(steps=800, batch_size=32, peak_rate=2e-3, seed=SEED),
-    "student": Plan(steps=2500, batch_size=32, peak_rate=1e-3, seed=SEED),
-    "teacher": Plan(steps=2500, batch_size=32, peak_rate=1e-3, seed=SEED),
+    "student-text": Plan(steps=1750, batch_size=32, peak_rate=2e-3, seed=SEED),
+    "teacher-text": Plan(steps=250, batch_size=32, peak_rate=2e-3, seed=SEED),
+    "student-queries": Plan(steps=1500, batch_size=64, peak_rate=2e-3, seed=SEED),
+    "teacher-queries": Plan(steps=1500, batch_size=64, peak_rate=2e-3, seed=SEED),
+    "student": Plan(steps=1200, batch_size=32, peak_rate=1.5e-3, seed=SEED),
+    "teacher": Plan(steps=1200, batch_size=32, peak_rate=1.5e-3, seed=SEED),
 }
 WATCHED = ("source", "heldout")
 PICTURES = {"source": (16_000, 10_000_000), "target": (32_000, 20_000_000)}
@@ -42,6 +44,8 @@ STAGES = (
     "tokens",
     "student-text",
     "teacher-text",
+    "student-queries",
+    "teacher-queries",
     "student",
     "teacher",
     "report",
@@ -71,6 +75,9 @@ def run(stage: str, work: Path, output: Path, threads: int) -> None:
     elif stage.endswith("-text"):
         role = stage.removesuffix("-text")
         train_text(work, role, make_tokenizer(SEED), log, PLANS[stage])
+    elif stage.endswith("-queries"):
+        role = stage.removesuffix("-queries")
+        train_queries(work, role, make_tokenizer(SEED), log, PLANS[stage])
     elif stage == "report":
         report(output, log, SEED)
     else:

@@ -16,6 +16,7 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
+    Blip2QFormerModel,
     Blip2VisionModel,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -72,16 +73,24 @@ def build(role: str, tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalG
     return model
 
 
+def query_outputs(
+    qformer: Blip2QFormerModel, queries_1LC: Tensor, tokens_BNC: Tensor, kept_BN: Tensor | None
+) -> Tensor:
+    """Visual tokens, all or those in `kept_BN`, through the Q-Former: (B, L, C)."""
+    kept = torch.ones(tokens_BNC.shape[:2]) if kept_BN is None else kept_BN
+    return qformer(
+        query_embeds=queries_1LC.expand(len(tokens_BNC), -1, -1),
+        encoder_hidden_states=tokens_BNC,
+        encoder_attention_mask=kept.long(),
+    ).last_hidden_state
+
+
 def query_features(
     model: Blip2ForConditionalGeneration, tokens_BNC: Tensor, kept_BN: Tensor | None = None
 ) -> Tensor:
-    """Visual tokens, all or those in `kept_BN`, through Q-Former and projection: (B, L, C)."""
-    queries = model.query_tokens.expand(len(tokens_BNC), -1, -1)
-    kept = torch.ones(tokens_BNC.shape[:2], dtype=torch.long) if kept_BN is None else kept_BN.long()
-    output = model.qformer(
-        query_embeds=queries, encoder_hidden_states=tokens_BNC, encoder_attention_mask=kept
-    )
-    return model.language_projection(output.last_hidden_state)
+    """What the language model gets in place of a picture: (B, L, C)."""
+    outputs = query_outputs(model.qformer, model.query_tokens, tokens_BNC, kept_BN)
+    return model.language_projection(outputs)
 
 
 def packed_hidden(

@@ -25,6 +25,7 @@ CELL_OF_PATCH = torch.tensor(
     [3 * (row // 2) + column // 2 for row in range(6) for column in range(6)]
 )
 EMPTY_WEIGHT = 0.3
+PLACES = torch.arange(36)
 TOWER = Blip2VisionConfig(
     hidden_size=128,
     intermediate_size=256,
@@ -90,38 +91,44 @@ class DenseTower(nn.Module):
         nn.init.normal_(self.tower.embeddings.position_embedding, std=0.02)
         self.kind_head = nn.Linear(TOWER.hidden_size, len(KINDS) + 1)
         self.colour_head = nn.Linear(TOWER.hidden_size, len(COLOUR_NAMES) + 1)
+        self.place_head = nn.Linear(TOWER.hidden_size, len(CELL_OF_PATCH))
 
-    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Kind logits (B, P, 16) and colour logits (B, P, 8); the last class is "nothing here"."""
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of kind (B, P, 16) and colour (B, P, 8), "nothing" last, and place (B, P, 36)."""
         patches_BPC = self.tower(pixels_BCHW).last_hidden_state[:, 1:]
-        return self.kind_head(patches_BPC), self.colour_head(patches_BPC)
+        return (
+            self.kind_head(patches_BPC),
+            self.colour_head(patches_BPC),
+            self.place_head(patches_BPC),
+        )
 
 
-def _labels(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells (B, 9, 2) to kind and colour labels of each patch, (B, P) each."""
-    patches = cells[:, CELL_OF_PATCH].long()
-    kinds, colours = patches.unbind(-1)
-    return kinds.masked_fill(kinds == NOTHING, len(KINDS)), colours.masked_fill(
-        colours == NOTHING, len(COLOUR_NAMES)
+def cell_labels(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Kinds and colours (B, 9) each, from cells (B, 9, 2), "nothing" as the last class."""
+    kinds, colours = cells.long().unbind(-1)
+    return (
+        kinds.masked_fill(kinds == NOTHING, len(KINDS)),
+        colours.masked_fill(colours == NOTHING, len(COLOUR_NAMES)),
     )
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over patches, empty ones counting less."""
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over cells or patches, empty ones counting less."""
     weights = torch.ones(logits.shape[-1])
     weights[-1] = EMPTY_WEIGHT
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights)
 
 
 @torch.no_grad()
-def accuracy(model: DenseTower, images: np.ndarray, cells: np.ndarray) -> tuple[float, float]:
-    """Share of occupied patches whose kind, and whose colour, is right."""
-    kinds, colours = _labels(torch.from_numpy(cells))
+def accuracy(model: DenseTower, images: np.ndarray, cells: np.ndarray) -> tuple[float, float, float]:
+    """Share of occupied patches whose kind, and whose colour, is right; share of right places."""
+    kinds, colours = cell_labels(torch.from_numpy(cells)[:, CELL_OF_PATCH])
     occupied = kinds != len(KINDS)
-    kind_logits, colour_logits = model(to_pixels(images))
+    kind_logits, colour_logits, place_logits = model(to_pixels(images))
     return (
         (kind_logits.argmax(-1) == kinds)[occupied].float().mean().item(),
         (colour_logits.argmax(-1) == colours)[occupied].float().mean().item(),
+        (place_logits.argmax(-1) == PLACES).float().mean().item(),
     )
 
 
@@ -145,16 +152,16 @@ def train_tower(work: Path, log: Log, plan: Plan) -> Blip2VisionModel:
         if rng.random() < 0.5:
             batch_images = batch_images[:, :, ::-1].copy()
             batch_cells = batch_cells.reshape(-1, 3, 3, 2)[:, :, ::-1].reshape(-1, 9, 2).copy()
-        kinds, colours = _labels(torch.from_numpy(batch_cells))
-        kind_logits, colour_logits = model(to_pixels(batch_images))
-        loss = _loss(kind_logits, kinds) + 0.5 * _loss(colour_logits, colours)
+        kinds, colours = cell_labels(torch.from_numpy(batch_cells)[:, CELL_OF_PATCH])
+        kind_logits, colour_logits, place_logits = model(to_pixels(batch_images))
+        loss = label_loss(kind_logits, kinds) + 0.5 * label_loss(colour_logits, colours)
         schedule.step(step, loss, model)
         if (step + 1) % 250 == 0 or step + 1 == plan.steps:
             scores: dict[str, float] = {}
             for domain, (some_images, some_cells) in zip(
                 ("source", "target"), held_out, strict=True
             ):
-                kind, colour = accuracy(model, some_images, some_cells)
+                kind, colour, place = accuracy(model, some_images, some_cells)
                 scores |= {f"{domain}_kind": round(kind, 4), f"{domain}_colour": round(colour, 4)}
             log.write("tower", step + 1, loss=round(loss.item(), 4), **scores)
             save_checkpoint(work / "tower.pt", model, optimizer, step + 1)

@@ -177,6 +177,18 @@ class TestState:
         assert run(*command) == 0
 
 
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs in ../shared/data/coco_mini")
+def test_photographs_with_their_questions(device: Path, tmp_path: Path) -> None:
+    """45 questions of A-OKVQA on the photographs they were asked of."""
+    source = (PHOTOS / "aokvqa_val_on_these_images.json", "--images", PHOTOS / "val2017")
+    earlier, out = tmp_path / "p", tmp_path / "s"
+    assert run("infer", *source, "-m", device, "-o", earlier, "--max-new-tokens", 3) == 0
+    assert len(predictions_in(earlier)) == 45
+    assert all(p.choice in (p.choices or []) for p in predictions_in(earlier))
+    assert run("sample", *source, "-m", device, "--predictions", earlier, "-o", out) == 0
+    assert sum(len(shard.asks) for shard in shards_in(out)) == 5
+
+
 class TestRefused:
     @pytest.mark.parametrize("verb", ["infer", "sample"])
     @pytest.mark.parametrize(
@@ -254,16 +266,24 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_infer_into_sample_through_pipes(frames: Path, device: Path) -> None:
-    """What is on stdout is a whole stream, and nothing but it; shell and `-` as people use them."""
-    cdcca = f"{sys.executable} -m cdcca_cli"
-    line = (
-        f"{cdcca} infer {frames} -m {device} --max-new-tokens 2 --quiet"
-        f" | {cdcca} sample {frames} -m {device} --predictions - --top 2"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def test_predictions_in_and_shards_out_through_pipes(
+    frames: Path, device: Path, tmp_path: Path
+) -> None:
+    """What is on stdout is a whole stream, and nothing but it."""
+    earlier = tmp_path / "p"
+    assert run("infer", frames, "-m", device, "-o", earlier, "--max-new-tokens", 2) == 0
+    line = ["-m", "cdcca_cli", "sample", str(frames), "--predictions", "-", "--top", "2"]
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], capture_output=True, env=environment, check=False
+        [sys.executable, *line],
+        input=earlier.read_bytes(),
+        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CDCCA_DEVICE": str(device),
+        },
+        check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert len(list(read_shards(io.BytesIO(done.stdout)))) == 2

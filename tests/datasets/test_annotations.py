@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ real = pytest.mark.skipif(
     not DATA.is_dir(), reason="the real annotations are not beside the project"
 )
 
-AOKVQA = {
+AOKVQA: dict[str, Any] = {
     "split": "val",
     "image_id": 461751,
     "question_id": "22jb",

@@ -26,7 +26,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Device:
     "settings",
     [
         None,
-        CompressSettings(budget_bytes=1000),
+        CompressSettings(budget_bytes=800),
         CompressSettings(max_error=0.01),
         CompressSettings(max_error=0.3),
         sender.PRESETS["paper"],
@@ -54,7 +54,7 @@ def test_all_bits_occur_in_the_tests_of_the_decoder(mirror: Device) -> None:
         bits
         for settings in (
             None,
-            CompressSettings(budget_bytes=1000),
+            CompressSettings(budget_bytes=800),
             CompressSettings(max_error=0.01),
         )
         for bits in worlds.next_update(mirror, settings=settings).bits
@@ -80,7 +80,7 @@ def test_the_report_is_what_the_file_is(mirror: Device) -> None:
     assert made.relative_error == pytest.approx(missed / change, rel=1e-3)
     assert made.num_sent == sum(value.size for value in before.values())
     assert made.bits_per_parameter == pytest.approx(8 * len(data) / made.num_sent)
-    assert "update 1" in made.summary() and made.as_json()["bytes"] == len(data)
+    assert f"update 1: {len(data):,} bytes for {made.num_sent}" in made.summary()
 
 
 def test_no_change_gives_a_tiny_update_to_the_same_digest(mirror: Device) -> None:
@@ -136,8 +136,8 @@ def test_more_budget_means_less_error(mirror: Device) -> None:
 
 
 def test_bits_go_where_the_change_is(mirror: Device) -> None:
-    """384 of 933 parameters change 100 times as much as the others, and 250 bytes of codes fit:
-    those get 4 bits (192 bytes and scales), while the others have next to nothing to lose.
+    """384 of 918 parameters change 100 times as much as the others: they hold 0.9998 of the squared
+    change, so their step from 4 to 8 bits takes away more than all that the others have to lose.
     """
     before = mirror.read_overlay()
     after = worlds.learnt(before, size=1e-4)
@@ -147,7 +147,7 @@ def test_bits_go_where_the_change_is(mirror: Device) -> None:
         worlds.adaptation(after, mirror), mirror, CompressSettings(budget_bytes=980)
     )
     bits = dict(zip(sorted(before), made.update.bits, strict=True))
-    assert bits.pop(loud) == 4
+    assert bits.pop(loud) == 8
     assert max(bits.values()) <= 2
 
 

@@ -33,8 +33,7 @@ class _Script(families.model.Language):  # type: ignore[name-defined, misc]
         self.max_positions = None
         self.steps = 0
 
-    @property
-    def last_attention(self) -> torch.nn.Module:
+    def _attentions(self) -> list[torch.nn.Module]:
         raise NotImplementedError
 
     def answer_logits(self, spliced: object, answer_BA: torch.Tensor) -> torch.Tensor:

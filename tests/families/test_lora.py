@@ -100,7 +100,7 @@ def test_zero_b_changes_nothing_and_detach_leaves_no_trace(blip2_llama: Path) ->
 
 @pytest.mark.parametrize("alpha", [1.0, 8.0])
 def test_scale_is_alpha_over_rank(alpha: float) -> None:
-    """By hand: W = 0, A picks the first input twice, B adds both rows: 2 alpha / 2 x_0 = alpha x_0."""
+    """By hand: W = 0, A picks the first input twice, B adds the two: 2 (alpha / 2) x_0."""
     linear = torch.nn.Linear(3, 1)
     torch.nn.init.zeros_(linear.weight)
     torch.nn.init.zeros_(linear.bias)

@@ -87,17 +87,32 @@ def test_the_start_changes_nothing_and_depends_on_the_seed(case: Case) -> None:
     assert len(two) < 2 or not np.array_equal(*two), "each linear has its own start"
 
 
-def test_the_start_of_lora_is_fixed_for_ever() -> None:
-    """Golden: SHA-256(b"0\\0x.lora_A")[:16] keys Philox; its first two words, top 24 bits each.
+def philox(key: tuple[int, int], counter: int) -> list[int]:
+    """One block of Philox-4x64-10 (Salmon et al. 2011) in plain integers."""
+    most = 2**64 - 1
+    x = [counter, 0, 0, 0]
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = x[0] * 0xD2E7470EE14C6C93, x[2] * 0xCA5A826395121157
+        x = [(p1 >> 64) ^ x[1] ^ k0, p1 & most, (p0 >> 64) ^ x[3] ^ k1, p0 & most]
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & most, (k1 + 0xBB67AE8584CAA73B) & most
+    return x
 
-    Worked with numpy's raw Philox words outside this code: u = word >> 40, (u / 2^23 - 1) / sqrt(4).
+
+def test_the_start_of_lora_is_fixed_for_ever() -> None:
+    """Against Philox written out: key SHA-256(seed, 0, name)[:16], blocks from 1, top 24 bits.
+
+    value = (u / 2^23 - 1) / sqrt(in),   u = word >> 40
     """
     import hashlib
 
-    key = np.frombuffer(hashlib.sha256(b"0\0x.lora_A").digest()[:16], "<u8")
-    words = [int(np.random.Philox(key=key).random_raw()) for _ in range(1)]
-    value = overlay._uniform("x.lora_A", 1, 4, 0)
-    assert value[0, 0] == np.float32(((words[0] >> 40) / 2**23 - 1) / 2)
+    digest = hashlib.sha256(b"11\0x.lora_A").digest()
+    key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
+    words = [word for block in (1, 2) for word in philox(key, block)]
+    expected = [((word >> 40) / 2**23 - 1) / 2 for word in words]
+    found = overlay._uniform("x.lora_A", 2, 4, 11)
+    assert found.shape == (2, 4)
+    assert found.flatten().tolist() == expected
 
 
 def test_in_and_out_without_a_bit_lost(tmp_path: Path, blip2_llama: Path) -> None:

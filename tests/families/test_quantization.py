@@ -184,6 +184,28 @@ def test_a_quantised_device(tmp_path: Path, blip2_llama: Path) -> None:
     assert in_full.digest == model.digest == device.digest
 
 
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_float32_biases_survive_a_bfloat16_answer(blip2_llama: Path, quantize: str) -> None:
+    """bitsandbytes casts a bias in place; the overlay must come back bit for bit, and train."""
+    values = families.load(blip2_llama, compute="cpu").initial_overlay(GROUPS, 2, 0)
+    model = families.load(blip2_llama, compute="cpu", quantize=quantize, dtype="bfloat16")
+    model.install_overlay(values, 4.0)
+    model.install_overlay(values, 4.0)
+    made = model.generate(spliced(model), 3)
+    assert all(np.isfinite(row).all() for row in made.entropies)
+    assert all(np.array_equal(value, values[name]) for name, value in model.overlay().items())
+    trainable = model.trainable()
+    with model.training_mode():
+        logits = model.forward(spliced(model), model.answer_ids(["red", "two"])).logits
+        logits.float().square().mean().backward()
+    name = "language_model.model.layers.1.mlp.down_proj.bias"
+    gradient = trainable[name].grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    assert gradient.any()
+    assert all(np.array_equal(value, values[name]) for name, value in model.overlay().items())
+
+
 def test_without_bitsandbytes(blip2_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

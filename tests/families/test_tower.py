@@ -1,9 +1,13 @@
 """Trunk and tail are the tower in two pieces, whatever block they are cut at."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from cdcca_cli import families
 from cdcca_cli.errors import UsageError
+from tests import tiny
 from tests.families.conftest import Case
 
 
@@ -58,6 +62,34 @@ def test_the_last_blocks_are_those_that_make_the_tokens(case: Case) -> None:
         assert (changed - plain).abs().max() > 1e-3
     with pytest.raises(UsageError):
         model.block_modules(model.num_blocks + 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "strategy"), [(-2, "full"), (-1, "default"), (-1, "full"), (1, "full")]
+)
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_other_towers_and_layers_of_llava(
+    tmp_path: Path, kind: str, layer: int, strategy: str
+) -> None:
+    """What transformers' get_image_features puts into the prompt, for each of them."""
+    folder = tiny.llava_checkpoint(tmp_path, tower=kind, layer=layer, strategy=strategy)
+    model = families.load(folder, compute="cpu")
+    pixels = model.preprocess(tiny.images(2))
+    with torch.no_grad():
+        expected = torch.stack(model.module.get_image_features(pixels).pooler_output)
+    features = model.project(model.queries(model.vision_tokens(pixels)))
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
+    assert features.shape[1] == model.num_tokens
+    has_cls = kind == "clip" and strategy == "full"
+    assert model.num_prefix_tokens == (
+        1 if has_cls else 0 if kind == "clip" else model.num_tokens - 9
+    )
+
+
+def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
+    folder = tiny.llava_checkpoint(tmp_path, layer=[-2, -1])
+    with pytest.raises(UsageError, match="single one"):
+        families.load(folder, compute="cpu")
 
 
 def test_prefix_tokens(case: Case) -> None:

@@ -205,6 +205,10 @@ def test_killed_at_any_moment_the_folder_is_sound(tmp_path: Path) -> None:
         found = Device.open(path)
         assert (found.read_overlay()["w"] == found.sequence).all()
     assert found.sequence > 0
+    found.install(overlay(1), found.sequence + 1)
+    assert found.previous is not None
+    kept = {"device.json", "lock", found.current.file, found.previous.file}
+    assert files(path).keys() == kept
 
 
 def test_what_device_json_says_is_sorted_json(device: Device) -> None:

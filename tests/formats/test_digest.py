@@ -1,5 +1,6 @@
 import hashlib
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ def test_the_digest_is_the_hash_of_the_bytes_that_the_specification_lists() -> N
     data += b"\x08\0\0\0\0\0\0\0" + struct.pack("<2f", 1, 2)
     data += b"\x01\0\0\0\0\0\0\0b" + b"\x02\0\0\0\0\0\0\0I8" + bytes(8)
     data += b"\x01\0\0\0\0\0\0\0" + b"\x03"
-    tensors = {"b": np.array(3, np.int8), "a": np.array([[1, 2]], np.float32)}
+    tensors: dict[str, np.ndarray] = {
+        "b": np.array(3, np.int8),
+        "a": np.array([[1, 2]], np.float32),
+    }
     assert overlay_digest(tensors) == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -30,7 +34,7 @@ def test_neither_order_nor_memory_layout_nor_byte_order_counts() -> None:
 
 def test_every_part_counts() -> None:
     array = np.arange(6, dtype=np.float32)
-    variants = [
+    variants: list[dict[str, np.ndarray]] = [
         {"x": array},
         {"z": array},
         {"x": array.reshape(2, 3)},
@@ -48,7 +52,7 @@ def test_arrays_that_no_format_holds_are_refused() -> None:
         overlay_digest({"x": np.zeros(1, np.complex64)})
 
 
-def test_file_digest_is_that_of_sha256sum(tmp_path) -> None:
+def test_file_digest_is_that_of_sha256sum(tmp_path: Path) -> None:
     """SHA-256 of "abc" from FIPS 180-2, appendix B.1."""
     (tmp_path / "abc").write_bytes(b"abc")
     known = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

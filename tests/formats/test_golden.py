@@ -61,7 +61,7 @@ def _shards(name: str) -> list[shard.Shard]:
 
 def test_float32_shard() -> None:
     """The values are those that make.py packs with struct."""
-    (only,) = _shards("shard_v1_f32.tokens")
+    (only,) = _shards("shard_v1_f32.shards")
     assert only.tokens.tolist() == [[1.5, -2.0, 0.0], [0.25, 8.0, -0.125]]
     assert only.tokens.dtype == np.float32
     assert only.positions.tolist() == [4, 17] and only.positions.dtype == np.int32
@@ -74,7 +74,7 @@ def test_float32_shard() -> None:
 
 def test_float16_shard() -> None:
     """All of its values are exact in 16 bits."""
-    (only,) = _shards("shard_v1_f16.tokens")
+    (only,) = _shards("shard_v1_f16.shards")
     assert only.tokens.tolist() == [[1.5, -2.0, 0.0], [0.25, 8.0, -0.125]]
     assert only.tokens.dtype == np.float32
     assert only.asks == [shard.Ask("c", None, "caption", None, None)]
@@ -82,7 +82,7 @@ def test_float16_shard() -> None:
 
 def test_int8_shard() -> None:
     """Codes 127, -1, 0 at scale 2 are 254, -2, 0; a row of scale 0 is all zero."""
-    (only,) = _shards("shard_v1_i8.tokens")
+    (only,) = _shards("shard_v1_i8.shards")
     assert only.tokens.tolist() == [[254.0, -2.0, 0.0], [0.0, 0.0, 0.0]]
     assert only.positions.tolist() == [0, 69999]
 

@@ -43,7 +43,10 @@ def test_what_is_written_is_read_again_by_us_and_by_safetensors(
 
 def test_a_record_of_the_safetensors_library_is_read() -> None:
     """It orders tensors by alignment, not by name."""
-    tensors = {"a": np.arange(3, dtype=np.int8), "b": np.arange(2, dtype=np.float32)}
+    tensors: dict[str, np.ndarray] = {
+        "a": np.arange(3, dtype=np.int8),
+        "b": np.arange(2, dtype=np.float32),
+    }
     data = safetensors.numpy.save(tensors, {"cdcca": '{"kind":"k","version":1}'})
     record = records.read_record(BytesIO(data))
     assert record is not None
@@ -63,7 +66,7 @@ def test_the_header_has_one_metadata_key_and_sorted_json() -> None:
 
 def test_arrays_are_aligned_and_writable() -> None:
     out = BytesIO()
-    tensors = {"a": np.zeros(3, np.int8), "b": np.arange(4, dtype=np.int64)}
+    tensors: dict[str, np.ndarray] = {"a": np.zeros(3, np.int8), "b": np.arange(4)}
     records.write_record(out, tensors, {"kind": "k", "version": 1})
     record = records.read_record(BytesIO(out.getvalue()))
     assert record is not None
@@ -85,7 +88,10 @@ def test_every_cut_is_refused() -> None:
 @given(data=st.data())
 def test_damage_is_refused_or_gives_a_record_but_never_anything_else(data: st.DataObject) -> None:
     out = BytesIO()
-    tensors = {"a": np.arange(4, dtype=np.float32), "b": np.arange(3, dtype=np.uint8)}
+    tensors: dict[str, np.ndarray] = {
+        "a": np.arange(4, dtype=np.float32),
+        "b": np.arange(3, dtype=np.uint8),
+    }
     records.write_record(out, tensors, {"kind": "k", "version": 1})
     damaged = bytearray(out.getvalue())
     for _ in range(data.draw(st.integers(1, 3))):

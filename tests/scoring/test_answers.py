@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_two_different_answers_to_one_ask(tmp_path: Path) -> None:
         '{"q": {"answer": "b"}}',
         '{"q": {"direct_answer": 3}}',
         '{"v": 1, "id": "x"}',
+        '{"v": 1, "id": "x"}\n' * 3,
         '{"id": "x", "entropy": ',
         '[{"image_id": 7, "caption": "x"}',
         "[" * 100_000,
@@ -109,6 +111,24 @@ def test_what_holds_no_predictions(tmp_path: Path, content: str) -> None:
     with pytest.raises(BadData) as caught:
         read_answers([str(tmp_path / "p")])
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("nothing", [b"\0", b" ", b"\n"])
+def test_a_gigabyte_of_nothing(tmp_path: Path, nothing: bytes) -> None:
+    """Refused after a look at its beginning, without holding it."""
+    path = tmp_path / "p"
+    with open(path, "wb") as file:
+        if nothing == b"\0":
+            file.truncate(1 << 30)  # a hole: takes no room
+        else:
+            file.write(nothing * (1 << 22))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadData, match="blanks or zeros"):
+            read_answers([str(path)])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_newer_version_is_said_to_be_newer(tmp_path: Path) -> None:

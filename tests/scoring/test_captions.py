@@ -164,7 +164,9 @@ def prediction_sets(data: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
     "name",
     [
         "tylin fakecap on the 126 overlapping images",
-        "human leave-one-out: caption#0 vs the rest, 5000 images",
+        pytest.param(
+            "human leave-one-out: caption#0 vs the rest, 5000 images", marks=pytest.mark.slow
+        ),
         pytest.param("ruizewang fakecap (4989)", marks=pytest.mark.slow),
         pytest.param(
             "wrong-image: caption#0 of the next image in file order vs all refs",

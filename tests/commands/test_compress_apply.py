@@ -1,0 +1,339 @@
+"""`cdcca compress` and `cdcca apply` as a user runs them: files, pipes, exit codes, faults."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdcca_cli.formats.adaptation import write_adaptation
+from cdcca_cli.formats.device import Device
+from cdcca_cli.main import main
+from tests.downlink import worlds
+
+CDCCA = [sys.executable, "-m", "cdcca_cli"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    return worlds.device(tmp_path / "device").path
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    return worlds.device(tmp_path / "mirror").path
+
+
+@pytest.fixture
+def adaptation(tmp_path: Path, mirror: Path) -> Path:
+    return written(tmp_path / "adaptation.safetensors", Device.open(mirror))
+
+
+@pytest.fixture
+def update(tmp_path: Path, mirror: Path, adaptation: Path) -> Path:
+    path = tmp_path / "update.cdcca"
+    assert run("compress", adaptation, "--base", mirror, "-o", path) == 0
+    return path
+
+
+def written(path: Path, base: Device, seed: int = 1) -> Path:
+    """The file that distill would have written."""
+    with path.open("wb") as out:
+        write_adaptation(out, worlds.adaptation(worlds.learnt(base.read_overlay(), seed), base))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def state(path: Path) -> tuple[int, str]:
+    folder = Device.open(path)
+    folder.read_overlay()
+    return folder.sequence, folder.digest
+
+
+class TestTogether:
+    def test_through_files(
+        self, device: Path, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        before, update = state(device), tmp_path / "update.cdcca"
+        assert run("compress", adaptation, "--base", mirror, "-o", update) == 0
+        for folder in (device, mirror):
+            assert run("apply", folder, update) == 0
+        assert state(device) == state(mirror) != before
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert "update 1: " in err and "applied: sequence 1, sha256:" in err
+
+    def test_through_a_pipe_it_is_the_same(
+        self, device: Path, mirror: Path, adaptation: Path, update: Path
+    ) -> None:
+        assert run("apply", mirror, update) == 0
+        shell = '"$0" -m cdcca_cli compress - --base "$2" < "$1" | "$0" -m cdcca_cli apply "$3"'
+        base = worlds.device(mirror.parent / "base").path
+        command = ["bash", "-o", "pipefail", "-c", shell, sys.executable, adaptation, base, device]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert state(device) == state(mirror)
+
+    def test_the_same_bytes_whichever_way(
+        self, mirror: Path, adaptation: Path, update: Path
+    ) -> None:
+        with adaptation.open("rb") as source:
+            done = subprocess.run(
+                [*CDCCA, "compress", "--base", mirror], stdin=source, capture_output=True
+            )
+        assert done.returncode == 0
+        assert done.stdout == update.read_bytes()
+
+    def test_an_update_in_zstd_is_read(self, device: Path, update: Path, tmp_path: Path) -> None:
+        import zstandard
+
+        packed = tmp_path / "update.cdcca.zst"
+        packed.write_bytes(zstandard.ZstdCompressor().compress(update.read_bytes()))
+        assert run("apply", device, packed) == 0
+
+
+class TestCompress:
+    def test_a_budget_in_words(self, mirror: Path, adaptation: Path, tmp_path: Path) -> None:
+        out = tmp_path / "small.cdcca"
+        for budget, most in (("0.8KB", 800), ("1KiB", 1024), ("900", 900)):
+            assert run("compress", adaptation, "--base", mirror, "--budget", budget, "-o", out) == 0
+            assert most - 150 < out.stat().st_size <= most
+
+    def test_presets_and_groups(
+        self, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        out = tmp_path / "some.cdcca"
+        lora = 4 * 48 + 96 * 4
+        rest = 96 + 40 + 40 + 1 + 165
+        for options, sent in (
+            (["--preset", "paper"], rest),
+            (["--select", "lora"], lora),
+            (["--select", "query,bias"], 165 + 96),
+            ([], lora + rest),
+        ):
+            assert run("compress", adaptation, "--base", mirror, "-o", out, *options) == 0
+            assert f"for {sent} of {lora + rest} parameters" in capfd.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "code", "reason"),
+        [
+            (
+                ["--budget", "10"],
+                2,
+                "a budget of 10 bytes is too small for any of what changed: gi",
+            ),
+            (["--budget", "much"], 2, "--budget much: expected bytes"),
+            (["--preset", "best"], 2, "--preset best: expected paper"),
+            (["--preset", "paper", "--budget", "1KB"], 2, "leave out"),
+            (["--select", "weights"], 2, "expected some of norm, bias, query, lora"),
+            (["--max-error", "2"], 2, "expected a number between 0 and 1"),
+            (["--max-error", "1e-7"], 2, "cannot be reached"),
+        ],
+    )
+    def test_options_that_cannot_be(
+        self,
+        mirror: Path,
+        adaptation: Path,
+        tmp_path: Path,
+        capfd: Capture,
+        options: list[str],
+        code: int,
+        reason: str,
+    ) -> None:
+        out = tmp_path / "none.cdcca"
+        assert run("compress", adaptation, "--base", mirror, "-o", out, *options) == code
+        assert reason in capfd.readouterr().err
+        assert not out.exists()
+
+    def test_input_that_cannot_be(
+        self, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        other = worlds.device(tmp_path / "other", seed=4)
+        cut = tmp_path / "cut"
+        cut.write_bytes(adaptation.read_bytes()[:-1])
+        for name, base, code, reason in (
+            (adaptation, other.path, 78, "the adaptation was made from sha256:"),
+            (cut, mirror, 65, "cut short"),
+            (tmp_path / "absent", mirror, 66, "no such file"),
+            (adaptation, tmp_path, 66, "no device folder"),
+        ):
+            out = tmp_path / "none.cdcca"
+            assert run("compress", name, "--base", base, "-o", out) == code
+            assert reason in capfd.readouterr().err
+            assert not out.exists()
+
+    def test_training_that_diverged(self, mirror: Path, tmp_path: Path, capfd: Capture) -> None:
+        """float32 is finite at both ends, their difference is not."""
+        base = Device.open(mirror)
+        after = worlds.learnt(base.read_overlay())
+        after["query_tokens"][:] = np.finfo(np.float32).max
+        path = tmp_path / "diverged"
+        with path.open("wb") as out:
+            write_adaptation(out, worlds.adaptation(after, base))
+        assert run("compress", path, "--base", mirror, "-o", tmp_path / "none.cdcca") == 65
+        assert "not finite" in capfd.readouterr().err
+        assert not (tmp_path / "none.cdcca").exists()
+
+
+class TestApply:
+    def test_again_older_and_for_another_base(
+        self, device: Path, mirror: Path, update: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        assert run("apply", device, update) == 0
+        before = worlds.bytes_of(Device.open(device))
+        assert run("apply", device, update) == 0
+        assert "already applied" in capfd.readouterr().err
+        second, third = tmp_path / "second.cdcca", tmp_path / "third.cdcca"
+        for path in (second, third):
+            assert run("apply", mirror, update if path is second else second) == 0
+            written(tmp_path / "next", Device.open(mirror))
+            assert run("compress", tmp_path / "next", "--base", mirror, "-o", path) == 0
+        assert run("apply", device, third) == 78
+        assert "fetch update 2 first" in capfd.readouterr().err
+        assert worlds.bytes_of(Device.open(device)) == before
+        assert run("apply", device, second) == 0
+        assert run("apply", device, update) == 79
+        assert "update 1 is not newer than 2" in capfd.readouterr().err
+
+    def test_a_dry_run_changes_nothing(self, device: Path, update: Path, capfd: Capture) -> None:
+        before = worlds.bytes_of(Device.open(device))
+        assert run("apply", device, update, "--dry-run") == 0
+        assert "would apply: sequence 1" in capfd.readouterr().err
+        assert worlds.bytes_of(Device.open(device)) == before
+
+    def test_rollback(self, device: Path, update: Path, capfd: Capture) -> None:
+        first = state(device)
+        assert run("apply", device, "--rollback") == 66
+        assert run("apply", device, update) == 0
+        assert run("apply", device, "--rollback", "--quiet", "--json") == 0
+        assert state(device) == first
+        assert json.loads(capfd.readouterr().out) == {
+            "device": str(device),
+            "status": "rolled back",
+            "sequence": 0,
+            "digest": first[1],
+        }
+        assert run("apply", device, update) == 79
+        assert run("apply", device, update, "--rollback") == 2
+        assert run("apply", device, "--rollback", "--dry-run") == 2
+        assert state(device) == first
+
+    def test_json_and_quiet(self, device: Path, update: Path, capfd: Capture) -> None:
+        for status in ("applied", "already applied"):
+            capfd.readouterr()
+            assert run("apply", device, update, "--json", "--quiet") == 0
+            out, err = capfd.readouterr()
+            sequence, digest = state(device)
+            assert json.loads(out) == {
+                "device": str(device),
+                "status": status,
+                "sequence": sequence,
+                "digest": digest,
+            }
+            assert err == ""
+
+    def test_files_that_are_no_update(
+        self, device: Path, adaptation: Path, update: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        before = worlds.bytes_of(Device.open(device))
+        data = update.read_bytes()
+        faults = {
+            "empty": (b"", 65),
+            "cut": (data[:-1], 65),
+            "half": (data[: len(data) // 2], 65),
+            "longer": (data + b"\n", 65),
+            "text": (b"once upon a time", 65),
+            "flipped": (data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], 65),
+            "newer": (data.replace(rb"\"version\":1", rb"\"version\":2"), 76),
+            "adaptation": (adaptation.read_bytes(), 65),
+        }
+        for name, (content, code) in faults.items():
+            path = tmp_path / name
+            path.write_bytes(content)
+            assert (name, run("apply", device, path)) == (name, code)
+            error = capfd.readouterr().err
+            assert error.startswith("cdcca: ") and error.count("\n") == 1
+        assert run("apply", device, tmp_path / "absent") == 66
+        assert run("apply", tmp_path / "absent", update) == 66
+        assert worlds.bytes_of(Device.open(device)) == before
+
+    def test_neither_torch_nor_the_checkpoint_is_needed(self, device: Path, update: Path) -> None:
+        program = (
+            "import sys; from cdcca_cli.main import main; code = main(sys.argv[1:]);"
+            "heavy = {'torch', 'transformers', 'PIL', 'peft', 'rich'} & set(sys.modules);"
+            "sys.exit(str(heavy) if heavy else code)"
+        )
+        command = [sys.executable, "-c", program, "apply", str(device), str(update)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert state(device)[0] == 1
+
+    def test_a_full_disk(self, device: Path, update: Path, tmp_path: Path) -> None:
+        """The kernel itself refuses to write more than 2 KiB into a file; the overlay has 4."""
+        before = worlds.bytes_of(Device.open(device))
+
+        def limited() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+        done = subprocess.run(
+            [*CDCCA, "apply", device, update], capture_output=True, text=True, preexec_fn=limited
+        )
+        assert done.returncode == 73, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert worlds.bytes_of(Device.open(device)) == before
+        assert run("apply", device, update) == 0
+
+    def test_two_at_once(self, device: Path, update: Path) -> None:
+        command = [*CDCCA, "apply", str(device), str(update), "--json", "--quiet"]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+        found = sorted(json.loads(process.communicate()[0])["status"] for process in both)
+        assert [process.returncode for process in both] == [0, 0]
+        assert found == ["already applied", "applied"]
+        assert state(device)[0] == 1
+
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    )
+    def test_stopped_while_it_waits_for_another(
+        self, device: Path, update: Path, number: int, code: int
+    ) -> None:
+        folder = Device.open(device)
+        before = worlds.bytes_of(folder)
+        with folder.lock():
+            process = subprocess.Popen(
+                [*CDCCA, "apply", device, update], stderr=subprocess.PIPE, text=True
+            )
+            assert process.stderr is not None
+            assert "waiting for another process" in process.stderr.readline()
+            process.send_signal(number)
+            assert process.wait(timeout=30) == code
+            process.stderr.close()
+        assert worlds.bytes_of(folder) == before
+        assert run("apply", device, update) == 0
+
+    def test_no_input_but_a_terminal(self, device: Path) -> None:
+        ours, theirs = os.openpty()
+        done = subprocess.run(
+            [*CDCCA, "apply", device], stdin=theirs, capture_output=True, text=True
+        )
+        os.close(ours)
+        os.close(theirs)
+        assert done.returncode == 2
+        assert "no input" in done.stderr
+
+    def test_a_codec_of_the_future(self, device: Path, tmp_path: Path, capfd: Capture) -> None:
+        update = replace(worlds.next_update(Device.open(device)), codec="usq")
+        path = tmp_path / "future.cdcca"
+        path.write_bytes(worlds.file_of(update))
+        assert run("apply", device, path) == 76
+        assert "codec 'usq'; this cdcca reads 'nf4-mixed': upgrade it" in capfd.readouterr().err

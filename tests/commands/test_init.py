@@ -1,0 +1,99 @@
+"""`cdcca init`: the same start on both sides, and one line for what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cdcca_cli.formats.device import Device
+from cdcca_cli.main import main
+from tests import tiny
+
+
+def test_both_sides_start_with_the_same_overlay(blip2_llama: Path, tmp_path: Path) -> None:
+    for side in ("device", "mirror"):
+        assert main(["init", str(tmp_path / side), "--checkpoint", str(blip2_llama)]) == 0
+    device, mirror = Device.open(tmp_path / "device"), Device.open(tmp_path / "mirror")
+    assert device.digest == mirror.digest
+    assert device.groups == ("norm", "bias", "query", "lora")
+    assert (
+        main(["init", str(tmp_path / "other"), "--checkpoint", str(blip2_llama), "--seed", "1"])
+        == 0
+    )
+    assert Device.open(tmp_path / "other").digest != device.digest
+
+
+def test_the_overlay_does_not_depend_on_how_the_model_is_held(
+    blip2_llama: Path, tmp_path: Path
+) -> None:
+    """An NF4 device and a mirror in full precision are two copies of one overlay."""
+    for side, quantize in (("device", "nf4"), ("mirror", "none")):
+        arguments = ["init", str(tmp_path / side), "--checkpoint", str(blip2_llama)]
+        assert main([*arguments, "--quantize", quantize]) == 0
+    device, mirror = Device.open(tmp_path / "device"), Device.open(tmp_path / "mirror")
+    assert device.digest == mirror.digest
+    assert device.quantize == "nf4"
+
+
+def test_groups_and_a_cut_qformer_are_kept(blip2_llama: Path, tmp_path: Path) -> None:
+    arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama)]
+    assert main([*arguments, "--groups", "query,norm", "--qformer-layers", "1"]) == 0
+    device = Device.open(tmp_path / "d")
+    assert device.groups == ("norm", "query")
+    assert device.qformer_layers == 1
+    assert not any("lora" in name for name in device.read_overlay())
+
+
+def test_json_is_what_device_json_holds(
+    blip2_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads(
+        (tmp_path / "d/device.json").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--groups", "norm,weights"], 2, "weights"),
+        (["--groups", ""], 2, "none"),
+        (["--quantize", "nf3"], 2, "nf3"),
+        (["--qformer-layers", "9"], 2, "9"),
+        (["--lora-alpha", "-1"], 2, "-1"),
+    ],
+)
+def test_wrong_options_make_nothing(
+    blip2_llama: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    words: str,
+) -> None:
+    arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama), *options]
+    assert main(arguments) == code
+    said = capfd.readouterr().err
+    assert said.startswith("cdcca: ") and said.count("\n") == 1 and words in said
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_checkpoint_that_is_none_makes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = tiny.text_checkpoint(tmp_path / "text")
+    (tmp_path / "empty").mkdir()
+    for checkpoint, code in ((text, 2), (tmp_path / "empty", 66), (tmp_path / "absent", 66)):
+        assert main(["init", str(tmp_path / "d"), "--checkpoint", str(checkpoint)]) == code
+        assert capfd.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "d").exists()
+
+
+def test_an_existing_device_is_kept(blip2_llama: Path, tmp_path: Path) -> None:
+    arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama)]
+    assert main(arguments) == 0
+    before = (tmp_path / "d/device.json").read_bytes()
+    assert main([*arguments, "--seed", "5"]) == 73
+    assert (tmp_path / "d/device.json").read_bytes() == before
+    assert main([*arguments, "--seed", "5", "--force"]) == 0
+    assert (tmp_path / "d/device.json").read_bytes() != before

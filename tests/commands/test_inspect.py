@@ -1,0 +1,338 @@
+"""`cdcca inspect` tells what each kind of file is; the numbers come from tests/golden/make.py."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import zstandard
+
+from cdcca_cli.formats import shard
+from cdcca_cli.main import main
+from tests.golden import make
+
+VALID = Path(make.__file__).parent / "valid"
+ROOT = Path(__file__).parents[2]
+
+
+def inspect(path: Path | str, capfd: pytest.CaptureFixture[str], code: int = 0) -> Any:
+    found = main(["inspect", str(path), "--json"])
+    out, err = capfd.readouterr()
+    assert found == code, err
+    return json.loads(out) if code == 0 else err
+
+
+def test_shards(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two records of 2 tokens x 3 channels: 24 bytes in 32 bits, 6 in 8 bits with 8 of scales."""
+    found = inspect(VALID / "two_parts_v1.shards", capfd)
+    ledger = found.pop("bytes")
+    digest = found["digests"].pop("content")
+    assert found == {
+        "file": str(VALID / "two_parts_v1.shards"),
+        "kind": "shards",
+        "format": 1,
+        "digests": {"towers": {make.TOWER: 2}},
+        "counts": {
+            "shards": 2,
+            "asks": 2,
+            "kept_tokens": 4,
+            "all_tokens": 36 + 70_000,
+            "by_domain": {"night": 2},
+            "by_bits": {"32": 1, "8": 1},
+            "by_channels": {"3": 2},
+        },
+    }
+    assert ledger["payload"] == 24 + 6 and ledger["scales"] == 8
+    assert ledger["positions"] == 4 + 8 and ledger["scores"] == 16
+    assert ledger["end records"] == 2 * len(make.end(1))
+    size = (VALID / "two_parts_v1.shards").stat().st_size
+    assert ledger.pop("total") == size == sum(ledger.values())
+    sums = subprocess.run(
+        ["sha256sum", str(VALID / "two_parts_v1.shards")], capture_output=True, check=True
+    )
+    assert digest == "sha256:" + sums.stdout[:64].decode()
+
+
+def test_zstd_makes_no_difference(capfd: pytest.CaptureFixture[str]) -> None:
+    plain = inspect(VALID / "two_parts_v1.shards", capfd)
+    packed = inspect(VALID / "two_zstd_frames_v1.shards", capfd)
+    assert {**plain, "file": ""} == {**packed, "file": ""}
+
+
+def test_no_shards(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "no_shards_v1.shards", capfd)
+    assert found["counts"]["shards"] == 0
+    assert found["bytes"]["total"] == found["bytes"]["end records"] == len(make.end(0))
+
+
+def test_predictions(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "predictions_v1.predictions", capfd)
+    assert found["kind"] == "predictions"
+    assert found["digests"]["models"] == {make.MODEL: 2}
+    assert found["counts"] == {
+        "predictions": 2,
+        "with_choices": 1,
+        "by_task": {"caption": 1, "vqa": 1},
+        "by_domain": {"(none)": 1, "night": 1},
+        "average_entropy_nats": {"mean": 0.5, "sum": 1.0, "max": 0.75, "first": 0.25},
+    }
+
+
+def test_adaptation(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "adaptation_v1.adaptation", capfd)
+    assert (found["kind"], found["method"], found["sequence"]) == ("adaptation", "akd", 4)
+    assert found["report"] == {"loss": 0.25}
+    assert found["digests"]["base"] == make.BASE
+    assert found["digests"]["overlay"] == make.overlay_digest(make.OVERLAY)
+    assert found["counts"] == {"tensors": 2, "parameters": 7}
+    assert found["bytes"]["payload"] == 28
+    assert found["bytes"]["total"] == len(make.adaptation())
+
+
+def test_update(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "update_v1.update", capfd)
+    assert (found["kind"], found["sequence"], found["codec"]) == ("update", 5, "nf4-mixed")
+    assert found["bits_per_parameter"] == 8 * len(make.update()) / 7
+    assert (found["digests"]["base"], found["digests"]["target"]) == (make.BASE, make.TARGET)
+    assert found["counts"] == {"parameters": 7, "tensors": 2, "tensors_by_bits": {"0": 1, "4": 1}}
+    assert found["bytes"] == {
+        "payload": 40,
+        "header": len(make.update()) - 40,
+        "total": len(make.update()),
+    }
+
+
+def test_overlay(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "overlay_v1.overlay", capfd)
+    assert (found["kind"], found["sequence"]) == ("overlay", 3)
+    assert found["digests"]["overlay"] == make.overlay_digest(make.OVERLAY)
+
+
+@pytest.mark.parametrize("name", ["device_v1", "device_v1/device.json"])
+def test_device(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / name, capfd)
+    assert (found["kind"], found["sequence"], found["family"]) == ("device", 3, "blip-2")
+    assert found["digests"] == {
+        "current": make.overlay_digest(make.OVERLAY),
+        "tower": make.TOWER,
+    }
+    assert found["counts"] == {"tensors": 2, "parameters": 7}
+    assert found["bytes"]["device.json"] == len(make.device())
+    assert found["bytes"]["total"] == len(make.device()) + len(make.overlay_file())
+
+
+def test_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "blip-2", "architectures": ["B"]}')
+    for number in (1, 2):
+        tensors = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(5, np.float16)}
+        safetensors.numpy.save_file(tensors, tmp_path / f"model-{number}.safetensors")
+    for path in (tmp_path, tmp_path / "config.json"):
+        found = inspect(path, capfd)
+        assert (found["kind"], found["family"], found["has_weights"]) == (
+            "checkpoint",
+            "blip-2",
+            True,
+        )
+        assert found["counts"] == {
+            "tensors": 4,
+            "parameters": 22,
+            "parameters_by_dtype": {"F16": 10, "F32": 12},
+        }
+    weights = inspect(tmp_path / "model-1.safetensors", capfd)
+    assert weights["kind"] == "weights" and weights["counts"]["tensors"] == 2
+    assert weights["bytes"]["total"] == (tmp_path / "model-1.safetensors").stat().st_size
+
+
+def test_a_checkpoint_without_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "blip-2"}')
+    assert inspect(tmp_path, capfd)["has_weights"] is False
+
+
+def image(path: Path, size: tuple[int, int] = (8, 6)) -> None:
+    from PIL import Image
+
+    Image.new("RGB", size).save(path)
+
+
+def test_frames(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.jpg")
+    found = inspect(tmp_path, capfd)
+    assert (found["kind"], found["counts"]["frames"]) == ("frames", 2)
+    found = inspect(tmp_path / "a.png", capfd)
+    assert (found["kind"], found["width"], found["height"]) == ("image", 8, 6)
+
+
+def test_manifest_whose_images_are_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"id": "1", "image": "a.png", "prompt": "What?", "answers": ["cat"], "domain": "day"},
+        {"id": "2", "image": "a.png", "captions": ["A cat."], "domain": "day"},
+        {"id": "3", "image": "b.png", "prompt": "Why?", "choices": ["a", "b"]},
+    ]
+    path = tmp_path / "frames.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for place in (path, tmp_path):
+        found = inspect(place, capfd)
+        assert found["counts"] == {
+            "frames": 2,
+            "asks": 3,
+            "vqa": 2,
+            "caption": 1,
+            "with_choices": 1,
+            "with_answers": 1,
+            "with_captions": 1,
+            "by_domain": {"(none)": 1, "day": 1},
+        }
+
+
+def test_annotations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "7.jpg"}],
+        "annotations": [{"id": 1, "image_id": 7, "caption": "A cat."}],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content, indent=1))
+    found = inspect(tmp_path / "captions.json", capfd)
+    assert (found["kind"], found["counts"]["with_captions"]) == ("annotations", 1)
+
+
+def test_state_of_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state").write_text('{"frames":{"a":"1","b":"2"},"kind":"seen","version":1}\n')
+    found = inspect(tmp_path / "state", capfd)
+    assert (found["kind"], found["counts"]) == ("seen", {"frames": 2})
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"", 65, "empty"),
+        (b"\x89PNG, but no image", 65, "a.bin"),
+        (b"GIF", 65, "not a file that cdcca knows"),
+        (b"{", 65, "a.bin"),
+        (b"[1, 2", 65, "a.bin"),
+        (os.urandom(0) + b"\0" * 4000, 65, "not a file that cdcca knows"),
+        (b'\x08\0\0\0\0\0\0\0{"a":1} ', 65, "not a sound safetensors header"),
+    ],
+)
+def test_what_is_no_file_of_ours(
+    content: bytes, code: int, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    err = inspect(tmp_path / "a.bin", capfd, code)
+    assert words in err and err.count("\n") == 1
+
+
+def test_what_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "no such file" in inspect(tmp_path / "gone", capfd, 66)
+    assert "gone" in inspect(tmp_path / "gone" / "device.json", capfd, 66)
+
+
+def from_pipe(data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "cdcca_cli", "inspect", *arguments],
+        input=data,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("name", ["two_parts_v1.shards", "update_v1.update"])
+def test_from_a_pipe(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = (VALID / name).read_bytes()
+    expected = {**inspect(VALID / name, capfd), "file": "standard input"}
+    for arguments, content in (((), data), (("-",), zstandard.compress(data))):
+        done = from_pipe(content, *arguments)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert json.loads(done.stdout) == expected
+
+
+def test_a_manifest_from_a_pipe_is_refused() -> None:
+    done = from_pipe(b'{"id": "1", "image": "a.png"}\n')
+    assert done.returncode == 65 and b"name the file itself" in done.stderr
+
+
+def test_on_a_terminal_there_is_a_table() -> None:
+    import pty
+
+    master, child = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "cdcca_cli", "inspect", str(VALID / "update_v1.update")],
+        stdout=child,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    os.close(child)
+    shown = os.read(master, 1 << 16).decode().replace("\r\n", "\n")
+    os.close(master)
+    facts = dict(line.split("  ", 1) for line in shown.splitlines())
+    assert facts["digests: base"].strip() == make.BASE
+    assert facts["bytes: payload"].strip() == "40"
+
+
+def test_names_from_a_file_cannot_write_escapes_to_a_terminal(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    shutil.copytree(VALID / "device_v1", device)
+    (device / "device.json").write_bytes(make.device(checkpoint="\x1b]0;owned\x07"))
+    import pty
+
+    master, child = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "cdcca_cli", "inspect", str(device)],
+        stdout=child,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    os.close(child)
+    shown = os.read(master, 1 << 16)
+    os.close(master)
+    assert b"\x1b" not in shown and b"\\x1b]0;owned" in shown
+
+
+def test_memory_stays_flat_from_100_to_10000_shards() -> None:
+    """The whole process's peak: 10,000 shards through a pipe take no more than 100, but 2 MiB."""
+    out = BytesIO()
+    with shard.writer(out) as write:
+        for number in range(10):
+            write(
+                shard.Shard(
+                    frame=f"frame {number}",
+                    image="a.png",
+                    domain=None,
+                    tokens=np.ones((18, 64), np.float32),
+                    positions=np.arange(18),
+                    scores=np.ones(18, np.float32),
+                    num_tokens=36,
+                    tower=make.TOWER,
+                    asks=[shard.Ask("q", "What?", "vqa")],
+                    bits=8,
+                )
+            )
+    part = out.getvalue()
+
+    def peak_kib(times: int) -> int:
+        with subprocess.Popen(
+            [sys.executable, "-m", "cdcca_cli", "inspect"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            for _ in range(times):
+                process.stdin.write(part)
+            process.stdin.close()
+            counts = json.loads(process.stdout.read())["counts"]
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert counts["shards"] == 10 * times
+        return usage.ru_maxrss
+
+    assert peak_kib(1000) <= peak_kib(10) + 2048

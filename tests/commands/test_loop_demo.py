@@ -1,0 +1,108 @@
+"""`cdcca loop` and `cdcca demo`: Algorithm 1 through the files of its stages."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdcca_cli import demonstration
+from cdcca_cli.formats.device import Device
+from cdcca_cli.main import main
+
+
+def _few_frames(folder: Path, source: Path, number: int) -> Path:
+    """The first frames of a shipped folder, with their manifest."""
+    folder.mkdir(parents=True)
+    lines = (source / "frames.jsonl").read_text().splitlines()
+    images = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:number]
+    kept = [line for line in lines if json.loads(line)["image"] in images]
+    (folder / "frames.jsonl").write_text("\n".join(kept) + "\n")
+    for image in images:
+        shutil.copy(source / image, folder / image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("few")
+    for name in ("stream", "heldout", "source"):
+        _few_frames(root / name, demonstration.FRAMES / name, 12)
+    return root
+
+
+def test_the_loop_leaves_what_the_stages_leave(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The update of its first round is the one that the separate commands make, byte for byte."""
+    for side in ("device", "other", "mirror"):
+        assert main(["init", str(tmp_path / side), "--quiet"]) == 0
+    stream, work = str(few / "stream"), tmp_path / "work"
+    common = ["--batch-size", "16", "--quiet"]
+    loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
+    code = main([*loop, "--epochs", "2", "-o", str(work), *common, "--probe", str(few / "heldout")])
+    assert code == 0
+    report = json.loads(capfd.readouterr().out)
+    assert Device.open(tmp_path / "device").digest == Device.open(work / "mirror").digest
+    assert report["rounds"][0]["uplink_bytes"] == (work / "round-1/uplink.tokens").stat().st_size
+    assert report["rounds"][0]["downlink_bytes"] == (work / "round-1/update.cdcca").stat().st_size
+    assert [sorted(point) for point in report["scores"]["probe"]] == [
+        ["bleu4", "cider", "da", "mc"],
+        ["bleu4", "cider", "da", "mc"],
+    ]
+
+    tokens, learnt, update = (str(tmp_path / name) for name in ("u.tokens", "a", "update.cdcca"))
+    other, mirror = str(tmp_path / "other"), str(tmp_path / "mirror")
+    predictions = str(tmp_path / "p.jsonl")
+    assert main(["infer", stream, "-m", other, "-o", predictions, *common]) == 0
+    sample = ["sample", stream, "-m", other, "--predictions", predictions, "--top", "50%"]
+    assert main([*sample, "-o", tokens, *common]) == 0
+    assert Path(tokens).read_bytes() == (work / "round-1/uplink.tokens").read_bytes()
+    distill = ["distill", tokens, "--student", mirror, "--epochs", "2", "-o", learnt, *common]
+    assert main(distill) == 0
+    assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
+    assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
+
+
+def test_a_mirror_that_is_not_the_devices_is_refused(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "device"), "--quiet"]) == 0
+    assert main(["init", str(tmp_path / "mirror"), "--seed", "1", "--quiet"]) == 0
+    arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
+    arguments += ["--student", str(tmp_path / "mirror"), "-o", str(tmp_path / "work")]
+    assert main(arguments) == 65
+    assert "same overlay" in capfd.readouterr().err
+
+
+def test_demo_tells_a_table_and_two_sentences(
+    few: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demonstration, "FRAMES", few)
+    assert main(["demo", "--rounds", "1", "--threads", "1"]) == 0
+    said = capfd.readouterr()
+    lines = [line for line in said.out.splitlines() if line.strip()]
+    for words in ("source only", "round 1", "uplink bytes", "MC"):
+        assert any(words in line for line in lines), words
+    assert lines[-2].startswith("After 1 round,") and lines[-1].startswith("On the very stream")
+    assert "round 1: " in said.err
+
+
+def test_demo_exports_its_frames_to_a_new_folder_only(tmp_path: Path) -> None:
+    assert main(["demo", "--export", str(tmp_path / "frames")]) == 0
+    assert (tmp_path / "frames/stream/frames.jsonl").is_file()
+    assert main(["demo", "--export", str(tmp_path / "frames")]) == 73
+
+
+@pytest.mark.slow
+def test_demo_gains_at_least_what_the_paper_did(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """PAPER.md: MC +3.93, DA +3.19, CIDEr +2.2, and the issue: source not more than 3 points worse."""
+    assert main(["demo", "--json"]) == 0
+    gains = json.loads(capfd.readouterr().out)["gains"]
+    for metric, least in (("mc", 3.93), ("da", 3.19), ("cider", 2.2)):
+        assert gains["heldout"][metric]["value"] >= least
+        assert gains["heldout"][metric]["low"] > 0
+    for metric in ("mc", "da"):
+        assert gains["source"][metric]["value"] >= -3

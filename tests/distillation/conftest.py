@@ -1,0 +1,83 @@
+"""Shards of random pictures, made by the tower that a tiny teacher and student share."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli.families import LoadedModel, load, load_device
+from cdcca_cli.families.initial import create_device
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.shard import Ask, Shard
+from tests import tiny
+
+QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")
+CHOICES = ["red", "a blue circle", "two"]
+
+
+def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -> list[Shard]:
+    """Frames of two questions each (one with choices), and for every third a caption.
+
+    Args: keep: how many tokens frame 0, 1, ... keeps, again from the front when it is at its end.
+    """
+    generator = np.random.default_rng(3)
+    with torch.no_grad():
+        tokens = model.vision_tokens(model.preprocess(tiny.images(count, seed=9))).numpy()
+    shards = []
+    for number, tokens_NC in enumerate(tokens):
+        kept = keep[number % len(keep)]
+        positions = np.sort(generator.permutation(len(tokens_NC))[:kept]).astype(np.int32)
+        asks = [
+            Ask(f"{number}-0", QUESTIONS[number % 3], "vqa"),
+            Ask(f"{number}-1", QUESTIONS[(number + 1) % 3], "vqa", choices=CHOICES),
+        ]
+        if number % 3 == 0:
+            asks.append(Ask(f"{number}-c", None, "caption"))
+        shards.append(
+            Shard(
+                frame=f"frame {number}",
+                image=f"{number}.png",
+                domain=None,
+                tokens=tokens_NC[positions],
+                positions=positions,
+                scores=np.zeros(kept, np.float32),
+                num_tokens=model.num_tokens,
+                tower=model.tower_digest,
+                asks=asks,
+            )
+        )
+    return shards
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny_pair: tuple[Path, Path]) -> LoadedModel:
+    return load(tiny_pair[0], compute="cpu")
+
+
+@pytest.fixture(scope="session")
+def shards(teacher: LoadedModel) -> list[Shard]:
+    """12 frames, 28 asks, of 9 + 1 tokens now 6 and now 3 kept."""
+    return make_shards(teacher, 12, keep=(6, 3))
+
+
+@pytest.fixture(scope="session")
+def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """The tiny student's device folder; distillation never changes it."""
+    return create_device(tmp_path_factory.mktemp("mirror") / "device", str(tiny_pair[1]), rank=4)
+
+
+@pytest.fixture
+def student(mirror: Device) -> LoadedModel:
+    return load_device(mirror, compute="cpu")
+
+
+@pytest.fixture
+def never() -> Callable[..., None]:
+    """A function that must not be called."""
+
+    def call(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("this was to be read from disk, not computed")
+
+    return call

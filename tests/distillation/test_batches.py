@@ -1,0 +1,147 @@
+"""Batches: sharing and padding change nothing; shuffles and splits are functions of the seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli.distillation import batches
+from cdcca_cli.distillation.batches import Example, check_fit, look
+from cdcca_cli.errors import BadData
+from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.formats.shard import Shard
+from tests.distillation.conftest import make_shards
+
+
+@pytest.mark.parametrize("checkpoint", ["blip2_llama", "instructblip", "llava"])
+def test_a_batch_equals_its_examples_one_by_one(
+    checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    """Frames of 5, 2 and 7 tokens and prompts of different lengths, asks of a frame sharing it."""
+    model = load(request.getfixturevalue(checkpoint), compute="cpu")
+    shards = make_shards(model, 3, keep=(5, 2, 7))
+    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    answers = model.answer_ids(["red", "a blue circle", "two", "red", "", "one", "no"])
+    with torch.no_grad():
+        together = look(model, examples)
+        forward = model.forward(together.spliced, answers)
+        for row, example in enumerate(examples):
+            alone = look(model, [example])
+            count = alone.queries.shape[1]
+            torch.testing.assert_close(
+                together.queries[row, :count], alone.queries[0], rtol=1e-5, atol=1e-5
+            )
+            apart = model.forward(alone.spliced, answers[row : row + 1])
+            real = answers[row] != -100
+            torch.testing.assert_close(
+                forward.logits[row][real], apart.logits[0][real], rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"), [("blip2_llama", 3), ("llava", 3), ("instructblip", 7)]
+)
+def test_the_connector_sees_each_input_once(
+    checkpoint: str, expected: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 frames of 3, 2 and 2 asks: InstructBLIP's Q-Former reads the 7 prompts too."""
+    model = load(request.getfixturevalue(checkpoint), compute="cpu")
+    examples = [Example(shard, ask) for shard in make_shards(model, 3) for ask in shard.asks]
+    rows = []
+    inner = model.queries
+    monkeypatch.setattr(
+        model, "queries", lambda tokens, *rest: rows.append(len(tokens)) or inner(tokens, *rest)
+    )
+    with torch.no_grad():
+        look(model, examples)
+    assert len(examples) == 7
+    assert rows == [expected]
+
+
+def test_another_tower_is_refused_with_both_digests(
+    shards: list[Shard], teacher: LoadedModel
+) -> None:
+    check_fit(shards[0], teacher, "teacher")
+    other = replace(shards[0], tower="sha256:" + "5" * 64)
+    with pytest.raises(BadData, match="sha256:5555") as refused:
+        check_fit(other, teacher, "teacher")
+    assert teacher.tower_digest[:15] in str(refused.value)
+    assert "frame 0" in str(refused.value)
+
+
+def test_a_shard_that_lies_about_its_tower_is_refused(
+    shards: list[Shard], teacher: LoadedModel
+) -> None:
+    """The digest can be copied; the number of tokens and of channels still has to fit."""
+    narrow = replace(shards[0], tokens=shards[0].tokens[:, :7])
+    with pytest.raises(BadData, match="7 channels"):
+        check_fit(narrow, teacher, "teacher")
+    with pytest.raises(BadData, match="of 11 tokens"):
+        check_fit(replace(shards[0], num_tokens=11), teacher, "teacher")
+
+
+def test_content_digest_is_of_what_is_learnt_from(shards: list[Shard]) -> None:
+    first = shards[0]
+    same = replace(first, bits=8, num_bytes=5, image="elsewhere.png", scores=first.scores + 1)
+    assert batches.content_digest([same]) == batches.content_digest([first])
+    ask = replace(first.asks[0], prompt="another question?")
+    others = [
+        replace(first, tokens=first.tokens + np.float32(1e-6)),
+        replace(first, positions=first.positions + 1),
+        replace(first, asks=[ask, *first.asks[1:]]),
+        replace(first, frame="another"),
+    ]
+    digests = {batches.content_digest([shard]) for shard in [first, *others]}
+    assert len(digests) == 5
+    assert batches.content_digest(shards[:2]) != batches.content_digest(shards[1::-1])
+
+
+def test_held_out_frames_are_a_share_and_depend_on_the_seed_alone() -> None:
+    frames = [f"frame {number}" for number in range(100)]
+    kept_back = batches.held_out_frames(frames, 0.1, seed=1)
+    assert len(kept_back) == 10
+    assert kept_back == batches.held_out_frames(frames[::-1] * 2, 0.1, seed=1)
+    assert kept_back != batches.held_out_frames(frames, 0.1, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "share", "expected"),
+    [(1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (5, 0.0, 0), (10, 0.9, 9), (3, 0.9, 2)],
+)
+def test_one_frame_at_least_is_on_either_side(
+    num_frames: int, share: float, expected: int
+) -> None:
+    frames = [str(number) for number in range(num_frames)]
+    assert len(batches.held_out_frames(frames, share, seed=0)) == expected
+
+
+def test_an_epoch_takes_every_example_once_in_its_own_order() -> None:
+    lengths = [(7 * number) % 23 for number in range(101)]
+    epochs = [list(batches.shuffled_batches(lengths, 4, seed=5, epoch=e)) for e in (0, 1)]
+    for epoch in epochs:
+        assert sorted(number for batch in epoch for number in batch) == list(range(101))
+        assert sorted(len(batch) for batch in epoch) == [1, *[4] * 25]
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == list(batches.shuffled_batches(lengths, 4, seed=5, epoch=0))
+    assert epochs[0] != list(batches.shuffled_batches(lengths, 4, seed=6, epoch=0))
+
+
+def test_batches_pad_little() -> None:
+    """Shuffled alone, the longest of 4 draws from 0 to 22 is 18 on average, 7 above the mean."""
+    lengths = [(7 * number) % 23 for number in range(92)]
+    waste = [
+        max(lengths[number] for number in batch) - lengths[number]
+        for batch in batches.shuffled_batches(lengths, 4, seed=0, epoch=0)
+        for number in batch
+    ]
+    assert np.mean(waste) < 1.5
+
+
+def test_paths_are_not_needed(shards: list[Shard], teacher: LoadedModel) -> None:
+    """Tokens are all there is: the image a shard names does not exist."""
+    assert not any(Path(shard.image).exists() for shard in shards)
+    with torch.no_grad():
+        seen = look(teacher, [Example(shards[0], shards[0].asks[0])])
+    assert seen.queries.shape[:2] == (1, 4)

@@ -1,0 +1,160 @@
+"""Holds the package to its layers, and each library to the one place that knows it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cdcca_cli
+
+PACKAGE = Path(cdcca_cli.__file__).parent
+LAYERS = {
+    "__main__": 6,
+    "main": 5,
+    "commands": 4,
+    "rounds": 3,
+    "demonstration": 3,
+    "history": 3,
+    "uplink": 2,
+    "distillation": 2,
+    "downlink": 2,
+    "scoring": 2,
+    "families": 1,
+    "datasets": 1,
+    "formats": 1,
+    "progress": 0,
+    "streams": 0,
+    "errors": 0,
+    "assets": 0,
+    "__init__": 0,
+}
+# Within one layer: who may import whom.
+WITHIN = {("families", "formats"), ("datasets", "formats")}
+WITHIN |= {("progress", "streams"), ("streams", "errors")}
+WITHIN |= {("rounds", "history"), ("demonstration", "history"), ("demonstration", "rounds")}
+# A library, and the files that may import it.
+ONLY_IN = {
+    "transformers": "families/",
+    "peft": "distillation/",
+    "pycocoevalcap": "scoring/captions.py",
+}
+UNSAFE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every module that is imported, anywhere in the file, as a dotted name, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports name the package"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def faults(path: Path, source: str) -> list[str]:
+    """What is wrong with a file of the package."""
+    found = []
+    here = part_of(path)
+    tree = ast.parse(source)
+    for module, line in imports(tree):
+        place = f"{name_of(path)}:{line}"
+        top, *rest = module.split(".")
+        if top in ONLY_IN and not name_of(path).startswith(ONLY_IN[top]):
+            found.append(f"{place}: only {ONLY_IN[top]} knows {top}")
+        if top in UNSAFE:
+            found.append(f"{place}: {top} runs what it reads")
+        if top == "sys" and rest and rest[0] in ("stdin", "stdout") and here != "streams":
+            found.append(f"{place}: only streams touches sys.{rest[0]}")
+        if top != "cdcca_cli" or not rest or rest[0] == "__version__":
+            continue
+        there = rest[0]
+        if there not in LAYERS:
+            found.append(f"{place}: {there} is in no layer")
+        elif there != here and (here, there) not in WITHIN and LAYERS[there] >= LAYERS[here]:
+            found.append(f"{place}: {here} may not import {there}")
+    for node in ast.walk(tree):
+        place = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("print", "input", "eval", "exec"):
+                found.append(f"{place}: no {node.func.id}()")
+            if node.func.id in ("exit", "quit"):
+                found.append(f"{place}: only main exits")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            called = f"{node.value.id}.{node.attr}"
+            if called in ("sys.stdin", "sys.stdout", "sys.__stdout__") and here != "streams":
+                found.append(f"{place}: only streams touches {called}")
+            if called in ("sys.exit", "os._exit") and here not in ("main", "__main__"):
+                found.append(f"{place}: only main exits")
+            if called in ("torch.load", "torch.save"):
+                found.append(f"{place}: {called} is a pickle")
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+            allowed = isinstance(node.value, ast.Constant) and node.value.value is False
+            if not allowed:
+                found.append(f"{place}: {node.arg} runs what it reads")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_file_keeps_to_its_layer(path: Path) -> None:
+    assert faults(path, path.read_text()) == []
+
+
+def test_every_part_of_the_package_is_in_a_layer() -> None:
+    assert {part_of(path) for path in FILES} <= LAYERS.keys()
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "util", "helpers", "base", "core", "misc", "common"}
+    assert [name_of(path) for path in FILES if path.stem in empty] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "words"),
+    [
+        ("uplink/a.py", "from cdcca_cli.downlink import nf4", "uplink may not import downlink"),
+        ("formats/a.py", "from cdcca_cli import datasets", "formats may not import datasets"),
+        ("datasets/a.py", "from cdcca_cli.families import q", "datasets may not import families"),
+        ("streams.py", "from cdcca_cli import progress", "streams may not import progress"),
+        ("errors.py", "import cdcca_cli.streams", "errors may not import streams"),
+        ("scoring/a.py", "def f():\n  import cdcca_cli.main", "scoring may not import main"),
+        ("formats/a.py", "from cdcca_cli.elsewhere import x", "in no layer"),
+        ("commands/a.py", "from transformers import AutoModel", "only families/"),
+        ("downlink/a.py", "import peft.tuners", "only distillation/"),
+        ("scoring/vqa.py", "from pycocoevalcap.bleu.bleu import Bleu", "scoring/captions.py"),
+        ("main.py", "import sys\nsys.stdout.flush()", "only streams"),
+        ("uplink/a.py", "from sys import stdin", "only streams"),
+        ("uplink/a.py", "print(1)", "no print()"),
+        ("uplink/a.py", "import sys\nsys.exit(1)", "only main exits"),
+        ("families/a.py", "import torch\ntorch.load('x')", "pickle"),
+        ("families/a.py", "import pickle", "runs what it reads"),
+        ("families/a.py", "f(trust_remote_code=True)", "runs what it reads"),
+    ],
+)
+def test_the_check_finds_each_fault(place: str, source: str, words: str) -> None:
+    found = faults(PACKAGE / place, source)
+    assert len(found) == 1 and words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("families/a.py", "from cdcca_cli.formats import digest\nimport transformers"),
+        ("rounds/a.py", "from cdcca_cli import uplink, downlink"),
+        ("uplink/a.py", "from cdcca_cli.uplink import entropy\nmodel.eval()"),
+        ("families/a.py", "f(trust_remote_code=False)"),
+    ],
+)
+def test_the_check_allows_what_is_allowed(place: str, source: str) -> None:
+    assert faults(PACKAGE / place, source) == []
