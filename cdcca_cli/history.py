@@ -100,7 +100,7 @@ class History:
         if len(points) < 2:
             return {}
         found = compare(points[-1], points[0])
-        return {metric: found[key] for metric in NAMES if (key := (metric, "all", "all")) in found}
+        return {metric: gain for (metric, by, _), gain in found.items() if by == "all"}
 
     def gain_words(self, probe: str) -> str:
         """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA and so on."""

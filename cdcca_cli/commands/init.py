@@ -27,10 +27,6 @@ def command(
     quantize: Annotated[
         str, typer.Option(help="Load the language model as: none, int8 or nf4.")
     ] = "none",
-    zero_biases: Annotated[
-        bool,
-        typer.Option("--zero-biases", help="Give a LLaMA's linears biases, zero at first."),
-    ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start; both sides need the same.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
@@ -56,7 +52,6 @@ def command(
         qformer_layers=qformer_layers,
         quantize=quantize,
         revision=revision,
-        zero_biases=zero_biases,
         seed=seed,
         force=force,
     )

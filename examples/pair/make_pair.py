@@ -23,6 +23,7 @@ from world import write_frames
 SEED = 2024
 PLANS = {
     "tower": Plan(steps=4000, batch_size=64, peak_rate=1e-3, seed=SEED),
+    "tower-places": Plan(steps=700, batch_size=64, peak_rate=5e-4, seed=SEED),
     "student-text": Plan(steps=1750, batch_size=32, peak_rate=2e-3, seed=SEED),
     "teacher-text": Plan(steps=250, batch_size=32, peak_rate=2e-3, seed=SEED),
     "student-queries": Plan(steps=1500, batch_size=64, peak_rate=2e-3, seed=SEED),
@@ -53,8 +54,14 @@ STAGES = (
 
 
 def _tower(work: Path, log: Log) -> Blip2VisionModel:
-    """The shared tower, with its weights as the float16 files will hold them."""
-    return train_tower(work, log, PLANS["tower"]).half().float()
+    """The shared tower, with its weights as the float16 files will hold them.
+
+    Left to itself the tower forgets where a patch lies, and no query can look at a place; the
+    second stage has it keep that too.
+    """
+    train_tower(work, log, PLANS["tower"], "tower")
+    plan = PLANS["tower-places"]
+    return train_tower(work, log, plan, "tower-places", "tower", place_weight=1.0).half().float()
 
 
 def run(stage: str, work: Path, output: Path, threads: int) -> None:

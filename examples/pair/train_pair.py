@@ -69,7 +69,7 @@ class Pictures:
     def batch(self, rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor, np.ndarray, list]:
         """Visual tokens (B, N, C), which are kept (B, N), cells (B, 9, 2), and the domains."""
         domains = [self.domains[rng.integers(len(self.domains))] for _ in range(size)]
-        rows = [int(rng.integers(len(self.cells[domain]))) for domain in domains]
+        rows = [int(rng.integers(len(self.tokens[domain]))) for domain in domains]
         where = list(zip(domains, rows, strict=True))
         tokens_BNC = torch.from_numpy(np.stack([self.tokens[d][row] for d, row in where])).float()
         cells = np.stack([self.cells[d][row] for d, row in where])

@@ -21,6 +21,8 @@ from world import KINDS, Scene, make_scene
 COLOUR_NAMES = list(COLOURS)
 NOTHING = -1
 CHUNK = 1000
+LOG_EVERY = 100
+STORED_PICTURES = 12_000
 CELL_OF_PATCH = torch.tensor(
     [3 * (row // 2) + column // 2 for row in range(6) for column in range(6)]
 )
@@ -120,7 +122,9 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: DenseTower, images: np.ndarray, cells: np.ndarray) -> tuple[float, float, float]:
+def accuracy(
+    model: DenseTower, images: np.ndarray, cells: np.ndarray
+) -> tuple[float, float, float]:
     """Share of occupied patches whose kind, and whose colour, is right; share of right places."""
     kinds, colours = cell_labels(torch.from_numpy(cells)[:, CELL_OF_PATCH])
     occupied = kinds != len(KINDS)
@@ -132,13 +136,24 @@ def accuracy(model: DenseTower, images: np.ndarray, cells: np.ndarray) -> tuple[
     )
 
 
-def train_tower(work: Path, log: Log, plan: Plan) -> Blip2VisionModel:
-    """Train the tower on both domains, or load it if it is done."""
+def train_tower(
+    work: Path,
+    log: Log,
+    plan: Plan,
+    stage: str,
+    begin: str | None = None,
+    place_weight: float = 0.0,
+) -> Blip2VisionModel:
+    """Train the tower on both domains, from the stage `begin` if any, or load it if it is done."""
     torch.manual_seed(plan.seed)
     model = DenseTower()
     optimizer = make_optimizer(model, plan.peak_rate)
     schedule = Schedule(optimizer, plan)
-    start = load_checkpoint(work / "tower.pt", model, optimizer)
+    checkpoint = work / f"{stage}.pt"
+    if begin is not None and not checkpoint.exists():
+        state = torch.load(work / f"{begin}.pt", weights_only=True)["model"]
+        model.load_state_dict(state, strict=False)
+    start = load_checkpoint(checkpoint, model, optimizer)
     if start == plan.steps:
         return model.tower.eval().requires_grad_(False)
     pictures = [load_pictures(work, domain) for domain in ("source", "target")]
@@ -155,28 +170,35 @@ def train_tower(work: Path, log: Log, plan: Plan) -> Blip2VisionModel:
         kinds, colours = cell_labels(torch.from_numpy(batch_cells)[:, CELL_OF_PATCH])
         kind_logits, colour_logits, place_logits = model(to_pixels(batch_images))
         loss = label_loss(kind_logits, kinds) + 0.5 * label_loss(colour_logits, colours)
+        places = PLACES.expand(len(kinds), -1).flatten()
+        place_loss = nn.functional.cross_entropy(place_logits.flatten(0, 1), places)
+        loss = loss + place_weight * place_loss
         schedule.step(step, loss, model)
-        if (step + 1) % 250 == 0 or step + 1 == plan.steps:
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             scores: dict[str, float] = {}
             for domain, (some_images, some_cells) in zip(
                 ("source", "target"), held_out, strict=True
             ):
                 kind, colour, place = accuracy(model, some_images, some_cells)
-                scores |= {f"{domain}_kind": round(kind, 4), f"{domain}_colour": round(colour, 4)}
-            log.write("tower", step + 1, loss=round(loss.item(), 4), **scores)
-            save_checkpoint(work / "tower.pt", model, optimizer, step + 1)
+                scores |= {
+                    f"{domain}_kind": round(kind, 4),
+                    f"{domain}_colour": round(colour, 4),
+                    f"{domain}_place": round(place, 4),
+                }
+            log.write(stage, step + 1, loss=round(loss.item(), 4), **scores)
+            save_checkpoint(checkpoint, model, optimizer, step + 1)
     return model.tower.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def store_tokens(work: Path, tower: Blip2VisionModel, domain: str) -> None:
-    """Store the tokens of a domain's pictures, (M, N, C), float16, unless they are there."""
+    """Store the tokens of a domain's first pictures, (M, N, C), float16, unless they are there."""
     target = work / f"{domain}_tokens.npy"
     if target.exists():
         return
     images, _ = load_pictures(work, domain)
     tokens = [
         tower(to_pixels(images[i : i + 250])).last_hidden_state.half()
-        for i in range(0, len(images), 250)
+        for i in range(0, STORED_PICTURES, 250)
     ]
     np.save(target, torch.cat(tokens).numpy())

@@ -62,8 +62,9 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
+        warmup = min(WARMUP_STEPS, self.plan.steps // 8)
         decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.plan.steps)))
-        return self.plan.peak_rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+        return self.plan.peak_rate * min(1.0, (step + 1) / warmup) * decay
 
     def step(self, step: int, loss: Tensor, model: nn.Module) -> None:
         """Backward, clip, update."""

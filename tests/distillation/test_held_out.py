@@ -22,7 +22,7 @@ def test_comparison_by_hand() -> None:
         held([2, 1, 1, 2], [0, 1, 0, 0]), held([1, 0.5, 1, 1.5], [1, 1, 0, 1]), list("aabb"), 0
     )
     assert report is not None
-    assert report["num_frames"], report["num_asks"] == (2, 4)
+    assert (report["num_frames"], report["num_asks"]) == (2, 4)
     assert report["cross_entropy"] == {"before": 1.5, "after": 1.0}
     assert report["agreement"] == {"before": 0.25, "after": 0.75}
     assert report["gain"]["mean"] == 0.5

@@ -1,0 +1,164 @@
+"""Flat parameters, Adam, phi's start and the PEFT export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cdcca_cli.distillation import trainable
+from cdcca_cli.distillation.batches import Example, look
+from cdcca_cli.distillation.trainable import Adam, Flat, initial_phi, open_overlay
+from cdcca_cli.errors import BadData, CannotWrite, UsageError
+from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.families.initial import create_device
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.shard import Shard
+
+
+def twins(seed: int) -> tuple[nn.Module, nn.Module]:
+    """Two equal small networks."""
+    made = []
+    for _ in range(2):
+        torch.manual_seed(seed)
+        made.append(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)))
+    return made[0], made[1]
+
+
+def test_flat_values_and_gradients_are_the_parameters_own() -> None:
+    plain, flattened = twins(0)
+    flat = Flat(dict(flattened.named_parameters()))
+    batch = torch.randn(4, 5)
+    for _ in range(2):  # gradients add up until they are cleared
+        plain(batch).square().sum().backward()
+        flattened(batch).square().sum().backward()
+    named = dict(plain.named_parameters())
+    assert len(flat) == sum(parameter.numel() for parameter in named.values())
+    for name, array in flat.arrays(flat.gradient).items():
+        np.testing.assert_array_equal(array, named[name].grad.numpy())
+    for name, array in flat.arrays(flat.values).items():
+        np.testing.assert_array_equal(array, named[name].detach().numpy())
+    flat.values.zero_()
+    assert flattened(batch).abs().max() == 0
+    flat.clear()
+    assert all(parameter.grad.abs().max() == 0 for parameter in flattened.parameters())
+
+
+def test_adam_equals_the_one_of_torch() -> None:
+    """torch.optim.AdamW without decay after clip_grad_norm_, over two flats and ten steps."""
+    plain, flattened = twins(1)
+    first, second = (
+        Flat({name: p for name, p in flattened.named_parameters() if name.startswith(layer)})
+        for layer in ("0", "2")
+    )
+    adam = Adam([first, second])
+    reference = torch.optim.AdamW(plain.parameters(), betas=Adam.BETAS, weight_decay=0)
+    for step in range(10):
+        batch = torch.randn(4, 5) * (30 if step % 2 else 0.1)  # clipped, and not clipped
+        lr = 0.01 / (step + 1)
+        reference.param_groups[0]["lr"] = lr
+        reference.zero_grad()
+        plain(batch).square().mean().backward()
+        norm = nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        assert (norm > 1) == bool(step % 2)
+        reference.step()
+        first.clear()
+        second.clear()
+        flattened(batch).square().mean().backward()
+        adam.step(lr, clip_norm=1.0)
+    for mine, theirs in zip(flattened.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_phi_finds_a_linear_map() -> None:
+    """Y = X W' + b without noise is found again, but for the ridge's share of one in 1000."""
+    torch.manual_seed(2)
+    x_ES, true = torch.randn(500, 6), nn.Linear(6, 4)
+    with torch.no_grad():
+        phi = initial_phi(x_ES, true(x_ES))
+    torch.testing.assert_close(phi.weight, true.weight, rtol=3e-3, atol=1e-3)
+    torch.testing.assert_close(phi.bias, true.bias, rtol=3e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_phi_is_finite_with_few_or_equal_rows(rows: int) -> None:
+    """Fewer rows than channels, and rows that are all alike: phi gives their mean."""
+    x_ES, y_EC = torch.ones(rows, 6), torch.full((rows, 4), 2.5)
+    phi = initial_phi(x_ES, y_EC)
+    torch.testing.assert_close(phi(x_ES), y_EC)
+
+
+def test_only_the_overlay_is_opened(student: LoadedModel, mirror: Device) -> None:
+    overlay = mirror.read_overlay()
+    flat = open_overlay(student, overlay, mirror.lora.alpha)
+    opened = {name for name, p in student.module.named_parameters() if p.requires_grad}
+    assert opened == set(overlay)
+    for name, array in flat.arrays(flat.values).items():
+        np.testing.assert_array_equal(array, overlay[name])
+    flat.values.add_(1)
+    for name, array in student.overlay().items():
+        np.testing.assert_array_equal(array, overlay[name] + np.float32(1))
+
+
+def test_an_overlay_of_another_student_is_refused(mirror: Device) -> None:
+    overlay = mirror.read_overlay()
+    trainable.check_overlay_names(overlay, overlay, "--resume")
+    name = sorted(overlay)[3]
+    with pytest.raises(BadData, match=f"--resume: {name} is nothing there"):
+        missing = {other: array for other, array in overlay.items() if other != name}
+        trainable.check_overlay_names(missing, overlay, "--resume")
+    with pytest.raises(BadData, match="is nothing in the student's|extra is"):
+        trainable.check_overlay_names({**overlay, "extra": overlay[name]}, overlay, "--resume")
+    with pytest.raises(BadData, match=name):
+        wider = overlay[name][..., None]
+        trainable.check_overlay_names({**overlay, name: wider}, overlay, "--resume")
+
+
+def test_peft_loads_the_export_and_gives_the_same_logits(
+    student: LoadedModel,
+    mirror: Device,
+    tiny_pair: tuple[Path, Path],
+    shards: list[Shard],
+    tmp_path: Path,
+) -> None:
+    from peft import PeftModel
+
+    generator = np.random.default_rng(0)
+    overlay = {
+        name: generator.normal(0, 0.1, array.shape).astype(np.float32)
+        if ".lora_" in name
+        else array
+        for name, array in mirror.read_overlay().items()
+    }
+    trainable.export_peft(tmp_path / "adapter", overlay, mirror)
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} >= set(trainable.ADAPTER_FILES)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
+
+    examples = [Example(shards[0], ask) for ask in shards[0].asks]
+    logits = []
+    plain = load(tiny_pair[1], compute="cpu")
+    adapted = load(tiny_pair[1], compute="cpu")
+    PeftModel.from_pretrained(adapted.module, str(tmp_path / "adapter"))
+    student.install_overlay(overlay, mirror.lora.alpha)
+    with torch.no_grad():
+        for model in (plain, adapted, student):
+            answers = model.answer_ids(["red"] * len(examples))
+            logits.append(model.forward(look(model, examples).spliced, answers).logits)
+    torch.testing.assert_close(logits[1], logits[2], rtol=1e-5, atol=1e-5)
+    assert (logits[0] - logits[1]).abs().max() > 0.1
+
+
+def test_peft_needs_lora_and_a_free_folder(
+    tiny_pair: tuple[Path, Path], mirror: Device, tmp_path: Path
+) -> None:
+    trainable.check_peft(tmp_path / "new", mirror, force=False)
+    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), groups=["norm"])
+    with pytest.raises(UsageError, match="no LoRA"):
+        trainable.check_peft(tmp_path / "new", norms, force=False)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CannotWrite, match="--force"):
+        trainable.check_peft(tmp_path, mirror, force=False)
+    trainable.check_peft(tmp_path, mirror, force=True)
