@@ -55,7 +55,7 @@ def command(
     streams.set_quiet(quiet)
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.formats.predictions import write_predictions
+    from cdcca_cli.formats.predictions import encode_line
 
     source = read_frames(frames, images=images, prompt=prompt, task=task)
     runtime = settings.runtime(compute, dtype, threads)
@@ -68,4 +68,6 @@ def command(
     model = load_device(folder, compute=runtime.compute, dtype=runtime.dtype)
     with streams.text_output(output, force=force) as out:
         tracked = progress.track(source, description="infer")
-        write_predictions(out, answer_frames(model, tracked, how))
+        for prediction in answer_frames(model, tracked, how):
+            out.write(encode_line(prediction))
+            out.flush()  # whoever reads the pipe learns of it now, not 64 KiB later

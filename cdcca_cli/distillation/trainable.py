@@ -38,7 +38,8 @@ class Flat:
 
     def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
         self._shapes = {name: named[name].shape for name in sorted(named)}
-        self.values = torch.cat([named[name].detach().reshape(-1) for name in self._shapes])
+        parts = [named[name].detach().reshape(-1) for name in self._shapes]
+        self.values = torch.cat(parts) if parts else torch.zeros(0)
         self.gradient = torch.zeros_like(self.values)
         values, gradients = self._split(self.values), self._split(self.gradient)
         for name, parameter in named.items():
@@ -88,7 +89,7 @@ class Adam:
         self.steps += 1
         first, second = self.BETAS
         rate = lr / (1 - first**self.steps)
-        norm = torch.stack([flat.gradient.norm() for flat in self.flats]).norm()
+        norm = torch.stack([flat.gradient.norm() for flat in self.flats if len(flat)]).norm()
         scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for flat, mean_P, square_P in zip(self.flats, self.means, self.squares, strict=True):
             gradient_P = flat.gradient.mul_(scale)

@@ -342,8 +342,13 @@ def _image_processor(source: _Source, named: str, options: dict[str, Any]) -> An
 
 def _failed(source: _Source, named: str, what: str, error: Exception) -> CdccaError:
     """What an exception of transformers means to a user, in one line."""
+    text = str(error)
     if isinstance(error, CdccaError):
         return error
+    if isinstance(error, MemoryError) or ("memory" in text and "alloc" in text):
+        return Unavailable(f"{named}: not enough memory for {what}: {_line(error)}")
+    if "ignore_mismatched_sizes" in text:
+        return BadData(f"{named}: {what} do not have the shapes that config.json names")
     if isinstance(error, ImportError):
         return Unavailable(f"{named}: {what} needs a package that is not here: {_line(error)}")
     if isinstance(error, OSError) and not source.is_folder:

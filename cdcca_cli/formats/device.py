@@ -308,15 +308,16 @@ class Device:
             raise
 
     def _store(self, slot: Slot, data: bytes | None) -> None:
-        is_new = data is not None and not (self.path / slot.file).exists()
         if data is not None:
             streams.atomic_write_bytes(self.path / slot.file, data)
         text = records.dump_json(self.as_json()) + "\n"
         try:
             streams.atomic_write_bytes(self.path / FILE_NAME, text.encode())
         except BaseException:
-            if is_new:
-                _remove(self.path / slot.file)
+            # Ctrl-C may come after the rename: what the disk says decides.
+            with suppress(OSError):
+                if slot.file not in (self.path / FILE_NAME).read_text():
+                    _remove(self.path / slot.file)
             raise
         kept = {slot.file, self.previous.file if self.previous else ""}
         stale = [f for f in (self.path / "overlay").iterdir() if f"overlay/{f.name}" not in kept]

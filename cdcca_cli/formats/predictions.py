@@ -7,7 +7,7 @@ One object a line, one line a prompt, each line ended by a newline; empty lines 
     image           string: the image's path
     task            "vqa" or "caption"
     prompt          string or null
-    answer          string: the generated text, or the chosen choice
+    answer          string: the generated text, also where there are choices
     choice          string or null: the choice with the highest score
     choices         list of strings or null
     choice_scores   list of numbers or null: summed log-likelihood (nats) of each choice

@@ -7,7 +7,7 @@ Shapes: B batch, N visual tokens, L query tokens, T tokens, C channels.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,23 @@ def multiple_choice(
     return 100 * float(np.mean(right))
 
 
+def captions_exact(
+    model: Blip2ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, frames: Frames
+) -> float:
+    """Share of captions, in percent, that are one of the references word for word."""
+    rows = [row for row, prompt in enumerate(frames.prompts) if "captions" in prompt]
+    written = generate(model, tokenizer, frames, rows)
+    return 100 * float(
+        np.mean(
+            [
+                text in frames.prompts[row]["captions"]
+                for row, text in zip(rows, written, strict=True)
+            ]
+        )
+    )
+
+
 def first_kept(frames: Frames, share: float, seed: int) -> Tensor:
     """A random share of each row's visual tokens, (rows, N)."""
     scores = torch.rand(frames.tokens.shape[:2], generator=torch.Generator().manual_seed(seed))
     return scores.argsort(1).argsort(1) < round(share * frames.tokens.shape[1])
-
-
-def main_answer(prompt: dict[str, Any]) -> str:
-    """The answer most people gave."""
-    return Counter(prompt["answers"]).most_common(1)[0][0]

@@ -1,12 +1,13 @@
 """Shards of random pictures, made by the tower that a tiny teacher and student share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.families import LoadedModel, load, load_device
 from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
@@ -15,6 +16,14 @@ from tests import tiny
 
 QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")
 CHOICES = ["red", "a blue circle", "two"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_answers() -> Iterator[None]:
+    """Random models never end an answer of their own accord: end it for them, to save time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+        yield
 
 
 def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -> list[Shard]:

@@ -110,9 +110,7 @@ def test_held_out_frames_are_a_share_and_depend_on_the_seed_alone() -> None:
     ("num_frames", "share", "expected"),
     [(1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (5, 0.0, 0), (10, 0.9, 9), (3, 0.9, 2)],
 )
-def test_one_frame_at_least_is_on_either_side(
-    num_frames: int, share: float, expected: int
-) -> None:
+def test_one_frame_at_least_is_on_either_side(num_frames: int, share: float, expected: int) -> None:
     frames = [str(number) for number in range(num_frames)]
     assert len(batches.held_out_frames(frames, share, seed=0)) == expected
 

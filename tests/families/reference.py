@@ -17,7 +17,7 @@ from tests import tiny
 class Reference:
     """One checkpoint as transformers loads it by itself."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         config = tf.AutoConfig.from_pretrained(folder)
         self.kind = config.model_type
         words = tf.AutoTokenizer.from_pretrained(folder)
@@ -34,11 +34,17 @@ class Reference:
         elif self.kind == "instructblip":
             former = tf.AutoTokenizer.from_pretrained(folder, subfolder="qformer_tokenizer")
             self.model = tf.InstructBlipForConditionalGeneration.from_pretrained(folder)
-            self.processor = tf.InstructBlipProcessor(pictures, words, former, num_query_tokens=4)
+            self.processor = tf.InstructBlipProcessor(
+                pictures, words, former, num_query_tokens=config.num_query_tokens
+            )
         else:
             self.model = tf.Blip2ForConditionalGeneration.from_pretrained(folder)
-            self.processor = tf.Blip2Processor(pictures, words, num_query_tokens=4)
+            self.processor = tf.Blip2Processor(
+                pictures, words, num_query_tokens=config.num_query_tokens
+            )
         self.model.eval()
+        if dtype is not None:
+            self.model.to(dtype)
 
     def inputs(self, image: Image.Image, prompt: str) -> Any:
         return self.processor(images=image, text=prompt, return_tensors="pt")

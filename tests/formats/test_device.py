@@ -217,3 +217,38 @@ def test_what_device_json_says_is_sorted_json(device: Device) -> None:
     assert json.loads(text)["lora"] == {"alpha": 8.0, "rank": 4, "seed": 1}
     assert device.as_json() == json.loads(text)
     assert os.listdir(device.path / "overlay") == [Path(device.current.file).name]
+
+
+def test_a_disk_that_fills_before_device_json_leaves_no_stray_overlay(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(device.path)
+    write = streams.atomic_write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "device.json":
+            raise CannotWrite("no space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(streams, "atomic_write_bytes", full)
+    with pytest.raises(CannotWrite):
+        device.install(overlay(1), 1)
+    assert files(device.path) == before | {"lock": b""}
+
+
+def test_ctrl_c_just_after_the_rename_leaves_the_new_state_whole(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = streams.atomic_write_bytes
+
+    def interrupted(path: Path, data: bytes) -> None:
+        write(path, data)
+        if path.name == "device.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streams, "atomic_write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        device.install(overlay(1), 1)
+    found = Device.open(device.path)
+    assert found.sequence == 1
+    assert found.read_overlay()["w"][0, 0] == 1

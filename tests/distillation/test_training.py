@@ -1,0 +1,504 @@
+"""The loop: what it moves, what it leaves alone, and that it can be stopped at any time."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cdcca_cli.distillation import training
+from cdcca_cli.distillation.training import DistillSettings, distill
+from cdcca_cli.errors import BadData, CannotWrite, UsageError
+from cdcca_cli.families import LoadedModel, load, load_device
+from cdcca_cli.families.initial import create_device
+from cdcca_cli.formats.adaptation import Adaptation
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.shard import Shard, writer
+from tests.distillation.conftest import make_shards
+
+ROOT = Path(__file__).parents[2]
+QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.25)
+
+
+@pytest.fixture(scope="module")
+def adapted(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> Adaptation:
+    """One ordinary run, which several tests look at."""
+    return distill(shards, teacher, mirror, QUICK)
+
+
+def test_each_term_and_the_held_out_part_get_better(adapted: Adaptation) -> None:
+    curves, held = adapted.report["curves"], adapted.report["held_out"]
+    for term in ("loss", "query", "representation", "answer"):
+        assert len(curves[term]) == 3
+        assert curves[term][2] < curves[term][0], term
+    assert len(curves["held_out"]) == 4
+    assert held["cross_entropy"]["before"] == pytest.approx(curves["held_out"][0], abs=1e-5)
+    assert held["cross_entropy"]["after"] == pytest.approx(min(curves["held_out"]), abs=1e-5)
+    assert held["gain"]["low"] <= held["gain"]["mean"] <= held["gain"]["high"]
+    assert held["gain"]["mean"] > 0
+
+
+def test_the_report_says_what_was_done(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device
+) -> None:
+    report = adapted.report
+    assert (adapted.base, adapted.sequence) == (mirror.digest, mirror.sequence)
+    assert (adapted.method, adapted.seed) == ("akd", 0)
+    assert (report["teacher"], report["tower"]) == (teacher.digest, teacher.tower_digest)
+    assert (report["num_frames"], report["num_asks"]) == (12, 28)
+    assert report["num_trained"] + report["held_out"]["num_asks"] == 28
+    assert report["held_out"]["num_frames"] == 3
+    assert report["lr"] == 0.25 / 64
+    assert "held out the student now answers" in training.summary(adapted)
+
+
+def test_the_adaptation_is_the_overlay_and_nothing_else(
+    adapted: Adaptation, mirror: Device
+) -> None:
+    base = mirror.read_overlay()
+    assert set(adapted.overlay) == set(base)
+    assert not any("vision_model" in name or "phi" in name for name in adapted.overlay)
+    for name, array in adapted.overlay.items():
+        assert (array.shape, array.dtype) == (base[name].shape, np.float32)
+
+
+def test_gradients_reach_every_parameter_of_every_group(
+    adapted: Adaptation, mirror: Device, student: LoadedModel
+) -> None:
+    """Each tensor moves. Keys' biases alone need not: they shift all scores of a query alike."""
+    base = mirror.read_overlay()
+    moved = {name for name in base if not np.array_equal(base[name], adapted.overlay[name])}
+    left = {name for name in base if name not in moved}
+    assert not {name for name in left if not name.endswith("k_proj.bias")}
+    groups = student.trainable_groups()
+    for group in ("norm", "bias", "query"):
+        assert moved & set(groups[group]), group
+    assert {f"{name}.lora_A" for name in groups["lora"]} <= moved
+
+
+def test_everything_else_stays_bit_for_bit(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], student: LoadedModel
+) -> None:
+    before = {name: tensor.clone() for name, tensor in student.module.state_dict().items()}
+    distill(shards, teacher, mirror, replace(QUICK, epochs=1), student=student)
+    after = student.module.state_dict()
+    overlay = set(mirror.read_overlay())
+    assert set(after) == set(before)
+    for name, tensor in after.items():
+        assert name in overlay or torch.equal(tensor, before[name]), name
+    assert not any(parameter.requires_grad for parameter in student.module.parameters())
+    assert not student.module.training
+
+
+def test_the_mirror_and_the_teacher_stay_as_they_are(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, tiny_pair: tuple[Path, Path]
+) -> None:
+    assert Device.open(mirror.path).digest == mirror.digest == adapted.base
+    assert load(tiny_pair[0], compute="cpu").digest == teacher.digest
+
+
+def test_the_same_seed_gives_the_same_bits(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    again = distill(shards, teacher, mirror, QUICK)
+    assert overlay_digest(again.overlay) == overlay_digest(adapted.overlay)
+    assert again.report == adapted.report
+    other = distill(shards, teacher, mirror, replace(QUICK, seed=1))
+    assert overlay_digest(other.overlay) != overlay_digest(adapted.overlay)
+
+
+def test_a_student_given_is_left_as_it_was_trained(
+    adapted: Adaptation,
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    student: LoadedModel,
+) -> None:
+    made = distill(shards, teacher, mirror, QUICK, student=student)
+    assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
+    assert student.digest == overlay_digest(adapted.overlay)
+
+
+def test_never_worse_than_the_start(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    """With a step size that spoils the student, what is written is the start, bit for bit."""
+    spoiling = replace(QUICK, lr=3.0, epochs=1)
+    made = distill(shards, teacher, mirror, spoiling, resume=adapted)
+    assert made.report["curves"]["held_out"][1] > made.report["curves"]["held_out"][0]
+    assert made.report["best_epoch"] == 0
+    assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
+    assert made.report["held_out"]["gain"] == {"mean": 0, "low": 0, "high": 0, "level": 0.95}
+
+
+def test_resume_starts_from_the_adaptation_and_keeps_the_mirror_as_base(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    more = distill(shards, teacher, mirror, replace(QUICK, epochs=1), resume=adapted)
+    assert more.base == mirror.digest
+    assert more.report["resumed"] is True
+    assert more.report["curves"]["held_out"][0] == pytest.approx(
+        adapted.report["held_out"]["cross_entropy"]["after"], rel=1e-4
+    )
+
+
+def test_resume_of_another_student_is_refused(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    name = min(adapted.overlay)
+    foreign = replace(adapted, overlay={**adapted.overlay, name: np.zeros(3, np.float32)})
+    with pytest.raises(BadData, match="another student"):
+        distill(shards, teacher, mirror, QUICK, resume=foreign)
+
+
+@pytest.mark.parametrize("term", ["query_weight", "repr_weight", "ce_weight"])
+def test_each_term_can_stand_alone(
+    term: str, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    """The curve of the term that counts falls; an alignment without weight is not computed."""
+    weights = dict.fromkeys(("query_weight", "repr_weight", "ce_weight"), 0.0) | {term: 1.0}
+    made = distill(shards, teacher, mirror, replace(QUICK, epochs=2, **weights))
+    curves = made.report["curves"]
+    own = {"query_weight": "query", "repr_weight": "representation", "ce_weight": "answer"}[term]
+    assert curves[own][1] < curves[own][0]
+    assert curves["loss"] == pytest.approx(curves[own], rel=1e-4)
+    for other in {"query", "representation"} - {own}:
+        assert curves[other] == [0, 0]
+
+
+def test_alignment_starts_below_what_a_blind_student_would_get(adapted: Adaptation) -> None:
+    """Terms are in units of the teacher's mean square, and phi starts as a regression."""
+    curves = adapted.report["curves"]
+    assert 0 < curves["query"][0] < 1
+    assert 0 < curves["representation"][0] < 1
+    assert adapted.report["scales"]["query"] > 0
+
+
+# ---- stopping and going on
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(
+    adapted: Adaptation,
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped in the middle of the second epoch, then gone on with: epoch 1 is not done again."""
+    settings = replace(QUICK, work=tmp_path)
+    inner, steps = training._Run._step, []
+
+    def stop_after_four(run: object, *rest: object) -> object:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return inner(run, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training._Run, "_step", stop_after_four)
+    with pytest.raises(KeyboardInterrupt):
+        distill(shards, teacher, mirror, settings)
+    steps[:] = [1] * 10
+    made = distill(shards, teacher, mirror, settings)
+    assert "going on after epoch 1 of 3" in capsys.readouterr().err
+    assert len(steps) == 10 + 2 * 3  # 21 asks in batches of 8, two epochs
+    assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
+    assert made.report == adapted.report
+
+
+def test_a_finished_run_is_only_read(
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    never: Callable[..., None],
+) -> None:
+    settings = replace(QUICK, epochs=1, work=tmp_path / "new" / "folder")
+    made = distill(shards, teacher, mirror, settings)
+    monkeypatch.setattr(training._Run, "_step", never)
+    monkeypatch.setattr(teacher, "generate", never)
+    again = distill(shards, teacher, mirror, settings)
+    assert overlay_digest(again.overlay) == overlay_digest(made.overlay)
+    assert again.report == made.report
+
+
+def test_other_settings_do_not_take_up_the_state(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    first = distill(shards, teacher, mirror, replace(QUICK, epochs=1, work=tmp_path))
+    other = distill(shards, teacher, mirror, replace(QUICK, epochs=1, seed=7, work=tmp_path))
+    alone = distill(shards, teacher, mirror, replace(QUICK, epochs=1, seed=7))
+    assert overlay_digest(other.overlay) == overlay_digest(alone.overlay)
+    assert overlay_digest(other.overlay) != overlay_digest(first.overlay)
+    assert len(list(tmp_path.glob("training-*.safetensors"))) == 2
+
+
+def test_a_damaged_state_starts_anew(
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = replace(QUICK, epochs=1, work=tmp_path)
+    made = distill(shards, teacher, mirror, settings)
+    (path,) = tmp_path.glob("training-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1000])
+    again = distill(shards, teacher, mirror, settings)
+    assert "training starts anew" in capsys.readouterr().err
+    assert overlay_digest(again.overlay) == overlay_digest(made.overlay)
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+import torch
+from cdcca_cli.distillation import teacher as teaching, training
+from cdcca_cli.families import load
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.shard import read_shards
+torch.set_num_threads(1)
+teaching.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+step = training._Run._step
+def slow(*arguments):
+    time.sleep(0.2)
+    return step(*arguments)
+training._Run._step = slow
+teacher, mirror, tokens, work = sys.argv[1:]
+settings = training.DistillSettings(epochs=4, batch_size=8, holdout=0.25, work=Path(work))
+model = load(teacher, compute="cpu")
+with open(tokens, "rb") as source:
+    training.distill(read_shards(source), model, Device.open(mirror), settings)
+"""
+
+
+def test_kill_9_loses_an_epoch_at_most(
+    tiny_pair: tuple[Path, Path],
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another process trains, slowly; it is killed after an epoch, and this one goes on."""
+    tokens, work = tmp_path / "up.tokens", tmp_path / "work"
+    with tokens.open("wb") as out, writer(out) as write:
+        for shard in shards:
+            write(shard)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, tiny_pair[0], mirror.path, tokens, work],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list(work.glob("training-*.safetensors")):
+            assert process.poll() is None, "it ended before its first epoch was kept"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        settings = replace(QUICK, epochs=4)
+        unbroken = distill(shards, teacher, mirror, settings)
+        made = distill(shards, teacher, mirror, replace(settings, work=work))
+    finally:
+        torch.set_num_threads(threads)
+    assert "of 4" in capsys.readouterr().err
+    assert overlay_digest(made.overlay) == overlay_digest(unbroken.overlay)
+    assert made.report == unbroken.report
+
+
+# ---- what is refused
+
+
+def test_an_empty_stream_is_refused(teacher: LoadedModel, mirror: Device) -> None:
+    with pytest.raises(BadData, match="nothing to learn"):
+        distill([], teacher, mirror, QUICK)
+
+
+def test_a_shard_of_another_tower_is_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    foreign = replace(shards[1], tower="sha256:" + "a" * 64)
+    with pytest.raises(BadData, match=r"frame 1.*sha256:aaaa") as refused:
+        distill([shards[0], foreign], teacher, mirror, QUICK)
+    assert teacher.tower_digest[:15] in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_teacher_with_another_tower_is_refused(
+    blip2_opt: Path, mirror: Device, shards: list[Shard]
+) -> None:
+    with pytest.raises(BadData, match="the teacher's is sha256:"):
+        distill(shards, load(blip2_opt, compute="cpu"), mirror, QUICK)
+
+
+def test_a_teacher_that_says_nothing_is_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = [replace(s, asks=[a for a in s.asks if a.choices is None]) for s in shards]
+    monkeypatch.setattr(teacher, "decode", lambda _ids: "")
+    with pytest.raises(BadData, match="answered with nothing to all 16"):
+        distill(silent, teacher, mirror, QUICK)
+
+
+def test_asks_without_an_answer_are_left_out_and_counted(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "decode", lambda _ids: "")
+    made = distill(shards, teacher, mirror, replace(QUICK, epochs=1))
+    assert (made.report["num_asks"], made.report["num_unanswered"]) == (12, 16)
+
+
+def test_another_number_of_queries_cannot_be_aligned(
+    tiny_pair: tuple[Path, Path],
+    teacher: LoadedModel,
+    shards: list[Shard],
+    tmp_path: Path,
+) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(tiny_pair[1], fewer)
+    tensors = load_file(fewer / "model.safetensors")
+    tensors["query_tokens"] = tensors["query_tokens"][:, :3].clone()
+    save_file(tensors, fewer / "model.safetensors", {"format": "pt"})
+    config = (fewer / "config.json").read_text()
+    assert '"num_query_tokens": 4' in config
+    (fewer / "config.json").write_text(
+        config.replace('"num_query_tokens": 4', '"num_query_tokens": 3')
+    )
+    mirror = create_device(tmp_path / "mirror", str(fewer), rank=2)
+    with pytest.raises(UsageError, match="4 queries vectors for a picture, the student 3"):
+        distill(shards, teacher, mirror, QUICK)
+    answers_alone = replace(QUICK, epochs=1, query_weight=0, repr_weight=0)
+    assert distill(shards, teacher, mirror, answers_alone).report["best_epoch"] == 1
+
+
+def test_divergence_is_said(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> None:
+    with pytest.raises(UsageError, match="smaller --lr"):
+        distill(shards, teacher, mirror, replace(QUICK, lr=1e30))
+
+
+def test_a_work_folder_that_cannot_be_is_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite, match="file"):
+        distill(shards, teacher, mirror, replace(QUICK, work=tmp_path / "file" / "folder"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"query_weight": -1.0},
+        {"ce_weight": float("inf")},
+        {"query_weight": 0.0, "repr_weight": 0.0, "ce_weight": 0.0},
+        {"holdout": 0.95},
+        {"seed": -1},
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        DistillSettings(**wrong)  # type: ignore[arg-type]
+
+
+# ---- without a held-out part, and with other models
+
+
+def test_one_frame_is_trained_on_and_the_last_epoch_written(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    made = distill(shards[:1], teacher, mirror, replace(QUICK, epochs=2))
+    assert made.report["held_out"] is None
+    assert made.report["best_epoch"] == 2
+    assert made.report["curves"]["held_out"] == []
+    assert "none held out" in training.summary(made)
+
+
+def cousin(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint with the same vision tower and another language model."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in sorted(tensors):
+        if "language_model" in name:
+            noise = torch.randn(tensors[name].shape, generator=generator)
+            tensors[name] = tensors[name] + 0.05 * noise
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("checkpoint", ["blip2_opt", "blip2_t5", "instructblip", "llava"])
+def test_every_family_learns(
+    checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Two epochs lower every term, for frames of 5 and of 2 tokens."""
+    source = request.getfixturevalue(checkpoint)
+    teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
+    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    shards = [replace(s, asks=s.asks[:2]) for s in make_shards(teacher, 6, keep=(5, 2))]
+    curves = distill(shards, teacher, mirror, replace(QUICK, epochs=2)).report["curves"]
+    for term in ("loss", "representation", "answer"):
+        assert curves[term][1] < curves[term][0], term
+    assert min(curves["held_out"][1:]) < curves["held_out"][0]
+
+
+def test_a_quantised_student_learns_as_the_full_one_does(
+    teacher: LoadedModel, tiny_pair: tuple[Path, Path], shards: list[Shard], tmp_path: Path
+) -> None:
+    """4 bits in the language model: gradients must still point the same way.
+
+    On a CPU bitsandbytes packs weights at the first answer and then gives wrong gradients, so the
+    student has answered before it is trained.
+    """
+    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), rank=4, quantize="nf4")
+    student = load_device(mirror, compute="cpu")
+    with torch.no_grad():
+        from cdcca_cli.distillation.batches import Example, look
+
+        seen = look(student, [Example(shards[0], shards[0].asks[0])])
+        student.generate(seen.spliced, 2)
+    made = distill(shards, teacher, mirror, replace(QUICK, epochs=1), student=student)
+    full = create_device(tmp_path / "full", str(tiny_pair[1]), rank=4)
+    other = distill(shards, teacher, full, replace(QUICK, epochs=1))
+    assert made.report["curves"]["held_out"][1] < made.report["curves"]["held_out"][0]
+    base = mirror.read_overlay()
+    deltas = [
+        np.concatenate([(run.overlay[name] - base[name]).ravel() for name in sorted(base)])
+        for run in (made, other)
+    ]
+    cosine = deltas[0] @ deltas[1] / np.sqrt((deltas[0] @ deltas[0]) * (deltas[1] @ deltas[1]))
+    assert cosine > 0.6
+
+
+def test_half_precision_students_train_a_float32_overlay(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tiny_pair: tuple[Path, Path]
+) -> None:
+    student = load_device(mirror, compute="cpu", dtype="bfloat16")
+    large = load(tiny_pair[0], compute="cpu", dtype="bfloat16")
+    made = distill(shards, large, mirror, replace(QUICK, epochs=2), student=student)
+    assert made.report["curves"]["answer"][1] < made.report["curves"]["answer"][0]
+    moved = made.overlay["query_tokens"] - mirror.read_overlay()["query_tokens"]
+    assert 0 < np.abs(moved).max() < 0.1
+    as_half = torch.from_numpy(made.overlay["query_tokens"]).bfloat16().float().numpy()
+    assert not np.array_equal(as_half, made.overlay["query_tokens"])

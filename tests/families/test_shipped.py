@@ -1,0 +1,83 @@
+"""The pair that ships with the package, loaded as any other checkpoint is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import cdcca_cli
+from cdcca_cli import families
+from cdcca_cli.families import initial
+from tests.families.reference import Reference
+
+ASSETS = Path(cdcca_cli.__file__).parent / "assets"
+pytestmark = pytest.mark.skipif(
+    not (ASSETS / "student" / "model.safetensors").exists()
+    or not (ASSETS / "teacher" / "model.safetensors").exists(),
+    reason="the shipped pair is not in cdcca_cli/assets",
+)
+TOLERANCE = 1e-5
+
+
+def some_frames(count: int) -> tuple[list[Image.Image], list[str], list[list[str]]]:
+    """Pictures, questions and choices of the shipped frames."""
+    manifest = sorted(ASSETS.glob("frames/*/frames.jsonl"))[0]
+    images, questions, choices = [], [], []
+    for line in manifest.read_text().splitlines():
+        table = json.loads(line)
+        asks = table.get("asks", table.get("prompts", [table]))
+        ask = next((a for a in asks if a.get("choices") and a.get("prompt")), None)
+        if ask is None:
+            continue
+        images.append(Image.open(manifest.parent / table["image"]).convert("RGB"))
+        questions.append(ask["prompt"])
+        choices.append(ask["choices"])
+        if len(images) == count:
+            break
+    return images, questions, choices
+
+
+def test_the_pair_shares_one_tower() -> None:
+    teacher = families.load("shipped:teacher", compute="cpu")
+    student = families.load("shipped:student", compute="cpu")
+    assert teacher.tower_digest == student.tower_digest
+    assert teacher.digest != student.digest
+    assert student.num_tokens >= 36
+    former = [len(model.module.qformer.encoder.layer) for model in (teacher, student)]
+    assert former[0] == 2 * former[1]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_tokens_give_what_pixels_give(role: str) -> None:
+    """To 1e-5 against transformers; one at a time as all at once; no answer differs."""
+    model = families.load(f"shipped:{role}", compute="cpu")
+    reference = Reference(ASSETS / role, dtype=torch.float32)
+    images, questions, choices = some_frames(6)
+    prompts = [model.format_prompt(question, "vqa") for question in questions]
+    tokens = model.vision_tokens(model.preprocess(images))
+    spliced = model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    made = model.generate(spliced, 6, keep_logits=True)
+    scores = model.score_choices(spliced, choices)
+    assert made.logits is not None
+    for row, image in enumerate(images):
+        ids, logits = reference.greedy(image, prompts[row], 6)
+        assert made.ids[row] == ids
+        for step in range(len(ids)):
+            assert (made.logits[step][row] - logits[step]).abs().max() <= 5 * TOLERANCE
+        features = model.project(model.queries(tokens[row : row + 1], None, [prompts[row]]))
+        alone = model.score_choices(model.splice(features, [prompts[row]]), [choices[row]])
+        assert alone[0] == pytest.approx(scores[row], abs=5 * TOLERANCE)
+
+
+def test_a_device_of_the_shipped_student(tmp_path: Path) -> None:
+    """init, then NF4 on a CPU: its linears have shapes that 4 bits can hold."""
+    device = initial.create_device(tmp_path / "d", "shipped:student", quantize="nf4")
+    assert device.checkpoint == "shipped:student"
+    model = families.load_device(device, compute="cpu")
+    images, questions, _ = some_frames(2)
+    prompts = [model.format_prompt(question, "vqa") for question in questions]
+    tokens = model.vision_tokens(model.preprocess(images))
+    spliced = model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    assert all(model.decode(ids) for ids in model.generate(spliced, 6).ids)
