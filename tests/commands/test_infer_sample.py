@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -253,6 +254,27 @@ class TestRefused:
         command = ("sample", frames, "-m", device, "-o", out, "--predictions", earlier)
         assert run(*command) == code
         assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["infer", "sample"])
+def test_ctrl_c_leaves_nothing(
+    verb: str, frames: Path, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, calls = families.LoadedModel.generate, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(families.LoadedModel, "generate", interrupted)
+    out = tmp_path / "out" / "file"
+    out.parent.mkdir()
+    options = ["--state", tmp_path / "state.json", "--threshold", "0"] if verb == "sample" else []
+    assert run(verb, frames, "-m", device, "-o", out, "--batch-size", 1, *options) == 130
+    assert list(out.parent.iterdir()) == []
+    assert not (tmp_path / "state.json").exists()
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,0 +1,59 @@
+"""The README says what is true: its tables and commands come from, or are held to, the code."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cdcca_cli.errors import exit_codes
+from cdcca_cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_exit_codes_are_those_of_the_classes() -> None:
+    table = "".join(f"| {code} | {meaning} |\n" for code, meaning in exit_codes())
+    assert "| code | means |\n|---|---|\n" + table in README
+
+
+def test_every_command_is_named() -> None:
+    for command in COMMANDS:
+        assert f"cdcca {command}" in README, command
+
+
+def test_every_example_is_named_and_exists() -> None:
+    named = set(re.findall(r"`(examples/[\w./-]+)`", README))
+    for path in named:
+        assert (ROOT / path).exists(), path
+    for script in (ROOT / "examples").glob("*.sh"):
+        assert f"examples/{script.name}" in named, script.name
+
+
+def test_families_are_those_that_load() -> None:
+    from cdcca_cli.families import families
+
+    table = README.split("## Models")[1].split("##")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(families())
+
+
+def _command_lines() -> list[str]:
+    """The cdcca commands of the README's shell blocks, one a pipe's stage."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    text = re.sub(r"#.*", "", text)
+    parts = re.split(r"\||&&|\n", text)
+    return [part.strip() for part in parts if part.strip().startswith("cdcca ")]
+
+
+@pytest.mark.parametrize("line", _command_lines())
+def test_every_option_it_shows_exists(line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from cdcca_cli.main import main
+
+    words = shlex.split(line)
+    assert main([words[1], "--help"]) == 0
+    said = capfd.readouterr().out
+    for word in words[2:]:
+        if word.startswith("-"):
+            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", said), word
