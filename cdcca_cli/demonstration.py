@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import streams
+from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import read_frames, read_references
 from cdcca_cli.distillation.training import DistillSettings
 from cdcca_cli.downlink.sender import CompressSettings
@@ -21,7 +22,6 @@ from cdcca_cli.families.initial import create_device
 from cdcca_cli.history import COLUMNS, History
 from cdcca_cli.rounds import Cycle, Probe, RoundSettings, scored
 from cdcca_cli.uplink.sampling import SampleSettings
-from cdcca_cli.uplink.selection import parse_amount
 
 FRAMES = Path(__file__).parent / "assets" / "frames"
 STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"

@@ -110,7 +110,7 @@ def test_ssh_through_a_real_sshd(tmp_path: Path, piped: Path, frames: Path, comm
     assert current(tmp_path / "device") == current(piped / "device")
 
 
-class _sshd:  # noqa: N801  # reads as the server it starts
+class _sshd:  # reads as the server it starts
     """An sshd of our own on loopback, with one key; gives the ssh command that reaches it."""
 
     def __init__(self, folder: Path, commands: Path) -> None:

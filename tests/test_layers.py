@@ -26,12 +26,13 @@ LAYERS = {
     "progress": 0,
     "streams": 0,
     "errors": 0,
+    "amounts": 0,
     "assets": 0,
     "__init__": 0,
 }
 # Within one layer: who may import whom.
 WITHIN = {("families", "formats"), ("datasets", "formats")}
-WITHIN |= {("progress", "streams"), ("streams", "errors")}
+WITHIN |= {("progress", "streams"), ("streams", "errors"), ("amounts", "errors")}
 WITHIN |= {("rounds", "history"), ("demonstration", "history"), ("demonstration", "rounds")}
 # A library, and the files that may import it.
 ONLY_IN = {

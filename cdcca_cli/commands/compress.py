@@ -45,11 +45,11 @@ def command(
     Example: cdcca compress adaptation.safetensors --base mirror/ --budget 800KB -o update.cdcca
     """
     streams.set_quiet(quiet)
+    from cdcca_cli.amounts import parse_bytes
     from cdcca_cli.commands import settings
     from cdcca_cli.downlink import sender
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
-    from cdcca_cli.uplink.selection import parse_bytes
 
     how = sender.settings_of(
         preset=preset,

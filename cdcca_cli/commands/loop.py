@@ -60,27 +60,27 @@ def command(
     Example: cdcca loop frames/ -m device/ --teacher t/ --rounds 3 --probe heldout/
     """
     streams.set_quiet(quiet)
+    from cdcca_cli import amounts
     from cdcca_cli import rounds as cycles
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.distillation.training import DistillSettings
     from cdcca_cli.downlink.sender import CompressSettings
     from cdcca_cli.history import COLUMNS
-    from cdcca_cli.uplink import selection
     from cdcca_cli.uplink.sampling import SampleSettings
 
     source = read_frames(frames, images=images)
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(
         sample=SampleSettings(
-            top=selection.parse_amount(top, "--top"),
-            keep=selection.parse_amount(keep, "--keep"),
+            top=amounts.parse_amount(top, "--top"),
+            keep=amounts.parse_amount(keep, "--keep"),
             batch_size=batch_size,
             seed=seed,
         ),
         distill=DistillSettings(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed),
         compress=CompressSettings(
-            budget_bytes=None if budget is None else selection.parse_bytes(budget, "--budget")
+            budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget")
         ),
     )
     folder = settings.device(device)

@@ -91,10 +91,10 @@ def command(
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
     streams.set_quiet(quiet)
+    from cdcca_cli import amounts
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.formats import shard
-    from cdcca_cli.uplink import selection
     from cdcca_cli.uplink.seen import Seen
 
     source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
@@ -104,10 +104,10 @@ def command(
     from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
     how = SampleSettings(
-        top=None if top is None else selection.parse_amount(top, "--top"),
+        top=None if top is None else amounts.parse_amount(top, "--top"),
         threshold=threshold,
-        budget_bytes=None if budget is None else selection.parse_bytes(budget, "--budget"),
-        keep=None if keep is None else selection.parse_amount(keep, "--keep"),
+        budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget"),
+        keep=None if keep is None else amounts.parse_amount(keep, "--keep"),
         beta=beta,
         by=by,
         entropy=entropy,

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
+from cdcca_cli.amounts import Amount, parse_amount
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import LoadedModel
@@ -40,12 +41,12 @@ from cdcca_cli.formats.predictions import ENTROPIES, Prediction
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.uplink import selection, variance
 from cdcca_cli.uplink.answers import AnswerSettings, answer_window, image_name, windows
-from cdcca_cli.uplink.selection import Amount, Ranking
+from cdcca_cli.uplink.selection import Ranking
 from cdcca_cli.uplink.spool import Spool
 
 TOKEN_RULES = ("vis", "random", "norm")
-DEFAULT_TOP = selection.parse_amount("10%", "--top")
-DEFAULT_KEEP = selection.parse_amount("50%", "--keep")
+DEFAULT_TOP = parse_amount("10%", "--top")
+DEFAULT_KEEP = parse_amount("50%", "--keep")
 
 
 @dataclass(frozen=True)

@@ -9,63 +9,13 @@ highest first, of equals the one at the lower position.
 Does not know where the figures come from (`entropy`, `variance`), nor what a shard weighs.
 """
 
-import re
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
-from cdcca_cli.errors import UsageError
-
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}
-_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMG", 1)}
-_NUMBER = r"\d+(?:\.\d+)?"
-
-
-@dataclass(frozen=True)
-class Amount:
-    """So many, or such a share of what there is; a share is exact, so 10 % of 30 is 3."""
-
-    value: Fraction
-    is_share: bool
-
-    def of(self, total: int) -> int:
-        """How many of `total` this is: shares rounded up, so 1 at least, and never above it."""
-        wanted = -(-self.value * total // 1) if self.is_share else self.value
-        return min(total, int(wanted))
-
-
-def parse_amount(text: str, option: str) -> Amount:
-    """Read `10%` or `12`.
-
-    Raises: UsageError: `text` is neither, or not above 0, or above 100 %.
-    """
-    match = re.fullmatch(rf"({_NUMBER})%|(\d+)", text.strip())
-    if match is not None:
-        is_share = match[1] is not None
-        value = Fraction(match[1]) / 100 if is_share else Fraction(match[2])
-        if value > 0 and (value <= 1 or not is_share):
-            return Amount(value, is_share)
-    raise UsageError(
-        f"{option} {text}: expected a share like 10% (above 0, at most 100%) or a count"
-    )
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """Read a number of bytes: `65536`, `64KiB` (times 1024), `64KB` (times 1000).
-
-    Raises: UsageError: `text` is not one, or 0.
-    """
-    match = re.fullmatch(rf"({_NUMBER})\s*([A-Za-z]*)", text.strip())
-    if match is not None and match[2].upper() in _UNITS:
-        num_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
-        if num_bytes > 0:
-            return num_bytes
-    raise UsageError(f"{option} {text}: expected bytes above 0, like 65536, 64KiB or 800KB")
+from cdcca_cli.amounts import Amount
 
 
 class Ranking:

@@ -32,8 +32,11 @@ QUESTIONS_PER_PICTURE = 4
 def _mean_loss(
     model: Blip2ForConditionalGeneration, packed: Packed, features_BLC: Tensor | None
 ) -> Tensor:
-    losses, _, _ = token_losses(model, packed, features_BLC)
-    return losses.mean()
+    """Mean over texts of their mean over tokens, so that a one-word answer counts as a caption."""
+    losses, rows, segments = token_losses(model, packed, features_BLC)
+    texts = rows * (int(packed.segment.max()) + 1) + segments
+    _, text, lengths = texts.unique(return_inverse=True, return_counts=True)
+    return (losses / lengths[text]).sum() / len(lengths)
 
 
 def train_text(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame
 from cdcca_cli.families import LoadedModel
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
-from cdcca_cli.uplink.selection import parse_amount
 
 
 class Repeated:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cdcca_cli import streams
+from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import LoadedModel, load
@@ -19,7 +20,6 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.uplink import sampling
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
-from cdcca_cli.uplink.selection import parse_amount
 from cdcca_cli.uplink.spool import Spool
 
 

@@ -5,64 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from cdcca_cli.errors import UsageError
+from cdcca_cli.amounts import parse_amount
 from cdcca_cli.uplink.selection import (
     Ranking,
     keep_above,
     keep_highest,
-    parse_amount,
-    parse_bytes,
     token_norm,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "total", "number"),
-    [
-        ("10%", 30, 3),  # 0.1 * 30 is 3.0000000000000004 in floats, which would round up to 4
-        ("10%", 31, 4),
-        ("10%", 1, 1),
-        ("10%", 0, 0),
-        ("100%", 7, 7),
-        ("0.5%", 200, 1),
-        ("33.3%", 1000, 333),
-        ("29%", 100, 29),  # 0.29 * 100 is 28.999999999999996 in floats
-        ("12", 30, 12),
-        ("12", 5, 5),
-    ],
-)
-def test_amount(text: str, total: int, number: int) -> None:
-    assert parse_amount(text, "--top").of(total) == number
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0", "0%", "101%", "-3", "1.5", "ten", "10 %%", "nan%", "1e3"]
-)
-def test_no_amount(text: str) -> None:
-    with pytest.raises(UsageError, match="--top"):
-        parse_amount(text, "--top")
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("65536", 65536),
-        ("64KiB", 65536),
-        ("64kib", 65536),
-        ("800KB", 800_000),
-        ("1.5 MiB", 1_572_864),
-        ("2GB", 2_000_000_000),
-        ("12B", 12),
-    ],
-)
-def test_bytes(text: str, number: int) -> None:
-    assert parse_bytes(text, "--budget") == number
-
-
-@pytest.mark.parametrize("text", ["", "0", "0.2B", "64 K", "KiB", "-1KB", "1TB", "inf"])
-def test_no_bytes(text: str) -> None:
-    with pytest.raises(UsageError, match="--budget"):
-        parse_bytes(text, "--budget")
 
 
 def some_entropies(seed: int) -> list[list[float | None]]:

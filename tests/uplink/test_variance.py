@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, load
@@ -82,7 +83,7 @@ def test_dropout_inside_ranks_otherwise_than_the_norm(
     model: LoadedModel, frames: list[Frame]
 ) -> None:
     """Else stage 2 would be a constant times what needs no passes."""
-    half = selection.parse_amount("50%", "--keep")
+    half = parse_amount("50%", "--keep")
     differ = 0
     for frame in frames:
         tokens, variance = scored(model, frame, passes=64)
