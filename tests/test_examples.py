@@ -173,7 +173,7 @@ def test_cron_sends_what_is_new_once_and_applies_what_came(
     assert run("cron-device.sh", frames, outbox, inbox, cwd=tmp_path, env=env) == ""
     (empty,) = [path for path in outbox.iterdir() if path not in sent]
     found = _inspect(empty, env), _inspect(sent[0], env)
-    assert [facts["shards"] for facts in found][0] == 0 < found[1]["shards"]
+    assert found[0]["shards"] == 0 < found[1]["shards"]
 
 
 def _inspect(path: Path, env: dict[str, str]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.device import Device
 
-RIDGE = 1e-3
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _LORA_A, _LORA_B = ".lora_A", ".lora_B"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -112,25 +112,45 @@ def open_overlay(student: LoadedModel, overlay: Mapping[str, np.ndarray], alpha:
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
     """phi of Eq. 5 as it starts: the ridge regression of the teacher's rows on the student's.
 
-        W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = 1e-3 * trace(X' X) / S
+        W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = ridge * trace(X' X) / S
 
     so that the first gradients say where the student differs from the teacher, not where an
-    untrained phi happens to look.
+    untrained phi happens to look. The ridge is the one of RIDGES that predicts each half of the
+    rows best from the other half: with few rows a weak one would fit them all, and leave nothing to
+    learn.
 
     Returns: a linear layer S -> C, float32, on the rows' device.
     """
-    x_ES, y_EC = student_ES.double().cpu(), teacher_EC.double().cpu()
-    x_S, y_C = x_ES.mean(0), y_EC.mean(0)
-    x_ES, y_EC = x_ES - x_S, y_EC - y_C
-    gram_SS = x_ES.T @ x_ES
-    ridge = RIDGE * gram_SS.diagonal().mean() + torch.finfo(torch.float32).tiny
-    gram_SS.diagonal().add_(ridge)
-    weight_SC = torch.linalg.solve(gram_SS, x_ES.T @ y_EC)
+    x_ES, y_EC = student_ES.cpu().double(), teacher_EC.cpu().double()
+    half = len(x_ES) // 2
+    ridge = RIDGES[-1]
+    if half:
+        first, second = (x_ES[:half], y_EC[:half]), (x_ES[half:], y_EC[half:])
+        errors = _errors(first, second) + _errors(second, first)
+        ridge = RIDGES[int(errors.argmin())]
+    weight_SC, bias_C = _regression(x_ES, y_EC, ridge)
     phi = nn.Linear(x_ES.shape[1], y_EC.shape[1])
     with torch.no_grad():
         phi.weight.copy_(weight_SC.T)
-        phi.bias.copy_(y_C - x_S @ weight_SC)
+        phi.bias.copy_(bias_C)
     return phi.to(student_ES.device)
+
+
+def _errors(seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]) -> Tensor:
+    """The squared error on unseen rows of the regression on seen ones, for each of RIDGES."""
+    x_ES, y_EC = unseen
+    fits = [_regression(*seen, ridge) for ridge in RIDGES]
+    return torch.stack([(x_ES @ weight + bias - y_EC).square().sum() for weight, bias in fits])
+
+
+def _regression(x_ES: Tensor, y_EC: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight (S, C) and bias (C,) of the ridge regression of y on x."""
+    x_S, y_C = x_ES.mean(0), y_EC.mean(0)
+    centred_ES = x_ES - x_S
+    gram_SS = centred_ES.T @ centred_ES
+    gram_SS.diagonal().add_(ridge * gram_SS.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    weight_SC = torch.linalg.solve(gram_SS, centred_ES.T @ (y_EC - y_C))
+    return weight_SC, y_C - x_S @ weight_SC
 
 
 def check_overlay_names(

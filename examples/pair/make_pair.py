@@ -111,6 +111,8 @@ def main() -> None:
         "stages", nargs="*", default=STAGES, metavar="stage", help=f"of: {', '.join(STAGES)}"
     )
     options = parser.parse_args()
+    if unknown := set(options.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     for stage in options.stages:
