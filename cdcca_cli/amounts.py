@@ -1,6 +1,6 @@
 """How much, as people write it: `10%`, `12`, `64KiB`.
 
-Shares are exact fractions, so 10 % of 30 is 3 on every machine. Does not know what the amount is of.
+Shares are exact fractions, so 10 % of 30 is 3 on every machine. Does not know of what.
 """
 
 import re

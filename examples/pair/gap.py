@@ -11,14 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    Blip2ForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
-
 from language import NUM_QUERY_TOKENS, Packer, Segment
 from measure import (
     Frames,
@@ -31,7 +23,14 @@ from measure import (
     text_of,
 )
 from pair import packed_hidden, query_features, token_losses
+from PIL import Image
 from training import Log, make_optimizer
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 GAP_STEPS = 300
 GAP_RATE = 5e-4

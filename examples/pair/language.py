@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-
 from world import Scene, facts, make_captions, make_questions, make_scene, plain_caption
 
 VOCABULARY = 640

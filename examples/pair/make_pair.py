@@ -9,8 +9,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import Blip2VisionModel
-
 from gap import report
 from language import make_tokenizer
 from measure import load_frames
@@ -18,6 +16,7 @@ from pair import save, set_tower
 from train_pair import train_pictures, train_queries, train_text
 from train_tower import draw_pictures, store_tokens, train_tower
 from training import Log, Plan
+from transformers import Blip2VisionModel
 from world import write_frames
 
 SEED = 2024

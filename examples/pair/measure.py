@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Blip2ForConditionalGeneration, Blip2VisionModel, PreTrainedTokenizerFast
-
 from drawing import from_jpeg
 from language import CAPTION_PROMPT, VQA_PROMPT, Packer, Segment
 from pair import query_features, token_losses
+from torch import Tensor
 from train_tower import to_pixels
+from transformers import Blip2ForConditionalGeneration, Blip2VisionModel, PreTrainedTokenizerFast
 
 MAX_ANSWER_TOKENS = 8
 MAX_CAPTION_TOKENS = 60

@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 
 import torch
+from language import IGNORE, NUM_QUERY_TOKENS, VOCABULARY, Packed
 from torch import Tensor, nn
+from train_tower import TOWER
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -21,9 +23,6 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
-
-from language import IGNORE, NUM_QUERY_TOKENS, VOCABULARY, Packed
-from train_tower import TOWER
 
 ROLES = {
     "student": {"qformer_layers": 2, "hidden": 128, "mlp": 256, "layers": 3},

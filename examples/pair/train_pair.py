@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
-
 from language import Packed, Packer, scene_segments, text_batch
 from measure import Frames, direct_answers
 from pair import build, query_features, query_outputs, token_losses
+from torch import Tensor, nn
 from train_tower import COLOUR_NAMES, cell_labels, label_loss, scene_of
 from training import Log, Plan, Schedule, load_checkpoint, make_optimizer, save_checkpoint
+from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerFast
 from world import KINDS
 
 DOMAINS = {"student": ("source",), "teacher": ("source", "target")}

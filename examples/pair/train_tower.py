@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import Blip2VisionConfig, Blip2VisionModel
-
 from drawing import COLOURS, draw_scene, from_jpeg, to_jpeg
+from torch import Tensor, nn
 from training import Log, Plan, Schedule, load_checkpoint, make_optimizer, save_checkpoint
+from transformers import Blip2VisionConfig, Blip2VisionModel
 from world import KINDS, Scene, make_scene
 
 COLOUR_NAMES = list(COLOURS)

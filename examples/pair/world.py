@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from drawing import COLOURS, draw_scene, to_jpeg
 
 Scene = dict[int, tuple[str, str]]

@@ -98,7 +98,7 @@ def test_demo_exports_its_frames_to_a_new_folder_only(tmp_path: Path) -> None:
 def test_demo_gains_at_least_what_the_paper_did(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """PAPER.md: MC +3.93, DA +3.19, CIDEr +2.2, and the issue: source not more than 3 points worse."""
+    """The paper: MC +3.93, DA +3.19, CIDEr +2.2. Ours: the source at most 3 points worse."""
     assert main(["demo", "--json"]) == 0
     gains = json.loads(capfd.readouterr().out)["gains"]
     for metric, least in (("mc", 3.93), ("da", 3.19), ("cider", 2.2)):
