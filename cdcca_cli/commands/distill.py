@@ -38,7 +38,7 @@ def command(
         float, typer.Option(help="Weight of the cross-entropy on the teacher's answers.")
     ] = 1.0,
     holdout: Annotated[str, typer.Option(help="The share of the frames that only judges.")] = "10%",
-    seed: Annotated[int, typer.Option(help="Seed of the order and of what is held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which asks are taken.")] = 0,
     work: Annotated[
         Path | None,
         typer.Option(help="Keep teacher outputs and each epoch here, to go on after a stop."),

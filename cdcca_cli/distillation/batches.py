@@ -121,21 +121,18 @@ def content_digest(shards: Sequence[Shard]) -> str:
     return overlay_digest(arrays)
 
 
-def held_out_frames(frames: Sequence[str], share: float, seed: int) -> set[str]:
-    """The frames that are not trained on: a share of them, by the hash of seed and id.
+def held_out_frames(frames: Sequence[str], share: float) -> set[str]:
+    """The frames that are not trained on: the share of them whose ids hash lowest.
 
-    The order of the frames does not matter. With two frames or more and a share above 0, at least
-    one is held out and at least one is not.
+    It depends on the ids alone, not on their order and not on a seed, so a frame that is held out
+    in one round is not trained on in another (but where the share moves). With two frames or more
+    and a share above 0, at least one is held out and at least one is not.
     """
-    distinct = sorted(set(frames), key=lambda frame: _hash(seed, frame))
+    distinct = sorted(set(frames), key=lambda frame: hashlib.sha256(frame.encode()).digest())
     count = round(share * len(distinct))
     if share > 0 and len(distinct) > 1:
         count = min(max(count, 1), len(distinct) - 1)
     return set(distinct[:count]) if len(distinct) > 1 else set()
-
-
-def _hash(seed: int, frame: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{frame}".encode()).digest()
 
 
 def shuffled_batches(

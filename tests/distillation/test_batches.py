@@ -98,12 +98,21 @@ def test_content_digest_is_of_what_is_learnt_from(shards: list[Shard]) -> None:
     assert batches.content_digest(shards[:2]) != batches.content_digest(shards[1::-1])
 
 
-def test_held_out_frames_are_a_share_and_depend_on_the_seed_alone() -> None:
+def test_held_out_frames_are_a_share_whatever_their_order() -> None:
     frames = [f"frame {number}" for number in range(100)]
-    kept_back = batches.held_out_frames(frames, 0.1, seed=1)
+    kept_back = batches.held_out_frames(frames, 0.1)
     assert len(kept_back) == 10
-    assert kept_back == batches.held_out_frames(frames[::-1] * 2, 0.1, seed=1)
-    assert kept_back != batches.held_out_frames(frames, 0.1, seed=2)
+    assert kept_back == batches.held_out_frames(frames[::-1] * 2, 0.1)
+    assert kept_back < batches.held_out_frames(frames, 0.2)
+
+
+def test_a_frame_held_out_once_stays_so_among_others() -> None:
+    """Another round sends other frames too: those it has in common keep their order of hashes."""
+    first = {f"frame {number}" for number in range(100)}
+    second = {f"frame {number}" for number in range(30, 130)}
+    kept_back = batches.held_out_frames(sorted(first), 0.2)
+    both = first & second
+    assert len((kept_back & both) - batches.held_out_frames(sorted(second), 0.3)) == 0
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_held_out_frames_are_a_share_and_depend_on_the_seed_alone() -> None:
 )
 def test_one_frame_at_least_is_on_either_side(num_frames: int, share: float, expected: int) -> None:
     frames = [str(number) for number in range(num_frames)]
-    assert len(batches.held_out_frames(frames, share, seed=0)) == expected
+    assert len(batches.held_out_frames(frames, share)) == expected
 
 
 def test_an_epoch_takes_every_example_once_in_its_own_order() -> None:

@@ -1,0 +1,383 @@
+"""The loop over Eq. 6: a student's overlay learns from the teacher's outputs on stored tokens.
+
+- Loss: Eq. 6. The alignment terms are divided by the mean square of what the teacher gives
+  (measured on the training part), so a term of 1 means 'nothing learnt' whatever the width or scale
+  of the models, about as large as a cross-entropy that is worth training; the weights' defaults
+  then serve every pair.
+- phi of Eq. 5 (one each for queries and representation) starts as the ridge regression of the
+  teacher's outputs on the student's, before any step.
+- Adam on the overlay and on phi, gradients clipped, the step size rising over the first steps and
+  falling as a cosine to zero. Without a number it is LR_WIDTH / width of the language model.
+- A share of the frames is held out, by the hash of their ids. The cross-entropy there is taken
+  before the first step and after each epoch; the state where it was lowest is the result, the start
+  included, so the result is never worse there than the start. (The choice is made on the part that
+  also measures the gain, which flatters it a little.)
+- With a work folder, the state after each epoch is kept in `training-<key>.safetensors` (kind
+  "training-state"), the key a digest of everything the result depends on. Batches depend on seed
+  and epoch alone and dropout is off, so a run that was killed and started again ends with the same
+  bits; one that had finished is only read.
+
+Shapes: B batch, E examples, P parameters laid end to end, L query tokens, A answer tokens.
+
+Does not know where shards or the adaptation live (`training`), and no other method than the
+paper's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdcca_cli import progress, streams
+from cdcca_cli.distillation import losses, state
+from cdcca_cli.distillation.batches import Example, content_digest, look, shuffled_batches
+from cdcca_cli.distillation.held_out import HeldOut, comparison
+from cdcca_cli.distillation.lessons import TEACHER_BATCHES, Lessons
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.trainable import Adam, Flat, initial_phi, open_overlay
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import LoadedModel
+from cdcca_cli.formats import records
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
+
+METHOD = "akd"
+LR_WIDTH = 0.25
+WARMUP = 0.05
+CLIP_NORM = 1.0
+PHI_EXAMPLES = 64
+
+
+@dataclass
+class _Curves:
+    """What is kept of each epoch: means over its examples; held_out begins before the first."""
+
+    loss: list[float] = field(default_factory=list)
+    query: list[float] = field(default_factory=list)
+    representation: list[float] = field(default_factory=list)
+    answer: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A batch through the student. queries, representation: (B, L, C) float32; mask: (B, L)
+    bool; answer_B: L_CE of each; agrees_B: whether greedy decoding gives the teacher's answer."""
+
+    queries: Tensor
+    representation: Tensor
+    mask: Tensor
+    answer_B: Tensor
+    agrees_B: Tensor
+
+
+class Run:
+    """One training run, from the first evaluation to the best state."""
+
+    def __init__(
+        self,
+        student: LoadedModel,
+        mirror: Device,
+        start: Mapping[str, np.ndarray],
+        lessons: Lessons,
+        settings: DistillSettings,
+        teacher_digest: str,
+    ) -> None:
+        self.student = student
+        self.lessons = lessons
+        self.settings = settings
+        self.teacher_digest = teacher_digest
+        self.lr = settings.lr or LR_WIDTH / int(student.language.config.hidden_size)
+        self.overlay = open_overlay(student, start, mirror.lora.alpha)
+        self.lengths = [_length(student, example) for example in lessons.examples]
+        self.curves = _Curves()
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_P = self.overlay.values.clone()
+        self.path: Path | None = None
+        if settings.work is not None:
+            self.key = self._key(start, mirror)
+            self.path = state.path_of(settings.work, self.key)
+
+    def train(self) -> dict[str, np.ndarray]:
+        """All epochs that are still to do; returns the best overlay."""
+        with self.student.training_mode():
+            self._prepare()
+            if not self._restore():
+                self.before = self.best = self._evaluate()
+                self._note(self.before)
+            while self.epoch < self.settings.epochs:
+                self._train_epoch()
+                self._judge()
+                self._save()
+        return self.overlay.arrays(self.best_P)
+
+    def report(self) -> dict[str, Any]:
+        """What the adaptation's header says of the run."""
+        lessons, settings = self.lessons, self.settings
+        frames = [lessons.examples[number].shard.frame for number in lessons.held_out]
+        return {
+            "teacher": self.teacher_digest,
+            "tower": self.student.tower_digest,
+            "num_frames": len({example.shard.frame for example in lessons.examples}),
+            "num_asks": len(lessons.examples),
+            "num_unanswered": lessons.num_unanswered,
+            "num_trained": len(lessons.train),
+            "epochs": settings.epochs,
+            "best_epoch": self.best_epoch,
+            "batch_size": settings.batch_size,
+            "lr": self.lr,
+            "weights": {
+                "query": settings.query_weight,
+                "repr": settings.repr_weight,
+                "ce": settings.ce_weight,
+            },
+            "scales": {"query": self.query_scale, "repr": self.repr_scale},
+            "curves": {
+                name: [round(value, 6) for value in values]
+                for name, values in asdict(self.curves).items()
+            },
+            "held_out": comparison(self.before, self.best, frames, settings.seed),
+        }
+
+    # ---- before the first step
+
+    def _prepare(self) -> None:
+        """Scales of the alignment terms, phi, and the optimiser."""
+        settings, targets = self.settings, self.lessons.targets
+        queries = [targets[number].queries for number in self.lessons.train]
+        representations = [targets[number].representation for number in self.lessons.train]
+        self.query_scale = _mean_square(queries) if settings.query_weight else 1.0
+        self.repr_scale = _mean_square(representations) if settings.repr_weight else 1.0
+        if not (self.query_scale > 0 and self.repr_scale > 0):
+            raise BadData("the teacher's queries or representation are all zero: a damaged teacher")
+        self.weights = losses.Weights(
+            query=settings.query_weight / self.query_scale,
+            representation=settings.repr_weight / self.repr_scale,
+            answer=settings.ce_weight,
+        )
+        self.phis = self._initial_phis()
+        named = {
+            f"{role}.{name}": parameter
+            for role, phi in self.phis.items()
+            for name, parameter in phi.named_parameters()
+        }
+        self.phi = Flat(named)
+        self.adam = Adam([self.overlay, self.phi])
+
+    @torch.no_grad()
+    def _initial_phis(self) -> dict[str, nn.Module]:
+        """One phi for each term that counts, from some of the training examples."""
+        wanted = []
+        if self.settings.query_weight:
+            wanted.append("queries")
+        if self.settings.repr_weight:
+            wanted.append("representation")
+        train, size = self.lessons.train, self.settings.batch_size
+        chosen = train[:: max(1, len(train) // PHI_EXAMPLES)] if wanted else []
+        batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+        steps = [self._forward(batch) for batch in batches]
+        return {name: self._initial_phi(batches, steps, name) for name in wanted}
+
+    def _initial_phi(self, batches: list[list[int]], steps: list["_Step"], name: str) -> nn.Module:
+        """phi from what teacher and student give for the same tokens, as they are now."""
+        theirs, ours = [], []
+        for batch, step in zip(batches, steps, strict=True):
+            target_BLC, output_BLC = self._target(batch, name), getattr(step, name)
+            if target_BLC.shape[:2] != output_BLC.shape[:2]:
+                raise UsageError(
+                    f"the teacher gives {target_BLC.shape[1]} {name} vectors for a picture, the "
+                    f"student {output_BLC.shape[1]}: they cannot be aligned one by one: give "
+                    "--query-weight 0 --repr-weight 0, or a teacher with as many"
+                )
+            theirs.append(target_BLC[step.mask])
+            ours.append(output_BLC[step.mask])
+        return initial_phi(torch.cat(ours), torch.cat(theirs))
+
+    # ---- steps
+
+    def _train_epoch(self) -> None:
+        settings, train = self.settings, self.lessons.train
+        lengths = [self.lengths[number] for number in train]
+        batches = list(shuffled_batches(lengths, settings.batch_size, settings.seed, self.epoch))
+        sums = torch.zeros(4, dtype=torch.float64)
+        title = f"epoch {self.epoch + 1} of {settings.epochs}"
+        for number, places in enumerate(progress.track(batches, description=title)):
+            batch = [train[place] for place in places]
+            done = self.epoch * len(batches) + number
+            lr = self._lr(done, settings.epochs * len(batches))
+            sums += self._step(batch, lr).double() * len(batch)
+        means = (sums / len(train)).tolist()
+        if not all(math.isfinite(mean) for mean in means):
+            raise UsageError(
+                f"the loss is not finite in epoch {self.epoch + 1}: training diverged at a step "
+                f"size of {self.lr:g}: give a smaller --lr"
+            )
+        curves = self.curves
+        for curve, mean in zip(
+            (curves.loss, curves.query, curves.representation, curves.answer), means, strict=True
+        ):
+            curve.append(mean)
+        self.epoch += 1
+
+    def _lr(self, done: int, total: int) -> float:
+        """The step size after `done` of `total` steps: a short rise, then a cosine to zero."""
+        warmup = max(1, round(WARMUP * total))
+        if done < warmup:
+            return self.lr * (done + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup + 1)))
+
+    def _step(self, batch: Sequence[int], lr: float) -> Tensor:
+        """One step; returns the means of loss, L_query, L_repr (normalised) and L_CE."""
+        self.overlay.clear()
+        self.phi.clear()
+        step = self._forward(batch)
+        settings = self.settings
+        zero_B = step.answer_B.new_zeros(len(batch))
+        query_B = representation_B = zero_B
+        if settings.query_weight:
+            query_B = losses.query_alignment(
+                self._target(batch, "queries"), step.queries, self.phis["queries"], step.mask
+            )
+        if settings.repr_weight:
+            representation_B = losses.representation_alignment(
+                self._target(batch, "representation"),
+                step.representation,
+                self.phis["representation"],
+                step.mask,
+            )
+        loss_B = losses.distillation_loss(query_B, representation_B, step.answer_B, self.weights)
+        loss_B.mean().backward()
+        self.adam.step(lr, CLIP_NORM)
+        terms = (
+            loss_B,
+            query_B / self.query_scale,
+            representation_B / self.repr_scale,
+            step.answer_B,
+        )
+        return torch.stack([term.detach().mean() for term in terms]).cpu()
+
+    def _forward(self, batch: Sequence[int]) -> _Step:
+        student = self.student
+        seen = look(student, [self.lessons.examples[number] for number in batch])
+        answers = [self.lessons.targets[number].answer for number in batch]
+        answer_BA = student.answer_ids(answers)
+        forward = student.forward(seen.spliced, answer_BA)
+        agrees_BA = (forward.logits.detach().argmax(-1) == answer_BA) | (answer_BA == -100)
+        return _Step(
+            queries=seen.queries.float(),
+            representation=forward.hidden.float(),
+            mask=forward.hidden_mask,
+            answer_B=losses.answer_cross_entropy(forward.logits, answer_BA),
+            agrees_B=agrees_BA.all(1),
+        )
+
+    def _target(self, batch: Sequence[int], name: str) -> Tensor:
+        """(B, L, C): what the teacher gave, padded on the right with zeros."""
+        rows = [getattr(self.lessons.targets[number], name) for number in batch]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return padded.to(self.student.device)
+
+    # ---- which state is best
+
+    @torch.no_grad()
+    def _evaluate(self) -> HeldOut:
+        chosen = sorted(self.lessons.held_out, key=lambda number: self.lengths[number])
+        size = TEACHER_BATCHES * self.settings.batch_size
+        nats: dict[int, float] = {}
+        agrees: dict[int, float] = {}
+        for at in range(0, len(chosen), size):
+            batch = chosen[at : at + size]
+            step = self._forward(batch)
+            nats.update(zip(batch, step.answer_B.tolist(), strict=True))
+            agrees.update(zip(batch, step.agrees_B.tolist(), strict=True))
+        order = self.lessons.held_out
+        return HeldOut(
+            np.array([nats[number] for number in order], np.float32),
+            np.array([agrees[number] for number in order], np.float32),
+        )
+
+    def _judge(self) -> None:
+        """Keep the present state if it is the best so far; without held-out examples, always."""
+        held = self._evaluate()
+        self._note(held)
+        if not len(held) or held.cross_entropy < self.best.cross_entropy:
+            self.best, self.best_epoch, self.best_P = held, self.epoch, self.overlay.values.clone()
+
+    def _note(self, held: HeldOut) -> None:
+        if len(held):
+            self.curves.held_out.append(held.cross_entropy)
+
+    # ---- on disk
+
+    def _key(self, start: Mapping[str, np.ndarray], mirror: Device) -> str:
+        """Digest of everything that the result depends on."""
+        settings = asdict(self.settings) | {"work": None}
+        shards = {id(example.shard): example.shard for example in self.lessons.examples}
+        said = [
+            *(METHOD, self.teacher_digest, mirror.digest, overlay_digest(start)),
+            *(content_digest(list(shards.values())), settings, self.lr),
+            *(self.student.compute, str(self.student.dtype), mirror.quantize),
+            [target.answer for target in self.lessons.targets],
+        ]
+        return overlay_digest({"key": np.frombuffer(records.dump_json(said).encode(), np.uint8)})
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        for role, held in (("before", self.before), ("best", self.best)):
+            arrays |= {f"{role}.nats": held.nats_E, f"{role}.agrees": held.agrees_E}
+        steps, curves = self.adam.steps, asdict(self.curves)
+        now = state.State(self.epoch, self.best_epoch, steps, curves, arrays)
+        state.save(self.path, self.key, now)
+
+    def _restore(self) -> bool:
+        """Take up the state on disk, if there is one of this run."""
+        if self.path is None:
+            return False
+        num_held = len(self.lessons.held_out)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        held = [f"{role}.{what}" for role in ("before", "best") for what in ("nats", "agrees")]
+        kept = state.restore(self.path, self.key, shapes | dict.fromkeys(held, (num_held,)))
+        if kept is None:
+            return False
+        for name, tensor in self._tensors().items():
+            tensor.copy_(torch.from_numpy(kept.arrays[name]))
+        self.adam.steps = kept.steps
+        self.before, self.best = (
+            HeldOut(kept.arrays[f"{role}.nats"], kept.arrays[f"{role}.agrees"])
+            for role in ("before", "best")
+        )
+        self.epoch, self.best_epoch = kept.epoch, kept.best_epoch
+        self.curves = _Curves(**kept.curves)
+        streams.message(f"going on after epoch {self.epoch} of {self.settings.epochs}")
+        return True
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What an epoch leaves to the next, live."""
+        return {
+            "best": self.best_P,
+            "overlay": self.overlay.values,
+            "overlay.mean": self.adam.means[0],
+            "overlay.square": self.adam.squares[0],
+            "phi": self.phi.values,
+            "phi.mean": self.adam.means[1],
+            "phi.square": self.adam.squares[1],
+        }
+
+
+def _length(student: LoadedModel, example: Example) -> int:
+    """How long a prompt is, in characters: near enough to batch alike ones."""
+    return len(student.format_prompt(example.ask.prompt, example.ask.task))
+
+
+def _mean_square(rows: Sequence[Tensor]) -> float:
+    """The mean of the squares of all numbers in all rows."""
+    total = sum(float(row.double().square().sum()) for row in rows)
+    return total / max(1, sum(row.numel() for row in rows))
