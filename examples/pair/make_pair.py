@@ -28,7 +28,7 @@ PLANS = {
     "student-queries": Plan(steps=1500, batch_size=64, peak_rate=2e-3, seed=SEED),
     "teacher-queries": Plan(steps=1500, batch_size=64, peak_rate=2e-3, seed=SEED),
     "student": Plan(steps=2000, batch_size=32, peak_rate=1.5e-3, seed=SEED),
-    "teacher": Plan(steps=2800, batch_size=32, peak_rate=1.5e-3, seed=SEED),
+    "teacher": Plan(steps=4000, batch_size=32, peak_rate=1.5e-3, seed=SEED),
 }
 WATCHED = ("source", "heldout")
 PICTURES = {"source": (16_000, 10_000_000), "target": (32_000, 20_000_000)}
