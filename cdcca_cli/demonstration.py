@@ -36,7 +36,7 @@ def settings(seed: int) -> RoundSettings:
             batch_size=64,
             seed=seed,
         ),
-        distill=DistillSettings(epochs=6, batch_size=16, seed=seed),
+        distill=DistillSettings(seed=seed),
         compress=CompressSettings(),
     )
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parent.parent
+LABELLED = ROOT / "cdcca_cli" / "assets" / "frames" / "heldout"
 WAIT_SECONDS = 120
 STAGES = ("infer", "sample", "distill", "compress", "apply", "eval", "inspect")
 
@@ -71,7 +72,7 @@ def arguments_of(stage: str, world: tuple[Path, Path, Path]) -> list[object]:
         "distill": ["distill", "--student", device, "--teacher", teacher, "-o", "out"],
         "compress": ["compress", "--base", device, "-o", "out"],
         "apply": ["apply", device],
-        "eval": ["eval", "--references", frames, "-o", "out"],
+        "eval": ["eval", "--references", LABELLED, "-o", "out"],
         "inspect": ["inspect", "-", "--json"],
     }[stage]
 

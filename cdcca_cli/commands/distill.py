@@ -24,7 +24,7 @@ def command(
         str | None,
         typer.Option(help="Go on from this adaptation: what coding rounded off is sent next."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times over the shards.")] = 6,
+    epochs: Annotated[int, typer.Option(help="Times over the shards.")] = 3,
     lr: Annotated[
         float | None,
         typer.Option(help="Step size.  [default: by the width of the language model]"),

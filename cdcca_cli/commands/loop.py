@@ -33,7 +33,7 @@ def command(
     ] = None,
     top: Annotated[str, typer.Option(help="Send the asks of highest entropy: 10%, or 12.")] = "10%",
     keep: Annotated[str, typer.Option(help="Keep the best tokens of a frame: 50%, or 18.")] = "50%",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the shards in a round.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Times over the shards in a round.")] = 3,
     lr: Annotated[float | None, typer.Option(help="Step size.  [default: by width]")] = None,
     budget: Annotated[
         str | None, typer.Option(help="The most that an update may have, such as 800KB.")

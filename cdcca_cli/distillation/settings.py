@@ -12,7 +12,7 @@ from cdcca_cli.errors import UsageError
 class DistillSettings:
     """How to train. The three weights are the lambdas of Eq. 6 on normalised terms."""
 
-    epochs: int = 6
+    epochs: int = 3
     lr: float | None = None
     batch_size: int = 16
     query_weight: float = 1.0

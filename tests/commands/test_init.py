@@ -57,7 +57,7 @@ def test_json_is_what_device_json_holds(
     ("options", "code", "words"),
     [
         (["--groups", "norm,weights"], 2, "weights"),
-        (["--groups", ""], 2, "none"),
+        (["--groups", ""], 2, "expected some of"),
         (["--quantize", "nf3"], 2, "nf3"),
         (["--qformer-layers", "9"], 2, "9"),
         (["--lora-alpha", "-1"], 2, "-1"),

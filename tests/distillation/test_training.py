@@ -58,7 +58,7 @@ def test_the_report_says_what_was_done(
     assert (report["num_frames"], report["num_asks"]) == (12, 28)
     assert report["num_trained"] + report["held_out"]["num_asks"] == 28
     assert report["held_out"]["num_frames"] == 3
-    assert report["lr"] == 0.25 / 64
+    assert report["lr"] == 0.0057 / 8  # width 64
     assert "held out the student now answers" in training.summary(adapted)
 
 
