@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.shipped import few_frames
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-STREAM = ROOT / "cdcca_cli" / "assets" / "frames" / "stream"
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 NUM_FRAMES = 6
 
@@ -21,14 +22,7 @@ NUM_FRAMES = 6
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first few shipped frames, as a folder with a manifest."""
-    folder = tmp_path_factory.mktemp("frames")
-    lines = (STREAM / "frames.jsonl").read_text().splitlines()
-    images = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:NUM_FRAMES]
-    kept = [line for line in lines if json.loads(line)["image"] in images]
-    (folder / "frames.jsonl").write_text("\n".join(kept) + "\n")
-    for image in images:
-        shutil.copy(STREAM / image, folder / image)
-    return folder
+    return few_frames(tmp_path_factory.mktemp("frames"), "stream", NUM_FRAMES)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`cdcca loop` and `cdcca demo`: Algorithm 1 through the files of its stages."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,25 +8,14 @@ import pytest
 from cdcca_cli import demonstration
 from cdcca_cli.formats.device import Device
 from cdcca_cli.main import main
-
-
-def _few_frames(folder: Path, source: Path, number: int) -> Path:
-    """The first frames of a shipped folder, with their manifest."""
-    folder.mkdir(parents=True)
-    lines = (source / "frames.jsonl").read_text().splitlines()
-    images = list(dict.fromkeys(json.loads(line)["image"] for line in lines))[:number]
-    kept = [line for line in lines if json.loads(line)["image"] in images]
-    (folder / "frames.jsonl").write_text("\n".join(kept) + "\n")
-    for image in images:
-        shutil.copy(source / image, folder / image)
-    return folder
+from tests.shipped import few_frames
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("few")
     for name in ("stream", "heldout", "source"):
-        _few_frames(root / name, demonstration.FRAMES / name, 12)
+        few_frames(root / name, name, 12)
     return root
 
 
