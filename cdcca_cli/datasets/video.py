@@ -83,10 +83,11 @@ def _decoded(path: Path) -> Iterator[Any]:
             f"{path}: reading video needs PyAV: pip install 'cdcca[video]', "
             "or make a folder of images of it"
         ) from None
+    damaged = av.FFmpegError  # by a name of our own: at the interpreter's end `av` is empty
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise BadData(f"{path}: no video in it")
             yield from container.decode(container.streams.video[0])
-    except av.FFmpegError as error:
+    except damaged as error:
         raise BadData(f"{path}: damaged or not a video ({error.strerror})") from None
