@@ -55,3 +55,16 @@ def parse_bytes(text: str, option: str) -> int:
         if num_bytes > 0:
             return num_bytes
     raise UsageError(f"{option} {text}: expected bytes above 0, like 65536, 64KiB or 800KB")
+
+
+def parse_share(text: str, option: str, largest: float) -> float:
+    """Read `10%` or `0.1`: from 0 to `largest`.
+
+    Raises: UsageError.
+    """
+    match = re.fullmatch(rf"({_NUMBER})(%?)", text.strip())
+    if match is not None:
+        share = float(match[1]) / (100 if match[2] else 1)
+        if share <= largest:
+            return share
+    raise UsageError(f"{option} {text}: expected a share from 0% to {largest:.0%}, like 10%")

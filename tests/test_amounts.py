@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdcca_cli.amounts import parse_amount, parse_bytes
+from cdcca_cli.amounts import parse_amount, parse_bytes, parse_share
 from cdcca_cli.errors import UsageError
 
 
@@ -53,3 +53,16 @@ def test_bytes(text: str, number: int) -> None:
 def test_no_bytes(text: str) -> None:
     with pytest.raises(UsageError, match="--budget"):
         parse_bytes(text, "--budget")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0), ("0%", 0.0), (" 12.5% ", 0.125)]
+)
+def test_share(text: str, share: float) -> None:
+    assert parse_share(text, "--holdout", 0.9) == share
+
+
+@pytest.mark.parametrize("text", ["", "-1%", "91%", "10", "nan", "ten", "1e-1"])
+def test_no_share(text: str) -> None:
+    with pytest.raises(UsageError, match="--holdout"):
+        parse_share(text, "--holdout", 0.9)

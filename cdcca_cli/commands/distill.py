@@ -71,9 +71,10 @@ def command(
             streams.binary_output(output, "adaptation.safetensors", force=force)
         )
 
+        from cdcca_cli.amounts import parse_share
         from cdcca_cli.commands import settings
         from cdcca_cli.distillation import trainable, training
-        from cdcca_cli.distillation.held_out import parse_share
+        from cdcca_cli.distillation.settings import LARGEST_HOLDOUT
         from cdcca_cli.families import load
         from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
         from cdcca_cli.formats.shard import read_shards
@@ -85,7 +86,7 @@ def command(
             query_weight=query_weight,
             repr_weight=repr_weight,
             ce_weight=ce_weight,
-            holdout=parse_share(holdout, "--holdout"),
+            holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
             seed=seed,
             work=work,
         )

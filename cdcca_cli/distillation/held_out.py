@@ -6,16 +6,12 @@ The examples are asks, several about one frame, so an interval that took them fo
 be too narrow: whole frames are resampled. Does not decide anything; `training` and `loop` do.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cdcca_cli.errors import UsageError
-
-LARGEST_SHARE = 0.9
 LEVEL = 0.95
 RESAMPLES = 2000
 
@@ -63,19 +59,6 @@ def comparison(
         },
         "gain": {"mean": float(gain_E.mean()), "low": low, "high": high, "level": LEVEL},
     }
-
-
-def parse_share(text: str, option: str) -> float:
-    """Read `10%` or `0.1`; from 0, which holds nothing out, to 90 %.
-
-    Raises: UsageError.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
-    if match is not None:
-        share = float(match[1]) / (100 if match[2] else 1)
-        if share <= LARGEST_SHARE:
-            return share
-    raise UsageError(f"{option} {text}: expected a share from 0% to {LARGEST_SHARE:.0%}, like 10%")
 
 
 def bootstrap_interval(

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdcca_cli.distillation.held_out import LARGEST_SHARE
 from cdcca_cli.errors import UsageError
+
+LARGEST_HOLDOUT = 0.9
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DistillSettings:
                 raise UsageError(f"{name} {weight}: expected 0 or more")
         if self.query_weight == self.repr_weight == self.ce_weight == 0:
             raise UsageError("all three weights are 0: nothing would be learnt")
-        if not 0 <= self.holdout <= LARGEST_SHARE:
-            raise UsageError(f"--holdout {self.holdout:.0%}: expected 0% to {LARGEST_SHARE:.0%}")
+        if not 0 <= self.holdout <= LARGEST_HOLDOUT:
+            raise UsageError(f"--holdout {self.holdout:.0%}: expected 0% to {LARGEST_HOLDOUT:.0%}")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: expected 0 or more")

@@ -7,9 +7,7 @@ from cdcca_cli.distillation.held_out import (
     HeldOut,
     bootstrap_interval,
     comparison,
-    parse_share,
 )
-from cdcca_cli.errors import UsageError
 
 
 def held(nats: list[float], agrees: list[float]) -> HeldOut:
@@ -61,16 +59,3 @@ def test_one_frame_falls_back_to_its_examples() -> None:
 def test_interval_depends_on_the_seed_alone() -> None:
     values, frames = np.arange(9.0), list("abcabcabc")
     assert bootstrap_interval(values, frames, 3) == bootstrap_interval(values, frames, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "share"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0), ("0%", 0.0), (" 12.5% ", 0.125)]
-)
-def test_share(text: str, share: float) -> None:
-    assert parse_share(text, "--holdout") == share
-
-
-@pytest.mark.parametrize("text", ["", "-1%", "91%", "10", "nan", "ten", "1e-1"])
-def test_no_share(text: str) -> None:
-    with pytest.raises(UsageError, match="--holdout"):
-        parse_share(text, "--holdout")
