@@ -64,39 +64,44 @@ class Flat:
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015) on flat parameters, without weight decay.
-
-        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
-        p = p - lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
+    """torch's Adam on flat parameters, without weight decay, its state laid open for `state`.
 
     Decay would pull norms and biases away from where the frozen model expects them, and every
-    parameter that moves costs downlink. `means` and `squares` (m and v) and `steps` (t) are all
-    that it remembers.
+    parameter that moves costs downlink. `means`, `squares` and `steps` are all that it remembers.
     """
 
     BETAS = (0.9, 0.98)
-    EPSILON = 1e-8
 
     def __init__(self, flats: Sequence[Flat]) -> None:
-        self.flats = flats
-        self.means = [torch.zeros_like(flat.values) for flat in flats]
-        self.squares = [torch.zeros_like(flat.values) for flat in flats]
-        self.steps = 0
+        self._values = [flat.values for flat in flats]
+        self._torch = torch.optim.Adam(self._values, betas=self.BETAS)
+        for flat in flats:
+            flat.values.grad = flat.gradient
+            self._torch.state[flat.values] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(flat.values),
+                "exp_avg_sq": torch.zeros_like(flat.values),
+            }
+        states = [self._torch.state[values] for values in self._values]
+        self.means: list[Tensor] = [state["exp_avg"] for state in states]
+        self.squares: list[Tensor] = [state["exp_avg_sq"] for state in states]
 
-    @torch.no_grad()
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return int(self._torch.state[self._values[0]]["step"])
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        for values in self._values:
+            self._torch.state[values]["step"].fill_(steps)
+
     def step(self, lr: float, clip_norm: float) -> None:
         """One step, after the gradients of all flats together are clipped to `clip_norm`."""
-        self.steps += 1
-        first, second = self.BETAS
-        rate = lr / (1 - first**self.steps)
-        norm = torch.stack([flat.gradient.norm() for flat in self.flats if len(flat)]).norm()
-        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        for flat, mean_P, square_P in zip(self.flats, self.means, self.squares, strict=True):
-            gradient_P = flat.gradient.mul_(scale)
-            mean_P.lerp_(gradient_P, 1 - first)
-            square_P.mul_(second).addcmul_(gradient_P, gradient_P, value=1 - second)
-            size_P = (square_P / (1 - second**self.steps)).sqrt_().add_(self.EPSILON)
-            flat.values.addcdiv_(mean_P, size_P, value=-rate)
+        nn.utils.clip_grad_norm_(self._values, clip_norm)
+        for group in self._torch.param_groups:
+            group["lr"] = lr
+        self._torch.step()
 
 
 def open_overlay(student: LoadedModel, overlay: Mapping[str, np.ndarray], alpha: float) -> Flat:
