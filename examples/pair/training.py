@@ -62,7 +62,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        warmup = min(WARMUP_STEPS, self.plan.steps // 8)
+        warmup = max(1, min(WARMUP_STEPS, self.plan.steps // 8))
         decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.plan.steps)))
         return self.plan.peak_rate * min(1.0, (step + 1) / warmup) * decay
 
