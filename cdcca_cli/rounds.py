@@ -71,6 +71,11 @@ class Cycle:
 
         Raises: BadData if device and mirror do not hold the same overlay, and what `load` raises.
         """
+        if replace(device.settings, quantize=mirror.quantize) != mirror.settings:
+            raise BadData(
+                f"{mirror.path}: was not made as {device.path} was (checkpoint, Q-Former layers, "
+                "groups, LoRA): run init for both with the same options"
+            )
         if device.digest != mirror.digest:
             raise BadData(
                 f"{mirror.path}: the mirror is at {mirror.digest}, the device at {device.digest}: "

@@ -14,15 +14,14 @@ done
 
 resume=()
 for round in $(seq "$rounds"); do
-  mkdir -p "round-$round"
-  cd "round-$round"
-  cdcca infer "$frames" -m ../device -o predictions.jsonl
-  cdcca sample "$frames" -m ../device --predictions predictions.jsonl -o uplink.tokens
-  cdcca distill uplink.tokens --teacher "$teacher" --student ../mirror "${resume[@]}" \
-    -o adaptation.safetensors
-  cdcca compress adaptation.safetensors --base ../mirror -o update.cdcca
-  cdcca apply ../mirror update.cdcca
-  cdcca apply ../device update.cdcca
-  resume=(--resume "$PWD/adaptation.safetensors") # what coding rounded off, the next round sends
-  cd ..
+  here=round-$round
+  mkdir -p "$here"
+  cdcca infer "$frames" -m device -o "$here/predictions.jsonl"
+  cdcca sample "$frames" -m device --predictions "$here/predictions.jsonl" -o "$here/uplink.tokens"
+  cdcca distill "$here/uplink.tokens" --teacher "$teacher" --student mirror "${resume[@]}" \
+    -o "$here/adaptation.safetensors"
+  cdcca compress "$here/adaptation.safetensors" --base mirror -o "$here/update.cdcca"
+  cdcca apply device "$here/update.cdcca"
+  cdcca apply mirror "$here/update.cdcca"
+  resume=(--resume "$here/adaptation.safetensors") # what coding rounded off, the next round sends
 done

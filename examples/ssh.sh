@@ -6,6 +6,8 @@
 #
 # DEVICE is the device's folder here, MIRROR the cloud's copy of it there (made from the same
 # checkpoint with `cdcca init`), TEACHER the checkpoint there. SSH holds the command, with options.
+# The mirror takes the update last: should the device fail, both are still where they were, and
+# update.cdcca is kept here.
 set -euo pipefail
 frames=${1:?usage: ssh.sh FRAMES HOST}
 host=${2:?usage: ssh.sh FRAMES HOST}
@@ -14,14 +16,10 @@ mirror=${MIRROR:-mirror}
 teacher=${TEACHER:-shipped:teacher}
 read -r -a ssh <<<"${SSH:-ssh}"
 
-remote="set -eu
-  adaptation=\$(mktemp) update=\$(mktemp)
-  trap 'rm -f \"\$adaptation\" \"\$update\"' EXIT
-  cdcca distill --teacher '$teacher' --student '$mirror' -o \"\$adaptation\" --force
-  cdcca compress \"\$adaptation\" --base '$mirror' -o \"\$update\" --force
-  cat \"\$update\"
-  cdcca apply '$mirror' \"\$update\""
-
 cdcca sample "$frames" -m "$device" \
-  | "${ssh[@]}" "$host" "$remote" \
-  | cdcca apply "$device"
+  | "${ssh[@]}" "$host" \
+    "cdcca distill --teacher '$teacher' --student '$mirror' | cdcca compress --base '$mirror'" \
+    >update.cdcca
+
+cdcca apply "$device" update.cdcca
+"${ssh[@]}" "$host" "cdcca apply '$mirror'" <update.cdcca

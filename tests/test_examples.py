@@ -178,7 +178,7 @@ def _num_shards(path: Path, env: dict[str, str]) -> int:
 
 
 def test_loop_in_plain_shell(tmp_path: Path, frames: Path, commands: Path) -> None:
-    run("loop.sh", frames, "2", cwd=tmp_path, env=environment(commands))
+    run("loop.sh", os.path.relpath(frames, tmp_path), "2", cwd=tmp_path, env=environment(commands))
     assert current(tmp_path / "device") == current(tmp_path / "mirror")
     assert current(tmp_path / "device")[0] == 2
 

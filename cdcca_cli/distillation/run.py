@@ -325,7 +325,8 @@ class Run:
         said = [
             *(METHOD, self.teacher_digest, mirror.digest, overlay_digest(start)),
             *(content_digest(list(shards.values())), settings, self.lr),
-            *(self.student.compute, str(self.student.dtype), mirror.quantize),
+            *(self.student.compute, str(self.student.dtype), self.student.tower_digest),
+            asdict(mirror.settings),
             [target.answer for target in self.lessons.targets],
         ]
         return overlay_digest({"key": np.frombuffer(records.dump_json(said).encode(), np.uint8)})

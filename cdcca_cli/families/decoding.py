@@ -48,7 +48,7 @@ def greedy(
 ) -> Generated:
     """Take the likeliest token until each row has ended or `max_new_tokens` were taken."""
     if language.max_positions is not None:
-        left = language.max_positions - spliced.attention_mask.shape[1]
+        left = language.max_positions - 1 - int(spliced.position_ids.max())
         max_new_tokens = max(1, min(max_new_tokens, left))
     logits_BV, state = language.begin(spliced, max_new_tokens)
     ends = torch.tensor(end_ids, device=logits_BV.device)

@@ -37,7 +37,7 @@ def create_device(
     Args:
         alpha: LoRA's scale is alpha / rank; 2 x rank if None.
         quantize: how the device will load it; here it is loaded in full, to read its parameters.
-    Raises: as `families.load`; UsageError for groups, rank, seed or linears that cannot be.
+    Raises: as `families.load`; UsageError for groups, rank or seed that cannot be.
     """
     if seed < 0:
         raise UsageError(f"--seed {seed}: expected 0 or more")
@@ -53,7 +53,6 @@ def create_device(
         revision=revision,
         zero_biases="bias" in groups,
     )
-    quantization.check_shapes(model.module, model.language_path, quantize, "cpu")
     settings = DeviceSettings(
         checkpoint=_lasting(checkpoint),
         revision=revision,

@@ -99,6 +99,7 @@ class CausalLanguage(Language):
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         num_answer = answer_BA.shape[1]
+        self._check_room(spliced, num_answer - 1)
         fed_BA = answer_BA[:, :-1]
         real_BA = (fed_BA != -100).to(spliced.attention_mask.dtype)
         embeds = self.embeddings(fed_BA.clamp(min=0)).to(spliced.inputs_embeds.dtype)
@@ -138,9 +139,10 @@ class CausalLanguage(Language):
         return output.logits[:, -1]
 
     def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
+        num_fed = ids_RA.shape[1] - 1
+        self._check_room(spliced, num_fed)
         read = self._read(spliced)
         first_R1V = read.logits[rows_R][:, -1:]
-        num_fed = ids_RA.shape[1] - 1
         if num_fed == 0:
             return first_R1V
         cache = read.past_key_values
@@ -155,6 +157,15 @@ class CausalLanguage(Language):
             use_cache=True,
         )
         return torch.cat([first_R1V, output.logits], dim=1)
+
+    def _check_room(self, spliced: Spliced, more: int) -> None:
+        """Learned positions end somewhere; past that lies an IndexError, or worse on CUDA."""
+        needed = int(spliced.position_ids.max()) + 1 + more
+        if self.max_positions is not None and needed > self.max_positions:
+            raise UsageError(
+                f"a prompt with its picture and an answer takes {needed} positions, this language "
+                f"model has {self.max_positions}: ask a shorter question"
+            )
 
     def _read(self, spliced: Spliced) -> Any:
         return self.model(

@@ -233,6 +233,7 @@ class Device:
         try:
             streams.make_folder(path / "overlay")
             with device._locked_file():
+                _refuse_taken(path, force)  # again: another init may have been quicker
                 device._store(slot, data)
         except BaseException:
             if made:

@@ -245,6 +245,22 @@ def test_other_settings_do_not_take_up_the_state(
     assert len(list(tmp_path.glob("training-*.safetensors"))) == 2
 
 
+def test_another_lora_scale_does_not_take_up_the_state(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    """Same overlay, other alpha: B is zero, so only the device's settings tell them apart."""
+    settings = replace(QUICK, epochs=1, work=tmp_path / "work")
+    distill(shards, teacher, mirror, settings)
+    lora = mirror.lora
+    other = create_device(
+        tmp_path / "other", mirror.checkpoint, rank=lora.rank, alpha=3 * lora.alpha, seed=lora.seed
+    )
+    assert other.digest == mirror.digest
+    shared = distill(shards, teacher, other, settings)
+    alone = distill(shards, teacher, other, replace(settings, work=None))
+    assert overlay_digest(shared.overlay) == overlay_digest(alone.overlay)
+
+
 def test_a_damaged_state_starts_anew(
     teacher: LoadedModel,
     mirror: Device,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cdcca_cli import families
+from cdcca_cli.errors import UsageError
 from cdcca_cli.families import decoding
 from tests import tiny
 
@@ -109,3 +110,17 @@ def test_no_choices_at_all(blip2_llama: Path) -> None:
     scores = model.score_choices(spliced, [[], ["red"]])
     assert scores[0] == []
     assert scores[1][0] < 0
+
+
+def test_an_answer_past_the_last_position_is_refused(blip2_opt: Path) -> None:
+    """OPT's positions are learned and end at 256: one line, not an IndexError."""
+    model = families.load(blip2_opt)
+    pixels = model.preprocess(tiny.images(1))
+    features = model.project(model.queries(model.vision_tokens(pixels), None, ["what?"]))
+    spliced = model.splice(features, ["what?"])
+    room = 256 - int(spliced.position_ids.max()) - 1
+    model.forward(spliced, torch.ones(1, room + 1, dtype=torch.long))
+    with pytest.raises(UsageError, match="positions"):
+        model.forward(spliced, torch.ones(1, room + 2, dtype=torch.long))
+    with pytest.raises(UsageError, match="positions"):
+        model.score_choices(spliced, [["a " * 300]])
