@@ -60,7 +60,7 @@ def test_a_mirror_that_is_not_the_devices_is_refused(
     arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
     arguments += ["--student", str(tmp_path / "mirror"), "-o", str(tmp_path / "work")]
     assert main(arguments) == 65
-    assert "same overlay" in capfd.readouterr().err
+    assert "run init for both with the same options" in capfd.readouterr().err
 
 
 def test_demo_tells_a_table_and_two_sentences(
