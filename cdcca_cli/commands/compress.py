@@ -33,7 +33,9 @@ def command(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The update's file; - is stdout.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the usual file, where no -o is given.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
 ) -> None:
     """Code what changed, against what the device holds, in as few bytes as asked for.

@@ -42,7 +42,9 @@ def command(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The predictions' file; - is stdout.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the usual file, where no -o is given.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
 ) -> None:
     """Answer what is asked of each frame, and say how sure each answer is.
