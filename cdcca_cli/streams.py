@@ -499,10 +499,10 @@ def binary_output(
 
 
 @contextmanager
-def text_output(path: str | Path | None, *, force: bool = False) -> Iterator[TextIO]:
+def text_output(path: str | Path | None) -> Iterator[TextIO]:
     """Open where a command's UTF-8 text goes: stdout (a terminal too) for None and "-", or a file.
 
-    `force` is accepted for symmetry: a file that is named is replaced anyway.
+    A file that is named is replaced.
     """
     standard = _is_standard(path, "stdout")
     opened = _standard_output() if standard else _file_output(cast(str, path))

@@ -42,9 +42,6 @@ def command(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The predictions' file; - is stdout.")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the usual file, where no -o is given.")
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
 ) -> None:
     """Answer what is asked of each frame, and say how sure each answer is.
@@ -68,7 +65,7 @@ def command(
     how = AnswerSettings(batch_size, max_new_tokens, per_token)
     folder = settings.device(device)
     model = load_device(folder, compute=runtime.compute, dtype=runtime.dtype)
-    with streams.text_output(output, force=force) as out:
+    with streams.text_output(output) as out:
         tracked = progress.track(source, description="infer")
         for prediction in answer_frames(model, tracked, how):
             out.write(encode_line(prediction))
