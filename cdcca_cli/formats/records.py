@@ -263,8 +263,9 @@ def _check_table(
         begin, end = offsets
         needed = math.prod(shape) * dtype.itemsize
         if end - begin != needed:
+            takes = f"{needed:,}" if needed <= _MAX_DIMENSION else f"more than {_MAX_DIMENSION:,}"
             raise BadData(
-                f"{place}: {entry['dtype']} of shape {shape} takes {needed:,} bytes, "
+                f"{place}: {entry['dtype']} of shape {shape} takes {takes} bytes, "
                 f"its offsets {begin:,} to {end:,} give {end - begin:,}"
             )
         slots[name] = (dtype, tuple(shape), begin, end)
