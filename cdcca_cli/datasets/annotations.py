@@ -1,27 +1,35 @@
 """The published annotation files, as they are: one JSON value a file, found by what is in it.
 
 - A-OKVQA v1.0: a list of {question_id, image_id, question, choices, correct_choice_idx,
-  direct_answers, difficult_direct_answer}.
+  direct_answers, difficult_direct_answer}. Ids and indices may be digits in a text and truth values
+  words, as one public copy has them.
 - VQAv2: {"questions": [{question_id, image_id, question}]} for frames, {"annotations":
-  [{question_id, image_id, answers: [{answer}], answer_type}]} for references, or both in one;
-  also the merged list of the two (OK-VQA's too, its answers plain texts).
+  [{question_id, image_id, answers: [{answer}], answer_type}]} for references, or both, in one file
+  or in two; then the questions decide which annotations count. Also the merged list of the two.
+- OK-VQA: the same. Its annotations name their question types in {"question_types": {type: name}};
+  that name is the kind of a question, since the answer type of all of them is `other`. In a merged
+  list the answers may be plain texts.
 - COCO captions and nocaps: {"images": [{id, file_name, domain?}], "annotations": [{image_id,
-  caption}]}; also a list of {image_id, file, captions}.
+  caption}]}; also a list of {image_id, file, captions}. nocaps is what has one of its domains
+  (in-domain, near-domain, out-domain, or without -domain).
 
 The id of a question is its question_id, of a caption its image's id, as text. A frame's id is its
 image's id. An image is looked for under `images` by the name the file gives and by the names COCO
 uses, there and in COCO's folders (val2017/, train2014/, ...).
 
-Whole files are held in memory. Rationales, boxes and licences are not read.
+Entries are read and checked one by one, and what nobody asks for is not kept: rationales, boxes,
+licences, answer confidences.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from cdcca_cli.datasets import fields
+from cdcca_cli.datasets.entries import entries
 from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task, require_file
 from cdcca_cli.datasets.manifest import inside
 from cdcca_cli.errors import BadData, MissingInput, UsageError
@@ -29,15 +37,20 @@ from cdcca_cli.errors import BadData, MissingInput, UsageError
 COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", "test2015")
 
 
+Source = Literal["aokvqa", "vqa", "caption", "nocaps", "manifest"]
+"""Which published kind of references something was read from."""
+
+
 @dataclass(slots=True)
 class Picture:
-    """One image of an annotation file: what the file calls it, and its asks."""
+    """One image of an annotation file: what the file calls it, its asks, and each one's source."""
 
     id: str
     file_name: str | None = None
     domain: str | None = None
     split: str = ""
     asks: list[LabelledAsk] = field(default_factory=list)
+    sources: dict[str, Source] = field(default_factory=dict)
 
 
 class Annotations:
@@ -80,143 +93,234 @@ class Annotations:
             yield Frame(picture.id, image, list(picture.asks), picture.domain)
 
 
-def read_pictures(path: Path) -> dict[str, Picture]:
-    """The images of an annotation file with their asks, by image id, in file order.
+def read_pictures(*paths: Path) -> dict[str, Picture]:
+    """The images of annotation files with their asks, by image id, in file order.
 
-    Raises: BadData (65) if it is none of the published shapes, breaks its own, or repeats an id.
+    Several files count as one, in any order: VQAv2's questions and its annotations, or the parts of
+    a split.
+
+    Raises: BadData (65) if one is none of the published shapes or breaks its own, an id is there
+        twice, or no question has an annotation where both are given.
     """
-    require_file(path)
-    if path.stat().st_size > fields.MAX_JSON_BYTES:
-        raise BadData(f"{path}: more than {fields.MAX_JSON_BYTES:,} bytes of JSON")
-    content = fields.parse_json(path.read_bytes(), str(path))
-    where = str(path)
-    if isinstance(content, dict):
-        if "questions" in content:
-            pictures = _vqa_files(content, where)
-        elif "images" in content:
-            pictures = _coco_captions(content, where)
-        elif "annotations" in content:
-            pictures = _merged(fields.a_list(content, "annotations", where), where)
-        else:
-            raise BadData(f"{where}: {EXPECTED}, found an object with {_keys(content)}")
-    elif isinstance(content, list):
-        pictures = _merged(content, where)
-    else:
-        raise BadData(f"{where}: {EXPECTED}, found {fields.describe(content)}")
-    if not pictures:
-        raise BadData(f"{where}: holds no questions and no images")
-    return pictures
+    found = _Found()
+    for path in paths:
+        require_file(path)
+        if path.stat().st_size > fields.MAX_JSON_BYTES:
+            raise BadData(f"{path}: more than {fields.MAX_JSON_BYTES:,} bytes of JSON")
+        with open(path, "rb") as file:
+            found.read(file, str(path))
+    return found.pictures(", ".join(map(str, paths)))
 
 
 EXPECTED = "expected A-OKVQA, VQAv2, COCO-caption or nocaps annotations"
+NOCAPS_DOMAINS = frozenset(
+    ("in-domain", "near-domain", "out-domain", "in", "near", "out"),
+)
+AOKVQA_KEYS = frozenset(("choices", "direct_answers", "difficult_direct_answer", "rationales"))
 
 
-def _merged(items: list[Any], where: str) -> dict[str, Picture]:
-    """A list whose entries hold everything about one question, or all captions of one image."""
-    pictures: dict[str, Picture] = {}
-    seen: set[str] = set()
-    for number, value in enumerate(items):
-        place = f"{where}: entry {number}"
+@dataclass(slots=True)
+class _Question:
+    """A question or its labels, and where they stand."""
+
+    ask: LabelledAsk
+    source: Source
+    picture: Picture
+    place: str
+    question_type: str | None = None
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found in the files so far; each entry is checked as it is read."""
+
+    listed: list[_Question] = field(default_factory=list)
+    questions: dict[str, _Question] = field(default_factory=dict)
+    labels: dict[str, _Question] = field(default_factory=dict)
+    images: dict[str, Picture] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    type_names: dict[str, str] = field(default_factory=dict)
+    lists_images: bool = False
+    _seen: set[str] = field(default_factory=set)
+
+    def read(self, file: BinaryIO, where: str) -> None:
+        known: set[str] = set()
+        others: list[str] = []
+        for key, number, value in entries(file, where):
+            if key is None:
+                self._merged(value, f"{where}: entry {number}")
+            elif key not in ("questions", "annotations", "images", "question_types"):
+                if number is None and len(others) < 100:
+                    others.append(key)
+            elif number is not None and key != "question_types":
+                _ENTRY_OF[key](self, value, f"{where}: {key.removesuffix('s')} {number}")
+            elif key in known:
+                raise BadData(f"{where}: the key '{key}' is there twice")
+            else:
+                known.add(key)
+                self.lists_images |= key == "images"
+                if key == "question_types":
+                    names = fields.an_object(value, f"{where}: '{key}'")
+                    self.type_names.update((k, fields.a_text(names, k, where)) for k in names)
+                elif value is not None:
+                    fields.a_list({key: value}, key, where)
+        if others and not known:
+            raise BadData(f"{where}: {EXPECTED}, found an object with {_keys(others)}")
+
+    def _merged(self, value: object, place: str) -> None:
+        """An entry with everything about one question, or all captions of one image."""
         item = fields.an_object(value, place)
         if "question_id" in item:
-            ask = _question(item, place)
+            self.listed.append(self._question(item, place))
         elif "captions" in item:
+            picture = _picture(item, fields.an_id(item, "image_id", place), place)
             captions = fields.optional_texts(item, "captions", place)
-            ask = LabelledAsk(fields.an_id(item, "image_id", place), captions=captions)
+            ask = LabelledAsk(self._new(picture.id, place), captions=captions)
+            self.listed.append(_Question(ask, "caption", picture, place))
         elif "caption" in item:
             raise BadData(f"{place}: a file of results, not of references: {_keys(item)}")
         else:
             raise BadData(f"{place}: {EXPECTED}, found {_keys(item)}")
-        _add_ask(pictures, seen, item, ask, place)
-    return pictures
+
+    def _asked(self, value: object, place: str) -> None:
+        """One of VQAv2's questions."""
+        item = fields.an_object(value, place)
+        question = self._question(item, place)
+        self.questions[question.ask.id] = question
+
+    def _annotation(self, value: object, place: str) -> None:
+        """One of VQAv2's annotations, or one of COCO's captions."""
+        item = fields.an_object(value, place)
+        if "caption" in item:
+            image_id = fields.an_id(item, "image_id", place)
+            caption = fields.a_text(item, "caption", place)
+            self.captions.setdefault(image_id, []).append(caption)
+        elif "question_id" in item:
+            ask_id = fields.an_id(item, "question_id", place)
+            if ask_id in self.labels:
+                raise BadData(f"{place}: the id '{ask_id}' is there twice")
+            self.labels[ask_id] = self._question(item, place, labels=True)
+        else:
+            raise BadData(
+                f"{place}: no 'caption' and no 'question_id' in it: COCO's captions file is "
+                f"expected, or VQAv2's annotations; found {_keys(item)}"
+            )
+
+    def _image(self, value: object, place: str) -> None:
+        item = fields.an_object(value, place)
+        picture = _picture(item, fields.an_id(item, "id", place), place)
+        if picture.id in self.images:
+            raise BadData(f"{place}: the id '{picture.id}' is there twice")
+        self.images[picture.id] = picture
+
+    def _question(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Question:
+        choices = fields.optional_texts(item, "choices", place)
+        key = "direct_answers" if "direct_answers" in item else "answers"
+        ask_id = fields.an_id(item, "question_id", place)
+        ask = LabelledAsk(
+            id=ask_id if labels else self._new(ask_id, place),
+            prompt=fields.optional_text(item, "question", place),
+            task="vqa",
+            choices=choices,
+            correct_choice_idx=fields.optional_index(
+                item, "correct_choice_idx", len(choices or ()), place
+            ),
+            answers=_answers(item, key, place),
+            kind=fields.optional_text(item, "answer_type", place),
+            difficult_direct_answer=fields.a_truth(item, "difficult_direct_answer", place),
+        )
+        picture = _picture(item, fields.an_id(item, "image_id", place), place)
+        source: Source = "aokvqa" if AOKVQA_KEYS & item.keys() else "vqa"
+        question_type = fields.optional_text(item, "question_type", place)
+        return _Question(ask, source, picture, place, question_type and sys.intern(question_type))
+
+    def _new(self, ask_id: str, place: str) -> str:
+        if ask_id in self._seen:
+            raise BadData(f"{place}: the id '{ask_id}' is there twice")
+        self._seen.add(ask_id)
+        return ask_id
+
+    def pictures(self, where: str) -> dict[str, Picture]:
+        """Everything that was found, joined."""
+        pictures: dict[str, Picture] = {}
+        for one in [*self.listed, *self._joined(where), *self._captioned(where)]:
+            ask = one.ask
+            if one.question_type is not None and one.question_type in self.type_names:
+                ask = replace(ask, kind=self.type_names[one.question_type])
+            picture = pictures.setdefault(one.picture.id, one.picture)
+            picture.asks.append(ask)
+            picture.sources[ask.id] = one.source
+        if not pictures:
+            raise BadData(f"{where}: holds no questions and no images")
+        return pictures
+
+    def _joined(self, where: str) -> Iterator[_Question]:
+        """The questions with their labels; of labels alone, the labels."""
+        if not self.questions:
+            for ask_id, label in self.labels.items():
+                self._new(ask_id, label.place)
+                yield label
+            return
+        if self.labels and not self.labels.keys() & self.questions.keys():
+            raise BadData(
+                f"{where}: not one of {len(self.questions)} questions is among the "
+                f"{len(self.labels)} annotations: they are of different splits"
+            )
+        for ask_id, question in self.questions.items():
+            labels = self.labels.get(ask_id)
+            if labels is None:
+                yield question
+                continue
+            if labels.picture.id != question.picture.id:
+                raise BadData(
+                    f"{labels.place}: '{ask_id}' is about image {labels.picture.id} here, about "
+                    f"{question.picture.id} in {question.place}"
+                )
+            ask = replace(labels.ask, prompt=question.ask.prompt)
+            yield replace(question, ask=ask, question_type=labels.question_type)
+
+    def _captioned(self, where: str) -> Iterator[_Question]:
+        """Each image with its captions. One without keeps its ask, without references."""
+        if self.captions and not self.lists_images:
+            self.images = {image_id: Picture(image_id) for image_id in self.captions}
+        lost = self.captions.keys() - self.images.keys()
+        if lost:
+            raise BadData(
+                f"{where}: {len(lost)} captioned images are not among its 'images', "
+                f"{min(lost)} for one"
+            )
+        domains = {picture.domain for picture in self.images.values()}
+        source: Source = "nocaps" if domains & NOCAPS_DOMAINS else "caption"
+        for image_id, picture in self.images.items():
+            ask = LabelledAsk(self._new(image_id, where), captions=self.captions.get(image_id))
+            yield _Question(ask, source, picture, where)
 
 
-def _question(item: dict[str, Any], place: str) -> LabelledAsk:
-    choices = fields.optional_texts(item, "choices", place)
-    key = "direct_answers" if "direct_answers" in item else "answers"
-    return LabelledAsk(
-        id=fields.an_id(item, "question_id", place),
-        prompt=fields.optional_text(item, "question", place),
-        task="vqa",
-        choices=choices,
-        correct_choice_idx=fields.optional_index(
-            item, "correct_choice_idx", len(choices or ()), place
-        ),
-        answers=_answers(item, key, place),
-        kind=fields.optional_text(item, "answer_type", place),
-        difficult_direct_answer=fields.a_truth(item, "difficult_direct_answer", place),
-    )
+_ENTRY_OF = {
+    "questions": _Found._asked,
+    "annotations": _Found._annotation,
+    "images": _Found._image,
+}
 
 
 def _answers(item: dict[str, Any], key: str, place: str) -> list[str] | None:
     """Plain texts, or VQAv2's objects with an `answer` each."""
     value = item.get(key)
+    place = f"{place}, '{key}'"
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        objects = [fields.an_object(answer, f"{place}, '{key}'") for answer in value]
-        return [fields.a_text(answer, "answer", f"{place}, '{key}'") for answer in objects]
+        objects = (fields.an_object(answer, place) for answer in value)
+        return [sys.intern(fields.a_text(answer, "answer", place)) for answer in objects]
     return fields.optional_texts(item, key, place)
 
 
-def _vqa_files(content: dict[str, Any], where: str) -> dict[str, Picture]:
-    """VQAv2's questions, joined with its annotations where the file holds both."""
-    labels: dict[str, dict[str, Any]] = {}
-    if "annotations" in content:
-        for number, value in enumerate(fields.a_list(content, "annotations", where)):
-            place = f"{where}: annotation {number}"
-            item = fields.an_object(value, place)
-            labels[fields.an_id(item, "question_id", place)] = item
-    items = []
-    for number, value in enumerate(fields.a_list(content, "questions", where)):
-        item = fields.an_object(value, f"{where}: question {number}")
-        items.append({**labels.get(fields.an_id(item, "question_id", where), {}), **item})
-    return _merged(items, where)
-
-
-def _coco_captions(content: dict[str, Any], where: str) -> dict[str, Picture]:
-    """COCO captions and nocaps. An image without captions keeps its ask, without references."""
-    captions: dict[str, list[str]] = {}
-    for number, value in enumerate(content.get("annotations") or []):
-        place = f"{where}: annotation {number}"
-        item = fields.an_object(value, place)
-        if "caption" not in item:
-            raise BadData(f"{place}: no 'caption' in it: COCO's captions file is expected")
-        image_id = fields.an_id(item, "image_id", place)
-        captions.setdefault(image_id, []).append(fields.a_text(item, "caption", place))
-    pictures: dict[str, Picture] = {}
-    seen: set[str] = set()
-    for number, value in enumerate(fields.a_list(content, "images", where)):
-        place = f"{where}: image {number}"
-        item = fields.an_object(value, place)
-        image_id = fields.an_id(item, "id", place)
-        ask = LabelledAsk(image_id, captions=captions.pop(image_id, None))
-        _add_ask(pictures, seen, {**item, "image_id": image_id}, ask, place)
-    if captions:
-        raise BadData(
-            f"{where}: {len(captions)} captioned images are not among its 'images', "
-            f"{next(iter(captions))} for one"
-        )
-    return pictures
-
-
-def _add_ask(
-    pictures: dict[str, Picture],
-    seen: set[str],
-    item: dict[str, Any],
-    ask: LabelledAsk,
-    place: str,
-) -> None:
-    if ask.id in seen:
-        raise BadData(f"{place}: the id '{ask.id}' is there twice")
-    seen.add(ask.id)
-    image_id = fields.an_id(item, "image_id", place)
+def _picture(item: dict[str, Any], image_id: str, place: str) -> Picture:
     names = (fields.optional_text(item, key, place) for key in ("file_name", "file", "image_path"))
-    fresh = Picture(
+    return Picture(
         image_id,
         next((name for name in names if name), None),
         fields.optional_text(item, "domain", place),
         fields.optional_text(item, "split", place) or "",
     )
-    pictures.setdefault(image_id, fresh).asks.append(ask)
 
 
 def _only(picture: Picture, task: Task | None) -> Picture:
@@ -245,6 +349,6 @@ def _candidates(picture: Picture) -> Iterable[str]:
             yield os.path.join(folder, name)
 
 
-def _keys(item: dict[str, Any]) -> str:
+def _keys(item: Iterable[str]) -> str:
     names = sorted(str(key)[:30] for key in item)[:6]
     return "the keys " + ", ".join(names) if names else "no keys"

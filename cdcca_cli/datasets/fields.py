@@ -11,19 +11,35 @@ from typing import Any, NoReturn
 from cdcca_cli.errors import BadData
 
 MAX_JSON_BYTES = 1 << 30
-"""Larger annotation files are refused: VQAv2's whole training set is 0.37 GB."""
+"""Larger JSON files are refused: VQAv2's annotations of its training set are 0.37 GB."""
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two values would be meant by a key that is there twice, nobody can say."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {describe(key)} is there twice")
+            seen.add(key)
+    return found
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_object)
+"""NaN and Infinity are not JSON, and an object's keys differ."""
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """One JSON value; NaN and Infinity are not JSON. `where` names the place in the message."""
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
+    """One JSON value, by DECODER. `where` names the place in the message."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text, parse_constant=refuse)
+        return DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise BadData(f"{where}: not UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -71,7 +87,7 @@ def optional_text(item: Mapping[str, Any], key: str, where: str) -> str | None:
     value = item.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or not _encodable(value):
+    if not isinstance(value, str) or not is_encodable(value):
         raise BadData(f"{where}: '{key}' must be text, found {describe(value)}")
     return value
 
@@ -84,7 +100,7 @@ def optional_texts(item: Mapping[str, Any], key: str, where: str) -> list[str] |
     if (
         not isinstance(value, list)
         or not value
-        or not all(isinstance(text, str) and _encodable(text) for text in value)
+        or not all(isinstance(text, str) and is_encodable(text) for text in value)
     ):
         raise BadData(f"{where}: '{key}' must be a list of texts, found {describe(value)}")
     return list(value)
@@ -120,6 +136,8 @@ def describe(value: object) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, list):
+        if value and isinstance(value[0], list):
+            return "a list of lists"
         return "an empty list" if not value else f"a list beginning with {describe(value[0])}"
     if isinstance(value, dict):
         return "an object"
@@ -135,8 +153,10 @@ def _clean(text: str) -> bool:
     return len(text) <= 1024 and text.isprintable()
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Lone surrogates come through JSON's \\u escapes and can be written nowhere."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -28,6 +28,7 @@ from cdcca_cli.datasets.frames import TASKS, Frame, LabelledAsk, Task, require_f
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 
 MAX_LINE_BYTES = 1 << 24
+MAX_EMPTY_LINES = 1_000_000
 
 
 class Manifest:
@@ -72,11 +73,14 @@ class Manifest:
     def _scan(self, check_images: bool) -> None:
         seen: set[str] = set()
         domains: dict[str, str | None] = {}
-        start = other_tasks = 0
+        start = other_tasks = empty = 0
         with open(self._path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
                 here, start = start, start + len(line)
                 if not line.strip():
+                    empty += 1
+                    if empty > MAX_EMPTY_LINES:
+                        raise BadData(f"{self._path}: more than {MAX_EMPTY_LINES:,} empty lines")
                     continue
                 name, ask, domain = self._parse(line, number)
                 where = f"{self._path}:{number}"

@@ -1,15 +1,20 @@
 """Which reader a source needs, found from what the source is.
 
+A JSON file is a manifest if its first line is one, whatever its name. A folder with a frames.jsonl
+is that manifest; one without, but with folders in it that have theirs, is refused unless a prompt
+replaces what they ask: as bare images its frames would lose their questions without a word.
+
 Nothing here knows what is inside the files; manifest.py and annotations.py do.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdcca_cli.datasets import fields
-from cdcca_cli.datasets.annotations import Annotations, read_pictures
+from cdcca_cli.datasets import fields, foreign
+from cdcca_cli.datasets.annotations import Annotations, Source, read_pictures
 from cdcca_cli.datasets.frames import (
     IMAGE_SUFFIXES,
     TASKS,
@@ -24,6 +29,7 @@ from cdcca_cli.datasets.video import VIDEO_SUFFIXES, Video
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 
 MANIFEST_NAME = "frames.jsonl"
+_NAMES_AN_IMAGE = re.compile(rb'"image"\s*:')
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
 
 
@@ -72,43 +78,74 @@ def read_frames(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The labels of one ask, the frame it belongs to and that frame's domain."""
+    """The labels of one ask, the frame it belongs to, that frame's domain, and where they are from.
+
+    source: the kind of file; None for frames that no file was named for.
+    """
 
     ask: LabelledAsk
     frame: str
     domain: str | None = None
+    source: Source | None = None
 
 
-def read_references(source: str | Path) -> Mapping[str, Reference]:
+def read_references(
+    source: str | Path | Sequence[str | Path],
+) -> Mapping[str, Reference]:
     """The labels of a manifest, a folder with frames.jsonl, or an annotation file, by ask id.
 
-    Asks without any label are in it too, since a prediction for them is no unknown one. No image
-    needs to be there.
+    Several count as one, in any order: VQAv2's questions and annotations, nocaps by domain. Asks
+    without any label are in it too, since a prediction for them is no unknown one. No image needs
+    to be there.
 
-    Raises: as read_frames; BadData (65) for a source that holds no labels at all.
+    Raises: as read_frames; BadData (65) for an id that is there twice, and where there are no
+        labels at all.
     """
-    path = _existing(source)
-    kind = _kind_of(path)
+    sources = [source] if isinstance(source, str | Path) else list(source)
     references: dict[str, Reference] = {}
-    if kind == "manifest":
-        manifest = path / MANIFEST_NAME if path.is_dir() else path
-        references = references_of(Manifest(manifest, check_images=False))
-    elif kind == "annotations":
-        for picture in read_pictures(path).values():
-            for ask in picture.asks:
-                references[ask.id] = Reference(ask, picture.id, picture.domain)
+    annotations = []
+    for path in map(_existing, sources):
+        kind = _kind_of(path)
+        if kind == "manifest":
+            manifest = path / MANIFEST_NAME if path.is_dir() else path
+            frames = Manifest(manifest, check_images=False)
+            _add(references, references_of(frames, "manifest"), path)
+        elif kind == "annotations":
+            annotations.append(path)
+        elif kind == "folder":
+            _images_under(path, manifests=False)
+        if kind not in ("manifest", "annotations"):
+            raise BadData(f"{path}: {_NO_LABELS}")
+    if annotations:
+        found = {
+            ask.id: Reference(ask, picture.id, picture.domain, picture.sources[ask.id])
+            for picture in read_pictures(*annotations).values()
+            for ask in picture.asks
+        }
+        _add(references, found, annotations[0])
     if not any(_is_labelled(reference.ask) for reference in references.values()):
-        raise BadData(
-            f"{path}: no labels in it: a manifest or annotation file with choices, answers or "
-            "captions is expected"
-        )
+        raise BadData(f"{', '.join(map(str, sources))}: {_NO_LABELS}")
     return references
 
 
-def references_of(frames: Iterable[Frame]) -> dict[str, Reference]:
+_NO_LABELS = (
+    "no labels in it: a manifest or annotation file with choices, answers or captions is expected"
+)
+
+
+def _add(known: dict[str, Reference], more: Mapping[str, Reference], path: Path) -> None:
+    twice = known.keys() & more.keys()
+    if twice:
+        raise BadData(f"{path}: the id '{min(twice)}' is in another of these files already")
+    known.update(more)
+
+
+def references_of(frames: Iterable[Frame], source: Source | None = None) -> dict[str, Reference]:
     """The labels of frames that are there already, by ask id."""
     return {
-        ask.id: Reference(ask, frame.id, frame.domain) for frame in frames for ask in frame.asks
+        ask.id: Reference(ask, frame.id, frame.domain, source)
+        for frame in frames
+        for ask in frame.asks
     }
 
 
@@ -125,7 +162,7 @@ class _BareImages:
             self._root = path.parent
             self._names = [path.name]
         else:
-            self._names = _images_under(path)
+            self._names = _images_under(path, manifests=prompt is not None)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -150,8 +187,11 @@ class _Asked:
             yield Frame(frame.id, frame.image, [ask], frame.domain, frame.position)
 
 
-def _images_under(folder: Path) -> list[str]:
-    """Paths relative to `folder`, in code point order; hidden files and folders are passed over."""
+def _images_under(folder: Path, *, manifests: bool) -> list[str]:
+    """Paths relative to `folder`, in code point order; hidden files and folders are passed over.
+
+    manifests: folders further down may have one.
+    """
 
     def refuse(error: OSError) -> None:
         raise MissingInput(f"{error.filename}: {error.strerror}")
@@ -160,6 +200,11 @@ def _images_under(folder: Path) -> list[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = os.path.relpath(parent, folder)
+        if MANIFEST_NAME in files and not manifests:
+            raise BadData(
+                f"{folder}: has no {MANIFEST_NAME}, but {inner}/{MANIFEST_NAME} is under it: name "
+                "that folder, or give --prompt to ask one thing of all images"
+            )
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 names.append(name if inner == "." else f"{inner}/{name}")
@@ -181,31 +226,30 @@ def _kind_of(path: Path) -> str:
     if suffix in VIDEO_SUFFIXES:
         return "video"
     with open(path, "rb") as file:
-        head = file.read(1 << 16)
-        opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if opening == b"[":
-            return "annotations"
-        if opening == b"{":
-            return "manifest" if _first_line_is_manifest(path) else "annotations"
+        head = file.read(foreign.HEAD_BYTES)
+    opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if opening.startswith(b"["):
+        return "annotations"
+    if opening.startswith(b"{"):
+        return _kind_of_line(opening.split(b"\n")[0], path)
     if head.startswith(_MAGIC):
         return "image"
-    found = "an empty file" if not head else "a file that begins with neither { nor ["
+    found = foreign.describe(head) or "a file that begins with neither { nor ["
     raise BadData(f"{path}: expected images, a manifest or an annotation file, found {found}")
 
 
-def _first_line_is_manifest(path: Path) -> bool:
-    """A line that is a whole object with an id or an image; of any other, the suffix decides."""
-    with open(path, "rb") as file:
-        line = file.readline(1 << 20)
-        while line and not line.strip():
-            line = file.readline(1 << 20)
+def _kind_of_line(line: bytes, path: Path) -> str:
+    """By the keys of a first line that is a whole object; any other names an image, or does not."""
     try:
         value = fields.parse_json(line, str(path))
     except BadData:
-        value = None
-    if isinstance(value, dict) and {"id", "image"} & value.keys():
-        return True
-    return path.suffix.lower() in (".jsonl", ".ndjson")
+        return "manifest" if _NAMES_AN_IMAGE.search(line) else "annotations"
+    if {"v", "model"} <= value.keys() or {"answer", "entropy"} <= value.keys():
+        raise BadData(
+            f"{path}: expected images, a manifest or an annotation file, found predictions, "
+            "which cdcca infer writes: name the frames that they are about"
+        )
+    return "manifest" if {"id", "image"} & value.keys() else "annotations"
 
 
 def _task(prompt: str | None, task: str | None) -> Task | None:

@@ -103,6 +103,123 @@ def test_vqav2_in_two_files_and_in_one(tmp_path: Path) -> None:
     assert (frame.asks[0].prompt, frame.asks[0].answers) == ("Ripe?", ["yes"] * 10)
 
 
+QUESTIONS = [{"image_id": 5, "question": f"{n}?", "question_id": 50 + n} for n in range(3)]
+LABELS = [
+    {
+        "question_id": 50 + n,
+        "image_id": 5,
+        "answers": [{"answer": "yes", "raw_answer": "yes!", "answer_confidence": "no"}] * 10,
+        "answer_type": "yes/no",
+        "question_type": "is the",
+    }
+    for n in (2, 0, 1, 7)
+]
+
+
+def files(folder: Path, *values: object) -> list[Path]:
+    for number, value in enumerate(values):
+        (folder / f"{number}.json").write_text(json.dumps(value))
+    return [folder / f"{number}.json" for number in range(len(values))]
+
+
+def test_vqav2_in_two_files_in_any_order(tmp_path: Path) -> None:
+    """Together as in one file: the questions decide which annotations count."""
+    paths = files(tmp_path, {"questions": QUESTIONS}, {"annotations": LABELS})
+    both = write(tmp_path, {"questions": QUESTIONS, "annotations": LABELS})
+    whole = read_references(both)
+    assert list(whole) == ["50", "51", "52"]
+    assert read_references(paths) == read_references(paths[::-1]) == whole
+    assert (whole["51"].ask.prompt, whole["51"].ask.kind, whole["51"].frame) == (
+        "1?",
+        "yes/no",
+        "5",
+    )
+    assert {one.source for one in whole.values()} == {"vqa"}
+    alone = read_references(paths[1])
+    assert list(alone) == ["52", "50", "51", "57"]
+    assert alone["51"].ask.answers == whole["51"].ask.answers == ["yes"] * 10
+
+
+def test_okvqa_names_its_kinds(tmp_path: Path) -> None:
+    """The answer type of all its questions is `other`; the type's name is the kind."""
+    labels = [{**label, "answer_type": "other", "question_type": "one"} for label in LABELS]
+    labels[0]["question_type"] = "unheard of"
+    names = {"one": "Vehicles and Transportation", "two": "Brands, Companies and Products"}
+    for keys in (("annotations", "question_types"), ("question_types", "annotations")):
+        content: dict[str, Any] = {"annotations": labels, "question_types": names}
+        path = write(tmp_path, {key: content[key] for key in keys})
+        kinds = {ask_id: one.ask.kind for ask_id, one in read_references(path).items()}
+        assert kinds.pop("52") == "other"
+        assert set(kinds.values()) == {"Vehicles and Transportation"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (({"questions": QUESTIONS}, {"annotations": LABELS[3:]}), "of different splits"),
+        (({"questions": QUESTIONS}, {"questions": QUESTIONS, "annotations": LABELS}), "twice"),
+        (({"annotations": LABELS}, {"annotations": LABELS}), "twice"),
+        (({"annotations": LABELS[:1] * 2},), "twice"),
+        (([AOKVQA], [AOKVQA]), "twice"),
+        (
+            ({"questions": QUESTIONS, "annotations": [{**LABELS[0], "image_id": 6}]},),
+            "is about image 6 here, about 5 in",
+        ),
+        (({"annotations": LABELS, "question_types": {"one": 1}},), "'one' must be text"),
+        (({"annotations": LABELS, "question_types": []},), "expected an object"),
+        ((COCO, {"images": COCO["images"]}), "twice"),
+    ],
+)
+def test_files_that_do_not_go_together(
+    tmp_path: Path, values: tuple[object, ...], said: str
+) -> None:
+    with pytest.raises(BadData) as caught:
+        read_references(files(tmp_path, *values))
+    assert said in str(caught.value)
+
+
+def test_a_manifest_and_an_annotation_file(tmp_path: Path) -> None:
+    (path,) = files(tmp_path, [AOKVQA])
+    manifest = tmp_path / "m"
+    manifest.write_text('{"id": "22jb", "image": "a.jpg", "prompt": "?", "answers": ["a"]}\n')
+    with pytest.raises(BadData, match="'22jb' is in another"):
+        read_references([manifest, path])
+    manifest.write_text('{"id": "x", "image": "a.jpg", "prompt": "?", "answers": ["a"]}\n')
+    found = read_references([manifest, path])
+    assert {ask_id: one.source for ask_id, one in found.items()} == {
+        "x": "manifest",
+        "22jb": "aokvqa",
+    }
+
+
+def test_each_question_has_its_own_source(tmp_path: Path) -> None:
+    """Also where two files ask about one image."""
+    labels = [{**LABELS[0], "image_id": AOKVQA["image_id"]}]
+    (path, other) = files(tmp_path, [AOKVQA], {"annotations": labels})
+    for paths in ([path, other], [other, path]):
+        found = {ask_id: one.source for ask_id, one in read_references(paths).items()}
+        assert found == {"22jb": "aokvqa", "52": "vqa"}
+
+
+@pytest.mark.parametrize("domain", [None, "night", "in-domain", "out-domain", "near"])
+def test_nocaps_is_known_by_its_domains(tmp_path: Path, domain: str | None) -> None:
+    images = [{"id": 7, "file_name": "a.jpg", "domain": domain}, {"id": 9, "file_name": "b.jpg"}]
+    path = write(tmp_path, {"images": images, "annotations": COCO["annotations"]})
+    found = {(one.source, one.domain) for one in read_references(path).values()}
+    source = "caption" if domain in (None, "night") else "nocaps"
+    assert found == {(source, domain), (source, None)}
+
+
+def test_captions_alone(tmp_path: Path) -> None:
+    """COCO's annotations without its list of images hold all that scoring needs."""
+    path = write(tmp_path, {"annotations": COCO["annotations"]})
+    found = read_references(path)
+    assert {ask_id: one.ask.captions for ask_id, one in found.items()} == {
+        "7": ["A cat.", "One cat."],
+        "9": ["A dog."],
+    }
+
+
 def test_coco_and_nocaps(tmp_path: Path) -> None:
     path = write(tmp_path, COCO, "nine.jpg", "seven.jpg")
     frames = list(read_frames(path))
@@ -129,7 +246,7 @@ def test_missing_images_are_counted(tmp_path: Path) -> None:
     ("value", "said"),
     [
         ([], "no questions"),
-        ({}, "no keys"),
+        ({}, "no questions"),
         ({"instances": []}, "instances"),
         ([1], "object"),
         ([{"image_id": 1, "caption": "A result."}], "results"),
@@ -202,6 +319,34 @@ def test_real_files(name: str, frames: int, asks: int) -> None:
     assert sum(len(frame.asks) for frame in source) == asks
     first = next(iter(source))
     assert max(load_image(first).size) == 384
+
+
+def test_a_list_that_is_there_twice(tmp_path: Path) -> None:
+    """Python's own reader would drop the first of the two without a word."""
+    path = tmp_path / "annotations.json"
+    captions = json.dumps(COCO["annotations"])
+    path.write_text(f'{{"annotations": {captions}, "annotations": {captions}}}')
+    with pytest.raises(BadData, match="the key 'annotations' is there twice"):
+        read_references(path)
+
+
+@real
+@pytest.mark.parametrize(
+    ("name", "source", "asks"),
+    [
+        ("aokvqa/aokvqa_v1p0_val.json", "aokvqa", 1145),
+        ("coco/captions_val2017.json", "caption", 5000),
+        ("coco_mini/aokvqa_train_on_these_images.json", "aokvqa", 15),
+        ("coco_mini/vqav2_on_these_images.json", "vqa", 39),
+        ("coco_mini/okvqa_on_these_images.json", "vqa", 29),
+        ("coco_mini/captions.json", "caption", 257),
+        ("coco_mini/repo_annotations/captions_train2017.json", "caption", 80),
+    ],
+)
+def test_the_kind_of_real_references(name: str, source: str, asks: int) -> None:
+    found = read_references(DATA / name)
+    assert {one.source for one in found.values()} == {source}
+    assert len(found) == asks
 
 
 @real

@@ -87,6 +87,8 @@ def test_prompt_replaces_the_asks_and_leaves_the_labels_behind(tmp_path: Path) -
         ('{"id": "x", "image": "a.png"', "not JSON"),
         ('{"id": "x", "image": "a.png", "s": NaN}', "NaN"),
         ('{"id": "x", "image": "a.png", "s": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"id": "x", "image": "a.png", "id": "y"}', 'the key "id" is there twice'),
+        ({**FULL, "id": "x", "answers": [[["a"]]]}, "a list of lists"),
         ("[" * 100_000, "nested"),
         ("[1, 2]", "object"),
         ("7", "object"),
@@ -126,6 +128,14 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: object, said: str) -> None
         read_frames(path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_endless_empty_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, FULL, "\n" * 999_998)
+    assert len(read_frames(path)) == 1
+    path.write_bytes(path.read_bytes() + b"\n\n\n")
+    with pytest.raises(BadData, match=r"more than 1,000,000 empty lines"):
+        read_frames(path)
 
 
 def test_lines_that_are_no_text(tmp_path: Path) -> None:
@@ -188,7 +198,7 @@ def test_references_need_labels(tmp_path: Path) -> None:
 def test_references_by_ask_id(tmp_path: Path) -> None:
     path = write(tmp_path, FULL)
     reference = read_references(path)["q1"]
-    assert references_of(read_frames(path)) == read_references(path)
+    assert references_of(read_frames(path), "manifest") == read_references(path)
     assert (reference.frame, reference.domain) == ("a.png", "night")
     assert reference.ask.answers == ["dog", "dog", "puppy"]
 

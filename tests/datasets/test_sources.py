@@ -82,6 +82,32 @@ def test_a_manifest_needs_no_suffix_and_may_have_a_byte_order_mark(tmp_path: Pat
     assert set(read_references(tmp_path / "m")) == {"x"}
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
+def test_the_name_decides_nothing(tmp_path: Path, name: str) -> None:
+    """A damaged first line is complained about as what it seems to be."""
+    (tmp_path / name).write_text('{"id": "x", "image": "a.png", "prompt"}\n')
+    with pytest.raises(BadData, match=f"{name}:1: not JSON"):
+        read_frames(tmp_path / name)
+    (tmp_path / name).write_text('{"info": {}, "images": [{"id": 1, "file_name": "a.png"}')
+    with pytest.raises(BadData, match=f"{name}: not JSON"):
+        read_frames(tmp_path / name)
+
+
+def test_manifests_further_down_are_not_lost(tmp_path: Path) -> None:
+    """Read as bare images, the frames would be captioned instead of asked their questions."""
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "night/b.png")
+    (tmp_path / "night/frames.jsonl").write_text('{"id": "x", "image": "b.png", "prompt": "?"}\n')
+    with pytest.raises(BadData, match=r"night/frames\.jsonl is under it: name that folder"):
+        read_frames(tmp_path)
+    with pytest.raises(BadData, match=r"night/frames\.jsonl is under it"):
+        read_references(tmp_path)
+    frames = read_frames(tmp_path, prompt="Day or night?")
+    assert [frame.id for frame in frames] == ["a.png", "night/b.png"]
+    (tmp_path / "frames.jsonl").write_text('{"id": "y", "image": "a.png"}\n')
+    assert [frame.asks[0].id for frame in read_frames(tmp_path)] == ["y"]
+
+
 def test_bare_images_have_no_references(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     with pytest.raises(BadData, match="no labels"):
