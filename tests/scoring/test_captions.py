@@ -1,4 +1,4 @@
-"""BLEU and CIDEr: hand cases, a second form in plain loops, and the reference's own scores."""
+"""BLEU, CIDEr-D, ROUGE-L: hand cases, second forms in plain loops, pycocoevalcap's own scores."""
 
 import json
 import math
@@ -9,14 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.scoring.captions import bleu, bleu_statistics, cider
+from cdcca_cli.errors import BadData, Unavailable, UsageError
+from cdcca_cli.scoring import captions as module
+from cdcca_cli.scoring import java
+from cdcca_cli.scoring.captions import (
+    Corpus,
+    bleu,
+    bleu_statistics,
+    meteor,
+    rouge_l,
+    spice,
+    tokenised,
+)
+from tests.scoring.coco import prediction_sets
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "coco"
 WORDS = "a the red dog cat sits on runs by grass sign road man".split()  # noqa: SIM905
 
 
 def corpus_bleu(captions: list[str], references: list[list[str]], order: int = 4) -> float:
-    return float(bleu(bleu_statistics(captions, references).sum(0, keepdims=True), order)[0])
+    statistics = bleu_statistics(tokenised(captions, references))
+    return float(bleu(statistics.sum(0, keepdims=True), order)[0])
+
+
+def cider(captions: list[str], references: list[list[str]]) -> list[float]:
+    return [float(value) for value in module.cider(tokenised(captions, references))]
 
 
 def made_up(seed: int, images: int = 12) -> tuple[list[str], list[list[str]]]:
@@ -130,56 +146,182 @@ def test_cider_equals_the_slow_form(seed: int) -> None:
 
 
 def test_nothing_to_compare() -> None:
-    assert cider(["a dog", ""], [[""], ["."]]).tolist() == [0.0, 0.0]
+    assert cider(["a dog", ""], [[""], ["."]]) == [0.0, 0.0]
     assert corpus_bleu(["", "a"], [[""], [""]]) == pytest.approx(0.0, abs=1e-6)
-    assert bleu_statistics([], []).shape == (0, 10)
+    nothing = tokenised([], [])
+    assert bleu_statistics(nothing).shape == (0, 10)
+    assert module.cider(nothing).shape == rouge_l(nothing).shape == (0,)
 
 
-def prediction_sets(data: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
-    human: dict[int, list[str]] = {}
-    for annotation in json.loads((data / "captions_val2017.json").read_text())["annotations"]:
-        human.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    ids = list(human)
-    sets = {
-        "human leave-one-out: caption#0 vs the rest, 5000 images": (
-            [human[i][0] for i in ids],
-            [human[i][1:] for i in ids],
-        ),
-        "wrong-image: caption#0 of the next image in file order vs all refs": (
-            [human[i][0] for i in ids[1:] + ids[:1]],
-            [human[i] for i in ids],
-        ),
-    }
-    for name, file in (
-        ("ruizewang fakecap (4989)", "ruizewang_fakecap_val2017.json"),
-        ("tylin fakecap on the 126 overlapping images", "tylin_fakecap_val2014.json"),
-    ):
-        made = {one["image_id"]: one["caption"] for one in json.loads((data / file).read_text())}
-        known = [i for i in ids if i in made]
-        sets[name] = ([made[i] for i in known], [human[i] for i in known])
-    return sets
+def test_an_image_needs_a_reference() -> None:
+    with pytest.raises(BadData, match="image 2 of 2"):
+        tokenised(["a", "b"], [["a"], []])
+    with pytest.raises(UsageError, match="python or java"):
+        tokenised(["a"], [["a"]], "ptb")
+
+
+def test_captions_said_twice() -> None:
+    """DEFINITIONS 8 by hand: a caption said twice over loses to clipping, seam and length.
+
+    Captions as the references of images with no word in common: every n-gram of a reference is in
+    one image, all weigh ln N and it cancels. Of k distinct words said twice, m = k - n + 1 n-grams
+    of the reference are there twice, and n - 1 more run over the seam: the cosine is m over
+    sqrt(m) sqrt(4 m + n - 1), and there are k bigrams more.
+    """
+    k = 8
+    texts = [" ".join(f"w{8 * image + i}" for i in range(k)) for image in range(3)]
+    cosines = [(m := k - n + 1) / math.sqrt(m * (4 * m + n - 1)) for n in (1, 2, 3, 4)]
+    expected = 10 * sum(cosines) / 4 * math.exp(-(k**2) / 72)
+    assert cider(texts, [[text] for text in texts]) == pytest.approx([10.0] * 3)
+    twice = cider([f"{text} {text}" for text in texts], [[text] for text in texts])
+    assert twice == pytest.approx([expected] * 3)
+
+
+def test_cider_with_the_documents_of_another_corpus() -> None:
+    """Two domains of two images. "a" is in both images of the first (idf ln 2/2 = 0 there) and in
+    two of the four pooled (ln 4/2 = ln 2); "b" is in one of them (ln 4).
+
+    Caption "a" against "a b": alone, "a" weighs nothing: 0. Pooled: the unigrams' cosine is
+    ln 2 / sqrt(ln^2 2 + ln^2 4) = 1 / sqrt 5; no other n-gram; one bigram fewer. Mean of four, x10.
+    """
+    first = tokenised(["a", "a c"], [["a b"], ["a c"]])
+    pooled = tokenised(["", "", "", ""], [["a b"], ["a c"], ["x y"], ["x z"]])
+    expected = 10 / 4 / math.sqrt(5) * math.exp(-1 / 72)
+    assert module.cider(first)[0] == pytest.approx(0.0)
+    assert module.cider(first, pooled)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_part_scores_as_within_the_whole(seed: int) -> None:
+    """With the whole's documents, that is."""
+    whole = tokenised(*made_up(seed))
+    some = np.array([7, 2, 3])
+    assert module.cider(whole.part(some), whole) == pytest.approx(module.cider(whole)[some])
+    assert rouge_l(whole.part(some)) == pytest.approx(rouge_l(whole)[some])
+    assert bleu_statistics(whole.part(some)).tolist() == bleu_statistics(whole)[some].tolist()
+
+
+def test_rouge_by_hand() -> None:
+    """ "a c d e x" against "a b c d": a c d are in order, P = 3/5, R = 3/4;
+    (1 + 1.44) P R / (R + 1.44 P)."""
+    p, r = 3 / 5, 3 / 4
+    corpus = tokenised(["a c d e x"], [["a b c d"]])
+    assert rouge_l(corpus) == pytest.approx([2.44 * p * r / (r + 1.44 * p)])
+
+
+def test_rouge_takes_precision_and_recall_from_different_references() -> None:
+    """ "a b" against "a b c d" (P 1, R 1/2) and "a" (P 1/2, R 1): the best of each is 1."""
+    assert rouge_l(tokenised(["a b"], [["a b c d", "a"]])) == pytest.approx([1.0])
+
+
+def test_degenerate_captions() -> None:
+    """'.' is '' once tokenised: nothing in common with words, and all of another empty one."""
+    assert rouge_l(tokenised([".", "."], [["a dog"], ["!"]])) == pytest.approx([0.0, 1.0])
+    assert rouge_l(tokenised(["a a a ."], [["a dog on a hill"]]))[0] > 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_equal_pycocoevalcap(seed: int) -> None:
+    """Empty captions, empty references and words said again among them."""
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    captions, human = made_up(seed, images=40)
+    corpus = tokenised(captions, human)
+    gts, res = dict(enumerate(human)), {i: [text] for i, text in enumerate(captions)}
+    assert module.cider(corpus) == pytest.approx(Cider().compute_score(gts, res)[1], abs=1e-12)
+    assert rouge_l(corpus) == pytest.approx(Rouge().compute_score(gts, res)[1], abs=1e-12)
+
+
+def test_long_captions() -> None:
+    """Ten thousand words each: the usual table would have a hundred million cells."""
+    words = " ".join(random.Random(0).choices(WORDS, k=10_000))
+    assert rouge_l(Corpus([words], [[words]])) == pytest.approx([1.0])
+
+
+REAL = [
+    "tylin fakecap on the 126 overlapping images",
+    "human leave-one-out: caption#0 vs the rest, 5000 images",
+    "ruizewang fakecap (4989)",
+    "wrong-image: caption#0 of the next image in file order vs all refs",
+]
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "tokenizer"),
     [
-        "tylin fakecap on the 126 overlapping images",
-        pytest.param(
-            "human leave-one-out: caption#0 vs the rest, 5000 images", marks=pytest.mark.slow
-        ),
-        pytest.param("ruizewang fakecap (4989)", marks=pytest.mark.slow),
-        pytest.param(
-            "wrong-image: caption#0 of the next image in file order vs all refs",
-            marks=pytest.mark.slow,
-        ),
+        *((name, "python") for name in REAL),
+        (REAL[0], "java"),
+        *(pytest.param(name, "java", marks=pytest.mark.slow) for name in REAL[1:]),
     ],
 )
-def test_real_captions_score_as_with_java(name: str) -> None:
+def test_real_captions_score_as_published(name: str, tokenizer: str, coco: Path) -> None:
     """reference_scores.json: pycocoevalcap 1.2 with its Java tokenizer."""
-    if not DATA.is_dir():
-        pytest.skip("the real captions are not beside the project")
-    expected = json.loads((DATA / "reference_scores.json").read_text())[name]
-    captions, human = prediction_sets(DATA)[name]
+    if tokenizer == "java" and not java.has_java():
+        pytest.skip("no Java here")
+    expected = json.loads((coco / "reference_scores.json").read_text())[name]
+    corpus = tokenised(*prediction_sets(coco)[name], tokenizer)
+    totals = bleu_statistics(corpus).sum(0, keepdims=True)
     for order in (1, 2, 3, 4):
-        assert abs(corpus_bleu(captions, human, order) - expected[f"Bleu_{order}"]) < 1e-9
-    assert abs(float(np.mean(cider(captions, human))) - expected["CIDEr"]) < 1e-9
+        assert abs(float(bleu(totals, order)[0]) - expected[f"Bleu_{order}"]) < 1e-6
+    assert abs(module.cider(corpus).mean() - expected["CIDEr"]) < 1e-6
+    assert abs(rouge_l(corpus).mean() - expected["ROUGE_L"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_meteor_as_published(coco: Path) -> None:
+    """reference_scores.json; the jar takes ten seconds to begin."""
+    if not java.has_java():
+        pytest.skip("no Java here")
+    expected = json.loads((coco / "reference_scores.json").read_text())[REAL[0]]
+    values, score = meteor(tokenised(*prediction_sets(coco)[REAL[0]]))
+    assert abs(score - expected["METEOR"]) < 1e-6
+    assert values.shape == (126,) and values.min() >= 0 and values.max() <= 1
+
+
+def test_what_needs_java_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    corpus = tokenised(["a"], [["a"]])
+    assert not module.has_java()
+    with pytest.raises(Unavailable, match=r"METEOR needs Java.* PATH: install"):
+        meteor(corpus)
+    with pytest.raises(Unavailable, match="SPICE needs Java"):
+        spice(corpus)
+    with pytest.raises(Unavailable, match="leave out --tokenizer java"):
+        tokenised(["a"], [["a"]], "java")
+
+
+def fake_java(folder: Path, script: str) -> None:
+    """A `java` that does what the script says."""
+    program = folder / "java"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'openjdk version \"17.0.15\" 2025' >&2", r"Java 8 \(1.8\), and this one is 17.0.15"),
+        ("exit 1", "of no known version"),
+        ("echo 'java version \"1.8.0_402\"' >&2", "fetch its models"),
+    ],
+)
+def test_spice_refuses(
+    script: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another Java than 8; one that does not work; no models."""
+    fake_java(tmp_path, script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(module.JARS, "spice", "spice/lib/models-that-are-not-here.jar")
+    with pytest.raises(Unavailable, match=words):
+        spice(tokenised(["a"], [["a"]]))
+
+
+@pytest.mark.parametrize("script", ["exit 3", "echo one; echo two; echo three"])
+def test_a_jar_that_fails_is_named(
+    script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake_java(tmp_path, script)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"lines for 1 captions .*use --tokenizer python"):
+        tokenised(["a"], [["a"]], "java")

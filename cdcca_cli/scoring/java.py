@@ -1,0 +1,79 @@
+"""What the jars of pycocoevalcap need of Java: whether it is there, and the tokenizer run once.
+
+`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences that keep captions
+apart and whole: UTF-8 whatever the locale, line ends within a caption are spaces, and as many lines
+must come back as went in. It still reads on from one caption into the next, as coco-caption does.
+
+This module imports nothing of pycocoevalcap (`captions` alone does) and takes the jar's path.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cdcca_cli.errors import Unavailable
+from cdcca_cli.scoring.tokens import PUNCTUATION
+
+_LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_SECONDS = 600
+
+
+def has_java() -> bool:
+    """Whether `java` is on the PATH. Whether it runs, only running it tells."""
+    return shutil.which("java") is not None
+
+
+def require(what: str, cure: str) -> None:
+    """Raises: Unavailable (69) where there is no Java for `what`."""
+    if not has_java():
+        raise Unavailable(f"{what} needs Java, and there is no 'java' on the PATH: {cure}")
+
+
+def version() -> str:
+    """As `java -version` prints it, such as '1.8.0_402' or '17.0.15'; '' if it cannot be read."""
+    done = _run(["java", "-version"], "")
+    found = re.search(r'version "([^"]+)"', done.stderr)
+    return found[1] if found else ""
+
+
+def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
+    """Each caption's tokens, lower-case, without punctuation, joined by single spaces.
+
+    Raises: Unavailable (69) if there is no Java, no jar, or the jar fails.
+    """
+    require("--tokenizer java", "install a Java runtime, or leave out --tokenizer java")
+    if not jar.is_file():
+        raise Unavailable(f"the tokenizer's jar is not at {jar}: reinstall pycocoevalcap")
+    if not captions:
+        return []
+    lines = [_HALF_A_PAIR.sub("\x01", _LINE_ENDS.sub(" ", caption)) for caption in captions]
+    command = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
+    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    done = _run([*command, "-encoding", "utf-8"], "".join(f"{line}\n" for line in lines))
+    tokenised = done.stdout.split("\n")[:-1]
+    if done.returncode or len(tokenised) != len(lines):
+        raise Unavailable(
+            f"the tokenizer's jar gave {len(tokenised)} lines for {len(lines)} captions "
+            f"(exit {done.returncode}): use --tokenizer python"
+        )
+    return [
+        " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
+        for line in tokenised
+    ]
+
+
+def _run(command: list[str], text: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"Java could not be run ({error}): use --tokenizer python") from error
