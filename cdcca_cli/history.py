@@ -99,8 +99,12 @@ class History:
         points = self.scores.get(probe, [])
         if len(points) < 2:
             return {}
-        found = compare(points[-1], points[0])
-        return {metric: gain for (metric, by, _), gain in found.items() if by == "all"}
+        found = compare(points[-1], points[0], permutations=0)
+        return {
+            metric: gain
+            for (metric, by, _), gain in found.items()
+            if by == "all" and metric in NAMES
+        }
 
     def gain_words(self, probe: str) -> str:
         """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA and so on."""

@@ -30,7 +30,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, write_predictions
 from cdcca_cli.formats.update import write_update
 from cdcca_cli.history import History, Round
-from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.answers import answers_of
 from cdcca_cli.scoring.scores import Scores, score
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
@@ -200,6 +200,5 @@ def mirror_of(device: Device, work: Path) -> Device:
 
 
 def scored(predictions: list[Prediction], references: Mapping[str, Reference]) -> Scores:
-    """Scores of predictions, against the labels of what was asked."""
-    answers = {item.id: Answer(item.answer, item.choice) for item in predictions}
-    return score(references, answers)
+    """Scores of predictions by all that the labels allow, whatever file they came from."""
+    return score(references, dict(answers_of(predictions)), task="manifest")

@@ -13,12 +13,20 @@ def command(
         typer.Argument(help="Prediction files; none, or -, is stdin.", show_default=False),
     ] = None,
     references: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="A manifest, a folder with frames.jsonl, or an annotation file."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="vqa or caption: score only the asks of this task.")
+        str | None,
+        typer.Option(help="aokvqa, vqa, caption, nocaps or manifest; that of the references."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="These instead of the task's, such as da,da_all or cider,meteor."),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="python or java, which tokenise captions alike.")
+    ] = "python",
     against: Annotated[
         str | None, typer.Option(help="Other predictions: show the paired difference to them.")
     ] = None,
@@ -32,6 +40,10 @@ def command(
     fail_under: Annotated[
         str | None, typer.Option(help="Marks such as mc=50,cider=70; exit 3 if one is missed.")
     ] = None,
+    round: Annotated[
+        list[str] | None,
+        typer.Option(help="[DOMAIN=]FILE, once a round: what each round did to each domain."),
+    ] = None,
     uplink: Annotated[
         list[str] | None, typer.Option(help="Token shards whose bytes to account for.")
     ] = None,
@@ -44,7 +56,17 @@ def command(
     images: Annotated[
         str | None, typer.Option(help="The folder that the image names of --raw start from.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals.")] = 0,
+    encoder_size: Annotated[
+        str | None,
+        typer.Option(help="Pixels such as 224 or 448x336: compare with --raw at this size too."),
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(help="A link such as 1gbit,1ms: model the time of transfer.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(help="Draw the report to a .png, .svg or .pdf file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of intervals and p-values.")] = 0,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object; off a terminal it is that anyway.")
     ] = False,
@@ -53,28 +75,35 @@ def command(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
 ) -> None:
-    """Score predictions: MC, DA, BLEU-4 and CIDEr, each with n and a 95 % interval.
+    """Score predictions as the benchmarks do, each metric with n and a 95 % interval.
 
-    Also by domain and by kind of question. With --uplink, --downlink and --raw, what the link
-    carried in bytes, against the frames as raw pixels, as stored, as JPEG and as WebP.
+    A-OKVQA (MC, DA), VQAv2, COCO captions and nocaps (BLEU, CIDEr, ROUGE-L) from their published
+    files, or a manifest's own asks; also by domain and by kind of question. With --against the
+    paired difference, its p-value and what changed. With --uplink, --downlink and --raw, what the
+    link carried in bytes, against the frames as pixels, as stored, and coded.
 
     Example: cdcca infer frames/ -m device/ | cdcca eval --references frames/ --fail-under mc=50
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.scoring.report import evaluate, read_marks
+    from cdcca_cli.scoring.report import evaluate, read_marks, read_metrics, read_plot
 
-    marks = read_marks(fail_under)
+    marks, figure = read_marks(fail_under), read_plot(plot)
     report = evaluate(
         predictions or [],
-        references,
+        references or [],
         task=task,
+        metrics=read_metrics(metrics),
+        tokenizer=tokenizer,
         against=against,
         answered_only=answered_only,
+        rounds=round or [],
         uplink=uplink or [],
         downlink=downlink or [],
         raw=raw,
         images=images,
+        encoder_size=encoder_size,
+        link=link,
         seed=seed,
     )
-    report.deliver(output, as_json=json)
+    report.deliver(output, as_json=json, plot=figure)
     report.require(marks)

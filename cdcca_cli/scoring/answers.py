@@ -1,67 +1,106 @@
 """What a model answered, by ask id, read from cdcca's predictions or other tools' result files.
 
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
-- A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}.
+- A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}. A plain
+  text instead of the inner object is a free answer: whether a choice was meant, nothing says.
 - result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
-  as COCO's does.
-- CSV with a column question_id and a column multiple_choice or one whose name ends in "answer".
+  as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
+- JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
+  {"doc": {"question_id"}, "filtered_resps": [text]}.
+- CSV with a column question_id and a column multiple_choice, direct_answer, answer, or a single one
+  whose name ends in "answer"; or with the columns image_id and caption.
 
-The format is found from the content. Several files count as one, and their order does not matter:
-an id that is answered twice alike is counted, one that is answered in two ways is refused.
+The format is found from the content, never from the name. Several files count as one, and their
+order does not matter: an id that is answered twice alike is counted, one that is answered in two
+ways is refused, and a choice in one file and a free answer in another are both kept. Files are read
+one entry at a time; what is kept is the answers.
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import fields
+from cdcca_cli.datasets import fields, foreign
+from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
 
-_HEAD_BYTES = 1 << 20
-_OBJECT_OF_OBJECTS = re.compile(rb'\{\s*("(?:[^"\\]|\\.)*"\s*:\s*\{|$)')
+_OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
+_RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
+_OF_REFERENCES = frozenset(("answers", "direct_answers", "captions", "choices"))
+_ANSWER_COLUMNS = ("direct_answer", "answer")
 MAX_TEXT_CHARS = 100_000
+MAX_ID_CHARS = 1024
+MAX_EMPTY_LINES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A free answer or caption, and the chosen text of a multiple choice; None where not given."""
+    """A free answer or caption, and the chosen text of a multiple choice; None where not given.
+
+    choices, choice_scores: the options as the model was given them and the summed log-likelihood
+        (nats) of each, from cdcca's predictions. Two answers that differ only here are alike.
+    """
 
     text: str | None = None
     choice: str | None = None
+    choices: tuple[str, ...] | None = field(default=None, compare=False)
+    choice_scores: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by ask id, and how many stood there more than once."""
+    """All answers by ask id, and how many stood there more than once, with one such id."""
 
     by_id: dict[str, Answer] = field(default_factory=dict)
     num_duplicates: int = 0
+    a_duplicate: str | None = None
 
     def add(self, ask_id: str, answer: Answer, where: str) -> None:
-        for text in (answer.text, answer.choice):
-            if text is not None and len(text) > MAX_TEXT_CHARS:
+        if len(ask_id) > MAX_ID_CHARS:
+            raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
+        for text in (ask_id, answer.text or "", answer.choice or ""):
+            if len(text) > MAX_TEXT_CHARS:
                 raise BadData(
                     f"{where}: the answer to '{ask_id}' has more than {MAX_TEXT_CHARS:,} characters"
                 )
+            if not fields.is_encodable(text):
+                raise BadData(f"{where}: '{ask_id}': a lone surrogate, half a character, in it")
         known = self.by_id.setdefault(ask_id, answer)
         if known is answer:
             return
-        self.num_duplicates += 1
-        if known != answer:
+        both = [
+            pair for pair in zip(_given(known), _given(answer), strict=True) if None not in pair
+        ]
+        if any(ours != theirs for ours, theirs in both):
             raise BadData(
                 f"{where}: '{ask_id}' is answered twice, and differently: score the files apart"
             )
+        if both:
+            self.num_duplicates += 1
+            self.a_duplicate = self.a_duplicate or ask_id
+        scored = answer if known.choice_scores is None else known
+        self.by_id[ask_id] = Answer(
+            answer.text if known.text is None else known.text,
+            answer.choice if known.choice is None else known.choice,
+            scored.choices,
+            scored.choice_scores,
+        )
+
+
+def _given(answer: Answer) -> tuple[str | None, str | None]:
+    return answer.text, answer.choice
 
 
 def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, Answer]]:
     """Predictions that are in memory already, as (ask id, answer)."""
-    for prediction in given:
-        yield prediction.id, Answer(prediction.answer, prediction.choice)
+    for one in given:
+        choices = None if one.choices is None else tuple(one.choices)
+        scores = None if one.choice_scores is None else tuple(one.choice_scores)
+        yield one.id, Answer(one.answer, one.choice, choices, scores)
 
 
 def read_answers(paths: Sequence[str | None]) -> Answers:
@@ -79,96 +118,127 @@ def read_answers(paths: Sequence[str | None]) -> Answers:
 
 
 def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
-    head = source.read(_HEAD_BYTES)
+    head = source.read(foreign.HEAD_BYTES)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not opening and len(head) < _HEAD_BYTES:
+    if not opening and len(head) < foreign.HEAD_BYTES:
         return
-    if not opening or b"\0" in head:
-        raise BadData(f"{where}: predictions are expected, found blanks or zeros")
+    first = _first_line(opening.split(b"\n")[0], where)
+    is_json = opening.startswith((b"{", b"["))
+    known = foreign.describe(head)
+    if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
+        raise BadData(f"{where}: predictions are expected, found {known}")
     source = streams.pushed_back(head, source)
-    if opening.startswith(b"{") and _is_prediction(opening.split(b"\n")[0], where):
-        lines = streams.lines(source, where)
+    if not is_json:
+        yield from _csv(_lines(source, where), where)
+    elif "v" in first:
+        lines = _lines(source, where)
         yield from answers_of(predictions.read_predictions(lines, where=where))
-    elif opening.startswith((b"{", b"[")):
-        yield from _results(fields.parse_json(_whole(source, where), where), where)
+    elif _RESULT_KEYS & first.keys():
+        for number, text in enumerate(_lines(source, where), 1):
+            place = f"{where}: line {number}"
+            if text.strip():
+                yield _result(fields.an_object(fields.parse_json(text, place), place), place)
     else:
-        yield from _csv(source, where)
+        yield from _results(source, where)
 
 
-def _is_prediction(line: bytes, where: str) -> bool:
-    """A line that is a whole object with an id or a version.
+def _first_line(line: bytes, where: str) -> Mapping[str, Any]:
+    """A line that is a whole object; with a "v" in any case if a prediction seems to be meant.
 
-    Of one that is broken, or longer than what was looked at, the first value decides: A-OKVQA's
-    is an object.
+    One that is broken, or longer than what was looked at, seems so by any of a prediction's keys.
     """
+    if not line.startswith(b"{"):
+        return {}
     try:
-        value = fields.parse_json(line, where)
+        value: dict[str, Any] = fields.parse_json(line, where)
     except BadData:
-        return not _OBJECT_OF_OBJECTS.match(line)
-    return isinstance(value, dict) and ("id" in value or "v" in value)
+        return {"v": None} if _OF_A_PREDICTION.search(line) else {}
+    return {"v": None, **value} if {"id", "answer"} <= value.keys() else value
 
 
-def _results(content: object, where: str) -> Iterator[tuple[str, Answer]]:
-    if isinstance(content, dict):
-        for ask_id, value in content.items():
-            place = f"{where}: '{ask_id}'"
-            item = fields.an_object(value, place)
-            if not {"multiple_choice", "direct_answer"} & item.keys():
-                raise BadData(f"{place}: neither 'multiple_choice' nor 'direct_answer' in it")
-            choice = fields.optional_text(item, "multiple_choice", place)
-            yield ask_id, Answer(fields.optional_text(item, "direct_answer", place), choice)
-    elif isinstance(content, list):
-        for number, value in enumerate(content):
+def _lines(source: BinaryIO, where: str) -> Iterator[str]:
+    """The lines of a file; a gigabyte of newlines is refused."""
+    empty = 0
+    for number, text in enumerate(streams.lines(source, where), 1):
+        empty = 0 if text else empty + 1
+        if empty > MAX_EMPTY_LINES:
+            raise BadData(f"{where}: more than {MAX_EMPTY_LINES:,} empty lines up to line {number}")
+        yield text
+
+
+def _results(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
+    """One JSON value: A-OKVQA's object by question id, or a list of results."""
+    for key, number, value in entries(source, where):
+        if key is None:
             place = f"{where}: entry {number}"
             yield _result(fields.an_object(value, place), place)
-    else:
-        raise BadData(f"{where}: predictions are expected, found {fields.describe(content)}")
+            continue
+        place = f"{where}: {fields.describe(key)}"
+        ask_id = fields.an_id({"question_id": key}, "question_id", place)
+        if isinstance(value, str):
+            yield ask_id, Answer(fields.a_text({key: value}, key, place))
+            continue
+        item = fields.an_object(value, place)
+        if not {"multiple_choice", "direct_answer"} & item.keys():
+            raise BadData(f"{place}: neither 'multiple_choice' nor 'direct_answer' in it")
+        choice = fields.optional_text(item, "multiple_choice", place)
+        yield ask_id, Answer(fields.optional_text(item, "direct_answer", place), choice)
 
 
 def _result(item: Mapping[str, Any], place: str) -> tuple[str, Answer]:
     if "caption" in item:
         return fields.an_id(item, "image_id", place), Answer(fields.a_text(item, "caption", place))
-    if "answer" in item:
-        text = fields.a_text(item, "answer", place)
-        return fields.an_id(item, "question_id", place), Answer(text)
+    if "filtered_resps" in item:
+        doc = fields.an_object(item.get("doc"), f"{place}, 'doc'")
+        texts = fields.optional_texts(item, "filtered_resps", place) or []
+        if len(texts) != 1:
+            raise BadData(f"{place}: {len(texts)} 'filtered_resps' instead of one answer")
+        return fields.an_id(doc, "question_id", f"{place}, 'doc'"), Answer(texts[0])
+    for key in ("answer", "pred_ans", "text"):
+        if key in item:
+            text = fields.a_text(item, key, place)
+            return fields.an_id(item, "question_id", place), Answer(text)
+    if _OF_REFERENCES & item.keys():
+        raise BadData(f"{place}: annotations, not predictions: give this file to --references")
     raise BadData(f"{place}: neither 'answer' nor 'caption' in it")
 
 
-def _csv(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
+def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
+    reader = csv.reader((text + "\n" for text in lines), strict=True)
     try:
-        text = _whole(source, where).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadData(
-            f"{where}: predictions are expected; not UTF-8 at byte {error.start}"
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader)
-        choice = header.index("multiple_choice") if "multiple_choice" in header else None
-        answer = next((i for i, name in enumerate(header) if name.endswith("answer")), None)
-        if "question_id" not in header or (choice is None and answer is None):
-            raise BadData(
-                f"{where}: predictions are expected: JSON lines, JSON, or CSV with the columns "
-                f"question_id and answer; found {fields.describe(','.join(header))}"
-            )
-        ask = header.index("question_id")
+        header = next((row for row in reader if row), [])
+        ask, answer, choice = _columns(header, where)
         for row in reader:
+            if not row:
+                continue
+            place = f"{where}: line {reader.line_num}"
             if len(row) != len(header):
-                raise BadData(
-                    f"{where}: line {reader.line_num}: {len(row)} columns instead of {len(header)}"
-                )
-            yield row[ask], Answer(_cell(row, answer), _cell(row, choice))
+                raise BadData(f"{place}: {len(row)} columns instead of {len(header)}")
+            item = dict(zip(header, row, strict=True))
+            text = None if answer is None else fields.a_text(item, answer, place)
+            chosen = None if choice is None else fields.a_text(item, choice, place)
+            yield fields.an_id(item, ask, place), Answer(text, chosen)
     except csv.Error as error:
         raise BadData(f"{where}: line {reader.line_num}: not CSV ({error})") from None
 
 
-def _cell(row: list[str], column: int | None) -> str | None:
-    return None if column is None else row[column]
-
-
-def _whole(source: BinaryIO, where: str) -> bytes:
-    """The rest of the stream, up to the limit on JSON files."""
-    data = source.read(fields.MAX_JSON_BYTES + 1)
-    if len(data) > fields.MAX_JSON_BYTES:
-        raise BadData(f"{where}: more than {fields.MAX_JSON_BYTES:,} bytes")
-    return data
+def _columns(header: list[str], where: str) -> tuple[str, str | None, str | None]:
+    """The names of the columns of ids, of free answers or captions, and of choices."""
+    if len(set(header)) < len(header):
+        raise BadData(f"{where}: two columns of one name")
+    if "question_id" not in header and {"image_id", "caption"} <= set(header):
+        return "image_id", "caption", None
+    answers = [name for name in _ANSWER_COLUMNS if name in header][:1]
+    answers = answers or [name for name in header if name.endswith("answer")]
+    choice = "multiple_choice" if "multiple_choice" in header else None
+    if len(answers) > 1:
+        raise BadData(
+            f"{where}: which of the columns {' and '.join(answers)} holds the answers? Call it "
+            "direct_answer"
+        )
+    if "question_id" not in header or (choice is None and not answers):
+        raise BadData(
+            f"{where}: predictions are expected: JSON lines, JSON, or CSV with the columns "
+            f"question_id and answer; found {fields.describe(','.join(header))}"
+        )
+    return "question_id", answers[0] if answers else None, choice

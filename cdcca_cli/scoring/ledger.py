@@ -1,47 +1,85 @@
 """The link's ledger: what went up and down in bytes, and what the frames themselves would cost.
 
-Bytes are the files' own. Token streams are read through, so that every byte has its kind: payload
-(the tokens' numbers), scales, positions, scores, header, end records; inside zstd these are the
-bytes of the records, and `stored` is what the link carries. Nothing is modelled here: no times.
+Bytes are the files' own. Every record is taken apart as it is read, so that each byte has its kind:
+
+    payload     the tokens' numbers; an update's coded changes
+    scales      of tokens in 8 bits. An update's are inside its payload, coded along with it
+    positions   where the kept tokens belong
+    scores      why they were kept
+    header      the record's length and its table of tensors (safetensors' own header)
+    metadata    cdcca's header inside it: ids, questions, digests
+    end         the end records of a token stream
+    (others)    a tensor that a newer format has, by its own name; `other` what is in no record
+
+Inside zstd these are the bytes of the records, and `stored` is what the link carries.
+
+    {"uplink": {"stored_bytes", "stored_bytes_by_file": [...], "bytes": {kind: ...}, "shards",
+                "frames", "tokens_kept", "tokens_total", "token_elements",
+                "bits_per_token_element", "bits_per_token", "bytes_per_token"},
+     "downlink": {"stored_bytes", "stored_bytes_by_file", "bytes", "updates", "parameters",
+                  "bits_per_parameter"},
+     "raw": {"frames", "bytes": {form: ...}, "times_smaller": {form: ...}},     (all frames)
+     "sent": the same of the frames in the uplink,
+     "encoder_input": {"size": [w, h], "raw": ..., "sent": ...},      (with the encoder's size)
+     "h264": {"streams": 1, "frames_per_second": 25.0},
+     "left_out": {form: reason},
+     "transfer": {"modelled": true, "link": "1gbit,1ms", "formula": ..., "up_bits_per_second",
+                  "down_bits_per_second", "latency_seconds",
+                  "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
+                              "encoder_input": {"raw": ..., "sent": ...}}}}
+
+Each only if it was asked for. Forms are those of `scoring.raw`; `times_smaller` is bytes of the
+frames for one byte of uplink. Bits per parameter and per token count all that is stored, headers
+too. Times are modelled (`scoring.link`) and nothing else is.
 """
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-from cdcca_cli import progress, streams
+from cdcca_cli import streams
 from cdcca_cli.datasets import Frames
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
 from cdcca_cli.formats import update as updates
-from cdcca_cli.scoring.raw import FORMS, measure_frames
+from cdcca_cli.scoring.link import FORMULA, Link
+from cdcca_cli.scoring.raw import FORMS, H264, Measured, Size, measure_frames
 
-UPLINK_KINDS = ("payload", "scales", "positions", "scores", "header", "end")
+UPLINK_KINDS = ("payload", "scales", "positions", "scores", "header", "metadata", "end")
+DOWNLINK_KINDS = ("payload", "header", "metadata")
+Table = tuple[str, list[str], list[list[object]]]
 
 
 @dataclass
 class Uplink:
     """Token streams, added up. frames: the ids of the frames in them, which may come again."""
 
-    stored_bytes: int = 0
+    files: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     frames: Counter[str] = field(default_factory=Counter)
     tokens_kept: int = 0
     tokens_total: int = 0
     token_elements: int = 0
 
+    @property
+    def stored_bytes(self) -> int:
+        return sum(self.files)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "stored_bytes": self.stored_bytes,
-            "bytes": {kind: self.kinds[kind] for kind in UPLINK_KINDS},
+            "stored_bytes_by_file": self.files,
+            "bytes": _by_kind(self.kinds, UPLINK_KINDS),
             "shards": self.frames.total(),
             "frames": len(self.frames),
             "tokens_kept": self.tokens_kept,
             "tokens_total": self.tokens_total,
             "token_elements": self.token_elements,
             "bits_per_token_element": _ratio(8 * self.stored_bytes, self.token_elements),
+            "bits_per_token": _ratio(8 * self.stored_bytes, self.tokens_kept),
             "bytes_per_token": _ratio(self.stored_bytes, self.tokens_kept),
         }
 
@@ -50,17 +88,20 @@ class Uplink:
 class Downlink:
     """Updates, added up. Each counts its base's parameters once."""
 
-    stored_bytes: int = 0
-    payload_bytes: int = 0
-    header_bytes: int = 0
-    updates: int = 0
+    files: list[int] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
     parameters: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(self.files)
 
     def as_json(self) -> dict[str, Any]:
         return {
             "stored_bytes": self.stored_bytes,
-            "bytes": {"payload": self.payload_bytes, "header": self.header_bytes},
-            "updates": self.updates,
+            "stored_bytes_by_file": self.files,
+            "bytes": _by_kind(self.kinds, DOWNLINK_KINDS),
+            "updates": len(self.files),
             "parameters": self.parameters,
             "bits_per_parameter": _ratio(8 * self.stored_bytes, self.parameters),
         }
@@ -68,51 +109,161 @@ class Downlink:
 
 @dataclass
 class Ledger:
-    """raw: bytes by form of all frames; sent: of those whose tokens went up."""
+    """What was measured; None for what was not asked for."""
 
     uplink: Uplink | None = None
     downlink: Downlink | None = None
-    raw: Mapping[str, int] | None = None
-    sent: Mapping[str, int] | None = None
+    frames: Measured | None = None
+    encoder_size: Size | None = None
+    link: Link | None = None
 
-    def as_json(self) -> dict[str, object]:
-        """`times_smaller`: bytes of the frames in each form for one byte of uplink."""
-        link: dict[str, object] = {}
+    @property
+    def raw(self) -> Mapping[str, int] | None:
+        """Bytes by form of all frames, at their own size."""
+        return None if self.frames is None else self.frames.every
+
+    @property
+    def sent(self) -> Mapping[str, int] | None:
+        """Bytes by form of the frames whose tokens went up."""
+        return None if self.frames is None or self.uplink is None else self.frames.sent
+
+    def as_json(self) -> dict[str, Any]:
+        """The object in the module's docstring."""
+        found: dict[str, Any] = {}
         if self.uplink is not None:
-            link["uplink"] = self.uplink.as_json()
+            found["uplink"] = self.uplink.as_json()
         if self.downlink is not None:
-            link["downlink"] = self.downlink.as_json()
-        for name, sizes in (("raw", self.raw), ("sent", self.sent)):
-            if sizes is None:
+            found["downlink"] = self.downlink.as_json()
+        if self.frames is not None:
+            for place, sizes, forms in self._pictures():
+                _put(found, place, self._picture(sizes, forms))
+            if self.encoder_size is not None:
+                found["encoder_input"]["size"] = list(self.encoder_size)
+            if H264 not in self.frames.left_out:
+                rate = self.frames.frames_per_second
+                found["h264"] = {"streams": self.frames.sizes, "frames_per_second": rate}
+            found["left_out"] = self.frames.left_out
+        if self.link is not None:
+            found["transfer"] = self._transfer(self.link)
+        return found
+
+    def tables(self) -> list[Table]:
+        """Title, columns and rows of each table, for people."""
+        tables: list[Table] = []
+        for name, part in (("uplink", self.uplink), ("downlink", self.downlink)):
+            if part is not None:
+                tables.append((name, ["", ""], _facts(part.as_json())))
+        if self.frames is not None:
+            tables.append(self._frames_table())
+        if self.link is not None:
+            tables.append(self._transfer_table(self.link))
+        return tables
+
+    def _pictures(self) -> Iterator[tuple[tuple[str, ...], Mapping[str, int], list[str]]]:
+        """The frames as they were measured: place in the object, sizes, forms."""
+        if self.frames is None:
+            return
+        forms = [form for form in FORMS if form not in self.frames.left_out]
+        yield ("raw",), self.frames.every, forms
+        if self.uplink is not None:
+            yield ("sent",), self.frames.sent, forms
+        if self.encoder_size is None:
+            return
+        forms = [form for form in forms if form != "original"]
+        yield ("encoder_input", "raw"), self.frames.seen_every, forms
+        if self.uplink is not None:
+            yield ("encoder_input", "sent"), self.frames.seen_sent, forms
+
+    def _picture(self, sizes: Mapping[str, int], forms: Sequence[str]) -> dict[str, Any]:
+        entry: dict[str, Any] = {"frames": sizes["frames"]}
+        entry["bytes"] = {form: sizes[form] for form in forms}
+        if self.uplink is not None:
+            stored = self.uplink.stored_bytes
+            entry["times_smaller"] = {form: _ratio(sizes[form], stored) for form in forms}
+        return entry
+
+    def _transfer(self, link: Link) -> dict[str, Any]:
+        seconds: dict[str, Any] = {}
+        if self.uplink is not None:
+            seconds["uplink"] = link.up_seconds(self.uplink.stored_bytes)
+        if self.downlink is not None:
+            seconds["downlink"] = link.down_seconds(self.downlink.stored_bytes)
+        for place, sizes, forms in self._pictures():
+            _put(seconds, place, {form: link.up_seconds(sizes[form]) for form in forms})
+        return {
+            "modelled": True,
+            "link": link.text,
+            "formula": FORMULA,
+            "up_bits_per_second": link.up_bits_per_second,
+            "down_bits_per_second": link.down_bits_per_second,
+            "latency_seconds": link.latency_seconds,
+            "seconds": seconds,
+        }
+
+    def _frames_table(self) -> Table:
+        columns, cells = ["bytes as"], []
+        for place, sizes, forms in self._pictures():
+            which = "all" if place[-1] == "raw" else "sent"
+            at = "" if len(place) == 1 else " at {}x{}".format(*self.encoder_size or (0, 0))
+            columns.append(f"{which} {sizes['frames']:,} frames{at}")
+            cells.append({form: sizes[form] for form in forms})
+        rows: list[list[object]] = [
+            [form, *(column.get(form) for column in cells)] for form in cells[0]
+        ]
+        if self.uplink is not None:
+            stored = self.uplink.stored_bytes
+            rows.append(["(the uplink)", *(stored for _ in cells)])
+        return "the frames themselves", columns, rows
+
+    def _transfer_table(self, link: Link) -> Table:
+        rows: list[list[object]] = []
+        if self.uplink is not None:
+            stored = self.uplink.stored_bytes
+            rows.append(["uplink", stored, link.up_seconds(stored)])
+        if self.downlink is not None:
+            stored = self.downlink.stored_bytes
+            rows.append(["downlink", stored, link.down_seconds(stored)])
+        shown = "raw" if self.uplink is None else "sent"
+        for place, sizes, forms in self._pictures():
+            if place[-1] != shown:
                 continue
-            entry: dict[str, object] = {"frames": sizes["frames"]}
-            entry["bytes"] = {form: sizes[form] for form in FORMS}
-            if self.uplink is not None:
-                stored = self.uplink.stored_bytes
-                entry["times_smaller"] = {form: _ratio(sizes[form], stored) for form in FORMS}
-            link[name] = entry
-        return link
+            at = "" if len(place) == 1 else " at {}x{}".format(*self.encoder_size or (0, 0))
+            for form in forms:
+                row = [f"frames{at} as {form}", sizes[form], link.up_seconds(sizes[form])]
+                rows.append(list(row))
+        return f"transfer over {link.text}, modelled", ["", "bytes", "seconds (modelled)"], rows
 
 
-def measure(uplink: Sequence[str], downlink: Sequence[str], frames: Frames | None = None) -> Ledger:
+def measure(
+    uplink: Sequence[str],
+    downlink: Sequence[str],
+    frames: Frames | None = None,
+    link: Link | None = None,
+    *,
+    encoder_size: Size | None = None,
+) -> Ledger:
     """The ledger of some token streams, some updates and the frames they stand for.
 
+    Args: link: models transfer times. encoder_size: width and height that the vision encoder sees:
+        measures the frames at this size too.
     Raises: BadData (65) for a damaged file, or if not one frame of the uplink is among `frames`;
         MissingInput (66).
     """
-    ledger = Ledger()
+    ledger = Ledger(link=link)
     if uplink:
         ledger.uplink = read_uplink(uplink)
     if downlink:
         ledger.downlink = read_downlink(downlink)
     if frames is not None:
         ids = ledger.uplink.frames if ledger.uplink else Counter[str]()
-        coding = progress.track(frames, len(frames), "coding frames")
-        ledger.raw, sent = measure_frames(coding, ids)
+        ledger.encoder_size = encoder_size
+        ledger.frames = measure_frames(frames, ids, encoder_size=encoder_size)
+        for form, reason in ledger.frames.left_out.items():
+            streams.message(f"{form}: left out, {reason}")
         if ledger.uplink is not None:
-            ledger.sent = sent
-            if sent["frames"] < len(ids):
-                _unmatched(sent["frames"], ids)
+            num_found = ledger.frames.sent["frames"]
+            if num_found < len(ids):
+                _unmatched(num_found, ids)
     return ledger
 
 
@@ -131,17 +282,16 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
     for path in paths:
         where = streams.input_name(path)
         with streams.binary_input(path) as opened:
-            stream = _Counted(opened)
-            num_record_bytes = 0
+            stream = _TakenApart(opened)
             for shard in shards.read_shards(cast(BinaryIO, stream), where=where):
-                total.kinds.update(shards.shard_bytes(shard))
                 total.frames[shard.frame] += 1
                 total.tokens_kept += len(shard.tokens)
                 total.tokens_total += shard.num_tokens
                 total.token_elements += shard.tokens.size
-                num_record_bytes += shard.num_bytes
-        total.kinds["end"] += stream.num_bytes - num_record_bytes
-        total.stored_bytes += _stored(path, stream.num_bytes)
+        for (kind, part), num_bytes in stream.all_parts().items():
+            part = "end" if kind == "end" else "payload" if part == "tokens" else part
+            total.kinds[part] += num_bytes
+        total.files.append(_stored(path, stream.num_bytes))
     return total
 
 
@@ -150,26 +300,88 @@ def read_downlink(paths: Sequence[str]) -> Downlink:
     total = Downlink()
     for path in paths:
         with streams.binary_input(path) as opened:
-            stream = _Counted(opened)
+            stream = _TakenApart(opened)
             update = updates.read_update(cast(BinaryIO, stream), where=streams.input_name(path))
-        total.updates += 1
         total.parameters += update.num_parameters
-        total.payload_bytes += len(update.payload)
-        total.header_bytes += stream.num_bytes - len(update.payload)
-        total.stored_bytes += _stored(path, stream.num_bytes)
+        for (_, part), num_bytes in stream.all_parts().items():
+            total.kinds[part] += num_bytes
+        total.files.append(_stored(path, stream.num_bytes))
     return total
 
 
-class _Counted:
-    """Counts what is read of a stream; only `read` is there."""
+class _TakenApart:
+    """Counts what is read of a stream of records by kind of record and part; only `read` is there.
+
+    The reader above it does the checking: what is no sound record is only counted.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.num_bytes = stream, 0
+        self.parts: Counter[tuple[str, str]] = Counter()
+        self._head = bytearray()
+        self._num_tensor_bytes = 0  # that are still to come before the next record
+        self._is_lost = False
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self.num_bytes += len(data)
+        rest = memoryview(data)
+        while rest and not self._is_lost:
+            if self._num_tensor_bytes:
+                taken = min(self._num_tensor_bytes, len(rest))
+                self._num_tensor_bytes -= taken
+            else:
+                taken = min(self._head_bytes() - len(self._head), len(rest))
+                self._head += rest[:taken]
+                if len(self._head) == self._head_bytes():
+                    self._take_head()
+            rest = rest[taken:]
         return data
+
+    def all_parts(self) -> Counter[tuple[str, str]]:
+        """Bytes by (kind of record, part); they add up to all that was read."""
+        other = self.num_bytes - self.parts.total()
+        return self.parts + Counter({("", "other"): other})
+
+    def _head_bytes(self) -> int:
+        return 8 + (int.from_bytes(self._head[:8], "little") if len(self._head) >= 8 else 0)
+
+    def _take_head(self) -> None:
+        if len(self._head) == 8:  # a header of no bytes, or its length alone
+            self._is_lost = self._head_bytes() == 8
+            return
+        try:
+            table, header = records.parse_head(bytes(self._head), "")
+            offsets = {name: entry["data_offsets"] for name, entry in table.items()}
+            sizes = {name: int(end) - int(begin) for name, (begin, end) in offsets.items()}
+        except (BadData, KeyError, TypeError, ValueError):
+            self._is_lost = True
+            return
+        metadata = len(records.dump_json(records.dump_json(header)))
+        self.parts[header["kind"], "metadata"] += metadata
+        self.parts[header["kind"], "header"] += len(self._head) - metadata
+        for name, num_bytes in sizes.items():
+            self.parts[header["kind"], name] += num_bytes
+        self._num_tensor_bytes = sum(sizes.values())
+        self._head.clear()
+
+
+def _by_kind(kinds: Counter[str], usual: Sequence[str]) -> dict[str, int]:
+    others = sorted(kind for kind, number in kinds.items() if number and kind not in usual)
+    return {kind: kinds[kind] for kind in (*usual, *others)}
+
+
+def _facts(shown: dict[str, Any]) -> list[list[object]]:
+    del shown["stored_bytes_by_file"]
+    rows: list[list[object]] = [["bytes, as stored", shown.pop("stored_bytes")]]
+    rows += [[f"bytes of {kind}", number] for kind, number in shown.pop("bytes").items()]
+    return rows + [[key.replace("_", " "), number] for key, number in shown.items()]
+
+
+def _put(tree: dict[str, Any], place: Sequence[str], value: object) -> None:
+    for name in place[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[place[-1]] = value
 
 
 def _stored(path: str, num_read_bytes: int) -> int:

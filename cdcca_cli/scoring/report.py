@@ -1,38 +1,49 @@
-"""One report of an evaluation: what was scored, against what, and the link's ledger.
+"""One report of an evaluation: what was scored, against what, over the rounds, and the link.
 
-    {"v": 1, "kind": "scores",
+    {"v": 1, "kind": "scores", "task": "aokvqa",
+     "references": {"source": "aokvqa", "asks": 1145, "split": "val", "odd": null},
      "predictions": 1145, "unknown_ids": 0, "duplicates": 0, "left_out": {"mc": 1145},
+     "not_scored": {"meteor": "needs Java: --metrics meteor"},
+     "remapped": {"answers": 3, "none_of_the_choices": 5}, "tokenizer": "python",
      "scores": {"da": {"score": 56.62, "interval": [53.9, 59.3], "n": 1075, "frames": 1053,
-                       "missing": 0,
-                       "domains": {"near": {...}}, "kinds": {"number": {...}}}},
-     "against": {"da": {"difference": 3.1, "interval": [0.9, 5.2], "n": 1075, "domains": {...}}},
+                       "missing": 0, "domains": {"near-domain": {...}}, "kinds": {"number": {...}},
+                       "mean_of_domains": {...}}},
      "definitions": {"da": "..."},
-     "link": {"uplink": {...}, "downlink": {...}, "raw": {...}, "sent": {...}}}
+     "interval": {"confidence": 0.95, "resamples": 2000, "unit": "frame"},
+     "against": {"da": {"score": 53.5, "missing": 0, "difference": 3.1, "interval": [0.9, 5.2],
+                        "n": 1075, "p": 0.0061, "better": 92, "worse": 54, "same": 929,
+                        "domains": {...}}},
+     "test": {"permutations": 10000, "unit": "frame"},
+     "rounds": {"da": {...}}, "link": {...}}
 
-Scores are x100. `interval` is the 95 % bootstrap interval over frames, null for fewer than two.
+Scores are x100, those in `against` the other predictions'. `interval` is the 95 % bootstrap
+interval over frames, null for fewer than two. `p` is that of a two-sided test that swaps the sides
+of frames (`statistics`). `better`, `worse` and `same` count questions or images, null for BLEU,
+which single images do not have. `split` is the published split that is as large as the references,
+`odd` says what is unexpected about their size. `remapped` is there with multiple choice,
+`tokenizer` and `not_scored` with captions; `rounds`, by metric as `continual` has it, and `link`,
+as `ledger` has it, if they were asked for.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import read_frames, read_references
-from cdcca_cli.errors import BelowMark, UsageError
-from cdcca_cli.scoring import ledger
+from cdcca_cli.datasets import Reference, read_frames, read_references
+from cdcca_cli.errors import BadData, BelowMark, UsageError
+from cdcca_cli.scoring import ledger, plots, tasks
 from cdcca_cli.scoring.answers import Answers, read_answers
-from cdcca_cli.scoring.scores import METRICS, By, Scores, compare, in_common, score
-from cdcca_cli.scoring.statistics import RESAMPLES, Difference, Interval
+from cdcca_cli.scoring.continual import Continual, of_scores
+from cdcca_cli.scoring.link import parse_link
+from cdcca_cli.scoring.raw import parse_size
+from cdcca_cli.scoring.scores import By, Key, Scores, compare, in_common, score
+from cdcca_cli.scoring.statistics import PERMUTATIONS, RESAMPLES, Difference, Interval
+from cdcca_cli.scoring.tasks import METRICS, Split
 
-DEFINITIONS = {
-    "mc": "A-OKVQA multiple choice: the chosen text equals the correct one",
-    "da": "A-OKVQA direct answer: min(1, matches / 3) of ten, exact strings, difficult ones out",
-    "bleu4": "corpus BLEU-4, pycocoevalcap, closest reference length",
-    "cider": "CIDEr-D, pycocoevalcap; document frequencies of the group that is scored",
-}
-_TITLES = {"mc": "MC", "da": "DA", "bleu4": "BLEU-4", "cider": "CIDEr"}
 _PLURALS: dict[By, str] = {"domain": "domains", "kind": "kinds"}
 
 
@@ -41,54 +52,93 @@ class Report:
     """What `evaluate` found."""
 
     answers: Answers = field(default_factory=Answers)
+    source: str = "manifest"
+    num_asks: int = 0
+    split: Split = field(default_factory=Split)
+    tokenizer: str = "python"
     scores: Scores = field(default_factory=Scores)
-    differences: Mapping[tuple[str, By, str], Difference] = field(default_factory=dict)
+    other: Scores = field(default_factory=Scores)
+    differences: Mapping[Key, Difference] = field(default_factory=dict)
+    continual: list[Continual] = field(default_factory=list)
     link: ledger.Ledger | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """The object in the module's docstring."""
         report: dict[str, Any] = {"v": 1, "kind": "scores"}
         if self.answers.by_id:
-            report["predictions"] = len(self.answers.by_id)
-            report["unknown_ids"] = len(self.scores.unknown_ids)
-            report["duplicates"] = self.answers.num_duplicates
-            report["left_out"] = self.scores.left_out
-            report["scores"] = self._scores()
-            report["definitions"] = {name: DEFINITIONS[name] for name in report["scores"]}
-            report["interval"] = {"confidence": 0.95, "resamples": RESAMPLES, "unit": "frame"}
+            report |= self._scored()
         if self.differences:
             report["against"] = self._against()
+            report["test"] = {"permutations": PERMUTATIONS, "unit": "frame"}
+        if self.continual:
+            report["rounds"] = {one.metric: one.as_json() for one in self.continual}
         if self.link is not None:
             report["link"] = self.link.as_json()
         return report
 
-    def _scores(self) -> dict[str, Any]:
+    def _scored(self) -> dict[str, Any]:
+        found = self.scores
+        report: dict[str, Any] = {
+            "task": found.task,
+            "references": {
+                "source": self.source,
+                "asks": self.num_asks,
+                "split": self.split.name,
+                "odd": self.split.odd,
+            },
+            "predictions": len(self.answers.by_id),
+            "unknown_ids": len(found.unknown_ids),
+            "duplicates": self.answers.num_duplicates,
+            "left_out": found.left_out,
+        }
+        metrics = list(dict.fromkeys(one.metric for one in found.scores))
+        if "mc" in metrics:
+            report["remapped"] = {
+                "answers": found.num_remapped,
+                "none_of_the_choices": found.num_not_choices,
+            }
+        if any(METRICS[metric].what == "caption" for metric in metrics):
+            report["tokenizer"] = self.tokenizer
+            report["not_scored"] = found.not_scored
         scores: dict[str, Any] = {}
-        for one in self.scores.scores:
-            interval = one.interval
+        for one in found.scores:
             entry = {
                 "score": one.value,
-                "interval": None if interval is None else [interval.low, interval.high],
+                "interval": _ends(one.interval),
                 "n": one.sample.n,
                 "frames": one.sample.units,
                 "missing": one.num_missing,
             }
             _place(scores, one.key, entry)
-        return scores
+        report["scores"] = scores
+        report["definitions"] = {metric: METRICS[metric].definition for metric in metrics}
+        report["interval"] = {"confidence": 0.95, "resamples": RESAMPLES, "unit": "frame"}
+        return report
 
     def _against(self) -> dict[str, Any]:
         differences: dict[str, Any] = {}
-        for key, difference in self.differences.items():
-            interval = difference.interval
+        others = {other.key: other for other in self.other.scores}
+        for key, found in self.differences.items():
+            changes = found.changes
             entry = {
-                "difference": difference.value,
-                "interval": None if interval is None else [interval.low, interval.high],
-                "n": difference.n,
+                "score": others[key].value,
+                "missing": others[key].num_missing,
+                "difference": found.value,
+                "interval": _ends(found.interval),
+                "n": found.n,
+                "p": found.p_value,
+                "better": None if changes is None else changes.better,
+                "worse": None if changes is None else changes.worse,
+                "same": None if changes is None else changes.same,
             }
             _place(differences, key, entry)
         return differences
 
-    def deliver(self, output: str | None, *, as_json: bool) -> None:
-        """The JSON object to a file, or to stdout unless that is a terminal and gets tables."""
+    def deliver(self, output: str | None, *, as_json: bool, plot: str | None = None) -> None:
+        """The JSON object to a file, or to stdout unless that is a terminal and gets tables.
+
+        plot: also draw it to this file. Raises: as `plots.draw`.
+        """
         if output is not None:
             with streams.text_output(output) as out:
                 out.write(json.dumps(self.as_json(), allow_nan=False) + "\n")
@@ -96,100 +146,210 @@ class Report:
             streams.emit_json(self.as_json())
         else:
             self.show()
+        if plot is not None:
+            plots.draw(self.as_json(), plot)
 
     def show(self) -> None:
         """Tables on stdout, for people."""
         if self.scores.scores:
-            columns = ["metric", "over", "score", "95 % interval", "n", "missing"]
+            streams.emit_table(self._title(), *self._score_table())
             if self.differences:
-                columns += ["difference", "95 % interval"]
-            streams.emit_table("scores", columns, self._rows())
+                streams.emit_table("against the other predictions", *self._difference_table())
+            streams.emit_table("what is scored", ["", ""], self._notes())
+        for continual in self.continual:
+            for table in continual.tables():
+                streams.emit_table(*table)
         if self.link is not None:
-            for title, columns, rows in _link_tables(self.link):
-                streams.emit_table(title, columns, rows)
+            for table in self.link.tables():
+                streams.emit_table(*table)
 
-    def _rows(self) -> list[list[object]]:
-        rows: list[list[object]] = []
-        for one in self.scores.scores:
-            row: list[object] = [
-                _TITLES[one.metric],
-                "all" if one.by == "all" else f"{one.by} {one.group}",
-                round(one.value, 2),
+    def _title(self) -> str:
+        split = f", as many as {self.split.name}" if self.split.name else ""
+        return f"{tasks.TITLES[self.scores.task]} ({self.num_asks:,} asks{split})"
+
+    def _score_table(self) -> tuple[list[str], list[list[object]]]:
+        columns = ["metric", "over", "score", "95 % interval", "n", "missing"]
+        return columns, [
+            [
+                METRICS[one.metric].title,
+                self._over(one.key),
+                f"{one.value:6.2f}",
                 _span(one.interval, ".1f"),
                 one.sample.n,
                 one.num_missing,
             ]
-            if self.differences:
-                found = self.differences.get(one.key)
-                row.append(f"{found.value:+.2f}" if found else "")
-                row.append(_span(found.interval, "+.2f") if found else "")
-            rows.append(row)
+            for one in self.scores.scores
+        ]
+
+    def _difference_table(self) -> tuple[list[str], list[list[object]]]:
+        columns = ["metric", "over", "difference", "95 % interval", "p", "better", "worse", "same"]
+        rows: list[list[object]] = []
+        for key, found in self.differences.items():
+            changes = found.changes
+            counts = (changes.better, changes.worse, changes.same) if changes else ("", "", "")
+            p_value = "" if found.p_value is None else f"{found.p_value:.4f}"
+            span = _span(found.interval, "+.2f")
+            title = METRICS[key[0]].title
+            difference = f"{found.value:+7.2f}"
+            rows.append([title, self._over(key), difference, span, p_value, *counts])
+        return columns, rows
+
+    def _over(self, key: Key) -> str:
+        """How a table names what a score is over; nocaps' own word for all of it is entire."""
+        _, by, group = key
+        if by == "mean":
+            return "mean of the three domains"
+        if by == "all":
+            return "entire" if self.scores.task == "nocaps" else "all"
+        return f"{by} {group}"
+
+    def _notes(self) -> list[list[object]]:
+        """What each metric is, what was not scored, and how the statistics are made."""
+        titles: dict[str, list[str]] = {}
+        for name in dict.fromkeys(one.metric for one in self.scores.scores):
+            titles.setdefault(METRICS[name].definition, []).append(METRICS[name].title)
+        rows: list[list[object]] = [
+            [", ".join(names), definition] for definition, names in titles.items()
+        ]
+        rows += [[METRICS[name].title, reason] for name, reason in self.scores.not_scored.items()]
+        rows.append(["95 % interval", f"bootstrap over frames, {RESAMPLES:,} resamples"])
+        if self.differences:
+            rows.append(["p", f"two-sided, {PERMUTATIONS:,} random swaps of the sides of frames"])
         return rows
 
     def require(self, marks: Mapping[str, float]) -> None:
         """BelowMark (3) naming every score that is under its mark, or was not scored."""
+        values = {_mark_of(one.key): one.value for one in self.scores.scores}
         faults = []
-        for metric, mark in marks.items():
-            found = self.scores.all(metric)
-            if found is None:
-                faults.append(f"{metric} was not scored (mark {mark:g})")
-            elif found.value < mark:
-                faults.append(f"{metric} is {found.value:.2f}, under {mark:g}")
+        for name, mark in marks.items():
+            if name not in values:
+                faults.append(f"{name} was not scored (mark {mark:g})")
+            elif values[name] < mark:
+                faults.append(f"{name} is {values[name]:.2f}, under {mark:g}")
         if faults:
             raise BelowMark("; ".join(faults))
 
 
 def evaluate(
     predictions: Sequence[str | None],
-    references: str | None,
+    references: Sequence[str],
     *,
     task: str | None = None,
+    metrics: Sequence[str] | None = None,
+    tokenizer: str = "python",
     against: str | None = None,
     answered_only: bool = False,
+    rounds: Sequence[str] = (),
     uplink: Sequence[str] = (),
     downlink: Sequence[str] = (),
     raw: str | None = None,
     images: str | None = None,
+    encoder_size: str | None = None,
+    link: str | None = None,
     seed: int = 0,
 ) -> Report:
-    """Score predictions against references, and measure the link; each only if asked for.
+    """Read, score, compare and measure what was named; what is odd but no fault is told on stderr.
 
-    What is odd but no fault is said on stderr: unknown ids, duplicates, asks without a prediction.
+    rounds: prediction files after each round as `[NAME=]FILE`, the first those before any; without
+    predictions of their own the last round's are scored.
+
+    Raises: what the readers, `score`, `of_scores` and `measure` raise; UsageError (2) for
+        predictions without references, or nothing to do at all.
     """
-    report = Report()
-    if references is None and (predictions or against is not None or task is not None):
+    modelled = None if link is None else parse_link(link)
+    size = None if encoder_size is None else parse_size(encoder_size)
+    if modelled is not None and not (uplink or downlink or raw):
+        raise UsageError("--link models the transfer of --uplink, --downlink or --raw: name one")
+    if size is not None and raw is None:
+        raise UsageError("--encoder-size is for the frames that --raw names: name them")
+    if not references and (predictions or rounds or against is not None or task is not None):
         raise UsageError("predictions are scored against --references FILE: name it")
-    if references is None and not (uplink or downlink or raw):
+    if not references and not (uplink or downlink or raw):
         raise UsageError("nothing to evaluate: give --references, or --uplink, --downlink, --raw")
-    if references is not None:
-        known = read_references(references)
-        report.answers = read_answers(predictions or [None])
-        ours, theirs = report.answers.by_id, None
-        if against is not None:
-            theirs = read_answers([against]).by_id
-            if answered_only:
-                ours, theirs = in_common(ours, theirs)
-        settings: dict[str, Any] = {"task": task, "answered_only": answered_only, "seed": seed}
-        report.scores = score(known, ours, **settings)
-        if theirs is not None:
-            report.differences = compare(report.scores, score(known, theirs, **settings), seed=seed)
+    report = Report(tokenizer=tokenizer)
+    if references:
+        settings: dict[str, Any] = {
+            "task": task,
+            "answered_only": answered_only,
+            "tokenizer": tokenizer,
+            "metrics": metrics,
+            "seed": seed,
+        }
+        named = [_named(text) for text in rounds]
+        _score(report, read_references(references), predictions, against, named, settings)
         _say(report)
     if uplink or downlink or raw:
         frames = read_frames(raw, images=images) if raw else None
-        report.link = ledger.measure(uplink, downlink, frames)
+        report.link = ledger.measure(uplink, downlink, frames, modelled, encoder_size=size)
     return report
 
 
+def _score(
+    report: Report,
+    references: Mapping[str, Reference],
+    predictions: Sequence[str | None],
+    against: str | None,
+    rounds: Sequence[tuple[str | None, str]],
+    settings: dict[str, Any],
+) -> None:
+    """Fill in everything that is scored. Each file is read once: one of them may be a pipe."""
+    report.source, report.num_asks = tasks.task_of(references), len(references)
+    report.split = tasks.split_of(references)
+    stages = [read_answers([path]) for _, path in rounds]
+    is_last_round = bool(stages) and not predictions
+    report.answers = stages[-1] if is_last_round else read_answers(predictions or [None])
+    ours = report.answers.by_id
+    if against is None:
+        report.scores = score(references, ours, **settings)
+    else:
+        theirs = read_answers([against]).by_id
+        if settings["answered_only"]:
+            ours, theirs = in_common(ours, theirs)
+            if not ours:
+                raise BadData(f"--against {against}: has no answered ask in common with these")
+        report.scores = score(references, ours, **settings)
+        report.other = score(references, theirs, intervals=False, **settings)
+        report.differences = compare(report.scores, report.other, seed=settings["seed"])
+    if stages:
+        scored = [score(references, stage.by_id, **settings) for stage in stages]
+        metrics = settings["metrics"] or tasks.HEADLINES[report.scores.task]
+        report.continual = [
+            of_scores(scored, [name for name, _ in rounds], metric, seed=settings["seed"])
+            for metric in metrics
+            if any(stage.all(metric) for stage in scored)
+        ]
+
+
+def read_metrics(text: str | None) -> list[str] | None:
+    """Metrics from `da,da_norm`; None for None, which is the task's own."""
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def read_plot(path: str | None) -> str | None:
+    """A file that a plot can be drawn to, looked at before anything is scored.
+
+    Raises: UsageError (2) for a name that is of no known format; Unavailable (69) without
+        matplotlib.
+    """
+    if path is not None:
+        plots.format_of(path)
+        plots.require_matplotlib()
+    return path
+
+
 def read_marks(text: str | None) -> dict[str, float]:
-    """Marks from `mc=50,cider=70`; UsageError for anything else."""
+    """Marks from `mc=50,cider.mean_of_domains=70`: a metric, or one over a group, and its mark.
+
+    Raises: UsageError (2) for anything else.
+    """
     marks: dict[str, float] = {}
     for part in (text or "").split(",") if text else ():
-        name, _, number = part.partition("=")
+        name, _, number = part.rpartition("=")
         try:
             mark = float(number)
         except ValueError:
             mark = math.nan
-        if name.strip() not in METRICS or not math.isfinite(mark):
+        if name.strip().partition(".")[0] not in METRICS or not math.isfinite(mark):
             raise UsageError(
                 f"--fail-under '{part}': expected METRIC=NUMBER, with one of {', '.join(METRICS)}"
             )
@@ -198,54 +358,73 @@ def read_marks(text: str | None) -> dict[str, float]:
 
 
 def _say(report: Report) -> None:
-    unknown = report.scores.unknown_ids
-    if unknown:
-        streams.message(
-            f"{len(unknown)} predictions have ids that the references do not: '{unknown[0]}'"
-        )
+    if report.split.odd:
+        streams.message(f"references: {report.split.odd}")
     if report.answers.num_duplicates:
-        streams.message(f"{report.answers.num_duplicates} predictions stood there twice, alike")
-    for metric, count in report.scores.left_out.items():
-        streams.message(f"{metric}: left out, not one of its {count} asks has a prediction")
-    for metric in METRICS:
-        found = report.scores.all(metric)
-        if found is not None and found.num_missing:
+        streams.message(
+            f"{report.answers.num_duplicates} predictions stood there twice, alike: "
+            f"'{report.answers.a_duplicate}' for one"
+        )
+    _say_of(report.scores, "")
+    if report.other.scores:
+        _say_of(report.other, "--against: ")
+
+
+def _say_of(found: Scores, whose: str) -> None:
+    if found.unknown_ids:
+        streams.message(
+            f"{whose}{len(found.unknown_ids)} predictions have ids that the references do not: "
+            f"'{found.unknown_ids[0]}'"
+        )
+    if found.num_not_choices or found.num_remapped:
+        streams.message(
+            f"{whose}mc: {found.num_not_choices} chosen texts are none of the choices; "
+            f"{found.num_remapped} answers became the choice of highest option score"
+        )
+    for metrics, (count, _) in _alike({name: (n, n) for name, n in found.left_out.items()}):
+        streams.message(f"{whose}{metrics}: left out, not one of {count} asks has a prediction")
+    missing = {
+        one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
+    }
+    for metrics, (count, num_asks) in _alike(missing):
+        if count:
             streams.message(
-                f"{metric}: {found.num_missing} of {found.sample.n} asks have no prediction and "
-                "count as wrong (--answered-only leaves them out)"
+                f"{whose}{metrics}: {count} of {num_asks} asks have no prediction and count as "
+                "wrong (--answered-only leaves them out)"
             )
 
 
-def _place(tree: dict[str, Any], key: tuple[str, By, str], entry: dict[str, Any]) -> None:
+def _alike(counts: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Metrics of the same counts together, so that six of captions are one message."""
+    for count in dict.fromkeys(counts.values()):
+        yield ", ".join(name for name, own in counts.items() if own == count), count
+
+
+def _place(tree: dict[str, Any], key: Key, entry: dict[str, Any]) -> None:
     metric, by, group = key
     if by == "all":
         tree[metric] = entry
+    elif by == "mean":
+        tree[metric][group] = entry
     else:
         tree[metric].setdefault(_PLURALS[by], {})[group] = entry
 
 
+def _mark_of(key: Key) -> str:
+    """How --fail-under names a score."""
+    metric, by, group = key
+    return metric if by == "all" else f"{metric}.{group}"
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """The domain that a round adapted to, if it is told, and its file, from `[NAME=]FILE`."""
+    name, sign, path = text.partition("=")
+    return (name, path) if sign and not os.path.exists(text) else (None, text)
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
 def _span(interval: Interval | None, form: str) -> str:
     return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"
-
-
-Table = tuple[str, list[str], list[list[object]]]
-
-
-def _link_tables(link: ledger.Ledger) -> list[Table]:
-    tables: list[Table] = []
-    for name, part in (("uplink", link.uplink), ("downlink", link.downlink)):
-        if part is None:
-            continue
-        shown = part.as_json()
-        rows: list[list[object]] = [
-            [f"bytes of {kind}", number] for kind, number in shown.pop("bytes").items()
-        ]
-        rows += [[key.replace("_", " "), number] for key, number in shown.items()]
-        tables.append((name, ["", ""], rows))
-    frames = [("all frames", link.raw), ("sent frames", link.sent)]
-    given = [(name, sizes) for name, sizes in frames if sizes is not None]
-    if given:
-        columns = ["bytes of", *(f"{name} ({sizes['frames']:,})" for name, sizes in given)]
-        rows = [[form, *(sizes[form] for _, sizes in given)] for form in ledger.FORMS]
-        tables.append(("the frames themselves", columns, rows))
-    return tables

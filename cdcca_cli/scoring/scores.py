@@ -1,46 +1,52 @@
-"""From references and answers to scores: which asks count for which metric, and in which group.
+"""From references and answers to scores, over everything and over groups, alone and compared.
 
-| metric | scores                                                 | one value per |
-|--------|--------------------------------------------------------|---------------|
-| mc     | asks with choices and a correct one                    | question      |
-| da     | questions with answers that are not marked difficult   | question      |
-| bleu4  | caption asks with captions                             | image         |
-| cider  | the same                                               | image         |
+A missing prediction counts as wrong and is counted; a metric for which there is no prediction at
+all is left out and named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted
+mean of nocaps' three domains, as papers print it. Document frequencies of CIDEr are held fixed in
+its intervals and differences.
 
-All are x100. A missing prediction counts as wrong and is counted; a metric for which there is no
-prediction at all is left out and named. CIDEr's document frequencies are those of the group that
-is scored: a domain's for a domain, all images' for `all` (so `all` is the pooled score, not the
-mean of the domains). Its interval and its difference keep the document frequencies of the group.
+What a task scores is told in `tasks`, which asks count and what each adds in `measures`.
+
+A asks, U units (frames), K columns.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import captions, vqa
+from cdcca_cli.scoring import captions, tasks
 from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.measures import Asked, Indices, Measured, Measures, Total, has_choice
 from cdcca_cli.scoring.statistics import (
+    PERMUTATIONS,
+    Changes,
     Difference,
     Floats,
     Interval,
     Sample,
-    bootstrap,
-    mean_percent,
-    paired_bootstrap,
+    bootstrap_all,
+    compare_all,
 )
 
-METRICS = ("mc", "da", "bleu4", "cider")
-By = Literal["all", "domain", "kind"]
-Asked = tuple[Reference, Answer | None]
+By = Literal["all", "domain", "kind", "mean"]
+Key = tuple[str, By, str]
+MEAN = "mean_of_domains"
+TOKENIZERS = ("python", "java")
+_SAME = 1e-9  # two values of one image may differ so much for the order of their sums
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong."""
+    """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
+
+    each_A: the value of each question or image, x100, in the order of their ids; None where single
+    ones have none (BLEU).
+    """
 
     metric: str
     by: By
@@ -49,9 +55,10 @@ class Score:
     value: float
     interval: Interval | None
     num_missing: int
+    each_A: Floats | None = None
 
     @property
-    def key(self) -> tuple[str, By, str]:
+    def key(self) -> Key:
         return self.metric, self.by, self.group
 
 
@@ -60,11 +67,18 @@ class Scores:
     """Every score of one set of predictions.
 
     left_out: metrics that the references allow and no prediction answers, with the number of asks.
+    not_scored: metrics of the task that need what is not here or was not asked for, with the cure.
+    num_remapped: answers to multiple choice that became the choice of highest option score;
+    num_not_choices: chosen texts that are none of the choices, remapped or wrong.
     """
 
+    task: str = "manifest"
     scores: list[Score] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    not_scored: dict[str, str] = field(default_factory=dict)
     unknown_ids: list[str] = field(default_factory=list)
+    num_remapped: int = 0
+    num_not_choices: int = 0
 
     def all(self, metric: str) -> Score | None:
         """The score over everything, or None if the metric was not scored."""
@@ -77,18 +91,28 @@ def score(
     *,
     task: str | None = None,
     answered_only: bool = False,
+    tokenizer: str = "python",
     seed: int = 0,
+    metrics: Sequence[str] | None = None,
+    intervals: bool = True,
 ) -> Scores:
-    """Score answers against references, over all asks and by domain and kind of question.
+    """Score answers against references: over all asks, by domain and by kind of question.
 
-    task: "vqa" or "caption"; both otherwise. answered_only: leave out asks without a prediction
-    instead of counting them as wrong. seed: of the intervals.
+    task: one of `tasks.TASKS`; that of the references otherwise. answered_only: leave out asks
+    without a prediction instead of counting them as wrong. tokenizer: "python" or "java", of
+    captions. seed: of the intervals. metrics: these instead of the task's own; where `mc` is among
+    them a free answer is a chosen text if there is no other. intervals: False leaves them out.
 
     Raises: BadData (65) if no answer belongs to these references, or there is none; UsageError (2)
-        for another task.
+        for another task or metric, or one that has nothing to score in these references;
+        Unavailable (69) if Java is asked for and not here.
     """
-    if task not in (None, "vqa", "caption"):
-        raise UsageError(f"--task is vqa or caption, not '{task}'")
+    if task is not None and task not in tasks.TASKS:
+        raise UsageError(f"--task is one of {', '.join(tasks.TASKS)}, not '{task}'")
+    if tokenizer not in TOKENIZERS:
+        raise UsageError(f"--tokenizer is one of {', '.join(TOKENIZERS)}, not '{tokenizer}'")
+    chosen = task or tasks.task_of(references)
+    names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
         raise BadData("no predictions to score")
     unknown = sorted(answers.keys() - references.keys())
@@ -97,36 +121,57 @@ def score(
             f"none of the {len(answers)} predictions belongs to these references: "
             f"'{unknown[0]}' for one is not among their ids"
         )
-    result = Scores(unknown_ids=unknown)
-    for metric in METRICS:
-        asked = [
-            (reference, answers.get(ask_id))
-            for ask_id, reference in sorted(references.items())
-            if _counts_for(metric, reference.ask) and task in (None, reference.ask.task)
-        ]
-        if not any(_is_answered(metric, answer) for _, answer in asked):
-            if asked:
-                result.left_out[metric] = len(asked)
-            continue
-        if answered_only:
-            asked = [pair for pair in asked if _is_answered(metric, pair[1])]
-        result.scores.extend(_by_group(metric, asked, seed))
-    return result
+    measures = Measures(
+        [(reference, answers.get(ask_id)) for ask_id, reference in sorted(references.items())],
+        answered_only=answered_only,
+        tokenizer=tokenizer,
+        free_choice="mc" in (metrics or ()),
+    )
+    shared: dict[tuple[By, str], tuple[Floats, Floats]] = {}
+    left_out: dict[str, int] = {}
+    scores: list[Score] = []
+    for metric in names:
+        num_asks = measures.count(metric)
+        if not num_asks and metrics is not None:
+            raise UsageError(f"--metrics: nothing in these references is scored by {metric}")
+        if num_asks and not measures.asked(metric).is_answered_A.any():
+            left_out[metric] = num_asks
+        elif num_asks:
+            found = _Metric(metric, measures.asked(metric), measures.measured(metric), shared)
+            scores.extend(found.scores(with_mean=chosen == "nocaps"))
+    if not scores and not left_out:
+        raise UsageError(f"--task {chosen}: these references hold nothing that it scores")
+    if intervals:
+        spans = bootstrap_all([one.sample for one in scores], seed=seed)
+        scores = [replace(one, interval=span) for one, span in zip(scores, spans, strict=True)]
+    return Scores(
+        task=chosen,
+        scores=scores,
+        left_out=left_out,
+        not_scored=_not_scored(scores),
+        unknown_ids=unknown,
+        num_remapped=measures.num_remapped,
+        num_not_choices=measures.num_not_choices,
+    )
 
 
 def compare(
-    ours: Scores, theirs: Scores, *, seed: int = 0
-) -> dict[tuple[str, By, str], Difference]:
-    """ours - theirs for every score that both have, with paired 95 % intervals.
+    ours: Scores, theirs: Scores, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> dict[Key, Difference]:
+    """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
     Both must have been scored over the same asks: give `score` the same references, and with
     `answered_only` first leave only the answers that both sides have (`in_common`).
+    permutations: 0 for no p-values.
     """
     known = {other.key: other for other in theirs.scores}
+    pairs = [(one, known[one.key]) for one in ours.scores if one.key in known]
+    found = compare_all(
+        [(one.sample, other.sample) for one, other in pairs], seed=seed, permutations=permutations
+    )
     return {
-        score.key: paired_bootstrap(score.sample, known[score.key].sample, seed=seed)
-        for score in ours.scores
-        if score.key in known
+        one.key: replace(difference, changes=_changes(one, other))
+        for (one, other), difference in zip(pairs, found, strict=True)
     }
 
 
@@ -137,73 +182,102 @@ def in_common(
     mine, other = {}, {}
     for ask_id in ours.keys() & theirs.keys():
         a, b = ours[ask_id], theirs[ask_id]
-        text, choice = None not in (a.text, b.text), None not in (a.choice, b.choice)
-        mine[ask_id] = Answer(a.text if text else None, a.choice if choice else None)
-        other[ask_id] = Answer(b.text if text else None, b.choice if choice else None)
+        without: dict[str, None] = {}
+        if a.text is None or b.text is None:
+            without["text"] = None
+        if not (has_choice(a) and has_choice(b)):
+            without |= {"choice": None, "choices": None, "choice_scores": None}
+        mine[ask_id], other[ask_id] = replace(a, **without), replace(b, **without)
     return mine, other
 
 
-def _counts_for(metric: str, ask: LabelledAsk) -> bool:
-    if metric == "mc":
-        return bool(ask.choices) and ask.correct_choice_idx is not None
-    if metric == "da":
-        return ask.task == "vqa" and bool(ask.answers) and not ask.difficult_direct_answer
-    return ask.task == "caption" and bool(ask.captions)
+@dataclass(frozen=True)
+class _Metric:
+    """One metric of one set of answers, to be scored over groups.
+
+    shared: what metrics with the same addends have in common, BLEU-1 to BLEU-4: the addends of
+    asks and, of each group, those of frames.
+    """
+
+    name: str
+    asked: Asked
+    measured: Measured
+    shared: dict[tuple[By, str], tuple[Floats, Floats]]
+
+    def scores(self, *, with_mean: bool) -> Iterator[Score]:
+        """Over everything, over each domain, over their mean, over each kind of question."""
+        asked = self.asked
+        yield self._over("all", "all", np.arange(len(asked)))
+        domains = asked.groups(lambda reference: reference.domain)
+        for domain, members in domains.items():
+            yield self._over("domain", domain, members)
+        three = {tasks.nocaps_domain(domain): members for domain, members in domains.items()}
+        if with_mean and all(name in three for name in tasks.NOCAPS_DOMAINS):
+            yield self._mean([three[name] for name in tasks.NOCAPS_DOMAINS])
+        if tasks.METRICS[self.name].what != "caption":
+            for kind, members in asked.groups(lambda reference: reference.ask.kind).items():
+                yield self._over("kind", kind, members)
+
+    def _over(self, by: By, group: str, members: Indices) -> Score:
+        rows_AK, each_A = self.measured.rows_AK, self.measured.each_A
+        known = self.shared.get((by, group))
+        if known is None or known[0] is not rows_AK:
+            known = rows_AK, _by_frame(rows_AK[members], self.asked.frame_A[members])
+            self.shared[by, group] = known
+        sample = Sample(known[1], self.measured.total, len(members))
+        each = None if each_A is None else each_A[members]
+        return self._score(by, group, sample, members, each)
+
+    def _mean(self, parts: list[Indices]) -> Score:
+        """Each part's addends in columns of their own, so that the score of totals is a mean of
+        scores, and frames are drawn and swapped as for everything."""
+        rows_AK = self.measured.rows_AK
+        width = rows_AK.shape[1]
+        wide = np.zeros((len(rows_AK), len(parts) * width))
+        for number, part in enumerate(parts):
+            wide[part, number * width : (number + 1) * width] = rows_AK[part]
+        members = np.sort(np.concatenate(parts))
+        rows_UK = _by_frame(wide[members], self.asked.frame_A[members])
+        total = partial(_mean_of, total=self.measured.total, num_parts=len(parts))
+        return self._score("mean", MEAN, Sample(rows_UK, total, len(members)), members, None)
+
+    def _score(
+        self, by: By, group: str, sample: Sample, members: Indices, each: Floats | None
+    ) -> Score:
+        missing = len(members) - int(np.count_nonzero(self.asked.is_answered_A[members]))
+        return Score(self.name, by, group, sample, sample.value(), None, missing, each)
 
 
-def _is_answered(metric: str, answer: Answer | None) -> bool:
-    if answer is None:
-        return False
-    return (answer.choice if metric == "mc" else answer.text) is not None
+def _by_frame(rows_AK: Floats, frame_A: Indices) -> Floats:
+    """The addends of each frame (U, K), frames in the order of their numbers."""
+    frames, unit_of = np.unique(frame_A, return_inverse=True)
+    rows_UK = np.zeros((len(frames), rows_AK.shape[1]))
+    np.add.at(rows_UK, unit_of, rows_AK)
+    return rows_UK
 
 
-def _by_group(metric: str, asked: list[Asked], seed: int) -> Iterator[Score]:
-    yield _scored(metric, "all", "all", asked, seed)
-    groups: list[tuple[By, Callable[[Reference], str | None]]] = [
-        ("domain", lambda reference: reference.domain)
-    ]
-    if metric in ("mc", "da"):
-        groups.append(("kind", lambda reference: reference.ask.kind))
-    for by, group_of in groups:
-        names = sorted({name for reference, _ in asked if (name := group_of(reference))})
-        for name in names:
-            members = [pair for pair in asked if group_of(pair[0]) == name]
-            yield _scored(metric, by, name, members, seed)
+def _mean_of(totals_SK: Floats, *, total: Total, num_parts: int) -> Floats:
+    parts = [total(part) for part in np.split(totals_SK, num_parts, axis=1)]
+    return np.mean(parts, axis=0)
 
 
-def _scored(metric: str, by: By, group: str, asked: list[Asked], seed: int) -> Score:
-    rows, score_of = _rows(metric, asked)
-    frames, unit_of = np.unique([reference.frame for reference, _ in asked], return_inverse=True)
-    units = np.zeros((len(frames), rows.shape[1]))
-    np.add.at(units, unit_of, rows)
-    sample = Sample(units, score_of, len(asked))
-    missing = sum(not _is_answered(metric, answer) for _, answer in asked)
-    interval = bootstrap(sample, seed=seed)
-    return Score(metric, by, group, sample, sample.value(), interval, missing)
+def _changes(ours: Score, theirs: Score) -> Changes | None:
+    if ours.each_A is None or theirs.each_A is None:
+        return None
+    difference = ours.each_A - theirs.each_A
+    better = int(np.count_nonzero(difference > _SAME))
+    worse = int(np.count_nonzero(difference < -_SAME))
+    return Changes(better, worse, len(difference) - better - worse)
 
 
-def _rows(metric: str, asked: list[Asked]) -> tuple[Floats, Callable[[Floats], Floats]]:
-    """Each ask's addends, (A, K), and the score of their totals."""
-    if metric in ("mc", "da"):
-        return _with_count([_question(metric, *pair) for pair in asked]), mean_percent
-    texts = [(answer.text if answer else None) or "" for _, answer in asked]
-    human = [reference.ask.captions or [] for reference, _ in asked]
-    if metric == "bleu4":
-        return captions.bleu_statistics(texts, human), _bleu_percent
-    return _with_count(captions.cider(texts, human)), mean_percent
-
-
-def _question(metric: str, reference: Reference, answer: Answer | None) -> float:
-    ask = reference.ask
-    if metric == "da":
-        return vqa.direct_answer(answer.text if answer else None, ask.answers or [])
-    choice = answer.choice if answer else None
-    return vqa.multiple_choice(choice, ask.choices or [], ask.correct_choice_idx or 0)
-
-
-def _with_count(values: Floats | list[float]) -> Floats:
-    return np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
-
-
-def _bleu_percent(totals_SK: Floats) -> Floats:
-    return 100.0 * captions.bleu(totals_SK)
+def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
+    """What captions would be scored by with Java, and why they are not."""
+    names = {one.metric for one in scores}
+    if not any(tasks.METRICS[name].what == "caption" for name in names):
+        return {}
+    absent = "" if captions.has_java() else ", and there is no Java here"
+    return {
+        name: f"needs {needed}{absent}: --metrics {name}"
+        for name, needed in tasks.NEEDS.items()
+        if name not in names
+    }

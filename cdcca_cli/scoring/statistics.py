@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals, alone and paired.
+"""How sure a score is: bootstrap intervals, alone and paired, and a permutation test.
 
 Every score here is a function of column totals over units (frames): a mean is sum / count, BLEU is
 a formula of counts. So a resample is a draw of U units with replacement, and all resamples together
@@ -8,10 +8,18 @@ questions about one frame stand or fall together; with one question a frame the 
 The intervals are percentile intervals. They say nothing where a score sits at 0 or 100 for every
 unit (the resamples are all alike), and there is none (None) for fewer than two units.
 
-U units, K columns, S resamples.
+The test of a paired difference swaps the two sides of each unit with probability 1/2, which is what
+could have been if the sides were the same: p is the share of such swaps whose difference is as far
+from 0 as the one found, itself among them, p = (1 + k) / (1 + P). So it is never 0, and no smaller
+than 1 / (1 + P).
+
+Scores over as many units share their draws, which depend on the seed and the number of units alone:
+an interval does not change with what else is scored.
+
+U units, K columns, S resamples or swaps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +28,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
+PERMUTATIONS = 10_000
 CONFIDENCE = 0.95
-_CHUNK = 1 << 20  # draw counts held at once
+_CHUNK = 1 << 20  # draws held at once
+_SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,26 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """How many questions or images one side scores better on than the other, worse and the same."""
+
+    better: int
+    worse: int
+    same: int
+
+
+@dataclass(frozen=True)
 class Difference:
-    """a - b over the same units, with its interval (None for fewer than two units)."""
+    """a - b over the same units, with its interval (None for fewer than two units).
+
+    p_value: two-sided; None for no unit. changes: None where single questions have no score (BLEU).
+    """
 
     value: float
     interval: Interval | None
     n: int
+    p_value: float | None = None
+    changes: Changes | None = None
 
 
 def mean_percent(totals_S2: Floats) -> Floats:
@@ -69,31 +93,111 @@ def mean_percent(totals_S2: Floats) -> Floats:
 
 def bootstrap(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
     """The 95 % percentile interval of a score."""
-    if sample.units < 2:
-        return None
-    totals = _resampled_totals(sample.rows_UK, seed, resamples)
-    return _interval(np.concatenate([sample.score(chunk) for chunk in totals]))
+    return bootstrap_all([sample], seed=seed, resamples=resamples)[0]
+
+
+def bootstrap_all(
+    samples: Sequence[Sample], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Interval | None]:
+    """The interval of each score, in one pass over the draws for all that have as many units."""
+    intervals: list[Interval | None] = [None] * len(samples)
+    for units, members in _by_units(samples).items():
+        if units < 2:
+            continue
+        rows_UC, columns = _beside([samples[i].rows_UK for i in members])
+        scores: list[list[Floats]] = [[] for _ in members]
+        for totals in _resampled_totals(rows_UC, seed, resamples):
+            for i, found, part in zip(members, scores, columns, strict=True):
+                found.append(samples[i].score(totals[:, part]))
+        for i, found in zip(members, scores, strict=True):
+            intervals[i] = _interval(np.concatenate(found))
+    return intervals
 
 
 def paired_bootstrap(
     a: Sample, b: Sample, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Difference:
-    """a - b with its 95 % interval: both are scored on the same draws.
+    """a - b with its 95 % interval, without a test: both are scored on the same draws.
 
     Row i of both must be the same unit. Raises ValueError if the numbers of units differ.
     """
-    if a.units != b.units:
-        raise ValueError(f"paired samples of {a.units} and {b.units} units")
-    value = a.value() - b.value()
-    if a.units < 2:
-        return Difference(value, None, a.n)
-    split = a.rows_UK.shape[1]
-    both = np.concatenate([a.rows_UK, b.rows_UK], axis=1)
-    differences = [
-        a.score(totals[:, :split]) - b.score(totals[:, split:])
-        for totals in _resampled_totals(both, seed, resamples)
-    ]
-    return Difference(value, _interval(np.concatenate(differences)), a.n)
+    return compare_all([(a, b)], seed=seed, resamples=resamples, permutations=0)[0]
+
+
+def compare_all(
+    pairs: Sequence[tuple[Sample, Sample]],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> list[Difference]:
+    """a - b of each pair with its 95 % interval and p-value (None for `permutations` of 0).
+
+    Row i of both must be the same unit. Raises ValueError if the numbers of units differ.
+    """
+    for a, b in pairs:
+        if a.units != b.units:
+            raise ValueError(f"paired samples of {a.units} and {b.units} units")
+    differences: list[Difference] = [Difference(a.value() - b.value(), None, a.n) for a, b in pairs]
+    for units, members in _by_units([a for a, _ in pairs]).items():
+        if not units:
+            continue
+        some = [pairs[i] for i in members]
+        intervals = _paired_intervals(some, seed, resamples) if units > 1 else [None] * len(some)
+        p_values = _p_values(some, seed, permutations) if permutations else [None] * len(some)
+        for i, interval, p_value in zip(members, intervals, p_values, strict=True):
+            differences[i] = Difference(differences[i].value, interval, pairs[i][0].n, p_value)
+    return differences
+
+
+def _paired_intervals(
+    pairs: Sequence[tuple[Sample, Sample]], seed: int, resamples: int
+) -> list[Interval | None]:
+    sides = [side for pair in pairs for side in pair]
+    rows_UC, columns = _beside([side.rows_UK for side in sides])
+    found: list[list[Floats]] = [[] for _ in pairs]
+    for totals in _resampled_totals(rows_UC, seed, resamples):
+        scores = [side.score(totals[:, part]) for side, part in zip(sides, columns, strict=True)]
+        for differences, a, b in zip(found, scores[0::2], scores[1::2], strict=True):
+            differences.append(a - b)
+    return [_interval(np.concatenate(differences)) for differences in found]
+
+
+def _p_values(
+    pairs: Sequence[tuple[Sample, Sample]], seed: int, permutations: int
+) -> list[float | None]:
+    """A swap moves a unit's a - b from one side's totals to the other's."""
+    sides = {(id(a.rows_UK), id(b.rows_UK)): a.rows_UK - b.rows_UK for a, b in pairs}
+    moved_UC, columns = _beside([sides[id(a.rows_UK), id(b.rows_UK)] for a, b in pairs])
+    totals = [(a.rows_UK.sum(0), b.rows_UK.sum(0)) for a, b in pairs]
+    found = [abs(a.value() - b.value()) for a, b in pairs]
+    as_far = [0] * len(pairs)
+    for swapped in _swapped_totals(moved_UC, seed, permutations):
+        for i, ((a, b), part) in enumerate(zip(pairs, columns, strict=True)):
+            ours, theirs = totals[i][0] - swapped[:, part], totals[i][1] + swapped[:, part]
+            differences = np.abs(a.score(ours) - b.score(theirs))
+            as_far[i] += int(np.count_nonzero(differences >= found[i] - _SAME))
+    return [(1 + count) / (1 + permutations) for count in as_far]
+
+
+def _by_units(samples: Sequence[Sample]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.units, []).append(i)
+    return groups
+
+
+def _beside(rows: Sequence[Floats]) -> tuple[Floats, list[slice]]:
+    """All columns side by side, and where each one's are; the same array is there once."""
+    places: dict[int, slice] = {}
+    different: list[Floats] = []
+    width = 0
+    for one in rows:
+        if id(one) not in places:
+            places[id(one)] = slice(width, width + one.shape[1])
+            different.append(one)
+            width += one.shape[1]
+    return np.concatenate(different, axis=1), [places[id(one)] for one in rows]
 
 
 def _resampled_totals(rows_UK: Floats, seed: int, resamples: int) -> Iterator[Floats]:
@@ -107,6 +211,19 @@ def _resampled_totals(rows_UK: Floats, seed: int, resamples: int) -> Iterator[Fl
         drawn += units * np.arange(chunk)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units)
         yield counts.astype(np.float64) @ rows_UK
+
+
+def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[Floats]:
+    """Column totals of `permutations` random halves of the U units, in chunks (S', K)."""
+    units = len(rows_UK)
+    generator = np.random.Generator(np.random.Philox(seed))
+    at_once = max(1, _CHUNK // units)
+    num_words = -(-units // 64)
+    for start in range(0, permutations, at_once):
+        chunk = min(at_once, permutations - start)
+        drawn = generator.integers(1 << 64, size=(chunk, num_words), dtype=np.uint64)
+        swaps = np.unpackbits(drawn.view(np.uint8), axis=1, count=units)
+        yield swaps.astype(np.float64) @ rows_UK
 
 
 def _interval(scores_S: Floats) -> Interval:

@@ -13,8 +13,13 @@ import pytest
 from PIL import Image
 
 from cdcca_cli.main import main
+from cdcca_cli.scoring.tasks import METRICS, TASKS
 
 ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+real = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the real annotations are not beside the project"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def test_order_splitting_and_pipe_change_nothing(
         assert (run.returncode, run.stderr) == (0, b"")
         assert run.stdout == runs[0].stdout
     report = json.loads(runs[0].stdout)
-    assert set(report["scores"]) == {"mc", "da", "bleu4", "cider"}
+    assert tuple(report["scores"]) == TASKS["manifest"]
     mc = report["scores"]["mc"]
     assert (mc["n"], mc["frames"], set(mc["domains"]), set(mc["kinds"])) == (
         10,
@@ -124,6 +129,11 @@ def test_marks(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     assert run.returncode == 3
     assert b"mc is" in run.stderr and b"under 101" in run.stderr
     assert "scores" in json.loads(run.stdout)  # said before it fails
+    groups = "mc.near=0,mc.animal=0,cider.far=0,da_norm=0,rouge_l=0"
+    assert cdcca_eval(path, "--references", folder, "--fail-under", groups).returncode == 0
+    run = cdcca_eval(path, "--references", folder, "--fail-under", "mc.near=101,mc.west=0")
+    assert run.returncode == 3
+    assert b"mc.near is" in run.stderr and b"mc.west was not scored" in run.stderr
     questions = save(folder / "q", lines[::2])
     run = cdcca_eval(questions, "--references", folder, "--fail-under", "cider=0", "--quiet")
     assert run.returncode == 3
@@ -146,8 +156,34 @@ def test_against(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     wrong = sum('"choice": "cat"' in line for line in lines)
     assert mc["difference"] == pytest.approx(10 * wrong)
     assert mc["interval"][0] > 0
+    # Each of 10 frames changes its side with probability 1/2, and those that differ must agree.
+    assert mc["p"] == pytest.approx(2 / 2**wrong, abs=0.01)
+    assert (mc["better"], mc["worse"], mc["same"]) == (wrong, 0, 10 - wrong)
     assert report["against"]["da"]["difference"] == 0
+    assert report["against"]["da"]["p"] == 1
+    assert report["against"]["bleu4"]["better"] is None
+    assert report["test"]["permutations"] == 10_000
     assert set(mc["domains"]) == {"near", "far"}
+
+
+def test_what_is_odd_about_the_other_side_is_said(
+    world: tuple[Path, list[str]], cdcca_eval: Eval
+) -> None:
+    """Half of the other's answers are not there: a difference that is worth nothing, so told."""
+    folder, lines = world
+    whole, half = save(folder / "p", lines), save(folder / "q", lines[:10])
+    run = cdcca_eval(whole, "--references", folder, "--against", half, "--metrics", "mc,cider")
+    assert run.stderr.decode().splitlines() == [
+        "--against: mc, cider: 5 of 10 asks have no prediction and count as wrong "
+        "(--answered-only leaves them out)"
+    ]
+    against = json.loads(run.stdout)["against"]["mc"]
+    assert against["missing"] == 5
+    alone = json.loads(cdcca_eval(half, "--references", folder, "--quiet").stdout)
+    assert against["score"] == alone["scores"]["mc"]["score"]
+    options = ("--references", folder, "--against", half, "--answered-only")
+    both = json.loads(cdcca_eval(whole, *options).stdout)["against"]["mc"]
+    assert (both["n"], both["missing"], both["difference"]) == (5, 0, 0)
 
 
 def test_what_is_odd_is_said(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
@@ -170,7 +206,17 @@ def test_what_is_odd_is_said(world: tuple[Path, list[str]], cdcca_eval: Eval) ->
         ((), b"", 2, "--references"),
         (("p",), b"", 2, "--references"),
         (("--references", "frames.jsonl", "--task", "ocr", "p"), b"", 2, "--task"),
-        (("--references", "frames.jsonl", "--fail-under", "meteor=3", "p"), b"", 2, "meteor"),
+        (("--references", "frames.jsonl", "--task", "vqa", "--metrics", "f1", "p"), b"", 2, "f1"),
+        (("--references", "frames.jsonl", "--metrics", "spice,", "p"), b"", 2, "--metrics"),
+        (("--references", "frames.jsonl", "--tokenizer", "x", "p"), b"", 2, "--tokenizer"),
+        (("--references", "frames.jsonl", "--fail-under", "f1=3", "p"), b"", 2, "f1"),
+        (("--references", "frames.jsonl", "--round", "nothing"), b"", 66, "nothing"),
+        (("--round", "p"), b"", 2, "--references"),
+        (("--raw", ".", "--link", "fast"), b"", 2, "--link"),
+        (("--references", "frames.jsonl", "--link", "1gbit,1ms", "p"), b"", 2, "--link"),
+        (("--raw", ".", "--encoder-size", "x"), b"", 2, "--encoder-size"),
+        (("--references", "frames.jsonl", "--encoder-size", "224", "p"), b"", 2, "--raw"),
+        (("--references", "frames.jsonl", "--plot", "p.bmp", "p"), b"", 2, "--plot"),
         (("--references", "frames.jsonl", "--fail-under", "mc", "p"), b"", 2, "mc"),
         (("--references", "frames.jsonl", "--fail-under", "mc=nan", "p"), b"", 2, "nan"),
         (("--references", "nothing.jsonl", "p"), b"", 66, "nothing.jsonl"),
@@ -222,7 +268,27 @@ def test_link_alone(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     folder, _ = world
     report = json.loads(cdcca_eval("--raw", folder).stdout)
     assert report["link"]["raw"]["bytes"]["raw_rgb"] == 20 * 8 * 8 * 3
-    assert "scores" not in report
+    assert "scores" not in report and "transfer" not in report["link"]
+
+
+def test_a_modelled_link(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
+    """20 frames of 8 x 8 x 3 bytes are 30,720 bits: 30.72 ms at a megabit a second, after 10 ms."""
+    folder, _ = world
+    report = json.loads(cdcca_eval("--raw", folder, "--link", "1mbit,10ms").stdout)
+    transfer = report["link"]["transfer"]
+    assert transfer["modelled"] is True
+    assert transfer["seconds"]["raw"]["raw_rgb"] == pytest.approx(0.01 + 20 * 8 * 8 * 3 * 8 / 1e6)
+
+
+def test_plot(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
+    pytest.importorskip("matplotlib", reason="--plot needs matplotlib, which is not here")
+    folder, lines = world
+    path = save(folder / "p", lines)
+    figure = folder / "report.svg"
+    run = cdcca_eval(path, "--references", folder, "--against", path, "--plot", figure)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert json.loads(run.stdout)["kind"] == "scores"  # the data go where they went before
+    assert figure.read_text().lstrip().startswith("<?xml")
 
 
 def test_table_on_a_terminal(world: tuple[Path, list[str]]) -> None:
@@ -236,7 +302,7 @@ def test_table_on_a_terminal(world: tuple[Path, list[str]]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=slave,
         stderr=subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "200"},
         cwd=ROOT,
     ) as process:
         os.close(slave)
@@ -253,4 +319,166 @@ def test_table_on_a_terminal(world: tuple[Path, list[str]]) -> None:
     assert process.returncode == 0
     for word in (b"BLEU-4", b"CIDEr", b"domain near", b"kind animal", b"difference", b"webp_q75"):
         assert word in shown
+    for word in (b"worse", b"random swaps", b"document frequencies", b"--metrics spice"):
+        assert word in shown
     assert b"{" not in shown
+
+
+def test_the_task_and_every_definition_are_told(
+    world: tuple[Path, list[str]], cdcca_eval: Eval
+) -> None:
+    folder, lines = world
+    report = json.loads(cdcca_eval(save(folder / "p", lines), "--references", folder).stdout)
+    assert report["task"] == "manifest"
+    assert report["references"] == {"source": "manifest", "asks": 20, "split": None, "odd": None}
+    assert report["definitions"] == {name: METRICS[name].definition for name in report["scores"]}
+    assert set(report["not_scored"]) == {"meteor", "spice"}
+    assert report["tokenizer"] == "python"
+
+
+def test_without_java(
+    world: tuple[Path, list[str]], cdcca_eval: Eval, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but METEOR and SPICE, which are named with what they need; asked for, 69."""
+    folder, lines = world
+    monkeypatch.setenv("PATH", str(folder))
+    path = save(folder / "p", lines)
+    report = json.loads(cdcca_eval(path, "--references", folder).stdout)
+    assert tuple(report["scores"]) == TASKS["manifest"]
+    assert all("no Java here" in reason for reason in report["not_scored"].values())
+    for wish in (("--metrics", "meteor"), ("--metrics", "spice"), ("--tokenizer", "java")):
+        run = cdcca_eval(path, "--references", folder, *wish)
+        assert run.returncode == 69
+        assert len(run.stderr.splitlines()) == 1 and b"Java" in run.stderr
+
+
+def test_rounds(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
+    """All right in near after the first round, in both domains after the second."""
+    folder, lines = world
+    wrong = [line.replace('"choice": "dog"', '"choice": "cat"') for line in lines]
+    right = [line.replace('"choice": "cat"', '"choice": "dog"') for line in lines]
+    paths = [
+        save(folder / "0", wrong),
+        save(folder / "1", right[:10] + wrong[10:]),
+        save(folder / "2", right),
+    ]
+    run = cdcca_eval(
+        *("--references", folder, "--metrics", "mc", "--json"),
+        *("--round", paths[0], "--round", f"near={paths[1]}", "--round", f"far={paths[2]}"),
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    report = json.loads(run.stdout)
+    assert report["scores"]["mc"]["score"] == 100  # the last round's
+    rounds = report["rounds"]["mc"]
+    assert rounds["domains"] == ["near", "far"]
+    assert [[cell["score"] for cell in row] for row in rounds["matrix"]] == [
+        [0, 0],
+        [100, 0],
+        [100, 100],
+    ]
+    piped = cdcca_eval(
+        *("--references", folder, "--metrics", "mc", "--round", paths[0]),
+        *("--round", f"near={paths[1]}", "--round", "far=-"),
+        stdin=paths[2].read_bytes(),
+    )
+    assert piped.stdout == run.stdout
+    assert rounds["average"]["value"] == 100
+    assert rounds["backward_transfer"]["value"] == 0
+
+
+def test_odd_references_are_told(tmp_path: Path, cdcca_eval: Eval) -> None:
+    question = {"image_id": 1, "choices": ["a", "b"], "correct_choice_idx": 0}
+    questions = [{"question_id": i, "direct_answers": ["a"] * 10, **question} for i in range(7)]
+    (tmp_path / "r").write_text(json.dumps(questions))
+    (tmp_path / "p").write_text(json.dumps({"1": {"multiple_choice": "c", "direct_answer": "a"}}))
+    run = cdcca_eval(tmp_path / "p", "--references", tmp_path / "r")
+    said = run.stderr.decode()
+    assert "references: 7 questions" in said and "1,145 (val)" in said
+    assert "mc: 1 chosen texts are none of the choices; 0 answers" in said
+    assert "mc, da, da_norm: 6 of 7 asks have no prediction" in said
+    report = json.loads(run.stdout)
+    assert report["task"] == "aokvqa"
+    assert report["remapped"] == {"answers": 0, "none_of_the_choices": 1}
+    assert "7 questions" in report["references"]["odd"]
+
+
+COCO = DATA / "coco" / "captions_val2017.json"
+
+
+def coco_captions(shift: int) -> list[str]:
+    """For each image of val2017, in file order, the first caption of one so much further on."""
+    human: dict[int, list[str]] = {}
+    for annotation in json.loads(COCO.read_text())["annotations"]:
+        human.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    ids = list(human)
+    turned = ids[shift:] + ids[:shift]
+    return [
+        json.dumps({"image_id": image, "caption": human[other][0]})
+        for image, other in zip(ids, turned, strict=True)
+    ]
+
+
+@pytest.mark.slow
+@real
+def test_real_captions_in_any_order_and_number_of_files(tmp_path: Path, cdcca_eval: Eval) -> None:
+    """The same bytes from 5,000 captions of COCO in file order, shuffled over two files, and
+    through a pipe, intervals and p-values included."""
+    lines, other = coco_captions(1), coco_captions(2)
+    shuffled = random.Random(0).sample(lines, len(lines))
+    whole = tmp_path / "whole"
+    whole.write_text(f"[{','.join(lines)}]")
+    parts = [save(tmp_path / str(number), shuffled[number::2]) for number in range(2)]
+    options = ("--references", COCO, "--against", save(tmp_path / "other", other))
+    runs = [
+        cdcca_eval(whole, *options),
+        cdcca_eval(*parts, *options),
+        cdcca_eval(*options, stdin="\n".join(shuffled).encode()),
+    ]
+    for run in runs:
+        assert (run.returncode, run.stderr) == (0, b"")
+        assert run.stdout == runs[0].stdout
+    report = json.loads(runs[0].stdout)
+    assert report["against"]["cider"]["n"] == 5000
+
+
+@pytest.mark.slow
+@real
+def test_memory_of_25_014_captions(tmp_path: Path) -> None:
+    """5,000 captions against COCO val2017's 25,014, with every interval, in 1 GiB at most."""
+    path = save(tmp_path / "p", coco_captions(1))
+    command = (
+        "import resource, sys; from cdcca_cli.main import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, "eval", str(path), "--references", str(COCO)],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert int(done.stderr.split()[-1]) <= 1 << 20  # KiB
+
+
+@real
+def test_real_predictions_in_any_order_and_number_of_files(
+    tmp_path: Path, cdcca_eval: Eval
+) -> None:
+    """The same bytes from A-OKVQA's 1,145 predictions turned round, in three files, or piped."""
+    folder = DATA / "aokvqa"
+    source = next((folder / "predictions").glob("llama2_mcan*.csv"))
+    header, *lines = source.read_text().splitlines()
+    random.Random(0).shuffle(lines)
+    parts = [save(tmp_path / str(number), [header, *lines[number::3]]) for number in range(3)]
+    references = ("--references", folder / "aokvqa_v1p0_val.json")
+    against = ("--against", next((folder / "predictions").glob("llama1_mcan*.csv")))
+    runs = [
+        cdcca_eval(source, *references, *against),
+        cdcca_eval(*parts, *references, *against),
+        cdcca_eval(*references, *against, stdin="\n".join([header, *lines]).encode()),
+    ]
+    for run in runs:
+        assert run.returncode == 0
+        assert run.stdout == runs[0].stdout
+    report = json.loads(runs[0].stdout)
+    assert report["references"]["split"] == "val"
+    assert report["left_out"] == {"mc": 1145}

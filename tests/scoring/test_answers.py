@@ -1,5 +1,6 @@
 """Prediction files of cdcca and of other tools; what is none of them is refused."""
 
+import gzip
 import json
 import random
 import tracemalloc
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli.errors import BadData, CdccaError, NewerFormat
-from cdcca_cli.scoring.answers import Answer, read_answers
+from cdcca_cli.formats.predictions import read_predictions
+from cdcca_cli.formats.records import encode_header
+from cdcca_cli.scoring.answers import Answer, answers_of, read_answers
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "aokvqa" / "predictions"
 
@@ -56,6 +59,26 @@ def test_own_predictions(tmp_path: Path) -> None:
             {"q": Answer("gum"), "r": Answer("a, b")},
         ),
         ("question_id,multiple_choice\r\nq,a\r\n", {"q": Answer(None, "a")}),
+        ('{"q": "a", "r": "b"}', {"q": Answer("a"), "r": Answer("b")}),
+        ('[{"question_id": "q", "pred_ans": "a", "gt_ans": ["b"]}]', {"q": Answer("a")}),
+        (
+            '{"question_id": 7, "prompt": "?", "text": "yes", "metadata": {}}\n\n'
+            '{"question_id": 8, "text": "no"}\r\n',
+            {"7": Answer("yes"), "8": Answer("no")},
+        ),
+        ('{"image_id": 7, "caption": "A cat."}', {"7": Answer("A cat.")}),
+        (
+            '{"doc_id": 0, "doc": {"question_id": 7, "answers": [{"answer": "x"}]}, "target": "x",'
+            ' "resps": [["Yes."]], "filtered_resps": ["yes"], "exact_match": 0.0}\n',
+            {"7": Answer("yes")},
+        ),
+        ("image_id,caption\n7,A cat.\n", {"7": Answer("A cat.")}),
+        (
+            "question_id,answer,multiple_choice,direct_answer\nq,gold,a,b\n",
+            {"q": Answer("b", "a")},
+        ),
+        ("question_id,llama_answer\n\nq,1\n\n", {"q": Answer("1")}),
+        ('question_id,answer\nq,"a\n\nb"\n', {"q": Answer("a\n\nb")}),
         ("\ufeff[]", {}),
         ("", {}),
         (" \n\n", {}),
@@ -73,6 +96,22 @@ def test_several_files_in_any_order(tmp_path: Path) -> None:
         answers = read_answers(paths)
         assert answers.by_id == {"1": Answer("dog"), "2": Answer("cat")}
         assert answers.num_duplicates == 1
+
+
+def test_choices_and_free_answers_in_two_files(tmp_path: Path) -> None:
+    """As tools for A-OKVQA write them: one run for each of its two tasks."""
+    one = write(tmp_path / "1", {"q": {"multiple_choice": "a"}, "r": {"multiple_choice": "b"}})
+    two = write(tmp_path / "2", {"r": {"direct_answer": "c"}})
+    for paths in ([one, two], [two, one]):
+        answers = read_answers(paths)
+        assert answers.by_id == {"q": Answer(None, "a"), "r": Answer("c", "b")}
+        assert (answers.num_duplicates, answers.a_duplicate) == (0, None)
+    again = write(tmp_path / "3", {"r": {"multiple_choice": "b", "direct_answer": "c"}})
+    assert read_answers([one, two, again]).num_duplicates == 1
+    other = write(tmp_path / "4", {"r": {"multiple_choice": "x"}})
+    for paths in ([one, two, other], [other, two, one]):
+        with pytest.raises(BadData, match="'r' is answered twice"):
+            read_answers(paths)
 
 
 def test_two_different_answers_to_one_ask(tmp_path: Path) -> None:
@@ -94,13 +133,26 @@ def test_two_different_answers_to_one_ask(tmp_path: Path) -> None:
         '[{"image_id": 7}]',
         '[{"image_id": null, "caption": "x"}]',
         '[{"image_id": 7, "caption": 7}]',
-        '{"q": "a"}',
+        '{"q": ["a"]}',
         '{"q": {"answer": "b"}}',
         '{"q": {"direct_answer": 3}}',
         '{"v": 1, "id": "x"}',
         '{"v": 1, "id": "x"}\n' * 3,
         '{"id": "x", "entropy": ',
         '[{"image_id": 7, "caption": "x"}',
+        '{"q": "a", "q": "b"}',
+        '{"": {"direct_answer": "a"}}',
+        '{"' + "q" * 1025 + '": "a"}',
+        '[{"image_id": 7, "image_id": 8, "caption": "x"}]',
+        '[{"image_id": 7, "caption": "\\ud800"}]',
+        '{"question_id": 7, "text": "yes"}\nno\n',
+        '{"doc": {"question_id": 7}, "filtered_resps": ["a", "b"]}',
+        '{"doc": {"question_id": 7}, "filtered_resps": [[-0.5, true]]}',
+        '{"doc": 7, "filtered_resps": ["a"]}',
+        "question_id,answer,answer\nq,a,b\n",
+        "question_id,a_answer,b_answer\nq,a,b\n",
+        'question_id,answer\n"",a\n',
+        "question_id,answer\n" + "\n" * 1_000_002,
         "[" * 100_000,
         "\xff\xfe",
         '[{"question_id": 1, "answer": "' + "x" * 100_001 + '"}]',
@@ -111,6 +163,51 @@ def test_what_holds_no_predictions(tmp_path: Path, content: str) -> None:
     with pytest.raises(BadData) as caught:
         read_answers([str(tmp_path / "p")])
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+def test_the_scores_of_the_options_are_carried(tmp_path: Path) -> None:
+    """But a figure that another batch size moved a little is no second answer."""
+    one, two = prediction("1", "dog", "cat"), prediction("1", "dog", "cat")
+    two["choice_scores"] = [-1.00001, -2.0]
+    answers = read_answers([write(tmp_path / "p", one, two)])
+    assert (answers.num_duplicates, answers.a_duplicate) == (1, "1")
+    assert answers.by_id["1"].choices == ("cat", "other")
+    assert answers.by_id["1"].choice_scores == (-1.0, -2.0)
+    (_, alone) = next(answers_of(read_predictions([json.dumps(prediction("1", "dog"))])))
+    assert (alone.choices, alone.choice_scores) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (encode_header({}, {"kind": "shard", "version": 1}), "token shards"),
+        (b'{"id": "q", "image": "a.jpg", "prompt": "?"}\n', "a manifest of frames"),
+        (gzip.compress(b"[]"), "gzip data"),
+        ("[]".encode("utf-16"), "UTF-16"),
+        (b"\0" * 100, "blanks or zeros"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "an image"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, found: str) -> None:
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(BadData, match=f"predictions are expected, found {found}"):
+        read_answers([str(tmp_path / "p")])
+
+
+@pytest.mark.parametrize("key", ["id", "answer", "choice"])
+def test_half_a_character_is_refused(tmp_path: Path, key: str) -> None:
+    """It can be written nowhere, neither to a report nor to a tokenizer."""
+    broken = {**prediction("1", "a", "b"), key: "\ud800", "choices": ["\ud800", "b"]}
+    with pytest.raises(BadData, match="lone surrogate"):
+        read_answers([write(tmp_path / "p", broken)])
+
+
+def test_a_prediction_without_its_version_is_called_so(tmp_path: Path) -> None:
+    """Not a manifest, though its lines have an id and an image, too."""
+    line = prediction("1", "dog")
+    del line["v"]
+    with pytest.raises(BadData, match=r"line 1: not a prediction \(an object with a version"):
+        read_answers([write(tmp_path / "p", line)])
 
 
 @pytest.mark.parametrize("nothing", [b"\0", b" ", b"\n"])
@@ -129,6 +226,19 @@ def test_a_gigabyte_of_nothing(tmp_path: Path, nothing: bytes) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 23
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"question_id": "q", "image_id": 1, "choices": ["a"], "direct_answers": ["a"]},
+        {"question_id": 7, "image_id": 1, "answers": [{"answer": "a"}]},
+        {"image_id": 1, "captions": ["A cat."]},
+    ],
+)
+def test_references_in_place_of_predictions(tmp_path: Path, entry: dict[str, object]) -> None:
+    with pytest.raises(BadData, match="give this file to --references"):
+        read_answers([write(tmp_path / "p", [entry])])
 
 
 def test_a_newer_version_is_said_to_be_newer(tmp_path: Path) -> None:

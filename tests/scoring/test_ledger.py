@@ -1,6 +1,8 @@
 """The ledger: every byte has its kind, and they add up to the files."""
 
+import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ from PIL import Image
 
 from cdcca_cli.datasets import read_frames
 from cdcca_cli.errors import BadData, MissingInput
+from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
-from cdcca_cli.formats import update as updates
-from cdcca_cli.scoring.ledger import measure
+from cdcca_cli.scoring.ledger import UPLINK_KINDS, _TakenApart, measure
+from cdcca_cli.scoring.link import parse_link
+from cdcca_cli.scoring.raw import FORMS
 from cdcca_cli.streams import binary_output
 
 DIGEST = "sha256:" + "0" * 64
@@ -39,11 +43,31 @@ def stream(path: Path, bits: int, frames: list[str], kept: int = 9, channels: in
 
 
 def update(path: Path, payload: bytes, parameters: int) -> str:
-    with binary_output(str(path), "x") as out:
-        updates.write_update(
-            out, updates.Update(DIGEST, DIGEST, 1, "nf4-mixed", [4], parameters, payload)
-        )
+    """Version 1, which is read for ever, written as its specification says."""
+    header = {
+        "kind": "update",
+        "version": 1,
+        "base": DIGEST,
+        "target": DIGEST,
+        "sequence": 1,
+        "codec": "nf4-mixed",
+        "bits": [4],
+        "num_parameters": parameters,
+        "payload_bytes": len(payload),
+        "payload_sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    with open(path, "wb") as out:
+        records.write_record(out, {"payload": np.frombuffer(payload, np.uint8)}, header)
     return str(path)
+
+
+def metadata_bytes(path: str) -> int:
+    """The string under __metadata__ of the first record, as it stands in the file, with quotes."""
+    data = Path(path).read_bytes()
+    head = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    begin = head.index(b'"cdcca":') + len(b'"cdcca":')
+    _, end = json.JSONDecoder().raw_decode(head[begin:].decode())
+    return end
 
 
 @pytest.mark.parametrize(("bits", "payload", "scales"), [(32, 576, 0), (16, 288, 0), (8, 144, 36)])
@@ -60,7 +84,12 @@ def test_uplink_by_hand(tmp_path: Path, bits: int, payload: int, scales: int) ->
     assert (up.tokens_kept, up.tokens_total, up.token_elements) == (18, 72, 288)
     shown = up.as_json()
     assert shown["bits_per_token_element"] == pytest.approx(8 * up.stored_bytes / 288)
+    assert shown["bits_per_token"] == pytest.approx(8 * up.stored_bytes / 18)
     assert (shown["shards"], shown["frames"]) == (2, 2)
+    assert up.kinds["metadata"] == 2 * metadata_bytes(path)
+    heads = up.kinds["header"] + up.kinds["metadata"]
+    assert heads == up.stored_bytes - 2 * (payload + scales + 18 + 36) - up.kinds["end"]
+    assert up.kinds.keys() - {"scales"} == set(UPLINK_KINDS) - {"scales"}
 
 
 def test_zstd_is_what_the_link_carries(tmp_path: Path) -> None:
@@ -77,8 +106,10 @@ def test_files_add_up_and_may_be_joined(tmp_path: Path) -> None:
     paths = [stream(tmp_path / name, 8, [name, "c"]) for name in ("a", "b")]
     (tmp_path / "both").write_bytes(b"".join(Path(path).read_bytes() for path in paths))
     apart, joined = measure(paths, []).uplink, measure([str(tmp_path / "both")], []).uplink
-    assert apart == joined
-    assert apart is not None and (apart.frames.total(), len(apart.frames)) == (4, 3)
+    assert apart is not None and joined is not None
+    assert apart.kinds == joined.kinds and sum(apart.files) == sum(joined.files)
+    assert apart.as_json()["stored_bytes_by_file"] == [Path(path).stat().st_size for path in paths]
+    assert (apart.frames.total(), len(apart.frames)) == (4, 3)
 
 
 def test_downlink_by_hand(tmp_path: Path) -> None:
@@ -86,8 +117,9 @@ def test_downlink_by_hand(tmp_path: Path) -> None:
     path = update(tmp_path / "down", bytes(791_000), 1_650_688)
     down = measure([], [path]).downlink
     assert down is not None
-    assert down.payload_bytes == 791_000
-    assert down.payload_bytes + down.header_bytes == down.stored_bytes
+    assert down.kinds["payload"] == 791_000
+    assert down.kinds["metadata"] == metadata_bytes(path)
+    assert down.kinds.total() == down.stored_bytes
     assert down.stored_bytes == (tmp_path / "down").stat().st_size
     shown = down.as_json()["bits_per_parameter"]
     assert shown == pytest.approx(3.83, abs=0.01)
@@ -116,9 +148,10 @@ def test_frames_by_hand(tmp_path: Path) -> None:
         assert ledger.raw[f"{form}_q75"] - ledger.sent[f"{form}_q75"] == len(coded.getvalue())
     link = ledger.as_json()
     stored = (tmp_path / "up").stat().st_size
-    assert link["sent"]["times_smaller"]["raw_rgb"] == pytest.approx(  # type: ignore[index]
+    assert link["sent"]["times_smaller"]["raw_rgb"] == pytest.approx(
         ledger.sent["raw_rgb"] / stored
     )
+    assert link["sent"]["bytes"].keys() | link["left_out"].keys() == set(FORMS)
 
 
 def test_five_frames_of_the_paper(tmp_path: Path) -> None:
@@ -128,6 +161,71 @@ def test_five_frames_of_the_paper(tmp_path: Path) -> None:
     ledger = measure([], [], read_frames(tmp_path))
     assert ledger.raw is not None and ledger.raw["raw_rgb"] == 31_104_000
     assert ledger.sent is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 1 << 16])
+def test_the_parts_do_not_depend_on_how_it_is_read(tmp_path: Path, size: int) -> None:
+    """A record taken apart from pieces of any length: by hand of what was written."""
+    path = stream(tmp_path / "up", 8, ["a.png", "b.png"])
+    with open(path, "rb") as file:
+        taken = _TakenApart(file)
+        while taken.read(size):
+            pass
+    parts = taken.all_parts()
+    assert parts["shard", "tokens"] == 2 * 144 and parts["shard", "positions"] == 2 * 18
+    assert parts.total() == Path(path).stat().st_size
+    assert ("", "other") not in parts
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0" * 100, b"\xff" * 100, b"\x05" + b"\0" * 7 + b"{[]}]x"])
+def test_what_is_no_record_is_only_counted(junk: bytes) -> None:
+    taken = _TakenApart(io.BytesIO(junk))
+    while taken.read(3):
+        pass
+    assert taken.all_parts().total() == len(junk)
+
+
+def test_transfer_by_hand(tmp_path: Path) -> None:
+    """Up at 5 Mbit/s, down at 20 Mbit/s, 50 ms: t = 0.05 + 8 n / R."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    frames = read_frames(tmp_path)
+    up = stream(tmp_path / "up", 8, ["a.png"])
+    down = update(tmp_path / "down", bytes(1000), 1)
+    ledger = measure([up], [down], frames, parse_link("20mbit/5mbit,50ms"), encoder_size=(50, 20))
+    found = ledger.as_json()
+    times = found["transfer"]
+    assert times["modelled"] is True
+    up_bytes, down_bytes = (Path(path).stat().st_size for path in (up, down))
+    assert times["seconds"]["uplink"] == pytest.approx(0.05 + 8 * up_bytes / 5e6)
+    assert times["seconds"]["downlink"] == pytest.approx(0.05 + 8 * down_bytes / 20e6)
+    assert times["seconds"]["sent"]["raw_rgb"] == pytest.approx(0.05 + 8 * 30_000 / 5e6)
+    small = times["seconds"]["encoder_input"]["sent"]["raw_rgb"]
+    assert small == pytest.approx(0.05 + 8 * 3_000 / 5e6)
+    assert found["encoder_input"]["size"] == [50, 20]
+    assert found["encoder_input"]["raw"]["bytes"]["raw_rgb"] == 3_000
+    assert "original" not in found["encoder_input"]["raw"]["bytes"]
+
+
+def test_tables_hold_what_the_object_holds(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    up = stream(tmp_path / "up", 8, ["a.png"])
+    down = update(tmp_path / "down", bytes(1000), 1)
+    link = parse_link("1gbit,1ms")
+    ledger = measure([up], [down], read_frames(tmp_path), link, encoder_size=(50, 20))
+    tables = {title: (columns, rows) for title, columns, rows in ledger.tables()}
+    columns, rows = tables["the frames themselves"]
+    assert columns[1:] == [
+        "all 1 frames",
+        "sent 1 frames",
+        "all 1 frames at 50x20",
+        "sent 1 frames at 50x20",
+    ]
+    assert ["raw_rgb", 30_000, 30_000, 3_000, 3_000] in rows
+    columns, rows = tables["transfer over 1gbit,1ms, modelled"]
+    assert "modelled" in columns[2]
+    assert ["frames at 50x20 as raw_rgb", 3_000, pytest.approx(0.001024)] in rows
+    for columns, rows in tables.values():
+        assert all(len(row) == len(columns) for row in rows)
 
 
 def test_faults(tmp_path: Path) -> None:

@@ -1,0 +1,373 @@
+"""Continual learning: what rounds of adaptation did to every domain, and to those that came before.
+
+The rounds i = 0..R are sets of predictions over the same asks: round 0 the source-only model, then
+the model after each round. The domains j are those of the references (one column `all` where they
+name none). R_ij is the score of round i on domain j, x100, by any metric of `scoring.scores`;
+D is the number of domains. A round may name the domain that it adapted to (`--round fog=r1.jsonl`):
+first(j) and last(j) are the first and last round that names j.
+
+    average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
+    forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
+                       round does not name; needs R >= 1. Negative where a domain was never better
+    backward transfer  B = mean of R_Rj - R_{last(j),j} over the domains with last(j) < R: what
+                       later rounds did to what was learnt; needs names
+    forward transfer   W = mean of R_{first(j)-1,j} - R_0j over the domains with first(j) >= 2: what
+                       earlier rounds did to a domain before its own; needs names
+
+Average, backward and forward transfer are Lopez-Paz & Ranzato's (GEM, NeurIPS 2017, eq. 2-4), with
+the source-only model in the place of their untrained one as b; a round 0 that names a domain
+counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3): the largest
+of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
+
+Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
+all rounds, domains are drawn apart, and the maximum in f_j is taken anew in each draw. None where a
+domain of fewer than two frames is in it. A maximum of noisy scores is too high, and f_j with it:
+with many rounds and few frames forgetting shows where there is none.
+
+    {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],
+     "matrix": [[{"score", "interval", "n", "missing"}, ...], ...],          (a row a round)
+     "averages": [{"value", "interval"}, ...],                                 (one a round)
+     "average": {"value", "interval"},
+     "forgetting": {"value", "interval", "over": [domains], "domains": {name: {"value",
+                    "interval"}}},
+     "backward_transfer": {"value", "interval", "over": [domains]},
+     "forward_transfer": the same,
+     "left_out": {"forward_transfer": reason}}
+
+Does not score (`scoring.scores`), and knows no files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cdcca_cli.datasets import Reference
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.scoring import scores, tasks
+from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.scores import Score, Scores
+from cdcca_cli.scoring.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+
+# I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
+_CHUNK = 1 << 20  # draw counts held at once
+
+
+def forgetting(scores_SIJ: Floats) -> Floats:
+    """Best earlier score minus the last: f_j = max_{i<R} R_ij - R_Rj. (S, I, J) to (S, J).
+
+    Chaudhry et al. 2018, eq. 3. At least two rounds.
+    """
+    return scores_SIJ[:, :-1].max(axis=1) - scores_SIJ[:, -1]
+
+
+def backward_transfer(scores_SIJ: Floats, last_J: Sequence[int]) -> Floats:
+    """Last score minus the one when it was learnt: R_Rj - R_{last(j),j}. (S, I, J) to (S, J).
+
+    Lopez-Paz & Ranzato 2017, eq. 3, before the mean.
+    """
+    return scores_SIJ[:, -1] - scores_SIJ[:, last_J, range(len(last_J))]
+
+
+def forward_transfer(scores_SIJ: Floats, first_J: Sequence[int]) -> Floats:
+    """The score before it was learnt minus the source's: R_{first(j)-1,j} - R_0j. To (S, J).
+
+    Lopez-Paz & Ranzato 2017, eq. 4, before the mean, with b_j = R_0j. Every first(j) is 1 or more.
+    """
+    before_J = [first - 1 for first in first_J]
+    return scores_SIJ[:, before_J, range(len(before_J))] - scores_SIJ[:, 0]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number in points with its interval, and the domains it is a mean over."""
+
+    value: float
+    interval: Interval | None
+    over: tuple[str, ...]
+
+    def as_json(self, *, over: bool = True) -> dict[str, Any]:
+        entry: dict[str, Any] = {"value": self.value, "interval": _span(self.interval)}
+        return {**entry, "over": list(self.over)} if over else entry
+
+
+@dataclass(frozen=True)
+class Continual:
+    """What `matrix` found. names: what each round adapted to; cells_IJ: the matrix R."""
+
+    metric: str
+    names: list[str | None]
+    domains: list[str]
+    cells_IJ: list[list[Score]]
+    averages: list[Estimate]
+    forgetting: Estimate | None = None
+    forgetting_by_domain: dict[str, Estimate] = field(default_factory=dict)
+    backward_transfer: Estimate | None = None
+    forward_transfer: Estimate | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object in the module's docstring."""
+        found: dict[str, Any] = {
+            "metric": self.metric,
+            "rounds": [
+                {"round": number, "adapted_to": name} for number, name in enumerate(self.names)
+            ],
+            "domains": self.domains,
+            "matrix": [[_cell(score) for score in row] for row in self.cells_IJ],
+            "averages": [average.as_json(over=False) for average in self.averages],
+            "average": self.averages[-1].as_json(over=False),
+        }
+        if self.forgetting is not None:
+            found["forgetting"] = self.forgetting.as_json()
+            found["forgetting"]["domains"] = {
+                name: one.as_json(over=False) for name, one in self.forgetting_by_domain.items()
+            }
+        if self.backward_transfer is not None:
+            found["backward_transfer"] = self.backward_transfer.as_json()
+        if self.forward_transfer is not None:
+            found["forward_transfer"] = self.forward_transfer.as_json()
+        found["left_out"] = self.left_out
+        return found
+
+    def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:
+        """Title, columns and rows: the matrix, then what follows from it."""
+        columns = ["after", *self.domains, "average", "95 % interval"]
+        rows: list[list[object]] = []
+        for number, (name, row) in enumerate(zip(self.names, self.cells_IJ, strict=True)):
+            label = "source only" if number == 0 else f"round {number}"
+            average = self.averages[number]
+            rows.append(
+                [
+                    label if name is None else f"{label} ({name})",
+                    *(round(score.value, 2) for score in row),
+                    round(average.value, 2),
+                    _words(average.interval, ".1f"),
+                ]
+            )
+        known = tasks.METRICS.get(self.metric)
+        metric = known.title if known else self.metric
+        tables = [(f"{metric} after each round, by domain", columns, rows)]
+        found: list[list[object]] = [
+            [f"forgetting of {name}", round(one.value, 2), _words(one.interval, "+.2f"), ""]
+            for name, one in self.forgetting_by_domain.items()
+        ]
+        for words, aggregate in (
+            ("forgetting, mean", self.forgetting),
+            ("backward transfer", self.backward_transfer),
+            ("forward transfer", self.forward_transfer),
+        ):
+            if aggregate is not None:
+                span, over = _words(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
+                found.append([words, round(aggregate.value, 2), span, over])
+        found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
+        if found:
+            title = f"{metric}: what later rounds did, in points"
+            tables.append((title, ["", "points", "95 % interval", "over"], found))
+        return tables
+
+
+def matrix(
+    rounds: Sequence[Mapping[str, Answer]],
+    names: Sequence[str | None],
+    references: Mapping[str, Reference],
+    *,
+    metric: str,
+    domains: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    **settings: Any,
+) -> Continual:
+    """Score the answers of each round, and see what the rounds did.
+
+    Args: rounds: answers by ask id, the source-only model's first. names: the domain that each
+        adapted to, or None. domains: which, in which order; all by default, those that were learnt
+        first. settings: of `scores.score`.
+    Raises: as `scores.score` and `of_scores`.
+    """
+    scored = [
+        scores.score(references, answers, seed=seed, metrics=(metric,), **settings)
+        for answers in rounds
+    ]
+    return of_scores(scored, names, metric, domains=domains, seed=seed, resamples=resamples)
+
+
+def of_scores(
+    scored: Sequence[Scores],
+    names: Sequence[str | None],
+    metric: str,
+    *,
+    domains: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Continual:
+    """The same of scores that are there already, each over the same asks.
+
+    Raises: BadData (65) if a round was not scored by this metric, or over other asks than the
+        first; UsageError (2) for no round, or a domain that is not in the references.
+    """
+    if len(names) != len(scored):
+        raise ValueError(f"{len(names)} names of {len(scored)} rounds")
+    if not scored:
+        raise UsageError("continual learning needs predictions: --round FILE for each round")
+    found = [_columns(one, metric, number) for number, one in enumerate(scored)]
+    order = _order(found[0], names, domains)
+    for name in order:
+        column = [row.get(name) for row in found]
+        if len({one and (one.sample.rows_UK.shape, one.sample.n) for one in column}) > 1:
+            raise BadData(
+                f"the rounds were scored over different asks of '{name}': score them against the "
+                "same references, and without --answered-only"
+            )
+    cells_IJ = [[row[name] for name in order] for row in found]
+    score_at = _Resampled(cells_IJ, order, seed, resamples)
+    result: dict[str, Any] = {
+        "averages": [score_at.mean(partial(_row, number), order) for number in range(len(scored))],
+        "left_out": {},
+    }
+    kept = [name for name in order if name != names[-1]]
+    if len(scored) < 2:
+        result["left_out"]["forgetting"] = "needs a round after the source-only model"
+    elif not kept:
+        result["left_out"]["forgetting"] = "there is no domain but the one of the last round"
+    else:
+        result["forgetting"] = score_at.mean(forgetting, kept)
+        result["forgetting_by_domain"] = {name: score_at.mean(forgetting, [name]) for name in order}
+    result |= _transfers(score_at, order, names, result["left_out"])
+    return Continual(metric, list(names), order, cells_IJ, **result)
+
+
+def _transfers(
+    score_at: "_Resampled", order: list[str], names: Sequence[str | None], left_out: dict[str, str]
+) -> dict[str, Estimate]:
+    """Backward and forward transfer, or why not."""
+    unnamed = [number for number, name in enumerate(names) if number and name not in order]
+    if unnamed:
+        name = names[unnamed[0]]
+        why = f"'{name}' is no domain of the references" if name else "has no name"
+        reason = f"round {unnamed[0]} {why}: name the domain it adapted to, --round DOMAIN=FILE"
+        left_out |= {"backward_transfer": reason, "forward_transfer": reason}
+        return {}
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name in order:
+            first.setdefault(str(name), number)
+            last[str(name)] = number
+    found = {}
+    before = [name for name in order if last.get(name, len(names)) < len(names) - 1]
+    if before:
+        rounds = [last[name] for name in before]
+        found["backward_transfer"] = score_at.mean(
+            lambda scores_SIJ: backward_transfer(scores_SIJ, rounds), before
+        )
+    else:
+        left_out["backward_transfer"] = "no domain was learnt before the last round"
+    later = [name for name in order if first.get(name, 0) >= 2]
+    if later:
+        starts = [first[name] for name in later]
+        found["forward_transfer"] = score_at.mean(
+            lambda scores_SIJ: forward_transfer(scores_SIJ, starts), later
+        )
+    else:
+        left_out["forward_transfer"] = "no domain was first learnt in round 2 or later"
+    return found
+
+
+def _row(number: int, scores_SIJ: Floats) -> Floats:
+    return scores_SIJ[:, number]
+
+
+class _Resampled:
+    """The matrix as it is, (1, I, J), and of each draw of frames, (S, I, J)."""
+
+    def __init__(
+        self, cells_IJ: list[list[Score]], domains: list[str], seed: int, resamples: int
+    ) -> None:
+        self._domains = domains
+        self._found_1IJ = np.array([[[score.value for score in row] for row in cells_IJ]])
+        self._drawn_J: list[Floats | None] = []
+        for j, name in enumerate(domains):
+            column = [row[j] for row in cells_IJ]
+            own_seed = np.random.SeedSequence([seed, *name.encode()])
+            self._drawn_J.append(_draw(column, own_seed, resamples))
+
+    def mean(self, function: Callable[[Floats], Floats], over: Sequence[str]) -> Estimate:
+        """The mean over some domains of `function`, which makes (S, J) of scores (S, I, J)."""
+        chosen = [self._domains.index(name) for name in over]
+        value = float(function(self._found_1IJ[:, :, chosen]).mean())
+        drawn = [scores_SI for j in chosen if (scores_SI := self._drawn_J[j]) is not None]
+        interval = None
+        if len(drawn) == len(chosen):
+            means_S = function(np.stack(drawn, axis=2)).mean(axis=1)
+            tail = 100 * (1 - CONFIDENCE) / 2
+            low, high = np.percentile(means_S, (tail, 100 - tail))
+            interval = Interval(float(low), float(high))
+        return Estimate(value, interval, tuple(over))
+
+
+def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> Floats | None:
+    """The scores (S, I) of one domain in all rounds; each draw of its frames serves all of them."""
+    units = column[0].sample.units
+    if units < 2:
+        return None
+    rows_UIK = np.concatenate([score.sample.rows_UK for score in column], axis=1)
+    generator = np.random.Generator(np.random.Philox(seed))
+    at_once = max(1, _CHUNK // units)
+    chunks = []
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        counts_SU = generator.multinomial(units, np.full(units, 1 / units), size=size)
+        totals = np.split(counts_SU @ rows_UIK, len(column), axis=1)
+        scores_IS = [score.sample.score(part) for score, part in zip(column, totals, strict=True)]
+        chunks.append(np.stack(scores_IS, axis=1))
+    return np.concatenate(chunks)
+
+
+def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
+    """One round's scores by domain; its score over all where there are no domains."""
+    by_domain = {
+        score.group: score
+        for score in scored.scores
+        if (score.metric, score.by) == (metric, "domain")
+    }
+    if by_domain:
+        return by_domain
+    pooled = scored.all(metric)
+    if pooled is None:
+        round_name = f"round {number}" if number else "the source-only model (round 0)"
+        raise BadData(f"{round_name} has no predictions that {metric} could score")
+    return {pooled.group: pooled}
+
+
+def _order(
+    known: Mapping[str, Score], names: Sequence[str | None], wanted: Sequence[str] | None
+) -> list[str]:
+    if wanted is not None:
+        for name in wanted:
+            if name not in known:
+                raise UsageError(
+                    f"'{name}' is no domain of the references: they have {', '.join(sorted(known))}"
+                )
+        return list(dict.fromkeys(wanted))
+    learnt = [name for name in dict.fromkeys(names) if name is not None and name in known]
+    return learnt + [name for name in sorted(known) if name not in learnt]
+
+
+def _cell(score: Score) -> dict[str, Any]:
+    return {
+        "score": score.value,
+        "interval": _span(score.interval),
+        "n": score.sample.n,
+        "missing": score.num_missing,
+    }
+
+
+def _span(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+def _words(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"

@@ -1,0 +1,93 @@
+"""How long a file would take on a link: a model, of bandwidth and latency alone.
+
+A link is written `RATE,LATENCY`, like `1gbit,1ms`; `DOWN/UP,LATENCY`, like `20mbit/5mbit,50ms`,
+where the two directions differ, in the order in which providers print them.
+
+    rate      a number and bit, kbit, mbit, gbit or tbit (powers of 1000) or kibit, mibit, gibit or
+              tibit (powers of 1024), a second, as tc writes them; case does not matter
+    latency   a number and s, ms or us, one way
+
+tc's `bps`, `kbps` and `mbps` are bytes a second, elsewhere they are bits: they are refused, and so
+are numbers without a unit. Handshakes, packet headers, congestion, loss and coding time are not in
+the model: a real transfer takes longer.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from cdcca_cli.errors import UsageError
+
+FORMULA = "seconds = latency + 8 x bytes / bits per second; everything in one go"
+_RATES = {f"{letter}bit": 1000**power for power, letter in enumerate(("", "k", "m", "g", "t"))}
+_RATES |= {f"{letter}ibit": 1024**power for power, letter in enumerate("kmgt", 1)}
+_SECONDS = {"s": Fraction(1), "ms": Fraction(1, 1000), "us": Fraction(1, 1_000_000)}
+_QUANTITY = r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)"
+
+
+def transfer_seconds(num_bytes: int, bits_per_second: float, latency_seconds: float) -> float:
+    """The modelled time from the first byte's departure to the last one's arrival, in seconds.
+
+    t = L + 8 n / R
+
+    Args: num_bytes: n >= 0, sent in one go. bits_per_second: R > 0. latency_seconds: L >= 0, one
+        way, counted once.
+    """
+    return latency_seconds + 8 * num_bytes / bits_per_second
+
+
+@dataclass(frozen=True)
+class Link:
+    """A modelled link. Up is from the device to the cloud, down is back; latency is one way."""
+
+    text: str
+    up_bits_per_second: float
+    down_bits_per_second: float
+    latency_seconds: float
+
+    def up_seconds(self, num_bytes: int) -> float:
+        """Modelled seconds for so many bytes to the cloud."""
+        return transfer_seconds(num_bytes, self.up_bits_per_second, self.latency_seconds)
+
+    def down_seconds(self, num_bytes: int) -> float:
+        """Modelled seconds for so many bytes to the device."""
+        return transfer_seconds(num_bytes, self.down_bits_per_second, self.latency_seconds)
+
+
+def parse_link(text: str) -> Link:
+    """Read `1gbit,1ms` or, down before up, `20mbit/5mbit,50ms`.
+
+    Raises: UsageError (2): anything else, a rate of 0, or a unit that means two things.
+    """
+    rates, comma, latency = text.lower().partition(",")
+    down, slash, up = rates.partition("/")
+    if not comma:
+        raise UsageError(f"--link '{text}': {_EXPECTED}")
+    down_rate = _rate(down, text)
+    up_rate = _rate(up, text) if slash else down_rate
+    return Link(text, float(up_rate), float(down_rate), float(_latency(latency, text)))
+
+
+_EXPECTED = "expected RATE,LATENCY like 1gbit,1ms, or DOWN/UP,LATENCY like 20mbit/5mbit,50ms"
+
+
+def _rate(text: str, whole: str) -> Fraction:
+    match = re.fullmatch(_QUANTITY, text.strip())
+    if match is not None and re.fullmatch(r"[kmgt]?i?bp?s", match[2]):
+        raise UsageError(
+            f"--link '{whole}': {match[2]} is bytes a second to tc and bits to others: write "
+            f"{match[2][:-2].removesuffix('b')}bit, eight of them for a byte"
+        )
+    if match is None or match[2] not in _RATES:
+        raise UsageError(f"--link '{whole}': no rate in '{text}': {_EXPECTED}")
+    rate = Fraction(match[1]) * _RATES[match[2]]
+    if not rate:
+        raise UsageError(f"--link '{whole}': a rate of 0 carries nothing")
+    return rate
+
+
+def _latency(text: str, whole: str) -> Fraction:
+    match = re.fullmatch(_QUANTITY, text.strip())
+    if match is None or match[2] not in _SECONDS:
+        raise UsageError(f"--link '{whole}': no latency in '{text}': {_EXPECTED}")
+    return Fraction(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,221 @@
+"""Each metric's addends for each ask: what `scores` adds up over groups and draws from.
+
+| what a metric scores | asks that count                                        | one row per |
+|----------------------|--------------------------------------------------------|-------------|
+| choice               | those with choices and a correct one                   | question    |
+| answer               | questions with answers (`da`: not marked difficult)    | question    |
+| caption              | caption asks with captions                             | image       |
+
+Captions are tokenised once, for all metrics. Nothing is added up here.
+
+A asks, S draws, K columns.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import numpy.typing as npt
+
+from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.scoring import captions, vqa, vqav2
+from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.statistics import Floats, mean_percent
+from cdcca_cli.scoring.tasks import METRICS
+
+Indices = npt.NDArray[np.int64]
+Total = Callable[[Floats], Floats]
+_OF_ANSWER = {
+    "da": vqa.direct_answer,
+    "da_all": vqa.direct_answer,
+    "da_norm": vqa.direct_answer_normalized,
+    "vqa": vqav2.accuracy,
+    "vqa_min3": vqav2.accuracy_min3,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The asks that count for a metric, in the order of their ids, and whether each is answered."""
+
+    references: list[Reference]
+    answers: list[Answer | None]
+    is_answered_A: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    @cached_property
+    def frame_A(self) -> Indices:
+        """The number of each ask's frame, frames counted in the order of their ids."""
+        names = sorted({reference.frame for reference in self.references})
+        numbers = {name: number for number, name in enumerate(names)}
+        return np.array([numbers[reference.frame] for reference in self.references], np.int64)
+
+    def groups(self, group_of: Callable[[Reference], str | None]) -> dict[str, Indices]:
+        """The asks of each group, groups in the order of their names; those of none are left."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for i, reference in enumerate(self.references):
+            if group := group_of(reference):
+                found[group].append(i)
+        return {group: np.array(found[group], np.int64) for group in sorted(found)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """rows_AK: each ask's addends. total: from totals (S, K) to scores (S,), x100.
+
+    each_A: each ask's own score, x100; None where single asks have none (BLEU).
+    """
+
+    rows_AK: Floats
+    total: Total
+    each_A: Floats | None
+
+
+class Measures:
+    """The metrics of one set of answers; what several have in common is made once.
+
+    pairs: every ask with its answer, by id. answered_only: only asks with an answer count.
+    free_choice: a free answer is a chosen text, where there is no other.
+    """
+
+    def __init__(
+        self,
+        pairs: list[tuple[Reference, Answer | None]],
+        *,
+        answered_only: bool,
+        tokenizer: str,
+        free_choice: bool,
+    ) -> None:
+        self._pairs = pairs
+        self._answered_only = answered_only
+        self._tokenizer = tokenizer
+        self._free_choice = free_choice
+        self._asked: dict[str, Asked] = {}
+        self.num_remapped = 0
+        self.num_not_choices = 0
+
+    def count(self, metric: str) -> int:
+        """How many asks count for a metric, answered or not."""
+        return sum(_counts_for(metric, reference.ask) for reference, _ in self._pairs)
+
+    def asked(self, metric: str) -> Asked:
+        """The asks that a metric is measured over."""
+        shared = "da" if metric == "da" else METRICS[metric].what
+        if shared not in self._asked:
+            pairs = [pair for pair in self._pairs if _counts_for(metric, pair[0].ask)]
+            if self._answered_only:
+                pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
+            asked = Asked(
+                [reference for reference, _ in pairs],
+                [answer for _, answer in pairs],
+                np.array([self._is_answered(metric, answer) for _, answer in pairs], np.bool_),
+            )
+            self._asked[shared] = asked
+        return self._asked[shared]
+
+    def measured(self, metric: str) -> Measured:
+        """A metric's addends, in the order of `asked(metric)`. Raises: Unavailable without Java."""
+        what = METRICS[metric].what
+        if what == "caption":
+            return self._caption(metric)
+        asked = self.asked(metric)
+        pairs = zip(asked.references, asked.answers, strict=True)
+        if what == "choice":
+            return _mean([self._choice(reference.ask, answer) for reference, answer in pairs])
+        credit = _OF_ANSWER[metric]
+        return _mean(
+            [
+                credit(answer.text if answer else None, reference.ask.answers or [])
+                for reference, answer in pairs
+            ]
+        )
+
+    def _is_answered(self, metric: str, answer: Answer | None) -> bool:
+        if answer is None:
+            return False
+        if METRICS[metric].what != "choice":
+            return answer.text is not None
+        return has_choice(answer) or (self._free_choice and answer.text is not None)
+
+    def _choice(self, ask: LabelledAsk, answer: Answer | None) -> float:
+        if answer is None:
+            return 0.0
+        choices = ask.choices or []
+        chosen = answer.choice
+        if chosen is None and self._free_choice:
+            chosen = answer.text
+        if chosen not in choices:
+            self.num_not_choices += chosen is not None
+            best = vqa.remapped(choices, answer.choices, answer.choice_scores)
+            self.num_remapped += best is not None
+            chosen = best
+        return vqa.multiple_choice(chosen, choices, ask.correct_choice_idx or 0)
+
+    @cached_property
+    def _corpus(self) -> captions.Corpus:
+        asked = self.asked("cider")
+        texts = [(answer.text if answer else None) or "" for answer in asked.answers]
+        human = [reference.ask.captions or [] for reference in asked.references]
+        return captions.tokenised(texts, human, self._tokenizer)
+
+    @cached_property
+    def _bleu_rows(self) -> Floats:
+        return captions.bleu_statistics(self._corpus)
+
+    def _caption(self, metric: str) -> Measured:
+        if metric.startswith("bleu"):
+            order = int(metric.removeprefix("bleu"))
+            return Measured(self._bleu_rows, partial(_bleu_percent, order=order), None)
+        if metric == "cider":
+            return _mean(captions.cider(self._corpus))
+        if metric == "cider_domain_idf":
+            return _mean(self._cider_by_domain())
+        if metric == "rouge_l":
+            return _mean(captions.rouge_l(self._corpus))
+        if metric == "spice":
+            return _mean(captions.spice(self._corpus))
+        each_A, over_all = captions.meteor(self._corpus)
+        measured = _mean(each_A)
+        moved = 100 * (over_all - float(each_A.mean()))
+        return replace(measured, total=partial(_moved_mean, by=moved))
+
+    def _cider_by_domain(self) -> Floats:
+        """Images of no domain are one of their own."""
+        values = np.zeros(len(self.asked("cider")))
+        for members in self.asked("cider").groups(lambda one: one.domain or "\0").values():
+            values[members] = captions.cider(self._corpus.part(members))
+        return values
+
+
+def has_choice(answer: Answer) -> bool:
+    """Whether it says anything about multiple choice."""
+    return answer.choice is not None or answer.choice_scores is not None
+
+
+def _counts_for(metric: str, ask: LabelledAsk) -> bool:
+    what = METRICS[metric].what
+    if what == "choice":
+        return bool(ask.choices) and ask.correct_choice_idx is not None
+    if what == "answer":
+        is_difficult = metric == "da" and ask.difficult_direct_answer
+        return ask.task == "vqa" and bool(ask.answers) and not is_difficult
+    return ask.task == "caption" and bool(ask.captions)
+
+
+def _mean(values: Floats | list[float]) -> Measured:
+    """A metric that is the mean of each ask's value in [0, 1], or [0, 10] of CIDEr."""
+    each_A = np.asarray(values, np.float64)
+    return Measured(np.stack([each_A, np.ones(len(each_A))], axis=1), mean_percent, 100 * each_A)
+
+
+def _moved_mean(totals_S2: Floats, by: float) -> Floats:
+    """METEOR's corpus score lies above or below the mean of its images; so does each resample's."""
+    return mean_percent(totals_S2) + by
+
+
+def _bleu_percent(totals_SK: Floats, order: int) -> Floats:
+    return 100.0 * captions.bleu(totals_SK, order)

@@ -1,0 +1,220 @@
+"""What frames cost as pictures and video: measured elsewhere, by hand, and by a second way."""
+
+import io
+import json
+import os
+import stat
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdcca_cli.datasets import read_frames
+from cdcca_cli.errors import UsageError
+from cdcca_cli.scoring.raw import H264, measure_frames, parse_size
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "sequences"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no frames in ../shared/data/sequences")
+MEASURED = DATA / "uplink_measure.json"
+
+
+def published(name: str) -> dict[str, Any]:
+    every = json.loads(MEASURED.read_text())
+    return next(figures for title, figures in every.items() if title.startswith(name))
+
+
+def photos(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+    """Smooth pictures, so that video coding has something to predict."""
+    folder.mkdir()
+    for number, (width, height) in enumerate(sizes):
+        y, x = np.mgrid[:height, :width]
+        pixels = np.stack([x + 3 * number, y + x, 255 - y], axis=2) % 256
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+# ---------------------------------------------------------------- measured by others
+
+
+@needs_data
+def test_a_walk_as_measured_elsewhere() -> None:
+    """13 photographs of 1920x1080, and five of them at 224x224 (bicubic), as published with them.
+
+    Their H.264 was coded at 3 frames a second (at this rate all their 1080p figures come out to
+    0.9 %, and 25 or 30 give half). JPEG may differ by what another libjpeg does.
+    """
+    pytest.importorskip("av", reason="PyAV is not installed")
+    folder = DATA / "cut3r_001_1920x1080"
+    figures = published("cut3r_001")
+    found = measure_frames(read_frames(folder), images_per_second=Fraction(3)).every
+    assert found["raw_rgb"] == 13 * figures["raw_rgb"]
+    assert found["jpeg_q75"] / 13 == pytest.approx(figures["jpeg_q75"], rel=1e-3)
+    per_frame = figures["libx264_crf23_medium_all"]["bytes_per_frame"]
+    assert found[H264] / 13 == pytest.approx(per_frame, rel=0.015)
+
+
+@needs_data
+def test_five_frames_at_the_encoders_size_as_measured_elsewhere() -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    figures = published("five frames")["cut3r_001 resized to 224x224"]
+    five = list(read_frames(DATA / "cut3r_001_1920x1080"))[:5]
+    found = measure_frames(five, encoder_size=(224, 224), images_per_second=Fraction(3)).seen_every
+    assert found["raw_rgb"] == figures["raw5"]
+    assert found["jpeg_q75"] == pytest.approx(figures["jpeg_q75_5frames"], rel=1e-3)
+    assert found["webp_q75"] == pytest.approx(figures["webp_q75_5frames"], rel=5e-3)
+    assert found[H264] == pytest.approx(figures["x264_crf23_5frames"], rel=0.01)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "title", "num_frames", "rate"),
+    [
+        ("mmtracking_mot17_1920x1080_8f.mp4", "mmtracking", 8, 3),
+        pytest.param(
+            *("udacity_dashcam_960x540_221f.mp4", "udacity", 100, 25), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *("sam2_bedroom_960x540_200f.mp4", "sam2 bedroom", 100, 30), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_videos_as_measured_elsewhere(name: str, title: str, num_frames: int, rate: int) -> None:
+    """At their own rate: 3, 25 and 30 frames a second."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    figures = published(title)
+    frames = list(read_frames(DATA / name))[:num_frames]
+    found = measure_frames(frames)
+    assert found.frames_per_second == rate
+    assert found.every["raw_rgb"] == num_frames * figures["raw_rgb"]
+    assert found.every["original"] == (DATA / name).stat().st_size
+    per_frame = figures["libx264_crf23_medium_all"]["bytes_per_frame"]
+    assert found.every[H264] / num_frames == pytest.approx(per_frame, rel=0.015)
+    if num_frames == 8:  # of longer ones the published JPEG and WebP are of some frames only
+        assert found.every["jpeg_q75"] / 8 == pytest.approx(figures["jpeg_q75"], rel=1e-3)
+        assert found.every["webp_q75"] / 8 == pytest.approx(figures["webp_q75"], rel=5e-3)
+
+
+# ---------------------------------------------------------------- H.264 by a second way
+
+
+def coded_to_a_file(names: list[Path], rate: int) -> int:
+    """The length of an Annex B file that PyAV's muxer writes of the same frames."""
+    import av
+
+    coded = io.BytesIO()
+    with av.open(coded, "w", format="h264") as container:
+        stream: Any = container.add_stream("libx264", rate=rate)
+        first = Image.open(names[0])
+        stream.width, stream.height = first.size
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "23", "preset": "medium"}
+        stream.codec_context.thread_count = 1
+        for name in names:
+            frame = av.VideoFrame.from_image(Image.open(name).convert("RGB"))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return len(coded.getvalue())
+
+
+def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
+    """Sizes come mixed; each stream is what a file of its frames is. `sent` is coded alone."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    large, small = (96, 64), (48, 80)
+    folder = photos(tmp_path / "frames", [large, small, large, small, large])
+    names = sorted(folder.iterdir())
+    found = measure_frames(read_frames(folder), {"00.png", "03.png", "04.png"})
+    assert found.left_out == {} and found.sizes == 2 and found.frames_per_second == 25
+    expected = coded_to_a_file(names[0::2], 25) + coded_to_a_file(names[1::2], 25)
+    assert found.every[H264] == expected
+    sent = coded_to_a_file([names[0], names[4]], 25) + coded_to_a_file([names[3]], 25)
+    assert found.sent[H264] == sent
+
+
+def test_all_sent_is_all(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "frames", [(40, 24), (24, 40), (40, 24)])
+    found = measure_frames(read_frames(folder), {"00.png", "01.png", "02.png"}, encoder_size=(8, 8))
+    assert found.sent == found.every and found.seen_sent == found.seen_every
+    none = measure_frames(read_frames(folder), (), encoder_size=(8, 8))
+    assert none.every == found.every and none.sent.total() == none.seen_sent.total() == 0
+
+
+def test_odd_sides_and_small_frames_can_be_coded(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    folder = photos(tmp_path / "frames", [(31, 17), (1, 1), (33, 2)])
+    found = measure_frames(read_frames(folder))
+    assert found.left_out == {} and found.every[H264] > 0 and found.sizes == 3
+    assert found.every["raw_rgb"] == 3 * (31 * 17 + 1 + 66)
+
+
+def test_no_frames() -> None:
+    found = measure_frames([])
+    assert found.every.total() == 0 and found.sizes == 0
+
+
+# ---------------------------------------------------------------- without PyAV
+
+
+def without_pyav(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setenv("PATH", path)
+
+
+def test_left_out_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_pyav(monkeypatch, str(tmp_path))
+    found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)])), encoder_size=(4, 4))
+    assert "cdcca[video]" in found.left_out[H264]
+    assert H264 not in found.every and H264 not in found.seen_every
+    assert found.every["jpeg_q75"] > 0
+
+
+def program(folder: Path, body: str) -> None:
+    """An `ffmpeg` that lists libx264 and does `body` with its options and standard input."""
+    script = (
+        f"#!{sys.executable}\nimport os, sys\n"
+        "if '-encoders' in sys.argv:\n    print(' V....D libx264  x264')\n    sys.exit()\n"
+        f"{body}\n"
+    )
+    (folder / "ffmpeg").write_text(script)
+    os.chmod(folder / "ffmpeg", stat.S_IRWXU)
+
+
+def test_ffmpeg_is_given_all_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that gives a byte for each 100 it takes: 3 frames of 20x10 and 2 of 10x10 padded
+    from 9x9 are 1800 and 600 bytes, so 18 + 6; at 25 frames a second."""
+    program(
+        tmp_path,
+        "assert ' '.join(sys.argv).endswith('-c:v libx264 -preset medium -crf 23 -pix_fmt yuv420p "
+        "-threads 1 -f h264 pipe:1') and '-framerate 25 -i' in ' '.join(sys.argv)\n"
+        "sys.stdout.write('x' * (len(sys.stdin.buffer.read()) // 100))",
+    )
+    without_pyav(monkeypatch, str(tmp_path))
+    folder = photos(tmp_path / "frames", [(20, 10), (9, 9), (20, 10), (9, 9), (20, 10)])
+    found = measure_frames(read_frames(folder))
+    assert found.left_out == {} and found.every[H264] == 18 + 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["sys.exit('no\\nmemory')", "sys.stdin.buffer.read(); sys.exit('no\\nmemory')"],
+    ids=["at once", "at the end"],
+)
+def test_ffmpeg_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    program(tmp_path, body)
+    without_pyav(monkeypatch, str(tmp_path))
+    found = measure_frames(read_frames(photos(tmp_path / "frames", [(400, 400)] * 3)))
+    assert found.left_out == {H264: "ffmpeg failed: no memory"}
+    assert H264 not in found.every and found.every["frames"] == 3
+
+
+# ---------------------------------------------------------------- the encoder's size
+
+
+def test_sizes() -> None:
+    assert parse_size("224") == (224, 224)
+    assert parse_size("448X336") == (448, 336)
+    for text in ("", "0", "224x", "x3", "-1", "2.5", "999999", "10x0"):
+        with pytest.raises(UsageError, match="--encoder-size"):
+            parse_size(text)
