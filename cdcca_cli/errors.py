@@ -48,14 +48,19 @@ class NewerFormat(CdccaError):
     meaning = "the file was made by a newer format: upgrade cdcca"
 
 
+class SignatureRefused(CdccaError):
+    exit_code = 77
+    meaning = "not signed by enough of the keys that the device trusts"
+
+
 class WrongBase(CdccaError):
     exit_code = 78
-    meaning = "the update is sound, but for another base"
+    meaning = "the update is sound, but for another base or another model"
 
 
 class StaleUpdate(CdccaError):
     exit_code = 79
-    meaning = "the update is older than what the device has seen"
+    meaning = "the update is older than what the device has seen, or has expired"
 
 
 class Terminated(BaseException):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("init", "infer", "sample", "distill", "compress", "apply"),
-    *("eval", "inspect", "loop", "demo"),
+    *("eval", "inspect", "loop", "demo", "keygen", "sign", "trust"),
 )
 
 

@@ -382,7 +382,19 @@ def _standard_output() -> Iterator[BinaryIO]:
 
 @contextmanager
 def _file_output(path: str | Path) -> Iterator[BinaryIO]:
-    """Write beside the target, fsync, rename, fsync the folder; on any failure leave no trace."""
+    """A file, written as a whole and durably where the file system can do that."""
+    with _replacing(path) as (out, folder):
+        yield out
+    with suppress(OSError):
+        sync_folder(folder)
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Write beside the target, fsync, rename; on any failure leave no trace.
+
+    Yields: where to write, and the folder, which is still to be synced.
+    """
     try:
         target = os.path.realpath(path)
         status = os.stat(target)
@@ -397,14 +409,14 @@ def _file_output(path: str | Path) -> Iterator[BinaryIO]:
         raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
     if status is not None and not stat.S_ISREG(status.st_mode):
         with _opened(path, target, os.O_WRONLY) as (out, _):
-            yield out
+            yield out, folder
         return
     hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
     beside = os.path.join(folder, hidden)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with _opened(path, beside, flags) as (out, descriptor):
-            yield out
+            yield out, folder
             out.flush()
             if status is not None:
                 os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
@@ -417,7 +429,6 @@ def _file_output(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(beside)
         raise
-    _sync_folder(folder)
 
 
 @contextmanager
@@ -445,14 +456,19 @@ def _buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def _sync_folder(folder: str) -> None:
-    """Make the rename itself durable; some network file systems cannot, and that is no failure."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync_folder(folder: str | Path) -> None:
+    """Make what was renamed in a folder durable; OSError if that fails.
+
+    A file system that cannot do this at all (some of the network's) is no failure.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -527,9 +543,36 @@ class _Utf8(io.TextIOBase):
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole, durably; CannotWrite if that is not possible."""
-    with _file_output(path) as out:
+    """Replace a small file as a whole, durably: it is on the disk, under its name, on return.
+
+    Raises: CannotWrite; the file is as it was then, unless all but the folder could be synced.
+    """
+    with _replacing(path) as (out, folder):
         out.write(data)
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise CannotWrite(_why(path, error)) from None
+
+
+def create_file(path: Path, data: bytes, mode: int) -> None:
+    """Make a file that does not exist, durably and with these permissions; CannotWrite."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(_why(path, error)) from None
+    try:
+        with _buffered(descriptor, str(path)) as out:
+            out.write(data)
+            out.flush()
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise CannotWrite(_why(path, error)) from None
+        raise
 
 
 def make_folder(path: Path) -> None:

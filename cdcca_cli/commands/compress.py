@@ -1,5 +1,6 @@
 """`cdcca compress`: an adaptation to an update, the downlink."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,11 +19,28 @@ def command(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="The most the update may weigh, as a file: 800KB, 64KiB, 65536."),
+        typer.Option(help="The most the update may weigh, as a file: 200KB, 64KiB, 65536."),
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="The same in bits a parameter, whole file: 2.2.")
+    ] = None,
+    max_loss: Annotated[
+        str | None,
+        typer.Option(
+            help="As small as possible with at most so much more held-out loss.  [default: 1%]"
+        ),
     ] = None,
     max_error: Annotated[
         float | None,
         typer.Option(help="As small as possible with at most this relative error of the change."),
+    ] = None,
+    gain: Annotated[
+        bool,
+        typer.Option("--gain", help="Let the held-out loss make the change longer, up to 1.3."),
+    ] = False,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="usq, nf4, ternary, sign or exact.  [default: usq]"),
     ] = None,
     select: Annotated[
         str | None, typer.Option(help="Send these groups only: norm, bias, query, lora.")
@@ -30,6 +48,28 @@ def command(
     preset: Annotated[
         str | None, typer.Option(help="paper: norm, bias and query in NF4, as the paper sends.")
     ] = None,
+    since: Annotated[
+        int | None,
+        typer.Option(help="For a device that is still at this sequence; 0 is a new one.", min=0),
+    ] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(help="When devices refuse it: 30d, 12h, or a day like 2027-01-31 (UTC)."),
+    ] = None,
+    sign: Annotated[
+        list[Path] | None,
+        typer.Option(help="Sign with this private key (repeatable).", envvar="CDCCA_SIGN"),
+    ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(help="Also write rate against loss: JSON here, a picture beside it (.png)."),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Do not load the model to measure the loss.")
+    ] = False,
+    compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The update's file; - is stdout.")
     ] = None,
@@ -40,28 +80,47 @@ def command(
 ) -> None:
     """Code what changed, against what the device holds, in as few bytes as asked for.
 
-    Without --budget or --max-error every tensor that matters is sent in 4 bits (NF4). With one of
-    them, each gets 0, 2, 4 or 8 bits, more where they take away the most error. Apply the update
-    to the mirror too: the next one is taken against it.
+    Without a wish, the smallest update whose loss on the adaptation's held-out frames is at most
+    1% larger. Apply the update to the mirror too: the next one is taken against it. With --codec
+    exact, --since and no ADAPTATION, a device that missed some, or a new one (--since 0), comes to
+    exactly where the mirror is.
 
-    Example: cdcca compress adaptation.safetensors --base mirror/ --budget 800KB -o update.cdcca
+    Example: cdcca compress adaptation.safetensors --base mirror/ --budget 200KB -o update.cdcca
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.amounts import parse_bytes
-    from cdcca_cli.commands import settings
-    from cdcca_cli.downlink import sender
+    from cdcca_cli.amounts import parse_bytes, parse_share
+    from cdcca_cli.commands import measuring, settings
+    from cdcca_cli.downlink import sender, signing
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
 
+    keys = [signing.read_private_key(path) for path in sign or []]
     how = sender.settings_of(
         preset=preset,
         select=select,
+        codec=codec,
         budget_bytes=None if budget is None else parse_bytes(budget, "--budget"),
+        bits=bits,
+        max_loss=None if max_loss is None else parse_share(max_loss, "--max-loss", 10.0),
         max_error=max_error,
-    )
-    with streams.binary_input(adaptation) as source:
-        learnt = read_adaptation(source, where=streams.input_name(adaptation))
-    made = sender.compress(learnt, settings.device(base, "student"), how)
+        gain=gain,
+    ).addressed(since=since, expires=expires, num_signatures=len(keys))
+    runtime = settings.runtime(compute, dtype, threads)
+    drawn = None
+    if adaptation is None and how.is_catch_up:
+        mirror = settings.device(base, "student")
+        made = sender.catch_up(mirror, how, start=measuring.start_of(mirror))
+    else:
+        with streams.binary_input(adaptation) as source:
+            learnt = read_adaptation(source, where=streams.input_name(adaptation))
+        mirror = settings.device(base, "student")
+        loss = None if no_measure else measuring.loss_of(learnt, mirror, runtime)
+        choice = sender.choose(learnt, mirror, how, loss=loss, start=measuring.start_of(mirror))
+        made = sender.finished(choice, choice.update())
+        drawn = None if curve is None else sender.curve(choice, made)
     with streams.binary_output(output, "update.cdcca", force=force) as out:
-        write_update(out, made.update)
-    streams.message(made.summary())
+        write_update(out, signing.sign(made.update, keys))
+    if curve is not None:
+        measuring.write_curve(curve, drawn)
+    for line in (*made.notes, made.summary()):
+        streams.message(line)

@@ -38,6 +38,14 @@ def command(
         float, typer.Option(help="Weight of the cross-entropy on the teacher's answers.")
     ] = 1.0,
     holdout: Annotated[str, typer.Option(help="The share of the frames that only judges.")] = "10%",
+    rate_aware: Annotated[
+        int,
+        typer.Option(help="So many more steps, seen as few bits say them: a smaller update."),
+    ] = 0,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Bits a parameter that --rate-aware trains for.  [default: 1.2]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order in which asks are taken.")] = 0,
     work: Annotated[
         Path | None,
@@ -61,7 +69,11 @@ def command(
 
     Only norms, biases, query tokens and LoRA are trained, towards the teacher's queries, its
     representation and its own answers. Part of the frames is held out and decides which state is
-    written, the start included: never worse than before, on that part.
+    written, the start included: never worse than before, on that part. It is kept in the
+    adaptation, for compress to choose its step by.
+
+    --rate-aware 100 adds steps in which the student sees the overlay as the device will decode it,
+    so that an update of --bits a parameter loses next to nothing.
 
     Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
     """
@@ -77,10 +89,13 @@ def command(
         from cdcca_cli.commands import settings
         from cdcca_cli.distillation import trainable, training
         from cdcca_cli.distillation.settings import LARGEST_HOLDOUT
+        from cdcca_cli.errors import UsageError
         from cdcca_cli.families import load
         from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
         from cdcca_cli.formats.shard import read_shards
 
+        if bits is not None and not rate_aware:
+            raise UsageError("--bits says what --rate-aware trains for: give both or neither")
         how = training.DistillSettings(
             epochs=epochs,
             lr=lr,
@@ -89,6 +104,8 @@ def command(
             repr_weight=repr_weight,
             ce_weight=ce_weight,
             holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
+            rate_aware=rate_aware,
+            bits=training.DistillSettings.bits if bits is None else bits,
             seed=seed,
             work=work,
         )

@@ -29,6 +29,19 @@ def command(
     ] = "none",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of LoRA's start; both sides need the same.")] = 0,
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Take only updates that this public key signed (repeatable); or a trust list."
+        ),
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the trusted keys must sign.  [default: 1]"),
+    ] = None,
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many overlays before the current one stay.")
+    ] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -36,11 +49,17 @@ def command(
     """Make a device folder: a reference to a frozen checkpoint and the first overlay.
 
     The checkpoint itself is never written. Run it with the same options on the device and in the
-    cloud: both then hold the same overlay, and only changes travel.
+    cloud: both then hold the same overlay, and only changes travel. With --trust, apply takes only
+    updates signed by so many of these keys (cdcca keygen) as --threshold says. A mirror that keeps
+    more than one overlay can serve devices that missed some (compress --since).
 
     Example: cdcca init device --checkpoint Salesforce/instructblip-vicuna-7b --quantize nf4
     """
     streams.set_quiet(quiet)
+    from cdcca_cli.downlink import rotation
+
+    # Before torch and the checkpoint: a key that cannot be read is said at once.
+    trusted = rotation.first_trust(trust or [], threshold)
     from cdcca_cli.families.initial import create_device
 
     made = create_device(
@@ -53,6 +72,8 @@ def command(
         quantize=quantize,
         revision=revision,
         seed=seed,
+        trust=trusted,
+        keep=keep,
         force=force,
     )
     streams.message(f"{device}: {made.summary()}")

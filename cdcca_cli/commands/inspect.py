@@ -53,8 +53,20 @@ def _summarize(file: str | None) -> "Summary":
     with streams.binary_input(file) as source:
         kind, stream = kinds.sniff(source, streams.input_name(file))
         if kind not in ("image", "video", "manifest", "annotations") or path == Path("-"):
-            return summaries.summarize(kind, stream, streams.input_name(file))
+            return _with_codec(summaries.summarize(kind, stream, streams.input_name(file)))
     return _frames(path, kind)
+
+
+def _with_codec(summary: "Summary") -> "Summary":
+    """An update's payload byte by byte, and what its codec tells. NewerFormat, BadData."""
+    if summary.update is not None:
+        from cdcca_cli.downlink import codecs
+
+        del summary.ledger["payload"]
+        kinds = codecs.byte_kinds(summary.update)
+        summary.ledger = {f"payload: {kind}": size for kind, size in kinds.items()} | summary.ledger
+        summary.facts |= codecs.facts(summary.update)
+    return summary
 
 
 def _frames(path: Path, kind: "Kind") -> "Summary":

@@ -38,6 +38,10 @@ def command(
     budget: Annotated[
         str | None, typer.Option(help="The most that an update may have, such as 800KB.")
     ] = None,
+    sign: Annotated[
+        list[Path] | None,
+        typer.Option(help="Sign updates with this private key (repeatable).", envvar="CDCCA_SIGN"),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="The folder that a manifest's image names start from.")
     ] = None,
@@ -65,10 +69,12 @@ def command(
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.distillation.training import DistillSettings
-    from cdcca_cli.downlink.sender import CompressSettings
+    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.history import COLUMNS
     from cdcca_cli.uplink.sampling import SampleSettings
 
+    keys = tuple(signing.read_private_key(path) for path in sign or [])
     source = read_frames(frames, images=images)
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(
@@ -80,8 +86,10 @@ def command(
         ),
         distill=DistillSettings(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed),
         compress=CompressSettings(
-            budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget")
+            budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget"),
+            num_signatures=len(keys),
         ),
+        keys=keys,
     )
     folder = settings.device(device)
     cycle = cycles.Cycle(

@@ -5,209 +5,223 @@ training started from or the last adaptation. So what one round's coding rounded
 next round's change: error feedback. The update's sequence follows the highest that the mirror has
 ever had: the base's plus one, unless the mirror was rolled back.
 
+**For devices that missed some** the base can be an earlier overlay that the mirror still keeps
+(`since`): with an adaptation the update leads on, past what was missed; without one (`catch_up`) it
+leads to exactly where the fleet is, and the mirror stays as it is. Sequence 0 is the start, so a
+new device takes the same way.
+
+**How exactly** is decided, for `usq`, by the first of these that there is: a budget or bits; an
+error; a largest loss that was asked for; the step that training went through (`rate_aware`); the
+loss on the held-out share, at most 1 % more; the change's root mean square, and a note that nothing
+was measured. `steps` says how each is searched for. The other codecs are there to compare with.
+
 What is sent is what the receiver decodes: the target digest is taken from the coded bytes, read
-back, not from what they should have said. `formats.update` writes the result.
+back, not from what they should have said. `formats.update` writes the result, `signing` signs it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from io import BytesIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cdcca_cli.downlink import allocation, coding, receiver
-from cdcca_cli.downlink.delta import difference
-from cdcca_cli.downlink.groups import PAPER, selected
-from cdcca_cli.errors import BadData, UsageError, WrongBase
+from cdcca_cli.downlink import codecs, exact
+from cdcca_cli.downlink import curve as curves
+from cdcca_cli.downlink.change import Change, Overlay
+from cdcca_cli.downlink.choice import Choice, Measured, file_bytes
+from cdcca_cli.downlink.curve import Curve
+from cdcca_cli.downlink.groups import selected
+from cdcca_cli.downlink.settings import PRESETS, CompressSettings, settings_of
+from cdcca_cli.downlink.steps import Loss
+from cdcca_cli.errors import MissingInput, UsageError, WrongBase
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest, short
-from cdcca_cli.formats.update import Update, write_update
+from cdcca_cli.formats.update import Update
 
-_PLAIN_BITS = 4  # NF4
+__all__ = [
+    "PRESETS",
+    "Choice",
+    "CompressSettings",
+    "Compressed",
+    "Loss",
+    "Measured",
+    "Start",
+    "catch_up",
+    "choose",
+    "compress",
+    "curve",
+    "file_bytes",
+    "finished",
+    "settings_of",
+]
 
-
-@dataclass(frozen=True)
-class CompressSettings:
-    """What is sent of a change, and how exactly.
-
-    With neither a budget nor an error, NF4 for all that matters (`allocation.all_alike`).
-
-    Args:
-        select: groups to send (`groups`), None for all.
-        budget_bytes: the most that the whole file may have.
-        max_error: the most that ||decoded - change|| / ||change|| of what is selected may be.
-    """
-
-    select: tuple[str, ...] | None = None
-    budget_bytes: int | None = None
-    max_error: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.budget_bytes is not None and self.max_error is not None:
-            raise UsageError("--budget and --max-error exclude each other: give one")
-        if self.max_error is not None and not 0 < self.max_error < 1:
-            raise UsageError(f"--max-error {self.max_error:g}: expected a number between 0 and 1")
-
-
-PRESETS = {"paper": CompressSettings(select=PAPER)}
-
-
-def settings_of(
-    preset: str | None, select: str | None, budget_bytes: int | None, max_error: float | None
-) -> CompressSettings:
-    """The settings that a command line means; groups stand in one string, between commas.
-
-    Raises: UsageError.
-    """
-    if preset is None:
-        groups = None if select is None else tuple(group.strip() for group in select.split(","))
-        return CompressSettings(groups, budget_bytes, max_error)
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: expected {' or '.join(PRESETS)}")
-    if (select, budget_bytes, max_error) != (None, None, None):
-        raise UsageError(
-            f"--preset {preset} decides what is sent and how: "
-            "leave out --select, --budget and --max-error"
-        )
-    return PRESETS[preset]
+Start = Callable[[], Overlay]
+"""The overlay of sequence 0, made again."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """An update, and what became of the change.
+    """An update without signatures, and what became of the change.
 
     Args:
-        num_bytes: of the whole file.
-        num_sent: parameters in tensors of more than 0 bits.
+        num_bytes: of the whole file, with the signatures that were announced.
+        num_changed: parameters in tensors that changed and were selected.
+        num_sent: parameters in tensors that change on the device.
         relative_error: ||decoded - change|| / ||change|| over the selected groups; 0 if none.
+        measured: None if no loss was needed.
+        notes: what the user should know, a line each.
     """
 
     update: Update
     num_bytes: int
+    num_changed: int
     num_sent: int
     relative_error: float
+    measured: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def bits_per_parameter(self) -> float:
-        """Of the whole file, for a parameter sent; 0 if none is."""
-        return 8 * self.num_bytes / self.num_sent if self.num_sent else 0.0
+        """Of the whole file, for a parameter that changed; 0 if none did."""
+        return 8 * self.num_bytes / self.num_changed if self.num_changed else 0.0
 
     def summary(self) -> str:
         """One line for people."""
-        bits = self.update.bits
-        tensors = ", ".join(
-            f"{bits.count(number)} at {number} bits" for number in (8, 4, 2) if number in bits
-        )
+        held_out = ""
+        if self.measured is not None:
+            held_out = (
+                f", held-out loss {self.measured.adaptation:.4f} -> {self.measured.coded:.4f} nats "
+                f"({self.measured.change:+.2%}; before {self.measured.base:.4f})"
+            )
+        how = self.update.codec
+        if not self.num_sent:
+            how = "none sent"
         return (
-            f"update {self.update.sequence}: {self.num_bytes:,} bytes for {self.num_sent:,} of "
+            f"update {self.update.sequence}: {self.num_bytes:,} bytes for {self.num_changed:,} of "
             f"{self.update.num_parameters:,} parameters ({self.bits_per_parameter:.2f} bits each; "
-            f"tensors: {tensors or 'none sent'}), relative error {self.relative_error:.4f}, "
+            f"{how}), relative error {self.relative_error:.4f}{held_out}, "
             f"{short(self.update.base)} to {short(self.update.target)}"
         )
 
 
 def compress(
-    adaptation: Adaptation, base: Device, settings: CompressSettings | None = None
+    adaptation: Adaptation,
+    base: Device,
+    settings: CompressSettings | None = None,
+    *,
+    loss: Loss | None = None,
+    start: Start | None = None,
 ) -> Compressed:
     """Make the update that takes a device from the mirror's overlay to (nearly) the adaptation.
 
     The mirror itself is not changed: apply the update to it as well.
 
+    Args:
+        loss: the held-out loss of an overlay; called only if the settings need it.
+        start: the overlay of sequence 0, for `since=0` where the folder has it no more.
     Raises: WrongBase if the adaptation was made from another overlay than the mirror's current one,
-    BadData if it does not fit it or is not finite, UsageError for a budget or an error that cannot
-    be met, or groups that the base does not have.
+    BadData if it does not fit it or is not finite, MissingInput for a `since` that is not kept,
+    UsageError for what is asked for and cannot be met, or groups that the base does not have.
     """
+    choice = choose(adaptation, base, settings, loss=loss, start=start)
+    return finished(choice, choice.update())
+
+
+def choose(
+    adaptation: Adaptation,
+    base: Device,
+    settings: CompressSettings | None = None,
+    *,
+    loss: Loss | None = None,
+    start: Start | None = None,
+) -> Choice:
+    """The change that is to be coded, checked. Arguments and errors are those of `compress`."""
     settings = settings or CompressSettings()
-    overlay = base.read_overlay()
     _expect_same_base(adaptation, base)
-    change = _Change(base, _deltas(adaptation.overlay, overlay), selected(overlay, settings.select))
-    bits = _allocated(change, settings)
-    update = change.update(bits)
-    update = replace(update, target=overlay_digest(receiver.decode(update, overlay)))
-    error = sum(change.squared_error(tensor, b) for tensor, b in enumerate(bits))
+    digest, overlay = _base(base, settings.since, start)
+    change = Change.between(adaptation.overlay, overlay, selected(overlay, settings.select))
+    blank = Update(
+        base=digest,
+        target=digest,
+        sequence=base.highest_sequence + 1,
+        codec=settings.codec,
+        coding={},
+        num_parameters=change.num_parameters,
+        payload=b"",
+        model=base.model,
+        expires=settings.expires,
+    )
+    return Choice(change, blank, settings, adaptation, loss)
+
+
+def finished(choice: Choice, update: Update) -> Compressed:
+    """An update with its target, and what became of the change."""
+    base = choice.change.base
+    decoded = codecs.decode(update, base)
     return Compressed(
-        update=update,
-        num_bytes=_file_bytes(update),
-        num_sent=sum(change.deltas[tensor].size for tensor, b in enumerate(bits) if b),
-        relative_error=(error / (sum(change.energies) or 1.0)) ** 0.5,
+        update=replace(update, target=overlay_digest(decoded)),
+        num_bytes=file_bytes(update, choice.settings.num_signatures),
+        num_changed=choice.change.num_changed,
+        num_sent=sum(value.size for name, value in decoded.items() if value is not base[name]),
+        relative_error=choice.change.relative_error(decoded),
+        measured=choice.measured(decoded),
+        notes=(*choice.warnings(decoded), *choice.notes),
     )
 
 
-class _Change:
-    """The change of each tensor in name order, quantised once for each number of bits asked for."""
+def curve(choice: Choice, made: Compressed) -> Curve:
+    """Rate against loss of the same change, every other way of coding it."""
+    return curves.measure(choice, made.update)
 
-    def __init__(
-        self, base: Device, deltas: Mapping[str, NDArray[np.float32]], chosen: Collection[str]
-    ) -> None:
-        names = sorted(deltas)
-        self._base = base
-        self.deltas = [deltas[name].reshape(-1) for name in names]
-        self.energies = [
-            _energy(deltas[name]) if name in chosen and deltas[name].size else 0.0 for name in names
-        ]
-        self._coded: dict[tuple[int, int], coding.CodedTensor] = {}
 
-    def coded(self, tensor: int, bits: int) -> coding.CodedTensor:
-        if (tensor, bits) not in self._coded:
-            self._coded[tensor, bits] = coding.quantize(self.deltas[tensor], bits)
-        return self._coded[tensor, bits]
+def catch_up(base: Device, settings: CompressSettings, *, start: Start | None = None) -> Compressed:
+    """The exact update from an earlier overlay (`settings.since`) to the mirror's current one.
 
-    def squared_error(self, tensor: int, bits: int) -> float:
-        if not bits:
-            return self.energies[tensor]
-        delta = self.deltas[tensor]
-        return _energy(delta - coding.restore(self.coded(tensor, bits), delta.size))
+    It has the current one's sequence, so the fleet stays one. The mirror does not need it.
 
-    def options(self) -> list[list[allocation.Option]]:
-        """What each tensor could be sent as; only as 0 bits if it did not change."""
-        return [
-            [
-                allocation.Option(bits, self.squared_error(tensor, bits), self._bytes(tensor, bits))
-                for bits in (coding.BITS if energy > 0 else (0,))
-            ]
-            for tensor, energy in enumerate(self.energies)
-        ]
-
-    def _bytes(self, tensor: int, bits: int) -> int:
-        return len(coding.write_payload(0, [self.coded(tensor, bits)])) if bits else 0
-
-    def update(self, bits: Sequence[int]) -> Update:
-        """The update for these bits; its target is still to be found."""
-        sequence = self._base.highest_sequence + 1
-        sent = [self.coded(tensor, b) for tensor, b in enumerate(bits) if b]
-        return Update(
-            base=self._base.digest,
-            target=self._base.digest,
-            sequence=sequence,
-            codec=coding.CODEC,
-            bits=list(bits),
-            num_parameters=sum(delta.size for delta in self.deltas),
-            payload=coding.write_payload(sequence, sent),
+    Raises: UsageError without `since`, or if nothing lies between; MissingInput.
+    """
+    if settings.since is None:
+        raise UsageError("without an adaptation, --since must say from which sequence on")
+    if settings.select is not None or settings.codec != exact.CODEC:
+        raise UsageError("what a device missed is sent whole: give --codec exact, no --select")
+    digest, overlay = _base(base, settings.since, start)
+    if base.sequence < 1 or digest == base.digest:
+        raise UsageError(
+            f"--since {settings.since}: the mirror is at sequence {base.sequence}: "
+            "there is nothing to catch up with"
         )
+    target = base.read_overlay()
+    update = Update(
+        base=digest,
+        target=base.digest,
+        sequence=base.sequence,
+        codec=exact.CODEC,
+        coding={},
+        num_parameters=sum(value.size for value in target.values()),
+        payload=exact.encode(target, overlay, base.sequence),
+        model=base.model,
+        expires=settings.expires,
+    )
+    return Compressed(
+        update=update,
+        num_bytes=file_bytes(update, settings.num_signatures),
+        num_changed=update.num_parameters,
+        num_sent=update.num_parameters,
+        relative_error=0.0,
+    )
 
 
-def _allocated(change: _Change, settings: CompressSettings) -> list[int]:
-    """The bits of each tensor."""
-    if settings.budget_bytes is not None:
-        return allocation.within_budget(
-            change.options(), settings.budget_bytes, lambda bits: _file_bytes(change.update(bits))
-        )
-    if settings.max_error is not None:
-        return allocation.within_error(
-            change.options(), settings.max_error**2 * sum(change.energies)
-        )
-    return allocation.all_alike(change.energies, _PLAIN_BITS)
-
-
-def _file_bytes(update: Update) -> int:
-    return write_update(BytesIO(), update)
-
-
-def _energy(values: NDArray[np.float32]) -> float:
-    exact = values.reshape(-1).astype(np.float64)
-    return float(exact @ exact)
+def _base(base: Device, since: int | None, start: Start | None) -> tuple[str, Overlay]:
+    """Digest and values of the overlay that the update is against."""
+    if since is None or since == base.sequence:
+        return base.digest, base.read_overlay()
+    try:
+        slot, overlay = base.read_kept(since)
+    except MissingInput:
+        if since or start is None:
+            raise
+        first = start()
+        return overlay_digest(first), first
+    return slot.digest, overlay
 
 
 def _expect_same_base(adaptation: Adaptation, base: Device) -> None:
@@ -217,28 +231,3 @@ def _expect_same_base(adaptation: Adaptation, base: Device) -> None:
             f"{adaptation.sequence}), the mirror is at {short(base.digest)} (sequence "
             f"{base.sequence}): distil against this mirror, or name the one it was made from"
         )
-
-
-def _deltas(
-    updated: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray]
-) -> dict[str, NDArray[np.float32]]:
-    if updated.keys() != base.keys():
-        name = min(updated.keys() ^ base.keys())
-        raise BadData(
-            f"the adaptation has {len(updated):,} tensors, its base {len(base):,}; "
-            f"{name[:80]} is in one only: distil again"
-        )
-    deltas = {}
-    for name in sorted(base):
-        if updated[name].shape != base[name].shape or updated[name].dtype != np.float32:
-            raise BadData(
-                f"the adaptation's {name[:80]} is {updated[name].dtype} {updated[name].shape}, "
-                f"its base's float32 {base[name].shape}: distil again"
-            )
-        deltas[name] = difference(updated[name], base[name])
-        if not np.isfinite(deltas[name]).all():
-            raise BadData(
-                f"the adaptation's change of {name[:80]} is not finite: "
-                "training diverged, distil again with a lower --lr"
-            )
-    return deltas

@@ -1,22 +1,40 @@
-"""A device folder from a checkpoint: the first overlay, which changes nothing.
+r"""A device folder from a checkpoint: the first overlay, which changes nothing.
 
 The overlay holds the checkpoint's own values in float32, taken as they are stored, and LoRA's start
 drawn from the seed. Two machines that run this with the same arguments on the same checkpoint get
 the same overlay, bit for bit; only changes have to travel.
 
+The model digest says what both sides have frozen, so that two that differ in what the overlay does
+not show (LoRA's alpha, the language model's weights) are told apart. It is "sha256:" and the
+SHA-256 of "cdcca model 1\n" and this object, as `records.dump_json` writes it:
+
+    family, qformer_layers, groups, tower   as in device.json
+    lora    its alpha, rank and seed, as in device.json; null without the group `lora`
+    start   digest of the first overlay
+    norms   digest of the language model's normalisation weights, trained or not: float32, by name
+
 A LLaMA language model without biases gets them, all zero, if the group `bias` is asked for: that is
 how the paper comes to 1.36 M of them.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cdcca_cli.errors import UsageError
 from cdcca_cli.families import quantization
 from cdcca_cli.families.loading import load
-from cdcca_cli.families.overlay import GROUPS
+from cdcca_cli.families.model import LoadedModel
+from cdcca_cli.families.overlay import GROUPS, as_array
+from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora, Quantize
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.trust import Trust
 
 
 def create_device(
@@ -30,6 +48,8 @@ def create_device(
     quantize: str = "none",
     revision: str | None = None,
     seed: int = 0,
+    trust: Trust | None = None,
+    keep: int = 1,
     force: bool = False,
 ) -> Device:
     """Make a device folder for `checkpoint`.
@@ -37,6 +57,7 @@ def create_device(
     Args:
         alpha: LoRA's scale is alpha / rank; 2 x rank if None.
         quantize: how the device will load it; here it is loaded in full, to read its parameters.
+        trust, keep: as `Device.create`.
     Raises: as `families.load`; UsageError for groups, rank or seed that cannot be.
     """
     if seed < 0:
@@ -64,7 +85,26 @@ def create_device(
         tower=model.tower_digest,
     )
     overlay = model.initial_overlay(groups, rank, seed)
-    return Device.create(folder, settings, overlay, force=force)
+    settings = replace(settings, model=_model_digest(settings, overlay, model))
+    return Device.create(folder, settings, overlay, force=force, trust=trust, keep=keep)
+
+
+def _model_digest(
+    settings: DeviceSettings, start: Mapping[str, NDArray[np.float32]], model: LoadedModel
+) -> str:
+    parameters = dict(model.module.named_parameters())
+    norms = {name: as_array(parameters[name]) for name in model.trainable_groups()["norm"]}
+    frozen = {
+        "family": settings.family,
+        "qformer_layers": settings.qformer_layers,
+        "groups": list(settings.groups),
+        "tower": settings.tower,
+        "lora": asdict(settings.lora) if "lora" in settings.groups else None,
+        "start": overlay_digest(start),
+        "norms": overlay_digest(norms),
+    }
+    sha = hashlib.sha256(b"cdcca model 1\n" + records.dump_json(frozen).encode())
+    return f"sha256:{sha.hexdigest()}"
 
 
 def _lasting(checkpoint: str) -> str:

@@ -1,7 +1,7 @@
-"""The adaptation, version 1: the overlay as it is after training, in one record.
+"""The adaptation, versions 1 and 2: the overlay as it is after training, and what judged it.
 
-A record (`records`) whose tensors are the whole overlay, float32, finite, by parameter name.
-Header, all keys always present:
+**Version 1.** A record (`records`) whose tensors are the whole overlay, float32, finite, by
+parameter name. Header, all keys always present:
 
     kind "adaptation", version 1
     base      digest of the overlay that training started from (the mirror's current one)
@@ -10,30 +10,101 @@ Header, all keys always present:
     seed      whole number >= 0
     report    object: what training has to say for itself; nothing in it is needed to use the file
 
-Nothing may follow the record. It is no delta: `compress` takes the difference against the mirror's
-overlay, so a file can be compressed again against a later mirror. This module does not know which
-names an overlay must have; whoever has the base does.
+Nothing may follow the record.
+
+**Version 2** has three more keys in the header, always present:
+
+    sensitivity  null, or a list of numbers >= 0, one for each tensor in ascending order of the
+                 names: the mean squared gradient of its elements at the end of training
+    rate_aware   null, or {"bits": number >= 0, "num_steps": 1 to 2^31 - 1, "step": number}:
+                 the last num_steps steps of training went through a quantiser, and what was judged
+                 is base + restore(quantize(overlay - base, step), step) of `uniform`; bits is the
+                 order-0 entropy of those codes. step is exactly a float32, and a sound one
+                 (`uniform.check_step`)
+    held_out     null, or how many frames were held out, 1 to 2^31 - 1
+
+If held_out is null, nothing may follow the record. Else two things follow it, and nothing them:
+
+    a record of kind "answers", version 1, no other header keys, with one tensor `text`, U8, one
+    dimension: UTF-8 JSON, a list with one list for each frame, which has one string, not empty,
+    for each of the frame's asks: the teacher's answer;
+    a token stream (`shard`) of exactly that many frames: the held-out ones, each with the asks
+    that the teacher answered, at least one.
+
+A token is stored in the bits in which it came, if it is the same number when it is read again, else
+in 32. The frames, their order and the answers are those that training judged by, so the loss on
+them is the same number (`distillation.held_out_loss`). At most 512 MiB of token values (4 bytes
+each) are held out; training stores as many frames as fit.
+
+A writer writes version 1 where it has nothing of version 2 to say. An adaptation is no delta:
+`compress` takes the difference against the mirror's overlay, so a file can be compressed again
+against a later mirror. This module does not know which names an overlay must have; whoever has the
+base does.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import records
+from cdcca_cli.formats import records, uniform
+from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.device import OVERLAY_LIMITS, check_overlay
 from cdcca_cli.formats.digest import is_digest
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.streams import Writable
 
-VERSION = 1
+VERSION = 2
 KINDS = {"adaptation": VERSION}
+ANSWER_KINDS = {"answers": 1}
+HELD_OUT_BYTES = 1 << 29
+_ANSWER_LIMITS = records.Limits(record_bytes=1 << 27)
+_FRAME_LIMITS = records.Limits(record_bytes=1 << 27)
+_KEYS_V1 = {"kind", "version", "base", "sequence", "method", "seed", "report"}
+_KEYS_V2 = _KEYS_V1 | {"sensitivity", "rate_aware", "held_out"}
+
+
+@dataclass(eq=False)
+class HeldOut:
+    """Frames that were not trained on, and what the teacher answers.
+
+    shards: as training had them, with the asks that the teacher answered.
+    answers: for each shard, one answer for each of its asks.
+    """
+
+    shards: list[Shard]
+    answers: list[list[str]]
+
+    @property
+    def num_asks(self) -> int:
+        return sum(len(answers) for answers in self.answers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the token values in memory; at most HELD_OUT_BYTES can be stored."""
+        return sum(shard.tokens.nbytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class RateAware:
+    """The quantiser that the last `num_steps` steps of training saw: its step, the codes' bits."""
+
+    step: float
+    bits: float
+    num_steps: int
 
 
 @dataclass(eq=False)
 class Adaptation:
-    """An overlay after training, and where it came from."""
+    """An overlay after training, and where it came from.
+
+    sensitivity: mean squared gradient of each tensor by its name, of the training loss (Eq. 6, its
+        gradient clipped): how much a unit of error there matters, in units of its own.
+    """
 
     overlay: Mapping[str, np.ndarray]
     base: str
@@ -41,30 +112,110 @@ class Adaptation:
     method: str
     seed: int
     report: dict[str, Any] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+    sensitivity: Mapping[str, float] | None = None
+    rate_aware: RateAware | None = None
+
+    @property
+    def version(self) -> int:
+        """The oldest format version that holds all of it."""
+        return 1 if self.held_out is self.sensitivity is self.rate_aware is None else VERSION
+
+
+# ---------------------------------------------------------------- writing
 
 
 def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
     """Write it; returns its bytes. BadData if it is not sound (training diverged)."""
-    check_overlay(adaptation.overlay, "the adaptation")
-    header = {
+    where = "the adaptation"
+    check_overlay(adaptation.overlay, where)
+    header: dict[str, Any] = {
         "kind": "adaptation",
-        "version": VERSION,
+        "version": adaptation.version,
         "base": adaptation.base,
         "sequence": adaptation.sequence,
         "method": adaptation.method,
         "seed": adaptation.seed,
         "report": adaptation.report,
     }
-    _check(header, "the adaptation")
-    return records.write_record(out, adaptation.overlay, header)
+    held_out = adaptation.held_out
+    if adaptation.version > 1:
+        header |= {
+            "sensitivity": _listed(adaptation),
+            "rate_aware": None if adaptation.rate_aware is None else vars(adaptation.rate_aware),
+            "held_out": None if held_out is None else len(held_out.shards),
+        }
+    # What we would not read, we do not write.
+    _check(header, sorted(adaptation.overlay), where)
+    if held_out is not None:
+        _check_held_out(held_out, where)
+    num_bytes = records.write_record(out, adaptation.overlay, header)
+    return num_bytes + (0 if held_out is None else _write_held_out(out, held_out))
+
+
+def _listed(adaptation: Adaptation) -> list[float] | None:
+    sensitivity = adaptation.sensitivity
+    if sensitivity is None:
+        return None
+    if sensitivity.keys() != adaptation.overlay.keys():
+        name = min(sensitivity.keys() ^ adaptation.overlay.keys())
+        raise BadData(f"the adaptation: {name[:80]!r} has a sensitivity or a value, not both")
+    return [float(sensitivity[name]) for name in sorted(sensitivity)]
+
+
+def _write_held_out(out: Writable, held_out: HeldOut) -> int:
+    text = json.dumps(held_out.answers, separators=(",", ":"), ensure_ascii=False).encode()
+    tensors = {"text": np.frombuffer(text, np.uint8)}
+    num_bytes = records.write_record(out, tensors, {"kind": "answers", "version": 1})
+    counted = _Counted(out)
+    with shard_format.writer(counted) as write:
+        for shard in held_out.shards:
+            write(as_stored(shard))
+    return num_bytes + counted.num_bytes
+
+
+def as_stored(shard: Shard) -> Shard:
+    """The shard at its own bits, if they give its very tokens again; else at 32."""
+    if shard.bits == 16:
+        with np.errstate(over="ignore"):
+            again_NC = shard.tokens.astype(np.float16).astype(np.float32)
+    elif shard.bits == 8:
+        again_NC = shard_format.dequantize_absmax(*shard_format.quantize_absmax(shard.tokens))
+    else:
+        again_NC = shard.tokens
+    return shard if np.array_equal(again_NC, shard.tokens) else replace(shard, bits=32)
+
+
+class _Counted:
+    """Passes bytes on, and counts them."""
+
+    def __init__(self, out: Writable) -> None:
+        self._out = out
+        self.num_bytes = 0
+
+    def write(self, data: Any, /) -> int:
+        self.num_bytes += len(data)
+        self._out.write(data)
+        return len(data)
+
+
+# ---------------------------------------------------------------- reading
 
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
     """Read and check it. BadData, NewerFormat."""
-    record = records.read_only_record(stream, KINDS, limits=OVERLAY_LIMITS, where=where)
-    _check(record.header, where)
+    record = records.read_record(stream, kinds=KINDS, limits=OVERLAY_LIMITS, where=where)
+    if record is None:
+        raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
+    header, names = record.header, sorted(record.tensors)
+    _check(header, names, where)
     check_overlay(record.tensors, where)
-    header = record.header
+    held_out = None
+    if (num_frames := header.get("held_out")) is not None:
+        held_out = _read_held_out(stream, num_frames, where)
+    elif stream.read(1):
+        raise BadData(f"{where}: goes on after the end of the adaptation")
+    sensitivity, quantiser = header.get("sensitivity"), header.get("rate_aware")
     return Adaptation(
         overlay=record.tensors,
         base=header["base"],
@@ -72,12 +223,47 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
         method=header["method"],
         seed=header["seed"],
         report=header["report"],
+        held_out=held_out,
+        sensitivity=sensitivity and dict(zip(names, map(float, sensitivity), strict=True)),
+        rate_aware=quantiser and _rate_aware(quantiser),
     )
 
 
-def _check(header: Mapping[str, Any], where: str) -> None:
-    names = {"kind", "version", "base", "sequence", "method", "seed", "report"}
-    records.exact_keys(header, names, where)
+def _rate_aware(found: Mapping[str, Any]) -> RateAware:
+    return RateAware(float(found["step"]), float(found["bits"]), found["num_steps"])
+
+
+def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
+    record = records.read_record(stream, kinds=ANSWER_KINDS, limits=_ANSWER_LIMITS, where=where)
+    if record is None:
+        raise BadData(f"{where}: cut short before its {num_frames:,} held-out frames")
+    records.exact_keys(record.header, {"kind", "version"}, where)
+    records.expect_tensors(record, {"text": "U8"}, where)
+    text = record.tensors["text"]
+    if text.ndim != 1:
+        raise BadData(f"{where}: answers of {text.ndim} dimensions; expected 1")
+    answers = records.load_json(text.tobytes(), f"{where}: the answers")
+    shards: list[Shard] = []
+    held_bytes = 0
+    frames = f"{where}: held-out frames"
+    for shard in shard_format.read_shards(stream, where=frames, limits=_FRAME_LIMITS):
+        shards.append(shard)
+        if len(shards) > num_frames:
+            raise BadData(f"{where}: more held-out frames than its {num_frames:,}")
+        held_bytes += shard.tokens.nbytes
+        _check_size(held_bytes, where)
+    if len(shards) != num_frames:
+        raise BadData(f"{where}: {len(shards):,} held-out frames, its header counts {num_frames:,}")
+    held_out = HeldOut(shards, answers)
+    _check_held_out(held_out, where)
+    return held_out
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(header: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    records.exact_keys(header, _KEYS_V1 if header["version"] == 1 else _KEYS_V2, where)
     records.field(header, "report", dict, where)
     if not is_digest(header["base"]):
         raise BadData(f"{where}: 'base' is not a digest")
@@ -86,3 +272,63 @@ def _check(header: Mapping[str, Any], where: str) -> None:
     for name in ("sequence", "seed"):
         if records.field(header, name, int, where) < 0:
             raise BadData(f"{where}: {name} is {header[name]}")
+    if header["version"] > 1:
+        _check_second(header, names, where)
+
+
+def _check_second(header: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    num_frames = records.field(header, "held_out", int, where, optional=True)
+    if num_frames is not None:
+        _check_count(num_frames, "held_out", where)
+    sensitivity = records.field(header, "sensitivity", list, where, optional=True)
+    if sensitivity is not None:
+        if len(sensitivity) != len(names):
+            raise BadData(f"{where}: {len(sensitivity):,} sensitivities for {len(names):,} tensors")
+        for value in sensitivity:
+            _check_number(value, "a sensitivity", where)
+    quantiser = records.field(header, "rate_aware", dict, where, optional=True)
+    if quantiser is not None:
+        records.exact_keys(quantiser, {"bits", "num_steps", "step"}, f"{where}: rate_aware")
+        for name in ("step", "bits"):
+            _check_number(quantiser[name], f"rate_aware: {name}", where)
+        uniform.check_step(quantiser["step"], f"{where}: rate_aware")
+        _check_count(
+            records.field(quantiser, "num_steps", int, where), "rate_aware: num_steps", where
+        )
+
+
+def _check_count(count: int, name: str, where: str) -> None:
+    if not 1 <= count < 1 << 31:
+        raise BadData(f"{where}: {name} is {str(count)[:20]}; expected 1 to 2^31 - 1")
+
+
+def _check_number(value: object, name: str, where: str) -> None:
+    """Refuse what is not a number of 0 or more that a float can hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= sys.float_info.max):  # type: ignore[operator]
+        raise BadData(f"{where}: {name} is no number of 0 or more")
+
+
+def _check_size(held_bytes: int, where: str) -> None:
+    if held_bytes > HELD_OUT_BYTES:
+        raise BadData(
+            f"{where}: more than {HELD_OUT_BYTES >> 20} MiB of held-out tokens; no more are read"
+        )
+
+
+def _check_held_out(held_out: HeldOut, where: str) -> None:
+    _check_size(held_out.num_bytes, where)
+    answers = held_out.answers
+    if not isinstance(answers, list) or len(answers) != len(held_out.shards):
+        raise BadData(f"{where}: expected a list of answers for each held-out frame")
+    for shard, row in zip(held_out.shards, answers, strict=True):
+        if not isinstance(row, list) or len(row) != len(shard.asks) or not row:
+            raise BadData(
+                f"{where}: held-out frame {shard.frame[:80]}: expected an answer for each of its "
+                f"{len(shard.asks):,} asks, one at least"
+            )
+        if not all(isinstance(answer, str) and answer for answer in row):
+            raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")
+    towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
+    if len(towers) > 1:
+        raise BadData(f"{where}: held-out frames of more than one vision tower")

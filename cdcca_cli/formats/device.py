@@ -1,4 +1,4 @@
-"""The device folder, version 1: a frozen checkpoint's name, and what has been learnt on top.
+"""The device folder, version 2: a frozen checkpoint's name, and what has been learnt on top.
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
@@ -6,7 +6,7 @@
 
 device.json, all keys always present:
 
-    kind "device", version 1
+    kind "device", version 2
     checkpoint      string: a folder, a hub id, "shipped:student" or "shipped:teacher"
     revision        string or null: of the hub id
     family          string: the family's name (transformers' model_type)
@@ -15,9 +15,15 @@ device.json, all keys always present:
     groups          list of "norm", "bias", "query", "lora", each at most once
     lora            {"alpha": number > 0, "rank": whole number >= 1, "seed": whole number >= 0}
     tower           digest of the vision tower
-    current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number}
-    previous        the same, or null
+    model           digest of all that is frozen and of the start (`families.initial`), or null
+    current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
+                    "signed_by": list of the trusted keys that signed its update, ascending; empty
+                    for an update that was taken unsigned, and for the start}
+    kept            list of the same: the overlays before it, newest first, each of a lower sequence
+    keep            whole number >= 1: how many overlays before the current one stay
     highest_sequence  the highest sequence that was ever current; it stays when a rollback goes back
+    trust           null, or the keys that updates must be signed by: "signed" of a trust list
+                    (`trust`)
 
 An overlay file is a record (`records`) of kind "overlay", version 1, header
 {"kind": "overlay", "sequence": as in device.json, "version": 1}; its tensors are float32, finite,
@@ -25,81 +31,52 @@ by parameter name. `sequence` is 0 for the overlay of `cdcca init`, and the upda
 an update made. <digest16> is the digest's first 16 hexadecimal digits.
 
 device.json is the only truth: it is replaced as a whole, after the overlay it names is on the disk,
-and files that it does not name are deleted afterwards. So the folder is sound whenever the power
-fails. The checkpoint is referred to, never written or checked here; no weights of it are kept.
+and files that it does not name are deleted after that, those that a killed process left behind
+among them. Each file is synced before it gets its name, and its folder after, so the folder is
+sound whenever the power fails: the counter, the keys and the overlay change together or not at all.
+An overlay file that was damaged since is noticed when it is read, and the newest sound one of those
+kept is used in its place. The checkpoint is referred to, never written or checked here.
+
+Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
+and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
 """
 
 import fcntl
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 
 from cdcca_cli import streams
-from cdcca_cli.errors import BadData, CannotWrite, MissingInput, NewerFormat
+from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
-from cdcca_cli.formats.digest import is_digest, overlay_digest, short
+from cdcca_cli.formats.device_state import (
+    FILE_NAME,
+    VERSION,
+    DeviceSettings,
+    Lora,
+    Quantize,
+    Slot,
+    State,
+    parse_state,
+    read_state,
+)
+from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.trust import Trust
 
-VERSION = 1
+__all__ = [
+    *("FILE_NAME", "OVERLAY_KINDS", "OVERLAY_LIMITS", "VERSION"),
+    *("Device", "DeviceSettings", "Lora", "Quantize", "Slot", "State"),
+    *("check_overlay", "read_overlay_file", "write_overlay_file"),
+]
+
 OVERLAY_KINDS = {"overlay": 1}
-FILE_NAME = "device.json"
-GROUPS = ("norm", "bias", "query", "lora")
-QUANTIZATIONS = ("none", "int8", "nf4")
 OVERLAY_LIMITS = records.Limits(record_bytes=1 << 32)
-_KEYS = {
-    *("kind", "version", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
-    *("groups", "lora", "tower", "current", "previous", "highest_sequence"),
-}
-_FILE = re.compile(r"overlay/(0|[1-9][0-9]{0,15})-[0-9a-f]{16}\.safetensors")
-
-Quantize = Literal["none", "int8", "nf4"]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """How the low-rank part starts and scales: delta = alpha / rank * B @ A."""
-
-    rank: int
-    alpha: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class DeviceSettings:
-    """What `cdcca init` decided, for ever."""
-
-    checkpoint: str
-    family: str
-    tower: str
-    lora: Lora
-    groups: tuple[str, ...] = GROUPS
-    qformer_layers: int | None = None
-    quantize: Quantize = "none"
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One overlay of the folder."""
-
-    sequence: int
-    digest: str
-    file: str
-
-
-@dataclass(frozen=True)
-class State:
-    """Which overlays there are."""
-
-    current: Slot
-    previous: Slot | None
-    highest_sequence: int
 
 
 class Device:
@@ -146,12 +123,32 @@ class Device:
         return self.settings.quantize
 
     @property
+    def model(self) -> str | None:
+        """Digest of all that never changes; None in a folder of format version 1."""
+        return self.settings.model
+
+    @property
+    def trust(self) -> Trust | None:
+        """The keys that updates must be signed by; None: any update is taken."""
+        return self._state.trust
+
+    @property
+    def keep(self) -> int:
+        return self._state.keep
+
+    @property
     def current(self) -> Slot:
         return self._state.current
 
     @property
+    def kept(self) -> tuple[Slot, ...]:
+        """The overlays before the current one, newest first."""
+        return self._state.kept
+
+    @property
     def previous(self) -> Slot | None:
-        return self._state.previous
+        """The newest overlay before the current one."""
+        return self.kept[0] if self.kept else None
 
     @property
     def highest_sequence(self) -> int:
@@ -174,7 +171,7 @@ class Device:
             "version": VERSION,
             **asdict(self.settings),
             "groups": list(self.settings.groups),
-            **asdict(self._state),
+            **self._state.as_json(),
         }
 
     def summary(self) -> str:
@@ -190,13 +187,41 @@ class Device:
     def open(cls, path: Path | str) -> "Device":
         """Open a folder. MissingInput if there is none, BadData, NewerFormat."""
         path = Path(path)
-        return cls(path, *_parse(_read_state(path), str(path / FILE_NAME)))
+        return cls(path, *parse_state(read_state(path), str(path / FILE_NAME)))
 
     def read_overlay(self) -> dict[str, np.ndarray]:
-        """The current overlay, float32 by name, its digest verified. MissingInput, BadData."""
-        return self._read_slot(self.current)
+        """The current overlay, float32 by name, its digest verified.
 
-    def _read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
+        If its file is damaged or gone, the newest sound one of those kept is current from now on,
+        in this object, not on the disk; highest_sequence stays. One line on stderr says so.
+
+        Raises: MissingInput, BadData if there is no sound one.
+        """
+        try:
+            return self.read_slot(self.current)
+        except (BadData, MissingInput) as fault:
+            state, tensors = self._before(fault)
+            sequence = state.current.sequence
+            streams.message(f"{fault}; using the newest sound one kept, of sequence {sequence}")
+            self._state = state
+            return tensors
+
+    def read_kept(self, sequence: int) -> tuple[Slot, dict[str, np.ndarray]]:
+        """The current overlay or one of those kept, by its sequence.
+
+        Raises: MissingInput, which says what there is, BadData if its file is damaged.
+        """
+        for slot in (self.current, *self.kept):
+            if slot.sequence == sequence:
+                return slot, self.read_slot(slot)
+        have = ", ".join(str(slot.sequence) for slot in (self.current, *self.kept))
+        raise MissingInput(
+            f"{self.path}: keeps no overlay of sequence {sequence}, only of {have} "
+            f"(keep is {self.keep})"
+        )
+
+    def read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
+        """One overlay's tensors, verified. Raises: MissingInput, BadData."""
         file = self.path / slot.file
         with streams.binary_input(file) as source:
             tensors, sequence = read_overlay_file(source, where=str(file))
@@ -208,6 +233,19 @@ class Device:
             )
         return tensors
 
+    def _before(self, fault: Exception) -> tuple[State, dict[str, np.ndarray]]:
+        """The state with the newest sound kept overlay as the current one, and its tensors.
+
+        Raises: `fault` if there is none.
+        """
+        for index, slot in enumerate(self.kept):
+            try:
+                tensors = self.read_slot(slot)
+            except (BadData, MissingInput):
+                continue
+            return replace(self._state, current=slot, kept=self.kept[index + 1 :]), tensors
+        raise fault
+
     # ---- changing
 
     @classmethod
@@ -218,52 +256,73 @@ class Device:
         overlay: Mapping[str, np.ndarray],
         *,
         force: bool = False,
+        trust: Trust | None = None,
+        keep: int = 1,
     ) -> "Device":
         """Make a folder with its first overlay, sequence 0.
 
         An existing device folder is replaced only with `force`; a folder with other things in it
-        never is. Raises: CannotWrite, and BadData for settings or an overlay that are not sound.
+        never is.
+
+        Args:
+            trust: the keys that updates must be signed by; None: any update is taken.
+            keep: how many overlays before the current one stay, 1 or more.
+        Raises: CannotWrite, and BadData for settings or an overlay that are not sound.
         """
         path = Path(path)
         _refuse_taken(path, force)
         slot, data = _encode_overlay(overlay, 0)
-        device = cls(path, settings, State(slot, None, 0))
-        _parse(device.as_json(), f"{path}: settings")
+        device = cls(path, settings, State(slot, keep=keep, trust=trust))
+        parse_state(device.as_json(), f"{path}: settings")
         made = [folder for folder in (path, path / "overlay") if not folder.exists()]
         try:
             streams.make_folder(path / "overlay")
             with device._locked_file():
                 _refuse_taken(path, force)  # again: another init may have been quicker
                 device._store(slot, data)
+                if path in made:
+                    _sync(path.parent)
         except BaseException:
             if made:
                 _remove(path / slot.file, path / "lock", *reversed(made))
             raise
         return device
 
-    def install(self, overlay: Mapping[str, np.ndarray], sequence: int) -> None:
-        """Make an overlay the current one; the one before stays for `rollback`.
+    def install(
+        self, overlay: Mapping[str, np.ndarray], sequence: int, signed_by: Sequence[str] = ()
+    ) -> None:
+        """Make an overlay the current one; the ones before stay, as many as `keep` says.
 
         The file is on the disk before device.json names it; older files are deleted afterwards.
         The caller decides whether the sequence may be installed. Raises: CannotWrite, BadData.
         """
         with self.lock():
             slot, data = _encode_overlay(overlay, sequence)
-            previous = self._state.previous if slot == self.current else self.current
-            highest = max(self.highest_sequence, sequence)
-            self._change(State(slot, previous, highest), slot, data)
+            older = [old for old in (self.current, *self.kept) if old.sequence < sequence]
+            state = replace(
+                self._state,
+                current=replace(slot, signed_by=tuple(signed_by)),
+                kept=tuple(older[: self.keep]),
+                highest_sequence=max(self.highest_sequence, sequence),
+            )
+            self._change(state, slot, data)
+
+    def install_trust(self, trust: Trust) -> None:
+        """Trust these keys from now on. The caller decides whether it may. Raises: CannotWrite."""
+        with self.lock():
+            self._change(replace(self._state, trust=trust), self.current, None)
 
     def rollback(self) -> None:
-        """Make the previous overlay the current one again; highest_sequence stays.
+        """Make the newest sound overlay of those kept the current one; highest_sequence stays.
 
-        Raises: MissingInput if there is none, BadData if its file is damaged: nothing changes then.
+        Raises: MissingInput if none is kept, BadData if none is sound: nothing changes then.
         """
         with self.lock():
-            slot = self.previous
-            if slot is None:
+            if self.previous is None:
                 raise MissingInput(f"{self.path}: there is no earlier overlay to go back to")
-            self._read_slot(slot)
-            self._change(State(slot, None, self.highest_sequence), slot, None)
+            fault = BadData(f"{self.path}: no earlier overlay is sound: the folder is damaged")
+            state, _ = self._before(fault)
+            self._change(state, state.current, None)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -275,7 +334,9 @@ class Device:
             yield
             return
         with self._locked_file():
-            self.settings, self._state = _parse(_read_state(self.path), str(self.path / FILE_NAME))
+            self.settings, self._state = parse_state(
+                read_state(self.path), str(self.path / FILE_NAME)
+            )
             self._lock_depth = 1
             try:
                 yield
@@ -309,20 +370,39 @@ class Device:
             raise
 
     def _store(self, slot: Slot, data: bytes | None) -> None:
-        if data is not None:
-            streams.atomic_write_bytes(self.path / slot.file, data)
-        text = records.dump_json(self.as_json()) + "\n"
+        """Write an overlay (none if None), then device.json, then delete what nobody names."""
+        text = (records.dump_json(self.as_json()) + "\n").encode()
+        is_flipping = False
         try:
-            streams.atomic_write_bytes(self.path / FILE_NAME, text.encode())
-        except BaseException:
-            # Ctrl-C may come after the rename: what the disk says decides.
-            with suppress(OSError):
-                if slot.file not in (self.path / FILE_NAME).read_text():
+            if data is not None:
+                streams.atomic_write_bytes(self.path / slot.file, data)
+            is_flipping = True
+            streams.atomic_write_bytes(self.path / FILE_NAME, text)
+        except BaseException as error:
+            # It may have come after the flip: what the disk says decides. (Before it, the text may
+            # be there already: a damaged overlay is put right under the name that it has.)
+            written = self._written()
+            if not is_flipping or written != text:
+                if data is not None and slot.file.encode() not in written:
                     _remove(self.path / slot.file)
-            raise
-        kept = {slot.file, self.previous.file if self.previous else ""}
-        stale = [f for f in (self.path / "overlay").iterdir() if f"overlay/{f.name}" not in kept]
-        _remove(*stale, *self.path.glob(f".{FILE_NAME}.*"))  # also what a killed process left
+                raise
+            if not isinstance(error, CannotWrite):
+                raise
+            streams.message(f"{error}: a power failure may bring the state before back")
+            return  # and with it the files that it names
+        named = {slot.file for slot in (self.current, *self.kept)}
+        with suppress(OSError):
+            for file in (self.path / "overlay").iterdir():
+                if f"overlay/{file.name}" not in named:
+                    _remove(file)
+            _remove(*self.path.glob(f".{FILE_NAME}.*"))
+
+    def _written(self) -> bytes:
+        """device.json as it is on the disk; nothing if there is none yet."""
+        try:
+            return (self.path / FILE_NAME).read_bytes()
+        except FileNotFoundError:
+            return b""
 
 
 def write_overlay_file(
@@ -382,89 +462,12 @@ def _remove(*paths: Path) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
 
 
+def _sync(folder: Path) -> None:
+    try:
+        streams.sync_folder(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
 def _cannot_write(path: Path, error: OSError) -> CannotWrite:
     return CannotWrite(f"{path}: {(error.strerror or str(error)).lower()}")
-
-
-# ---------------------------------------------------------------- device.json
-
-
-def _read_state(path: Path) -> Any:
-    file = path / FILE_NAME
-    if path.is_dir() and not file.exists():
-        raise MissingInput(f"{path}: no device folder (no {FILE_NAME}): make one with cdcca init")
-    try:
-        with file.open("rb") as source:
-            text = source.read((1 << 20) + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise MissingInput(
-            f"{path}: cannot be opened as a device folder ({(reason or '').lower()}): "
-            "make one with cdcca init"
-        ) from None
-    if len(text) > 1 << 20:
-        raise BadData(f"{file}: larger than {1 << 20:,} bytes")
-    return records.load_json(text, str(file))
-
-
-def _parse(data: Any, where: str) -> tuple[DeviceSettings, State]:
-    if not isinstance(data, dict) or data.get("kind") != "device":
-        raise BadData(f"{where}: is not the device.json of cdcca")
-    version = records.field(data, "version", int, where)
-    if version > VERSION:
-        raise NewerFormat(
-            f"{where}: device folder version {version}; this cdcca reads up to {VERSION}: "
-            "upgrade it"
-        )
-    records.exact_keys(data, _KEYS, where)
-    current = _slot(records.field(data, "current", dict, where), where)
-    older = records.field(data, "previous", dict, where, optional=True)
-    highest = records.field(data, "highest_sequence", int, where)
-    previous = None if older is None else _slot(older, where)
-    if highest < max(current.sequence, previous.sequence if previous else 0):
-        raise BadData(f"{where}: highest_sequence {highest} is below an overlay's")
-    return _settings(data, where), State(current, previous, highest)
-
-
-def _settings(data: Mapping[str, Any], where: str) -> DeviceSettings:
-    lora = records.field(data, "lora", dict, where)
-    records.exact_keys(lora, {"rank", "alpha", "seed"}, f"{where}: lora")
-    settings = DeviceSettings(
-        checkpoint=records.field(data, "checkpoint", str, where),
-        revision=records.field(data, "revision", str, where, optional=True),
-        family=records.field(data, "family", str, where),
-        qformer_layers=records.field(data, "qformer_layers", int, where, optional=True),
-        quantize=cast(Quantize, records.field(data, "quantize", str, where)),
-        groups=tuple(records.list_of(data, "groups", str, where) or ()),
-        lora=Lora(
-            rank=records.field(lora, "rank", int, where),
-            alpha=records.field(lora, "alpha", float, where),
-            seed=records.field(lora, "seed", int, where),
-        ),
-        tower=records.field(data, "tower", str, where),
-    )
-    groups = settings.groups
-    sound = {
-        "checkpoint": settings.checkpoint != "",
-        "family": settings.family != "",
-        "quantize": settings.quantize in QUANTIZATIONS,
-        "qformer_layers": settings.qformer_layers is None or settings.qformer_layers >= 1,
-        "groups": set(groups) <= set(GROUPS) and len(set(groups)) == len(groups) > 0,
-        "lora": settings.lora.rank >= 1 and settings.lora.alpha > 0 and settings.lora.seed >= 0,
-        "tower": is_digest(settings.tower),
-    }
-    if wrong := [name for name, is_sound in sound.items() if not is_sound]:
-        raise BadData(f"{where}: {wrong[0]!r} cannot be {str(data[wrong[0]])[:80]}")
-    return settings
-
-
-def _slot(data: Mapping[str, Any], where: str) -> Slot:
-    records.exact_keys(data, {"sequence", "digest", "file"}, where)
-    slot = Slot(
-        records.field(data, "sequence", int, where),
-        records.field(data, "digest", str, where),
-        records.field(data, "file", str, where),
-    )
-    if slot.sequence < 0 or not is_digest(slot.digest) or not _FILE.fullmatch(slot.file):
-        raise BadData(f"{where}: no sound overlay entry: {slot}"[:300])
-    return slot

@@ -1,6 +1,7 @@
 """Which kind of file something is, from its first bytes; never from its name.
 
-    shards, adaptation, update, overlay   records: the "kind" in the first record's header
+    shards, adaptation, update, overlay,  records: the "kind" in the first record's header
+    trust
     weights                               a safetensors file that is not one of cdcca's
     predictions, manifest                 JSON lines: the first line's keys
     seen                                  the state of `cdcca sample --state`: its "kind"
@@ -24,6 +25,7 @@ Kind = Literal[
     "adaptation",
     "update",
     "overlay",
+    "trust",
     "weights",
     "predictions",
     "manifest",
@@ -43,6 +45,7 @@ _RECORDS: dict[str, Kind] = {
     "adaptation": "adaptation",
     "update": "update",
     "overlay": "overlay",
+    "trust": "trust",
 }
 _PICTURES: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
     (

@@ -27,6 +27,7 @@ This module does not know what a kind means, and it never decompresses (`streams
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, overload
@@ -219,7 +220,7 @@ def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str)
 
 
 def _named(kind: str) -> str:
-    words = {"shard": "token shards", "end": "the end of a token stream"}
+    words = {"shard": "token shards", "end": "the end of a token stream", "trust": "a trust list"}
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 
@@ -298,8 +299,7 @@ def load_json(text: str | bytes | bytearray, where: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:80]!r} occurs twice")
     return result
 

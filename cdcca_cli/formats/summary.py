@@ -20,6 +20,7 @@ from cdcca_cli.formats import device as device_format
 from cdcca_cli.formats import predictions as predictions_format
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import WEIGHTS_LIMITS, Kind
@@ -30,13 +31,17 @@ _SEEN_BYTES = 1 << 28
 
 @dataclass
 class Summary:
-    """What `inspect` says. The ledger's bytes add up to the length of the content."""
+    """What `inspect` says. The ledger's bytes add up to the length of the content.
+
+    update: what was read, for whoever knows its codec; `as_json` leaves it out.
+    """
 
     kind: Kind
     facts: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, int] = field(default_factory=dict)
+    update: update_format.Update | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One object; `bytes` has the ledger with its total."""
@@ -154,15 +159,27 @@ def _predictions(stream: BinaryIO, where: str) -> Summary:
 
 def _adaptation(stream: BinaryIO, where: str) -> Summary:
     adaptation = adaptation_format.read_adaptation(stream, where=where)
+    held_out, quantiser = adaptation.held_out, adaptation.rate_aware
     facts = {
-        "format": adaptation_format.VERSION,
+        "format": adaptation.version,
         "sequence": adaptation.sequence,
         "method": adaptation.method,
         "seed": adaptation.seed,
+        "rate_aware": None if quantiser is None else vars(quantiser),
+        "has_sensitivity": adaptation.sensitivity is not None,
         "report": adaptation.report,
     }
     digests = {"base": adaptation.base, "overlay": overlay_digest(adaptation.overlay)}
-    return _overlay_summary("adaptation", facts, digests, adaptation.overlay.values(), stream)
+    arrays = adaptation.overlay.values()
+    summary = _overlay_summary("adaptation", facts, digests, arrays, stream)
+    if held_out is not None:
+        summary.counts |= {
+            "held_out_frames": len(held_out.shards),
+            "held_out_asks": held_out.num_asks,
+        }
+        frames = sum(shard.num_bytes for shard in held_out.shards)
+        summary.ledger |= {"held-out frames": frames, "header": summary.ledger["header"] - frames}
+    return summary
 
 
 def _overlay(stream: BinaryIO, where: str) -> Summary:
@@ -188,23 +205,57 @@ def _overlay_summary(
 
 def _update(stream: BinaryIO, where: str) -> Summary:
     update = update_format.read_update(stream, where=where)
-    by_bits = Counter(str(number) for number in sorted(update.bits))
     num_bytes = cast(_Measured, stream).num_bytes
+    keys = [signature.key for signature in update.signatures]
     return Summary(
         "update",
         {
-            "format": update_format.VERSION,
+            "format": update.version,
             "sequence": update.sequence,
             "codec": update.codec,
             "bits_per_parameter": 8 * num_bytes / max(update.num_parameters, 1),
+            "expires": None if update.expires is None else update_format.utc(update.expires),
+            "signatures_of": keys,
         },
-        {"base": update.base, "target": update.target},
+        {"base": update.base, "target": update.target, "model": update.model},
+        {"parameters": update.num_parameters},
+        {"payload": len(update.payload), **_header_bytes(update.header(), num_bytes, update)},
+        update,
+    )
+
+
+def _header_bytes(
+    header: dict[str, Any], num_bytes: int, update: update_format.Update | None = None
+) -> dict[str, int]:
+    """What is signed, the signatures, and all around them, as they stand in the file.
+
+    The header is JSON in a string of JSON, so every quotation mark in it takes two bytes.
+    """
+    parts = {"header": "signed", "signatures": "signatures"}
+    held = {
+        kind: len(records.dump_json(records.dump_json(header[name]))) - 2
+        for kind, name in parts.items()
+        if name in header
+    }
+    payload = 0 if update is None else len(update.payload)
+    return {**held, "framing": num_bytes - payload - sum(held.values())}
+
+
+def _trust(stream: BinaryIO, where: str) -> Summary:
+    found = trust_format.read_trust_list(stream, where=where)
+    signatures = trust_format.signature_objects(found.signatures)
+    trust = found.trust.as_json()
+    return Summary(
+        "trust",
         {
-            "parameters": update.num_parameters,
-            "tensors": len(update.bits),
-            "tensors_by_bits": dict(by_bits),
+            "format": trust_format.VERSION,
+            "trust": trust,
+            "signatures_of": [signature.key for signature in found.signatures],
         },
-        {"payload": len(update.payload), "header": num_bytes - len(update.payload)},
+        counts={"keys": len(found.trust.keys), "signatures": len(found.signatures)},
+        ledger=_header_bytes(
+            {"signed": trust, "signatures": signatures}, cast(_Measured, stream).num_bytes
+        ),
     )
 
 
@@ -243,6 +294,7 @@ _READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
     "adaptation": _adaptation,
     "overlay": _overlay,
     "update": _update,
+    "trust": _trust,
     "weights": _weights,
     "seen": _seen,
 }
@@ -252,11 +304,12 @@ _READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
 
 
 def summarize_device(path: Path) -> Summary:
-    """A device folder, its current overlay's digest verified. MissingInput, BadData."""
+    """A device folder, the digests of all its overlays verified. MissingInput, BadData."""
     device = device_format.Device.open(path)
-    overlay = device.read_overlay()
+    overlay = device.read_slot(device.current)  # not another in its place if it is damaged
+    for slot in device.kept:
+        device.read_slot(slot)
     state = device.as_json()
-    slots = {name: slot["digest"] for name in ("current", "previous") if (slot := state[name])}
     settings = ("checkpoint", "revision", "family", "qformer_layers", "quantize", "groups", "lora")
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     return Summary(
@@ -266,8 +319,15 @@ def summarize_device(path: Path) -> Summary:
             "sequence": device.sequence,
             "highest_sequence": device.highest_sequence,
             **{name: state[name] for name in settings},
+            "signed_by": state["current"]["signed_by"],
+            "trust": state["trust"],
+            "keep": device.keep,
+            "kept": [
+                {name: slot[name] for name in ("sequence", "digest", "signed_by")}
+                for slot in state["kept"]
+            ],
         },
-        {**slots, "tower": device.tower},
+        {"current": device.digest, "tower": device.tower, "model": device.model},
         {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
         {name: file.stat().st_size for name, file in sorted(files.items())},
     )

@@ -1,29 +1,43 @@
-"""The update (the downlink), version 1: coded changes of an overlay, in one record.
+"""The update (the downlink), version 2: coded changes of an overlay, in one record.
 
 A record (`records`) with one tensor, "payload", U8 of shape (payload_bytes,). Header, all keys
 always present:
 
-    kind "update", version 1
-    base            digest of the overlay that the changes are against
-    target          digest of the overlay that they lead to
-    sequence        whole number >= 1: the base's sequence + 1; a device refuses one it is past
-    codec           string, not empty: how the payload is to be read ("nf4-mixed", see
-                    `downlink.coding`); a reader that does not know it needs a newer cdcca
-    bits            list of whole numbers, 0 to 32: bits of each tensor, in ascending order of the
-                    base overlay's names; 0: the tensor does not change
-    num_parameters  whole number >= 0: of all tensors of the base together
-    payload_bytes   length of the payload
-    payload_sha256  SHA-256 of the payload, 64 lower-case hexadecimal digits
+    kind "update", version 2
+    signed      object, what signatures vouch for:
+        base            digest of the overlay that the changes are against
+        target          digest of the overlay that they lead to
+        model           digest of what both sides have frozen (`families.initial`), or null
+        sequence        whole number >= 1; a device refuses one it is past
+        expires         whole number >= 0, or null: seconds since 1970 from which on it is refused
+        codec           string, not empty: how the payload is to be read (`downlink.codecs`); a
+                        reader that does not know it needs a newer cdcca
+        coding          object, the codec's own: whole numbers, strings, and lists of these
+        num_parameters  whole number >= 0: of all tensors of the base together
+        payload_bytes   length of the payload
+        payload_sha256  SHA-256 of the payload, 64 lower-case hexadecimal digits
+    signatures  list of {"key", "signature"} (`trust`), over "cdcca update 2\\n" and `signed` as
+                `records.dump_json` writes it
 
-Nothing may follow the record. An update names no tensors: the digest of the base says which names
-and shapes they are, so a device that is not at the base has no use for it. The payload's hash is
-checked before anything is decoded; the target digest is checked after, before anything is
-installed. This module does not know the codecs, and there is no signature in version 1.
+Whole numbers are below 2**53, the record's header is 256 KiB at most. Nothing may follow the
+record, and it is written in one way only: a reader refuses what it would not write again byte for
+byte. An update names no tensors: the digest of the base says which names and shapes they are, so a
+device that does not hold the base has no use for it.
+
+Version 1 is read as well. It has no `signed` and no `signatures`; its header holds base, target,
+sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
+
+    bits        list of whole numbers, 0 to 32: bits of each tensor, in ascending order of the
+                base overlay's names; here it is coding["bits"]
+
+This module knows no codec and checks no signature: `read_envelope` stops where a signature has to
+be looked at (`downlink.receiver`), and `Envelope.open` goes on from there.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,84 +45,211 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
+from cdcca_cli.formats.trust import (
+    LIMITS,
+    Signature,
+    read_signatures,
+    read_strict_record,
+    signature_objects,
+)
 from cdcca_cli.streams import Writable
 
-VERSION = 1
+VERSION = 2
 KINDS = {"update": VERSION}
-_KEYS = {
-    *("kind", "version", "base", "target", "sequence", "codec", "bits"),
-    *("num_parameters", "payload_bytes", "payload_sha256"),
-}
+_DOMAIN = b"cdcca update 2\n"
+_MOST = (1 << 53) - 1
+_CODING_DEPTH = 4
+_COMMON = {"base", "target", "sequence", "codec", "num_parameters", "payload_bytes"}
+_COMMON |= {"payload_sha256"}
+_SIGNED = _COMMON | {"model", "expires", "coding"}
 
 
 @dataclass(frozen=True)
 class Update:
-    """A coded change from one overlay to the next."""
+    """A coded change from one overlay to another.
+
+    version: of the format that it is written in; only version 2 can be signed.
+    """
 
     base: str
     target: str
     sequence: int
     codec: str
-    bits: list[int]
+    coding: dict[str, Any]
     num_parameters: int
     payload: bytes
+    model: str | None = None
+    expires: int | None = None
+    signatures: tuple[Signature, ...] = ()
+    version: int = VERSION
+
+    def signed(self) -> dict[str, Any]:
+        """What signatures vouch for."""
+        return {
+            "base": self.base,
+            "target": self.target,
+            "model": self.model,
+            "sequence": self.sequence,
+            "expires": self.expires,
+            "codec": self.codec,
+            "coding": self.coding,
+            "num_parameters": self.num_parameters,
+            "payload_bytes": len(self.payload),
+            "payload_sha256": hashlib.sha256(self.payload).hexdigest(),
+        }
+
+    def signed_bytes(self) -> bytes:
+        """The message that is signed."""
+        return _message(self.signed())
+
+    def with_signatures(self, signatures: tuple[Signature, ...]) -> "Update":
+        """The same with these, in the format version that has room for them."""
+        return replace(self, signatures=signatures, version=VERSION)
+
+    def header(self) -> dict[str, Any]:
+        """The record's header."""
+        if self.version == 1:
+            signed = self.signed()
+            v1 = {name: signed[name] for name in _COMMON} | {"bits": self.coding.get("bits")}
+            return {"kind": "update", "version": 1, **v1}
+        signatures = signature_objects(self.signatures)
+        return {
+            "kind": "update",
+            "version": VERSION,
+            "signed": self.signed(),
+            "signatures": signatures,
+        }
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """An update whose lengths and form are right, and nothing else is known of it."""
+
+    header: dict[str, Any]
+    payload: bytes
+    signatures: tuple[Signature, ...]
+
+    @property
+    def version(self) -> int:
+        number: int = self.header["version"]
+        return number
+
+    def signed_bytes(self) -> bytes:
+        """The message that is signed; empty for version 1, which nobody can sign."""
+        return b"" if self.version == 1 else _message(self.header["signed"])
+
+    def open(self, where: str = "the update") -> Update:
+        """Check the header's content, then the payload's length and hash. BadData."""
+        signed = self.header if self.version == 1 else self.header["signed"]
+        _check(self.header, where)
+        if len(self.payload) != signed["payload_bytes"]:
+            raise BadData(
+                f"{where}: a payload of {len(self.payload):,} bytes; its header says "
+                f"{signed['payload_bytes']:,}: fetch it again"
+            )
+        if hashlib.sha256(self.payload).hexdigest() != signed["payload_sha256"]:
+            raise BadData(
+                f"{where}: the payload does not have the hash in its header: fetch it again"
+            )
+        return Update(
+            base=signed["base"],
+            target=signed["target"],
+            sequence=signed["sequence"],
+            codec=signed["codec"],
+            coding={"bits": signed["bits"]} if self.version == 1 else signed["coding"],
+            num_parameters=signed["num_parameters"],
+            payload=self.payload,
+            model=signed.get("model"),
+            expires=signed.get("expires"),
+            signatures=self.signatures,
+            version=self.version,
+        )
 
 
 def write_update(out: Writable, update: Update) -> int:
     """Write it; returns its bytes. BadData if it is not sound."""
-    header = {
-        "kind": "update",
-        "version": VERSION,
-        "base": update.base,
-        "target": update.target,
-        "sequence": update.sequence,
-        "codec": update.codec,
-        "bits": update.bits,
-        "num_parameters": update.num_parameters,
-        "payload_bytes": len(update.payload),
-        "payload_sha256": hashlib.sha256(update.payload).hexdigest(),
-    }
+    header = update.header()
     _check(header, "the update")
-    payload = np.frombuffer(update.payload, dtype=np.uint8)
-    return records.write_record(out, {"payload": payload}, header)
+    tensors = {"payload": np.frombuffer(update.payload, dtype=np.uint8)}
+    if (size := len(records.encode_header(tensors, header))) > LIMITS.header_bytes:
+        raise BadData(
+            f"the update: a header of {size:,} bytes; at most {LIMITS.header_bytes:,} are read"
+        )
+    return records.write_record(out, tensors, header)
 
 
 def read_update(stream: BinaryIO, *, where: str = "the update") -> Update:
-    """Read and check it. BadData, NewerFormat."""
-    record = records.read_only_record(stream, KINDS, where=where)
+    """Read and check it; its signatures are not verified. BadData, NewerFormat."""
+    return read_envelope(stream, where=where).open(where)
+
+
+def read_envelope(stream: BinaryIO, *, where: str = "the update") -> Envelope:
+    """Read a whole update and check its form, not its content. BadData, NewerFormat."""
+    return envelope_of(read_strict_record(stream, KINDS, where), where)
+
+
+def envelope_of(record: records.Record, where: str) -> Envelope:
+    """The update that a record of `read_strict_record` holds, its form checked. BadData."""
     header = record.header
-    _check(header, where)
     records.expect_tensors(record, {"payload": "U8"}, where)
-    payload = record.tensors["payload"].tobytes()
-    if record.tensors["payload"].shape != (header["payload_bytes"],):
-        raise BadData(
-            f"{where}: a payload of {len(payload):,} bytes; its header says "
-            f"{header['payload_bytes']:,}: fetch it again"
-        )
-    if hashlib.sha256(payload).hexdigest() != header["payload_sha256"]:
-        raise BadData(f"{where}: the payload does not have the hash in its header: fetch it again")
-    return Update(
-        base=header["base"],
-        target=header["target"],
-        sequence=header["sequence"],
-        codec=header["codec"],
-        bits=header["bits"],
-        num_parameters=header["num_parameters"],
-        payload=payload,
-    )
+    payload = record.tensors["payload"]
+    if payload.ndim != 1:
+        raise BadData(f"{where}: a payload of {payload.ndim} dimensions")
+    signatures: tuple[Signature, ...] = ()
+    if header["version"] > 1:
+        records.exact_keys(header, {"kind", "version", "signed", "signatures"}, where)
+        records.field(header, "signed", dict, where)
+        signatures = read_signatures(header, where)
+    return Envelope(header, payload.tobytes(), signatures)
+
+
+def utc(seconds: float) -> str:
+    """Seconds since 1970 for people: "2027-01-31 00:00 UTC"."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):  # after the year 9999
+        return f"second {seconds:.0f}"
+
+
+def _message(signed: Mapping[str, Any]) -> bytes:
+    return _DOMAIN + records.dump_json(signed).encode()
 
 
 def _check(header: Mapping[str, Any], where: str) -> None:
-    records.exact_keys(header, _KEYS, where)
-    for name in ("base", "target"):
-        if not is_digest(header[name]):
+    if header["version"] == 1:
+        signed = header
+        records.exact_keys(header, _COMMON | {"bits", "kind", "version"}, where)
+        bits = records.list_of(header, "bits", int, where) or []
+        if any(not 0 <= number <= 32 for number in bits):
+            raise BadData(f"{where}: 'bits' must be 0 to 32")
+    else:
+        signed = header["signed"]
+        records.exact_keys(signed, _SIGNED, where)
+        coding = records.field(signed, "coding", dict, where)
+        _check_coding(list(coding.values()), where, _CODING_DEPTH)
+    for name in ("base", "target", "model"):
+        if not is_digest(signed.get(name)) and (name != "model" or signed.get(name) is not None):
             raise BadData(f"{where}: {name!r} is not a digest")
-    if not records.field(header, "codec", str, where):
+    if not records.field(signed, "codec", str, where):
         raise BadData(f"{where}: 'codec' is empty")
-    records.field(header, "payload_sha256", str, where)
-    for name, least in (("sequence", 1), ("num_parameters", 0), ("payload_bytes", 0)):
-        if records.field(header, name, int, where) < least:
-            raise BadData(f"{where}: {name} is {header[name]}")
-    bits = records.list_of(header, "bits", int, where) or []
-    if any(not 0 <= number <= 32 for number in bits):
-        raise BadData(f"{where}: 'bits' must be 0 to 32")
+    records.field(signed, "payload_sha256", str, where)
+    for name, least in (
+        ("sequence", 1),
+        ("num_parameters", 0),
+        ("payload_bytes", 0),
+        ("expires", 0),
+    ):
+        number = records.field(signed, name, int, where, optional=name == "expires")
+        if number is not None and not least <= number <= _MOST:
+            raise BadData(f"{where}: {name} is {str(number)[:20]}")
+
+
+def _check_coding(values: list[Any], where: str, depth: int) -> None:
+    for value in values:
+        if type(value) is list and depth:
+            _check_coding(value, where, depth - 1)
+        elif type(value) is int:
+            if abs(value) > _MOST:
+                raise BadData(f"{where}: a number in 'coding' has more than 53 bits")
+        elif type(value) is not str:
+            raise BadData(f"{where}: 'coding' may hold whole numbers, strings and lists only")

@@ -6,14 +6,17 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cdcca_cli.downlink import signing
 from cdcca_cli.formats.adaptation import write_adaptation
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.update import read_update
 from cdcca_cli.main import main
 from tests.downlink import worlds
 
@@ -105,9 +108,13 @@ class TestTogether:
 class TestCompress:
     def test_a_budget_in_words(self, mirror: Path, adaptation: Path, tmp_path: Path) -> None:
         out = tmp_path / "small.cdcca"
-        for budget, most in (("0.8KB", 800), ("1KiB", 1024), ("900", 900)):
-            assert run("compress", adaptation, "--base", mirror, "--budget", budget, "-o", out) == 0
-            assert most - 150 < out.stat().st_size <= most
+        for budget, most in (("0.9KB", 900), ("1KiB", 1024), ("950", 950)):
+            for codec in ("usq", "nf4"):
+                how = ["--budget", budget, "--codec", codec]
+                assert run("compress", adaptation, "--base", mirror, *how, "-o", out) == 0
+                assert most - 200 < out.stat().st_size <= most
+        assert run("compress", adaptation, "--base", mirror, "--bits", "8", "-o", out) == 0
+        assert 900 < out.stat().st_size <= 918
 
     def test_presets_and_groups(
         self, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
@@ -138,6 +145,15 @@ class TestCompress:
             (["--select", "weights"], 2, "expected some of norm, bias, query, lora"),
             (["--max-error", "2"], 2, "expected a number between 0 and 1"),
             (["--max-error", "1e-7"], 2, "cannot be reached"),
+            (["--bits", "0"], 2, "--bits 0: expected a number above 0"),
+            (["--bits", "2", "--budget", "1KB"], 2, "--budget and --bits exclude each other"),
+            (["--max-loss", "2%"], 2, "no held-out frames to measure the loss on"),
+            (["--max-loss", "much"], 2, "--max-loss much: expected a share"),
+            (["--codec", "gzip"], 2, "expected one of nf4, usq"),
+            (["--codec", "sign", "--bits", "2"], 2, "sign cannot be used with --bits"),
+            (["--expires", "soon"], 2, "--expires soon: expected a span like 30d"),
+            (["--since", "3"], 66, "sequence 3"),
+            (["--sign", "/nowhere/key"], 66, "/nowhere/key"),
         ],
     )
     def test_options_that_cannot_be(
@@ -154,6 +170,81 @@ class TestCompress:
         assert run("compress", adaptation, "--base", mirror, "-o", out, *options) == code
         assert reason in capfd.readouterr().err
         assert not out.exists()
+
+    def test_every_codec_arrives(
+        self, device: Path, mirror: Path, adaptation: Path, tmp_path: Path
+    ) -> None:
+        for codec in ("usq", "nf4", "nf4-mixed", "ternary", "sign", "exact"):
+            out = tmp_path / f"{codec}.cdcca"
+            how = ["--codec", codec, "-o", out]
+            assert run("compress", adaptation, "--base", mirror, *how) == 0
+            assert run("apply", device, out, "--dry-run") == 0
+
+    def test_without_a_loss_it_says_so(
+        self, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        out = tmp_path / "update"
+        assert run("compress", adaptation, "--base", mirror, "-o", out) == 0
+        assert "the loss was not measured (no held-out frames)" in capfd.readouterr().err
+        assert run("compress", adaptation, "--base", mirror, "-o", out, "--quiet") == 0
+        assert capfd.readouterr().err == ""
+
+    def test_an_update_that_expires(self, mirror: Path, adaptation: Path, tmp_path: Path) -> None:
+        out = tmp_path / "update"
+        how = ["--expires", "30d", "-o", out]
+        begin = int(time.time())
+        assert run("compress", adaptation, "--base", mirror, *how) == 0
+        with out.open("rb") as source:
+            expires = read_update(source).expires
+        assert expires is not None and 0 <= expires - begin - 30 * 86_400 <= 60
+
+    def test_signatures_are_within_the_budget(
+        self, mirror: Path, adaptation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = []
+        for name in ("one", "two"):
+            key = signing.generate()
+            signing.write_key_pair(tmp_path / name, key)
+            keys.append(key.public)
+        out = tmp_path / "update"
+        signed = ["--sign", tmp_path / "one", "--sign", tmp_path / "two"]
+        how = ["--budget", "1400", "-o", out]
+        assert run("compress", adaptation, "--base", mirror, *how, *signed) == 0
+        assert 1300 < out.stat().st_size <= 1400
+        with out.open("rb") as source:
+            assert [one.key for one in read_update(source).signatures] == sorted(keys)
+        monkeypatch.setenv("CDCCA_SIGN", f"{tmp_path / 'one'}:{tmp_path / 'two'}")
+        before = out.read_bytes()
+        assert run("compress", adaptation, "--base", mirror, *how) == 0
+        assert out.read_bytes() == before
+
+    def test_the_curve_is_json_and_a_picture_beside_it(
+        self, mirror: Path, adaptation: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        drawn = tmp_path / "rate.json"
+        how = ["--curve", drawn, "-o", tmp_path / "update"]
+        assert run("compress", adaptation, "--base", mirror, *how) == 0
+        points = json.loads(drawn.read_text())["points"]
+        assert points[-1]["chosen"] and points[-1]["bytes"] == (tmp_path / "update").stat().st_size
+        assert (tmp_path / "rate.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_device_that_missed_some_catches_up_without_an_adaptation(
+        self, device: Path, mirror: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        """The mirror keeps one overlay before the current one, so sequence 1 of 2."""
+        for number in (1, 2):
+            out = tmp_path / f"{number}.cdcca"
+            written(tmp_path / "next", Device.open(mirror), seed=number)
+            assert run("compress", tmp_path / "next", "--base", mirror, "-o", out) == 0
+            assert run("apply", mirror, out) == 0
+        assert run("apply", device, tmp_path / "1.cdcca") == 0
+        exact = ["--codec", "exact", "--base", mirror, "-o", tmp_path / "missed.cdcca"]
+        assert run("compress", "--since", "1", *exact) == 0
+        assert run("apply", device, tmp_path / "missed.cdcca") == 0
+        assert state(device) == state(mirror)
+        assert run("compress", "--since", "2", *exact) == 2
+        assert "nothing to catch up with" in capfd.readouterr().err
 
     def test_input_that_cannot_be(
         self, mirror: Path, adaptation: Path, tmp_path: Path, capfd: Capture
@@ -173,14 +264,15 @@ class TestCompress:
             assert not out.exists()
 
     def test_training_that_diverged(self, mirror: Path, tmp_path: Path, capfd: Capture) -> None:
-        """float32 is finite at both ends, their difference is not."""
+        """Finite at both ends, but what NF4 rounds it to is not."""
         base = Device.open(mirror)
         after = worlds.learnt(base.read_overlay())
         after["query_tokens"][:] = np.finfo(np.float32).max
         path = tmp_path / "diverged"
         with path.open("wb") as out:
             write_adaptation(out, worlds.adaptation(after, base))
-        assert run("compress", path, "--base", mirror, "-o", tmp_path / "none.cdcca") == 65
+        how = ["--codec", "nf4", "-o", tmp_path / "none.cdcca"]
+        assert run("compress", path, "--base", mirror, *how) == 65
         assert "not finite" in capfd.readouterr().err
         assert not (tmp_path / "none.cdcca").exists()
 
@@ -254,7 +346,7 @@ class TestApply:
             "longer": (data + b"\n", 65),
             "text": (b"once upon a time", 65),
             "flipped": (data[:-5] + bytes([data[-5] ^ 1]) + data[-4:], 65),
-            "newer": (data.replace(rb"\"version\":1", rb"\"version\":2"), 76),
+            "newer": (data.replace(rb"\"version\":2", rb"\"version\":3"), 76),
             "adaptation": (adaptation.read_bytes(), 65),
         }
         for name, (content, code) in faults.items():
@@ -332,8 +424,8 @@ class TestApply:
         assert "no input" in done.stderr
 
     def test_a_codec_of_the_future(self, device: Path, tmp_path: Path, capfd: Capture) -> None:
-        update = replace(worlds.next_update(Device.open(device)), codec="usq")
+        update = replace(worlds.next_update(Device.open(device)), codec="trellis")
         path = tmp_path / "future.cdcca"
         path.write_bytes(worlds.file_of(update))
         assert run("apply", device, path) == 76
-        assert "codec 'usq'; this cdcca reads 'nf4-mixed': upgrade it" in capfd.readouterr().err
+        assert "codec 'trellis'; this cdcca reads usq, nf4-mixed" in capfd.readouterr().err

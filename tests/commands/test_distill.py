@@ -1,6 +1,7 @@
 """`cdcca distill` as a user runs it: files, pipes, folders, exit codes."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -134,6 +135,27 @@ def test_resume(tmp_path: Path, shards: list[Shard], mirror: Path) -> None:
 
 
 @pytest.mark.usefixtures("models")
+def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]) -> None:
+    """The steps, their bits and the held-out frames are in the file, and inspect says so."""
+    tokens = write(tmp_path / "up.tokens", shards)
+    options = ["--rate-aware", 5, "--bits", 0.9, "--holdout", "30%"]
+    assert run(tokens, "-o", "out", *options) == 0
+    assert "as coded at 0.90 bits a parameter" in capfd.readouterr().err
+    made = adaptation_in((tmp_path / "out").read_bytes())
+    assert made.rate_aware is not None and made.held_out is not None
+    assert made.rate_aware.num_steps == 5
+    assert made.rate_aware.bits == pytest.approx(0.9, abs=0.01)
+    assert main(["inspect", "out", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["format"] == 2
+    assert said["rate_aware"]["step"] == made.rate_aware.step
+    assert said["counts"]["held_out_asks"] == made.held_out.num_asks
+    assert said["bytes"]["total"] == (tmp_path / "out").stat().st_size
+    assert run(tokens, "-o", "plain") == 0
+    assert adaptation_in((tmp_path / "plain").read_bytes()).rate_aware is None
+
+
+@pytest.mark.usefixtures("models")
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -143,6 +165,9 @@ def test_resume(tmp_path: Path, shards: list[Shard], mirror: Path) -> None:
         (["nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--holdout", "ten"], 2, "--holdout"),
         (["up.tokens", "--lr", "0"], 2, "--lr"),
+        (["up.tokens", "--bits", "1.2"], 2, "--rate-aware"),
+        (["up.tokens", "--bits", "0", "--rate-aware", "5"], 2, "--bits"),
+        (["up.tokens", "--rate-aware", "-5"], 2, "--rate-aware"),
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
         (["up.tokens", "--student", "nowhere"], 66, "nowhere"),
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),

@@ -44,6 +44,66 @@ def test_groups_and_a_cut_qformer_are_kept(blip2_llama: Path, tmp_path: Path) ->
     assert not any("lora" in name for name in device.read_overlay())
 
 
+def test_keys_and_how_many_overlays_are_kept(blip2_llama: Path, tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        assert main(["keygen", str(tmp_path / name), "--quiet"]) == 0
+    trusted = ["--trust", str(tmp_path / "ann.pub"), "--trust", str(tmp_path / "bob.pub")]
+    arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama)]
+    assert main([*arguments, *trusted, "--threshold", "2", "--keep", "5"]) == 0
+    device = Device.open(tmp_path / "d")
+    assert device.trust is not None and device.keep == 5
+    assert (device.trust.version, device.trust.threshold, len(device.trust.keys)) == (1, 2, 2)
+
+
+def test_the_model_digest_tells_what_the_overlay_does_not(
+    blip2_llama: Path, tmp_path: Path
+) -> None:
+    """Alpha is in no overlay; how the language model is held is no part of the model."""
+    found = {}
+    for name, options in {
+        "one": [],
+        "same": ["--quantize", "nf4", "--keep", "3"],
+        "alpha": ["--lora-alpha", "7"],
+        "seed": ["--seed", "1"],
+        "groups": ["--groups", "norm,lora"],
+        "norm": ["--groups", "norm"],
+        "norm, other alpha": ["--groups", "norm", "--lora-alpha", "7"],
+    }.items():
+        arguments = ["init", str(tmp_path / name), "--checkpoint", str(blip2_llama)]
+        assert main([*arguments, "--quiet", *options]) == 0
+        found[name] = Device.open(tmp_path / name)
+    assert found["one"].model == found["same"].model
+    assert found["alpha"].digest == found["one"].digest
+    assert found["norm"].model == found["norm, other alpha"].model  # no LoRA, no alpha
+    assert len({device.model for device in found.values()}) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--trust", "absent.pub"], 66, "absent.pub"),
+        (["--trust", "ann"], 2, "is a private key"),
+        (["--trust", "ann.pub", "--threshold", "2"], 2, "there are only 1 keys"),
+        (["--trust", "ann.pub", "--trust", "ann.pub"], 2, "named twice"),
+        (["--threshold", "2"], 2, "there is no --trust"),
+        (["--keep", "0"], 2, "--keep"),
+    ],
+)
+def test_keys_that_cannot_be_trusted(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    code: int,
+    words: str,
+) -> None:
+    assert main(["keygen", str(tmp_path / "ann"), "--quiet"]) == 0
+    named = [str(tmp_path / word) if word.startswith(("ann", "abs")) else word for word in options]
+    assert main(["init", str(tmp_path / "d"), *named]) == code
+    said = capfd.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert not (tmp_path / "d").exists()
+
+
 def test_json_is_what_device_json_holds(
     blip2_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,17 +96,40 @@ def test_adaptation(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["bytes"]["total"] == len(make.adaptation())
 
 
-def test_update(capfd: pytest.CaptureFixture[str]) -> None:
+def test_update_of_version_1(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "update_v1.update", capfd)
     assert (found["kind"], found["sequence"], found["codec"]) == ("update", 5, "nf4-mixed")
+    assert (found["format"], found["digests"]["model"], found["expires"]) == (1, None, None)
     assert found["bits_per_parameter"] == 8 * len(make.update()) / 7
     assert (found["digests"]["base"], found["digests"]["target"]) == (make.BASE, make.TARGET)
-    assert found["counts"] == {"parameters": 7, "tensors": 2, "tensors_by_bits": {"0": 1, "4": 1}}
-    assert found["bytes"] == {
-        "payload": 40,
-        "header": len(make.update()) - 40,
-        "total": len(make.update()),
-    }
+    assert found["counts"] == {"parameters": 7}
+    assert found["tensors_by_bits"] == {"0": 1, "4": 1}
+    ledger = found["bytes"]
+    assert ledger["total"] == len(make.update()) == 40 + ledger["framing"]
+
+
+def test_update_of_version_2(capfd: pytest.CaptureFixture[str]) -> None:
+    """A signature is 64 + 128 digits and 25 characters of JSON, 8 of them quotation marks that
+    take two bytes; two of them stand between brackets, with a comma.
+    """
+    found = inspect(VALID / "update_v2.update", capfd)
+    assert (found["format"], found["digests"]["model"]) == (2, make.MODEL)
+    assert found["expires"] == "2100-01-01 00:00 UTC"
+    assert found["signatures_of"] == sorted(make.KEYS)
+    ledger = found["bytes"]
+    assert ledger["signatures"] == 2 * (64 + 128 + 25 + 8) + 3
+    text = make.dumps(make.SIGNED)
+    assert ledger["header"] == len(text) + text.count('"')
+    assert ledger.pop("total") == len(make.update_2()) == sum(ledger.values())
+    assert sum(size for kind, size in ledger.items() if kind.startswith("payload: ")) == 40
+
+
+def test_trust_list(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "trust_v1.trust", capfd)
+    assert (found["kind"], found["trust"]) == ("trust", make.TRUST)
+    assert found["signatures_of"] == sorted(make.KEYS)
+    assert found["counts"] == {"keys": 2, "signatures": 2}
+    assert found["bytes"]["total"] == len(make.trust())
 
 
 def test_overlay(capfd: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +145,23 @@ def test_device(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert found["digests"] == {
         "current": make.overlay_digest(make.OVERLAY),
         "tower": make.TOWER,
+        "model": None,
     }
+    assert (found["trust"], found["keep"], found["kept"]) == (None, 1, [])
     assert found["counts"] == {"tensors": 2, "parameters": 7}
     assert found["bytes"]["device.json"] == len(make.device())
     assert found["bytes"]["total"] == len(make.device()) + len(make.overlay_file())
+
+
+def test_device_of_version_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "device_v2", capfd)
+    assert (found["format"], found["trust"], found["keep"]) == (2, make.TRUST, 2)
+    assert found["signed_by"] == sorted(make.KEYS)
+    assert [(slot["sequence"], slot["signed_by"]) for slot in found["kept"]] == [(2, []), (0, [])]
+    assert found["digests"]["model"] == make.MODEL
+    shutil.copytree(VALID / "device_v2", tmp_path / "device")
+    (tmp_path / "device" / make.slot_2(0)["file"]).write_bytes(b"")
+    assert "overlay/0-" in inspect(tmp_path / "device", capfd, 65)  # a kept one, not in use
 
 
 def test_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +311,7 @@ def test_on_a_terminal_there_is_a_table() -> None:
     os.close(master)
     facts = dict(line.split("  ", 1) for line in shown.splitlines())
     assert facts["digests: base"].strip() == make.BASE
-    assert facts["bytes: payload"].strip() == "40"
+    assert facts["bytes: framing"].strip() == str(len(make.update()) - 40)
 
 
 def test_names_from_a_file_cannot_write_escapes_to_a_terminal(tmp_path: Path) -> None:

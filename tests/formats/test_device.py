@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -14,8 +16,11 @@ from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.trust import Trust
 
 SETTINGS = DeviceSettings("shipped:student", "blip-2", "sha256:" + "3" * 64, Lora(4, 8.0, 1))
+
+KEY = "12" * 32
 
 
 def overlay(value: float) -> dict[str, np.ndarray]:
@@ -56,6 +61,133 @@ def test_install_and_rollback(device: Device) -> None:
     with pytest.raises(MissingInput, match="no earlier overlay"):
         again.rollback()
     assert files(device.path) == before
+
+
+def test_as_many_are_kept_as_the_folder_says(tmp_path: Path) -> None:
+    device = Device.create(tmp_path / "device", SETTINGS, overlay(0), keep=3)
+    for number in range(1, 6):
+        device.install(overlay(number), number, [KEY] if number % 2 else [])
+    found = Device.open(device.path)
+    assert [slot.sequence for slot in found.kept] == [4, 3, 2]
+    assert [slot.signed_by for slot in (found.current, *found.kept)] == [(KEY,), (), (KEY,), ()]
+    assert len(list((device.path / "overlay").iterdir())) == 4
+    for number in (5, 4, 3, 2):
+        slot, tensors = found.read_kept(number)
+        assert (slot.sequence, tensors["w"][0, 0]) == (number, number)
+    with pytest.raises(MissingInput, match=r"of sequence 1, only of 5, 4, 3, 2 \(keep is 3\)"):
+        found.read_kept(1)
+    found.rollback()
+    found.rollback()
+    assert [slot.sequence for slot in (found.current, *found.kept)] == [3, 2]
+    found.install(overlay(9), 6)
+    assert [slot.sequence for slot in found.kept] == [3, 2]
+
+
+def test_the_highest_sequence_never_falls(device: Device) -> None:
+    """Not by a rollback, and not by whatever is installed after it."""
+    device.install(overlay(1), 5)
+    device.rollback()
+    device.install(overlay(2), 3)
+    assert Device.open(device.path).highest_sequence == device.highest_sequence == 5
+
+
+def test_other_keys_change_nothing_else(device: Device) -> None:
+    device.install(overlay(1), 1)
+    before = json.loads((device.path / "device.json").read_text())
+    device.install_trust(Trust(1, 1, (KEY,)))
+    found = Device.open(device.path)
+    assert found.trust == Trust(1, 1, (KEY,))
+    assert found.as_json() == before | {"trust": {"keys": [KEY], "threshold": 1, "version": 1}}
+    assert found.read_overlay()["w"][0, 0] == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone", "another's"])
+def test_the_newest_sound_overlay_is_used_in_a_damaged_ones_place(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    device = Device.create(tmp_path / "device", SETTINGS, overlay(0), keep=3)
+    for number in range(1, 4):
+        device.install(overlay(number), number)
+    for slot in (device.current, device.kept[0]):
+        file = device.path / slot.file
+        data = file.read_bytes()
+        file.unlink()
+        if damage != "gone":
+            other = (device.path / device.kept[1].file).read_bytes()
+            file.write_bytes(
+                {
+                    "flipped": data[:-1] + bytes([data[-1] ^ 1]),
+                    "cut": data[:-1],
+                    "empty": b"",
+                    "another's": other,
+                }[damage]
+            )
+    before = files(device.path)
+    found = Device.open(device.path)
+    assert found.read_overlay()["w"][0, 0] == 1
+    assert (found.sequence, found.highest_sequence) == (1, 3)
+    assert [slot.sequence for slot in found.kept] == [0]
+    assert found.digest == overlay_digest(overlay(1))
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "using the newest sound one kept, of sequence 1" in said
+    assert files(device.path) == before
+    found.rollback()  # makes it last
+    again = Device.open(device.path)
+    assert (again.sequence, again.highest_sequence) == (1, 3)
+    assert len(list((device.path / "overlay").iterdir())) == 2
+
+
+def test_what_a_killed_process_left_goes_with_the_next_change(device: Device) -> None:
+    left = [".device.json.0a1b2c", "overlay/.1-00.safetensors.0a1b2c", "overlay/9-00.safetensors"]
+    for name in left:
+        (device.path / name).write_bytes(b"half")
+    device.install_trust(Trust(1, 1, (KEY,)))
+    assert files(device.path).keys() == {"device.json", "lock", device.current.file}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_sync_that_fails(
+    device: Device, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Overlay, its folder, device.json: nothing has changed. The last folder: it has, and all that
+    the state before needs is still there, in case that the power fails now.
+    """
+    before, real, count = files(device.path), os.fsync, [0]
+
+    def failing(descriptor: int) -> None:
+        count[0] += 1
+        if count[0] == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    if number < 4:
+        with pytest.raises(CannotWrite, match="input/output error"):
+            device.install(overlay(1), 1)
+        assert files(device.path) == before | {"lock": b""}
+        assert Device.open(device.path).sequence == device.sequence == 0
+    else:
+        device.install(overlay(1), 1)
+        assert "a power failure may bring the state before back" in capfd.readouterr().err
+        assert Device.open(device.path).sequence == device.sequence == 1
+        assert before.keys() < files(device.path).keys()
+    assert count[0] == number
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    device.install(overlay(1), 1)
+    assert Device.open(device.path).sequence == 1
+    assert len(list((device.path / "overlay").iterdir())) == 2
 
 
 def test_rolling_back_to_a_damaged_overlay_changes_nothing(device: Device) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cdcca_cli.formats import adaptation, device, predictions, shard, update
+from cdcca_cli.downlink import signing
+from cdcca_cli.formats import adaptation, device, predictions, shard, trust, update
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -49,10 +51,14 @@ def test_invalid_file_is_refused_in_one_line(
     assert "a bug" not in err
 
 
-@pytest.mark.parametrize("name", sorted(make.valid().keys() - {"device_v1/device.json"}))
+@pytest.mark.parametrize("name", [n for n in make.valid() if not n.endswith("device.json")])
 def test_valid_file_is_inspected(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(VALID / name)]) == 0
-    assert json.loads(capfd.readouterr().out)["digests"]
+    found = json.loads(capfd.readouterr().out)
+    assert found["digests"]
+    if "bytes" in found and "zstd" not in name:
+        assert found["bytes"].pop("total") == sum(found["bytes"].values())
+        assert sum(found["bytes"].values()) == (VALID / name).stat().st_size
 
 
 def _shards(name: str) -> list[shard.Shard]:
@@ -122,15 +128,71 @@ def test_adaptation() -> None:
     assert out.getvalue() == data
 
 
-def test_update() -> None:
+def test_update_of_version_1() -> None:
     data = (VALID / "update_v1.update").read_bytes()
     found = update.read_update(BytesIO(data))
     assert found == update.Update(
-        make.BASE, make.TARGET, 5, "nf4-mixed", [4, 0], 7, bytes(range(40))
+        make.BASE, make.TARGET, 5, "nf4-mixed", {"bits": [4, 0]}, 7, bytes(range(40)), version=1
+    )
+    assert (found.model, found.expires, found.signatures) == (None, None, ())
+    out = BytesIO()
+    assert update.write_update(out, found) == len(data)
+    assert out.getvalue() == data
+
+
+def test_update_of_version_2() -> None:
+    """Signed outside the package, by the arithmetic of RFC 8032; the keys are the RFC's."""
+    data = (VALID / "update_v2.update").read_bytes()
+    found = update.read_update(BytesIO(data))
+    assert replace(found, signatures=()) == update.Update(
+        make.BASE,
+        make.TARGET,
+        5,
+        "nf4-mixed",
+        {"bits": [4, 0]},
+        7,
+        bytes(range(40)),
+        model=make.MODEL,
+        expires=4102444800,
+    )
+    assert [signature.key for signature in found.signatures] == sorted(make.KEYS)
+    assert signing.signers(found.signed_bytes(), found.signatures, make.KEYS) == (
+        *sorted(make.KEYS),
     )
     out = BytesIO()
     assert update.write_update(out, found) == len(data)
     assert out.getvalue() == data
+
+
+def test_trust_list() -> None:
+    data = (VALID / "trust_v1.trust").read_bytes()
+    found = trust.read_trust_list(BytesIO(data))
+    assert found.trust == trust.Trust(3, 2, tuple(sorted(make.KEYS)))
+    assert signing.signers(found.signed_bytes(), found.signatures, make.KEYS) == found.trust.keys
+    out = BytesIO()
+    assert trust.write_trust_list(out, found) == len(data)
+    assert out.getvalue() == data
+
+
+def test_device_of_version_2() -> None:
+    found = device.Device.open(VALID / "device_v2")
+    assert (found.sequence, found.highest_sequence, found.keep) == (3, 5, 2)
+    assert [slot.sequence for slot in found.kept] == [2, 0]
+    assert found.current.signed_by == tuple(sorted(make.KEYS))
+    assert found.trust == trust.Trust(3, 2, tuple(sorted(make.KEYS)))
+    assert found.model == make.MODEL
+    assert found.as_json() == json.loads((VALID / "device_v2/device.json").read_text())
+    assert found.read_kept(0)[1]["b.bias"].tolist() == [0.5, -0.5, 0]
+
+
+def test_device_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
+    shutil.copytree(VALID / "device_v1", tmp_path / "device")
+    found = device.Device.open(tmp_path / "device")
+    assert (found.model, found.trust, found.keep, found.kept) == (None, None, 1, ())
+    found.install(found.read_overlay(), 4)
+    written = json.loads((tmp_path / "device/device.json").read_text())
+    assert written["version"] == 2 and [slot["sequence"] for slot in written["kept"]] == [3]
+    assert written.keys() == json.loads(make.device_2()).keys()
 
 
 def test_device() -> None:

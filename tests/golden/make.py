@@ -15,6 +15,8 @@ from typing import Any
 
 import zstandard
 
+from tests import slow_ed25519
+
 HERE = Path(__file__).parent
 TOWER = "sha256:" + "ab" * 32
 MODEL = "sha256:" + "cd" * 32
@@ -138,6 +140,13 @@ ADAPTATION = {
     "seed": 7,
     "report": {"loss": 0.25},
 }
+ADAPTATION_2 = {
+    **ADAPTATION,
+    "version": 2,
+    "sensitivity": [0.25, 0.0],
+    "rate_aware": {"bits": 1.125, "num_steps": 60, "step": 0.5},
+    "held_out": 1,
+}
 PAYLOAD = bytes(range(40))
 UPDATE = {
     "kind": "update",
@@ -151,6 +160,24 @@ UPDATE = {
     "payload_bytes": 40,
     "payload_sha256": hashlib.sha256(PAYLOAD).hexdigest(),
 }
+# The private keys of RFC 8032's tests 1 and 2 (section 7.1); everybody knows them.
+SEEDS = [
+    bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"),
+    bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"),
+]
+KEYS = [  # as the RFC gives them
+    "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+    "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+]
+SIGNED = {
+    **{n: UPDATE[n] for n in ("base", "target", "sequence", "num_parameters", "payload_bytes")},
+    "payload_sha256": UPDATE["payload_sha256"],
+    "codec": "nf4-mixed",
+    "coding": {"bits": [4, 0]},
+    "model": MODEL,
+    "expires": 4102444800,
+}
+TRUST = {"keys": sorted(KEYS), "threshold": 2, "version": 3}
 PREDICTION = {
     "v": 1,
     "id": "q1",
@@ -201,8 +228,51 @@ def adaptation(**change: Any) -> bytes:
     return record({**ADAPTATION, **change}, OVERLAY)
 
 
+def answers(text: str) -> bytes:
+    data = text.encode()
+    return record({"kind": "answers", "version": 1}, {"text": ("U8", [len(data)], data)})
+
+
+def adaptation_2(
+    answered: str = '[["chat é"]]', frames: bytes | None = None, **change: Any
+) -> bytes:
+    """Version 2, with one held-out frame and its answer."""
+    head = record({**ADAPTATION_2, **change}, OVERLAY)
+    return head + answers(answered) + (shard() + end(1) if frames is None else frames)
+
+
 def update(payload: bytes = PAYLOAD, **change: Any) -> bytes:
     return record({**UPDATE, **change}, {"payload": ("U8", [len(payload)], payload)})
+
+
+def signatures(domain: str, signed: Any, seeds: list[bytes] = SEEDS) -> list[dict[str, str]]:
+    """Over the kind, the version and the canonical text."""
+    message = f"cdcca {domain}\n{dumps(signed)}".encode()
+    made = [
+        {
+            "key": slow_ed25519.public_key(seed).hex(),
+            "signature": slow_ed25519.signature(seed, message).hex(),
+        }
+        for seed in seeds
+    ]
+    return sorted(made, key=lambda entry: entry["key"])
+
+
+def update_2(
+    payload: bytes = PAYLOAD, header: dict[str, Any] | None = None, **change: Any
+) -> bytes:
+    """Version 2, signed by both keys; `change` is of what is signed, `header` of what is around."""
+    signed = {**SIGNED, **change}
+    head = {"kind": "update", "version": 2, "signed": signed}
+    head["signatures"] = signatures("update 2", signed) if header is None else []
+    return record({**head, **(header or {})}, {"payload": ("U8", [len(payload)], payload)})
+
+
+def trust(header: dict[str, Any] | None = None, **change: Any) -> bytes:
+    signed = {**TRUST, **change}
+    head = {"kind": "trust", "version": 1, "signed": signed}
+    head["signatures"] = signatures("trust 1", signed) if header is None else []
+    return record({**head, **(header or {})}, {})
 
 
 def prediction(**change: Any) -> bytes:
@@ -213,8 +283,28 @@ def device(**change: Any) -> bytes:
     return (dumps({**device_state(), **change}) + "\n").encode()
 
 
-def overlay_file() -> bytes:
-    return record({"kind": "overlay", "version": 1, "sequence": 3}, OVERLAY)
+def overlay_file(sequence: int = 3) -> bytes:
+    return record({"kind": "overlay", "version": 1, "sequence": sequence}, OVERLAY)
+
+
+def slot_2(sequence: int, **change: Any) -> dict[str, Any]:
+    digest = overlay_digest(OVERLAY)
+    file = f"overlay/{sequence}-{digest[7:23]}.safetensors"
+    return {"sequence": sequence, "digest": digest, "file": file, "signed_by": [], **change}
+
+
+def device_2(**change: Any) -> bytes:
+    state = {name: value for name, value in device_state().items() if name != "previous"}
+    state |= {
+        "version": 2,
+        "model": MODEL,
+        "trust": TRUST,
+        "keep": 2,
+        "current": slot_2(3, signed_by=sorted(KEYS)),
+        "kept": [slot_2(2), slot_2(0)],
+        "highest_sequence": 5,
+    }
+    return (dumps({**state, **change}) + "\n").encode()
 
 
 def valid() -> dict[str, bytes]:
@@ -230,10 +320,15 @@ def valid() -> dict[str, bytes]:
         "two_zstd_frames_v1.shards": packed.compress(shard() + end(1)) + packed.compress(stream_i8),
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
+        "adaptation_v2.adaptation": adaptation_2(),
         "update_v1.update": update(),
+        "update_v2.update": update_2(),
+        "trust_v1.trust": trust(),
         "overlay_v1.overlay": overlay_file(),
         "device_v1/device.json": device(),
         f"device_v1/{device_state()['current']['file']}": overlay_file(),
+        "device_v2/device.json": device_2(),
+        **{f"device_v2/{slot_2(number)['file']}": overlay_file(number) for number in (3, 2, 0)},
     }
 
 
@@ -272,9 +367,15 @@ def bomb() -> bytes:
     return b"".join(pieces) + compressor.flush()
 
 
+def deep_update() -> bytes:
+    table, payload = entries({"payload": ("U8", [40], PAYLOAD)})
+    text = '{"kind":"update","version":2,"signed":' + DEEP
+    return safetensors({**table, "__metadata__": {"cdcca": text}}, payload)
+
+
+DEEP = "[" * 100_000
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress(shard() + end(1))
 NAN, INF = float("nan"), float("inf")
-DEEP = "[" * 100_000
 FAULTS: dict[str, tuple[int, str, bytes]] = {
     # -- the stream
     "empty.shards": (65, "empty", b""),
@@ -488,10 +589,30 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "float32",
         record(ADAPTATION, {"a": ("F16", [1], halves(1))}),
     ),
+    "held_out_missing.adaptation": (65, "cut short", record(ADAPTATION_2, OVERLAY)),
+    "held_out_cut.adaptation": (65, "end record", adaptation_2(frames=shard())),
+    "held_out_counts_two.adaptation": (65, "counts 2", adaptation_2(held_out=2)),
+    "held_out_none_but_there.adaptation": (65, "goes on", adaptation_2(held_out=None)),
+    "held_out_zero.adaptation": (65, "held_out is 0", adaptation_2(held_out=0)),
+    "answers_too_few.adaptation": (65, "an answer for each", adaptation_2("[[]]")),
+    "answers_a_number.adaptation": (65, "no text", adaptation_2("[[1]]")),
+    "answers_deep.adaptation": (65, "sound JSON", adaptation_2(DEEP)),
+    "step_zero.adaptation": (
+        65,
+        "step",
+        adaptation_2(rate_aware={"bits": 1, "num_steps": 1, "step": 0}),
+    ),
+    "step_subnormal.adaptation": (
+        65,
+        "step",
+        adaptation_2(rate_aware={"bits": 1, "num_steps": 1, "step": 1e-40}),
+    ),
+    "sensitivity_short.adaptation": (65, "2 tensors", adaptation_2(sensitivity=[1])),
+    "sensitivity_negative.adaptation": (65, "sensitivity", adaptation_2(sensitivity=[1, -1])),
     # -- update
     "cut.update": (65, "cut short", update()[:-1]),
     "trailing_bytes.update": (65, "goes on", update() + b"\n"),
-    "newer_version.update": (76, "upgrade", update(version=2)),
+    "newer_version.update": (76, "upgrade", update(version=3)),
     "payload_flipped.update": (65, "hash", update(payload=bytes(40))),
     "payload_shorter.update": (65, "39 bytes", update(payload=PAYLOAD[:39])),
     "payload_missing.update": (65, "expected the tensors", record(UPDATE, {})),
@@ -504,6 +625,58 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "bits_out_of_range.update": (65, "'bits'", update(bits=[4, 64])),
     "target_no_digest.update": (65, "'target'", update(target=None)),
     "unknown_key.update": (65, "unknown key", update(signature="none")),
+    "cut_v2.update": (65, "cut short", update_2()[:-1]),
+    "payload_flipped_v2.update": (65, "hash", update_2(payload=bytes(40))),
+    "unknown_signed_key.update": (65, "unknown key", update_2(created=1)),
+    "signed_missing.update": (65, "'signed'", update_2(header={"signed": None})),
+    "signed_a_list.update": (65, "'signed'", update_2(header={"signed": [1]})),
+    "signatures_missing.update": (65, "'signatures'", update_2(header={"signatures": None})),
+    "signature_no_hex.update": (
+        65,
+        "hexadecimal",
+        update_2(header={"signatures": [{"key": KEYS[0], "signature": "AB" * 64}]}),
+    ),
+    "signatures_of_one_key_twice.update": (
+        65,
+        "each once",
+        update_2(header={"signatures": 2 * signatures("update 2", SIGNED, SEEDS[:1])}),
+    ),
+    "signatures_unsorted.update": (
+        65,
+        "ascending",
+        update_2(header={"signatures": signatures("update 2", SIGNED)[::-1]}),
+    ),
+    "sequence_of_54_bits.update": (65, "sequence", update_2(sequence=1 << 53)),
+    "sequence_a_fraction.update": (65, "'sequence'", update_2(sequence=1.5)),
+    "expires_negative.update": (65, "expires", update_2(expires=-1)),
+    "expires_true.update": (65, "'expires'", update_2(expires=True)),
+    "model_no_digest.update": (65, "'model'", update_2(model="blip")),
+    "coding_a_list.update": (65, "'coding'", update_2(coding=[4, 0])),
+    "coding_a_fraction.update": (65, "'coding'", update_2(coding={"step": 0.5})),
+    "coding_deep.update": (65, "'coding'", update_2(coding={"a": [[[[[[1]]]]]]})),
+    "coding_deeper.update": (65, "sound JSON", deep_update()),
+    "bits_in_version_2.update": (65, "unknown key 'bits'", update_2(header={"bits": [4, 0]})),
+    "not_canonical.update": (
+        65,
+        "not written as",
+        update_2().replace(b"4102444800", b"41024448e2"),
+    ),
+    # -- trust
+    "cut.trust": (65, "cut short", trust()[:-1]),
+    "trailing_bytes.trust": (65, "goes on", trust() + b"x"),
+    "newer_version.trust": (76, "upgrade", trust(header={"version": 2})),
+    "no_keys.trust": (65, "0 trusted keys", trust(keys=[])),
+    "one_key_twice.trust": (65, "each once", trust(keys=[KEYS[0], KEYS[0]])),
+    "unsorted.trust": (65, "ascending", trust(keys=sorted(KEYS, reverse=True))),
+    "key_too_short.trust": (65, "not public keys", trust(keys=["ab"])),
+    "threshold_zero.trust": (65, "threshold of 0", trust(threshold=0)),
+    "threshold_three.trust": (65, "threshold of 3", trust(threshold=3)),
+    "version_zero.trust": (65, "version 0", trust(version=0)),
+    "with_a_tensor.trust": (
+        65,
+        "expected the tensors none",
+        record({"kind": "trust", "version": 1, "signed": TRUST, "signatures": []}, OVERLAY),
+    ),
     # -- overlay
     "cut.overlay": (65, "cut short", overlay_file()[:-2]),
     "infinite.overlay": (
@@ -527,7 +700,24 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "model_no_digest.predictions": (65, "'model'", prediction(model="gpt")),
     # -- device.json
     "cut.device": (65, "sound JSON", device()[:100]),
-    "newer_version.device": (76, "upgrade", device(version=2, colour="blue")),
+    "newer_version.device": (76, "upgrade", device(version=3, colour="blue")),
+    "previous_in_version_2.device": (65, "unknown key 'previous'", device_2(previous=None)),
+    "kept_newer.device": (65, "not older", device_2(kept=[slot_2(4)])),
+    "kept_twice.device": (65, "not older", device_2(kept=[slot_2(2), slot_2(2)])),
+    "keep_zero.device": (65, "'keep'", device_2(keep=0)),
+    "trust_without_threshold.device": (65, "'threshold'", device_2(trust={"keys": KEYS})),
+    "threshold_above_keys.device": (
+        65,
+        "threshold of 3",
+        device_2(trust={**TRUST, "threshold": 3}),
+    ),
+    "signed_by_twice.device": (
+        65,
+        "'signed_by'",
+        device_2(current=slot_2(3, signed_by=[KEYS[0], KEYS[0]])),
+    ),
+    "model_no_digest.device": (65, "'model'", device_2(model="x")),
+    "kept_missing.device": (66, "no such file", device_2(kept=[slot_2(1)])),
     "path_leaves_folder.device": (
         65,
         "no sound overlay",

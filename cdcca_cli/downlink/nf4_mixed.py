@@ -1,9 +1,9 @@
 """The payload of an update, codec `nf4-mixed`: its specification, and writer and reader of it.
 
 What is known beforehand: the base's tensors in name order, and for each its number of values n and
-its bits, 0, 2, 4 or 8, from the update's header. A tensor of 0 bits is not in the payload and does
-not change; a tensor without values has 0 bits. All others are *sent*. Values are taken in C order
-and in blocks of 64; the last block of a tensor may be shorter.
+its bits, 0, 2, 4 or 8, which the list "bits" of `coding` in the update's header holds. A tensor of
+0 bits is not in the payload and does not change; a tensor without values has 0 bits. All others are
+*sent*. Values are taken in C order and in blocks of 64; the last block of a tensor may be shorter.
 
 The payload is exactly one zstd frame that declares its content size and carries a checksum. Its
 content begins with the update's sequence, 8 bytes, unsigned and little-endian, which must be the
@@ -33,20 +33,20 @@ update invalid.
 Each plane is given to zstd in blocks of its own, because a Huffman table is for one block and a
 scale's bytes are not distributed as a code's. Level 1: on Gaussian changes level 3 is 0.1 % larger,
 and level 19 is a hundred times slower for nothing. A reader need not know of either.
-
-Another codec is another module beside this one, with another id in the update's header.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink import linear, nf4, scales
+from cdcca_cli.downlink.delta import added
 from cdcca_cli.errors import BadData
 
 CODEC = "nf4-mixed"
@@ -185,6 +185,42 @@ def read_payload(
         CodedTensor(b, int(exponents[index]), scale_bytes[index], code_bytes[index])
         for index, (b, _) in enumerate(sent)
     ]
+
+
+def decode(
+    payload: bytes,
+    sequence: int,
+    coding: Mapping[str, Any],
+    base: Mapping[str, NDArray[np.float32]],
+) -> dict[str, NDArray[np.float32]]:
+    """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
+    bits = bits_of(coding)
+    names = sorted(base)
+    sizes = [base[name].size for name in names]
+    if len(bits) != len(names):
+        raise BadData(
+            f"update: for {len(bits):,} tensors, its base has {len(names):,}: fetch it again"
+        )
+    for name, size, number in zip(names, sizes, bits, strict=True):
+        if number not in BITS or (number and not size):
+            raise BadData(
+                f"update: {number} bits for {name[:80]}, of {size:,} values: fetch it again"
+            )
+    tensors = iter(read_payload(payload, sequence, bits, sizes))
+    overlay = dict(base)
+    for name, size, number in zip(names, sizes, bits, strict=True):
+        if number:
+            delta = restore(next(tensors), size).reshape(base[name].shape)
+            overlay[name] = added(base[name], delta)
+    return overlay
+
+
+def bits_of(coding: Mapping[str, Any]) -> list[int]:
+    """The bits of each tensor, as the update's header has them. BadData."""
+    bits = coding.get("bits")
+    if set(coding) != {"bits"} or type(bits) is not list or any(type(b) is not int for b in bits):
+        raise BadData("update: 'coding' of nf4-mixed must be a list of whole numbers, 'bits'")
+    return bits
 
 
 def _decompressed(payload: bytes, expected_bytes: int) -> bytes:

@@ -1,0 +1,82 @@
+"""What `compress` needs of the other side of the house: the held-out loss, the start, a picture.
+
+Models are loaded when the loss is first asked for, and not before: most ways of compressing need
+none. Decides nothing (`downlink.sender`).
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdcca_cli import streams
+from cdcca_cli.commands.settings import Runtime
+from cdcca_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cdcca_cli.downlink.curve import Curve
+    from cdcca_cli.formats.adaptation import Adaptation
+    from cdcca_cli.formats.device import Device
+
+Overlay = Mapping[str, Any]
+
+
+def loss_of(
+    adaptation: "Adaptation", mirror: "Device", runtime: Runtime
+) -> Callable[[Overlay], float] | None:
+    """The loss of an overlay on the adaptation's held-out frames; None if it has none."""
+    held_out = adaptation.held_out
+    if held_out is None or not held_out.num_asks:
+        return None
+
+    @cache
+    def loaded() -> Callable[[Overlay], float]:
+        from cdcca_cli.distillation.held_out_loss import HeldOutLoss
+        from cdcca_cli.families import load_device
+
+        student = load_device(mirror, compute=runtime.compute, dtype=runtime.dtype)
+        return HeldOutLoss(student, held_out, mirror.lora.alpha)
+
+    return lambda overlay: loaded()(overlay)
+
+
+def start_of(mirror: "Device") -> Callable[[], Overlay]:
+    """The overlay that `cdcca init` gave the mirror, made again from its checkpoint and seed."""
+
+    def start() -> Overlay:
+        from cdcca_cli.families.initial import create_device
+
+        with tempfile.TemporaryDirectory(prefix="cdcca-") as folder:
+            return create_device(
+                Path(folder) / "start",
+                mirror.checkpoint,
+                groups=mirror.groups,
+                rank=mirror.lora.rank,
+                alpha=mirror.lora.alpha,
+                qformer_layers=mirror.qformer_layers,
+                revision=mirror.revision,
+                seed=mirror.lora.seed,
+            ).read_overlay()
+
+    return start
+
+
+def write_curve(path: Path, curve: "Curve | None") -> None:
+    """A curve as JSON at `path`, and as a picture beside it if matplotlib is there.
+
+    Raises: UsageError for no curve, or a path that would be the picture's; CannotWrite.
+    """
+    from cdcca_cli.formats.records import dump_json
+
+    if curve is None:
+        raise UsageError("--curve: without an adaptation there is nothing to choose")
+    with streams.text_output(path) as out:
+        out.write(dump_json(curve.as_json()) + "\n")
+    try:
+        picture = curve.picture()
+    except ImportError:
+        streams.message(f"{path}: no picture of it (matplotlib is not installed)")
+        return
+    with streams.binary_output(path.with_suffix(".png"), "curve.png") as file:
+        file.write(picture)

@@ -1,0 +1,44 @@
+"""The codec `ternary`: the signs of the largest changes, all of one size. Its specification.
+
+ComPEFT (Yadav et al. 2023, arXiv:2311.13171): the k largest magnitudes of the whole change become
++-1, the others 0, and one number, alpha * sigma, is what a 1 stands for; sigma is the standard
+deviation of the whole change (about zero here), alpha is tuned on held-out data. The paper's own
+size is computed (Golomb's code for the places); here it is written.
+
+The payload is `usq`'s, every code -1, 0 or 1; `coding` in the update's header is empty. A reader of
+`usq` reads it: the codec has a name of its own so that a table can tell them apart.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdcca_cli.downlink import usq
+
+CODEC = "ternary"
+DENSITY = 0.2  # the share of the changes that is kept; ComPEFT tries 5 to 50 %
+ALPHAS = (1.5, 1.0, 2.0, 3.0)  # what a loss chooses from, the first without one
+
+
+def encode(
+    deltas: Sequence[NDArray[np.float32]], sequence: int, density: float, alpha: float
+) -> bytes:
+    """The payload for these changes, in name order; all zeros give one without codes.
+
+    Args: density: the share of the changes that is kept, in (0, 1]. alpha: > 0.
+    """
+    every = np.concatenate([delta.reshape(-1) for delta in deltas] or [np.zeros(0, np.float32)])
+    magnitudes = np.abs(every)
+    num_kept = min(max(int(density * len(every)), 1), int(np.count_nonzero(magnitudes)))
+    if not num_kept:
+        return usq.write_payload(
+            sequence, [np.zeros(d.shape, np.int8) for d in deltas], [1.0] * len(deltas)
+        )
+    least = np.partition(magnitudes, len(magnitudes) - num_kept)[len(magnitudes) - num_kept]
+    codes = [
+        (np.sign(delta) * (np.abs(delta) >= max(least, np.finfo(np.float32).tiny))).astype(np.int8)
+        for delta in deltas
+    ]
+    step = float(np.float32(alpha * np.sqrt(np.square(every, dtype=np.float64).mean())))
+    return usq.write_payload(sequence, codes, [step] * len(codes))

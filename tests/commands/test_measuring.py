@@ -1,0 +1,97 @@
+"""What `compress` borrows from distillation and families, and that it borrows late."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cdcca_cli import distillation, families
+from cdcca_cli.commands import measuring
+from cdcca_cli.commands.settings import Runtime
+from cdcca_cli.formats.adaptation import HeldOut
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.main import main
+from tests.downlink import worlds
+
+RUNTIME = Runtime("cpu", "float32")
+
+
+def test_without_held_out_frames_there_is_no_loss(tmp_path: Path) -> None:
+    mirror = worlds.device(tmp_path / "mirror")
+    adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
+    assert measuring.loss_of(adaptation, mirror, RUNTIME) is None
+    adaptation.held_out = HeldOut([], [])
+    assert measuring.loss_of(adaptation, mirror, RUNTIME) is None
+
+
+def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cdcca_cli.distillation.held_out_loss  # noqa: F401
+
+    loads: list[tuple[Any, ...]] = []
+
+    def load_device(device: Device, *, compute: str, dtype: str) -> str:
+        loads.append((device, compute, dtype))
+        return "student"
+
+    class Counted:
+        def __init__(self, student: str, held_out: HeldOut, alpha: float) -> None:
+            assert (student, alpha) == ("student", worlds.SETTINGS.lora.alpha)
+
+        def __call__(self, overlay: worlds.Overlay) -> float:
+            return float(len(overlay))
+
+    monkeypatch.setattr(families, "load_device", load_device)
+    monkeypatch.setattr(distillation.held_out_loss, "HeldOutLoss", Counted)
+    mirror = worlds.device(tmp_path / "mirror")
+    adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
+    adaptation.held_out = HeldOut([], [["yes"]])
+    loss = measuring.loss_of(adaptation, mirror, RUNTIME)
+    assert loss is not None and loads == []
+    assert [loss({}), loss({"a": np.zeros(1)})] == [0, 1]
+    assert loads == [(mirror, "cpu", "float32")]
+
+
+def test_the_start_is_made_again_bit_for_bit(tmp_path: Path) -> None:
+    from cdcca_cli.families.initial import create_device
+
+    mirror = create_device(tmp_path / "mirror", "shipped:student", rank=2, seed=3)
+    assert overlay_digest(measuring.start_of(mirror)()) == mirror.digest
+
+
+@pytest.mark.slow
+def test_from_frames_to_an_update_measured_on_what_was_held_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped pair, trained a little: under 2.2 bits, and a new device catches up."""
+
+    def run(*arguments: object) -> None:
+        assert main([str(argument) for argument in arguments]) == 0
+
+    run("demo", "--export", tmp_path / "frames")
+    for name in ("device", "mirror", "newcomer"):
+        run("init", tmp_path / name)
+    tokens, learnt = tmp_path / "up.tokens", tmp_path / "learnt"
+    run(
+        "sample", tmp_path / "frames/stream", "-m", tmp_path / "device", "--top", "60", "-o", tokens
+    )
+    run("distill", tokens, "--student", tmp_path / "mirror", "--epochs", "2", "-o", learnt)
+    capfd.readouterr()
+    update = tmp_path / "update.cdcca"
+    run("compress", learnt, "--base", tmp_path / "mirror", "-o", update)
+    said = capfd.readouterr().err
+    assert "held-out loss" in said
+    parameters = sum(v.size for v in Device.open(tmp_path / "mirror").read_overlay().values())
+    assert 8 * update.stat().st_size / parameters <= 2.2
+    for name in ("device", "mirror"):
+        run("apply", tmp_path / name, update)
+    exact = tmp_path / "exact.cdcca"
+    how = ["--codec", "exact", "--since", 0, "-o", exact]
+    run("compress", "--base", tmp_path / "mirror", *how)
+    run("apply", tmp_path / "newcomer", exact)
+    assert {Device.open(tmp_path / n).digest for n in ("device", "mirror", "newcomer")} == {
+        Device.open(tmp_path / "mirror").digest
+    }
