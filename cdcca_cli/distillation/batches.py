@@ -40,8 +40,29 @@ class Look:
     spliced: Spliced
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A batch before a model has seen it: nothing in it depends on an overlay.
+
+    tokens_UNC, mask_UN, positions_UN: padded, on the model's device. inputs: the prompts of the U
+    inputs. rows_B: the input of each example.
+    """
+
+    tokens_UNC: Tensor
+    mask_UN: Tensor
+    positions_UN: Tensor
+    inputs: list[str]
+    prompts: list[str]
+    rows_B: Tensor
+
+
 def look(model: LoadedModel, examples: Sequence[Example]) -> Look:
     """Stored tokens through the connector and into the prompts; keeps gradients."""
+    return look_at(model, prepare(model, examples))
+
+
+def prepare(model: LoadedModel, examples: Sequence[Example]) -> Prepared:
+    """The tensors and prompts of a batch, to be looked at once or many times."""
     prompts = [model.format_prompt(example.ask.prompt, example.ask.task) for example in examples]
     reads_prompt = bool(model.extra_tokenizers)
     inputs: dict[tuple[int, str], int] = {}
@@ -55,20 +76,35 @@ def look(model: LoadedModel, examples: Sequence[Example]) -> Look:
         rows.append(inputs[key])
     shards = [examples[place].shard for place in firsts]
     tokens_UNC, mask_UN, positions_UN = _padded(shards, model.device)
-    all_real = bool(mask_UN.all())
-    queries_ULC = model.queries(
-        tokens_UNC, None if all_real else mask_UN, [prompts[place] for place in firsts]
+    return Prepared(
+        tokens_UNC=tokens_UNC,
+        mask_UN=mask_UN,
+        positions_UN=positions_UN,
+        inputs=[prompts[place] for place in firsts],
+        prompts=prompts,
+        rows_B=torch.tensor(rows, device=model.device),
     )
+
+
+def look_at(model: LoadedModel, batch: Prepared) -> Look:
+    """`look` at what is prepared already."""
+    mask_UN, rows_B = batch.mask_UN, batch.rows_B
+    all_real = bool(mask_UN.all())
+    queries_ULC = model.queries(batch.tokens_UNC, None if all_real else mask_UN, batch.inputs)
     features_ULD = model.project(queries_ULC)
-    rows_B = torch.tensor(rows, device=model.device)
     # index_select, not indexing: its backward adds up in a fixed order on a CPU.
     spliced = model.splice(
         features_ULD.index_select(0, rows_B),
-        prompts,
+        batch.prompts,
         mask_BN=mask_UN.index_select(0, rows_B),
-        positions_BN=positions_UN.index_select(0, rows_B),
+        positions_BN=batch.positions_UN.index_select(0, rows_B),
     )
     return Look(queries_ULC.index_select(0, rows_B), spliced)
+
+
+def prompt_length(model: LoadedModel, example: Example) -> int:
+    """How long a prompt is, in characters: near enough to batch alike ones."""
+    return len(model.format_prompt(example.ask.prompt, example.ask.task))
 
 
 def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ RESAMPLES = 2000
 
 
 @dataclass(eq=False)
-class HeldOut:
+class Judgement:
     """The held-out examples under one state of the student.
 
     nats_E: cross-entropy per answer token against the teacher's answer, (E,) float32.
@@ -37,13 +37,14 @@ class HeldOut:
 
 
 def comparison(
-    before: HeldOut, after: HeldOut, frames: Sequence[str], seed: int
+    before: Judgement, after: Judgement, frames: Sequence[str], seed: int
 ) -> dict[str, Any] | None:
     """Before and after, and the paired gain with its 95 % bootstrap interval over frames.
 
     Args: frames: the frame of each example.
     Returns: what an adaptation's report holds under `held_out`; None without examples. The gain is
-        in nats per answer token, above zero where training helped.
+        in nats per answer token, above zero where training helped; the verdict is "better" or
+        "worse" where its interval leaves zero out, else "equal".
     """
     if not len(before):
         return None
@@ -58,6 +59,7 @@ def comparison(
             "after": float(after.agrees_E.mean(dtype=np.float64)),
         },
         "gain": {"mean": float(gain_E.mean()), "low": low, "high": high, "level": LEVEL},
+        "verdict": "better" if low > 0 else "worse" if high < 0 else "equal",
     }
 
 

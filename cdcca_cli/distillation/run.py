@@ -17,6 +17,8 @@
   and epoch alone and dropout is off, so a run that was killed and started again ends with the same
   bits; one that had finished is only read.
 
+What follows the epochs is `rate_aware`, where it is asked for.
+
 Shapes: B batch, E examples, P parameters laid end to end, L query tokens, A answer tokens.
 
 Does not know where shards or the adaptation live (`training`), and no other method than the
@@ -35,9 +37,10 @@ from torch import Tensor, nn
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import losses, state
-from cdcca_cli.distillation.batches import Example, content_digest, look, shuffled_batches
-from cdcca_cli.distillation.held_out import HeldOut, comparison
-from cdcca_cli.distillation.lessons import TEACHER_BATCHES, Lessons
+from cdcca_cli.distillation.batches import content_digest, look, prompt_length, shuffled_batches
+from cdcca_cli.distillation.held_out import Judgement, comparison
+from cdcca_cli.distillation.held_out_loss import FORWARD_BATCHES, Examination
+from cdcca_cli.distillation.lessons import Lessons
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainable import Adam, Flat, initial_phi, open_overlay
 from cdcca_cli.errors import BadData, UsageError
@@ -70,13 +73,12 @@ class _Curves:
 @dataclass(frozen=True)
 class _Step:
     """A batch through the student. queries, representation: (B, L, C) float32; mask: (B, L)
-    bool; answer_B: L_CE of each; agrees_B: whether greedy decoding gives the teacher's answer."""
+    bool; answer_B: L_CE of each."""
 
     queries: Tensor
     representation: Tensor
     mask: Tensor
     answer_B: Tensor
-    agrees_B: Tensor
 
 
 class Run:
@@ -97,7 +99,13 @@ class Run:
         self.teacher_digest = teacher_digest
         self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
         self.overlay = open_overlay(student, start, mirror.lora.alpha)
-        self.lengths = [_length(student, example) for example in lessons.examples]
+        self.lengths = [prompt_length(student, example) for example in lessons.examples]
+        self.examination = Examination(
+            student,
+            [lessons.examples[number] for number in lessons.held_out],
+            [lessons.targets[number].answer for number in lessons.held_out],
+            FORWARD_BATCHES * settings.batch_size,
+        )
         self.curves = _Curves()
         self.epoch = 0
         self.best_epoch = 0
@@ -107,21 +115,22 @@ class Run:
             self.key = self._key(start, mirror)
             self.path = state.path_of(settings.work, self.key)
 
-    def train(self) -> dict[str, np.ndarray]:
-        """All epochs that are still to do; returns the best overlay."""
-        with self.student.training_mode():
-            self._prepare()
-            if not self._restore():
-                self.before = self.best = self._evaluate()
-                self._note(self.before)
-            while self.epoch < self.settings.epochs:
-                self._train_epoch()
-                self._judge()
-                self._save()
-        return self.overlay.arrays(self.best_P)
+    def train(self) -> None:
+        """All epochs that are still to do; call it in the student's training mode."""
+        self._prepare()
+        if not self._restore():
+            self.before = self.best = self.examination.judge()
+            self._note(self.before)
+        while self.epoch < self.settings.epochs:
+            self._train_epoch()
+            self._judge()
+            self._save()
 
-    def report(self) -> dict[str, Any]:
-        """What the adaptation's header says of the run."""
+    def report(self, best: Judgement) -> dict[str, Any]:
+        """What the adaptation's header says of the run.
+
+        Args: best: of the state that is written, by which it was chosen.
+        """
         lessons, settings = self.lessons, self.settings
         frames = [lessons.examples[number].shard.frame for number in lessons.held_out]
         return {
@@ -145,8 +154,12 @@ class Run:
                 name: [round(value, 6) for value in values]
                 for name, values in asdict(self.curves).items()
             },
-            "held_out": comparison(self.before, self.best, frames, settings.seed),
+            "held_out": comparison(self.before, best, frames, settings.seed),
         }
+
+    def sensitivity(self) -> dict[str, float]:
+        """The mean squared gradient of each tensor, as Adam remembers it now."""
+        return self.overlay.means(self.adam.mean_squares(0))
 
     # ---- before the first step
 
@@ -205,22 +218,15 @@ class Run:
     # ---- steps
 
     def _train_epoch(self) -> None:
-        settings, train = self.settings, self.lessons.train
-        lengths = [self.lengths[number] for number in train]
-        batches = list(shuffled_batches(lengths, settings.batch_size, settings.seed, self.epoch))
+        settings = self.settings
+        batches = self.batches(self.epoch)
         sums = torch.zeros(4, dtype=torch.float64)
         title = f"epoch {self.epoch + 1} of {settings.epochs}"
-        for number, places in enumerate(progress.track(batches, description=title)):
-            batch = [train[place] for place in places]
+        for number, batch in enumerate(progress.track(batches, description=title)):
             done = self.epoch * len(batches) + number
-            lr = self._lr(done, settings.epochs * len(batches))
+            lr = self.lr * schedule(done, settings.epochs * len(batches))
             sums += self._step(batch, lr).double() * len(batch)
-        means = (sums / len(train)).tolist()
-        if not all(math.isfinite(mean) for mean in means):
-            raise UsageError(
-                f"the loss is not finite in epoch {self.epoch + 1}: training diverged at a step "
-                f"size of {self.lr:g}: give a smaller --lr"
-            )
+        means = self.means(sums, len(self.lessons.train), f"in epoch {self.epoch + 1}")
         curves = self.curves
         for curve, mean in zip(
             (curves.loss, curves.query, curves.representation, curves.answer), means, strict=True
@@ -228,15 +234,35 @@ class Run:
             curve.append(mean)
         self.epoch += 1
 
-    def _lr(self, done: int, total: int) -> float:
-        """The step size after `done` of `total` steps: a short rise, then a cosine to zero."""
-        warmup = max(1, round(WARMUP * total))
-        if done < warmup:
-            return self.lr * (done + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup + 1)))
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The examples of each step of an epoch."""
+        train, settings = self.lessons.train, self.settings
+        lengths = [self.lengths[number] for number in train]
+        order = shuffled_batches(lengths, settings.batch_size, settings.seed, epoch)
+        return [[train[place] for place in places] for places in order]
+
+    def means(self, sums: Tensor, count: int, when: str) -> list[float]:
+        """The means of what `backward` returned. UsageError if training has diverged."""
+        means: list[float] = (sums / count).tolist()
+        if not all(math.isfinite(mean) for mean in means):
+            raise self.diverged(when)
+        return means
+
+    def diverged(self, when: str) -> UsageError:
+        """What to raise when a number is not finite."""
+        return UsageError(
+            f"the loss is not finite {when}: training diverged at a step size of {self.lr:g}: "
+            "give a smaller --lr"
+        )
 
     def _step(self, batch: Sequence[int], lr: float) -> Tensor:
-        """One step; returns the means of loss, L_query, L_repr (normalised) and L_CE."""
+        """One step; returns what `backward` does."""
+        means = self.backward(batch)
+        self.adam.step(lr, CLIP_NORM)
+        return means
+
+    def backward(self, batch: Sequence[int]) -> Tensor:
+        """Gradients of a batch; returns its means of loss, L_query, L_repr (normalised), L_CE."""
         self.overlay.clear()
         self.phi.clear()
         step = self._forward(batch)
@@ -256,7 +282,6 @@ class Run:
             )
         loss_B = losses.distillation_loss(query_B, representation_B, step.answer_B, self.weights)
         loss_B.mean().backward()
-        self.adam.step(lr, CLIP_NORM)
         terms = (
             loss_B,
             query_B / self.query_scale,
@@ -271,13 +296,11 @@ class Run:
         answers = [self.lessons.targets[number].answer for number in batch]
         answer_BA = student.answer_ids(answers)
         forward = student.forward(seen.spliced, answer_BA)
-        agrees_BA = (forward.logits.detach().argmax(-1) == answer_BA) | (answer_BA == -100)
         return _Step(
             queries=seen.queries.float(),
             representation=forward.hidden.float(),
             mask=forward.hidden_mask,
             answer_B=losses.answer_cross_entropy(forward.logits, answer_BA),
-            agrees_B=agrees_BA.all(1),
         )
 
     def _target(self, batch: Sequence[int], name: str) -> Tensor:
@@ -288,39 +311,23 @@ class Run:
 
     # ---- which state is best
 
-    @torch.no_grad()
-    def _evaluate(self) -> HeldOut:
-        chosen = sorted(self.lessons.held_out, key=lambda number: self.lengths[number])
-        size = TEACHER_BATCHES * self.settings.batch_size
-        nats: dict[int, float] = {}
-        agrees: dict[int, float] = {}
-        for at in range(0, len(chosen), size):
-            batch = chosen[at : at + size]
-            step = self._forward(batch)
-            nats.update(zip(batch, step.answer_B.tolist(), strict=True))
-            agrees.update(zip(batch, step.agrees_B.tolist(), strict=True))
-        order = self.lessons.held_out
-        return HeldOut(
-            np.array([nats[number] for number in order], np.float32),
-            np.array([agrees[number] for number in order], np.float32),
-        )
-
     def _judge(self) -> None:
         """Keep the present state if it is the best so far; without held-out examples, always."""
-        held = self._evaluate()
+        held = self.examination.judge()
         self._note(held)
         if not len(held) or held.cross_entropy < self.best.cross_entropy:
             self.best, self.best_epoch, self.best_P = held, self.epoch, self.overlay.values.clone()
 
-    def _note(self, held: HeldOut) -> None:
+    def _note(self, held: Judgement) -> None:
         if len(held):
             self.curves.held_out.append(held.cross_entropy)
 
     # ---- on disk
 
     def _key(self, start: Mapping[str, np.ndarray], mirror: Device) -> str:
-        """Digest of everything that the result depends on."""
+        """Digest of everything that the epochs depend on; what follows them has its own key."""
         settings = asdict(self.settings) | {"work": None}
+        del settings["rate_aware"], settings["bits"]
         shards = {id(example.shard): example.shard for example in self.lessons.examples}
         said = [
             *(METHOD, self.teacher_digest, mirror.digest, overlay_digest(start)),
@@ -335,8 +342,7 @@ class Run:
         if self.path is None:
             return
         arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-        for role, held in (("before", self.before), ("best", self.best)):
-            arrays |= {f"{role}.nats": held.nats_E, f"{role}.agrees": held.agrees_E}
+        arrays |= state.judged(before=self.before, best=self.best)
         steps, curves = self.adam.steps, asdict(self.curves)
         now = state.State(self.epoch, self.best_epoch, steps, curves, arrays)
         state.save(self.path, self.key, now)
@@ -347,17 +353,14 @@ class Run:
             return False
         num_held = len(self.lessons.held_out)
         shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-        held = [f"{role}.{what}" for role in ("before", "best") for what in ("nats", "agrees")]
-        kept = state.restore(self.path, self.key, shapes | dict.fromkeys(held, (num_held,)))
+        shapes |= state.judged_shapes(num_held, "before", "best")
+        kept = state.restore(self.path, self.key, shapes)
         if kept is None:
             return False
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(kept.arrays[name]))
         self.adam.steps = kept.steps
-        self.before, self.best = (
-            HeldOut(kept.arrays[f"{role}.nats"], kept.arrays[f"{role}.agrees"])
-            for role in ("before", "best")
-        )
+        self.before, self.best = kept.judgement("before"), kept.judgement("best")
         self.epoch, self.best_epoch = kept.epoch, kept.best_epoch
         self.curves = _Curves(**kept.curves)
         streams.message(f"going on after epoch {self.epoch} of {self.settings.epochs}")
@@ -376,9 +379,12 @@ class Run:
         }
 
 
-def _length(student: LoadedModel, example: Example) -> int:
-    """How long a prompt is, in characters: near enough to batch alike ones."""
-    return len(student.format_prompt(example.ask.prompt, example.ask.task))
+def schedule(done: int, total: int) -> float:
+    """The share of the step size after `done` of `total` steps: a short rise, a cosine to zero."""
+    warmup = max(1, round(WARMUP * total))
+    if done < warmup:
+        return (done + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup + 1)))
 
 
 def _mean_square(rows: Sequence[Tensor]) -> float:

@@ -1,5 +1,8 @@
 """A training run between two epochs, on disk: what is needed to go on with the same bits.
 
+The steps that follow the epochs (`rate_aware`) keep a state of their own, under a key of their own:
+"epoch" then counts its legs, and "before" is absent.
+
     training-<16 hex digits of the key>.safetensors
 
 A record (`formats.records`) of kind "training-state", version 1. Header {"best_epoch", "curves":
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli import streams
+from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 
@@ -36,6 +40,21 @@ class State:
     steps: int
     curves: dict[str, list[float]]
     arrays: dict[str, np.ndarray]
+
+    def judgement(self, role: str) -> Judgement:
+        """One of the judgements among the arrays."""
+        return Judgement(self.arrays[f"{role}.nats"], self.arrays[f"{role}.agrees"])
+
+
+def judged(**roles: Judgement) -> dict[str, np.ndarray]:
+    """Judgements as a state's arrays."""
+    arrays = {f"{role}.nats": judgement.nats_E for role, judgement in roles.items()}
+    return arrays | {f"{role}.agrees": judgement.agrees_E for role, judgement in roles.items()}
+
+
+def judged_shapes(num_examples: int, *roles: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of those arrays."""
+    return {f"{role}.{what}": (num_examples,) for role in roles for what in ("nats", "agrees")}
 
 
 def path_of(folder: Path, key: str) -> Path:

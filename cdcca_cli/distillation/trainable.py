@@ -57,6 +57,15 @@ class Flat:
         views = self._split(values_P.cpu())
         return {name: view.numpy().copy() for name, view in views.items()}
 
+    def laid_out(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+        """Arrays by name, end to end as `values` is, on its device."""
+        parts = [torch.from_numpy(np.asarray(arrays[name])).reshape(-1) for name in self._shapes]
+        return torch.cat(parts).to(self.values.device) if parts else torch.zeros(0)
+
+    def means(self, values_P: Tensor) -> dict[str, float]:
+        """The mean of each parameter's values, by name."""
+        return {name: float(view.double().mean()) for name, view in self._split(values_P).items()}
+
     def _split(self, values_P: Tensor) -> dict[str, Tensor]:
         parts = values_P.split([shape.numel() for shape in self._shapes.values()])
         named = zip(self._shapes.items(), parts, strict=True)
@@ -95,6 +104,11 @@ class Adam:
     def steps(self, steps: int) -> None:
         for values in self._values:
             self._torch.state[values]["step"].fill_(steps)
+
+    def mean_squares(self, place: int) -> Tensor:
+        """The running mean of the squared (clipped) gradients of flat number `place`, without the
+        pull to zero of a mean that began there."""
+        return self.squares[place] / (1 - self.BETAS[1] ** max(self.steps, 1))
 
     def step(self, lr: float, clip_norm: float) -> None:
         """One step, after the gradients of all flats together are clipped to `clip_norm`."""

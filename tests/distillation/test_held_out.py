@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from cdcca_cli.distillation.held_out import (
-    HeldOut,
+    Judgement,
     bootstrap_interval,
     comparison,
 )
 
 
-def held(nats: list[float], agrees: list[float]) -> HeldOut:
-    return HeldOut(np.array(nats, np.float32), np.array(agrees, np.float32))
+def held(nats: list[float], agrees: list[float]) -> Judgement:
+    return Judgement(np.array(nats, np.float32), np.array(agrees, np.float32))
 
 
 def test_comparison_by_hand() -> None:
