@@ -16,7 +16,7 @@ from cdcca_cli import streams
 from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import read_frames, read_references
 from cdcca_cli.distillation.training import DistillSettings
-from cdcca_cli.downlink.sender import CompressSettings
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.families.initial import create_device
 from cdcca_cli.history import COLUMNS, History

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frames, Reference, read_frames, read_references
+from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
-from cdcca_cli.downlink import receiver, sender
+from cdcca_cli.downlink import receiver, sender, signing
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.families import load, load_device
 from cdcca_cli.formats import shard
@@ -38,11 +39,15 @@ from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """How each stage works; the seeds of sampling and training go up with each round."""
+    """How each stage works; the seeds of sampling and training go up with each round.
+
+    keys: what updates are signed with, for devices that ask for it.
+    """
 
     sample: SampleSettings
     distill: DistillSettings
     compress: sender.CompressSettings
+    keys: tuple[signing.PrivateKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,12 @@ class Cycle:
         uplink = folder / "uplink.tokens"
         shards = self._sample(uplink, frames, predictions, number)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
-        made = sender.compress(adaptation, self.mirror, self.settings.compress)
+        made = self._compress(adaptation)
+        update = signing.sign(made.update, self.settings.keys)
         with streams.binary_output(str(folder / "update.cdcca"), "update.cdcca") as file:
-            write_update(file, made.update)
-        receiver.apply(self.device, made.update)
-        applied = receiver.apply(self.mirror, made.update)
+            write_update(file, update)
+        receiver.apply(self.device, update)
+        applied = receiver.apply(self.mirror, update)
         self.student.install_overlay(self.device.read_overlay(), self.device.lora.alpha)
         done = Round(
             number=number,
@@ -128,6 +134,15 @@ class Cycle:
             held_out=adaptation.report["held_out"],
         )
         return done, predictions
+
+    def _compress(self, adaptation: Adaptation) -> sender.Compressed:
+        """The update, its step chosen by the loss on the adaptation's held-out frames."""
+        held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
+        loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha)
+        made = sender.compress(adaptation, self.mirror, self.settings.compress, loss=loss)
+        for note in made.notes:
+            streams.message(note)
+        return made
 
     def _sample(
         self, path: Path, frames: Frames, predictions: list[Prediction], number: int

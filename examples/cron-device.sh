@@ -23,7 +23,7 @@ for update in "$inbox"/*.cdcca; do
   case $code in
     0 | 79) rm -- "$update" ;;                        # applied, or older than what is here
     65 | 76) mv -- "$update" "$update.refused" ;;     # damaged in transit: to be sent again
-    78) ;;                                            # an earlier one is still to come: keep it
+    77 | 78) ;;                                       # an earlier one is still to come: keep it
     *) exit "$code" ;;                                # disk full and the like: cron tells
   esac
 done

@@ -71,6 +71,23 @@ def piped(tmp_path_factory: pytest.TempPathFactory, frames: Path, commands: Path
     return folder
 
 
+def test_signed_updates_and_the_change_of_the_key(
+    tmp_path: Path, frames: Path, commands: Path
+) -> None:
+    """Afterwards the old key's update is refused, on a device that has not had it yet too."""
+    run("signed.sh", frames, cwd=tmp_path, env=environment(commands))
+    assert current(tmp_path / "device") == current(tmp_path / "mirror")
+    assert current(tmp_path / "device")[0] == 1
+    later = Path(shutil.copytree(tmp_path / "device", tmp_path / "later"))
+    done = subprocess.run(
+        ["cdcca", "apply", later, tmp_path / "update.cdcca", "--dry-run"],
+        env=environment(commands),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (77, 1), done.stderr
+
+
 def test_pipe_ends_with_device_and_mirror_at_one_digest(piped: Path) -> None:
     assert current(piped / "device") == current(piped / "mirror")
     assert current(piped / "device")[0] == 1

@@ -1,6 +1,6 @@
 """How long `cdcca apply` takes and how much memory, for the update that the paper sends.
 
-    python examples/benchmarks/apply.py [--runs 7]
+    python examples/benchmarks/apply.py [--runs 7] [--codec usq] [--bits 2.2]
 
 Makes, in a temporary folder, a device whose overlay has the paper's 1,650,688 parameters in their
 shapes (LLaMA-2-7B: norms 266,240, biases 1,359,872; query tokens 24,576), a random change of them
@@ -48,7 +48,18 @@ def paper_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def make(folder: Path) -> dict[str, float]:
+def settings(groups: tuple[str, ...]) -> DeviceSettings:
+    """A device folder's, of a checkpoint that nothing loads."""
+    return DeviceSettings(
+        checkpoint="shipped:student",
+        family="blip_2",
+        tower="sha256:" + 64 * "0",
+        lora=Lora(rank=16, alpha=32.0, seed=0),
+        groups=groups,
+    )
+
+
+def make(folder: Path, how: sender.CompressSettings) -> dict[str, float]:
     """A device folder and an update.cdcca for it; what the update weighs."""
     generator = np.random.default_rng(0)
     overlay = {
@@ -58,15 +69,8 @@ def make(folder: Path) -> dict[str, float]:
         name: value + np.float32(1e-3) * generator.standard_normal(value.shape, np.float32)
         for name, value in overlay.items()
     }
-    settings = DeviceSettings(
-        checkpoint="shipped:student",
-        family="blip_2",
-        tower="sha256:" + 64 * "0",
-        lora=Lora(rank=16, alpha=32.0, seed=0),
-        groups=("norm", "bias", "query"),
-    )
-    device = Device.create(folder / "device", settings, overlay)
-    made = sender.compress(Adaptation(after, device.digest, 0, "akd", 0), device)
+    device = Device.create(folder / "device", settings(("norm", "bias", "query")), overlay)
+    made = sender.compress(Adaptation(after, device.digest, 0, "akd", 0), device, how)
     out = BytesIO()
     write_update(out, made.update)
     (folder / "update.cdcca").write_bytes(out.getvalue())
@@ -92,10 +96,15 @@ def timed(command: list[str]) -> tuple[float, float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
+    parser.add_argument("--codec", default="usq", help="as in cdcca compress")
+    parser.add_argument("--bits", type=float, default=None, help="2.2 for usq")
+    options = parser.parse_args()
+    runs = options.runs
+    bits = 2.2 if (options.codec, options.bits) == ("usq", None) else options.bits
+    how = sender.settings_of(codec=options.codec, bits=bits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = make(folder)
+        result = make(folder, how)
         applied = []
         for run in range(runs):
             device = folder / f"device-{run}"
