@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SHIPPED_STUDENT = "shipped:student"
 SHIPPED_TEACHER = "shipped:teacher"
 TOML = "cdcca.toml"
+KEYS = ("device", "student", "teacher")
 COMPUTES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -100,6 +101,8 @@ def _from_toml(role: str) -> str | None:
         return None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{TOML}: not valid TOML: {error}") from error
+    if unknown := sorted(table.keys() - KEYS):
+        raise UsageError(f"{TOML}: no key {unknown[0]!r}: expected {', '.join(KEYS)}")
     value = table.get(role)
     if value is not None and not isinstance(value, str):
         raise UsageError(f"{TOML}: {role}: expected a path in quotes, found {value!r}")

@@ -18,7 +18,7 @@ code needs are written as zero and not read. A plane is stored in one of two for
     packed   its bytes as they are
     gaps     for each 1 the number of 0s since the one before (or the beginning), as byte g if
              g < 255, otherwise as 255 and then g - 255 in the same way. 0s after the last 1 are not
-             written
+             written. At most n div 4 + 1 bytes for a plane of n bits
 
 The body is six parts, of lengths that stand in front of it:
 
@@ -63,6 +63,7 @@ _CLASS = struct.Struct("<BB")
 _PLANE = struct.Struct("<BI")
 _PACKED, _GAPS = 0, 1
 _SPARSE = 5  # gaps where fewer than one bit in so many is 1
+_DENSEST_GAPS = 4
 _LARGEST_GAP = 255
 
 Codes = NDArray[np.integer]
@@ -266,21 +267,20 @@ class _Magnitudes:
         mask = np.zeros(total, np.uint8)
         if kind.planes:
             mask = _bits(places, *kind.planes[0], total)
-        self._total = total
         self._width = kind.width
-        self._shown = np.flatnonzero(mask.view(np.bool_))
-        self._magnitudes = np.ones(len(self._shown), np.int8)
-        left = np.arange(len(self._shown))
+        self._is_shown = mask.view(np.bool_)
+        self._magnitudes = np.ones(int(np.count_nonzero(mask)), np.int8)
+        left = np.arange(len(self._magnitudes), dtype=np.int32)
         for form, stored in kind.planes[1:]:
             bits = _bits(sizes, form, stored, len(left))
             left = left[np.flatnonzero(bits.view(np.bool_))]
             self._magnitudes[left] += 1
-        self._left = left
         self.num_rest_bytes = kind.width * len(left)
+        self._left = left if kind.width else left[:0].copy()
 
     def codes(self, signs: _Bytes, rests: _Bytes) -> Codes:
         """(N,): int8, or int32 where there are rests."""
-        count = len(self._shown)
+        count = len(self._magnitudes)
         packed = signs.take(-(-count // 8))
         sign = 1 - 2 * np.unpackbits(packed, count=count, bitorder="little").view(np.int8)
         magnitudes: Codes = self._magnitudes
@@ -291,8 +291,8 @@ class _Magnitudes:
             magnitudes[self._left] += columns.reshape(-1).view("<u4").astype(np.int32)
             if int(magnitudes.max(initial=0)) > LARGEST_CODE:
                 raise BadData(f"update: a code beyond +-{LARGEST_CODE:,}: fetch it again")
-        codes = np.zeros(self._total, magnitudes.dtype)
-        codes[self._shown] = magnitudes * sign
+        codes = np.zeros(len(self._is_shown), magnitudes.dtype)
+        codes[np.flatnonzero(self._is_shown)] = magnitudes * sign
         return codes
 
 
@@ -303,6 +303,8 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
         if stored != -(-count // 8):
             raise BadData(f"update: {stored:,} bytes for {count:,} bits: fetch it again")
         return np.unpackbits(data, count=count, bitorder="little")
+    if stored > count // _DENSEST_GAPS + 1:
+        raise BadData(f"update: {stored:,} bytes of gaps for {count:,} bits: fetch it again")
     bits = np.zeros(count, np.uint8)
     is_end = data != _LARGEST_GAP
     ends = np.cumsum(data.astype(np.int64) + is_end)[np.flatnonzero(is_end)] - 1

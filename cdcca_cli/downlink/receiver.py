@@ -232,6 +232,8 @@ def apply(
         named = device.current
         overlay = device.read_overlay()  # the newest sound one; its slot is current from here on
         if _leads_to(update, device.current):
+            if not dry_run:
+                device.settle()
             return Applied("already applied", update.sequence, update.target, _late(update, clock))
         _expect_in_time(update, clock)
         if not _leads_to(update, named):  # else it repairs what is damaged
@@ -263,6 +265,8 @@ def rotate(
     with device.lock():
         old = device.trust
         if new == old:
+            if not dry_run:
+                device.settle()
             return Rotated("already applied", new)
         signed = found.signed_bytes()
         if old is None and not unsigned:

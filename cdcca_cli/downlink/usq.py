@@ -27,7 +27,7 @@ few bits by themselves.
 Chooses no step: that is `sender`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,8 +135,8 @@ def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np
 
 def changes(
     payload: bytes, sequence: int, sizes: Sequence[int]
-) -> list[NDArray[np.float32] | None]:
-    """The change of each tensor, (N,) float32; None for one that does not change.
+) -> Iterator[NDArray[np.float32] | None]:
+    """The change of each tensor, (N,) float32, one at a time; None for one that does not change.
 
     Args: sizes: numbers of values of the base's tensors, in name order.
     Raises: BadData.
@@ -147,18 +147,16 @@ def changes(
         raise BadData(
             f"update: {len(steps)} steps for {len(codes)} classes of codes: fetch it again"
         )
-    with np.errstate(over="ignore"):
-        of_class = [own.astype(np.float32) * step for own, step in zip(codes, steps, strict=True)]
-    places = [0] * len(of_class)
-    deltas: list[NDArray[np.float32] | None] = []
+    places = [0] * len(codes)
     for size, number in zip(sizes, classes, strict=True):
         if not number:
-            deltas.append(None)
+            yield None
             continue
         begin = places[number - 1]
         places[number - 1] += size
-        deltas.append(of_class[number - 1][begin : begin + size])
-    return deltas
+        own = codes[number - 1][begin : begin + size].astype(np.float32)
+        with np.errstate(over="ignore"):
+            yield np.multiply(own, steps[number - 1], out=own)
 
 
 def _head(rest: bytes) -> tuple[NDArray[np.float32], bytes]:

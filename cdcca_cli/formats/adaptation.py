@@ -327,7 +327,7 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
                 f"{where}: held-out frame {shard.frame[:80]}: expected an answer for each of its "
                 f"{len(shard.asks):,} asks, one at least"
             )
-        if not all(isinstance(answer, str) and answer for answer in row):
+        if not all(isinstance(a, str) and a and records.is_text(a) for a in row):
             raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")
     towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
     if len(towers) > 1:

@@ -34,6 +34,8 @@ device.json is the only truth: it is replaced as a whole, after the overlay it n
 and files that it does not name are deleted after that, those that a killed process left behind
 among them. Each file is synced before it gets its name, and its folder after, so the folder is
 sound whenever the power fails: the counter, the keys and the overlay change together or not at all.
+Who finds a change made already syncs both folders before saying so: the process that made it may
+have been killed before it did.
 An overlay file that was damaged since is noticed when it is read, and the newest sound one of those
 kept is used in its place. The checkpoint is referred to, never written or checked here.
 
@@ -323,6 +325,15 @@ class Device:
             fault = BadData(f"{self.path}: no earlier overlay is sound: the folder is damaged")
             state, _ = self._before(fault)
             self._change(state, state.current, None)
+
+    def settle(self) -> None:
+        """Make durable what another process may have left to the operating system.
+
+        One that was killed after its flip has not asked the disk for it. To be called before
+        anybody is told that there is nothing left to do. Raises: CannotWrite.
+        """
+        for folder in (self.path / "overlay", self.path):
+            _sync(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -325,7 +325,10 @@ def field(
     if value is None and optional:
         return None
     if kind is float and type(value) is int:
-        return float(value)  # type: ignore[return-value]
+        try:
+            return float(value)  # type: ignore[return-value]
+        except OverflowError:
+            raise BadData(f"{where}: {name!r} is too large a number") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         found = "nothing" if value is None else type(value).__name__
         raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {found}")
@@ -340,6 +343,15 @@ def list_of(
     if values is None:
         return None
     return [field({name: value}, name, kind, where) for value in values]
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON's \\u escapes let halves of characters in."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def exact_keys(header: Mapping[str, Any], names: set[str], where: str) -> None:

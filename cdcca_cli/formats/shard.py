@@ -295,12 +295,15 @@ def _decode_ask(ask: object, where: str) -> Ask:
     choices = records.list_of(ask, "choices", str, where, optional=True)
     if choices is not None and not choices:
         raise BadData(f"{where}: an empty list of choices")
+    prompt = records.field(ask, "prompt", str, where, optional=True)
+    if not all(map(records.is_text, [prompt or "", *(choices or [])])):
+        raise BadData(f"{where}: half of a character in a prompt or a choice")
     entropy = records.field(ask, "entropy", float, where, optional=True)
     if entropy is not None and entropy < 0:
         raise BadData(f"{where}: an entropy of {entropy}")
     return Ask(
         id=records.field(ask, "id", str, where),
-        prompt=records.field(ask, "prompt", str, where, optional=True),
+        prompt=prompt,
         task=cast(Task, task),
         choices=choices,
         entropy=entropy,

@@ -226,7 +226,7 @@ def table(change: Change, runs: int, loss: Loss | None = None) -> list[dict[str,
 def changes_ms(change: Change, payload: bytes, runs: int) -> float:
     """Milliseconds from a payload of usq to the float32 changes."""
     sizes = [delta.size for delta in change.deltas]
-    return fastest(lambda: usq.changes(payload, 1, sizes), runs)
+    return fastest(lambda: list(usq.changes(payload, 1, sizes)), runs)
 
 
 def machine(change: Change, runs: int) -> dict[str, float]:

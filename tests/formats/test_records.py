@@ -153,3 +153,8 @@ def test_many_keys_of_which_the_last_occurs_twice_take_no_time() -> None:
     text = "{" + ",".join(f'"{number}":0' for number in range(60_000)) + ',"x":0,"x":1}'
     with pytest.raises(BadData, match="the key 'x' occurs twice"):
         records.load_json(text, "it")
+
+
+def test_a_whole_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(BadData, match="'entropy' is too large a number"):
+        records.field({"entropy": 10**400}, "entropy", float, "frame 3")

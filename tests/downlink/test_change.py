@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from cdcca_cli.downlink.change import Change
+from cdcca_cli.errors import BadData
+
+BASE = {"a": np.array([1, 2], np.float32), "b": np.zeros((2, 2), np.float32), "c": np.ones(3, "f4")}
+
+
+def after(**changed: list[float]) -> dict[str, np.ndarray]:
+    return {
+        name: (
+            value + np.reshape(changed.get(name, 0), value.shape if name in changed else ())
+        ).astype(np.float32)
+        for name, value in BASE.items()
+    }
+
+
+def test_by_hand() -> None:
+    """3, 4 in a, and four 5 in b: squares 25 and 100 over 6 parameters; c did not change."""
+    change = Change.between(after(a=[3, 4], b=[5, 5, 5, 5]), BASE, set(BASE))
+    assert change.names == ["a", "b", "c"]
+    assert change.energies == [25, 100, 0]
+    assert (change.num_parameters, change.num_changed, change.largest) == (9, 6, 5)
+    assert change.rms == pytest.approx((125 / 6) ** 0.5)
+    nearly = after(a=[3, 0], b=[5, 5, 5, 4])
+    assert change.relative_error(nearly) == pytest.approx(((16 + 1) / 125) ** 0.5)
+    assert change.unsent(nearly) == pytest.approx(16 / 125)
+    assert change.relative_error(BASE) == change.unsent(BASE) == 1
+
+
+def test_what_is_not_selected_does_not_change() -> None:
+    change = Change.between(after(a=[3, 4], b=[5, 5, 5, 5]), BASE, {"b"})
+    assert [delta.tolist() for delta in change.deltas] == [[0, 0], [[5, 5], [5, 5]], [0, 0, 0]]
+    assert (change.num_changed, change.num_parameters) == (4, 9)
+
+
+def test_no_change() -> None:
+    change = Change.between(BASE, BASE, set(BASE))
+    assert (change.rms, change.num_changed, change.largest) == (0, 0, 0)
+    assert change.relative_error(BASE) == 0
+
+
+def test_a_difference_that_float32_cannot_hold() -> None:
+    largest = np.finfo(np.float32).max
+    with pytest.raises(BadData, match="change of a is not finite"):
+        Change.between({"a": np.array([largest])}, {"a": np.array([-largest])}, {"a"})
