@@ -28,7 +28,7 @@ LOG_EVERY = 250
 QUESTIONS_PER_PICTURE = 4
 
 
-def _mean_loss(
+def mean_loss(
     model: Blip2ForConditionalGeneration, packed: Packed, features_BLC: Tensor | None
 ) -> Tensor:
     """Mean over texts of their mean over tokens, so that a one-word answer counts as a caption."""
@@ -51,7 +51,7 @@ def train_text(
     checkpoint = work / f"{role}_text.pt"
     for step in range(load_checkpoint(checkpoint, language_model, optimizer), plan.steps):
         packed = text_batch(packer, plan.batch_size, np.random.default_rng((plan.seed, step)))
-        loss = _mean_loss(model, packed, None)
+        loss = mean_loss(model, packed, None)
         schedule.step(step, loss, language_model)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             log.write(f"{role} text", step + 1, loss=round(loss.item(), 4))
@@ -149,13 +149,13 @@ def train_pictures(
             for some, domain in zip(cells, domains, strict=True)
         ]
         packed = packer([packer.image_prefix] * plan.batch_size, segments)
-        loss = _mean_loss(model, packed, query_features(model, tokens_BNC, kept_BN))
+        loss = mean_loss(model, packed, query_features(model, tokens_BNC, kept_BN))
         picture_loss = loss.item()
         if step % TEXT_EVERY == 0:
             text = text_batch(
                 packer, plan.batch_size // 2, np.random.default_rng((plan.seed, step, 1))
             )
-            loss = loss + _mean_loss(model, text, None)
+            loss = loss + mean_loss(model, text, None)
         schedule.step(step, loss, model)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
             scores = {
