@@ -113,9 +113,16 @@ def _probe(name: str) -> Probe:
 
 
 def export(folder: Path) -> None:
-    """Copy the shipped frames to a new folder. Raises: CannotWrite."""
+    """Copy the shipped frames to a new folder, wholly or not at all. Raises: CannotWrite."""
+    if folder.exists():
+        raise CannotWrite(f"{folder}: exists already: name a new one")
     try:
         shutil.copytree(FRAMES, folder)
-    except OSError as error:
-        reason = "exists already: name a new one" if folder.exists() else str(error.strerror)
-        raise CannotWrite(f"{folder}: {reason}") from None
+    except (OSError, KeyboardInterrupt) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        # copytree gathers its errors as (source, target, reason).
+        first = error.args[0] if error.args else ""
+        reason = error.strerror or (first[0][2] if isinstance(first, list) else str(error))
+        raise CannotWrite(f"{folder}: {str(reason).lower()}") from None

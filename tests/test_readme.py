@@ -1,7 +1,10 @@
 """The README says what is true: its tables and commands come from, or are held to, the code."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,29 @@ def test_every_option_it_shows_exists(line: str, capfd: pytest.CaptureFixture[st
     for word in words[2:]:
         if word.startswith("-"):
             assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", said), word
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_pipe_the_downlink_and_scoring_run_as_they_stand(tmp_path: Path) -> None:
+    """One after the other, in one folder, as somebody who reads on would type them."""
+    command = tmp_path / "bin" / "cdcca"
+    command.parent.mkdir()
+    command.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' -m cdcca_cli \"$@\"\n"
+    )
+    command.chmod(0o755)
+    parts = re.split(r"^## ", README, flags=re.MULTILINE)
+    named = [part for part in parts if part.startswith(("The pipe", "The downlink", "Scoring"))]
+    blocks = [block for part in named for block in re.findall(r"```sh\n(.*?)```", part, re.DOTALL)]
+    assert len(blocks) == 4
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "rounds.svg").exists() and (tmp_path / "rate.png").exists()

@@ -27,7 +27,7 @@ def command(
     max_loss: Annotated[
         str | None,
         typer.Option(
-            help="As small as possible with at most so much more held-out loss.  [default: 1%]"
+            help="Coarser steps while the held-out loss grows by at most this.  [default: 1%]"
         ),
     ] = None,
     max_error: Annotated[
@@ -80,10 +80,10 @@ def command(
 ) -> None:
     """Code what changed, against what the device holds, in as few bytes as asked for.
 
-    Without a wish, the smallest update whose loss on the adaptation's held-out frames is at most
-    1% larger. Apply the update to the mirror too: the next one is taken against it. With --codec
-    exact, --since and no ADAPTATION, a device that missed some, or a new one (--since 0), comes to
-    exactly where the mirror is.
+    Without a wish, steps get coarser while the loss on the adaptation's held-out frames is at most
+    1% larger; after --rate-aware training, the step is the one trained for. Apply the update to the
+    mirror too: the next one is taken against it. With --codec exact, --since and no ADAPTATION, a
+    device that missed some, or a new one (--since 0), comes to exactly where the mirror is.
 
     Example: cdcca compress adaptation.safetensors --base mirror/ --budget 200KB -o update.cdcca
     """
@@ -94,17 +94,19 @@ def command(
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
 
-    keys = [signing.read_private_key(path) for path in sign or []]
+    keys = signing.read_private_keys(sign or [], at_least=0)
     how = sender.settings_of(
         preset=preset,
         select=select,
         codec=codec,
         budget_bytes=None if budget is None else parse_bytes(budget, "--budget"),
         bits=bits,
-        max_loss=None if max_loss is None else parse_share(max_loss, "--max-loss", 10.0),
+        max_loss=None if max_loss is None else parse_share(max_loss, "--max-loss", 1.0),
         max_error=max_error,
         gain=gain,
     ).addressed(since=since, expires=expires, num_signatures=len(keys))
+    if curve is not None:
+        measuring.check_curve(curve, adaptation, how.is_catch_up)
     runtime = settings.runtime(compute, dtype, threads)
     drawn = None
     if adaptation is None and how.is_catch_up:
@@ -118,9 +120,9 @@ def command(
         choice = sender.choose(learnt, mirror, how, loss=loss, start=measuring.start_of(mirror))
         made = sender.finished(choice, choice.update())
         drawn = None if curve is None else sender.curve(choice, made)
+    if curve is not None and drawn is not None:
+        measuring.write_curve(curve, drawn)
     with streams.binary_output(output, "update.cdcca", force=force) as out:
         write_update(out, signing.sign(made.update, keys))
-    if curve is not None:
-        measuring.write_curve(curve, drawn)
-    for line in (*made.notes, made.summary()):
+    for line in (*made.notes, *signing.missing(mirror.trust, keys), made.summary()):
         streams.message(line)

@@ -74,7 +74,7 @@ def command(
     from cdcca_cli.history import COLUMNS
     from cdcca_cli.uplink.sampling import SampleSettings
 
-    keys = tuple(signing.read_private_key(path) for path in sign or [])
+    keys = tuple(signing.read_private_keys(sign or [], at_least=0))
     source = read_frames(frames, images=images)
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(

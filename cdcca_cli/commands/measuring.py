@@ -62,15 +62,21 @@ def start_of(mirror: "Device") -> Callable[[], Overlay]:
     return start
 
 
-def write_curve(path: Path, curve: "Curve | None") -> None:
+def check_curve(path: Path, adaptation: str | None, is_catch_up: bool) -> None:
+    """Say before anything is made whether there can be a curve. Raises: UsageError."""
+    if adaptation is None and is_catch_up:
+        raise UsageError("--curve: without an adaptation there is nothing to choose")
+    if path.suffix == ".png":
+        raise UsageError(f"--curve {path}: that is the picture's name: name the JSON file (.json)")
+
+
+def write_curve(path: Path, curve: "Curve") -> None:
     """A curve as JSON at `path`, and as a picture beside it if matplotlib is there.
 
-    Raises: UsageError for no curve, or a path that would be the picture's; CannotWrite.
+    Raises: CannotWrite.
     """
     from cdcca_cli.formats.records import dump_json
 
-    if curve is None:
-        raise UsageError("--curve: without an adaptation there is nothing to choose")
     with streams.text_output(path) as out:
         out.write(dump_json(curve.as_json()) + "\n")
     try:

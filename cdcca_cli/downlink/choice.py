@@ -20,6 +20,7 @@ from cdcca_cli.formats.update import Update, write_update
 
 _BITS_A_BYTE = 8
 _MOSTLY = 0.5
+_FEW_ASKS = 30
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,12 @@ class Choice:
                 f"warning: {unsent:.0%} of the squared change is left for later rounds: "
                 "the budget is small for it"
             )
+        held_out = self._adaptation.held_out
+        if self._was_loss_needed and held_out is not None and held_out.num_asks < _FEW_ASKS:
+            found.append(
+                f"warning: the loss was measured on {held_out.num_asks} held-out asks, too few to "
+                "tell 1%: distil with a larger --holdout, or give --bits"
+            )
         return found
 
     @property
@@ -126,6 +133,12 @@ class Choice:
         if self.settings.bits is not None:
             return int(self.settings.bits * self.change.num_changed / _BITS_A_BYTE)
         return self.settings.budget_bytes
+
+    @property
+    def _why_unmeasured(self) -> str:
+        if self._adaptation.held_out is None:
+            return "no held-out frames: distil with --holdout"
+        return "no model: leave out --no-measure"
 
     def _bytes(self, payload: bytes) -> int:
         return file_bytes(replace(self._blank, payload=payload), self.settings.num_signatures)
@@ -162,17 +175,21 @@ class Choice:
         if settings.max_error is not None:
             return steps.within_error(settings.max_error)
         if settings.max_loss is None and aware is not None:
+            self.notes.append(
+                "the step is the one that training went through (--rate-aware), which measured its "
+                "loss; --max-loss measures again"
+            )
             return aware
         if self._loss is not None:
             return self._within_loss(steps, self._loss)
         if settings.max_loss is not None:
             raise UsageError(
-                "--max-loss: the adaptation has no held-out frames to measure the loss on: "
-                "distil with --holdout, or give --bits or --budget"
+                f"--max-loss: the loss cannot be measured ({self._why_unmeasured}): "
+                "give --bits or --budget"
             )
         self.notes.append(
-            "the loss was not measured (no held-out frames): the step is the change's root mean "
-            "square, about 2 bits a parameter"
+            f"the loss was not measured ({self._why_unmeasured}): the step is the change's root "
+            "mean square, at most about 2 bits a parameter"
         )
         return steps.fallback()
 

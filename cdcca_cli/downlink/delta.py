@@ -1,6 +1,7 @@
 """Equations 7 and 8 of the paper, one tensor at a time.
 
-The quantiser between them is `coding`'s. Which tensors are sent is `groups`' and `allocation`'s.
+The quantiser between them is a codec's (`codecs`). Which tensors are sent is `groups`' and
+`allocation`'s.
 """
 
 import numpy as np

@@ -10,10 +10,12 @@ ever had: the base's plus one, unless the mirror was rolled back.
 leads to exactly where the fleet is, and the mirror stays as it is. Sequence 0 is the start, so a
 new device takes the same way.
 
-**How exactly** is decided, for `usq`, by the first of these that there is: a budget or bits; an
-error; a largest loss that was asked for; the step that training went through (`rate_aware`); the
+**How exactly** is decided, for `usq`, by the first of these that there is: a budget or bits, within
+which the step that training went through (`rate_aware`) is taken if it fits; an error; a largest
+loss that was asked for; the trained step, whose loss was measured in training and is not again; the
 loss on the held-out share, at most 1 % more; the change's root mean square, and a note that nothing
-was measured. `steps` says how each is searched for. The other codecs are there to compare with.
+was measured. `steps` says how each is searched for. A gain goes with a searched loss or size alone.
+The other codecs are there to compare with.
 
 What is sent is what the receiver decodes: the target digest is taken from the coded bytes, read
 back, not from what they should have said. `formats.update` writes the result, `signing` signs it.

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
 from cdcca_cli.formats import trust, update
-from cdcca_cli.formats.trust import Signature, TrustList, read_strict_record, write_trust_list
+from cdcca_cli.formats.trust import (
+    Signature,
+    Trust,
+    TrustList,
+    read_strict_record,
+    write_trust_list,
+)
 from cdcca_cli.formats.update import Update, write_update
 
 if TYPE_CHECKING:
@@ -154,10 +160,24 @@ def read_private_key(path: str | Path) -> PrivateKey:
 
 
 def read_private_keys(paths: Sequence[Path], *, at_least: int = 1) -> list[PrivateKey]:
-    """Several private keys. Raises: as `read_private_key`, UsageError if they are too few."""
+    """Several private keys, each once. Raises: as `read_private_key`, UsageError if too few."""
     if len(paths) < at_least:
         raise UsageError("no key to sign with: give --key, or CDCCA_SIGN")
-    return [read_private_key(path) for path in paths]
+    found = [read_private_key(path) for path in paths]
+    return list({key.public: key for key in found}.values())
+
+
+def missing(trust: Trust | None, keys: Sequence[PrivateKey]) -> list[str]:
+    """What to say where a device with this trust would refuse what these keys have signed."""
+    if trust is None:
+        return []
+    count = sum(key.public in trust.keys for key in keys)
+    if count >= trust.threshold:
+        return []
+    return [
+        f"signed by {count} of the {trust.threshold} trusted keys that the mirror asks for: "
+        "devices like it refuse the update until cdcca sign has added the others"
+    ]
 
 
 def read_public_key(path: str | Path) -> str:

@@ -194,14 +194,17 @@ class Device:
     def read_overlay(self) -> dict[str, np.ndarray]:
         """The current overlay, float32 by name, its digest verified.
 
-        If its file is damaged or gone, the newest sound one of those kept is current from now on,
-        in this object, not on the disk; highest_sequence stays. One line on stderr says so.
+        If it is gone because another process has changed the folder meanwhile, the one that is
+        current now. If its file is damaged, the newest sound one of those kept is current from now
+        on, in this object, not on the disk; highest_sequence stays. One line on stderr says so.
 
         Raises: MissingInput, BadData if there is no sound one.
         """
         try:
             return self.read_slot(self.current)
         except (BadData, MissingInput) as fault:
+            if self._has_changed():
+                return self.read_overlay()
             state, tensors = self._before(fault)
             sequence = state.current.sequence
             streams.message(f"{fault}; using the newest sound one kept, of sequence {sequence}")
@@ -234,6 +237,14 @@ class Device:
                 f"{sequence}, {short(found)}: the folder is damaged, roll back or copy it again"
             )
         return tensors
+
+    def _has_changed(self) -> bool:
+        """Whether the disk holds another state than this object; it is taken up then."""
+        if self._lock_depth:
+            return False
+        before = self._state
+        self.settings, self._state = parse_state(read_state(self.path), str(self.path / FILE_NAME))
+        return self._state != before
 
     def _before(self, fault: Exception) -> tuple[State, dict[str, np.ndarray]]:
         """The state with the newest sound kept overlay as the current one, and its tensors.

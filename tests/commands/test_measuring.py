@@ -95,3 +95,44 @@ def test_from_frames_to_an_update_measured_on_what_was_held_out(
     assert {Device.open(tmp_path / n).digest for n in ("device", "mirror", "newcomer")} == {
         Device.open(tmp_path / "mirror").digest
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--codec", "exact", "--since", "0", "--curve", "c.json"], "nothing to choose"),
+        (["--codec", "exact", "--since", "0", "--curve", "c.png"], "nothing to choose"),
+        (["a.safetensors", "--curve", "c.png"], "name the JSON file"),
+    ],
+)
+def test_a_curve_that_cannot_be_is_refused_before_anything_is_written(
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    worlds.device(tmp_path / "mirror")
+    (tmp_path / "a.safetensors").touch()
+    assert main(["compress", *options, "--base", "mirror", "-o", "u.cdcca"]) == 2
+    err = capfd.readouterr().err
+    assert not (tmp_path / "u.cdcca").exists()
+    assert words in err
+
+
+def test_too_few_keys_for_the_mirror_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cdcca_cli.downlink import signing
+    from cdcca_cli.formats.trust import Trust
+
+    first, second = signing.generate(), signing.generate()
+    trust = Trust(1, 2, tuple(sorted((first.public, second.public))))
+    assert signing.missing(None, []) == []
+    assert signing.missing(trust, [first, second]) == []
+    (line,) = signing.missing(trust, [first])
+    assert line.startswith("signed by 1 of the 2 trusted keys")
+    path = tmp_path / "key"
+    signing.write_key_pair(path, first)
+    assert len(signing.read_private_keys([path, path])) == 1

@@ -384,3 +384,17 @@ def test_ctrl_c_just_after_the_rename_leaves_the_new_state_whole(
     found = Device.open(device.path)
     assert found.sequence == 1
     assert found.read_overlay()["w"][0, 0] == 1
+
+
+def test_a_reader_follows_what_others_installed_meanwhile(
+    device: Device, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Opened before two updates, read after them: its file is gone, and nothing is damaged."""
+    early = Device.open(device.path)
+    overlay = device.read_overlay()
+    for sequence in (1, 2):
+        overlay = {name: value + np.float32(1) for name, value in overlay.items()}
+        device.install(overlay, sequence)
+    assert overlay_digest(early.read_overlay()) == device.digest
+    assert early.sequence == 2
+    assert capfd.readouterr().err == ""
