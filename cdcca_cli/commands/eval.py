@@ -34,11 +34,12 @@ def command(
         bool,
         typer.Option(
             "--answered-only",
-            help="Leave out asks without a prediction; otherwise they count as wrong.",
+            help="Leave out asks without a prediction; otherwise they are wrong. Not with --round.",
         ),
     ] = False,
     fail_under: Annotated[
-        str | None, typer.Option(help="Marks such as mc=50,cider=70; exit 3 if one is missed.")
+        str | None,
+        typer.Option(help="Marks: mc=50,cider=70,da.domain.fog=40; exit 3 if one is missed."),
     ] = None,
     round: Annotated[
         list[str] | None,

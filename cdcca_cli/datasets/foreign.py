@@ -23,6 +23,7 @@ _KINDS = {
     "adaptation": "an adaptation, which cdcca distill writes and compress takes",
     "update": "an update, which cdcca compress writes and apply and --downlink take",
     "overlay": "the overlay of a device folder",
+    "trust": "a trust list, which cdcca trust writes and apply takes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and eval and --predictions take",
     "manifest": "a manifest of frames, which infer, sample and --references take",

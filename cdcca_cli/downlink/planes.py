@@ -36,6 +36,10 @@ The body is six parts, of lengths that stand in front of it:
 `header` and `signs` stand as they are, the other four are each one zstd frame (`payload`), or
 nothing where the content is nothing. Nothing may follow.
 
+A reader need not unfold what cannot be right. `places` is bounded by the number of codes; read, it
+says how many signs there are, and as these stand as they are, a short body has few; `sizes` and
+`rests` are bounded by that number: a later plane has at most a bit, a rest 3 bytes, for each sign.
+
 The writer takes gaps where fewer than one bit in five is 1: below that, Huffman's code for packed
 bytes wastes more than 2 %. zstd makes its tables for one class after the other, so tensors of alike
 energy should be of one class: 4 classes save 1 to 3 % on the shipped pair's updates. What is stored
@@ -65,6 +69,7 @@ _PACKED, _GAPS = 0, 1
 _SPARSE = 5  # gaps where fewer than one bit in so many is 1
 _DENSEST_GAPS = 4
 _LARGEST_GAP = 255
+_GAPS_AT_ONCE = 1 << 16  # each takes some 40 bytes of memory while it is read
 
 Codes = NDArray[np.integer]
 Bits = NDArray[np.uint8]
@@ -180,17 +185,23 @@ def read_body(
             raise BadData(f"update: a tensor of class {number}, of {len(kinds)}: fetch it again")
         totals[number] += size
     for kind, total in zip(kinds, totals[1:], strict=True):
-        _expect_possible(kind, total)
+        _expect_known(kind)
+        _expect_possible(kind.planes[:1], total)
     first = _Bytes(read_frame(places, sum(kind.stored(0, 1) for kind in kinds), "places"))
-    second = _Bytes(read_frame(sizes, sum(kind.stored(1) for kind in kinds), "sizes"))
-    sign = _Bytes(np.frombuffer(signs, np.uint8))
+    sign = _Bytes(signs)
     decoded = [
-        _Magnitudes(kind, total, first, second)
-        for kind, total in zip(kinds, totals[1:], strict=True)
+        _Magnitudes(kind, total, first, sign) for kind, total in zip(kinds, totals[1:], strict=True)
     ]
+    for part in (first, sign):
+        part.expect_end()
+    for kind, one in zip(kinds, decoded, strict=True):
+        _expect_possible(kind.planes[1:], one.num_shown)
+    second = _Bytes(read_frame(sizes, sum(kind.stored(1) for kind in kinds), "sizes"))
+    for one in decoded:
+        one.read_sizes(second)
     third = _Bytes(read_frame(rests, sum(one.num_rest_bytes for one in decoded), "rests"))
-    codes = [one.codes(sign, third) for one in decoded]
-    for part in (first, second, sign, third):
+    codes = [one.codes(third) for one in decoded]
+    for part in (second, third):
         part.expect_end()
     return of_tensor, codes
 
@@ -226,19 +237,35 @@ def _read_header(header: bytes) -> list[_Class]:
     return kinds
 
 
-def _expect_possible(kind: _Class, total: int) -> None:
-    """No plane is larger than a plane of that many codes can be."""
+def _expect_known(kind: _Class) -> None:
+    """The header says nothing of the class that no class can be."""
     if len(kind.planes) > MOST_PLANES or kind.width > 3 or (kind.width and not kind.planes):
         raise BadData(
             f"update: a class of {len(kind.planes)} planes and rests of {kind.width} bytes: "
             "fetch it again"
         )
-    for form, stored in kind.planes:
-        if form not in (_PACKED, _GAPS) or stored > total:
+    for form, _ in kind.planes:
+        if form not in (_PACKED, _GAPS):
+            raise BadData(f"update: a plane of form {form}, expected 0 or 1: fetch it again")
+
+
+def _expect_possible(planes: Sequence[tuple[int, int]], most_bits: int) -> None:
+    """None of these (form, stored bytes) is larger than a plane of so many bits can be."""
+    for form, stored in planes:
+        most = _packed_bytes(most_bits) if form == _PACKED else _most_gaps(most_bits)
+        if stored > most:
             raise BadData(
-                f"update: a plane of form {form}, {stored:,} bytes for {total:,} codes: "
-                "fetch it again"
+                f"update: a plane of {stored:,} bytes for at most {most_bits:,} bits, expected at "
+                f"most {most:,}: fetch it again"
             )
+
+
+def _packed_bytes(num_bits: int) -> int:
+    return -(-num_bits // 8)
+
+
+def _most_gaps(num_bits: int) -> int:
+    return num_bits // _DENSEST_GAPS + 1
 
 
 class _Bytes:
@@ -261,32 +288,36 @@ class _Bytes:
 
 
 class _Magnitudes:
-    """The codes of one class without signs and rests, read off its planes."""
+    """The codes of one class, read off its planes: the first with the signs, then the others."""
 
-    def __init__(self, kind: _Class, total: int, places: _Bytes, sizes: _Bytes) -> None:
-        mask = np.zeros(total, np.uint8)
-        if kind.planes:
-            mask = _bits(places, *kind.planes[0], total)
-        self._width = kind.width
+    def __init__(self, kind: _Class, total: int, places: _Bytes, signs: _Bytes) -> None:
+        plane = kind.planes[:1]
+        mask = _bits(places, *plane[0], total) if plane else np.zeros(total, np.uint8)
+        self._kind = kind
         self._is_shown = mask.view(np.bool_)
-        self._magnitudes = np.ones(int(np.count_nonzero(mask)), np.int8)
-        left = np.arange(len(self._magnitudes), dtype=np.int32)
-        for form, stored in kind.planes[1:]:
+        self.num_shown = int(np.count_nonzero(self._is_shown))
+        self._signs = signs.take(_packed_bytes(self.num_shown))
+
+    def read_sizes(self, sizes: _Bytes) -> None:
+        """Takes the other planes off `sizes`; `num_rest_bytes` is known then."""
+        self._magnitudes = np.ones(self.num_shown, np.int8)
+        left = np.arange(self.num_shown, dtype=np.int32)
+        for form, stored in self._kind.planes[1:]:
             bits = _bits(sizes, form, stored, len(left))
             left = left[np.flatnonzero(bits.view(np.bool_))]
             self._magnitudes[left] += 1
-        self.num_rest_bytes = kind.width * len(left)
-        self._left = left if kind.width else left[:0].copy()
+        self.num_rest_bytes = self._kind.width * len(left)
+        self._left = left if self.num_rest_bytes else left[:0].copy()
 
-    def codes(self, signs: _Bytes, rests: _Bytes) -> Codes:
+    def codes(self, rests: _Bytes) -> Codes:
         """(N,): int8, or int32 where there are rests."""
-        count = len(self._magnitudes)
-        packed = signs.take(-(-count // 8))
-        sign = 1 - 2 * np.unpackbits(packed, count=count, bitorder="little").view(np.int8)
+        count = self.num_shown
+        sign = 1 - 2 * np.unpackbits(self._signs, count=count, bitorder="little").view(np.int8)
         magnitudes: Codes = self._magnitudes
-        if self._width:
+        if self.num_rest_bytes:
             columns = np.zeros((len(self._left), 4), np.uint8)
-            columns[:, : self._width] = rests.take(self.num_rest_bytes).reshape(-1, self._width)
+            width = self._kind.width
+            columns[:, :width] = rests.take(self.num_rest_bytes).reshape(-1, width)
             magnitudes = magnitudes.astype(np.int32)
             magnitudes[self._left] += columns.reshape(-1).view("<u4").astype(np.int32)
             if int(magnitudes.max(initial=0)) > LARGEST_CODE:
@@ -300,15 +331,20 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
     """A plane (count,) of 0 and 1."""
     data = source.take(stored)
     if form == _PACKED:
-        if stored != -(-count // 8):
+        if stored != _packed_bytes(count):
             raise BadData(f"update: {stored:,} bytes for {count:,} bits: fetch it again")
         return np.unpackbits(data, count=count, bitorder="little")
-    if stored > count // _DENSEST_GAPS + 1:
+    if stored > _most_gaps(count):
         raise BadData(f"update: {stored:,} bytes of gaps for {count:,} bits: fetch it again")
+    ends_in_one = not stored or data[-1] != _LARGEST_GAP
     bits = np.zeros(count, np.uint8)
-    is_end = data != _LARGEST_GAP
-    ends = np.cumsum(data.astype(np.int64) + is_end)[np.flatnonzero(is_end)] - 1
-    if stored and (not is_end[-1] or int(ends[-1]) >= count):
-        raise BadData("update: a 1 beyond the end of its plane: fetch it again")
-    bits[ends] = 1
+    place = 0
+    for begin in range(0, stored, _GAPS_AT_ONCE):
+        gaps = data[begin : begin + _GAPS_AT_ONCE]
+        is_end = gaps != _LARGEST_GAP
+        after = np.cumsum(np.add(gaps, is_end, dtype=np.int64)) + place
+        place = int(after[-1])
+        if place > count or not ends_in_one:
+            raise BadData("update: a 1 beyond the end of its plane: fetch it again")
+        bits[after[np.flatnonzero(is_end)] - 1] = 1
     return bits

@@ -327,9 +327,12 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
 
 
 def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
-    """One round's scores by domain; its score over all where there are no domains."""
+    """One round's scores by domain; its score over all where there are no domains.
+
+    Unmoved, since rounds are compared with each other.
+    """
     by_domain = {
-        score.group: score
+        score.group: score.unmoved()
         for score in scored.scores
         if (score.metric, score.by) == (metric, "domain")
     }
@@ -339,7 +342,7 @@ def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     if pooled is None:
         round_name = f"round {number}" if number else "the source-only model (round 0)"
         raise BadData(f"{round_name} has no predictions that {metric} could score")
-    return {pooled.group: pooled}
+    return {pooled.group: pooled.unmoved()}
 
 
 def _order(

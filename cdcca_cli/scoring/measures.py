@@ -67,12 +67,14 @@ class Asked:
 class Measured:
     """rows_AK: each ask's addends. total: from totals (S, K) to scores (S,), x100.
 
-    each_A: each ask's own score, x100; None where single asks have none (BLEU).
+    each_A: each ask's own score, x100; None where single asks have none (BLEU). moved: by how many
+    points the score lies above `total` of the addends (METEOR's, which is not its images' mean).
     """
 
     rows_AK: Floats
     total: Total
     each_A: Floats | None
+    moved: float = 0.0
 
 
 class Measures:
@@ -180,8 +182,7 @@ class Measures:
             return _mean(captions.spice(self._corpus))
         each_A, over_all = captions.meteor(self._corpus)
         measured = _mean(each_A)
-        moved = 100 * (over_all - float(each_A.mean()))
-        return replace(measured, total=partial(_moved_mean, by=moved))
+        return replace(measured, moved=100 * (over_all - float(each_A.mean())))
 
     def _cider_by_domain(self) -> Floats:
         """Images of no domain are one of their own."""
@@ -210,11 +211,6 @@ def _mean(values: Floats | list[float]) -> Measured:
     """A metric that is the mean of each ask's value in [0, 1], or [0, 10] of CIDEr."""
     each_A = np.asarray(values, np.float64)
     return Measured(np.stack([each_A, np.ones(len(each_A))], axis=1), mean_percent, 100 * each_A)
-
-
-def _moved_mean(totals_S2: Floats, by: float) -> Floats:
-    """METEOR's corpus score lies above or below the mean of its images; so does each resample's."""
-    return mean_percent(totals_S2) + by
 
 
 def _bleu_percent(totals_SK: Floats, order: int) -> Floats:

@@ -29,6 +29,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,33 +88,34 @@ def measure_frames(
     rate = _rate(known[0][0], images_per_second) if known else images_per_second
     found.frames_per_second = float(rate)
     coding = _Coding(found, rate, partial=len({is_sent for _, is_sent in known}) > 1)
-    originals = _Originals(found)
-    others: dict[Size, list[tuple[Frame, bool]]] = {}
-    own = seen = None
-    for frame, is_sent in progress.track(known, description="coding frames"):
-        image = load_image(frame)
-        originals.add(frame, is_sent)
-        _add(image, is_sent, found.every, found.sent)
-        own = own or coding.stream(image.size)
-        if image.size == own.size:
-            own.add(image, is_sent)
-        else:
-            others.setdefault(image.size, []).append((frame, is_sent))
-        if encoder_size is not None:
-            small = image.resize(encoder_size, resample=_BICUBIC)
-            _add(small, is_sent, found.seen_every, found.seen_sent)
-            seen = seen or coding.stream(encoder_size)
-            seen.add(small, is_sent)
-    if own is not None:
-        own.finish(found.every, found.sent)
-    if seen is not None:
-        seen.finish(found.seen_every, found.seen_sent)
-    for size, members in progress.track(others.items(), len(others), "coding other sizes"):
-        stream = coding.stream(size)
-        for frame, is_sent in members:
-            stream.add(load_image(frame), is_sent)
-        stream.finish(found.every, found.sent)
-    found.sizes = (own is not None) + len(others)
+    with closing(coding):
+        originals = _Originals(found)
+        others: dict[Size, list[tuple[Frame, bool]]] = {}
+        own = seen = None
+        for frame, is_sent in progress.track(known, description="coding frames"):
+            image = load_image(frame)
+            originals.add(frame, is_sent)
+            _add(image, is_sent, found.every, found.sent)
+            own = own or coding.stream(image.size)
+            if image.size == own.size:
+                own.add(image, is_sent)
+            else:
+                others.setdefault(image.size, []).append((frame, is_sent))
+            if encoder_size is not None:
+                small = image.resize(encoder_size, resample=_BICUBIC)
+                _add(small, is_sent, found.seen_every, found.seen_sent)
+                seen = seen or coding.stream(encoder_size)
+                seen.add(small, is_sent)
+        if own is not None:
+            own.finish(found.every, found.sent)
+        if seen is not None:
+            seen.finish(found.seen_every, found.seen_sent)
+        for size, members in progress.track(others.items(), len(others), "coding other sizes"):
+            stream = coding.stream(size)
+            for frame, is_sent in members:
+                stream.add(load_image(frame), is_sent)
+            stream.finish(found.every, found.sent)
+        found.sizes = (own is not None) + len(others)
     for form in found.left_out:
         for sizes in (found.every, found.sent, found.seen_every, found.seen_sent):
             del sizes[form]
@@ -169,6 +171,8 @@ class _Encoder(Protocol):
 
     def finish(self) -> int: ...
 
+    def close(self) -> None: ...
+
 
 class _Coding:
     """Makes streams until one fails; then H.264 is left out, and the streams take and do nothing.
@@ -179,6 +183,7 @@ class _Coding:
     def __init__(self, found: Measured, rate: Fraction, partial: bool) -> None:
         self.found, self.rate, self.partial = found, rate, partial
         self.make: type[_Pyav] | type[_Ffmpeg] | None = None
+        self._under_way: list[_Encoder] = []
         try:
             self.make = _encoder()
         except Unavailable as error:
@@ -187,7 +192,25 @@ class _Coding:
     def stream(self, size: Size) -> "_Stream":
         return _Stream(self, size)
 
+    def begin(self, make: "type[_Pyav] | type[_Ffmpeg]", size: Size) -> _Encoder:
+        encoder = make(size, self.rate)
+        self._under_way.append(encoder)
+        return encoder
+
+    def end(self, encoder: _Encoder) -> int:
+        """The bytes of the whole stream."""
+        self._under_way.remove(encoder)
+        try:
+            return encoder.finish()
+        finally:
+            encoder.close()
+
+    def close(self) -> None:
+        while self._under_way:
+            self._under_way.pop().close()
+
     def give_up(self, error: CdccaError) -> None:
+        self.close()
         self.make = None
         self.found.left_out[H264] = str(error)
 
@@ -208,12 +231,12 @@ class _Stream:
             return
         even = _even(image)
         try:
-            self._every = self._every or make(even.size, self._coding.rate)
+            self._every = self._every or self._coding.begin(make, even.size)
             self._every.add(even)
             self._num_every += 1
             self._num_sent += is_sent
             if is_sent and self._coding.partial:
-                self._sent = self._sent or make(even.size, self._coding.rate)
+                self._sent = self._sent or self._coding.begin(make, even.size)
                 self._sent.add(even)
         except Unavailable as error:
             self._coding.give_up(error)
@@ -223,10 +246,10 @@ class _Stream:
         if self._coding.make is None or self._every is None:
             return
         try:
-            num_bytes = self._every.finish()
+            num_bytes = self._coding.end(self._every)
             every[H264] += num_bytes
             if self._sent is not None:
-                sent[H264] += self._sent.finish()
+                sent[H264] += self._coding.end(self._sent)
             elif self._num_sent == self._num_every:
                 sent[H264] += num_bytes
         except Unavailable as error:
@@ -298,6 +321,9 @@ class _Pyav:
         self._encode(None)
         return self._num_bytes
 
+    def close(self) -> None:
+        """The library frees it with this object."""
+
     def _encode(self, frame: Any) -> None:
         try:
             self._num_bytes += sum(packet.size for packet in self._context.encode(frame))
@@ -310,7 +336,7 @@ class _Ffmpeg:
     """The pixels go in through a pipe, what comes out into a file without a name."""
 
     def __init__(self, size: Size, rate: Fraction) -> None:
-        # Closed with this object: they have no name, and live as long as the process below.
+        # They have no name, and live as long as the process below.
         self._coded = tempfile.TemporaryFile()  # noqa: SIM115
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         taken = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*size)]
@@ -337,6 +363,13 @@ class _Ffmpeg:
         if self._process.returncode:
             raise self._failed()
         return self._coded.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Leaves no process, whatever came between."""
+        self._process.kill()  # nothing, once it has ended
+        self._process.communicate()
+        self._coded.close()
+        self._said.close()
 
     def _failed(self) -> Unavailable:
         self._said.seek(0)

@@ -16,7 +16,8 @@
      "test": {"permutations": 10000, "unit": "frame"},
      "rounds": {"da": {...}}, "link": {...}}
 
-Scores are x100, those in `against` the other predictions'. `interval` is the 95 % bootstrap
+Scores are x100, those in `against` the other predictions'; `difference` is that of the two scores,
+but for METEOR, where it is that of the images' means (`tasks`). `interval` is the 95 % bootstrap
 interval over frames, null for fewer than two. `p` is that of a two-sided test that swaps the sides
 of frames (`statistics`). `better`, `worse` and `same` count questions or images, null for BLEU,
 which single images do not have. `split` is the published split that is as large as the references,
@@ -218,16 +219,28 @@ class Report:
         return rows
 
     def require(self, marks: Mapping[str, float]) -> None:
-        """BelowMark (3) naming every score that is under its mark, or was not scored."""
-        values = {_mark_of(one.key): one.value for one in self.scores.scores}
+        """BelowMark (3) naming every score that is under its mark, or was not scored.
+
+        Raises: UsageError (2) for a mark that names a domain and a kind alike.
+        """
         faults = []
         for name, mark in marks.items():
-            if name not in values:
+            value = self._marked(name)
+            if value is None:
                 faults.append(f"{name} was not scored (mark {mark:g})")
-            elif values[name] < mark:
-                faults.append(f"{name} is {values[name]:.2f}, under {mark:g}")
+            elif value < mark:
+                faults.append(f"{name} is {value:.2f}, under {mark:g}")
         if faults:
             raise BelowMark("; ".join(faults))
+
+    def _marked(self, name: str) -> float | None:
+        """The score that a mark names; None if it was not scored. The longer form goes first."""
+        found = [one for one in self.scores.scores if ".".join(one.key) == name]
+        found = found or [one for one in self.scores.scores if _mark_of(one.key) == name]
+        if len(found) > 1:
+            longer = " or ".join(".".join(one.key) for one in found)
+            raise UsageError(f"--fail-under {name}: is more than one score: write {longer}")
+        return found[0].value if found else None
 
 
 def evaluate(
@@ -254,7 +267,7 @@ def evaluate(
     predictions of their own the last round's are scored.
 
     Raises: what the readers, `score`, `of_scores` and `measure` raise; UsageError (2) for
-        predictions without references, or nothing to do at all.
+        predictions without references, rounds over answered asks only, or nothing to do at all.
     """
     modelled = None if link is None else parse_link(link)
     size = None if encoder_size is None else parse_size(encoder_size)
@@ -264,6 +277,11 @@ def evaluate(
         raise UsageError("--encoder-size is for the frames that --raw names: name them")
     if not references and (predictions or rounds or against is not None or task is not None):
         raise UsageError("predictions are scored against --references FILE: name it")
+    if rounds and answered_only:
+        raise UsageError(
+            "--answered-only would score each --round over other asks: leave it out, and what a "
+            "round did not answer counts as wrong"
+        )
     if not references and not (uplink or downlink or raw):
         raise UsageError("nothing to evaluate: give --references, or --uplink, --downlink, --raw")
     report = Report(tokenizer=tokenizer)
@@ -340,6 +358,8 @@ def read_plot(path: str | None) -> str | None:
 def read_marks(text: str | None) -> dict[str, float]:
     """Marks from `mc=50,cider.mean_of_domains=70`: a metric, or one over a group, and its mark.
 
+    `da.domain.number` and `da.kind.number` tell a domain and a kind of one name apart.
+
     Raises: UsageError (2) for anything else.
     """
     marks: dict[str, float] = {}
@@ -411,7 +431,7 @@ def _place(tree: dict[str, Any], key: Key, entry: dict[str, Any]) -> None:
 
 
 def _mark_of(key: Key) -> str:
-    """How --fail-under names a score."""
+    """How --fail-under names a score, in short."""
     metric, by, group = key
     return metric if by == "all" else f"{metric}.{group}"
 

@@ -45,7 +45,9 @@ class Score:
     """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
 
     each_A: the value of each question or image, x100, in the order of their ids; None where single
-    ones have none (BLEU).
+    ones have none (BLEU). moved: by which `value` and `interval` lie above what the sample gives
+    (METEOR's corpus score above its images' mean): no draw nor swap can move that, so what compares
+    two scores leaves it out.
     """
 
     metric: str
@@ -56,10 +58,20 @@ class Score:
     interval: Interval | None
     num_missing: int
     each_A: Floats | None = None
+    moved: float = 0.0
 
     @property
     def key(self) -> Key:
         return self.metric, self.by, self.group
+
+    def with_interval(self, interval: Interval | None) -> "Score":
+        """interval: of the sample."""
+        return replace(self, interval=_shifted(interval, self.moved))
+
+    def unmoved(self) -> "Score":
+        """As the sample gives it."""
+        interval = _shifted(self.interval, -self.moved)
+        return replace(self, value=self.sample.value(), interval=interval, moved=0.0)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def score(
         raise UsageError(f"--task {chosen}: these references hold nothing that it scores")
     if intervals:
         spans = bootstrap_all([one.sample for one in scores], seed=seed)
-        scores = [replace(one, interval=span) for one, span in zip(scores, spans, strict=True)]
+        scores = [one.with_interval(span) for one, span in zip(scores, spans, strict=True)]
     return Scores(
         task=chosen,
         scores=scores,
@@ -160,6 +172,7 @@ def compare(
 ) -> dict[Key, Difference]:
     """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
+    Of METEOR it is the difference of the images' means, not of the corpus scores (`Score.moved`).
     Both must have been scored over the same asks: give `score` the same references, and with
     `answered_only` first leave only the answers that both sides have (`in_common`).
     permutations: 0 for no p-values.
@@ -245,7 +258,13 @@ class _Metric:
         self, by: By, group: str, sample: Sample, members: Indices, each: Floats | None
     ) -> Score:
         missing = len(members) - int(np.count_nonzero(self.asked.is_answered_A[members]))
-        return Score(self.name, by, group, sample, sample.value(), None, missing, each)
+        moved = self.measured.moved
+        value = sample.value() + moved
+        return Score(self.name, by, group, sample, value, None, missing, each, moved)
+
+
+def _shifted(interval: Interval | None, by: float) -> Interval | None:
+    return None if interval is None else Interval(interval.low + by, interval.high + by)
 
 
 def _by_frame(rows_AK: Floats, frame_A: Indices) -> Floats:

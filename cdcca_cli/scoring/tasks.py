@@ -88,7 +88,8 @@ METRICS = {
         "METEOR",
         "caption",
         "METEOR 1.5, the corpus score of pycocoevalcap's Java program; of a domain, and in "
-        "intervals, the mean of images, moved by what lies between the two over all",
+        "intervals, the mean of images, moved by what lies between the two over all. Differences "
+        "to other predictions and rounds are of the images' means, unmoved",
     ),
     "spice": Metric(
         "SPICE", "caption", "SPICE 1.0, the mean of images, pycocoevalcap's Java program"

@@ -138,6 +138,7 @@ _SLASHED = "[A-Za-z0-9]++(?:-[A-Za-z]++){0,2}"
 _PERIOD = r"(?:\.(?=[,;:\u3001]))?"
 # ",-_" is a range there: digits and capitals are no part of a bare host name.
 _HOST = "(?:[^ \t\n\xa0\"`'<>|!?(){}$,-_]++\\.)"
+_LABEL = '[^ \t\n\f\r"<>|.!?(){},]'
 _MAIL = '^ \t\n"<>|(){}\xa0'
 _URL_END = '[^ \t\n"<>|.!?(){},-]'
 _FILE = r"[A-Za-z0-9]++(?:\.[A-Za-z0-9]++)*"
@@ -192,8 +193,8 @@ _RULES = (
     _Rule("cCfF", r"[Cc]\+\+|[CcFf]#"),
     _Rule("yY", f"([yY]{_APOS}){_L}", raw=True),
     _Rule("hH", f"(?i:https?)://{_PATH}", raw=True),
-    _Rule("wW", rf"(?i:www)\.(?:[^ \t\n\f\r\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{_PATH})?",
-        raw=True),
+    _Rule("wW", rf"(?i:www)\.(?:{_LABEL}++\.)+[a-zA-Z]{{2,4}}(?:/{_PATH})?",
+        rf"(?i:www)\.(?:{_LABEL}++\.)*+", raw=True),
     _Rule("", rf"{_HOST}+(?i:com|net|org|edu)(?:/{_PATH})?", f"{_HOST}*+{_HOST[3:-5]}*+", raw=True),
     _Rule(_ALPHA + _NUMERIC + "<&", rf"(?:(?i:&lt;)|<)?[a-zA-Z0-9][{_MAIL}@]*+@(?:[{_MAIL}.]++\.)*"
         rf"[{_MAIL}.]++(?:(?i:&gt;)|>)?", f"<?[a-zA-Z0-9][{_MAIL}]*+", raw=True),

@@ -42,6 +42,12 @@ def declaring(declared: int, blocks: bytes) -> bytes:
     return _MAGIC + b"\xe0" + struct.pack("<Q", declared) + blocks
 
 
+def unfolding(byte: bytes, count: int) -> bytes:
+    """A zstd frame that declares and holds one byte so many times."""
+    whole, rest = divmod(count, 1 << 17)
+    return declaring(count, whole * repeated(byte, 1 << 17, last=False) + repeated(byte, rest))
+
+
 def frames(content: bytes) -> Bombs:
     """Frames that do not hold this content, or not in the one way that is allowed."""
     sound = forged.frame(content)
@@ -166,6 +172,12 @@ def _usq(codec: str) -> Bombs:
         other(header=header[:3] + bytes([1 - header[3]]) + header[4:]),
     )
     yield "a plane of 2^32 bytes", other(header=header[:4] + b"\xff\xff\xff\xff" + header[8:])
+    num_values = sum(value.size for value in forged.base().values())
+    wide = bytes([1, 15, 0]) + 15 * struct.pack("<BI", 0, num_values)
+    content = {**parts, "classes": bytes([1]) * 7, "header": wide}
+    content["steps"] = b"\1" + _F32.pack(1.0)
+    content["places"], content["sizes"] = bytes(num_values), bytes(14 * num_values)
+    yield "15 planes of a byte for each value", _signed_payload(codec, forged.joined(content))
     yield "a tensor of class 255", other(classes=b"\xff" + parts["classes"][1:])
     yield "a tensor of another class", other(classes=b"\0" + parts["classes"][1:])
     yield "too few signs", other(signs=parts["signs"][:-1])

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from cdcca_cli.downlink.payload import write_frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.uniform import entropy_bits, quantize
 from tests.downlink import slow_decoder
+from tests.downlink.bombs import unfolding
 
 SMALL = st.integers(-3, 3)
 ANY = st.one_of(SMALL, st.integers(-(1 << 24), 1 << 24), st.integers(-300, 300))
@@ -122,12 +124,18 @@ def test_a_body_made_by_hand() -> None:
         (body_of(header=bytes([1, 16, 0]) + 16 * struct.pack("<BI", 0, 1)), "16 planes"),
         (body_of(header=bytes([1, 3, 4]) + 3 * struct.pack("<BI", 0, 1)), "4 bytes"),
         (body_of(header=bytes([1, 3, 0]) + 3 * struct.pack("<BI", 2, 1)), "form 2"),
-        (body_of(header=bytes([1, 3, 0]) + 3 * struct.pack("<BI", 0, 9)), "9 bytes for 8 codes"),
-        (body_of(header=bytes([1, 3, 0]) + 3 * struct.pack("<BI", 0, 1 << 31)), "for 8 codes"),
+        (
+            body_of(header=bytes([1, 3, 0]) + 3 * struct.pack("<BI", 0, 9)),
+            "9 bytes for at most 8 bits",
+        ),
+        (
+            body_of(header=bytes([1, 3, 0]) + 3 * struct.pack("<BI", 0, 1 << 31)),
+            "bytes for at most 8 bits",
+        ),
         (body_of(classes=write_frame([b"\2"])), "class 2, of 1"),
         (body_of(classes=write_frame([b"\1\1"])), "classes say they hold 2"),
         (body_of(classes=b""), "damaged classes"),
-        (body_of(classes=write_frame([b"\0"])), "1 bytes for 0 codes"),
+        (body_of(classes=write_frame([b"\0"])), "1 bytes for at most 0 bits"),
         (body_of(places=write_frame([bytes(1 << 24)])), "places say they hold 16,777,216"),
         (body_of(signs=b""), "cut short"),
         (body_of(signs=b"\2\0"), "too long"),
@@ -189,9 +197,82 @@ def test_a_damaged_body_is_refused_or_read_as_something_of_the_same_size(
 
 
 def test_gaps_denser_than_any_writer_makes_are_refused() -> None:
-    """They would cost eight bytes of memory each to read; 0s and 1s by turns fit in packed bits."""
+    """They are what bounds plane 1 in memory; 0s and 1s by turns fit in packed bits."""
     alternating = np.tile(np.array([0, 1], np.int8), 50)
     body = planes.write_body([1], [alternating])
     with pytest.raises(BadData, match="27 bytes of gaps for 100 bits"):
         planes._bits(planes._Bytes(bytes(27)), planes._GAPS, 27, 100)
     assert planes.read_body(body, [100])[1][0].tolist() == alternating.tolist()
+
+
+def test_gaps_are_read_in_pieces() -> None:
+    """7 bytes for each six 1s, 255 the sixth of them: the third piece of 2^16 bytes ends with one,
+    3 * 2^16 - 1 being 5 modulo 7."""
+    gaps = np.tile(np.array([8, 8, 8, 8, 8, 300]), 1 << 15)
+    codes = np.zeros(int((gaps + 1).sum()) + 3, np.int8)
+    codes[np.cumsum(gaps + 1) - 1] = 1
+    body = planes.write_body([1], [codes])
+    assert np.array_equal(planes.read_body(body, [codes.size])[1][0], codes)
+
+
+MANY = 10**7
+PACKED = MANY // 8
+GAPS = MANY // 4 + 1
+
+
+def bomb(
+    stored: list[tuple[int, int]], places: bytes, ones: bytes = b"\0", signs: bytes = b""
+) -> bytes:
+    """A body of one class whose planes (form, bytes) and frames unfold to what the header says."""
+    header = bytes([1, len(stored), 0]) + b"".join(struct.pack("<BI", *plane) for plane in stored)
+    sizes = unfolding(ones, sum(size for _, size in stored[1:]))
+    return body_of(header=header, places=places, signs=signs, sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("body", "bytes_a_value", "reason"),
+    [
+        pytest.param(
+            bomb(15 * [(0, MANY)], unfolding(b"\0", MANY)),
+            0.01,
+            "at most 1,250,000",
+            id="all planes of a byte for each value",
+        ),
+        pytest.param(
+            bomb([(1, MANY)], unfolding(b"\0", MANY)),
+            0.01,
+            "at most 2,500,001",
+            id="gaps of a byte for each value",
+        ),
+        pytest.param(
+            bomb([(0, PACKED), *14 * [(0, PACKED)]], unfolding(b"\0", PACKED)),
+            1.2,
+            "1,250,000 bytes for at most 0 bits",
+            id="later planes of codes that are all zero",
+        ),
+        pytest.param(
+            bomb([(0, PACKED), *14 * [(0, PACKED)]], unfolding(b"\xff", PACKED), b"\xff"),
+            1.2,
+            "cut short",
+            id="later planes of codes that have no signs",
+        ),
+        pytest.param(
+            bomb([(1, GAPS - 1), (0, PACKED // 4)], unfolding(b"\0", GAPS - 1), b"\xff"),
+            1.6,
+            "cut short",
+            id="gaps of codes that have no signs",
+        ),
+    ],
+)
+def test_a_bomb_is_refused_before_it_unfolds(
+    body: bytes, bytes_a_value: float, reason: str
+) -> None:
+    """1 byte a value is the mask, 1/8 and 1/4 are plane 1 itself; numpy's memory is traced too."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadData, match=reason):
+            planes.read_body(body, [MANY])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < bytes_a_value * MANY

@@ -279,6 +279,12 @@ def test_mutated_files_end_in_answers_or_one_line(tmp_path: Path, seed: int) -> 
         assert len(str(error).splitlines()) == 1
 
 
+def test_a_trust_list_is_named(tmp_path: Path) -> None:
+    (tmp_path / "2.trust").write_bytes(encode_header({}, {"kind": "trust", "version": 1}))
+    with pytest.raises(BadData, match=r"predictions are expected, found a trust list"):
+        read_answers([str(tmp_path / "2.trust")])
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real predictions are not beside the project")
 def test_real_files() -> None:
     files = sorted(DATA.iterdir())

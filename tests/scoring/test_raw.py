@@ -4,6 +4,7 @@ import io
 import json
 import os
 import stat
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cdcca_cli.datasets import read_frames
-from cdcca_cli.errors import UsageError
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.scoring.raw import H264, measure_frames, parse_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sequences"
@@ -207,6 +208,36 @@ def test_ffmpeg_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body
     found = measure_frames(read_frames(photos(tmp_path / "frames", [(400, 400)] * 3)))
     assert found.left_out == {H264: "ffmpeg failed: no memory"}
     assert H264 not in found.every and found.every["frames"] == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "is_image"),
+    [("sys.stdin.buffer.read()", False), ("if '200x200' in sys.argv: sys.exit(1)", True)],
+    ids=["an image fails", "another stream fails"],
+)
+def test_no_ffmpeg_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, is_image: bool
+) -> None:
+    """Of two streams, the frames' own and the encoder's size, neither outlives the measuring."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Known(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            started.append(self)
+
+    program(tmp_path, f"{body}\nsys.stdin.buffer.read()")
+    without_pyav(monkeypatch, str(tmp_path))
+    monkeypatch.setattr(subprocess, "Popen", Known)
+    folder = photos(tmp_path / "frames", [(400, 400)] * 3)
+    if is_image:
+        assert H264 in measure_frames(read_frames(folder), encoder_size=(200, 200)).left_out
+    else:
+        (folder / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        with pytest.raises(BadData, match=r"01\.png"):
+            measure_frames(read_frames(folder), encoder_size=(8, 8))
+    assert len(started) > 1  # the first one lists the encoders
+    assert all(process.returncode is not None for process in started)
 
 
 # ---------------------------------------------------------------- the encoder's size

@@ -5,12 +5,15 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdcca_cli.datasets import LabelledAsk, Reference, read_references
 from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.scoring import captions
 from cdcca_cli.scoring.answers import Answer, read_answers
 from cdcca_cli.scoring.captions import has_java
+from cdcca_cli.scoring.continual import of_scores
 from cdcca_cli.scoring.scores import Scores, compare, in_common, score
 from cdcca_cli.scoring.statistics import Changes
 from cdcca_cli.scoring.tasks import TASKS
@@ -292,6 +295,45 @@ def test_in_common() -> None:
     assert mine == {"1": Answer("a"), "3": Answer("d"), "4": Answer(None, "e")}
     assert other == {"1": Answer("x"), "3": Answer("y"), "4": Answer(None)}
     assert other["4"].choice_scores == (-1.0, -2.0)  # remapped, it is an answer too
+
+
+def meteor_of(
+    monkeypatch: pytest.MonkeyPatch, over_all: float, each: list[float] | None = None
+) -> Scores:
+    """40 images, or as many as `each`; a METEOR that gives these values, without Java."""
+    values_U = np.array(each or [0.2, 0.3] * 20)
+    monkeypatch.setattr(captions, "meteor", lambda corpus: (values_U, over_all))
+    ids = [f"i{number:02}" for number in range(len(values_U))]
+    references = {i: caption(i, "a b", domain="xy"[int(i[1:]) % 2]) for i in ids}
+    return score(references, {i: Answer("a b") for i in ids}, metrics=["meteor"])
+
+
+def test_meteor_is_compared_by_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same images with corpus scores half a point apart differ in nothing that swapping sides
+    or drawing frames could tell, and images that differ do so whatever the corpus scores are."""
+    low, high = meteor_of(monkeypatch, 0.24), meteor_of(monkeypatch, 0.245)
+    one, other = high.all("meteor"), low.all("meteor")
+    assert one is not None and other is not None
+    assert (one.value, other.value) == (pytest.approx(24.5), pytest.approx(24))
+    assert one.interval is not None and one.interval.low < 24.5 < one.interval.high
+    for found in compare(high, low).values():
+        assert (found.value, found.p_value) == (0, 1)
+        assert found.interval is not None and (found.interval.low, found.interval.high) == (0, 0)
+    better = meteor_of(monkeypatch, 0.24, [0.22, 0.32] * 20)
+    found = compare(better, low)["meteor", "all", "all"]
+    assert found.value == pytest.approx(2)
+    assert found.p_value is not None and found.p_value < 0.001
+    assert found.interval is not None and found.interval.low == pytest.approx(2)
+
+
+def test_meteor_of_rounds_is_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [meteor_of(monkeypatch, 0.245), meteor_of(monkeypatch, 0.24)]
+    found = of_scores(rounds, [None, None], "meteor")
+    assert [score.value for score in found.cells_IJ[1]] == [pytest.approx(20), pytest.approx(30)]
+    assert found.forgetting is not None and found.forgetting.value == 0
+    average = found.averages[-1]
+    assert average.value == pytest.approx(25)
+    assert average.interval is not None and average.interval.low <= 25 <= average.interval.high
 
 
 PREDICTIONS = {
