@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.records import is_text
 
 MAX_JSON_BYTES = 1 << 30
 """Larger JSON files are refused: VQAv2's annotations of its training set are 0.37 GB."""
@@ -87,7 +88,7 @@ def optional_text(item: Mapping[str, Any], key: str, where: str) -> str | None:
     value = item.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or not is_encodable(value):
+    if not isinstance(value, str) or not is_text(value):
         raise BadData(f"{where}: '{key}' must be text, found {describe(value)}")
     return value
 
@@ -100,7 +101,7 @@ def optional_texts(item: Mapping[str, Any], key: str, where: str) -> list[str] |
     if (
         not isinstance(value, list)
         or not value
-        or not all(isinstance(text, str) and is_encodable(text) for text in value)
+        or not all(isinstance(text, str) and is_text(text) for text in value)
     ):
         raise BadData(f"{where}: '{key}' must be a list of texts, found {describe(value)}")
     return list(value)
@@ -151,14 +152,3 @@ def describe(value: object) -> str:
 
 def _clean(text: str) -> bool:
     return len(text) <= 1024 and text.isprintable()
-
-
-def is_encodable(text: str) -> bool:
-    """Lone surrogates come through JSON's \\u escapes and can be written nowhere."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -35,7 +35,6 @@ scale's bytes are not distributed as a code's. Level 1: on Gaussian changes leve
 and level 19 is a hundred times slower for nothing. A reader need not know of either.
 """
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -47,13 +46,18 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink import linear, nf4, scales
 from cdcca_cli.downlink.delta import added
+from cdcca_cli.downlink.payload import (
+    SEQUENCE_BYTES,
+    after_sequence,
+    read_frame,
+    with_sequence,
+)
 from cdcca_cli.errors import BadData
 
 CODEC = "nf4-mixed"
 BLOCK = 64
 BITS = (0, 2, 4, 8)
 _LEVEL = 1
-_SEQUENCE = struct.Struct("<Q")
 
 Scales = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Codes = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.uint8]]
@@ -143,7 +147,7 @@ def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
 def write_payload(sequence: int, tensors: Sequence[CodedTensor]) -> bytes:
     """The payload of the sent tensors, in name order. The same tensors give the same bytes."""
     planes = [
-        _SEQUENCE.pack(sequence),
+        with_sequence(sequence, b""),
         b"".join(tensor.exponent.to_bytes(1, "little", signed=True) for tensor in tensors),
         b"".join(tensor.scales for tensor in tensors),
         *(b"".join(t.codes for t in tensors if t.bits == bits) for bits in (8, 4, 2)),
@@ -170,13 +174,9 @@ def read_payload(
     sent = [(b, n) for b, n in zip(bits, num_values, strict=True) if b]
     blocks = [-(-n // BLOCK) for _, n in sent]
     sizes = [-(-n * b // 8) for b, n in sent]
-    content = BytesIO(_decompressed(payload, _SEQUENCE.size + len(sent) + sum(blocks) + sum(sizes)))
-    (own_sequence,) = _SEQUENCE.unpack(content.read(_SEQUENCE.size))
-    if own_sequence != sequence:
-        raise BadData(
-            f"update: its header says sequence {sequence}, its payload {own_sequence}: "
-            "fetch it again"
-        )
+    expected = SEQUENCE_BYTES + len(sent) + sum(blocks) + sum(sizes)
+    unfolded = read_frame(payload, expected, "coded changes", has_checksum=True)
+    content = BytesIO(after_sequence(unfolded, sequence))
     exponents = np.frombuffer(content.read(len(sent)), np.int8)
     scale_bytes = [content.read(count) for count in blocks]
     order = sorted(range(len(sent)), key=lambda index: -sent[index][0])  # 8, 4, 2; stable
@@ -221,21 +221,3 @@ def bits_of(coding: Mapping[str, Any]) -> list[int]:
     if set(coding) != {"bits"} or type(bits) is not list or any(type(b) is not int for b in bits):
         raise BadData("update: 'coding' of nf4-mixed must be a list of whole numbers, 'bits'")
     return bits
-
-
-def _decompressed(payload: bytes, expected_bytes: int) -> bytes:
-    try:
-        frame = zstandard.get_frame_parameters(payload)
-        if frame.content_size != expected_bytes:
-            raise BadData(
-                f"update: its payload says it holds {frame.content_size:,} bytes, its header "
-                f"says {expected_bytes:,}: fetch it again"
-            )
-        if not frame.has_checksum:
-            raise BadData("update: its payload has no checksum: not a payload of this codec")
-        content = zstandard.ZstdDecompressor().decompress(payload, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise BadData(f"update: damaged payload ({error}): fetch it again") from None
-    if len(content) != expected_bytes:
-        raise BadData(f"update: its payload holds {len(content):,} bytes, not {expected_bytes:,}")
-    return content

@@ -70,13 +70,15 @@ def write_frame(parts: Sequence[bytes]) -> bytes:
     return b"".join([*written, frame.flush()])
 
 
-def read_frame(frame: bytes, expected_bytes: int, what: str) -> bytes:
+def read_frame(
+    frame: bytes, expected_bytes: int, what: str, *, has_checksum: bool = False
+) -> bytes:
     """The content of a frame, which must be exactly so long.
 
     Nothing is decompressed before the frame itself declares the expected size: zstandard allocates
     whatever a frame declares, whatever limit it is given.
 
-    Args: what: what the frame holds, for messages.
+    Args: what: what the frame holds, for messages. has_checksum: it must have zstd's own.
     Raises: BadData.
     """
     if not expected_bytes:
@@ -84,7 +86,10 @@ def read_frame(frame: bytes, expected_bytes: int, what: str) -> bytes:
             raise BadData(f"update: {len(frame):,} bytes of {what} where there is none")
         return b""
     try:
-        declared = zstandard.get_frame_parameters(frame).content_size
+        parameters = zstandard.get_frame_parameters(frame)
+        declared = parameters.content_size
+        if has_checksum and not parameters.has_checksum:
+            raise BadData(f"update: its {what} have no checksum: fetch it again")
         if declared != expected_bytes:
             raise BadData(
                 f"update: its {what} say they hold {declared:,} bytes, they must hold "

@@ -57,9 +57,9 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink.payload import read_frame, write_frame
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.uniform import LARGEST_CODE
 
 MOST_PLANES = 15
-LARGEST_CODE = 1 << 24
 PARTS = ("header", "classes", "places", "signs", "sizes", "rests")
 
 _LENGTHS = struct.Struct("<6I")

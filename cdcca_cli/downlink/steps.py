@@ -38,7 +38,7 @@ from cdcca_cli.downlink import usq
 from cdcca_cli.downlink.change import Change, Overlay
 from cdcca_cli.downlink.delta import added
 from cdcca_cli.errors import UsageError
-from cdcca_cli.formats.uniform import SMALLEST_STEP, quantize, restore
+from cdcca_cli.formats.uniform import nearest_step, quantize, restore
 
 Loss = Callable[[Overlay], float]
 """Held-out task loss of an overlay, nats per answer token."""
@@ -50,6 +50,7 @@ EXPONENT = 0.25
 FALLBACK = 0.0
 """In octaves above the root mean square: the step where there is no loss to go by, 2.1 bits."""
 
+_LARGEST = 2e38  # times any gain it is still a float32
 _FINEST = 4096  # steps in a root mean square, at most: 14 bits a parameter
 _FINEST_CODE = 1 << 20
 _GRID = 4  # steps of the search in an octave
@@ -289,8 +290,8 @@ def around_rms(change: Change, octaves: float) -> Uniform:
 
 
 def _sound(step: float) -> float:
-    """A float32 that a step may be."""
-    return float(np.float32(min(max(step, float(SMALLEST_STEP)), 3e38)))
+    """A float32 that a step may be, with room for a gain."""
+    return float(nearest_step(min(step, _LARGEST)))
 
 
 def _multipliers(

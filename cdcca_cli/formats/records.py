@@ -347,6 +347,8 @@ def list_of(
 
 def is_text(value: str) -> bool:
     """Whether it can be written as UTF-8: JSON's \\u escapes let halves of characters in."""
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:

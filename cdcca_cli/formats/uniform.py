@@ -99,12 +99,12 @@ def step_for_bits(delta: NDArray[np.floating], bits: float) -> np.float32:
         raise BadData("a value of the difference is not finite")
     if largest < float(SMALLEST_STEP):
         return np.float32(1)
-    fine = _sound(largest * _FINEST)
+    fine = nearest_step(largest * _FINEST)
     if _cost(values, fine) <= bits:
         return fine
-    coarse = _sound(2.5 * largest)  # every code is 0
+    coarse = nearest_step(2.5 * largest)  # every code is 0
     for _ in range(_BISECTIONS):
-        middle = _sound(float(np.sqrt(float(fine) * float(coarse))))
+        middle = nearest_step(float(np.sqrt(float(fine) * float(coarse))))
         if not fine < middle < coarse:
             break
         cost = _cost(values, middle)
@@ -121,6 +121,7 @@ def _cost(values: NDArray[np.float32], step: np.float32) -> float:
     return entropy_bits(quantize(values, float(step)))
 
 
-def _sound(step: float) -> np.float32:
+def nearest_step(step: float) -> np.float32:
+    """The step that can be written and is nearest to `step`: a normal float32 above 0, finite."""
     largest = float(np.finfo(np.float32).max)
     return np.float32(min(max(step, float(SMALLEST_STEP)), largest))

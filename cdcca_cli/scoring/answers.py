@@ -27,6 +27,7 @@ from cdcca_cli.datasets import fields, foreign
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
+from cdcca_cli.formats.records import is_text
 
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
@@ -67,7 +68,7 @@ class Answers:
                 raise BadData(
                     f"{where}: the answer to '{ask_id}' has more than {MAX_TEXT_CHARS:,} characters"
                 )
-            if not fields.is_encodable(text):
+            if not is_text(text):
                 raise BadData(f"{where}: '{ask_id}': a lone surrogate, half a character, in it")
         known = self.by_id.setdefault(ask_id, answer)
         if known is answer:

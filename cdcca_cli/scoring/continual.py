@@ -44,10 +44,8 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import scores, tasks
-from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
 from cdcca_cli.scoring.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
 
@@ -169,31 +167,6 @@ class Continual:
         return tables
 
 
-def matrix(
-    rounds: Sequence[Mapping[str, Answer]],
-    names: Sequence[str | None],
-    references: Mapping[str, Reference],
-    *,
-    metric: str,
-    domains: Sequence[str] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    **settings: Any,
-) -> Continual:
-    """Score the answers of each round, and see what the rounds did.
-
-    Args: rounds: answers by ask id, the source-only model's first. names: the domain that each
-        adapted to, or None. domains: which, in which order; all by default, those that were learnt
-        first. settings: of `scores.score`.
-    Raises: as `scores.score` and `of_scores`.
-    """
-    scored = [
-        scores.score(references, answers, seed=seed, metrics=(metric,), **settings)
-        for answers in rounds
-    ]
-    return of_scores(scored, names, metric, domains=domains, seed=seed, resamples=resamples)
-
-
 def of_scores(
     scored: Sequence[Scores],
     names: Sequence[str | None],
@@ -203,8 +176,10 @@ def of_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Continual:
-    """The same of scores that are there already, each over the same asks.
+    """What the rounds did, from their scores over the same asks.
 
+    Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
+        domains: which, in which order; all by default, those that were learnt first.
     Raises: BadData (65) if a round was not scored by this metric, or over other asks than the
         first; UsageError (2) for no round, or a domain that is not in the references.
     """

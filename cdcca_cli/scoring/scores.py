@@ -24,6 +24,7 @@ from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.measures import Asked, Indices, Measured, Measures, Total, has_choice
 from cdcca_cli.scoring.statistics import (
     PERMUTATIONS,
+    SAME,
     Changes,
     Difference,
     Floats,
@@ -37,7 +38,6 @@ By = Literal["all", "domain", "kind", "mean"]
 Key = tuple[str, By, str]
 MEAN = "mean_of_domains"
 TOKENIZERS = ("python", "java")
-_SAME = 1e-9  # two values of one image may differ so much for the order of their sums
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ def _changes(ours: Score, theirs: Score) -> Changes | None:
     if ours.each_A is None or theirs.each_A is None:
         return None
     difference = ours.each_A - theirs.each_A
-    better = int(np.count_nonzero(difference > _SAME))
-    worse = int(np.count_nonzero(difference < -_SAME))
+    better = int(np.count_nonzero(difference > SAME))
+    worse = int(np.count_nonzero(difference < -SAME))
     return Changes(better, worse, len(difference) - better - worse)
 
 

@@ -31,7 +31,7 @@ RESAMPLES = 2000
 PERMUTATIONS = 10_000
 CONFIDENCE = 0.95
 _CHUNK = 1 << 20  # draws held at once
-_SAME = 1e-9  # points by which equal scores may differ for the order of their sums
+SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,6 @@ def bootstrap_all(
     return intervals
 
 
-def paired_bootstrap(
-    a: Sample, b: Sample, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Difference:
-    """a - b with its 95 % interval, without a test: both are scored on the same draws.
-
-    Row i of both must be the same unit. Raises ValueError if the numbers of units differ.
-    """
-    return compare_all([(a, b)], seed=seed, resamples=resamples, permutations=0)[0]
-
-
 def compare_all(
     pairs: Sequence[tuple[Sample, Sample]],
     *,
@@ -176,7 +166,7 @@ def _p_values(
         for i, ((a, b), part) in enumerate(zip(pairs, columns, strict=True)):
             ours, theirs = totals[i][0] - swapped[:, part], totals[i][1] + swapped[:, part]
             differences = np.abs(a.score(ours) - b.score(theirs))
-            as_far[i] += int(np.count_nonzero(differences >= found[i] - _SAME))
+            as_far[i] += int(np.count_nonzero(differences >= found[i] - SAME))
     return [(1 + count) / (1 + permutations) for count in as_far]
 
 

@@ -17,10 +17,23 @@ from cdcca_cli.scoring.continual import (
     backward_transfer,
     forgetting,
     forward_transfer,
-    matrix,
     of_scores,
 )
 from cdcca_cli.scoring.scores import score
+
+
+def matrix(
+    rounds: Sequence[dict[str, Answer]],
+    names: Sequence[str | None],
+    references: dict[str, Reference],
+    *,
+    metric: str,
+    domains: Sequence[str] | None = None,
+) -> Continual:
+    """Score the answers of each round, and see what the rounds did."""
+    scored = [score(references, answers, metrics=(metric,)) for answers in rounds]
+    return of_scores(scored, names, metric, domains=domains)
+
 
 World = tuple[list[dict[str, Answer]], dict[str, Reference]]
 
