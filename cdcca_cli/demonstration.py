@@ -14,13 +14,13 @@ from typing import Any
 
 from cdcca_cli import streams
 from cdcca_cli.amounts import parse_amount
-from cdcca_cli.datasets import read_frames, read_references
 from cdcca_cli.distillation.training import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.families.initial import create_device
 from cdcca_cli.history import COLUMNS, History
-from cdcca_cli.rounds import Cycle, Probe, RoundSettings, scored
+from cdcca_cli.probe import read_probe, scored
+from cdcca_cli.rounds import Cycle, RoundSettings
 from cdcca_cli.uplink.sampling import SampleSettings
 
 FRAMES = Path(__file__).parent / "assets" / "frames"
@@ -92,7 +92,7 @@ def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Story:
 
 
 def _told(cycle: Cycle, rounds: int) -> History:
-    probes = {name: _probe(name) for name in (STREAM, HELD_OUT, SOURCE)}
+    probes = {name: read_probe(FRAMES / name) for name in (STREAM, HELD_OUT, SOURCE)}
     stream = probes[STREAM]
     history = History(HELD_OUT)
     history.add(HELD_OUT, cycle.score(probes[HELD_OUT], "source only"))
@@ -106,10 +106,6 @@ def _told(cycle: Cycle, rounds: int) -> History:
     history.add(STREAM, cycle.score(stream, "the stream"))
     history.add(SOURCE, cycle.score(probes[SOURCE], "the source domain"))
     return history
-
-
-def _probe(name: str) -> Probe:
-    return Probe(read_frames(FRAMES / name), read_references(FRAMES / name))
 
 
 def export(folder: Path) -> None:

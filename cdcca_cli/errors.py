@@ -5,6 +5,8 @@ wrong, where, what was expected, what was found, and the cure. Nothing here exit
 `main.py` does. The README's table is made from `exit_codes()`.
 """
 
+from collections.abc import Mapping
+
 
 class CdccaError(Exception):
     """Anything that cdcca knows how to name; raised itself only for what has no class below."""
@@ -61,6 +63,17 @@ class WrongBase(CdccaError):
 class StaleUpdate(CdccaError):
     exit_code = 79
     meaning = "the update is older than what the device has seen, or has expired"
+
+
+class MadeWorse(CdccaError):
+    """report: what was measured, for --json."""
+
+    exit_code = 80
+    meaning = "the update made the device worse (--if-better)"
+
+    def __init__(self, message: str, report: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class Terminated(BaseException):

@@ -109,12 +109,7 @@ class History:
     def gain_words(self, probe: str) -> str:
         """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA and so on."""
         return ", ".join(
-            f"{NAMES[metric]} {gain.value:+.1f}"
-            + (
-                f" (95 % interval {gain.interval.low:+.1f} to {gain.interval.high:+.1f})"
-                if gain.interval
-                else ""
-            )
+            f"{NAMES[metric]} {gain.summary()}"
             for metric, gain in self.gains(probe).items()
             if metric in METRICS
         )
@@ -127,9 +122,7 @@ class History:
                 for probe, points in self.scores.items()
             },
             "gains": {
-                probe: {
-                    metric: _difference_json(gain) for metric, gain in self.gains(probe).items()
-                }
+                probe: {metric: gain.as_json() for metric, gain in self.gains(probe).items()}
                 for probe in self.scores
             },
         }
@@ -146,13 +139,4 @@ def _scores_json(scores: Scores) -> dict[str, Any]:
         }
         for metric, score in found.items()
         if score is not None
-    }
-
-
-def _difference_json(gain: Difference) -> dict[str, Any]:
-    return {
-        "value": gain.value,
-        "low": None if gain.interval is None else gain.interval.low,
-        "high": None if gain.interval is None else gain.interval.high,
-        "n": gain.n,
     }

@@ -1,11 +1,11 @@
 """Progress on stderr, only where a person is watching: a terminal, and not --quiet.
 
-This module measures nothing and keeps no state; without a watcher both functions do nothing.
+This module measures nothing and keeps no state; without a watcher they do nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cdcca_cli import streams
 
@@ -16,31 +16,43 @@ def _watched() -> bool:
     return streams.is_terminal("stderr") and not streams.is_quiet()
 
 
+def _columns() -> tuple[Any, ...]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    words = TextColumn("{task.description}", markup=False)
+    return words, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+
 def track(items: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
     """Yield the items, with a bar on a watched terminal; `total` defaults to len(items)."""
     if not _watched():
         yield from items
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
     if total is None and isinstance(items, Sized):
         total = len(items)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*_columns(), console=console, transient=True) as bar:
         yield from bar.track(items, total=total, description=description)
+
+
+@contextmanager
+def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """Yield a function to be called after each of the steps, with what is to be shown beside it.
+
+    Args: total: of all steps. done: how many there were before.
+    """
+    if not _watched():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(*_columns(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda words: bar.update(task, advance=1, description=words)
 
 
 @contextmanager

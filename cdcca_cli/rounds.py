@@ -14,12 +14,11 @@ Does not parse options, and prints nothing (`commands`).
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdcca_cli import progress, streams
-from cdcca_cli.datasets import Frames, Reference, read_frames, read_references
+from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.downlink import receiver, sender, signing
@@ -31,8 +30,8 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, write_predictions
 from cdcca_cli.formats.update import write_update
 from cdcca_cli.history import History, Round
-from cdcca_cli.scoring.answers import answers_of
-from cdcca_cli.scoring.scores import Scores, score
+from cdcca_cli.probe import Probe, scored
+from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
@@ -48,14 +47,6 @@ class RoundSettings:
     distill: DistillSettings
     compress: sender.CompressSettings
     keys: tuple[signing.PrivateKey, ...] = ()
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Labelled frames that the device is scored on; nothing of them is learnt from."""
-
-    frames: Frames
-    references: Mapping[str, Reference]
 
 
 class Cycle:
@@ -197,11 +188,6 @@ def follow(cycle: Cycle, frames: Frames, most: int, probe: Probe | None = None) 
     return history
 
 
-def read_probe(path: Path | None) -> Probe | None:
-    """Labelled frames from a manifest or an annotation file; None for None."""
-    return None if path is None else Probe(read_frames(path), read_references(path))
-
-
 def mirror_of(device: Device, work: Path) -> Device:
     """A copy of a device folder, as `mirror` in the work folder. Raises: CannotWrite."""
     folder = work / "mirror"
@@ -212,8 +198,3 @@ def mirror_of(device: Device, work: Path) -> Device:
         reason = "exists already: name another -o" if folder.exists() else str(error.strerror)
         raise CannotWrite(f"{folder}: {reason}") from None
     return Device.open(folder)
-
-
-def scored(predictions: list[Prediction], references: Mapping[str, Reference]) -> Scores:
-    """Scores of predictions by all that the labels allow, whatever file they came from."""
-    return score(references, dict(answers_of(predictions)), task="manifest")

@@ -16,6 +16,8 @@ LAYERS = {
     "rounds": 3,
     "demonstration": 3,
     "history": 3,
+    "probe": 3,
+    "probation": 3,
     "uplink": 2,
     "distillation": 2,
     "downlink": 2,
@@ -34,6 +36,7 @@ LAYERS = {
 WITHIN = {("families", "formats"), ("datasets", "formats")}
 WITHIN |= {("progress", "streams"), ("streams", "errors"), ("amounts", "errors")}
 WITHIN |= {("rounds", "history"), ("demonstration", "history"), ("demonstration", "rounds")}
+WITHIN |= {(user, "probe") for user in ("rounds", "demonstration", "probation")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": "families/",

@@ -8,6 +8,9 @@ import typer
 
 from cdcca_cli import streams
 
+_LOSS, _TEACHER = "The loss", "The teacher and its lessons"
+_STEPS, _WITHOUT, _RUN = "Steps", "Without a teacher", "This run"
+
 
 def command(
     shards: Annotated[
@@ -15,48 +18,210 @@ def command(
         typer.Argument(help="Token shards of sample.  [default: stdin]", show_default=False),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="The large model: a checkpoint folder or a hub id.")
+        str | None,
+        typer.Option(
+            help="The large model: a checkpoint folder, a hub id, or a --cache it has filled."
+        ),
     ] = None,
     student: Annotated[
         str | None, typer.Option(help="The mirror: the device folder as the cloud has it.")
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="akd, pseudo-label, pkd, cwd, tent, cotta or none.")
+    ] = "akd",
     resume: Annotated[
         str | None,
         typer.Option(help="Go on from this adaptation: what coding rounded off is sent next."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times over the shards.")] = 3,
+    query_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the query alignment.  [default: akd 1, pkd 6, cwd 3]", rich_help_panel=_LOSS
+        ),
+    ] = None,
+    repr_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the representation alignment.  [default: akd 1, pkd 6, cwd 3]",
+            rich_help_panel=_LOSS,
+        ),
+    ] = None,
+    ce_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the cross-entropy on the teacher's answers.  [default: 1]",
+            rich_help_panel=_LOSS,
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            help="gradients: a weight of 1 pulls as hard as the cross-entropy; none: terms as "
+            "they are.  [default: akd gradients, others none]",
+            rich_help_panel=_LOSS,
+        ),
+    ] = None,
+    repr_at: Annotated[
+        str,
+        typer.Option(
+            help="Compare representations at visual positions, the answer's, or both.",
+            rich_help_panel=_LOSS,
+        ),
+    ] = "both",
+    tau: Annotated[float, typer.Option(help="Temperature of cwd.", rich_help_panel=_LOSS)] = 4.0,
+    kl: Annotated[
+        str,
+        typer.Option(
+            help="Learn the teacher's distributions, too: none, forward or reverse.",
+            rich_help_panel=_LOSS,
+        ),
+    ] = "none",
+    kl_weight: Annotated[
+        float | None, typer.Option(help="Of that.  [default: 1]", rich_help_panel=_LOSS)
+    ] = None,
+    kl_temperature: Annotated[
+        float, typer.Option(help="Of both distributions.", rich_help_panel=_LOSS)
+    ] = 1.0,
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Weigh each answer by the teacher's own probability of it.",
+            rich_help_panel=_LOSS,
+        ),
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what the teacher says in this file; ask only for what it lacks.",
+            rich_help_panel=_TEACHER,
+        ),
+    ] = None,
+    cache_bits: Annotated[
+        int,
+        typer.Option(help="32, 16 or 8: how numbers are kept.", rich_help_panel=_TEACHER),
+    ] = 16,
+    teacher_quantize: Annotated[
+        str,
+        typer.Option(
+            help="Load its language model as none, int8 or nf4.", rich_help_panel=_TEACHER
+        ),
+    ] = "none",
+    teacher_device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: spread it over all GPUs, and over memory.", rich_help_panel=_TEACHER
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Times over the shards.", rich_help_panel=_STEPS)] = 3,
     lr: Annotated[
         float | None,
-        typer.Option(help="Step size.  [default: by the width of the language model]"),
+        typer.Option(
+            help="Step size.  [default: by the width of the language model]",
+            rich_help_panel=_STEPS,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Asks in a step.")] = 16,
-    query_weight: Annotated[float, typer.Option(help="Weight of the query alignment.")] = 1.0,
-    repr_weight: Annotated[
-        float, typer.Option(help="Weight of the representation alignment.")
-    ] = 1.0,
-    ce_weight: Annotated[
-        float, typer.Option(help="Weight of the cross-entropy on the teacher's answers.")
-    ] = 1.0,
-    holdout: Annotated[str, typer.Option(help="The share of the frames that only judges.")] = "10%",
+    batch_size: Annotated[int, typer.Option(help="Asks in a step.", rich_help_panel=_STEPS)] = 16,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Asks in one pass; gradients add up to a step.  [default: all, by process]",
+            rich_help_panel=_STEPS,
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="Train these groups alone: norm, bias, query, lora.  [default: all; tent: norm]",
+            rich_help_panel=_STEPS,
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Write a running mean of the overlay, of this decay.", rich_help_panel=_STEPS
+        ),
+    ] = None,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Learn some of these earlier shards again (repeatable).", rich_help_panel=_STEPS
+        ),
+    ] = None,
+    replay_share: Annotated[
+        str, typer.Option(help="How many of their frames.", rich_help_panel=_STEPS)
+    ] = "25%",
+    holdout: Annotated[
+        str,
+        typer.Option(help="The share of the frames that only judges.", rich_help_panel=_STEPS),
+    ] = "10%",
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many epochs without a gain there.", rich_help_panel=_STEPS
+        ),
+    ] = None,
     rate_aware: Annotated[
         int,
-        typer.Option(help="So many more steps, seen as few bits say them: a smaller update."),
+        typer.Option(
+            help="So many more steps, seen as few bits say them: a smaller update.",
+            rich_help_panel=_STEPS,
+        ),
     ] = 0,
     bits: Annotated[
         float | None,
-        typer.Option(help="Bits a parameter that --rate-aware trains for.  [default: 1.2]"),
+        typer.Option(
+            help="Bits a parameter that --rate-aware trains for.  [default: 1.2]",
+            rich_help_panel=_STEPS,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which asks are taken.")] = 0,
+    cotta_ema: Annotated[
+        float, typer.Option(help="Decay of cotta's mean teacher.", rich_help_panel=_WITHOUT)
+    ] = 0.999,
+    cotta_restore: Annotated[
+        float,
+        typer.Option(
+            help="Share of parameters that a step puts back to the source.",
+            rich_help_panel=_WITHOUT,
+        ),
+    ] = 0.01,
+    cotta_threshold: Annotated[
+        float,
+        typer.Option(
+            help="Average views where the source model is less sure.", rich_help_panel=_WITHOUT
+        ),
+    ] = 0.92,
+    cotta_views: Annotated[
+        int, typer.Option(help="How many views.", rich_help_panel=_WITHOUT)
+    ] = 32,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the order in which asks are taken.", rich_help_panel=_RUN),
+    ] = 0,
     work: Annotated[
         Path | None,
-        typer.Option(help="Keep teacher outputs and each epoch here, to go on after a stop."),
+        typer.Option(
+            help="Keep the teacher's lessons and each epoch here, to go on after a stop.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="One JSON line a step, added to this file.", rich_help_panel=_RUN),
     ] = None,
     peft: Annotated[
-        Path | None, typer.Option(help="Write the LoRA part as a PEFT adapter, too.")
+        Path | None,
+        typer.Option(help="Write the LoRA part as a PEFT adapter, too.", rich_help_panel=_RUN),
     ] = None,
-    compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    compute: Annotated[
+        str, typer.Option(help="cpu, cuda, mps or auto.", rich_help_panel=_RUN)
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_RUN)
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads to compute with.", rich_help_panel=_RUN)
+    ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The adaptation's file; - is stdout.")
     ] = None,
@@ -72,59 +237,85 @@ def command(
     written, the start included: never worse than before, on that part. It is kept in the
     adaptation, for compress to choose its step by.
 
+    --method takes the baselines of the paper, on the same shards, batches and steps. tent and cotta
+    ask no teacher; one that is named judges the held-out part. --cache FILE asks a teacher once:
+    the next run, method or seed reads it, and --teacher FILE needs no teacher any more.
+
     --rate-aware 100 adds steps in which the student sees the overlay as the device will decode it,
     so that an update of --bits a parameter loses next to nothing.
+
+    Under `accelerate launch` all processes work together (shards from files, and a --cache or
+    --work): accelerate launch --num_processes 4 -m cdcca_cli distill uplink.tokens --work w ...
 
     Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
     """
     streams.set_quiet(quiet)
     paths: list[str | None] = [*shards] if shards else [None]
+    from cdcca_cli.commands import distilling
+
+    together = distilling.Together(paths, output, work or cache)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
-        out = opened.enter_context(
-            streams.binary_output(output, "adaptation.safetensors", force=force)
-        )
+        replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
+        out = opened.enter_context(together.output(output, force))
 
         from cdcca_cli.amounts import parse_share
         from cdcca_cli.commands import settings
         from cdcca_cli.distillation import trainable, training
-        from cdcca_cli.distillation.settings import LARGEST_HOLDOUT
+        from cdcca_cli.distillation.settings import LARGEST_HOLDOUT, CottaSettings
+        from cdcca_cli.distillation.step_log import StepLog
         from cdcca_cli.errors import UsageError
-        from cdcca_cli.families import load
-        from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
-        from cdcca_cli.formats.shard import read_shards
+        from cdcca_cli.formats.adaptation import write_adaptation
 
         if bits is not None and not rate_aware:
             raise UsageError("--bits says what --rate-aware trains for: give both or neither")
         how = training.DistillSettings(
+            method=method,
             epochs=epochs,
             lr=lr,
             batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
             query_weight=query_weight,
             repr_weight=repr_weight,
             ce_weight=ce_weight,
+            kl=kl,
+            kl_weight=kl_weight,
+            kl_temperature=kl_temperature,
+            tau=tau,
+            balance=balance,
+            repr_at=repr_at,
+            confidence=confidence,
+            groups=distilling.groups(train),
+            ema=ema,
+            cotta=CottaSettings(cotta_ema, cotta_restore, cotta_threshold, cotta_views),
+            replay=parse_share(replay_share, "--replay-share", 1.0),
             holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
+            patience=patience,
             rate_aware=rate_aware,
             bits=training.DistillSettings.bits if bits is None else bits,
             seed=seed,
             work=work,
+            cache=cache,
+            cache_bits=cache_bits,
         )
-        earlier = None
-        if resume is not None:
-            with streams.binary_input(resume) as source:
-                earlier = read_adaptation(source, where=streams.input_name(resume))
+        earlier = distilling.adaptation(resume)
         mirror = settings.device(student, "student")
         if peft is not None:
             trainable.check_peft(peft, mirror, force)
         runtime = settings.runtime(compute, dtype, threads)
-        large = load(settings.teacher(teacher), compute=runtime.compute, dtype=runtime.dtype)
-        stream = (
-            shard
-            for path, source in zip(paths, sources, strict=True)
-            for shard in read_shards(source, where=streams.input_name(path))
+        together.start(runtime)
+        large, how = distilling.teacher(teacher, how, runtime, teacher_quantize, teacher_device_map)
+        adaptation = training.distill(
+            distilling.shards(paths, sources),
+            large,
+            mirror,
+            how,
+            resume=earlier,
+            student=distilling.student(mirror, large, runtime),
+            earlier=distilling.shards(replay or [], replayed),
+            log=StepLog(together.first_only(log)),
         )
-        adaptation = training.distill(stream, large, mirror, how, resume=earlier)
         write_adaptation(out, adaptation)
-        if peft is not None:
+        if peft is not None and together.is_first:
             trainable.export_peft(peft, adaptation.overlay, mirror)
     streams.message(training.summary(adaptation))

@@ -72,6 +72,7 @@ def command(
     from cdcca_cli.downlink import signing
     from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.history import COLUMNS
+    from cdcca_cli.probe import read_probe
     from cdcca_cli.uplink.sampling import SampleSettings
 
     keys = tuple(signing.read_private_keys(sign or [], at_least=0))
@@ -103,7 +104,8 @@ def command(
         compute=runtime.compute,
         dtype=runtime.dtype,
     )
-    history = cycles.follow(cycle, source, rounds, cycles.read_probe(probe))
+    labelled = None if probe is None else read_probe(probe)
+    history = cycles.follow(cycle, source, rounds, labelled)
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(history.as_json())
     else:

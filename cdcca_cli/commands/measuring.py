@@ -4,7 +4,6 @@ Models are loaded when the loss is first asked for, and not before: most ways of
 none. Decides nothing (`downlink.sender`).
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -45,19 +44,9 @@ def start_of(mirror: "Device") -> Callable[[], Overlay]:
     """The overlay that `cdcca init` gave the mirror, made again from its checkpoint and seed."""
 
     def start() -> Overlay:
-        from cdcca_cli.families.initial import create_device
+        from cdcca_cli.families.initial import start_of as made_again
 
-        with tempfile.TemporaryDirectory(prefix="cdcca-") as folder:
-            return create_device(
-                Path(folder) / "start",
-                mirror.checkpoint,
-                groups=mirror.groups,
-                rank=mirror.lora.rank,
-                alpha=mirror.lora.alpha,
-                qformer_layers=mirror.qformer_layers,
-                revision=mirror.revision,
-                seed=mirror.lora.seed,
-            ).read_overlay()
+        return made_again(mirror)
 
     return start
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, Spliced
-from cdcca_cli.formats.digest import overlay_digest, short
-from cdcca_cli.formats.records import dump_json
+from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Ask, Shard
 
 
@@ -64,12 +64,11 @@ def look(model: LoadedModel, examples: Sequence[Example]) -> Look:
 def prepare(model: LoadedModel, examples: Sequence[Example]) -> Prepared:
     """The tensors and prompts of a batch, to be looked at once or many times."""
     prompts = [model.format_prompt(example.ask.prompt, example.ask.task) for example in examples]
-    reads_prompt = bool(model.extra_tokenizers)
     inputs: dict[tuple[int, str], int] = {}
     firsts: list[int] = []
     rows: list[int] = []
     for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        key = (id(example.shard), prompt if reads_prompt else "")
+        key = (id(example.shard), prompt if model.reads_prompt else "")
         if key not in inputs:
             inputs[key] = len(firsts)
             firsts.append(place)
@@ -100,6 +99,48 @@ def look_at(model: LoadedModel, batch: Prepared) -> Look:
         positions_BN=batch.positions_UN.index_select(0, rows_B),
     )
     return Look(queries_ULC.index_select(0, rows_B), spliced)
+
+
+class Looker:
+    """Looks at batches of stored tokens with one model.
+
+    Where nothing of the connector is trained (`is_frozen`), what it makes of an input is computed
+    once and kept, on the CPU.
+    """
+
+    def __init__(self, model: LoadedModel, is_frozen: bool) -> None:
+        self._model, self._is_frozen = model, is_frozen
+        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, examples: Sequence[Example]) -> Look:
+        """As `look`."""
+        if not self._is_frozen:
+            return look(self._model, examples)
+        model = self._model
+        prompts = [model.format_prompt(one.ask.prompt, one.ask.task) for one in examples]
+        keys = [
+            (id(one.shard), prompt if model.reads_prompt else "")
+            for one, prompt in zip(examples, prompts, strict=True)
+        ]
+        for one, key in zip(examples, keys, strict=True):
+            if key not in self._kept:
+                self._kept[key] = self._connect(one)
+        rows = [self._kept[key] for key in keys]
+        queries_BLC, features_BLD = (
+            pad_sequence(list(parts), batch_first=True).to(model.device)
+            for parts in zip(*rows, strict=True)
+        )
+        _, mask_BN, positions_BN = _padded([one.shard for one in examples], model.device)
+        spliced = model.splice(features_BLD, prompts, mask_BN=mask_BN, positions_BN=positions_BN)
+        return Look(queries_BLC, spliced)
+
+    @torch.no_grad()
+    def _connect(self, example: Example) -> tuple[Tensor, Tensor]:
+        """Queries (L, C) and features (L, D) of one input, on the CPU."""
+        batch = prepare(self._model, [example])
+        queries_1LC = self._model.queries(batch.tokens_UNC, None, batch.inputs)
+        features_1LD = self._model.project(queries_1LC)
+        return queries_1LC[0].cpu(), features_1LD[0].cpu()
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:
@@ -143,18 +184,6 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
             f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
             f"of {channels} channels: not this tower's shard"
         )
-
-
-def content_digest(shards: Sequence[Shard]) -> str:
-    """What the shards say, however many bits or bytes they took on the way: a digest."""
-    arrays: dict[str, np.ndarray] = {}
-    for number, shard in enumerate(shards):
-        asks = [[ask.id, ask.prompt, ask.task, ask.choices] for ask in shard.asks]
-        said = dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
-        arrays[f"{number:09d} said"] = np.frombuffer(said, np.uint8)
-        arrays[f"{number:09d} tokens"] = shard.tokens
-        arrays[f"{number:09d} positions"] = shard.positions
-    return overlay_digest(arrays)
 
 
 def held_out_frames(frames: Sequence[str], share: float) -> set[str]:

@@ -1,69 +1,216 @@
-"""What there is to learn: the asks of a stream, the teacher's targets, and the held-out part.
+"""What there is to learn: the asks of a stream, what the teacher says of them, the held-out part.
 
-Everything is kept in memory: training goes over it several times, in another order each time.
+Tokens are kept in memory: training goes over them several times, in another order each time. What
+the teacher says stays in its file, which is mapped into memory.
+
+Does not ask the teacher (`teacher`) and does not train (`run`).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from cdcca_cli import progress
+import numpy as np
+
+from cdcca_cli.distillation import teacher as asking
 from cdcca_cli.distillation.batches import Example, check_fit, held_out_frames
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher import Target, teach
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import LoadedModel
+from cdcca_cli.formats import lessons as lesson_files
+from cdcca_cli.formats.lessons import Lesson, LessonFile, key_of
 from cdcca_cli.formats.shard import Shard
 
 TEACHER_BATCHES = 4
 """The teacher needs no gradients: it takes so many times the student's batch at once."""
+KEPT_BYTES = 1 << 30
+"""Decoded lessons that are kept in memory; the others are decoded again when they come up."""
+
+
+class Said:
+    """What a teacher says of shards, by shard and ask."""
+
+    def __init__(self, file: LessonFile, shards: Sequence[Shard]) -> None:
+        """Args: shards: of which there must be a lesson each."""
+        assert file.head is not None
+        self.teacher, self.vocabulary = file.head.teacher, file.head.vocabulary
+        self.bits = file.head.bits
+        self._file = file
+        self._keys = {id(shard): key_of(shard) for shard in shards}
+        self._kept: dict[str, Lesson] = {}
+        self._kept_bytes = 0
+
+    def of(self, shard: Shard) -> Lesson:
+        """Everything about one shard."""
+        key = self._keys[id(shard)]
+        lesson = self._kept.get(key)
+        if lesson is None:
+            lesson = self._file.read(key)
+            self._kept_bytes += _num_bytes(lesson)
+            if self._kept_bytes <= KEPT_BYTES:
+                self._kept[key] = lesson
+        return lesson
+
+
+def _num_bytes(lesson: Lesson) -> int:
+    lists = (lesson.queries, lesson.visual, lesson.answer or [], lesson.logits or [])
+    return sum(array.nbytes for arrays in lists for array in arrays)
 
 
 @dataclass(eq=False)
 class Lessons:
-    """Examples with their targets, and which of them are for what."""
+    """Examples, what the teacher says of them, and which of them are for what.
+
+    said: None where nobody is asked; answers and nats are empty then. train, held_out: numbers of
+    examples. num_replayed: how many of `train` are of earlier rounds.
+    """
 
     examples: list[Example]
-    targets: list[Target]
     train: list[int]
     held_out: list[int]
-    num_unanswered: int
+    said: Said | None = None
+    answers: list[str] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
+    num_unanswered: int = 0
+    num_replayed: int = 0
+    _places: list[int] = field(default_factory=list)
+
+    def lesson(self, number: int) -> tuple[Lesson, int]:
+        """The lesson of an example's shard, and the example's place among its asks."""
+        assert self.said is not None
+        return self.said.of(self.examples[number].shard), self._places[number]
+
+    def rows(self, number: int, name: str) -> np.ndarray:
+        """(L, C): an example's `queries`, `visual`, `answer` or `logits`, float32.
+
+        Raises: BadData if the lesson has none.
+        """
+        lesson, place = self.lesson(number)
+        if name == "queries":
+            return lesson.queries[lesson.inputs[place]]
+        arrays: list[np.ndarray] | None = getattr(lesson, name)
+        if arrays is None:
+            frame = self.examples[number].shard.frame[:80]
+            raise BadData(
+                f"frame {frame}: the teacher's lessons have no {name}: name the teacher itself, "
+                "and another --cache"
+            )
+        return arrays[place]
 
 
 def gather(
     shards: Iterable[Shard],
-    teacher: LoadedModel,
+    teacher: LoadedModel | None,
     student: LoadedModel,
     settings: DistillSettings,
+    *,
+    earlier: Iterable[Shard] = (),
 ) -> Lessons:
     """Read the stream, ask the teacher, and set some frames apart.
 
     Asks that the teacher answers with nothing are left out, and counted.
 
-    Raises: BadData for an empty stream, a shard of another vision tower, a silent teacher.
+    Args:
+        teacher: None: there are lessons in `settings.cache`; or, for methods without a teacher,
+            nobody is asked.
+        earlier: shards of earlier rounds, of which `settings.replay` is learnt again.
+    Raises: BadData for an empty stream, a shard of another vision tower, a silent teacher, and
+        shards of which the cache has no lesson.
     """
-
-    def fitting() -> Iterable[Shard]:
-        for shard in shards:
-            check_fit(shard, student, "student")
-            yield shard
-
-    taught = teach(teacher, fitting(), TEACHER_BATCHES * settings.batch_size, settings.work)
-    pairs = list(progress.track(taught, description="teacher"))
-    if not pairs:
+    fresh = _fitting(shards, student)
+    if not fresh:
         raise BadData("the token stream asks nothing (no shards in it): there is nothing to learn")
-    answered = [(example, target) for example, target in pairs if target.answer]
-    if not answered:
+    frames = {shard.frame for shard in fresh}
+    again = [shard for shard in _fitting(earlier, student) if shard.frame not in frames]
+    again = _share(again, settings.replay, settings.seed)
+    held_out = held_out_frames([shard.frame for shard in fresh], settings.holdout)
+    everything = [*fresh, *again]
+    taught = everything
+    if not settings.needs_teacher:  # a teacher that is named all the same judges, and no more
+        taught = [shard for shard in fresh if shard.frame in held_out]
+    said = _said(taught, teacher, settings)
+    answers = {
+        (id(shard), place): (answer, nats)
+        for shard in (taught if said is not None else ())
+        for place, (answer, nats) in enumerate(_answers(said, shard))
+    }
+    silent = {where for where, (answer, _) in answers.items() if not answer}
+    if answers and len(silent) == len(answers):
         raise BadData(
-            f"the teacher answered with nothing to all {len(pairs)} asks: is it the right "
+            f"the teacher answered with nothing to all {len(answers)} asks: is it the right "
             "checkpoint, and does its prompt fit?"
         )
-    examples = [example for example, _ in answered]
-    frames = [example.shard.frame for example in examples]
-    kept_back = held_out_frames(frames, settings.holdout)
+    asks = [(shard, n) for shard in everything for n in range(len(shard.asks))]
+    asks = [(shard, n) for shard, n in asks if (id(shard), n) not in silent]
+    replayed = {id(shard) for shard in again}
+    is_held = [shard.frame in held_out and id(shard) not in replayed for shard, _ in asks]
     return Lessons(
-        examples=examples,
-        targets=[target for _, target in answered],
-        train=[number for number, frame in enumerate(frames) if frame not in kept_back],
-        held_out=[number for number, frame in enumerate(frames) if frame in kept_back],
-        num_unanswered=len(pairs) - len(answered),
+        examples=[Example(shard, shard.asks[n]) for shard, n in asks],
+        train=[number for number, held in enumerate(is_held) if not held],
+        held_out=[n for n, held in enumerate(is_held) if held] if said is not None else [],
+        said=said,
+        answers=[answers.get((id(shard), n), ("", 0.0))[0] for shard, n in asks],
+        nats=[answers.get((id(shard), n), ("", 0.0))[1] for shard, n in asks],
+        num_unanswered=len(silent),
+        num_replayed=sum(id(shard) in replayed for shard, _ in asks),
+        _places=[n for _, n in asks],
     )
+
+
+def _answers(said: Said | None, shard: Shard) -> Iterable[tuple[str, float]]:
+    assert said is not None
+    lesson = said.of(shard)
+    return zip(lesson.answers, lesson.nats, strict=True)
+
+
+def _fitting(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
+    """Those that ask something, each looked at as it comes."""
+    kept = []
+    for shard in shards:
+        check_fit(shard, student, "student")
+        if shard.asks:
+            kept.append(shard)
+    return kept
+
+
+def _share(shards: list[Shard], share: float, seed: int) -> list[Shard]:
+    """A share of the shards, drawn by their content: the same in another order."""
+    ranked = sorted(
+        shards, key=lambda shard: hashlib.sha256(f"{seed} {key_of(shard)}".encode()).digest()
+    )
+    chosen = {id(shard) for shard in ranked[: round(share * len(ranked))]}
+    return [shard for shard in shards if id(shard) in chosen]
+
+
+def _said(
+    shards: list[Shard], teacher: LoadedModel | None, settings: DistillSettings
+) -> Said | None:
+    """The teacher's lessons of these shards, from the cache or asked for now."""
+    if not shards:
+        return None
+    logits = settings.kl != "none"
+    if teacher is not None:
+        how = asking.Asking(TEACHER_BATCHES * settings.batch_size, logits, settings.cache_bits)
+        path = lessons_path(settings, teacher.digest)
+        return Said(asking.ask(teacher, shards, how, path), shards)
+    if settings.cache is None:
+        if settings.needs_teacher:
+            raise UsageError(f"--method {settings.method} needs a teacher, or its lessons")
+        return None
+    file = lesson_files.open_lessons(settings.cache)
+    for shard in shards:
+        if not file.has(key_of(shard), logits=logits):
+            of = " with logits" if logits and key_of(shard) in file else ""
+            raise BadData(
+                f"{settings.cache}: has no lesson{of} of frame {shard.frame[:80]} as it was "
+                "sampled: name the teacher, and this file as its --cache"
+            )
+    return Said(file, shards)
+
+
+def lessons_path(settings: DistillSettings, teacher_digest: str) -> Path | None:
+    """Where a teacher's lessons are kept; None: nowhere after the run."""
+    if settings.cache is not None or settings.work is None:
+        return settings.cache
+    return settings.work / f"{teacher_digest.removeprefix('sha256:')[:16]}.lessons"

@@ -115,7 +115,7 @@ class RateAwareSteps:
         run = self.run
         endless = chain.from_iterable(run.batches(epoch) for epoch in count(run.settings.epochs))
         batches = list(islice(endless, begin, end))
-        sums, num_examples = torch.zeros(4, dtype=torch.float64), 0
+        sums, num_examples = torch.zeros(1 + len(run.terms), dtype=torch.float64), 0
         title = f"rate-aware steps to {end} of {self.num_steps}"
         ratio = float(self._step_for(self.latent_P)) / (self._rms(self.latent_P) or 1.0)
         for number, batch in enumerate(progress.track(batches, description=title), begin):
@@ -130,9 +130,9 @@ class RateAwareSteps:
         if not self.latent_P.isfinite().all():
             raise run.diverged(when)
         if batches:
-            loss, _, _, answer = run.means(sums, num_examples, when)
-            self.curves.loss.append(loss)
-            self.curves.answer.append(answer)
+            means = dict(run.means(sums, num_examples, when))
+            self.curves.loss.append(means["loss"])
+            self.curves.answer.append(means.get("ce", 0.0))
         self.leg += 1
 
     def _show(self, latent_P: Tensor, step: float) -> None:
@@ -211,16 +211,7 @@ class RateAwareSteps:
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
-        adam, phi = self.run.adam, self.run.phi
-        return {
-            "best": self.best_P,
-            "overlay": self.latent_P,
-            "overlay.mean": adam.means[0],
-            "overlay.square": adam.squares[0],
-            "phi": phi.values,
-            "phi.mean": adam.means[1],
-            "phi.square": adam.squares[1],
-        }
+        return {"best": self.best_P} | self.run.adam_tensors(self.latent_P)
 
 
 def seen(latent_P: Tensor, base_P: Tensor, step: float) -> Tensor:

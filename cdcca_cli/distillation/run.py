@@ -1,84 +1,66 @@
-"""The loop over Eq. 6: a student's overlay learns from the teacher's outputs on stored tokens.
+"""The loop: a student's overlay learns on stored tokens, by any of the methods.
 
-- Loss: Eq. 6. The alignment terms are divided by the mean square of what the teacher gives
-  (measured on the training part), so a term of 1 means 'nothing learnt' whatever the width or scale
-  of the models, about as large as a cross-entropy that is worth training; the weights' defaults
-  then serve every pair.
-- phi of Eq. 5 (one each for queries and representation) starts as the ridge regression of the
-  teacher's outputs on the student's, before any step.
-- Adam on the overlay and on phi, gradients clipped, the step size rising over the first steps and
-  falling as a cosine to zero. Without a number it is LR / sqrt(width of the language model).
+- Adam on what is trained of the overlay (and on phi), gradients clipped, the step size rising over
+  the first steps and falling as a cosine to zero. Without a number it is LR / sqrt(width of the
+  language model).
 - A share of the frames is held out, by the hash of their ids. The cross-entropy there is taken
-  before the first step and after each epoch; the state where it was lowest is the result, the start
-  included, so the result is never worse there than the start. (The choice is made on the part that
-  also measures the gain, which flatters it a little.)
+  before the first step and after each epoch; of a method with a teacher the state where it was
+  lowest is the result, the start included, so the result is never worse there than the start. (The
+  choice is made on the part that also measures the gain, which flatters it a little.) Of a method
+  without one the last state is, and the held-out part, if a teacher judges it, tells how it did.
+- A batch can go through in smaller parts; several processes take its parts by turns and step by the
+  sum of their gradients (`processes`).
 - With a work folder, the state after each epoch is kept in `training-<key>.safetensors` (kind
   "training-state"), the key a digest of everything the result depends on. Batches depend on seed
   and epoch alone and dropout is off, so a run that was killed and started again ends with the same
   bits; one that had finished is only read.
 
-What follows the epochs is `rate_aware`, where it is asked for.
+What a step minimises is the method's (`methods`); what follows the epochs is `rate_aware`, where
+it is asked for.
 
-Shapes: B batch, E examples, P parameters laid end to end, L query tokens, A answer tokens.
+Shapes: B batch, E examples, P parameters laid end to end.
 
-Does not know where shards or the adaptation live (`training`), and no other method than the
-paper's.
+Does not know where shards or the adaptation live (`training`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.distillation import losses, state
-from cdcca_cli.distillation.batches import content_digest, look, prompt_length, shuffled_batches
+from cdcca_cli.distillation import processes, state
+from cdcca_cli.distillation.batches import Looker, prompt_length, shuffled_batches
+from cdcca_cli.distillation.cotta import Cotta
 from cdcca_cli.distillation.held_out import Judgement, comparison
 from cdcca_cli.distillation.held_out_loss import FORWARD_BATCHES, Examination
 from cdcca_cli.distillation.lessons import Lessons
+from cdcca_cli.distillation.methods import Course, Method
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.trainable import Adam, Flat, initial_phi, open_overlay
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.distillation.step_log import StepLog
+from cdcca_cli.distillation.taught import Taught
+from cdcca_cli.distillation.tent import Tent
+from cdcca_cli.distillation.trainable import Adam, is_connector_frozen, open_overlay
+from cdcca_cli.errors import UsageError
 from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.lessons import key_of
 
-METHOD = "akd"
 LR = 0.0057
 """5e-4 for the shipped student (width 128), 9e-5 for 4,096. On the shipped pair four times as much
 taught more in a round of six epochs (held-out DA 79.7 for 74.5) and cost more of what was known
 (source DA 81.8 for 89.3, of 90.7 before)."""
 WARMUP = 0.05
 CLIP_NORM = 1.0
-PHI_EXAMPLES = 64
 
-
-@dataclass
-class _Curves:
-    """What is kept of each epoch: means over its examples; held_out begins before the first."""
-
-    loss: list[float] = field(default_factory=list)
-    query: list[float] = field(default_factory=list)
-    representation: list[float] = field(default_factory=list)
-    answer: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A batch through the student. queries, representation: (B, L, C) float32; mask: (B, L)
-    bool; answer_B: L_CE of each."""
-
-    queries: Tensor
-    representation: Tensor
-    mask: Tensor
-    answer_B: Tensor
+Source = Callable[[], Mapping[str, np.ndarray]]
 
 
 class Run:
@@ -91,23 +73,30 @@ class Run:
         start: Mapping[str, np.ndarray],
         lessons: Lessons,
         settings: DistillSettings,
-        teacher_digest: str,
+        *,
+        source: Source,
+        log: StepLog | None = None,
     ) -> None:
+        """Args: source: the overlay of sequence 0, made again where a method asks for it."""
         self.student = student
         self.lessons = lessons
         self.settings = settings
-        self.teacher_digest = teacher_digest
         self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
-        self.overlay = open_overlay(student, start, mirror.lora.alpha)
+        self.overlay = open_overlay(student, start, mirror.lora.alpha, settings.trained_groups)
         self.lengths = [prompt_length(student, example) for example in lessons.examples]
+        looker = Looker(student, is_connector_frozen(student, self.overlay.names))
+        course = Course(student, self.overlay, lessons, settings, looker, source)
+        self.method = _method(course)
         self.examination = Examination(
             student,
             [lessons.examples[number] for number in lessons.held_out],
-            [lessons.targets[number].answer for number in lessons.held_out],
+            [lessons.answers[number] for number in lessons.held_out],
             FORWARD_BATCHES * settings.batch_size,
         )
-        self.curves = _Curves()
+        self.curves: dict[str, list[float]] = {}
+        self.log = log or StepLog(None)
         self.epoch = 0
+        self.num_steps = 0
         self.best_epoch = 0
         self.best_P = self.overlay.values.clone()
         self.path: Path | None = None
@@ -117,122 +106,94 @@ class Run:
 
     def train(self) -> None:
         """All epochs that are still to do; call it in the student's training mode."""
-        self._prepare()
+        if self.method is not None:
+            self.method.prepare()
+        self.adam = Adam([self.overlay, *([] if self.method is None else self.method.flats)])
+        self.curves = {name: [] for name in ("loss", *self.terms, "held_out")}
         if not self._restore():
             self.before = self.best = self.examination.judge()
             self._note(self.before)
-        while self.epoch < self.settings.epochs:
-            self._train_epoch()
-            self._judge()
+        self.log.begin(self.settings, self.lr, self.terms)
+        while self.method is not None and self.epoch < self.settings.epochs:
+            if self._has_stalled():
+                streams.message(
+                    f"no gain on the held-out part since epoch {self.best_epoch}: stopped after "
+                    f"{self.epoch} of {self.settings.epochs}"
+                )
+                break
+            self._train_epoch(self.method)
+            self._judge(self.method)
             self._save()
+
+    @property
+    def terms(self) -> list[str]:
+        """The terms of the loss, by name."""
+        return [] if self.method is None else list(self.method.weights)
 
     def report(self, best: Judgement) -> dict[str, Any]:
         """What the adaptation's header says of the run.
 
-        Args: best: of the state that is written, by which it was chosen.
+        Args: best: of the state that is written.
         """
         lessons, settings = self.lessons, self.settings
         frames = [lessons.examples[number].shard.frame for number in lessons.held_out]
         return {
-            "teacher": self.teacher_digest,
+            "teacher": None if lessons.said is None else lessons.said.teacher,
             "tower": self.student.tower_digest,
             "num_frames": len({example.shard.frame for example in lessons.examples}),
             "num_asks": len(lessons.examples),
             "num_unanswered": lessons.num_unanswered,
-            "num_trained": len(lessons.train),
+            "num_replayed": lessons.num_replayed,
+            "num_trained": len(lessons.train) if self.method is not None else 0,
             "epochs": settings.epochs,
+            "epochs_done": self.epoch,
             "best_epoch": self.best_epoch,
             "batch_size": settings.batch_size,
             "lr": self.lr,
-            "weights": {
-                "query": settings.query_weight,
-                "repr": settings.repr_weight,
-                "ce": settings.ce_weight,
-            },
-            "scales": {"query": self.query_scale, "repr": self.repr_scale},
+            "groups": settings.trained_groups and list(settings.trained_groups),
+            "ema": settings.ema,
+            "confidence": settings.confidence,
             "curves": {
-                name: [round(value, 6) for value in values]
-                for name, values in asdict(self.curves).items()
+                name: [round(value, 6) for value in values] for name, values in self.curves.items()
             },
             "held_out": comparison(self.before, best, frames, settings.seed),
+            **({} if self.method is None else self.method.report()),
         }
 
     def sensitivity(self) -> dict[str, float]:
-        """The mean squared gradient of each tensor, as Adam remembers it now."""
+        """The mean squared gradient of each trained tensor, as Adam remembers it now."""
         return self.overlay.means(self.adam.mean_squares(0))
-
-    # ---- before the first step
-
-    def _prepare(self) -> None:
-        """Scales of the alignment terms, phi, and the optimiser."""
-        settings, targets = self.settings, self.lessons.targets
-        queries = [targets[number].queries for number in self.lessons.train]
-        representations = [targets[number].representation for number in self.lessons.train]
-        self.query_scale = _mean_square(queries) if settings.query_weight else 1.0
-        self.repr_scale = _mean_square(representations) if settings.repr_weight else 1.0
-        if not (self.query_scale > 0 and self.repr_scale > 0):
-            raise BadData("the teacher's queries or representation are all zero: a damaged teacher")
-        self.weights = losses.Weights(
-            query=settings.query_weight / self.query_scale,
-            representation=settings.repr_weight / self.repr_scale,
-            answer=settings.ce_weight,
-        )
-        self.phis = self._initial_phis()
-        named = {
-            f"{role}.{name}": parameter
-            for role, phi in self.phis.items()
-            for name, parameter in phi.named_parameters()
-        }
-        self.phi = Flat(named)
-        self.adam = Adam([self.overlay, self.phi])
-
-    @torch.no_grad()
-    def _initial_phis(self) -> dict[str, nn.Module]:
-        """One phi for each term that counts, from some of the training examples."""
-        wanted = []
-        if self.settings.query_weight:
-            wanted.append("queries")
-        if self.settings.repr_weight:
-            wanted.append("representation")
-        train, size = self.lessons.train, self.settings.batch_size
-        chosen = train[:: max(1, len(train) // PHI_EXAMPLES)] if wanted else []
-        batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
-        steps = [self._forward(batch) for batch in batches]
-        return {name: self._initial_phi(batches, steps, name) for name in wanted}
-
-    def _initial_phi(self, batches: list[list[int]], steps: list["_Step"], name: str) -> nn.Module:
-        """phi from what teacher and student give for the same tokens, as they are now."""
-        theirs, ours = [], []
-        for batch, step in zip(batches, steps, strict=True):
-            target_BLC, output_BLC = self._target(batch, name), getattr(step, name)
-            if target_BLC.shape[:2] != output_BLC.shape[:2]:
-                raise UsageError(
-                    f"the teacher gives {target_BLC.shape[1]} {name} vectors for a picture, the "
-                    f"student {output_BLC.shape[1]}: they cannot be aligned one by one: give "
-                    "--query-weight 0 --repr-weight 0, or a teacher with as many"
-                )
-            theirs.append(target_BLC[step.mask])
-            ours.append(output_BLC[step.mask])
-        return initial_phi(torch.cat(ours), torch.cat(theirs))
 
     # ---- steps
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, method: Method) -> None:
         settings = self.settings
         batches = self.batches(self.epoch)
-        sums = torch.zeros(4, dtype=torch.float64)
-        title = f"epoch {self.epoch + 1} of {settings.epochs}"
-        for number, batch in enumerate(progress.track(batches, description=title)):
-            done = self.epoch * len(batches) + number
-            lr = self.lr * schedule(done, settings.epochs * len(batches))
-            sums += self._step(batch, lr).double() * len(batch)
-        means = self.means(sums, len(self.lessons.train), f"in epoch {self.epoch + 1}")
-        curves = self.curves
-        for curve, mean in zip(
-            (curves.loss, curves.query, curves.representation, curves.answer), means, strict=True
-        ):
-            curve.append(mean)
+        total = settings.epochs * len(batches)
+        sums = torch.zeros(1 + len(self.terms), dtype=torch.float64)
+        with progress.steps(total, done=self.epoch * len(batches)) as advance:
+            for number, batch in enumerate(batches):
+                done = self.epoch * len(batches) + number
+                lr = self.lr * schedule(done, total)
+                means, norm = self._step(method, batch, done, lr)
+                sums += means.double() * len(batch)
+                named = dict(zip(("loss", *self.terms), means.tolist(), strict=True))
+                self.log.step(done + 1, total, self.epoch + 1, lr, named, norm, len(batch))
+                words = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
+                advance(f"epoch {self.epoch + 1} of {settings.epochs}: {words}")
+        for name, mean in self.means(sums, len(self.lessons.train), f"in epoch {self.epoch + 1}"):
+            self.curves[name].append(mean)
         self.epoch += 1
+        processes.share(self.overlay.values)
+
+    def _step(
+        self, method: Method, batch: Sequence[int], number: int, lr: float
+    ) -> tuple[Tensor, Tensor]:
+        """Step `number` of all epochs; returns what `backward` does, and the gradients' norm."""
+        means = self.backward(batch)
+        norm = self.adam.step(lr, CLIP_NORM)
+        method.after_step(number)
+        return means, norm
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each step of an epoch."""
@@ -241,12 +202,12 @@ class Run:
         order = shuffled_batches(lengths, settings.batch_size, settings.seed, epoch)
         return [[train[place] for place in places] for places in order]
 
-    def means(self, sums: Tensor, count: int, when: str) -> list[float]:
-        """The means of what `backward` returned. UsageError if training has diverged."""
+    def means(self, sums: Tensor, count: int, when: str) -> list[tuple[str, float]]:
+        """The means of what `backward` returned, named. UsageError if training has diverged."""
         means: list[float] = (sums / count).tolist()
         if not all(math.isfinite(mean) for mean in means):
             raise self.diverged(when)
-        return means
+        return list(zip(("loss", *self.terms), means, strict=True))
 
     def diverged(self, when: str) -> UsageError:
         """What to raise when a number is not finite."""
@@ -255,96 +216,83 @@ class Run:
             "give a smaller --lr"
         )
 
-    def _step(self, batch: Sequence[int], lr: float) -> Tensor:
-        """One step; returns what `backward` does."""
-        means = self.backward(batch)
-        self.adam.step(lr, CLIP_NORM)
-        return means
-
     def backward(self, batch: Sequence[int]) -> Tensor:
-        """Gradients of a batch; returns its means of loss, L_query, L_repr (normalised), L_CE."""
-        self.overlay.clear()
-        self.phi.clear()
-        step = self._forward(batch)
-        settings = self.settings
-        zero_B = step.answer_B.new_zeros(len(batch))
-        query_B = representation_B = zero_B
-        if settings.query_weight:
-            query_B = losses.query_alignment(
-                self._target(batch, "queries"), step.queries, self.phis["queries"], step.mask
-            )
-        if settings.repr_weight:
-            representation_B = losses.representation_alignment(
-                self._target(batch, "representation"),
-                step.representation,
-                self.phis["representation"],
-                step.mask,
-            )
-        loss_B = losses.distillation_loss(query_B, representation_B, step.answer_B, self.weights)
-        loss_B.mean().backward()
-        terms = (
-            loss_B,
-            query_B / self.query_scale,
-            representation_B / self.repr_scale,
-            step.answer_B,
-        )
-        return torch.stack([term.detach().mean() for term in terms]).cpu()
+        """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-    def _forward(self, batch: Sequence[int]) -> _Step:
-        student = self.student
-        seen = look(student, [self.lessons.examples[number] for number in batch])
-        answers = [self.lessons.targets[number].answer for number in batch]
-        answer_BA = student.answer_ids(answers)
-        forward = student.forward(seen.spliced, answer_BA)
-        return _Step(
-            queries=seen.queries.float(),
-            representation=forward.hidden.float(),
-            mask=forward.hidden_mask,
-            answer_B=losses.answer_cross_entropy(forward.logits, answer_BA),
-        )
-
-    def _target(self, batch: Sequence[int], name: str) -> Tensor:
-        """(B, L, C): what the teacher gave, padded on the right with zeros."""
-        rows = [getattr(self.lessons.targets[number], name) for number in batch]
-        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return padded.to(self.student.device)
+        In parts of `micro_batch_size`, one after the other or one for each process.
+        """
+        method, size = self.method, self.settings.micro_batch_size
+        assert method is not None
+        flats = [self.overlay, *method.flats]
+        for flat in flats:
+            flat.clear()
+        if size is None:
+            size = -(-len(batch) // processes.count())
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        sums = torch.zeros(1 + len(method.weights), device=self.student.device)
+        for part in parts[processes.rank() :: processes.count()]:
+            terms = method.losses(part)
+            weighted = [method.weights[name] * term_B.sum() for name, term_B in terms.items()]
+            loss = torch.stack(weighted).sum()
+            (loss / len(batch)).backward()
+            sums += torch.stack([loss, *(term_B.sum() for term_B in terms.values())]).detach()
+        for flat in flats:
+            processes.add_up(flat.gradient)
+        processes.add_up(sums)
+        return (sums / len(batch)).cpu()
 
     # ---- which state is best
 
-    def _judge(self) -> None:
-        """Keep the present state if it is the best so far; without held-out examples, always."""
-        held = self.examination.judge()
+    def judged(self) -> Judgement:
+        """The held-out part under the state that would be written now."""
+        if self.method is None:
+            return self.examination.judge()
+        with self.overlay.holding(self.method.result()):
+            return self.examination.judge()
+
+    def _judge(self, method: Method) -> None:
+        """Keep the present state if it is the best so far; where nothing can tell, always."""
+        held = self.judged()
         self._note(held)
-        if not len(held) or held.cross_entropy < self.best.cross_entropy:
-            self.best, self.best_epoch, self.best_P = held, self.epoch, self.overlay.values.clone()
+        is_better = not len(held) or held.cross_entropy < self.best.cross_entropy
+        if is_better or not self.settings.needs_teacher:
+            self.best, self.best_epoch, self.best_P = held, self.epoch, method.result().clone()
 
     def _note(self, held: Judgement) -> None:
         if len(held):
-            self.curves.held_out.append(held.cross_entropy)
+            self.curves["held_out"].append(held.cross_entropy)
+            self.log.judged(self.epoch, held)
+
+    def _has_stalled(self) -> bool:
+        patience = self.settings.patience
+        can_tell = patience is not None and len(self.best) and self.settings.needs_teacher
+        return bool(can_tell and self.epoch - self.best_epoch >= (patience or 0))
 
     # ---- on disk
 
     def _key(self, start: Mapping[str, np.ndarray], mirror: Device) -> str:
         """Digest of everything that the epochs depend on; what follows them has its own key."""
-        settings = asdict(self.settings) | {"work": None}
-        del settings["rate_aware"], settings["bits"]
-        shards = {id(example.shard): example.shard for example in self.lessons.examples}
+        settings = asdict(self.settings)
+        for name in ("work", "cache", "cache_bits", "rate_aware", "bits"):
+            del settings[name]
+        lessons = self.lessons
+        shards = {id(example.shard): example.shard for example in lessons.examples}
         said = [
-            *(METHOD, self.teacher_digest, mirror.digest, overlay_digest(start)),
-            *(content_digest(list(shards.values())), settings, self.lr),
+            None if lessons.said is None else [lessons.said.teacher, lessons.said.bits],
+            *(mirror.digest, overlay_digest(start)),
+            *([key_of(shard) for shard in shards.values()], settings, self.lr),
             *(self.student.compute, str(self.student.dtype), self.student.tower_digest),
             asdict(mirror.settings),
-            [target.answer for target in self.lessons.targets],
+            [lessons.answers, lessons.train, lessons.held_out],
         ]
         return overlay_digest({"key": np.frombuffer(records.dump_json(said).encode(), np.uint8)})
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or not processes.is_first():
             return
         arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         arrays |= state.judged(before=self.before, best=self.best)
-        steps, curves = self.adam.steps, asdict(self.curves)
-        now = state.State(self.epoch, self.best_epoch, steps, curves, arrays)
+        now = state.State(self.epoch, self.best_epoch, self.adam.steps, self.curves, arrays)
         state.save(self.path, self.key, now)
 
     def _restore(self) -> bool:
@@ -362,21 +310,45 @@ class Run:
         self.adam.steps = kept.steps
         self.before, self.best = kept.judgement("before"), kept.judgement("best")
         self.epoch, self.best_epoch = kept.epoch, kept.best_epoch
-        self.curves = _Curves(**kept.curves)
+        self.curves = kept.curves
         streams.message(f"going on after epoch {self.epoch} of {self.settings.epochs}")
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
         """What an epoch leaves to the next, live."""
-        return {
-            "best": self.best_P,
-            "overlay": self.overlay.values,
+        tensors = {"best": self.best_P} | self.adam_tensors(self.overlay.values)
+        if self.method is not None:
+            tensors |= self.method.tensors()
+        return tensors
+
+    def adam_tensors(self, overlay_P: Tensor) -> dict[str, Tensor]:
+        """What is trained and what Adam remembers of it, live.
+
+        Args: overlay_P: the overlay's values.
+        """
+        tensors = {
+            "overlay": overlay_P,
             "overlay.mean": self.adam.means[0],
             "overlay.square": self.adam.squares[0],
-            "phi": self.phi.values,
-            "phi.mean": self.adam.means[1],
-            "phi.square": self.adam.squares[1],
         }
+        if self.method is not None and self.method.flats:
+            (phi,) = self.method.flats
+            tensors |= {
+                "phi": phi.values,
+                "phi.mean": self.adam.means[1],
+                "phi.square": self.adam.squares[1],
+            }
+        return tensors
+
+
+def _method(course: Course) -> Method | None:
+    """The method that the settings name; None: the source model as it is."""
+    name = course.settings.method
+    if name == "none":
+        return None
+    if name == "tent":
+        return Tent(course)
+    return Cotta(course) if name == "cotta" else Taught(course)
 
 
 def schedule(done: int, total: int) -> float:
@@ -385,9 +357,3 @@ def schedule(done: int, total: int) -> float:
     if done < warmup:
         return (done + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup + 1)))
-
-
-def _mean_square(rows: Sequence[Tensor]) -> float:
-    """The mean of the squares of all numbers in all rows."""
-    total = sum(float(row.double().square().sum()) for row in rows)
-    return total / max(1, sum(row.numel() for row in rows))

@@ -4,72 +4,100 @@ The pseudo-label of an ask is the teacher's free answer (greedy). If the ask has
 free answer is none of them, it is the choice that the teacher finds likeliest: the choices are part
 of the question, and knowing them makes the teacher better. (No label of the target domain is used.)
 
-With a folder, outputs are also kept on disk, one file for each batch, written when it is complete:
+Everything it says is written to a file of lessons (`formats.lessons`) and read from there, in the
+first run too: with a file of its own a second run, another method or another seed asks nothing, and
+gets the same numbers. Shards are asked in chunks that the stream alone decides. A chunk of which a
+lesson is missing is computed as a whole, so a run that was killed ends with the same bits.
 
-    teacher-<16 hex digits of the key>.safetensors
+Several processes take the chunks by turns, each with a file of its own beside the common one, and
+the first of them joins these.
 
-a record (`formats.records`) of kind "teacher-outputs", version 1, header {"answers": list of
-strings, "key", "kind", "lengths": list of L, "version"}, tensors `queries` (sum of L, C) and
-`representation` (sum of L, D), F32. The key is a digest over the teacher's digest, the content of
-the batch's shards and how the answers were made, so a file is either right or not found; a batch is
-always computed as a whole, so an interrupted run ends with the same bits as an unbroken one.
-
-Shapes: B examples of a batch, L query tokens, C and D the teacher's channels.
+Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
 Does not train, and never sees an image.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cdcca_cli import streams
-from cdcca_cli.distillation.batches import Example, check_fit, content_digest, look
+from cdcca_cli import progress
+from cdcca_cli.distillation import losses, processes
+from cdcca_cli.distillation.batches import Example, check_fit, look_at, prepare
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel
-from cdcca_cli.formats import records
-from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats import lessons
+from cdcca_cli.formats.lessons import Head, Lesson, LessonFile
 from cdcca_cli.formats.shard import Shard
 
-VERSION = 1
-KINDS = {"teacher-outputs": VERSION}
-LIMITS = records.Limits(record_bytes=1 << 34)
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
 """The longest answer by task, in tokens."""
 
 
-@dataclass(eq=False)
-class Target:
-    """What the student should come to: the teacher's outputs for one example.
+@dataclass(frozen=True)
+class Asking:
+    """How a teacher is asked.
 
-    queries: (L, C) float32. representation: (L, D) float32, on the CPU.
+    batch_size: asks answered at once, at least; a frame's asks stay together. logits: whether the
+    distributions of the answers are kept, too. bits: how lessons are stored (32, 16 or 8).
     """
 
-    answer: str
-    queries: Tensor
-    representation: Tensor
+    batch_size: int
+    logits: bool = False
+    bits: int = 16
 
 
-def teach(
-    teacher: LoadedModel, shards: Iterable[Shard], batch_size: int, work: Path | None = None
-) -> Iterator[tuple[Example, Target]]:
-    """The teacher's outputs for every ask of the shards, in their order.
+def ask(
+    teacher: LoadedModel, shards: Sequence[Shard], asking: Asking, path: Path | None
+) -> LessonFile:
+    """Make sure that there is a lesson for every shard; returns the file that has them.
 
-    Args:
-        batch_size: asks answered at once, at least; a frame's asks stay together.
-        work: a folder where outputs are kept and looked for.
-    Raises: BadData for a shard of another vision tower, and for outputs that are not finite.
+    Args: path: the file of lessons, made if there is none; None: a temporary one.
+    Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for
+        lessons of another teacher; CannotWrite.
     """
-    for chunk in _chunks(shards, batch_size):
-        for shard in chunk:
-            check_fit(shard, teacher, "teacher")
-        examples = [Example(shard, ask) for shard in chunk for ask in shard.asks]
-        if examples:
-            yield from zip(examples, _targets(teacher, chunk, examples, work), strict=True)
+    for shard in shards:
+        check_fit(shard, teacher, "teacher")
+    head = Head(teacher.digest, teacher.vocabulary_digest, asking.bits)
+    chunks = list(_chunks(shards, asking.batch_size))
+    if processes.count() > 1:
+        assert path is not None
+        return _together(teacher, chunks, asking, path, head)
+    with lessons.writing(path, head) as file:
+        for chunk in progress.track(chunks, description="teacher"):
+            _fill(teacher, chunk, asking, file, file)
+    return file
+
+
+def _together(
+    teacher: LoadedModel, chunks: list[list[Shard]], asking: Asking, path: Path, head: Head
+) -> LessonFile:
+    """The same by all processes, each its share of the chunks."""
+    parts = [Path(f"{path}.part-{rank}") for rank in range(processes.count())]
+    if processes.is_first():
+        with lessons.writing(path, head):
+            pass
+    processes.wait()
+    have = lessons.open_lessons(path)
+    with lessons.writing(parts[processes.rank()], head) as own:
+        mine = chunks[processes.rank() :: processes.count()]
+        for chunk in progress.track(mine, description="teacher"):
+            _fill(teacher, chunk, asking, have, own)
+    processes.wait()
+    if processes.is_first():
+        with lessons.writing(path, head) as file:
+            for part in parts:
+                made = lessons.open_lessons(part)
+                for key in made.places:
+                    file.append_record(made.raw(key))
+                with suppress(OSError):
+                    os.unlink(part)
+    processes.wait()
+    return lessons.open_lessons(path)
 
 
 def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
@@ -83,61 +111,121 @@ def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
         yield chunk
 
 
-def _targets(
-    teacher: LoadedModel, chunk: list[Shard], examples: list[Example], work: Path | None
-) -> list[Target]:
-    if work is None:
-        return _compute(teacher, examples)
-    key = _key(teacher, chunk)
-    path = work / f"teacher-{key.removeprefix('sha256:')[:16]}.safetensors"
-    kept = _read(path, key, len(examples))
-    if kept is None:
-        kept = _compute(teacher, examples)
-        _write(path, key, kept)
-    return kept
+def _fill(
+    teacher: LoadedModel, chunk: list[Shard], asking: Asking, have: LessonFile, file: LessonFile
+) -> None:
+    """Compute a chunk unless `have` has all of it; what it lacks is added to `file`."""
+    keys = [lessons.key_of(shard) for shard in chunk]
+    missing = [not have.has(key, logits=asking.logits) for key in keys]
+    if any(missing):
+        for key, lesson, is_new in zip(
+            keys, _compute(teacher, chunk, asking), missing, strict=True
+        ):
+            if is_new:
+                file.append(key, lesson)
+
+
+@dataclass(eq=False)
+class _Said:
+    """What the teacher says of one ask. queries are those of the ask's input."""
+
+    answer: str
+    nats: float
+    input: str
+    queries: np.ndarray
+    visual: np.ndarray
+    answer_rows: np.ndarray | None
+    logits: np.ndarray | None
 
 
 @torch.no_grad()
-def _compute(teacher: LoadedModel, examples: Sequence[Example]) -> list[Target]:
+def _compute(teacher: LoadedModel, chunk: Sequence[Shard], asking: Asking) -> list[Lesson]:
     """Examples of one task share a batch, so that no answer waits for a caption."""
-    targets: dict[int, Target] = {}
+    examples = [Example(shard, ask) for shard in chunk for ask in shard.asks]
+    said: dict[int, _Said] = {}
     for task, most in MAX_NEW_TOKENS.items():
         places = [place for place, example in enumerate(examples) if example.ask.task == task]
         if places:
             batch = [examples[place] for place in places]
-            targets.update(zip(places, _compute_batch(teacher, batch, most), strict=True))
-    return [targets[place] for place in range(len(examples))]
+            said.update(zip(places, _compute_batch(teacher, batch, most, asking), strict=True))
+    rows = iter(said[place] for place in range(len(examples)))
+    return [_lesson([next(rows) for _ in shard.asks]) for shard in chunk]
+
+
+def _lesson(said: list[_Said]) -> Lesson:
+    """Asks of one shard: queries of one input are kept once."""
+    inputs: dict[str, int] = {}
+    queries: list[np.ndarray] = []
+    for one in said:
+        if one.input not in inputs:
+            inputs[one.input] = len(queries)
+            queries.append(one.queries)
+    answer = [one.answer_rows for one in said if one.answer_rows is not None]
+    logits = [one.logits for one in said if one.logits is not None]
+    return Lesson(
+        answers=[one.answer for one in said],
+        nats=[one.nats for one in said],
+        inputs=[inputs[one.input] for one in said],
+        queries=queries,
+        visual=[one.visual for one in said],
+        answer=answer or None,
+        logits=logits or None,
+    )
 
 
 def _compute_batch(
-    teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int
-) -> list[Target]:
-    seen = look(teacher, examples)
-    generated = teacher.generate(seen.spliced, max_new_tokens)
-    free = [teacher.decode(ids) for ids in generated.ids]
-    asked = [
-        (example.ask.choices or []) if not is_a_choice(answer, example.ask.choices) else []
-        for answer, example in zip(free, examples, strict=True)
-    ]
-    scores = teacher.score_choices(seen.spliced, asked) if any(asked) else [[] for _ in asked]
-    answers = [
-        choices[int(np.argmax(row))] if choices else answer
-        for answer, choices, row in zip(free, asked, scores, strict=True)
-    ]
-    forward = teacher.forward(seen.spliced, teacher.answer_ids(answers))
+    teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, asking: Asking
+) -> list[_Said]:
+    batch = prepare(teacher, examples)
+    seen = look_at(teacher, batch)
+    answers = _answers(teacher, examples, seen.spliced, max_new_tokens)
+    answer_BA = teacher.answer_ids(answers)
+    forward = teacher.forward(seen.spliced, answer_BA)
+    nats_B = losses.answer_cross_entropy(forward.logits, answer_BA).tolist()
     counts = forward.hidden_mask.sum(1).tolist()
-    queries_BLC = seen.queries.float().cpu()
-    hidden_BLD = forward.hidden.float().cpu()
-    if not (queries_BLC.isfinite().all() and hidden_BLD.isfinite().all()):
+    lengths = (answer_BA != losses.IGNORED).sum(1).tolist()
+    queries_BLC = seen.queries.float().cpu().numpy()
+    visual_BLD = forward.hidden.float().cpu().numpy()
+    rows_BAD = None
+    if forward.answer_hidden is not None:
+        rows_BAD = forward.answer_hidden.float().cpu().numpy()
+    logits_BAV = forward.logits.float().cpu().numpy() if asking.logits else None
+    made = (queries_BLC, visual_BLD, rows_BAD, logits_BAV)
+    if not all(values is None or np.isfinite(values).all() for values in made):
         raise BadData(
             f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs are "
             "not finite: try --dtype float32"
         )
     return [
-        Target(answer, queries_LC[:count], hidden_LD[:count])
-        for answer, queries_LC, hidden_LD, count in zip(
-            answers, queries_BLC, hidden_BLD, counts, strict=True
+        _Said(
+            answer=answer,
+            nats=max(nats_B[b], 0.0),
+            input=batch.inputs[row] if teacher.reads_prompt else "",
+            queries=queries_BLC[b, : counts[b]],
+            visual=visual_BLD[b, : counts[b]],
+            answer_rows=None if rows_BAD is None else rows_BAD[b, : lengths[b]],
+            logits=None if logits_BAV is None else logits_BAV[b, : lengths[b]],
         )
+        for b, (answer, row) in enumerate(zip(answers, batch.rows_B.tolist(), strict=True))
+    ]
+
+
+def _answers(
+    teacher: LoadedModel, examples: Sequence[Example], spliced: object, max_new_tokens: int
+) -> list[str]:
+    """Free answers, and for asks with choices of which they are none, the likeliest choice."""
+    generated = teacher.generate(spliced, max_new_tokens)  # type: ignore[arg-type]
+    free = [teacher.decode(ids) for ids in generated.ids]
+    asked = [
+        (example.ask.choices or []) if not is_a_choice(answer, example.ask.choices) else []
+        for answer, example in zip(free, examples, strict=True)
+    ]
+    if not any(asked):
+        return free
+    scores = teacher.score_choices(spliced, asked)  # type: ignore[arg-type]
+    return [
+        choices[int(np.argmax(row))] if choices else answer
+        for answer, choices, row in zip(free, asked, scores, strict=True)
     ]
 
 
@@ -146,51 +234,3 @@ def is_a_choice(answer: str, choices: Sequence[str] | None) -> bool:
     return choices is not None and answer.strip().casefold() in {
         choice.strip().casefold() for choice in choices
     }
-
-
-def _key(teacher: LoadedModel, chunk: Sequence[Shard]) -> str:
-    how = [teacher.digest, content_digest(chunk), teacher.compute, str(teacher.dtype)]
-    said = records.dump_json([*how, MAX_NEW_TOKENS]).encode()
-    return overlay_digest({"key": np.frombuffer(said, np.uint8)})
-
-
-def _write(path: Path, key: str, targets: Sequence[Target]) -> None:
-    out = BytesIO()
-    header = {
-        "kind": "teacher-outputs",
-        "version": VERSION,
-        "key": key,
-        "answers": [target.answer for target in targets],
-        "lengths": [len(target.queries) for target in targets],
-    }
-    tensors = {
-        "queries": torch.cat([target.queries for target in targets]).numpy(),
-        "representation": torch.cat([target.representation for target in targets]).numpy(),
-    }
-    records.write_record(out, tensors, header)
-    streams.atomic_write_bytes(path, out.getvalue())
-
-
-def _read(path: Path, key: str, num_examples: int) -> list[Target] | None:
-    """The outputs kept in `path`; None if there are none, or not these."""
-    try:
-        with open(path, "rb") as source:
-            record = records.read_only_record(source, KINDS, limits=LIMITS, where=str(path))
-    except FileNotFoundError:
-        return None
-    except BadData:
-        streams.message(f"{path}: damaged, computed again")
-        return None
-    header, tensors = record.header, record.tensors
-    lengths, answers = header.get("lengths"), header.get("answers")
-    if header.get("key") != key or not isinstance(lengths, list) or not isinstance(answers, list):
-        return None
-    if not len(lengths) == len(answers) == num_examples or set(tensors) != {
-        "queries",
-        "representation",
-    }:
-        return None
-    queries = torch.from_numpy(tensors["queries"]).split(lengths)
-    representations = torch.from_numpy(tensors["representation"]).split(lengths)
-    rows = zip(answers, queries, representations, strict=True)
-    return [Target(*row) for row in rows]

@@ -12,7 +12,8 @@ Shapes: P parameters laid end to end, E rows, C and D channels.
 Does not run the loop (`training`), and writes no adaptation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,24 @@ class Flat:
     def __len__(self) -> int:
         return self.values.numel()
 
+    @property
+    def names(self) -> list[str]:
+        """In the order in which they lie."""
+        return list(self._shapes)
+
     def clear(self) -> None:
         """Forget the gradients."""
         self.gradient.zero_()
+
+    @contextmanager
+    def holding(self, values_P: Tensor) -> Iterator[None]:
+        """The parameters have these values inside, and their own again afterwards."""
+        own_P = self.values.clone()
+        self.values.copy_(values_P)
+        try:
+            yield
+        finally:
+            self.values.copy_(own_P)
 
     def arrays(self, values_P: Tensor) -> dict[str, np.ndarray]:
         """Float32 arrays by name, from values laid end to end."""
@@ -110,22 +126,76 @@ class Adam:
         pull to zero of a mean that began there."""
         return self.squares[place] / (1 - self.BETAS[1] ** max(self.steps, 1))
 
-    def step(self, lr: float, clip_norm: float) -> None:
-        """One step, after the gradients of all flats together are clipped to `clip_norm`."""
-        nn.utils.clip_grad_norm_(self._values, clip_norm)
+    def step(self, lr: float, clip_norm: float) -> Tensor:
+        """One step, after the gradients of all flats together are clipped to `clip_norm`.
+
+        Returns: the norm that they had before.
+        """
+        norm = nn.utils.clip_grad_norm_(self._values, clip_norm)
         for group in self._torch.param_groups:
             group["lr"] = lr
         self._torch.step()
+        return norm
 
 
-def open_overlay(student: LoadedModel, overlay: Mapping[str, np.ndarray], alpha: float) -> Flat:
+class RunningMean:
+    """Flat parameters averaged over the steps: mean <- d * mean + (1 - d) * values.
+
+    values: (P,), at first the parameters as they are.
+    """
+
+    def __init__(self, flat: Flat, decay: float) -> None:
+        self._flat, self._decay = flat, decay
+        self.values = flat.values.clone()
+
+    def update(self) -> None:
+        """After a step."""
+        self.values.lerp_(self._flat.values, 1 - self._decay)
+
+
+def open_overlay(
+    student: LoadedModel,
+    overlay: Mapping[str, np.ndarray],
+    alpha: float,
+    groups: Sequence[str] | None = None,
+) -> Flat:
     """Put `overlay` on the student and open its parameters; nothing else asks for gradients.
 
-    Args: alpha: LoRA's scale is alpha / rank.
+    Args:
+        alpha: LoRA's scale is alpha / rank.
+        groups: open these alone; None: all.
+    Raises: UsageError if the overlay has nothing of these groups.
     """
     student.freeze()
     student.install_overlay(overlay, alpha)
-    return Flat(student.trainable())
+    named = student.trainable()
+    if groups is not None:
+        wanted = _names_of(student, groups)
+        for name in named.keys() - wanted:
+            named[name].requires_grad_(False)
+        named = {name: named[name] for name in named.keys() & wanted}
+        if not named:
+            raise UsageError(
+                f"the student's overlay has nothing of {', '.join(groups)} to train: make it with "
+                "these groups (cdcca init --groups), or give --train"
+            )
+    return Flat(named)
+
+
+def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
+    """The parameters of these groups, LoRA's by their own names."""
+    found: set[str] = set()
+    for group, names in student.trainable_groups().items():
+        if group == "lora" and group in groups:
+            found |= {name + suffix for name in names for suffix in (_LORA_A, _LORA_B)}
+        elif group in groups:
+            found |= set(names)
+    return found
+
+
+def is_connector_frozen(student: LoadedModel, trained: Iterable[str]) -> bool:
+    """Whether nothing that is trained lies before the language model."""
+    return all(name.startswith(student.language_path + ".") for name in trained)
 
 
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:

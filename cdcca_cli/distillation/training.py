@@ -12,10 +12,12 @@ import numpy as np
 from cdcca_cli import streams
 from cdcca_cli.distillation import lessons
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
-from cdcca_cli.distillation.run import METHOD, Run
+from cdcca_cli.distillation.run import Run
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.trainable import check_overlay_names
 from cdcca_cli.families import LoadedModel, load_device
+from cdcca_cli.families.initial import start_of
 from cdcca_cli.formats import uniform
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
@@ -26,20 +28,25 @@ __all__ = ["DistillSettings", "distill", "summary"]
 
 def distill(
     shards: Iterable[Shard],
-    teacher: LoadedModel,
+    teacher: LoadedModel | None,
     mirror: Device,
     settings: DistillSettings,
     *,
     resume: Adaptation | None = None,
     student: LoadedModel | None = None,
+    earlier: Iterable[Shard] = (),
+    log: StepLog | None = None,
 ) -> Adaptation:
-    """Teach the mirror's student what the teacher says of the shards (Eq. 6).
+    """Teach the mirror's student what the teacher says of the shards (Eq. 6), or by another method.
 
     Args:
+        teacher: None: its lessons are in `settings.cache`, or the method needs none.
         mirror: the device folder as the cloud has it; it is not changed.
         resume: go on from this adaptation's overlay, not from the mirror's; if its last steps went
             through the quantiser, from what they saw, which is what its update brings.
         student: the mirror's model, if it is loaded already; it is left with the overlay trained.
+        earlier: shards of earlier rounds, of which `settings.replay` is learnt again.
+        log: where each step is written.
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an empty stream, a shard of another vision tower, a teacher that answers
         with nothing, an adaptation of another student; UsageError for settings that cannot be;
@@ -51,11 +58,13 @@ def distill(
     if settings.work is not None:
         streams.make_folder(settings.work)
     if student is None:
-        dtype = str(teacher.dtype).removeprefix("torch.")
-        student = load_device(mirror, compute=teacher.compute, dtype=dtype)
-    gathered = lessons.gather(shards, teacher, student, settings)
+        compute, dtype = ("auto", "auto")
+        if teacher is not None:
+            compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
+        student = load_device(mirror, compute=compute, dtype=dtype)
+    gathered = lessons.gather(shards, teacher, student, settings, earlier=earlier)
     start = _start(base, mirror, resume)
-    run = Run(student, mirror, start, gathered, settings, teacher.digest)
+    run = Run(student, mirror, start, gathered, settings, source=lambda: start_of(mirror), log=log)
     last: RateAwareSteps | None = None
     try:
         with student.training_mode():
@@ -66,14 +75,14 @@ def distill(
     finally:
         student.freeze()
     best_P, best = (run.best_P, run.best) if last is None else (last.best_P, last.best)
-    overlay = run.overlay.arrays(best_P)
+    overlay = dict(start) | run.overlay.arrays(best_P)
     student.install_overlay(overlay, mirror.lora.alpha)
     held_out = kept_for_compress(gathered)
     return Adaptation(
         overlay=overlay,
         base=mirror.digest,
         sequence=mirror.sequence,
-        method=METHOD,
+        method=settings.method,
         seed=settings.seed,
         report=run.report(best)
         | {
@@ -82,7 +91,7 @@ def distill(
             "num_frames_kept": 0 if held_out is None else len(held_out.shards),
         },
         held_out=held_out,
-        sensitivity=run.sensitivity(),
+        sensitivity=dict.fromkeys(start, 0.0) | run.sensitivity(),
         rate_aware=None if last is None else last.quantiser(),
     )
 
@@ -111,10 +120,10 @@ def kept_for_compress(gathered: lessons.Lessons) -> HeldOut | None:
     """The held-out frames with the teacher's answers, as many as an adaptation holds."""
     frames: dict[int, tuple[Shard, list[Ask], list[str]]] = {}
     for number in gathered.held_out:
-        example, target = gathered.examples[number], gathered.targets[number]
+        example = gathered.examples[number]
         _, asks, answers = frames.setdefault(id(example.shard), (example.shard, [], []))
         asks.append(example.ask)
-        answers.append(target.answer)
+        answers.append(gathered.answers[number])
     kept = HeldOut([], [])
     num_bytes = 0
     for shard, asks, answers in frames.values():

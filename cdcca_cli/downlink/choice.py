@@ -3,6 +3,7 @@
 `sender` says in which order the wishes count. Digests, and what became of the change, are its too.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -106,13 +107,7 @@ class Choice:
     def warnings(self, decoded: Overlay) -> list[str]:
         """What is dubious about the update, a line each."""
         found = []
-        report: Any = self._adaptation.report.get("held_out")
-        verdict = report.get("verdict") if isinstance(report, Mapping) else None
-        if isinstance(verdict, str) and verdict != "better":
-            found.append(
-                f"warning: on its held-out frames the adaptation is {verdict[:20]!r}, not better: "
-                "it was not shown that the device gains anything"
-            )
+        found += _not_better(self._adaptation.report.get("held_out"))
         unsent = self.change.unsent(decoded)
         if self._budget_bytes is not None and unsent > _MOSTLY:
             found.append(
@@ -270,3 +265,30 @@ class Choice:
     def _exact(self) -> Update:
         payload = exact.encode(self._unquantised(), self.change.base, self._blank.sequence)
         return replace(self._blank, payload=payload)
+
+
+def _not_better(held_out: Any) -> list[str]:
+    """What is dubious by an adaptation's report of its held-out frames, which may hold anything."""
+    if not isinstance(held_out, Mapping) or not isinstance(held_out.get("verdict"), str):
+        return []
+    verdict, gain = held_out["verdict"], held_out.get("gain")
+    if verdict == "better":
+        return []
+    words = "it was not shown that the device gains anything"
+    if verdict == "worse":
+        words = "the device loses by it: distil again, or let the device judge (apply --if-better)"
+    figures = (
+        [gain.get(name) for name in ("mean", "low", "high")] if isinstance(gain, Mapping) else []
+    )
+    if figures and all(map(_is_figure, figures)):
+        mean, low, high = figures
+        words = f"gain {mean:+.3g} nats a token (95 % interval {low:+.3g} to {high:+.3g}); {words}"
+    return [
+        f"warning: on its held-out frames the adaptation is {verdict[:20]!r}, not better: {words}"
+    ]
+
+
+def _is_figure(value: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

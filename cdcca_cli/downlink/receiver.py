@@ -27,7 +27,9 @@ other checks: then the channel has to be trusted.
 From 6 on the folder is locked, its state read afresh, and 3 made again with the keys that it has
 now. What is installed is a new file; `formats.device` flips to it by one rename, and the highest
 sequence, the overlay and who signed it change together. Expiry and sequence come before the base:
-an old update is for another base nearly always, and the better answer is that it is old.
+an old update is for another base nearly always, and the better answer is that it is old. Whoever
+wants to look at the new overlay first (`probation`) gets it from `check`, which installs nothing,
+and lets `apply` check everything again, and that the device is still where it was.
 
 **A trust list** goes through 1, 2 and 4. Then: the one that the device has already is no fault (0);
 its version is the device's plus one, so none is skipped (79 if it is not newer, 78 if one is
@@ -118,6 +120,7 @@ _HEADER_BYTES = 1 << 20
 
 Status = Literal["applied", "already applied", "would apply", "rolled back"]
 Clock = Callable[[], float]
+Overlay = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,23 @@ class Applied:
 
     def as_json(self) -> dict[str, object]:
         return {"status": self.status, "sequence": self.sequence, "digest": self.digest}
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """An update that has passed every check of a device.
+
+    Args:
+        digest: the overlay's that the device is at.
+        current: that overlay.
+        new: the one that the update leads to; None if the device is at it already.
+        signed_by: the trusted keys that signed.
+    """
+
+    digest: str
+    current: Overlay
+    new: Overlay | None
+    signed_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -218,10 +238,39 @@ def apply(
     dry_run: bool = False,
     unsigned: bool = False,
     clock: Clock = time.time,
+    onto: str | None = None,
 ) -> Applied:
     """Check an update against a device folder and install what it leads to: 3, and 6 to 13.
 
     Of two processes at once the second waits for the first.
+
+    Args: onto: the digest that the device must be at (`Checked.digest`); None: any that it is at.
+    Others, Raises: as `receive`; WrongBase if the device is not at `onto`.
+    """
+    with device.lock():
+        checked = check(device, update, unsigned=unsigned, clock=clock)
+        if checked.new is None:
+            if not dry_run:
+                device.settle()
+            return Applied("already applied", update.sequence, update.target, _late(update, clock))
+        if onto is not None and onto != checked.digest:
+            raise WrongBase(
+                f"update {update.sequence} was looked at for a device at {short(onto)}, this one "
+                f"is at {short(checked.digest)} by now: apply the update again"
+            )
+        note, num_signed = "", len(checked.signed_by)
+        if device.trust is not None and num_signed < device.trust.threshold:
+            note = f", signed by {num_signed} of the {device.trust.threshold} keys it needs"
+        if not dry_run:
+            device.install(checked.new, update.sequence, checked.signed_by)
+    status: Status = "would apply" if dry_run else "applied"
+    return Applied(status, update.sequence, update.target, note)
+
+
+def check(
+    device: Device, update: Update, *, unsigned: bool = False, clock: Clock = time.time
+) -> Checked:
+    """Check an update against a device folder, which is not changed: 3, and 6 to 13.
 
     Args, Raises: as `receive`.
     """
@@ -230,30 +279,21 @@ def apply(
         signed_by = _signers(device, update.signed_bytes(), update.signatures, where, unsigned)
         _expect_model(device, update)
         named = device.current
-        overlay = device.read_overlay()  # the newest sound one; its slot is current from here on
+        current = device.read_overlay()  # the newest sound one; its slot is current from here on
         if _leads_to(update, device.current):
-            if not dry_run:
-                device.settle()
-            return Applied("already applied", update.sequence, update.target, _late(update, clock))
+            return Checked(device.digest, current, None, signed_by)
         _expect_in_time(update, clock)
         if not _leads_to(update, named):  # else it repairs what is damaged
             _expect_newer(device, update)
         base = _base(device, update)
-        if base != device.current:
-            overlay = device.read_slot(base)
-        overlay = codecs.decode(update, overlay, where=where)
-        if (digest := overlay_digest(overlay)) != update.target:
+        before = current if base == device.current else device.read_slot(base)
+        new = codecs.decode(update, before, where=where)
+        if (digest := overlay_digest(new)) != update.target:
             raise BadData(
                 f"{where} leads to {short(digest)}, not to its target "
                 f"{short(update.target)}: it is damaged, fetch it again"
             )
-        note = ""
-        if device.trust is not None and len(signed_by) < device.trust.threshold:
-            note = f", signed by {len(signed_by)} of the {device.trust.threshold} keys it needs"
-        if not dry_run:
-            device.install(overlay, update.sequence, signed_by)
-    status: Status = "would apply" if dry_run else "applied"
-    return Applied(status, update.sequence, update.target, note)
+        return Checked(device.digest, current, new, signed_by)
 
 
 def rotate(
@@ -290,9 +330,7 @@ def rollback(device: Device) -> Applied:
         return Applied("rolled back", device.sequence, device.digest)
 
 
-def decode(
-    update: Update, base: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float32]]:
+def decode(update: Update, base: Mapping[str, NDArray[np.float32]]) -> Overlay:
     """The overlay that an update makes of its base: checks 11 and 12. The base is not changed.
 
     Raises: NewerFormat, BadData.

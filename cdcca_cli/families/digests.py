@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cdcca_cli.families import quantization
+from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import overlay_digest
 
 
@@ -34,6 +35,12 @@ def of_parameters(module: nn.Module) -> str:
 def of_overlay(values: Mapping[str, NDArray[Any]]) -> str:
     """Digest of an overlay, as a device folder names it."""
     return overlay_digest(values)
+
+
+def of_json(value: object) -> str:
+    """Digest of something that JSON can say."""
+    said = np.frombuffer(records.dump_json(value).encode(), np.uint8)
+    return overlay_digest({"json": said})
 
 
 class _Bits(Mapping[str, NDArray[Any]]):

@@ -18,6 +18,7 @@ how the paper comes to 1.36 M of them.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -87,6 +88,24 @@ def create_device(
     overlay = model.initial_overlay(groups, rank, seed)
     settings = replace(settings, model=_model_digest(settings, overlay, model))
     return Device.create(folder, settings, overlay, force=force, trust=trust, keep=keep)
+
+
+def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
+    """The overlay that a device folder began with (sequence 0), made again from its checkpoint.
+
+    Raises: as `families.load`.
+    """
+    with tempfile.TemporaryDirectory(prefix="cdcca-") as folder:
+        return create_device(
+            Path(folder) / "start",
+            device.checkpoint,
+            groups=device.groups,
+            rank=device.lora.rank,
+            alpha=device.lora.alpha,
+            qformer_layers=device.qformer_layers,
+            revision=device.revision,
+            seed=device.lora.seed,
+        ).read_overlay()
 
 
 def _model_digest(

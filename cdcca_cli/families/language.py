@@ -11,6 +11,7 @@ caller's, so a shortened visual sequence keeps the places it had.
 Does not choose tokens (`decoding`) and does not know pictures (`q`, `p`).
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,20 @@ class Spliced:
 
 
 class Language(ABC):
-    """One language model, driven from spliced prompts."""
+    """One language model, driven from spliced prompts.
+
+    reads_answers: whether the answer's tokens go through `last_attention` too, behind the prompt.
+    """
+
+    reads_answers: bool
 
     def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
         self.model: Any = model
         self.embeddings: Any = embeddings
         self.config = config
+        # transformers 5.24 calls `cache` what was `past_key_values`, and warns of the old name.
+        named = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in named else "past_key_values"
         # A model with rotary or relative positions has no table to run out of.
         learned = config.model_type == "opt"
         self.max_positions: int | None = config.max_position_embeddings if learned else None
@@ -57,6 +66,10 @@ class Language(ABC):
             )
         # The last one whose output still stands at the visual positions.
         self.last_attention: nn.Module = attentions[-1]
+
+    def _cache_of(self, output: Any) -> Any:
+        """What the model remembers of what it has read."""
+        return getattr(output, self._cache_name)
 
     @abstractmethod
     def _attentions(self) -> list[nn.Module]:
@@ -90,6 +103,8 @@ class _CausalState:
 class CausalLanguage(Language):
     """A decoder that reads prompt and answer as one sequence."""
 
+    reads_answers = True
+
     def _attentions(self) -> list[nn.Module]:
         return [
             part
@@ -118,7 +133,7 @@ class CausalLanguage(Language):
         output = self._read(spliced)
         room = spliced.attention_mask.new_ones(len(spliced), max_new_tokens)
         state = _CausalState(
-            cache=output.past_key_values,
+            cache=self._cache_of(output),
             attention_mask=torch.cat([spliced.attention_mask, room], dim=1),
             next_position=spliced.position_ids[:, -1] + 1,
             length=spliced.attention_mask.shape[1],
@@ -131,7 +146,7 @@ class CausalLanguage(Language):
             inputs_embeds=self.embeddings(ids_B[:, None]),
             attention_mask=state.attention_mask[:, : state.length],
             position_ids=state.next_position[:, None],
-            past_key_values=state.cache,
+            **{self._cache_name: state.cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -145,7 +160,7 @@ class CausalLanguage(Language):
         first_R1V = read.logits[rows_R][:, -1:]
         if num_fed == 0:
             return first_R1V
-        cache = read.past_key_values
+        cache = self._cache_of(read)
         cache.reorder_cache(rows_R)
         fed = ids_RA[:, :-1]
         mask = spliced.attention_mask[rows_R]
@@ -153,7 +168,7 @@ class CausalLanguage(Language):
             inputs_embeds=self.embeddings(fed.clamp(min=0)),
             attention_mask=torch.cat([mask, (fed != -100).to(mask.dtype)], dim=1),
             position_ids=_following(spliced.position_ids[rows_R], num_fed),
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=True,
         )
         return torch.cat([first_R1V, output.logits], dim=1)
@@ -193,6 +208,8 @@ class _EncodedState:
 class Seq2SeqLanguage(Language):
     """An encoder that reads the prompt and a decoder that writes the answer."""
 
+    reads_answers = False
+
     def _attentions(self) -> list[nn.Module]:
         encoder = self.model.get_encoder()
         return [m for name, m in encoder.named_modules() if name.endswith(".SelfAttention")]
@@ -218,10 +235,10 @@ class Seq2SeqLanguage(Language):
             encoder_outputs=state.encoded,
             attention_mask=state.attention_mask,
             decoder_input_ids=ids_B[:, None],
-            past_key_values=state.cache,
+            **{self._cache_name: state.cache},
             use_cache=True,
         )
-        state.cache = output.past_key_values
+        state.cache = self._cache_of(output)
         return output.logits[:, -1]
 
     def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ _DTYPES = {
 }
 
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def families() -> dict[str, type[LoadedModel]]:
     """Every family by its `model_type` in config.json."""
     package = importlib.import_module("cdcca_cli.families")
@@ -54,11 +57,13 @@ def load(
     qformer_layers: int | None = None,
     revision: str | None = None,
     zero_biases: bool = False,
+    device_map: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, frozen and in eval mode.
 
     Args:
-        checkpoint: a folder, a hub id, `shipped:teacher` or `shipped:student`.
+        checkpoint: a folder, a hub id, `shipped:teacher` or `shipped:student`; its weights may be
+            quantised already (by bitsandbytes).
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
@@ -84,12 +89,16 @@ def load(
     if zero_biases:
         _ask_for_biases(config)
     wanted = _dtype(dtype, device)
+    if device_map is not None:
+        if device_map not in DEVICE_MAPS:
+            raise UsageError(f"device map {device_map!r}: expected {', '.join(DEVICE_MAPS)}")
+        options["device_map"] = device_map
     module = _module(family, source, named, config, options, quantize, device, wanted, zero_biases)
     quantization.check_shapes(module, family.language_path, quantize, device)
     tower_digest = digests.of_tower(module.get_submodule(family.tower_path))
     wanted = module.dtype if wanted is None else wanted
     _cast(module, wanted)
-    if quantize == "none":
+    if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
     return family(
@@ -273,7 +282,7 @@ def _module(
 
     quantized = quantization.config(quantize, list(family.full_precision), dtype or torch.float32)
     if quantized is not None:
-        options = options | {"quantization_config": quantized, "device_map": {"": device}}
+        options = {"device_map": {"": device}} | options | {"quantization_config": quantized}
     try:
         module, report = getattr(transformers, family.architecture).from_pretrained(
             source.path,

@@ -52,11 +52,14 @@ class Forward:
     logits: (B, A, V); logits[:, j] predicts answer token j.
     hidden: (B, L, D), output of the last attention at the visual positions (before the residual
         is added), zeros where a row has fewer than L. hidden_mask: (B, L) bool.
+    answer_hidden: (B, A, D), the same output where each answer token is predicted, zeros behind a
+        row's last; None for an encoder-decoder, whose last attention ends with the prompt.
     """
 
     logits: Tensor
     hidden: Tensor
     hidden_mask: Tensor
+    answer_hidden: Tensor | None
 
 
 class LoadedModel(ABC):
@@ -101,6 +104,11 @@ class LoadedModel(ABC):
         self._overlay_names: list[str] = []
         self._digest: str | None = None
         self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the connector reads the prompt, so that each question has queries of its own."""
+        return bool(self.extra_tokenizers)
 
     # The picture, step by step.
 
@@ -229,7 +237,11 @@ class LoadedModel(ABC):
         mask_BL = torch.arange(most, device=self.device) < counts_B[:, None]
         width = seen[0].shape[-1]
         hidden = seen[0].gather(1, places_BL[..., None].expand(-1, -1, width))
-        return Forward(logits, hidden * mask_BL[..., None], mask_BL)
+        answer_hidden = None
+        if self.language.reads_answers:
+            answer_hidden = seen[0][:, -answer_BA.shape[1] :]
+            answer_hidden = answer_hidden * (answer_BA != -100).to(self.device)[..., None]
+        return Forward(logits, hidden * mask_BL[..., None], mask_BL, answer_hidden)
 
     def generate(
         self, spliced: Spliced, max_new_tokens: int = 16, *, keep_logits: bool = False
@@ -254,6 +266,16 @@ class LoadedModel(ABC):
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
         """(B, A): tokens of " " + text and the end token, padded on the right with -100."""
         return decoding.right_padded(self._answers(texts)).to(self.device)
+
+    @property
+    def vocabulary_digest(self) -> str:
+        """Which text each token id stands for: two models of one digest speak of the same tokens.
+
+        Over the tokenizer's table and the number of the head's rows.
+        """
+        words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+        rows = int(self.module.get_output_embeddings().weight.shape[0])
+        return digests.of_json([words, rows, list(self._end_ids)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text, without special tokens and blanks at either end."""

@@ -190,6 +190,12 @@ def read_only_record(
     return record
 
 
+def num_bytes_of(head: bytes, where: str) -> int:
+    """How long the record is whose first 8 + H bytes these are. BadData."""
+    table, _ = parse_head(head, where)
+    return len(head) + _check_table(table, where)[1]
+
+
 def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both JSON objects of a record's first 8 + H bytes: the tensor table, and cdcca's own."""
     table = load_json(head[8:], f"{where}: the record's header")

@@ -184,11 +184,22 @@ def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
 # ---------------------------------------------------------------- reading
 
 
+class NotFinite(BadData):
+    """A record that is sound but for values that are no numbers: its tower's fault."""
+
+
 def read_shards(
-    stream: BinaryIO, *, where: str = "the token stream", limits: records.Limits = LIMITS
+    stream: BinaryIO,
+    *,
+    where: str = "the token stream",
+    limits: records.Limits = LIMITS,
+    refused: Callable[[str], object] | None = None,
 ) -> Iterator[Shard]:
     """Shards one after the other, each checked; memory holds one.
 
+    Args:
+        refused: told of each shard whose tokens or scores are not finite, which is then left out;
+            None: such a shard is an error.
     Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
     """
     count = total = 0
@@ -200,8 +211,14 @@ def read_shards(
             break
         ended = record.header["kind"] == "end"
         if not ended:
-            shard = _decode(record, place)
             count, total = count + 1, total + 1
+            try:
+                shard = _decode(record, place)
+            except NotFinite as fault:
+                if refused is None:
+                    raise
+                refused(f"{fault}: left out")
+                continue
             yield shard
             continue
         records.exact_keys(record.header, {"kind", "version", "count"}, place)
@@ -281,7 +298,7 @@ def _decode_tokens(tensors: dict[str, np.ndarray], where: str) -> np.ndarray:
 
 def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
     if not np.isfinite(array).all():
-        raise BadData(f"{where}: {name} that are not finite in this many bits")
+        raise NotFinite(f"{where}: {name} that are not finite in this many bits")
     return array
 
 

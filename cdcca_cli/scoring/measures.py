@@ -102,13 +102,13 @@ class Measures:
 
     def count(self, metric: str) -> int:
         """How many asks count for a metric, answered or not."""
-        return sum(_counts_for(metric, reference.ask) for reference, _ in self._pairs)
+        return sum(counts_for(metric, reference.ask) for reference, _ in self._pairs)
 
     def asked(self, metric: str) -> Asked:
         """The asks that a metric is measured over."""
         shared = "da" if metric == "da" else METRICS[metric].what
         if shared not in self._asked:
-            pairs = [pair for pair in self._pairs if _counts_for(metric, pair[0].ask)]
+            pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].ask)]
             if self._answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
             asked = Asked(
@@ -197,7 +197,8 @@ def has_choice(answer: Answer) -> bool:
     return answer.choice is not None or answer.choice_scores is not None
 
 
-def _counts_for(metric: str, ask: LabelledAsk) -> bool:
+def counts_for(metric: str, ask: LabelledAsk) -> bool:
+    """Whether a metric scores an ask, whose labels are for it."""
     what = METRICS[metric].what
     if what == "choice":
         return bool(ask.choices) and ask.correct_choice_idx is not None

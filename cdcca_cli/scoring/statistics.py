@@ -84,6 +84,24 @@ class Difference:
     p_value: float | None = None
     changes: Changes | None = None
 
+    def summary(self, places: int = 1) -> str:
+        """Like: +12.3 (95 % interval +9.1 to +15.2)."""
+        words = f"{self.value:+.{places}f}"
+        if self.interval is None:
+            return words
+        low, high = (f"{end:+.{places}f}" for end in (self.interval.low, self.interval.high))
+        return f"{words} (95 % interval {low} to {high})"
+
+    def as_json(self) -> dict[str, float | None]:
+        """Value, ends of the interval, n."""
+        interval = self.interval
+        return {
+            "value": self.value,
+            "low": None if interval is None else interval.low,
+            "high": None if interval is None else interval.high,
+            "n": self.n,
+        }
+
 
 def mean_percent(totals_S2: Floats) -> Floats:
     """100 x sum / count, of totals (S, 2); 0 where nothing was counted."""

@@ -42,7 +42,7 @@ from cdcca_cli import demonstration, streams
 from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-from cdcca_cli.distillation.teacher import teach
+from cdcca_cli.distillation.teacher import Asking, ask
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.groups import group_of
@@ -51,6 +51,7 @@ from cdcca_cli.families import load, load_device
 from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.lessons import key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
@@ -172,16 +173,16 @@ class Bench:
     def _probe(self) -> HeldOut:
         """All asks about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demonstration.FRAMES / demonstration.HELD_OUT))
-        held: dict[str, tuple[Shard, list[Any], list[str]]] = {}
-        for example, target in teach(self.teacher, self.sampled(frames, 0, "100%"), 64):
-            if target.answer:
-                _, asks, answers = held.setdefault(example.shard.frame, (example.shard, [], []))
-                asks.append(example.ask)
-                answers.append(target.answer)
-        return HeldOut(
-            [replace(shard, asks=asks) for shard, asks, _ in held.values()],
-            [answers for *_, answers in held.values()],
-        )
+        shards = self.sampled(frames, 0, "100%")
+        said = ask(self.teacher, shards, Asking(batch_size=64), None)
+        held = HeldOut([], [])
+        for shard in shards:
+            answers = said.read(key_of(shard)).answers
+            asks = [one for one, answer in zip(shard.asks, answers, strict=True) if answer]
+            if asks:
+                held.shards.append(replace(shard, asks=asks))
+                held.answers.append([answer for answer in answers if answer])
+        return held
 
     def learn(
         self, mirror: Device, shards: list[Shard], how: DistillSettings, last: Adaptation | None

@@ -189,6 +189,23 @@ class TestCompress:
         assert run("compress", adaptation, "--base", mirror, "-o", out, "--quiet") == 0
         assert capfd.readouterr().err == ""
 
+    def test_of_an_adaptation_that_is_worse_it_warns(
+        self, mirror: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        base = Device.open(mirror)
+        learnt = worlds.adaptation(worlds.learnt(base.read_overlay()), base)
+        gain = {"mean": -0.2, "low": -0.3, "high": -0.1, "level": 0.95}
+        learnt.report["held_out"] = {"verdict": "worse", "gain": gain}
+        path, out = tmp_path / "worse", tmp_path / "update"
+        with path.open("wb") as file:
+            write_adaptation(file, learnt)
+        how = ["--bits", "8", "-o", out]
+        assert run("compress", path, "--base", mirror, *how) == 0
+        error = capfd.readouterr().err
+        assert "the adaptation is 'worse', not better" in error
+        assert "gain -0.2 nats a token (95 % interval -0.3 to -0.1)" in error
+        assert out.exists()
+
     def test_an_update_that_expires(self, mirror: Path, adaptation: Path, tmp_path: Path) -> None:
         out = tmp_path / "update"
         how = ["--expires", "30d", "-o", out]

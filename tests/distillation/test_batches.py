@@ -82,22 +82,6 @@ def test_a_shard_that_lies_about_its_tower_is_refused(
         check_fit(replace(shards[0], num_tokens=11), teacher, "teacher")
 
 
-def test_content_digest_is_of_what_is_learnt_from(shards: list[Shard]) -> None:
-    first = shards[0]
-    same = replace(first, bits=8, num_bytes=5, image="elsewhere.png", scores=first.scores + 1)
-    assert batches.content_digest([same]) == batches.content_digest([first])
-    ask = replace(first.asks[0], prompt="another question?")
-    others = [
-        replace(first, tokens=first.tokens + np.float32(1e-6)),
-        replace(first, positions=first.positions + 1),
-        replace(first, asks=[ask, *first.asks[1:]]),
-        replace(first, frame="another"),
-    ]
-    digests = {batches.content_digest([shard]) for shard in [first, *others]}
-    assert len(digests) == 5
-    assert batches.content_digest(shards[:2]) != batches.content_digest(shards[1::-1])
-
-
 def test_held_out_frames_are_a_share_whatever_their_order() -> None:
     frames = [f"frame {number}" for number in range(100)]
     kept_back = batches.held_out_frames(frames, 0.1)

@@ -1,59 +1,100 @@
 """What the teacher is asked once, and what is kept of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from cdcca_cli.distillation import losses
 from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.teacher import Target, is_a_choice, teach
+from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.formats.lessons import Lesson, key_of
 from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import CHOICES, make_shards
 
-
-def everything(teacher: LoadedModel, shards: list[Shard], work: Path | None = None) -> list[Target]:
-    return [target for _, target in teach(teacher, shards, 8, work)]
+HOW = Asking(batch_size=8, bits=32)
 
 
-def assert_same(left: list[Target], right: list[Target]) -> None:
-    assert [target.answer for target in left] == [target.answer for target in right]
+def everything(
+    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: Asking = HOW
+) -> list[Lesson]:
+    file = ask(teacher, shards, how, path)
+    return [file.read(key_of(shard)) for shard in shards]
+
+
+def said_of_each(
+    shards: list[Shard], lessons: list[Lesson]
+) -> Iterator[tuple[Example, Lesson, int]]:
+    for shard, lesson in zip(shards, lessons, strict=True):
+        for place, one in enumerate(shard.asks):
+            yield Example(shard, one), lesson, place
+
+
+def assert_same(left: list[Lesson], right: list[Lesson]) -> None:
     for one, other in zip(left, right, strict=True):
-        assert torch.equal(one.queries, other.queries)
-        assert torch.equal(one.representation, other.representation)
+        assert (one.answers, one.nats, one.inputs) == (other.answers, other.nats, other.inputs)
+        for name in ("queries", "visual", "answer", "logits"):
+            ours, theirs = getattr(one, name), getattr(other, name)
+            assert (ours is None) == (theirs is None)
+            for a, b in zip(ours or [], theirs or [], strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
-def test_targets_are_what_the_teacher_gives_for_each_ask_alone(
+def test_lessons_are_what_the_teacher_gives_for_each_ask_alone(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
-    taught = list(teach(teacher, shards[:3], 4))
-    assert [example.ask.id for example, _ in taught] == [
-        ask.id for shard in shards[:3] for ask in shard.asks
-    ]
-    with torch.no_grad():
-        for example, target in taught:
+    lessons = everything(teacher, shards[:3], how=replace(HOW, logits=True))
+    for example, lesson, place in said_of_each(shards[:3], lessons):
+        with torch.no_grad():
             seen = look(teacher, [example])
-            torch.testing.assert_close(target.queries, seen.queries[0], rtol=1e-4, atol=1e-4)
-            forward = teacher.forward(seen.spliced, teacher.answer_ids(["anything"]))
-            torch.testing.assert_close(
-                target.representation, forward.hidden[0], rtol=1e-4, atol=1e-4
-            )
-            if example.ask.choices is None:
-                most = teaching.MAX_NEW_TOKENS[example.ask.task]
-                (ids,) = teacher.generate(seen.spliced, most).ids
-                assert target.answer == teacher.decode(ids)
+            ids = teacher.answer_ids([lesson.answers[place]])
+            forward = teacher.forward(seen.spliced, ids)
+            (nats,) = losses.answer_cross_entropy(forward.logits, ids).tolist()
+        assert lesson.answer is not None and lesson.logits is not None
+        assert forward.answer_hidden is not None
+        for kept, alone in (
+            (lesson.queries[lesson.inputs[place]], seen.queries[0]),
+            (lesson.visual[place], forward.hidden[0]),
+            (lesson.answer[place], forward.answer_hidden[0]),
+            (lesson.logits[place], forward.logits[0]),
+        ):
+            np.testing.assert_allclose(kept, alone.numpy(), rtol=1e-4, atol=1e-4)
+        assert lesson.nats[place] == pytest.approx(nats, rel=1e-4)
+        if example.ask.choices is None:
+            most = teaching.MAX_NEW_TOKENS[example.ask.task]
+            (generated,) = teacher.generate(seen.spliced, most).ids
+            assert lesson.answers[place] == teacher.decode(generated)
+
+
+def test_asks_of_a_frame_share_its_queries(teacher: LoadedModel, shards: list[Shard]) -> None:
+    lesson = everything(teacher, shards[:1])[0]
+    assert (len(lesson.queries), lesson.inputs) == (1, [0, 0, 0])
+
+
+def test_a_connector_that_reads_the_prompt_has_queries_for_each(instructblip: Path) -> None:
+    model = load(instructblip, compute="cpu")
+    lesson = everything(model, make_shards(model, 1))[0]
+    assert (len(lesson.queries), lesson.inputs) == (3, [0, 1, 2])
+
+
+def test_an_encoder_decoder_has_no_rows_where_it_answers(blip2_t5: Path) -> None:
+    model = load(blip2_t5, compute="cpu")
+    assert everything(model, make_shards(model, 1))[0].answer is None
 
 
 def test_a_free_answer_that_is_no_choice_gives_way_to_the_likeliest_choice(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
     """The likelihoods are summed here from the logits of a forward pass, choice by choice."""
-    example, target = next(
-        pair for pair in teach(teacher, shards[:1], 4) if pair[0].ask.choices is not None
+    lessons = everything(teacher, shards[:1])
+    example, lesson, place = next(
+        row for row in said_of_each(shards[:1], lessons) if row[0].ask.choices is not None
     )
     likelihoods = []
     with torch.no_grad():
@@ -66,7 +107,7 @@ def test_a_free_answer_that_is_no_choice_gives_way_to_the_likeliest_choice(
                     for row, token in zip(logits, ids[0].tolist(), strict=True)
                 )
             )
-    assert target.answer == CHOICES[likelihoods.index(max(likelihoods))]
+    assert lesson.answers[place] == CHOICES[likelihoods.index(max(likelihoods))]
 
 
 def test_a_free_answer_among_the_choices_stays(
@@ -74,8 +115,8 @@ def test_a_free_answer_among_the_choices_stays(
 ) -> None:
     monkeypatch.setattr(teacher, "decode", lambda _ids: "Two")
     monkeypatch.setattr(teacher, "score_choices", None)
-    targets = [t for e, t in teach(teacher, shards[:2], 4) if e.ask.choices is not None]
-    assert [target.answer for target in targets] == ["Two", "Two"]
+    only = [replace(shard, asks=[shard.asks[1]]) for shard in shards[:2]]
+    assert [lesson.answers for lesson in everything(teacher, only)] == [["Two"], ["Two"]]
 
 
 def test_is_a_choice_looks_past_case_and_blanks() -> None:
@@ -84,77 +125,87 @@ def test_is_a_choice_looks_past_case_and_blanks() -> None:
     assert not is_a_choice("red", None)
 
 
-def test_each_place_of_a_projector_has_its_target(llava: Path) -> None:
+def test_each_place_of_a_projector_has_its_rows(llava: Path) -> None:
     """P family: as many query vectors as tokens were kept, 5 of one frame and 2 of the next."""
     model = load(llava, compute="cpu")
-    shards = make_shards(model, 2, keep=(5, 2))
-    lengths = [len(target.queries) for target in everything(model, shards)]
-    assert lengths == [5, 5, 5, 2, 2]
-    lengths = [len(target.representation) for target in everything(model, shards)]
-    assert lengths == [5, 5, 5, 2, 2]
+    lessons = everything(model, make_shards(model, 2, keep=(5, 2)))
+    assert [[len(rows) for rows in lesson.queries] for lesson in lessons] == [[5], [2]]
+    assert [[len(rows) for rows in lesson.visual] for lesson in lessons] == [[5, 5, 5], [2, 2]]
 
 
-def test_outputs_are_kept_and_read_again(
+def test_what_was_said_is_read_again(
     teacher: LoadedModel,
     shards: list[Shard],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     never: Callable[..., None],
 ) -> None:
-    first = everything(teacher, shards, tmp_path)
+    """Whatever the batch size, and in another order."""
+    path = tmp_path / "lessons"
+    first = everything(teacher, shards, path)
     assert_same(first, everything(teacher, shards))
-    assert len(list(tmp_path.iterdir())) == 3  # 10, 9 and 9 of 28 asks: whole frames, at least 8
     monkeypatch.setattr(teacher, "generate", never)
-    assert_same(first, everything(teacher, shards, tmp_path))
+    assert_same(first, everything(teacher, shards, path, replace(HOW, batch_size=3)))
+    assert_same(first[::-1], everything(teacher, shards[::-1], path))
 
 
-def test_an_interrupted_pass_goes_on(
+def test_only_what_is_new_is_asked(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two batches of three are there already: only the third is computed, to the same bits."""
-    expected = everything(teacher, shards)
-    begun = teach(teacher, shards, 8, tmp_path)
-    for _ in range(12):
-        next(begun)
-    begun.close()
-    assert len(list(tmp_path.iterdir())) == 2
-    rows = []
+    everything(teacher, shards[:6], tmp_path / "lessons")
+    rows: list[int] = []
     inner = teacher.generate
     monkeypatch.setattr(teacher, "generate", lambda s, most: rows.append(len(s)) or inner(s, most))
-    assert_same(expected, everything(teacher, shards, tmp_path))
-    assert sum(rows) == 28 - 19
+    each = replace(HOW, batch_size=1)
+    everything(teacher, shards[6:] + shards[:6], tmp_path / "lessons", each)
+    assert sum(rows) == sum(len(shard.asks) for shard in shards[6:])
 
 
-def test_a_damaged_file_is_computed_again(
-    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = everything(teacher, shards[:3], tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:-7])
-    assert_same(expected, everything(teacher, shards[:3], tmp_path))
-    assert "damaged" in capsys.readouterr().err
-    path.write_bytes(b"")
-    assert_same(expected, everything(teacher, shards[:3], tmp_path))
-
-
-def test_another_teacher_reads_nothing_of_it(
-    teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    everything(teacher, shards[:3], tmp_path)
-    other = load(tiny_pair[1], compute="cpu")
-    assert_same(everything(other, shards[:3], tmp_path), everything(other, shards[:3]))
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_file_under_the_wrong_name_is_not_believed(
+def test_logits_are_asked_for_once_they_are_wanted(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path
 ) -> None:
-    everything(teacher, shards[:3], tmp_path)
-    (path,) = tmp_path.iterdir()
-    expected = everything(teacher, shards[3:6], tmp_path)
-    (other,) = set(tmp_path.iterdir()) - {path}
-    other.write_bytes(path.read_bytes())
-    assert_same(expected, everything(teacher, shards[3:6], tmp_path))
+    path = tmp_path / "lessons"
+    plain = everything(teacher, shards[:2], path)
+    assert plain[0].logits is None
+    full = everything(teacher, shards[:2], path, replace(HOW, logits=True))
+    assert full[0].logits is not None
+    assert_same(full, everything(teacher, shards[:2], path))  # the newer one is read from now on
+
+
+def test_a_pass_that_was_cut_anywhere_ends_with_the_same_bytes(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is cut at a dozen places, in a record and between two: what is whole is kept."""
+    path = tmp_path / "lessons"
+    everything(teacher, shards, path)
+    whole = path.read_bytes()
+    for end in np.linspace(0, len(whole) - 1, 12).astype(int):
+        path.write_bytes(whole[:end])
+        everything(teacher, shards, path)
+        assert path.read_bytes() == whole, f"cut at {end}"
+    assert "computed again" in capsys.readouterr().err
+
+
+def test_lessons_of_another_teacher_are_refused(
+    teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    everything(teacher, shards[:3], tmp_path / "lessons")
+    with pytest.raises(BadData, match="another --cache"):
+        everything(load(tiny_pair[1], compute="cpu"), shards[:3], tmp_path / "lessons")
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 5e-4), (8, 5e-3)])
+def test_fewer_bits_are_near_and_smaller(
+    bits: int, most: float, teacher: LoadedModel, shards: list[Shard], tmp_path: Path
+) -> None:
+    """Relative to the largest value of a row: half a step of 127, or of 2^11."""
+    exact = everything(teacher, shards[:3], tmp_path / "32")
+    coded = everything(teacher, shards[:3], tmp_path / "few", replace(HOW, bits=bits))
+    assert (tmp_path / "few").stat().st_size < (tmp_path / "32").stat().st_size
+    for one, other in zip(exact, coded, strict=True):
+        assert one.answers == other.answers
+        for ours, theirs in zip(one.visual, other.visual, strict=True):
+            assert np.abs(ours - theirs).max() <= most * np.abs(ours).max()
 
 
 def test_a_shard_of_another_tower_is_refused_before_it_is_looked_at(
@@ -165,14 +216,6 @@ def test_a_shard_of_another_tower_is_refused_before_it_is_looked_at(
         everything(teacher, [replace(shards[0], tower="sha256:" + "0" * 64)])
 
 
-def test_a_frame_that_asks_nothing_is_passed_over(
-    teacher: LoadedModel, shards: list[Shard]
-) -> None:
-    silent = replace(shards[1], asks=[])
-    taught = list(teach(teacher, [shards[0], silent, shards[2]], 4))
-    assert {example.shard.frame for example, _ in taught} == {"frame 0", "frame 2"}
-
-
 def test_outputs_that_are_not_finite_are_refused(
     teacher: LoadedModel, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,8 +223,3 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
     with pytest.raises(BadData, match="not finite"):
         everything(teacher, shards[:1])
-
-
-def test_examples_name_their_frame(teacher: LoadedModel, shards: list[Shard]) -> None:
-    example, _ = next(teach(teacher, shards[:1], 1))
-    assert example == Example(shards[0], shards[0].asks[0])

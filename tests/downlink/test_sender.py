@@ -334,6 +334,48 @@ def test_an_adaptation_that_was_not_shown_to_be_better(
     assert ("not better" in notes) == is_said
 
 
+def test_an_adaptation_that_is_worse_says_by_how_much_and_is_compressed(mirror: Device) -> None:
+    gain = {"mean": -0.21, "low": -0.305, "high": -0.1249, "level": 0.95}
+    bare = worlds.adaptation(worlds.learnt(mirror.read_overlay()), mirror)
+    worse = replace_in(bare, report={"held_out": {"verdict": "worse", "gain": gain}})
+    found = sender.compress(worse, mirror, NF4)
+    (note,) = found.notes
+    assert note.startswith("warning: ") and "is 'worse', not better: gain -0.21 nats" in note
+    assert "(95 % interval -0.305 to -0.125); the device loses by it" in note
+    bare = worlds.adaptation(worlds.learnt(mirror.read_overlay()), mirror)
+    assert found.update == sender.compress(bare, mirror, NF4).update
+
+
+@pytest.mark.parametrize(
+    "held_out",
+    [
+        None,
+        "worse",
+        ["worse"],
+        {"verdict": None},
+        {"verdict": ["worse"]},
+        {"verdict": "worse"},
+        {"verdict": "worse", "gain": None},
+        {"verdict": "worse", "gain": [-1, -2, -3]},
+        {"verdict": "worse", "gain": {"mean": -1.0, "low": -2.0}},
+        {"verdict": "worse", "gain": {"mean": "-1", "low": -2.0, "high": -0.5}},
+        {"verdict": "worse", "gain": {"mean": True, "low": -2.0, "high": -0.5}},
+        {"verdict": "worse", "gain": {"mean": {}, "low": [], "high": None}},
+        {"verdict": "worse", "gain": {"mean": -(10**400), "low": -2.0, "high": -0.5}},
+        {"verdict": "worse", "gain": {"mean": float("nan"), "low": -2.0, "high": -0.5}},
+        {"verdict": "wor\nse" + 10_000 * "e", "gain": {}},
+    ],
+)
+def test_a_report_may_hold_anything(mirror: Device, held_out: object) -> None:
+    """No more than a line, and no figure that is none."""
+    after = worlds.learnt(mirror.read_overlay())
+    adaptation = replace_in(worlds.adaptation(after, mirror), report={"held_out": held_out})
+    notes = sender.compress(adaptation, mirror, NF4).notes
+    is_verdict = isinstance(held_out, dict) and isinstance(held_out["verdict"], str)
+    assert len(notes) == is_verdict
+    assert all("\n" not in note and len(note) < 200 and "nats" not in note for note in notes)
+
+
 def test_a_budget_that_leaves_most_unsent(mirror: Device) -> None:
     bare = made(mirror, CompressSettings(budget_bytes=1200))
     assert bare.notes == ()

@@ -9,6 +9,7 @@ from cdcca_cli.scoring.captions import bleu
 from cdcca_cli.scoring.statistics import (
     Difference,
     Floats,
+    Interval,
     Sample,
     bootstrap,
     bootstrap_all,
@@ -113,6 +114,16 @@ def test_paired_difference_by_hand() -> None:
     assert difference.interval is not None
     assert difference.interval.low == pytest.approx(2 - 0.868, abs=0.1)
     assert difference.interval.high == pytest.approx(2 + 0.868, abs=0.1)
+
+
+def test_a_difference_in_words_and_as_an_object() -> None:
+    found = Difference(-0.126, Interval(-2.04, 1.26), 7)
+    assert found.summary() == "-0.1 (95 % interval -2.0 to +1.3)"
+    assert found.summary(places=2) == "-0.13 (95 % interval -2.04 to +1.26)"
+    assert found.as_json() == {"value": -0.126, "low": -2.04, "high": 1.26, "n": 7}
+    alone = Difference(3.0, None, 1)
+    assert alone.summary() == "+3.0"
+    assert alone.as_json() == {"value": 3.0, "low": None, "high": None, "n": 1}
 
 
 def test_paired_with_itself_is_nothing() -> None:

@@ -1,0 +1,131 @@
+"""What `distill` needs before it makes its one call: teacher, student, shards, other processes."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cdcca_cli import streams
+from cdcca_cli.commands import settings
+from cdcca_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cdcca_cli.distillation.settings import DistillSettings
+    from cdcca_cli.families import LoadedModel
+    from cdcca_cli.formats.adaptation import Adaptation
+    from cdcca_cli.formats.device import Device
+    from cdcca_cli.formats.shard import Shard
+
+
+class Together:
+    """Several processes of one `accelerate launch`: the first of them writes and speaks."""
+
+    def __init__(
+        self, paths: Sequence[str | None], output: str | None, folder: Path | None
+    ) -> None:
+        """Args: folder: where all find the teacher's lessons. Raises: UsageError."""
+        self.count = int(os.environ.get("WORLD_SIZE") or 1)
+        self.is_first = int(os.environ.get("RANK") or 0) == 0
+        if self.count == 1:
+            return
+        if any(path in (None, "-") for path in paths):
+            raise UsageError(
+                f"{self.count} processes cannot share one pipe: name the shards' files"
+            )
+        if folder is None:
+            raise UsageError(
+                f"{self.count} processes share the teacher's lessons in a file: give --cache or "
+                "--work, where all of them can read it"
+            )
+        if not self.is_first:
+            streams.set_quiet(True)
+
+    @contextmanager
+    def output(self, path: str | None, force: bool) -> Iterator[BinaryIO]:
+        """The adaptation's file; of all processes but the first, nothing."""
+        if not self.is_first:
+            yield io.BytesIO()
+            return
+        with streams.binary_output(path, "adaptation.safetensors", force=force) as out:
+            yield out
+
+    def first_only(self, path: Path | None) -> Path | None:
+        """The path for the first process, None for the others."""
+        return path if self.is_first else None
+
+    def start(self, runtime: settings.Runtime) -> None:
+        """Join the others. Unavailable (69)."""
+        from cdcca_cli.distillation import processes
+
+        compute = runtime.compute
+        if compute == "auto":
+            import torch
+
+            compute = "cuda" if torch.cuda.is_available() else "cpu"
+        processes.start(compute)
+
+
+def groups(option: str | None) -> tuple[str, ...] | None:
+    """The names of `--train`; None if nothing was said."""
+    if option is None:
+        return None
+    return tuple(name.strip() for name in option.split(",") if name.strip()) or ("",)
+
+
+def adaptation(path: str | None) -> "Adaptation | None":
+    """The adaptation of `--resume`."""
+    if path is None:
+        return None
+    from cdcca_cli.formats.adaptation import read_adaptation
+
+    with streams.binary_input(path) as source:
+        return read_adaptation(source, where=streams.input_name(path))
+
+
+def teacher(
+    option: str | None,
+    how: "DistillSettings",
+    runtime: settings.Runtime,
+    quantize: str,
+    device_map: str | None,
+) -> "tuple[LoadedModel | None, DistillSettings]":
+    """The teacher, and how to ask it: None for a file of lessons, and where nobody is asked."""
+    if option is None and not how.needs_teacher:
+        return None, how
+    named = settings.teacher(option)
+    if Path(named).is_file():
+        if how.cache is not None:
+            raise UsageError(f"--teacher {named}: is a file of lessons itself: leave --cache out")
+        return None, replace(how, cache=Path(named))
+    from cdcca_cli.families import load
+
+    return load(
+        named,
+        compute=runtime.compute,
+        dtype=runtime.dtype,
+        quantize=quantize,
+        device_map=device_map,
+    ), how
+
+
+def student(
+    mirror: "Device", large: "LoadedModel | None", runtime: settings.Runtime
+) -> "LoadedModel":
+    """The mirror's model, computed with as the teacher is."""
+    from cdcca_cli.families import load_device
+
+    if large is None:
+        return load_device(mirror, compute=runtime.compute, dtype=runtime.dtype)
+    dtype = str(large.dtype).removeprefix("torch.")
+    return load_device(mirror, compute=large.compute, dtype=dtype)
+
+
+def shards(paths: Sequence[str | None], sources: Sequence[BinaryIO]) -> "Iterator[Shard]":
+    """The shards of several streams; one with values that are no numbers is said and left out."""
+    from cdcca_cli.formats.shard import read_shards
+
+    for path, source in zip(paths, sources, strict=True):
+        yield from read_shards(source, where=streams.input_name(path), refused=streams.message)

@@ -1,0 +1,84 @@
+"""What one step minimises: the interface of all methods, and what they may use.
+
+The loop (`run`) is the same for all: the same overlay, examples, batches, epochs, optimiser and
+held-out part. A method says what a batch costs, term by term, and what happens after a step.
+
+    taught   akd (the paper's), pseudo-label, pkd, cwd: towards what a teacher says
+    tent     entropy of the student's own answers
+    cotta    consistency with a running mean of the student
+
+`none` is no method: the source model as it is, for tables (`run` does no step).
+Does not loop, and chooses no state.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cdcca_cli.distillation.batches import Look, Looker
+from cdcca_cli.distillation.lessons import Lessons
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.trainable import Flat, RunningMean
+from cdcca_cli.families import LoadedModel
+
+
+@dataclass(eq=False)
+class Course:
+    """What a method works with.
+
+    overlay: what is trained of the student. source: the overlay at sequence 0, before any round.
+    """
+
+    student: LoadedModel
+    overlay: Flat
+    lessons: Lessons
+    settings: DistillSettings
+    looker: Looker
+    source: Callable[[], Mapping[str, np.ndarray]]
+
+    def look(self, batch: Sequence[int]) -> Look:
+        """Some examples, by their numbers, through the connector and into the prompts."""
+        return self.looker([self.lessons.examples[number] for number in batch])
+
+
+class Method(ABC):
+    """One way to adapt.
+
+    weights: of each term of the loss, by name; every term counts. flats: what is trained beside
+    the overlay. mean: the running mean that is judged and written instead of the overlay, or None.
+    """
+
+    def __init__(self, course: Course, weights: Mapping[str, float]) -> None:
+        self.course = course
+        self.weights = dict(weights)
+        self.flats: list[Flat] = []
+        ema = course.settings.ema
+        self.mean = None if ema is None else RunningMean(course.overlay, ema)
+
+    def prepare(self) -> None:  # noqa: B027 -- most need nothing
+        """Before the first step, and before a state is restored."""
+
+    @abstractmethod
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        """Each term of some examples, (B,) each, with gradients."""
+
+    def after_step(self, number: int) -> None:
+        """After step `number`, counted from 0 over all epochs."""
+        if self.mean is not None:
+            self.mean.update()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a step leaves to the next, live, beside overlay, flats and optimiser."""
+        return {} if self.mean is None else {"mean": self.mean.values}
+
+    def result(self) -> Tensor:
+        """(P,): the overlay as it would be written now."""
+        return self.course.overlay.values if self.mean is None else self.mean.values
+
+    def report(self) -> dict[str, Any]:
+        """What the adaptation's header says of the method."""
+        return {}

@@ -1,0 +1,76 @@
+"""Several processes as one: `accelerate launch` starts them, the gradients are added up here.
+
+Each process holds the whole student, takes every n-th part of a batch, and steps by the sum of all
+gradients, so that the overlays stay alike. Without `accelerate launch` (no WORLD_SIZE in the
+environment) there is one process, accelerate is not imported, and every function does nothing.
+
+Does not know what is trained (`run`), and divides no model among processes.
+"""
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from cdcca_cli.errors import Unavailable
+
+_state: Any = None
+
+
+def announced() -> int:
+    """How many processes were launched, by the environment."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def start(compute: str) -> None:
+    """Join the other processes, if there are any. Unavailable (69) if they cannot be reached.
+
+    Args: compute: cpu, cuda, ...; each process takes a device of its own.
+    """
+    global _state
+    if announced() == 1 or _state is not None:
+        return
+    from accelerate import PartialState
+
+    try:
+        _state = PartialState(cpu=compute == "cpu")
+    except (RuntimeError, ValueError, OSError) as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise Unavailable(f"the other processes cannot be joined: {first}") from None
+
+
+def count() -> int:
+    """How many processes work together."""
+    return 1 if _state is None else int(_state.num_processes)
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return 0 if _state is None else int(_state.process_index)
+
+
+def is_first() -> bool:
+    """Whether this one reads, writes and speaks for all."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until all are here."""
+    if _state is not None:
+        _state.wait_for_everyone()
+
+
+def add_up(values: Tensor) -> None:
+    """Replace a tensor by the sum of all processes' tensors."""
+    if count() > 1:
+        import torch.distributed as distributed
+
+        distributed.all_reduce(values)
+
+
+def share(values: Tensor) -> None:
+    """Replace a tensor by the first process's."""
+    if count() > 1:
+        import torch.distributed as distributed
+
+        distributed.broadcast(values, 0)

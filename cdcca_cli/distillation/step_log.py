@@ -1,0 +1,104 @@
+"""What training does, as JSON lines: one a step, one for each look at the held-out part.
+
+    {"what": "begin", "method", "epochs", "batch_size", "lr", "terms", "seed"}
+    {"what": "step", "step", "of", "epoch", "lr", "loss", each term by its name, "gradient_norm",
+     "asks", "seconds", "seconds_left"}
+    {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
+
+Terms are unweighted means over the batch; the norm is that of all gradients before it is clipped;
+seconds are since this process began to train. A file that exists is added to, so that a run that
+was stopped and goes on has one log. Each line is written at once.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from cdcca_cli.distillation.held_out import Judgement
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.errors import CannotWrite
+
+
+class StepLog:
+    """Writes the lines; nothing without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises: CannotWrite."""
+        self._path = path
+        self._out: TextIO | None = None
+        self._start = time.monotonic()
+        self._first: int | None = None
+        if path is not None:
+            try:
+                self._out = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            except OSError as error:
+                raise CannotWrite(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+    def begin(self, settings: DistillSettings, lr: float, terms: Sequence[str]) -> None:
+        """Before the first step of this process."""
+        self._start = time.monotonic()
+        self._write(
+            what="begin",
+            method=settings.method,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=lr,
+            terms=list(terms),
+            seed=settings.seed,
+        )
+
+    def step(
+        self,
+        number: int,
+        total: int,
+        epoch: int,
+        lr: float,
+        means: Mapping[str, float],
+        norm: Tensor,
+        num_asks: int,
+    ) -> None:
+        """After step `number` of `total`, counted from 1."""
+        if self._out is None:
+            return
+        if self._first is None:
+            self._first = number
+        seconds = self._seconds()
+        left = seconds / (number - self._first + 1) * (total - number)
+        self._write(
+            what="step",
+            step=number,
+            of=total,
+            epoch=epoch,
+            lr=lr,
+            **{name: round(value, 6) for name, value in means.items()},
+            gradient_norm=round(float(norm), 6),
+            asks=num_asks,
+            seconds=round(seconds, 3),
+            seconds_left=round(left, 1),
+        )
+
+    def judged(self, epoch: int, held: Judgement) -> None:
+        """After a look at the held-out part; epoch 0 is before the first step."""
+        self._write(
+            what="held_out",
+            epoch=epoch,
+            cross_entropy=round(held.cross_entropy, 6),
+            agreement=round(float(held.agrees_E.mean()), 4),
+            seconds=round(self._seconds(), 3),
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def _write(self, **line: Any) -> None:
+        if self._out is None:
+            return
+        try:
+            self._out.write(json.dumps(line) + "\n")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CannotWrite(f"{self._path}: {reason}") from None

@@ -1,0 +1,419 @@
+"""Lessons, version 1: what a teacher says of token shards, kept so that it is asked once.
+
+A file of records (`records`) end to end: a head, then any number of lessons, one for each shard,
+in the order in which they were computed. It grows at its end and is never rewritten.
+
+Head. No tensors. Header, all keys always present:
+
+    kind "lessons", version 1
+    teacher     digest of the teacher
+    vocabulary  digest of its vocabulary: whether its logits are another model's too
+    bits        32, 16 or 8: how a lesson's numbers are stored
+
+Lesson, of one shard with K asks. Header, all keys always present:
+
+    kind "lesson", version 1
+    key      digest of what was asked: the shard's content (`key_of`)
+    sum      digest of the tensors as they are stored
+    answers  K strings, each the teacher's answer; "" where it answered with nothing
+    nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
+    inputs   K whole numbers: which of the rows of `queries` belong to the ask
+    queries  lengths L_i of the inputs' rows, one for each input
+    visual   lengths L_k of the asks' rows of `visual`
+    answer   lengths A_k of the asks' rows of `answer` and `logits`
+
+Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one scale a row, named
+`<name>.scales` (the value is their product, as in `shard`):
+
+    queries  (sum L_i, C)  what the connector made of the tokens, for each input
+    visual   (sum L_k, D)  the language model's last attention at the visual positions
+    answer   (sum A_k, D)  the same where each token of the answer is predicted; absent where that
+                           attention does not see the answer
+    logits   (sum A_k, V)  of the answer's tokens; absent unless they were asked for
+
+A number that does not fit 16 bits makes its tensor F32. A lesson that stands twice counts where it
+stood last. A file that ends inside a lesson is one whose writer was killed: what is whole counts,
+and the next writer cuts the rest off.
+
+Does not ask a teacher, and knows no model (`distillation.teacher`).
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cdcca_cli import streams
+from cdcca_cli.errors import BadData, CannotWrite, MissingInput
+from cdcca_cli.formats import records
+from cdcca_cli.formats.digest import is_digest, overlay_digest
+from cdcca_cli.formats.shard import Shard, dequantize_absmax, quantize_absmax
+
+VERSION = 1
+KINDS = {"lessons": VERSION, "lesson": VERSION}
+BITS = (32, 16, 8)
+LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
+_HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "bits"}
+_KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
+_KEYS |= {"answer"}
+_TENSORS = ("queries", "visual", "answer", "logits")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Whose lessons these are."""
+
+    teacher: str
+    vocabulary: str
+    bits: int
+
+
+@dataclass(eq=False)
+class Lesson:
+    """What the teacher says of one shard with K asks. Arrays are float32, one for each.
+
+    queries: of each input of the connector, (L, C); inputs: the input of each ask.
+    visual: (L, D) of each ask. answer: (A, D) of each ask, logits: (A, V); None where absent.
+    """
+
+    answers: list[str]
+    nats: list[float]
+    inputs: list[int]
+    queries: list[np.ndarray]
+    visual: list[np.ndarray]
+    answer: list[np.ndarray] | None = None
+    logits: list[np.ndarray] | None = None
+
+
+def key_of(shard: Shard) -> str:
+    """What is asked by a shard, however many bits or bytes it took on the way: a digest."""
+    asks = [[ask.id, ask.prompt, ask.task, ask.choices] for ask in shard.asks]
+    said = records.dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
+    return overlay_digest(
+        {
+            "said": np.frombuffer(said, np.uint8),
+            "tokens": shard.tokens,
+            "positions": shard.positions,
+        }
+    )
+
+
+# ---------------------------------------------------------------- one lesson
+
+
+def encode(key: str, lesson: Lesson, bits: int) -> bytes:
+    """The record of a lesson."""
+    tensors: dict[str, np.ndarray] = {}
+    lengths = {"queries": _lengths(lesson.queries), "visual": _lengths(lesson.visual)}
+    rows = lesson.answer if lesson.answer is not None else lesson.logits
+    lengths["answer"] = [0] * len(lesson.answers) if rows is None else _lengths(rows)
+    for name in _TENSORS:
+        parts: list[np.ndarray] | None = getattr(lesson, name)
+        if parts is not None:
+            tensors |= _stored(name, np.concatenate(parts), bits)
+    header = {
+        "kind": "lesson",
+        "version": VERSION,
+        "key": key,
+        "sum": overlay_digest(tensors),
+        "answers": lesson.answers,
+        "nats": lesson.nats,
+        "inputs": lesson.inputs,
+        **lengths,
+    }
+    out = BytesIO()
+    records.write_record(out, tensors, header)
+    return out.getvalue()
+
+
+def _lengths(parts: Sequence[np.ndarray]) -> list[int]:
+    return [len(part) for part in parts]
+
+
+def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray]:
+    if bits == 8:
+        codes_RC, scales_R = quantize_absmax(values_RC)
+        return {name: codes_RC, f"{name}.scales": scales_R}
+    if bits == 16:
+        with np.errstate(over="ignore"):
+            half_RC = values_RC.astype(np.float16)
+        if np.isfinite(half_RC).all():
+            return {name: half_RC}
+    return {name: values_RC.astype(np.float32)}
+
+
+def decode(record: records.Record, where: str) -> Lesson:
+    """The lesson in a record, checked. BadData."""
+    header, tensors = record.header, record.tensors
+    lengths = _checked(header, where)
+    if overlay_digest(tensors) != header["sum"]:
+        raise BadData(f"{where}: a damaged lesson (its sum is another)")
+    present = {name for name in _TENSORS if name in tensors}
+    scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
+    if not present >= {"queries", "visual"} or set(tensors) != present | scales:
+        raise BadData(f"{where}: a lesson with the tensors {', '.join(sorted(tensors))[:200]}")
+    split: dict[str, Any] = {
+        name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
+        for name in present
+    }
+    return Lesson(
+        answers=header["answers"],
+        nats=[float(value) for value in header["nats"]],
+        inputs=header["inputs"],
+        **split,
+    )
+
+
+def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
+    """The lists of lengths, after a look at everything that is not a tensor."""
+    records.exact_keys(header, _KEYS, where)
+    answers = records.list_of(header, "answers", str, where) or []
+    if not all(map(records.is_text, answers)):
+        raise BadData(f"{where}: half of a character in an answer")
+    nats = records.list_of(header, "nats", float, where) or []
+    lists = {
+        name: records.list_of(header, name, int, where) or []
+        for name in ("inputs", "queries", "visual", "answer")
+    }
+    of_asks = (nats, lists["inputs"], lists["visual"], lists["answer"])
+    if any(len(values) != len(answers) for values in of_asks):
+        raise BadData(f"{where}: {len(answers):,} answers, but another number of other things")
+    if any(value < 0 for value in chain(nats, *lists.values())):
+        raise BadData(f"{where}: a number below 0")
+    if any(number >= len(lists["queries"]) for number in lists["inputs"]):
+        raise BadData(f"{where}: an ask of an input that is not there")
+    return lists
+
+
+def _split(
+    tensors: Mapping[str, np.ndarray], name: str, lengths: Sequence[int], where: str
+) -> list[np.ndarray]:
+    stored = tensors[name]
+    if stored.ndim != 2 or stored.dtype not in (np.float32, np.float16, np.int8):
+        raise BadData(f"{where}: {name} of {stored.ndim} dimensions, {stored.dtype}")
+    if len(stored) != sum(lengths):
+        raise BadData(f"{where}: {len(stored):,} rows of {name}; expected {sum(lengths):,}")
+    if stored.dtype == np.int8:
+        scales_R = tensors[f"{name}.scales"]
+        if scales_R.shape != stored.shape[:1] or scales_R.dtype != np.float32:
+            raise BadData(f"{where}: {name} has another number of scales than of rows")
+        values = dequantize_absmax(stored, scales_R)
+    else:
+        values = stored.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadData(f"{where}: {name} has values that are not finite")
+    return np.split(values, np.cumsum(lengths)[:-1])
+
+
+# ---------------------------------------------------------------- the file
+
+
+class LessonFile:
+    """A file of lessons, mapped into memory: what is read of it is what is used.
+
+    Lessons are found by their keys; each is checked when it is read.
+    """
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        """Args: file: open for reading at least; it is kept open. Raises: BadData, NewerFormat."""
+        self._file, self._where = file, where
+        self.places: dict[str, tuple[int, bool]] = {}
+        self.end = 0
+        self._map: mmap.mmap | None = None
+        self.head = self._scan()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def has(self, key: str, *, logits: bool) -> bool:
+        """Whether there is a lesson of this key, with logits if they are asked for."""
+        found = self.places.get(key)
+        return found is not None and (found[1] or not logits)
+
+    def read(self, key: str) -> Lesson:
+        """One lesson. KeyError if there is none, BadData if it is damaged."""
+        place = self.places[key][0]
+        if self._map is None or place >= len(self._map):
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        where = f"{self._where}: the lesson at byte {place:,}"
+        source = _Window(self._map, place)
+        record = records.read_record(source, kinds=KINDS, limits=LIMITS, where=where)  # type: ignore[arg-type]
+        if record is None:
+            raise BadData(f"{where}: cut short")
+        return decode(record, where)
+
+    def append(self, key: str, lesson: Lesson) -> None:
+        """Add a lesson at the end; BadData for values that are not finite. For writers."""
+        assert self.head is not None
+        data = encode(key, lesson, self.head.bits)
+        self._write(data)
+        self.places[key] = (self.end - len(data), lesson.logits is not None)
+
+    def append_record(self, data: bytes) -> None:
+        """Add a record as another file of the same head has it."""
+        place = self.end
+        self._write(data)
+        self._note(records.parse_head(_head_of(data), self._where), place)
+
+    def begin(self, head: Head) -> None:
+        """Write the head of an empty file."""
+        header = {"kind": "lessons", "version": VERSION, **vars(head)}
+        self._write(records.encode_header({}, header))
+        self.head = head
+
+    def raw(self, key: str) -> bytes:
+        """A lesson's record as it stands."""
+        place = self.places[key][0]
+        self._file.seek(place)
+        head = records.read_head(self._file, limits=LIMITS, where=self._where) or b""
+        self._file.seek(place)
+        return self._file.read(records.num_bytes_of(head, self._where))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.seek(self.end)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise CannotWrite(f"{self._where}: {(error.strerror or str(error)).lower()}") from None
+        self.end += len(data)
+
+    def _scan(self) -> Head | None:
+        """Find every whole record; None for an empty file."""
+        size = os.fstat(self._file.fileno()).st_size
+        found: Head | None = None
+        while self.end < size:
+            self._file.seek(self.end)
+            prefix = self._file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            cut = len(prefix) < 8 or self.end + 8 + length > size
+            if cut and found is not None and length <= LIMITS.header_bytes:
+                break  # a writer was killed
+            self._file.seek(self.end)
+            head = records.read_head(self._file, limits=LIMITS, where=self._where) or b""
+            table = records.parse_head(head, self._where)
+            if found is None:
+                found = _parse_file_head(table[1], self._where)
+            num_bytes = records.num_bytes_of(head, self._where)
+            if self.end + num_bytes > size:
+                break
+            if self.end:
+                self._note(table, self.end)
+            self.end += num_bytes
+        return found
+
+    def _note(self, table: tuple[dict[str, Any], dict[str, Any]], place: int) -> None:
+        records.expect_kind(table[1], {"lesson": VERSION}, self._where)
+        key = table[1].get("key")
+        if not is_digest(key):
+            raise BadData(f"{self._where}: the lesson at byte {place:,} has no key")
+        self.places[str(key)] = (place, "logits" in table[0])
+
+
+class _Window:
+    """A mapped file from one place on, as a stream."""
+
+    def __init__(self, mapped: mmap.mmap, place: int) -> None:
+        self._mapped, self._place = mapped, place
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._mapped) if size < 0 else self._place + size
+        data = self._mapped[self._place : end]
+        self._place += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _parse_file_head(header: Mapping[str, Any], where: str) -> Head:
+    records.expect_kind(header, {"lessons": VERSION}, where)
+    records.exact_keys(header, _HEAD_KEYS, where)
+    bits = records.field(header, "bits", int, where)
+    if bits not in BITS or not is_digest(header["teacher"]) or not is_digest(header["vocabulary"]):
+        raise BadData(f"{where}: the head of its lessons is damaged")
+    return Head(header["teacher"], header["vocabulary"], bits)
+
+
+def _head_of(data: bytes) -> bytes:
+    (length,) = struct.unpack("<Q", data[:8])
+    return data[: 8 + length]
+
+
+def open_lessons(path: Path) -> LessonFile:
+    """A file of lessons to read from. MissingInput, BadData for an empty one, NewerFormat."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 -- it stays open as long as what is mapped
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise MissingInput(f"{path}: cannot be opened ({reason})") from None
+    found = LessonFile(file, str(path))
+    if found.head is None:
+        raise BadData(f"{path}: empty; expected a teacher's lessons")
+    return found
+
+
+@contextmanager
+def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
+    """A file of lessons to read from and add to, for one process at a time; others wait.
+
+    Args: path: made if it is not there; None: a temporary one, gone at the end.
+    Raises: BadData for lessons of another teacher, CannotWrite.
+    """
+    import tempfile
+
+    where = str(path or "the lessons")
+    try:
+        if path is None:
+            file: Any = tempfile.TemporaryFile(prefix="cdcca-")  # noqa: SIM115
+        else:
+            streams.make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = os.fdopen(descriptor, "r+b")
+    except OSError as error:
+        raise CannotWrite(f"{where}: {(error.strerror or str(error)).lower()}") from None
+    # The file stays open (and locked no longer) for those who read from it afterwards.
+    _lock(file, where)
+    try:
+        lessons = LessonFile(file, where)
+        size = os.fstat(file.fileno()).st_size
+        if lessons.end < size:
+            streams.message(
+                f"{where}: its last {size - lessons.end:,} bytes are of a lesson that was not "
+                "finished: computed again"
+            )
+            file.truncate(lessons.end)
+        if lessons.head is None:
+            lessons.begin(head)
+        _expect(lessons.head, head, where)
+        yield lessons
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: Any, where: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        streams.message(f"{where}: waiting for another process that is adding to it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _expect(found: Head | None, head: Head, where: str) -> None:
+    if found is None or found.teacher != head.teacher:
+        of = "nobody" if found is None else found.teacher
+        raise BadData(
+            f"{where}: holds the lessons of teacher {of}, the one named is {head.teacher}: name "
+            "another --cache, or the teacher it is of"
+        )
