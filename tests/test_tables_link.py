@@ -137,22 +137,30 @@ def test_the_ideal_of_a_megabyte_on_the_phone(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------- the script
 
 
-def link(folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def begin(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         ["bash", str(TABLES / "link.sh"), str(folder)],
         cwd=folder.parent,
         env=env,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
 
 
-def namespaces() -> set[str]:
-    """Those that link.sh made."""
-    folder = Path("/run/netns")
-    return {path.name for path in folder.glob("cdcca-*")} if folder.is_dir() else set()
+def link(folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """To its end, after which none of its namespaces is there."""
+    running = begin(folder, env)
+    out, said = running.communicate(timeout=300)
+    assert not namespaces(running)
+    return subprocess.CompletedProcess(running.args, running.returncode, out, said)
+
+
+def namespaces(running: subprocess.Popen[str]) -> list[Path]:
+    """Those that this link.sh made."""
+    return list(Path("/run/netns").glob(f"cdcca-{running.pid}-*"))
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -199,7 +207,6 @@ def made(tmp_path: Path, commands: Path) -> tuple[Path, dict[str, str]]:  # noqa
 def test_every_file_goes_over_the_link(made: tuple[Path, dict[str, str]]) -> None:
     """Once as the kernel has it, once with the delay outside of it."""
     folder, env = made
-    before = namespaces()
     done = link(folder, env)
     skip_if_not_measured(done)
     first = results(folder)
@@ -215,7 +222,6 @@ def test_every_file_goes_over_the_link(made: tuple[Path, dict[str, str]]) -> Non
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 17 + 4, "the head, the files, the paper"
     assert len({row.count("|") for row in rows}) == 1
-    assert namespaces() <= before
     if first["link"]["shaped"] == "netem":
         again = link(folder, env | {"NETEM": "no"})
         assert again.returncode == 0, again.stderr[-2000:]
@@ -227,28 +233,21 @@ def test_stopped_midway_it_leaves_no_namespace(
     made: tuple[Path, dict[str, str]], number: signal.Signals
 ) -> None:
     folder, env = made
-    before = namespaces()
-    stopped = subprocess.Popen(
-        ["bash", str(TABLES / "link.sh"), str(folder)],
-        env=env | {"TIMES": "1000000", "WITHIN": "100"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    stopped = begin(folder, env | {"TIMES": "1000000", "WITHIN": "100"})
     assert stopped.stderr is not None
     said = stopped.stderr.readline()
     if "not measured" in said:
-        stopped.wait(timeout=30)
+        stopped.communicate(timeout=30)
         pytest.skip(said)
     time.sleep(0.5)
-    assert namespaces() - before
+    assert namespaces(stopped)
     if number == signal.SIGINT:
         os.killpg(stopped.pid, number)  # as Ctrl-C does
     else:
         stopped.send_signal(number)
-    assert stopped.wait(timeout=30) in (-number, 128 + number)
-    assert namespaces() <= before
+    stopped.communicate(timeout=30)
+    assert stopped.returncode in (-number, 128 + number)
+    assert not namespaces(stopped)
 
 
 @pytest.mark.slow

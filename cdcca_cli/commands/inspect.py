@@ -24,9 +24,9 @@ def command(
 ) -> None:
     """Tell what a file is: its kind, digests and counts, and what its bytes are spent on.
 
-    Token shards, predictions, adaptations, updates, overlays, device folders, checkpoints, frames,
-    manifests and annotation files, zstd around them or not. Everything is checked on the way: a
-    damaged file is refused, so this is also how a file is verified.
+    Token shards, predictions, a teacher's lessons, adaptations, updates, overlays, device folders,
+    checkpoints, frames, manifests and annotation files, zstd around them or not. Everything is
+    checked on the way: a damaged file is refused, so this is also how a file is verified.
 
     Example: cdcca sample frames/ -m device/ | tee uplink.tokens | cdcca inspect
     """

@@ -12,6 +12,7 @@ Does not know a teacher from a student: both look at a batch through `look`.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, Spliced
+from cdcca_cli.families import LoadedModel, Spliced, families
+from cdcca_cli.families.model import IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Ask, Shard
 
@@ -166,7 +168,7 @@ def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tens
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard whose tokens another vision tower made.
+    """Refuse a shard whose tokens another vision tower made, or with a prompt in a template.
 
     Args: role: `teacher` or `student`, for the message.
     Raises: BadData.
@@ -184,6 +186,41 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
             f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
             f"of {channels} channels: not this tower's shard"
         )
+    for ask in shard.asks:
+        if ask.prompt is not None and (found := template_of(ask.prompt)):
+            raise BadData(
+                f"frame {shard.frame[:80]}: the prompt of {ask.id[:80]} stands in a template "
+                f"already ({found}), and every model puts its own around it: sample with the bare "
+                "question"
+            )
+
+
+def template_of(prompt: str) -> str | None:
+    """The family and template whose words stand before and behind a question; None: it is bare."""
+    words = _words(prompt)
+    for before, after, said in _templates():
+        rest = words.removeprefix(before).removesuffix(after)
+        if len(words) - len(rest) == len(before) + len(after):
+            return said
+    return None
+
+
+@cache
+def _templates() -> list[tuple[str, str, str]]:
+    """What each family's templates put before and behind, and how messages call them."""
+    found = []
+    for name, family in families().items():
+        for template in (family.vqa_template, family.caption_template):
+            before, after = map(_words, template.split("{prompt}"))
+            if before or after:
+                shown = " ".join(template.format(prompt="...").split())
+                found.append((before, after, f"{name}: {shown!r}"))
+    return found
+
+
+def _words(text: str) -> str:
+    """Blanks as one, and without the picture's mark: a prompt has none where it is sent."""
+    return " ".join(text.replace(IMAGE_MARK, " ").split())
 
 
 def held_out_frames(frames: Sequence[str], share: float) -> set[str]:

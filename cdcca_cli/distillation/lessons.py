@@ -40,17 +40,33 @@ class Said:
         self._keys = {id(shard): key_of(shard) for shard in shards}
         self._kept: dict[str, Lesson] = {}
         self._kept_bytes = 0
+        self._widths: dict[str, int] = {}
 
     def of(self, shard: Shard) -> Lesson:
-        """Everything about one shard."""
+        """Everything about one shard. BadData if it cannot be of this shard, or of one teacher."""
         key = self._keys[id(shard)]
         lesson = self._kept.get(key)
         if lesson is None:
             lesson = self._file.read(key)
+            self._check(lesson, shard)
             self._kept_bytes += _num_bytes(lesson)
             if self._kept_bytes <= KEPT_BYTES:
                 self._kept[key] = lesson
         return lesson
+
+    def _check(self, lesson: Lesson, shard: Shard) -> None:
+        """As many answers as asks, and numbers as wide as those of the first lesson read."""
+        widths = {
+            name: arrays[0].shape[1]
+            for name, arrays in vars(lesson).items()
+            if arrays and name in lesson_files.TENSORS
+        }
+        first = {name: self._widths.setdefault(name, width) for name, width in widths.items()}
+        if len(lesson.answers) != len(shard.asks) or widths != first:
+            raise BadData(
+                f"frame {shard.frame[:80]}: its lesson has {len(lesson.answers)} answers, of rows "
+                f"{widths} wide; expected {len(shard.asks)} of {first}: name another --cache"
+            )
 
 
 def _num_bytes(lesson: Lesson) -> int:

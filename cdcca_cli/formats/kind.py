@@ -1,7 +1,7 @@
 """Which kind of file something is, from its first bytes; never from its name.
 
-    shards, adaptation, update, overlay,  records: the "kind" in the first record's header
-    trust
+    shards, lessons, adaptation, update,  records: the "kind" in the first record's header
+    overlay, trust
     weights                               a safetensors file that is not one of cdcca's
     predictions, manifest                 JSON lines: the first line's keys
     seen                                  the state of `cdcca sample --state`: its "kind"
@@ -22,6 +22,7 @@ from cdcca_cli.streams import pushed_back
 
 Kind = Literal[
     "shards",
+    "lessons",
     "adaptation",
     "update",
     "overlay",
@@ -42,6 +43,8 @@ WEIGHTS_LIMITS = records.Limits(header_bytes=100 << 20, record_bytes=1 << 50)
 _RECORDS: dict[str, Kind] = {
     "shard": "shards",
     "end": "shards",
+    "lessons": "lessons",
+    "lesson": "lessons",
     "adaptation": "adaptation",
     "update": "update",
     "overlay": "overlay",

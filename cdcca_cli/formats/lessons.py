@@ -31,17 +31,17 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
                            attention does not see the answer
     logits   (sum A_k, V)  of the answer's tokens; absent unless they were asked for
 
-A number that does not fit 16 bits makes its tensor F32. A lesson that stands twice counts where it
-stood last. A file that ends inside a lesson is one whose writer was killed: what is whole counts,
-and the next writer cuts the rest off.
+All values are finite; one that so few bits do not hold makes its tensor F32. Scales are not below
+0. A lesson that stands twice counts where it stood last. A file that ends inside a lesson is one
+whose writer was killed: what is whole counts, and the next writer cuts the rest off.
 
 Does not ask a teacher, and knows no model (`distillation.teacher`).
 """
 
 import fcntl
+import math
 import mmap
 import os
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
 _HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "bits"}
 _KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
 _KEYS |= {"answer"}
-_TENSORS = ("queries", "visual", "answer", "logits")
+TENSORS = ("queries", "visual", "answer", "logits")
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,21 @@ def key_of(shard: Shard) -> str:
 
 
 def encode(key: str, lesson: Lesson, bits: int) -> bytes:
-    """The record of a lesson."""
+    """The record of a lesson; BadData for values that are not finite."""
+    where = f"the lesson {key}"
+    if not all(map(math.isfinite, lesson.nats)):
+        raise BadData(f"{where}: a cross-entropy that is not finite")
     tensors: dict[str, np.ndarray] = {}
     lengths = {"queries": _lengths(lesson.queries), "visual": _lengths(lesson.visual)}
     rows = lesson.answer if lesson.answer is not None else lesson.logits
     lengths["answer"] = [0] * len(lesson.answers) if rows is None else _lengths(rows)
-    for name in _TENSORS:
+    for name in TENSORS:
         parts: list[np.ndarray] | None = getattr(lesson, name)
         if parts is not None:
-            tensors |= _stored(name, np.concatenate(parts), bits)
+            values_RC = np.concatenate(parts)
+            if not np.isfinite(values_RC).all():
+                raise BadData(f"{where}: {name} has values that are not finite")
+            tensors |= _stored(name, values_RC, bits)
     header = {
         "kind": "lesson",
         "version": VERSION,
@@ -140,14 +146,15 @@ def _lengths(parts: Sequence[np.ndarray]) -> list[int]:
 
 
 def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray]:
-    if bits == 8:
-        codes_RC, scales_R = quantize_absmax(values_RC)
-        return {name: codes_RC, f"{name}.scales": scales_R}
-    if bits == 16:
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        if bits == 8:
+            codes_RC, scales_R = quantize_absmax(values_RC)
+            if np.isfinite(dequantize_absmax(codes_RC, scales_R)).all():
+                return {name: codes_RC, f"{name}.scales": scales_R}
+        if bits == 16:
             half_RC = values_RC.astype(np.float16)
-        if np.isfinite(half_RC).all():
-            return {name: half_RC}
+            if np.isfinite(half_RC).all():
+                return {name: half_RC}
     return {name: values_RC.astype(np.float32)}
 
 
@@ -155,12 +162,12 @@ def decode(record: records.Record, where: str) -> Lesson:
     """The lesson in a record, checked. BadData."""
     header, tensors = record.header, record.tensors
     lengths = _checked(header, where)
-    if overlay_digest(tensors) != header["sum"]:
-        raise BadData(f"{where}: a damaged lesson (its sum is another)")
-    present = {name for name in _TENSORS if name in tensors}
+    present = {name for name in TENSORS if name in tensors}
     scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
     if not present >= {"queries", "visual"} or set(tensors) != present | scales:
         raise BadData(f"{where}: a lesson with the tensors {', '.join(sorted(tensors))[:200]}")
+    if overlay_digest(tensors) != header["sum"]:
+        raise BadData(f"{where}: damaged, its sum is another: name another --cache")
     split: dict[str, Any] = {
         name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
         for name in present
@@ -176,6 +183,8 @@ def decode(record: records.Record, where: str) -> Lesson:
 def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
     """The lists of lengths, after a look at everything that is not a tensor."""
     records.exact_keys(header, _KEYS, where)
+    if not is_digest(header["key"]):
+        raise BadData(f"{where}: 'key' is not a digest")
     answers = records.list_of(header, "answers", str, where) or []
     if not all(map(records.is_text, answers)):
         raise BadData(f"{where}: half of a character in an answer")
@@ -206,12 +215,15 @@ def _split(
         scales_R = tensors[f"{name}.scales"]
         if scales_R.shape != stored.shape[:1] or scales_R.dtype != np.float32:
             raise BadData(f"{where}: {name} has another number of scales than of rows")
-        values = dequantize_absmax(stored, scales_R)
+        if (scales_R < 0).any() or (stored == -128).any():
+            raise BadData(f"{where}: {name} has scales below 0, or codes of -128")
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = dequantize_absmax(stored, scales_R)
     else:
         values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise BadData(f"{where}: {name} has values that are not finite")
-    return np.split(values, np.cumsum(lengths)[:-1])
+    return np.split(values, np.cumsum(lengths)[:-1]) if lengths else []
 
 
 # ---------------------------------------------------------------- the file
@@ -244,7 +256,7 @@ class LessonFile:
         place = self.places[key][0]
         if self._map is None or place >= len(self._map):
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        where = f"{self._where}: the lesson at byte {place:,}"
+        where = self._at(place)
         source = _Window(self._map, place)
         record = records.read_record(source, kinds=KINDS, limits=LIMITS, where=where)  # type: ignore[arg-type]
         if record is None:
@@ -262,12 +274,11 @@ class LessonFile:
         """Add a record as another file of the same head has it."""
         place = self.end
         self._write(data)
-        self._note(records.parse_head(_head_of(data), self._where), place)
+        self._note(*records.parse_head(_first_bytes(data), self._where), place)
 
     def begin(self, head: Head) -> None:
         """Write the head of an empty file."""
-        header = {"kind": "lessons", "version": VERSION, **vars(head)}
-        self._write(records.encode_header({}, header))
+        self._write(_encode_head(head))
         self.head = head
 
     def raw(self, key: str) -> bytes:
@@ -279,10 +290,11 @@ class LessonFile:
         return self._file.read(records.num_bytes_of(head, self._where))
 
     def _write(self, data: bytes) -> None:
+        left = memoryview(data)
         try:
             self._file.seek(self.end)
-            self._file.write(data)
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise CannotWrite(f"{self._where}: {(error.strerror or str(error)).lower()}") from None
         self.end += len(data)
@@ -292,31 +304,35 @@ class LessonFile:
         size = os.fstat(self._file.fileno()).st_size
         found: Head | None = None
         while self.end < size:
+            where = self._at(self.end) if found is not None else self._where
             self._file.seek(self.end)
-            prefix = self._file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            cut = len(prefix) < 8 or self.end + 8 + length > size
-            if cut and found is not None and length <= LIMITS.header_bytes:
+            try:
+                head = records.read_head(self._file, limits=LIMITS, where=where) or b""
+            except records.CutShort:
+                if found is None:
+                    raise
                 break  # a writer was killed
-            self._file.seek(self.end)
-            head = records.read_head(self._file, limits=LIMITS, where=self._where) or b""
-            table = records.parse_head(head, self._where)
+            table, header = records.parse_head(head, where)
             if found is None:
-                found = _parse_file_head(table[1], self._where)
-            num_bytes = records.num_bytes_of(head, self._where)
+                found = parse_head(header, table, where)
+                self.end = len(head)
+                continue
+            records.expect_kind(header, {"lesson": VERSION}, where)
+            num_bytes = records.num_bytes_of(head, where)
             if self.end + num_bytes > size:
                 break
-            if self.end:
-                self._note(table, self.end)
+            self._note(table, header, self.end)
             self.end += num_bytes
         return found
 
-    def _note(self, table: tuple[dict[str, Any], dict[str, Any]], place: int) -> None:
-        records.expect_kind(table[1], {"lesson": VERSION}, self._where)
-        key = table[1].get("key")
+    def _note(self, table: Mapping[str, Any], header: Mapping[str, Any], place: int) -> None:
+        key = header.get("key")
         if not is_digest(key):
-            raise BadData(f"{self._where}: the lesson at byte {place:,} has no key")
-        self.places[str(key)] = (place, "logits" in table[0])
+            raise BadData(f"{self._at(place)}: it has no key")
+        self.places[str(key)] = (place, "logits" in table)
+
+    def _at(self, place: int) -> str:
+        return f"{self._where}: the lesson at byte {place:,}"
 
 
 class _Window:
@@ -337,18 +353,24 @@ class _Window:
         return len(data)
 
 
-def _parse_file_head(header: Mapping[str, Any], where: str) -> Head:
+def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> Head:
+    """The head in a file's first record, checked. BadData, NewerFormat."""
     records.expect_kind(header, {"lessons": VERSION}, where)
     records.exact_keys(header, _HEAD_KEYS, where)
+    if tensors:
+        raise BadData(f"{where}: the head of its lessons has tensors")
     bits = records.field(header, "bits", int, where)
     if bits not in BITS or not is_digest(header["teacher"]) or not is_digest(header["vocabulary"]):
         raise BadData(f"{where}: the head of its lessons is damaged")
     return Head(header["teacher"], header["vocabulary"], bits)
 
 
-def _head_of(data: bytes) -> bytes:
-    (length,) = struct.unpack("<Q", data[:8])
-    return data[: 8 + length]
+def _encode_head(head: Head) -> bytes:
+    return records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
+
+
+def _first_bytes(record: bytes) -> bytes:
+    return records.read_head(BytesIO(record)) or b""
 
 
 def open_lessons(path: Path) -> LessonFile:
@@ -376,16 +398,18 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
     where = str(path or "the lessons")
     try:
         if path is None:
-            file: Any = tempfile.TemporaryFile(prefix="cdcca-")  # noqa: SIM115
+            file: Any = tempfile.TemporaryFile(prefix="cdcca-", buffering=0)  # noqa: SIM115
         else:
             streams.make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            file = os.fdopen(descriptor, "r+b")
+            # Unbuffered: what could not be written must not be tried again once others may write.
+            file = os.fdopen(descriptor, "r+b", buffering=0)
     except OSError as error:
         raise CannotWrite(f"{where}: {(error.strerror or str(error)).lower()}") from None
     # The file stays open (and locked no longer) for those who read from it afterwards.
     _lock(file, where)
     try:
+        _forget_cut_head(file, head)
         lessons = LessonFile(file, where)
         size = os.fstat(file.fileno()).st_size
         if lessons.end < size:
@@ -408,6 +432,17 @@ def _lock(file: Any, where: str) -> None:
     except BlockingIOError:
         streams.message(f"{where}: waiting for another process that is adding to it")
         fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotWrite(f"{where}: cannot be locked ({reason}): name another place") from None
+
+
+def _forget_cut_head(file: Any, head: Head) -> None:
+    """Empty a file whose writer was killed in the head that is to be written now."""
+    whole = _encode_head(head)
+    size = os.fstat(file.fileno()).st_size
+    if 0 < size < len(whole) and whole.startswith(file.read(size)):
+        file.truncate(0)
 
 
 def _expect(found: Head | None, head: Head, where: str) -> None:

@@ -54,6 +54,10 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+class CutShort(BadData):
+    """A stream that ends inside a record: sound as far as it goes."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes."""
@@ -135,7 +139,7 @@ def read_head(
     if not prefix:
         return None
     if len(prefix) < 8:
-        raise BadData(f"{where}: not a cdcca record, or cut short after {len(prefix)} bytes of it")
+        raise CutShort(f"{where}: not a cdcca record, or cut short after {len(prefix)} bytes of it")
     (length,) = struct.unpack("<Q", prefix)
     if not 2 <= length <= limits.header_bytes:
         raise BadData(
@@ -227,6 +231,7 @@ def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str)
 
 def _named(kind: str) -> str:
     words = {"shard": "token shards", "end": "the end of a token stream", "trust": "a trust list"}
+    words |= {"lessons": "a teacher's lessons", "lesson": "a lesson of a teacher"}
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 
@@ -240,7 +245,7 @@ def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:
     while len(data) < length:
         piece = stream.read(min(length - len(data), _CHUNK_BYTES))
         if not piece:
-            raise BadData(
+            raise CutShort(
                 f"{complaint}: {length:,} bytes expected, {len(data):,} found: fetch it again"
             )
         data += piece

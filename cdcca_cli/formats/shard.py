@@ -272,14 +272,15 @@ def _decode(record: records.Record, where: str) -> Shard:
         frame=frame,
         image=records.field(header, "image", str, where),
         domain=records.field(header, "domain", str, where, optional=True),
-        tokens=_decode_tokens(record.tensors, where),
         positions=positions_N.astype(np.int32),
-        scores=_finite(record.tensors["scores"], "scores", where),
         num_tokens=num_tokens,
         tower=tower,
         asks=[_decode_ask(ask, where) for ask in records.field(header, "asks", list, where)],
         bits=bits,
         num_bytes=record.num_bytes,
+        # Last: what is NotFinite is sound in all else.
+        tokens=_decode_tokens(record.tensors, where),
+        scores=_finite(record.tensors["scores"], "scores", where),
     )
 
 
@@ -287,11 +288,12 @@ def _decode_tokens(tensors: dict[str, np.ndarray], where: str) -> np.ndarray:
     stored_NC = tensors["tokens"]
     if stored_NC.dtype != np.int8:
         return _finite(stored_NC.astype(np.float32, copy=False), "tokens", where)
-    scales_N = _finite(tensors["scales"], "scales", where)
+    scales_N = tensors["scales"]
     if (scales_N < 0).any():
         raise BadData(f"{where}: negative scales")
     if (stored_NC == -128).any():
         raise BadData(f"{where}: a token code of -128; they are -127 to 127")
+    _finite(scales_N, "scales", where)
     with np.errstate(over="ignore"):
         return _finite(dequantize_absmax(stored_NC, scales_N), "tokens", where)
 

@@ -1,7 +1,7 @@
 """What a file holds, for `cdcca inspect`: kind, digests, counts, and what its bytes are for.
 
-Every reader's checks are made on the way: what can be summarised is sound. Token streams and
-predictions are read one record at a time, so memory does not grow with their length.
+Every reader's checks are made on the way: what can be summarised is sound. Token streams, lessons
+and predictions are read one record at a time, so memory does not grow with their length.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from cdcca_cli import streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import adaptation as adaptation_format
 from cdcca_cli.formats import device as device_format
+from cdcca_cli.formats import lessons as lessons_format
 from cdcca_cli.formats import predictions as predictions_format
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
@@ -127,6 +128,49 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
     summary.ledger = dict(ledger)
     summary.ledger["end records"] = cast(_Measured, stream).num_bytes - sum(ledger.values())
     return summary
+
+
+def _lessons(stream: BinaryIO, where: str) -> Summary:
+    """Record by record: a lesson that stands twice is counted twice."""
+    measured = cast(_Measured, stream)
+    kinds, limits = {"lessons": lessons_format.VERSION}, lessons_format.LIMITS
+    first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
+    assert first is not None  # there were bytes, or nobody would know the kind
+    head = lessons_format.parse_head(first.header, first.tensors, where)
+    counts = dict.fromkeys(("lessons", "asks", "answered_with_nothing", "lessons_with_logits"), 0)
+    ledger = dict.fromkeys((*lessons_format.TENSORS, "scales", "header"), 0)
+    ledger["header"] = end = first.num_bytes
+    try:
+        while True:
+            place = f"{where}: the lesson at byte {end:,}"
+            kinds = {"lesson": lessons_format.VERSION}
+            record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
+            if record is None:
+                break
+            lesson = lessons_format.decode(record, place)
+            end = measured.num_bytes
+            counts["lessons"] += 1
+            counts["asks"] += len(lesson.answers)
+            counts["answered_with_nothing"] += lesson.answers.count("")
+            counts["lessons_with_logits"] += lesson.logits is not None
+            sizes = {name: array.nbytes for name, array in record.tensors.items()}
+            for name, size in sizes.items():
+                ledger["scales" if name.endswith(".scales") else name] += size
+            ledger["header"] += record.num_bytes - sum(sizes.values())
+    except records.CutShort:
+        pass  # its writer is at work, or was killed: the next one goes on from here
+    ledger["unfinished"] = measured.num_bytes - end
+    return Summary(
+        "lessons",
+        {
+            "format": lessons_format.VERSION,
+            "bits": head.bits,
+            "unfinished_bytes": ledger["unfinished"],
+        },
+        {"teacher": head.teacher, "vocabulary": head.vocabulary},
+        counts,
+        ledger,
+    )
 
 
 def _predictions(stream: BinaryIO, where: str) -> Summary:
@@ -290,6 +334,7 @@ def _seen(stream: BinaryIO, where: str) -> Summary:
 
 _READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
     "shards": _shards,
+    "lessons": _lessons,
     "predictions": _predictions,
     "adaptation": _adaptation,
     "overlay": _overlay,

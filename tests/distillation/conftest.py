@@ -1,15 +1,19 @@
 """Shards of random pictures, made by the tower that a tiny teacher and student share."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cdcca_cli.distillation import lessons, run
 from cdcca_cli.distillation import teacher as teaching
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.families import LoadedModel, load, load_device
-from cdcca_cli.families.initial import create_device
+from cdcca_cli.families.initial import create_device, start_of
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
 from tests import tiny
@@ -58,6 +62,45 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
             )
         )
     return shards
+
+
+def a_run(
+    shards: list[Shard],
+    teacher: LoadedModel | None,
+    mirror: Device,
+    settings: DistillSettings,
+    start: dict[str, np.ndarray] | None = None,
+) -> run.Run:
+    """A run that has done nothing yet, on a student of its own.
+
+    Args: start: where the overlay begins; None: the mirror's.
+    """
+    student = load_device(mirror, compute="cpu")
+    gathered = lessons.gather(shards, teacher, student, settings)
+    start = mirror.read_overlay() if start is None else start
+    return run.Run(
+        student, mirror, start, gathered, settings, source=lambda: start_of(mirror)
+    )
+
+
+class Stopped(Exception):
+    """As Ctrl-C would, in the middle of an epoch."""
+
+
+@contextmanager
+def stopped_at_step(number: int) -> Iterator[list[int]]:
+    """Inside, training breaks off as it begins step `number`, counted from 1; gives the count."""
+    inner, taken = run.Run._step, [0]
+
+    def step(this: run.Run, *rest: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == number:
+            raise Stopped
+        return inner(this, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Run, "_step", step)
+        yield taken
 
 
 @pytest.fixture(scope="session")

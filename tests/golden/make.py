@@ -131,6 +131,42 @@ def overlay_digest(tensors: dict[str, Tensor]) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+LESSONS = {"kind": "lessons", "version": 1, "teacher": MODEL, "vocabulary": BASE, "bits": 16}
+# One input for both asks: 2 queries. Ask 0 has an answer of 2 tokens, ask 1 nothing but an end.
+LESSON = {
+    "kind": "lesson",
+    "version": 1,
+    "key": "sha256:" + "0a" * 32,
+    "answers": ["a cat é", ""],
+    "nats": [0.25, 1.5],
+    "inputs": [0, 0],
+    "queries": [2],
+    "visual": [2, 2],
+    "answer": [2, 1],
+}
+LESSON_TENSORS: dict[str, Tensor] = {
+    "queries": ("F16", [2, 3], halves(1.5, -2, 0, 0.25, 8, -0.125)),
+    "visual": ("F32", [4, 1], floats(70_000, 0.5, -0.5, 3)),  # 16 bits end at 65,504
+    "answer": ("F16", [3, 1], halves(1, 2, 3)),
+    "logits": ("F16", [3, 2], halves(0, -1, -2, 4, 0.5, 0.75)),
+}
+# Of one ask that an encoder-decoder answered. Row 0 of queries: scale 2; row 1: all zero.
+LESSON_I8 = {
+    **LESSON,
+    "key": "sha256:" + "0b" * 32,
+    "answers": ["two"],
+    "nats": [0.0],
+    "inputs": [0],
+    "visual": [1],
+    "answer": [0],
+}
+LESSON_TENSORS_I8: dict[str, Tensor] = {
+    "queries": ("I8", [2, 3], struct.pack("<6b", 127, -1, 0, 0, 0, 0)),
+    "queries.scales": ("F32", [2], floats(2.0, 0.0)),
+    "visual": ("I8", [1, 2], struct.pack("<2b", -127, 64)),
+    "visual.scales": ("F32", [1], floats(0.5)),
+}
+
 ADAPTATION = {
     "kind": "adaptation",
     "version": 1,
@@ -222,6 +258,22 @@ def device_state() -> dict[str, Any]:
         "previous": None,
         "highest_sequence": 3,
     }
+
+
+def lessons(*lessons: bytes, **change: Any) -> bytes:
+    """A file: the head, with keys changed, and lessons."""
+    return record({**LESSONS, **change}, {}) + b"".join(lessons)
+
+
+def lesson(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """A lesson with header keys and tensors changed, and its sum; None takes a tensor out."""
+    changed = {n: t for n, t in {**LESSON_TENSORS, **tensors}.items() if t is not None}
+    return record({**LESSON, "sum": overlay_digest(changed), **(change or {})}, changed)
+
+
+def lesson_i8(**tensors: Tensor | None) -> bytes:
+    changed = {n: t for n, t in {**LESSON_TENSORS_I8, **tensors}.items() if t is not None}
+    return record({**LESSON_I8, "sum": overlay_digest(changed)}, changed)
 
 
 def adaptation(**change: Any) -> bytes:
@@ -318,6 +370,10 @@ def valid() -> dict[str, bytes]:
         "two_parts_v1.shards": shard() + end(1) + stream_i8,
         "no_shards_v1.shards": end(0),
         "two_zstd_frames_v1.shards": packed.compress(shard() + end(1)) + packed.compress(stream_i8),
+        "lessons_v1.lessons": lessons(lesson()),
+        "lessons_v1_i8.lessons": lessons(lesson_i8(), bits=8),
+        "lessons_v1_none.lessons": lessons(bits=32),
+        "lessons_v1_unfinished.lessons": lessons(lesson(), lesson_i8()[:-9]),
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
         "adaptation_v2.adaptation": adaptation_2(),
@@ -365,6 +421,12 @@ def bomb() -> bytes:
     zeros = bytes(1 << 20)
     pieces = [compressor.compress(head)] + [compressor.compress(zeros) for _ in range(96)]
     return b"".join(pieces) + compressor.flush()
+
+
+def half_a_name() -> bytes:
+    """A lesson with a tensor whose name cannot be written in UTF-8."""
+    tensors = {**LESSON_TENSORS, "\ud83d": SCORES}
+    return record({**LESSON, "sum": TARGET}, tensors)
 
 
 def deep_update() -> bytes:
@@ -575,6 +637,104 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "ask_no_choices.shards": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
     "ask_choice_a_number.shards": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
     "ask_negative_entropy.shards": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
+    # -- lessons
+    "cut_in_head.lessons": (65, "cut short", lessons()[:-20]),
+    "newer_head.lessons": (76, "upgrade", lessons(version=2)),
+    "newer_lesson.lessons": (
+        76,
+        "upgrade",
+        lessons(lesson({"version": 2}, queries=("F8_E4M3", [2, 3], bytes(6)))),
+    ),
+    "no_head.lessons": (65, "found a lesson", lesson()),
+    "second_head.lessons": (65, "found a teacher's lessons", lessons() + lessons()),
+    "shard_inside.lessons": (65, "found token shards", lessons(shard())),
+    "junk_behind.lessons": (65, "not a cdcca record", lessons(lesson()) + b"junk junk junk junk"),
+    "zeros_behind.lessons": (65, "not a cdcca record", lessons(lesson()) + bytes(400)),
+    "head_with_tensors.lessons": (65, "has tensors", record(LESSONS, OVERLAY)),
+    "head_with_unknown_key.lessons": (65, "unknown key", lessons(model=MODEL)),
+    "bits_4.lessons": (65, "head of its lessons", lessons(bits=4)),
+    "bits_true.lessons": (65, "'bits'", lessons(bits=True)),
+    "teacher_no_digest.lessons": (65, "head of its lessons", lessons(teacher="blip")),
+    "vocabulary_a_list.lessons": (65, "head of its lessons", lessons(vocabulary=[])),
+    "lesson_without_key.lessons": (65, "'key'", lessons(lesson({"key": "sha256:0"}))),
+    "lesson_with_labels.lessons": (65, "unknown key", lessons(lesson({"labels": []}))),
+    "sum_of_other_tensors.lessons": (65, "its sum is another", lessons(lesson({"sum": TARGET}))),
+    "sum_a_number.lessons": (65, "its sum is another", lessons(lesson({"sum": 0}))),
+    "nan.lessons": (
+        65,
+        "not finite",
+        lessons(lesson(visual=("F32", [4, 1], floats(1, 2, 3, NAN)))),
+    ),
+    "infinite_half.lessons": (
+        65,
+        "not finite",
+        lessons(lesson(answer=("F16", [3, 1], halves(1, 2, INF)))),
+    ),
+    "queries_missing.lessons": (65, "with the tensors", lessons(lesson(queries=None))),
+    "unknown_tensor.lessons": (65, "with the tensors", lessons(lesson(labels=SCORES))),
+    "tensor_with_half_a_name.lessons": (65, "with the tensors", lessons(half_a_name())),
+    "codes_without_scales.lessons": (
+        65,
+        "with the tensors",
+        lessons(lesson_i8(**{"visual.scales": None})),
+    ),
+    "scales_without_codes.lessons": (
+        65,
+        "with the tensors",
+        lessons(lesson(**{"answer.scales": ("F32", [3], floats(1, 1, 1))})),
+    ),
+    "scales_of_halves.lessons": (
+        65,
+        "number of scales",
+        lessons(lesson_i8(**{"visual.scales": ("F16", [1], halves(1))})),
+    ),
+    "scales_for_other_rows.lessons": (
+        65,
+        "number of scales",
+        lessons(lesson_i8(**{"visual.scales": ("F32", [2], floats(1, 1))})),
+    ),
+    "scales_negative.lessons": (
+        65,
+        "below 0",
+        lessons(lesson_i8(**{"visual.scales": ("F32", [1], floats(-0.5))})),
+    ),
+    "scales_nan.lessons": (
+        65,
+        "not finite",
+        lessons(lesson_i8(**{"visual.scales": ("F32", [1], floats(NAN))})),
+    ),
+    "scales_overflow.lessons": (
+        65,
+        "not finite",
+        lessons(lesson_i8(**{"visual.scales": ("F32", [1], floats(3e38))})),
+    ),
+    "code_minus_128.lessons": (
+        65,
+        "-128",
+        lessons(lesson_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0)))),
+    ),
+    "whole_numbers.lessons": (65, "int32", lessons(lesson(answer=("I32", [3, 1], bytes(12))))),
+    "one_dimension.lessons": (65, "1 dimensions", lessons(lesson(answer=("F16", [3], bytes(6))))),
+    "rows_too_few.lessons": (
+        65,
+        "2 rows of answer",
+        lessons(lesson(answer=("F16", [2, 1], halves(1, 2)))),
+    ),
+    "rows_too_many.lessons": (65, "expected 3", lessons(lesson({"visual": [2, 1]}))),
+    "rows_huge.lessons": (65, "rows of visual", lessons(lesson({"visual": [2, 10**30]}))),
+    "rows_negative.lessons": (65, "below 0", lessons(lesson({"visual": [6, -2]}))),
+    "rows_a_fraction.lessons": (65, "whole number", lessons(lesson({"visual": [2.0, 2]}))),
+    "answers_too_few.lessons": (65, "1 answers", lessons(lesson({"answers": ["a cat"]}))),
+    "answers_a_number.lessons": (65, "a string", lessons(lesson({"answers": ["a", 2]}))),
+    "answers_half_a_character.lessons": (
+        65,
+        "half of a character",
+        lessons(lesson({"answers": ["\ud83d", ""]})),
+    ),
+    "nats_negative.lessons": (65, "below 0", lessons(lesson({"nats": [0.25, -1]}))),
+    "nats_huge.lessons": (65, "too large", lessons(lesson({"nats": [0.25, 10**400]}))),
+    "nats_text.lessons": (65, "a number", lessons(lesson({"nats": [0.25, "1"]}))),
+    "input_not_there.lessons": (65, "not there", lessons(lesson({"inputs": [0, 1]}))),
     # -- adaptation
     "cut.adaptation": (65, "cut short", adaptation()[:-1]),
     "trailing_bytes.adaptation": (65, "goes on", adaptation() + b"x"),

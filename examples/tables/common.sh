@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# What the tables share: where the models and frames are, and one chain of rounds. To be sourced.
+#
+#   PAIR     a folder with the checkpoints `student` and `teacher`   [the shipped pair]
+#   FRAMES   a folder with `stream` (target domain, what is sent), `heldout` (never sent) and
+#            `source` as `cdcca demo --export` makes it; or an annotation file, whose frames are
+#            both what is sent and what is scored, as in the paper      [the shipped frames]
+#   IMAGES   where an annotation file's pictures are
+#   OUT      everything that is made; what is there is not made again   [tables]
+#   SEEDS ROUNDS JOBS TOP KEEP EPOCHS DISTILL   how; DISTILL are more options of distill
+#   ERROR    relative error of the change that compress may make, the same for all   [0.1]
+#   COMPUTE DTYPE   auto
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=${OUT:-tables}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+read -ra seeds <<<"${SEEDS:-0 1 2}"
+rounds=${ROUNDS:-3} jobs=${JOBS:-1}
+top=${TOP:-50%} keep=${KEEP:-50%} epochs=${EPOCHS:-3} error=${ERROR:-0.1}
+student=${PAIR:+$PAIR/student} teacher=${PAIR:+$PAIR/teacher}
+student=${student:-shipped:student} teacher=${teacher:-shipped:teacher}
+runtime=(--compute "${COMPUTE:-auto}" --dtype "${DTYPE:-auto}" --quiet)
+read -ra more <<<"${DISTILL:-}"
+images=() references=()
+if [ -z "${FRAMES:-}" ]; then
+  [ -d "$out/frames" ] || cdcca demo --export "$out/frames" --quiet
+  FRAMES=$out/frames
+fi
+if [ -f "$FRAMES" ]; then
+  stream=$FRAMES heldout='' source=''
+  images=(${IMAGES:+--images "$IMAGES"})
+else
+  stream=$FRAMES/stream heldout=$FRAMES/heldout source=$FRAMES/source
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+# answers FRAMES DEVICE FILE: what a device says of frames, unless it is known already.
+answers() {
+  [ -z "$1" ] || [ -e "$3" ] \
+    || cdcca infer "$1" "${images[@]}" -m "$2" -o "$3" --batch-size 64 "${runtime[@]}"
+}
+
+# once FILE COMMAND...: runs the command, whose output is FILE, unless it is there.
+once() {
+  local file=$1
+  shift
+  [ -e "$file" ] || "$@"
+}
+
+# chain NAME SEED ROUNDS TOP KEEP BY DISTILL-OPTIONS...: Algorithm 1, a command a line, in
+# $out/seed-SEED/NAME. With BY "whole" all asks and all tokens are sent.
+chain() {
+  local name=$1 seed=$2 rounds=$3 top=$4 keep=$5 by=$6 round=0
+  shift 6
+  local folder=$out/seed-$seed/$name
+  mkdir -p "$folder"
+  for side in device mirror; do
+    [ -e "$folder/$side" ] || cdcca init "$folder/$side" --checkpoint "$student" --quiet
+  done
+  local resume=()
+  while [ "$round" -lt "$rounds" ]; do
+    round=$((round + 1))
+    local now=$folder/round-$round
+    mkdir -p "$now"
+    if [ ! -e "$now/applied" ]; then
+      local first=()
+      if [ "$round" = 1 ]; then # no method has done anything yet: all of a seed share it
+        mkdir -p "$out/seed-$seed/start"
+        answers "$stream" "$folder/device" "$out/seed-$seed/start/stream.jsonl"
+        cp "$out/seed-$seed/start/stream.jsonl" "$now/before.jsonl"
+      else
+        answers "$stream" "$folder/device" "$now/before.jsonl"
+      fi
+      once "$now/uplink.tokens" cdcca sample "$stream" "${images[@]}" -m "$folder/device" \
+        --predictions "$now/before.jsonl" --top "$top" --keep "$keep" --by "$by" \
+        --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
+      once "$now/adaptation.safetensors" cdcca distill "$now/uplink.tokens" --teacher "$teacher" \
+        --student "$folder/mirror" "${resume[@]}" --seed $((1000 * seed + round)) \
+        --cache "$out/teacher.lessons" --epochs "$epochs" "$@" "${more[@]}" \
+        --log "$now/steps.jsonl" -o "$now/adaptation.safetensors" "${runtime[@]}"
+      once "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
+        --base "$folder/mirror" --max-error "$error" --no-measure -o "$now/update.cdcca" --quiet
+      cdcca apply "$folder/device" "$now/update.cdcca" --quiet
+      cdcca apply "$folder/mirror" "$now/update.cdcca" --quiet
+      touch "$now/applied"
+    fi
+    answers "$heldout" "$folder/device" "$now/heldout.jsonl"
+    resume=(--resume "$now/adaptation.safetensors")
+  done
+  answers "$stream" "$folder/device" "$folder/round-$rounds/stream.jsonl"
+  answers "$source" "$folder/device" "$folder/round-$rounds/source.jsonl"
+}
+
+# start SEED: what the source model says of everything, which does not change from round to round.
+start() {
+  local folder=$out/seed-$1/start
+  mkdir -p "$folder"
+  [ -e "$folder/device" ] || cdcca init "$folder/device" --checkpoint "$student" --quiet
+  answers "$stream" "$folder/device" "$folder/stream.jsonl"
+  answers "$heldout" "$folder/device" "$folder/heldout.jsonl"
+  answers "$source" "$folder/device" "$folder/source.jsonl"
+}
+
+# methods METHOD...: a chain of rounds for each method and seed, $JOBS at once.
+methods() {
+  for seed in "${seeds[@]}"; do
+    start "$seed"
+    for method in "$@"; do
+      while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+      chain "$method" "$seed" "$rounds" "$top" "$keep" vis --method "$method" &
+    done
+  done
+  while [ -n "$(jobs -p)" ]; do wait -n || { wait; return 1; }; done
+}
+
+report() {
+  PYTHONWARNINGS=ignore python3 "$here/report.py" "$@" --out "$out" --frames "$FRAMES" \
+    --seeds "${seeds[@]}"
+}

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Table 1: methods by rounds, MC and DA. Variables: see common.sh.
+#
+#   usage: methods.sh [METHOD...]
+. "$(dirname "$0")/common.sh"
+[ $# -gt 0 ] || set -- tent cotta pkd cwd pseudo-label akd
+methods "$@"
+report methods --rounds "$rounds" --methods "$@"

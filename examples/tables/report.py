@@ -1,0 +1,439 @@
+"""The tables as Markdown, from the files that the scripts beside this one leave.
+
+    report.py methods|captions|ablation|tokens|rounds --out OUT --frames FRAMES --seeds 0 1 2
+
+A figure is a mean over seeds (and, where it says so, over rounds). Its 95 % interval is of that
+mean when frames are drawn with replacement: each frame keeps all of its asks, seeds and rounds, and
+two methods are compared on the same draws. The seeds' own values stand beside it where there are
+several: how much hangs on them.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from paper import PAPER
+
+from cdcca_cli import streams
+from cdcca_cli.datasets import Reference, read_references
+from cdcca_cli.scoring.answers import read_answers
+from cdcca_cli.scoring.scores import Score, Scores, score
+from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap, compare_all
+
+METRICS = {"mc": "MC", "da": "DA", "cider": "CIDEr", "bleu4": "BLEU-4"}
+SETS = {
+    "heldout": "target frames that were never sent",
+    "stream": "the very stream it adapted to, as the paper scores",
+    "source": "the source domain",
+}
+
+
+class Runs:
+    """What lies in the output folder."""
+
+    def __init__(self, out: Path, frames: Path, seeds: Sequence[int]) -> None:
+        self.out, self.frames, self.seeds = out, frames, list(seeds)
+        self._references: dict[str, Mapping[str, Reference]] = {}
+        self._scores: dict[Path, Scores] = {}
+
+    def references(self, which: str) -> Mapping[str, Reference]:
+        """The labels of a set of frames; empty if there is none."""
+        if which not in self._references:
+            found: Mapping[str, Reference] = {}
+            if self.frames.is_dir():
+                found = read_references(self.frames / which)
+            elif which == "stream":
+                found = read_references(self.frames)
+            self._references[which] = found
+        return self._references[which]
+
+    def scores(self, path: Path, which: str) -> Scores:
+        """Every score of a file of predictions."""
+        if path not in self._scores:
+            answers = read_answers([str(path)]).by_id
+            task = "manifest" if self.frames.is_dir() else None
+            self._scores[path] = score(self.references(which), answers, task=task, intervals=False)
+        return self._scores[path]
+
+    def path(self, seed: int, name: str, round_: int, which: str, last: int) -> Path | None:
+        """Where the predictions of a set after a round are. name: `start` is the source model."""
+        folder = self.out / f"seed-{seed}"
+        if name == "start" or round_ == 0:
+            path = folder / "start" / f"{which}.jsonl"
+        elif which == "stream" and round_ < last:
+            path = folder / name / f"round-{round_ + 1}" / "before.jsonl"
+        else:
+            path = folder / name / f"round-{round_}" / f"{which}.jsonl"
+        return path if path.exists() else None
+
+    def score(
+        self, seed: int, name: str, round_: int, which: str, metric: str, last: int, group: str
+    ) -> Score | None:
+        """One score, of everything or of a domain."""
+        path = self.path(seed, name, round_, which, last)
+        if path is None:
+            return None
+        key = (metric, "all" if group == "all" else "domain", group)
+        return next((one for one in self.scores(path, which).scores if one.key == key), None)
+
+    def pooled(
+        self,
+        name: str,
+        rounds: Iterable[int],
+        which: str,
+        metric: str,
+        last: int,
+        group: str = "all",
+        seeds: Sequence[int] | None = None,
+    ) -> Sample | None:
+        """The mean over seeds and rounds, frame by frame; None if one is missing."""
+        found = [
+            self.score(seed, name, round_, which, metric, last, group)
+            for seed in (self.seeds if seeds is None else seeds)
+            for round_ in rounds
+        ]
+        samples = [one.sample for one in found if one is not None]
+        if not samples or len(samples) < len(found):
+            return None
+        return replace(samples[0], rows_UK=np.mean([sample.rows_UK for sample in samples], axis=0))
+
+    def bytes_of(self, name: str, rounds: Iterable[int], file: str) -> float:
+        """The mean size of a file over rounds and seeds."""
+        sizes = [
+            (self.out / f"seed-{seed}" / name / f"round-{round_}" / file).stat().st_size
+            for seed in self.seeds
+            for round_ in rounds
+        ]
+        return float(np.mean(sizes))
+
+    def seconds_of(self, name: str, rounds: Iterable[int]) -> float:
+        """The mean seconds of training in a round, without loading and asking the teacher."""
+        seconds = []
+        for seed in self.seeds:
+            for round_ in rounds:
+                log = self.out / f"seed-{seed}" / name / f"round-{round_}" / "steps.jsonl"
+                lines = [json.loads(line) for line in log.read_text().splitlines()]
+                seconds.append(max((line.get("seconds", 0.0) for line in lines), default=0.0))
+        return float(np.mean(seconds))
+
+
+def value(sample: Sample | None, places: int = 2) -> str:
+    """A figure with its interval."""
+    if sample is None:
+        return ""
+    interval = bootstrap(sample)
+    ends = "" if interval is None else f" ({interval.low:.1f} to {interval.high:.1f})"
+    return f"{sample.value():.{places}f}{ends}"
+
+
+def difference(ours: Sample | None, theirs: Sample | None) -> Difference | None:
+    """Ours minus theirs over the same frames."""
+    if ours is None or theirs is None:
+        return None
+    return compare_all([(ours, theirs)])[0]
+
+
+def told(found: Difference | None) -> str:
+    """A difference with its interval and p, bold where the interval leaves zero out."""
+    if found is None or found.interval is None:
+        return ""
+    low, high = found.interval.low, found.interval.high
+    words = f"{found.value:+.2f} ({low:+.1f} to {high:+.1f})"
+    return f"**{words}**" if low > 0 or high < 0 else words
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """One Markdown table on stdout."""
+    lines = [f"### {title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    streams.emit("\n".join([*lines, "", ""]))
+
+
+def count(runs: Runs, which: str, metric: str) -> int:
+    """How many asks a metric is over."""
+    found = runs.score(runs.seeds[0], "start", 0, which, metric, 0, "all")
+    return 0 if found is None else found.sample.n
+
+
+# ---------------------------------------------------------------- Table 1
+
+
+def methods(runs: Runs, names: Sequence[str], last: int) -> None:
+    """Table 1: every round, the mean over rounds, what akd is ahead by, what the source lost."""
+    rounds = range(1, last + 1)
+    for which in ("heldout", "stream"):
+        if not count(runs, which, "da") and not count(runs, which, "mc"):
+            continue
+        header = ["", *(f"{METRICS[m]} r{r}" for r in rounds for m in ("mc", "da"))]
+        header += ["mean MC", "mean DA"]
+        rows = []
+        for name in ("start", *names):
+            cells = [
+                value_only(runs.pooled(name, [r], which, m, last))
+                for r in rounds
+                for m in ("mc", "da")
+            ]
+            means = [value(runs.pooled(name, rounds, which, m, last)) for m in ("mc", "da")]
+            rows.append([label(name), *cells, *means])
+        n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
+        table(f"Table 1, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)
+        gains(runs, names, rounds, which, last)
+    cost(runs, names, rounds)
+    forgotten(runs, names, last)
+    table("The paper (VQAv2 to A-OKVQA)", *PAPER["methods"])
+
+
+def gains(runs: Runs, names: Sequence[str], rounds: range, which: str, last: int) -> None:
+    """Against the source model, and akd against every other method."""
+    rows = []
+    for name in names:
+        cells = [label(name)]
+        for metric in ("mc", "da"):
+            own = runs.pooled(name, rounds, which, metric, last)
+            cells.append(told(difference(own, runs.pooled("start", rounds, which, metric, last))))
+        for metric in ("mc", "da"):
+            akd = runs.pooled("akd", rounds, which, metric, last)
+            other = runs.pooled(name, rounds, which, metric, last)
+            cells.append("" if name == "akd" else told(difference(akd, other)))
+        rows.append([*cells, by_seed(runs, name, rounds, which, last)])
+    header = ["mean of rounds", "MC over source only", "DA over source only"]
+    header += ["akd ahead, MC", "akd ahead, DA", "DA of each seed"]
+    table(f"Differences, {SETS[which]}", header, rows)
+
+
+def by_seed(runs: Runs, name: str, rounds: range, which: str, last: int) -> str:
+    """The mean DA (MC where there is none) of each seed."""
+    metric = "da" if count(runs, which, "da") else "mc"
+    samples = [runs.pooled(name, rounds, which, metric, last, seeds=[s]) for s in runs.seeds]
+    return ", ".join(value_only(sample, 1) for sample in samples)
+
+
+def cost(runs: Runs, names: Sequence[str], rounds: range) -> None:
+    """What a round takes."""
+    rows = [
+        [
+            label(name),
+            f"{runs.bytes_of(name, rounds, 'uplink.tokens'):,.0f}",
+            f"{runs.bytes_of(name, rounds, 'update.cdcca'):,.0f}",
+            f"{runs.seconds_of(name, rounds):.1f}",
+        ]
+        for name in names
+    ]
+    table("A round", ["", "uplink bytes", "downlink bytes", "seconds of training"], rows)
+
+
+def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
+    """The source domain after the last round."""
+    if not count(runs, "source", "da"):
+        return
+    rows = []
+    for name in names:
+        cells = [
+            told(
+                difference(
+                    runs.pooled(name, [last], "source", metric, last),
+                    runs.pooled("start", [last], "source", metric, last),
+                )
+            )
+            for metric in ("mc", "da", "cider")
+        ]
+        rows.append([label(name), *cells])
+    n = count(runs, "source", "da")
+    header = ["after the last round", "MC", "DA", "CIDEr"]
+    table(f"Change on {SETS['source']} (n = {n})", header, rows)
+
+
+# ---------------------------------------------------------------- Table 2
+
+
+def captions(runs: Runs, names: Sequence[str], last: int) -> None:
+    """Table 2: BLEU-4 and CIDEr by domain after the last round; 'mean' is of the domains."""
+    for which in ("heldout", "source"):
+        if not count(runs, which, "cider"):
+            continue
+        domains = domains_of(runs, which)
+        groups = ["all", *domains] if len(domains) > 1 else ["all"]
+        header = ["", *(f"{g} {m}" for g in groups for m in ("BLEU-4", "CIDEr"))]
+        rows = []
+        for name in ("start", *names):
+            cells = []
+            for group in groups:
+                for metric in ("bleu4", "cider"):
+                    sample = runs.pooled(name, [last], which, metric, last, group)
+                    cells.append(value_only(sample))
+            rows.append([label(name), *cells])
+        n = count(runs, which, "cider")
+        table(f"Table 2, {SETS[which]} ({n} pictures; seeds {of(runs)})", header, rows)
+        rows = []
+        for name in names:
+            own = [runs.pooled(name, [last], which, "cider", last, group) for group in groups]
+            start = [runs.pooled("start", [last], which, "cider", last, g) for g in groups]
+            akd = [runs.pooled("akd", [last], which, "cider", last, group) for group in groups]
+            gained = [told(difference(a, b)) for a, b in zip(own, start, strict=True)]
+            ahead = "" if name == "akd" else told(difference(akd[0], own[0]))
+            rows.append([label(name), *gained, ahead])
+        header = ["CIDEr over source only", *groups, "akd ahead, all"]
+        table(f"Differences, {SETS[which]}", header, rows)
+    table("The paper (COCO to nocaps), BLEU-4 / CIDEr", *PAPER["captions"])
+
+
+def domains_of(runs: Runs, which: str) -> list[str]:
+    """The domains of a set, by name."""
+    path = runs.path(runs.seeds[0], "start", 0, which, 0)
+    if path is None:
+        return []
+    found = runs.scores(path, which).scores
+    return sorted({s.group for s in found if s.by == "domain" and s.metric == "cider"})
+
+
+# ---------------------------------------------------------------- Tables 3 and 4
+
+
+def ablation(runs: Runs) -> None:
+    """Table 3: each stage's own effect, in one round."""
+    names = ["pl", "pl-akd", "pl-akd-uts1", "pl-akd-uts2"]
+    title = {
+        "pl": "PL, the whole stream",
+        "pl-akd": "+ AKD",
+        "pl-akd-uts1": "+ UTS-1 (asks)",
+        "pl-akd-uts2": "+ UTS-2 (tokens)",
+    }
+    for which in ("heldout", "stream"):
+        if not count(runs, which, "da"):
+            continue
+        rows, before = [], "start"
+        whole = runs.bytes_of("ablation/pl", [1], "uplink.tokens")
+        for short in names:
+            name = f"ablation/{short}"
+            size = runs.bytes_of(name, [1], "uplink.tokens")
+            cells = [title[short], f"{size:,.0f} ({size / whole:.0%})"]
+            for metric in ("mc", "da"):
+                own = runs.pooled(name, [1], which, metric, 1)
+                start = runs.pooled("start", [1], which, metric, 1)
+                previous = runs.pooled(before, [1], which, metric, 1)
+                cells += [told(difference(own, start)), told(difference(own, previous))]
+            rows.append(cells)
+            before = name
+        header = ["", "uplink bytes", "MC over source only", "by this stage", "DA over source only"]
+        n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
+        table(f"Table 3, {SETS[which]} ({n}; seeds {of(runs)})", [*header, "by this stage"], rows)
+    table("The paper, over source only", *PAPER["ablation"])
+
+
+def tokens(runs: Runs, rules: Sequence[str]) -> None:
+    """Table 4: which tokens, and how many."""
+    shares = ("25%", "50%", "75%")
+    for which in ("heldout", "stream"):
+        if not count(runs, which, "mc"):
+            continue
+        for metric in ("mc", "da"):
+            rows = []
+            for rule in rules:
+                own = [runs.pooled(f"tokens/{rule}-{s}", [1], which, metric, 1) for s in shares]
+                rows.append([rule, *(value(sample) for sample in own)])
+            for rule in rules:
+                if rule == "vis":
+                    continue
+                ahead = [
+                    told(
+                        difference(
+                            runs.pooled(f"tokens/vis-{s}", [1], which, metric, 1),
+                            runs.pooled(f"tokens/{rule}-{s}", [1], which, metric, 1),
+                        )
+                    )
+                    for s in shares
+                ]
+                rows.append([f"vis ahead of {rule}", *ahead])
+            n = count(runs, which, metric)
+            table(
+                f"Table 4, {METRICS[metric]}, {SETS[which]} (n = {n}; seeds {of(runs)})",
+                ["tokens kept", *shares],
+                rows,
+            )
+    table("The paper, MC", *PAPER["tokens"])
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def rounds(runs: Runs, names: Sequence[str], last: int) -> None:
+    """MC and DA after every round, with intervals, as OUT/rounds.png; the same as a table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    which = "heldout" if count(runs, "heldout", "mc") else "stream"
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    rows: dict[str, list[str]] = {name: [label(name)] for name in names}
+    for axis, metric in zip(axes, ("mc", "da"), strict=True):
+        for number, name in enumerate(names):
+            samples = [runs.pooled(name, [r], which, metric, last) for r in range(last + 1)]
+            kept = [(r, s) for r, s in enumerate(samples) if s is not None]
+            places = [r + 0.04 * (number - len(names) / 2) for r, _ in kept]
+            values = [sample.value() for _, sample in kept]
+            ends = [bootstrap(sample) for _, sample in kept]
+            low = [v - (e.low if e else v) for v, e in zip(values, ends, strict=True)]
+            high = [(e.high if e else v) - v for v, e in zip(values, ends, strict=True)]
+            axis.errorbar(places, values, [low, high], marker="o", capsize=3, label=label(name))
+            rows[name] += [f"{v:.2f}" for v in values]
+        axis.set_xlabel("round")
+        axis.set_ylabel(f"{METRICS[metric]}, %")
+        axis.set_xticks(range(last + 1))
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(f"{SETS[which]}; {len(runs.seeds)} seeds, 95 % intervals over frames")
+    figure.savefig(runs.out / "rounds.png", dpi=130)
+    header = ["", *(f"{METRICS[m]} r{r}" for m in ("mc", "da") for r in range(last + 1))]
+    table(f"Round by round, {SETS[which]} (seeds {of(runs)})", header, rows.values())
+
+
+# ---------------------------------------------------------------- words
+
+
+def value_only(sample: Sample | None, places: int = 2) -> str:
+    """A figure alone."""
+    return "" if sample is None else f"{sample.value():.{places}f}"
+
+
+def label(name: str) -> str:
+    """What a row is called."""
+    return "source only" if name == "start" else name
+
+
+def of(runs: Runs) -> str:
+    """The seeds."""
+    return ", ".join(map(str, runs.seeds))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("methods", "captions", "ablation", "tokens", "rounds"))
+    parser.add_argument("--out", type=Path, required=True, help="what the scripts left")
+    parser.add_argument("--frames", type=Path, required=True, help="the frames they were run on")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--rules", nargs="*", default=[])
+    options = parser.parse_args()
+    runs = Runs(options.out, options.frames, options.seeds)
+    if options.what == "methods":
+        methods(runs, options.methods, options.rounds)
+    elif options.what == "captions":
+        captions(runs, options.methods, options.rounds)
+    elif options.what == "ablation":
+        ablation(runs)
+    elif options.what == "tokens":
+        tokens(runs, options.rules)
+    else:
+        rounds(runs, options.methods, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

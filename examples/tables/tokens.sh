@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Table 4: which tokens are kept, and how many, in one round. Variables: see common.sh.
+#
+#   usage: tokens.sh [RULE...]    rules of `cdcca sample --by`
+. "$(dirname "$0")/common.sh"
+[ $# -gt 0 ] || set -- random norm vis
+for seed in "${seeds[@]}"; do
+  start "$seed"
+  for rule in "$@"; do
+    for share in 25% 50% 75%; do
+      while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+      chain "tokens/$rule-$share" "$seed" 1 "$top" "$share" "$rule" --method akd &
+    done
+  done
+done
+wait
+report tokens --rules "$@"
