@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.shipped import few_frames
 
 ROOT = Path(__file__).parent.parent
@@ -26,8 +28,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `cdcca` in it: this checkout under this interpreter."""
+def real_commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cdcca` in it: this checkout under this interpreter, a process each."""
     folder = tmp_path_factory.mktemp("bin")
     script = folder / "cdcca"
     script.write_text(
@@ -35,6 +37,28 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     script.chmod(0o755)
     return folder
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same by forks of one process, which has imported everything already."""
+    folder = tmp_path_factory.mktemp("forks")
+    address = folder / "socket"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.fork_server", address],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not address.exists():
+            assert server.poll() is None and time.monotonic() < deadline, "no server"
+            time.sleep(0.05)
+        fork_server.client(folder / "cdcca", address)
+        yield folder
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
 
 
 def environment(commands: Path, **more: str) -> dict[str, str]:
@@ -64,10 +88,10 @@ def current(folder: Path) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def piped(tmp_path_factory: pytest.TempPathFactory, frames: Path, commands: Path) -> Path:
-    """A folder in which pipe.sh has run."""
+def piped(tmp_path_factory: pytest.TempPathFactory, frames: Path, real_commands: Path) -> Path:
+    """A folder in which pipe.sh has run, each stage a process of its own."""
     folder = tmp_path_factory.mktemp("pipe")
-    run("pipe.sh", frames, cwd=folder, env=environment(commands))
+    run("pipe.sh", frames, cwd=folder, env=environment(real_commands))
     return folder
 
 

@@ -36,7 +36,7 @@ def command(
     query_weight: Annotated[
         float | None,
         typer.Option(
-            help="Of the query alignment.  [default: akd 1, pkd 6, cwd 3]", rich_help_panel=_LOSS
+            help="Of the query alignment.  [default: akd 0.1, pkd 6, cwd 3]", rich_help_panel=_LOSS
         ),
     ] = None,
     repr_weight: Annotated[

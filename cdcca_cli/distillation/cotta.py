@@ -10,7 +10,7 @@ What the source leaves open for a language model and for stored tokens is decide
 - the answer is the mean teacher's own, greedy; the loss is the cross-entropy of the student's
   distribution of each of its tokens against the mean teacher's (`soft_cross_entropy`);
 - confidence: the source model's largest probability at each token of that answer, meant over
-  the tokens and the batch;
+  the tokens and the batch (the part of it that goes through at once, as for the views);
 - there are no pictures in the cloud, so views are of stored tokens: scaled by 0.9 to 1.1 (as
   contrast), noise of a tenth of each channel's deviation, a tenth of the tokens left out. Nothing
   is mirrored: 'left' would become 'right';
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdcca_cli.distillation import processes
 from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.logit_losses import answer_confidence, soft_cross_entropy
 from cdcca_cli.distillation.methods import Course, Method
@@ -49,7 +50,9 @@ class Cotta(Method):
         self.how = course.settings.cotta
         self.mean = RunningMean(course.overlay, self.how.ema)
         self.source_P = course.overlay.laid_out(course.source())
-        self.num_batches = self.num_augmented = 0
+        # Parts of batches, and those of them whose views were averaged: of this step, of all.
+        self._now_2 = torch.zeros(2, device=self.source_P.device)
+        self._counts_2 = torch.zeros_like(self._now_2)
 
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
         student = self.course.student
@@ -71,9 +74,9 @@ class Cotta(Method):
             seen = self.course.look(batch)
             anchor_BAV = student.forward(seen.spliced, answer_BA).logits
         confidence = float(answer_confidence(anchor_BAV, answer_BA).mean())
-        self.num_batches += 1
-        if confidence < self.how.threshold:
-            self.num_augmented += 1
+        is_unsure = confidence < self.how.threshold
+        self._now_2 += self._now_2.new_tensor([1, is_unsure])
+        if is_unsure:
             with overlay.holding(self.mean.values):
                 total_BAV = torch.zeros_like(teacher_BAV)
                 for view in self._views(batch):
@@ -88,31 +91,34 @@ class Cotta(Method):
         shards = {id(example.shard): example.shard for example in examples}
         first = min(batch)
         for number in range(self.how.views):
-            key = [self.course.settings.seed & (2**64 - 1), (first << 16) + number]
-            source = np.random.Generator(np.random.Philox(key=key))
+            source = self._draws((first << 16) + number)
             seen = {place: augmented(shard, source) for place, shard in shards.items()}
             yield [Example(seen[id(example.shard)], example.ask) for example in examples]
 
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | {"counts": self._counts_2}
+
     def after_step(self, number: int) -> None:
         super().after_step(number)
+        processes.add_up(self._now_2)
+        self._counts_2 += self._now_2
+        self._now_2.zero_()
         if not self.how.restore:
             return
-        source = np.random.Generator(
-            np.random.Philox(key=[self.course.settings.seed & (2**64 - 1), (1 << 63) + number])
-        )
         values_P = self.course.overlay.values
-        drawn_P = source.random(len(values_P), dtype=np.float32)
+        drawn_P = self._draws((1 << 63) + number).random(len(values_P), dtype=np.float32)
         back_P = torch.from_numpy(drawn_P < self.how.restore).to(values_P.device)
         values_P.copy_(torch.where(back_P, self.source_P, values_P))
 
+    def _draws(self, number: int) -> np.random.Generator:
+        """What is drawn at random for `number`, below 2^64, in the run of this seed."""
+        # Of a list that holds 2^63 and more numpy makes floats: all such numbers would be one.
+        key = np.array([self.course.settings.seed & (2**64 - 1), number], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
+
     def report(self) -> dict[str, object]:
-        return {
-            "cotta": {
-                **vars(self.how),
-                "batches": self.num_batches,
-                "augmented": self.num_augmented,
-            }
-        }
+        batches, augmented = map(int, self._counts_2.tolist())
+        return {"cotta": {**vars(self.how), "batches": batches, "augmented": augmented}}
 
 
 def augmented(shard: Shard, source: np.random.Generator) -> Shard:

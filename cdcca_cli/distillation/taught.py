@@ -109,9 +109,9 @@ class Taught(Method):
 
     def prepare(self) -> None:
         """Scales, phi, and the gradients that weights are relative to."""
-        train = self.course.lessons.train
+        train, settings = self.course.lessons.train, self.course.settings
         chosen = train[:: max(1, len(train) // MEASURED)][:MEASURED]
-        size = self.course.settings.batch_size
+        size = settings.micro_batch_size or settings.batch_size
         batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
         if "kl" in self.weights:
             self._check_vocabulary()
@@ -125,7 +125,7 @@ class Taught(Method):
             for part, phi in self.phis.items()
             for name, parameter in phi.named_parameters()
         }
-        self.flats = [Flat(named)]
+        self.flats = [Flat(named)] if named else []
         self._measure_gradients(batches)
 
     def _check_vocabulary(self) -> None:

@@ -130,15 +130,21 @@ def encode(key: str, lesson: Lesson, bits: int) -> bytes:
         "kind": "lesson",
         "version": VERSION,
         "key": key,
-        "sum": overlay_digest(tensors),
         "answers": lesson.answers,
         "nats": lesson.nats,
         "inputs": lesson.inputs,
         **lengths,
     }
     out = BytesIO()
-    records.write_record(out, tensors, header)
+    records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
     return out.getvalue()
+
+
+def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """As the module's docstring has it: of the tensors, with the rest of the header as one more."""
+    rest = {name: value for name, value in header.items() if name != "sum"}
+    said = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
+    return overlay_digest({**tensors, "header": said})
 
 
 def _lengths(parts: Sequence[np.ndarray]) -> list[int]:
@@ -165,8 +171,8 @@ def decode(record: records.Record, where: str) -> Lesson:
     present = {name for name in TENSORS if name in tensors}
     scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
     if not present >= {"queries", "visual"} or set(tensors) != present | scales:
-        raise BadData(f"{where}: a lesson with the tensors {', '.join(sorted(tensors))[:200]}")
-    if overlay_digest(tensors) != header["sum"]:
+        raise BadData(f"{where}: a lesson with the tensors {str(sorted(tensors))[:200]}")
+    if _sum(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum is another: name another --cache")
     split: dict[str, Any] = {
         name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
@@ -328,7 +334,7 @@ class LessonFile:
     def _note(self, table: Mapping[str, Any], header: Mapping[str, Any], place: int) -> None:
         key = header.get("key")
         if not is_digest(key):
-            raise BadData(f"{self._at(place)}: it has no key")
+            raise BadData(f"{self._at(place)}: 'key' is not a digest")
         self.places[str(key)] = (place, "logits" in table)
 
     def _at(self, place: int) -> str:

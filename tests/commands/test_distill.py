@@ -3,20 +3,24 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdcca_cli.distillation import teacher as teaching
-from cdcca_cli.families import load
+from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.families import LoadedModel, load
 from cdcca_cli.families.initial import create_device
+from cdcca_cli.formats import lessons, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.formats.shard import Ask, Shard, write_shard, writer
 from cdcca_cli.main import main
 from tests.distillation.conftest import make_shards
 
@@ -34,6 +38,19 @@ def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("distill") / "mirror"
     create_device(folder, str(tiny_pair[1]), rank=2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def kept_lessons(
+    tiny_pair: tuple[Path, Path], shards: list[Shard], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the teacher says of the first two frames, without logits."""
+    path = tmp_path_factory.mktemp("kept") / "lessons"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+        model = load(tiny_pair[0], compute="cpu")
+        teaching.ask(model, shards[:2], teaching.Asking(batch_size=8), path)
+    return path
 
 
 @pytest.fixture
@@ -54,6 +71,22 @@ def write(path: Path, shards: list[Shard]) -> Path:
     with path.open("wb") as out, writer(out) as put:
         for shard in shards:
             put(shard)
+    return path
+
+
+def write_some_that_are_no_numbers(path: Path, shards: list[Shard], bad: set[int]) -> Path:
+    """A stream in which the tokens of some frames hold a NaN, as a broken tower makes them."""
+    with path.open("wb") as out:
+        for number, shard in enumerate(shards):
+            one = io.BytesIO()
+            write_shard(one, shard)
+            one.seek(0)
+            record = records.read_record(one)
+            assert record is not None
+            if number in bad:
+                record.tensors["tokens"][0, 0] = np.nan
+            records.write_record(out, record.tensors, record.header)
+        records.write_record(out, {}, {"kind": "end", "version": 1, "count": len(shards)})
     return path
 
 
@@ -135,6 +168,224 @@ def test_resume(tmp_path: Path, shards: list[Shard], mirror: Path) -> None:
 
 
 @pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_an_adaptation_that_names_it(
+    method: str, tmp_path: Path, shards: list[Shard], mirror: Path
+) -> None:
+    tokens = write(tmp_path / "up.tokens", shards[:4])
+    assert run(tokens, "-o", "out", "--method", method, "--cotta-views", 2) == 0
+    made = adaptation_in((tmp_path / "out").read_bytes())
+    device = Device.open(mirror)
+    assert (made.method, made.base) == (method, device.digest)
+    assert set(made.overlay) == set(device.read_overlay())
+    assert (overlay_digest(made.overlay) == device.digest) == (method == "none")
+    is_taught = method in ("akd", "pseudo-label", "pkd", "cwd")
+    assert (made.report["held_out"] is not None) == is_taught
+    assert (made.report["teacher"] is not None) == is_taught
+
+
+@pytest.mark.usefixtures("models")
+def test_a_teacher_that_is_named_judges_a_method_without_one(
+    tmp_path: Path, shards: list[Shard], tiny_pair: tuple[Path, Path], mirror: Path
+) -> None:
+    tokens = write(tmp_path / "up.tokens", shards[:4])
+    assert run(tokens, "-o", "out", "--method", "none", "--teacher", tiny_pair[0]) == 0
+    made = adaptation_in((tmp_path / "out").read_bytes())
+    assert overlay_digest(made.overlay) == Device.open(mirror).digest
+    held = made.report["held_out"]
+    assert held["cross_entropy"]["before"] == held["cross_entropy"]["after"] > 0
+
+
+@pytest.mark.usefixtures("models")
+def test_a_file_of_lessons_stands_in_for_a_teacher_that_is_gone(
+    tmp_path: Path,
+    shards: list[Shard],
+    tiny_pair: tuple[Path, Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The same bytes; the file is not touched any more, and other methods learn from it too."""
+    tokens = write(tmp_path / "up.tokens", shards)
+    shutil.copytree(tiny_pair[0], tmp_path / "teacher")
+    assert run(tokens, "-o", "first", "--teacher", "teacher", "--cache", "kept/lessons") == 0
+    shutil.rmtree(tmp_path / "teacher")
+    kept = (tmp_path / "kept/lessons").read_bytes()
+    capfd.readouterr()
+    assert run(tokens, "-o", "second", "--teacher", "kept/lessons") == 0
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert run(tokens, "-o", "third", "--teacher", "kept/lessons", "--method", "pkd") == 0
+    assert adaptation_in((tmp_path / "third").read_bytes()).method == "pkd"
+    assert capfd.readouterr().err.count("\n") == 2
+    assert (tmp_path / "kept/lessons").read_bytes() == kept
+    assert main(["inspect", "kept/lessons", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["counts"] == {
+        "lessons": 6,
+        "asks": 14,
+        "answered_with_nothing": 0,
+        "lessons_with_logits": 0,
+    }
+    assert said["bytes"]["total"] == len(kept)
+
+
+@pytest.mark.usefixtures("models")
+def test_earlier_shards_are_learnt_again(tmp_path: Path, shards: list[Shard]) -> None:
+    """Two frames of 2 asks and 3; the one that is in both streams counts as new."""
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    earlier = write(tmp_path / "earlier.tokens", shards[2:5])
+    options = ["--replay", earlier, "--replay-share", "100%"]
+    assert run(tokens, "-o", "out", *options) == 0
+    report = adaptation_in((tmp_path / "out").read_bytes()).report
+    assert (report["num_replayed"], report["num_asks"]) == (5, 7 + 5)
+
+
+@pytest.mark.usefixtures("models")
+def test_only_the_groups_that_are_named_change(
+    tmp_path: Path, shards: list[Shard], mirror: Path
+) -> None:
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    assert run(tokens, "-o", "out", "--train", "norm,query") == 0
+    made = adaptation_in((tmp_path / "out").read_bytes())
+    before = Device.open(mirror).read_overlay()
+    changed = {name for name in before if made.overlay[name].tobytes() != before[name].tobytes()}
+    assert changed and made.report["groups"] == ["norm", "query"]
+    assert all("norm" in name.lower() or name == "query_tokens" for name in changed), changed
+
+
+LOGGED = {
+    "begin": {"what", "method", "epochs", "batch_size", "lr", "terms", "seed"},
+    "step": {
+        *("what", "step", "of", "epoch", "lr", "loss", "query", "repr", "ce", "gradient_norm"),
+        *("asks", "seconds", "seconds_left"),
+    },
+    "held_out": {"what", "epoch", "cross_entropy", "agreement", "seconds"},
+}
+
+
+@pytest.mark.usefixtures("models")
+def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
+    tmp_path: Path, shards: list[Shard], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """13 asks or so, 8 a step, twice: what there was before is kept."""
+    tokens = write(tmp_path / "up.tokens", shards)
+    (tmp_path / "log").write_text('{"what": "earlier"}\n')
+    arguments = ["distill", str(tokens), *QUICK, "--epochs", "2", "--log", "log"]
+    assert main(arguments) == 0
+    piped = capfdbinary.readouterr()
+    made = adaptation_in(piped.out)
+    assert piped.err.count(b"\n") == 1 and b"{" not in piped.err
+    earlier, *lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert earlier == {"what": "earlier"}
+    assert [line["what"] for line in lines] == [
+        *("held_out", "begin", "step", "step", "held_out", "step", "step", "held_out")
+    ]
+    assert all(set(line) == LOGGED[line["what"]] for line in lines)
+    steps = [line for line in lines if line["what"] == "step"]
+    assert [(line["step"], line["of"], line["epoch"]) for line in steps] == [
+        *((1, 4, 1), (2, 4, 1), (3, 4, 2), (4, 4, 2))
+    ]
+    assert sum(line["asks"] for line in steps) == 2 * made.report["num_trained"]
+    held_out = [line["cross_entropy"] for line in lines if line["what"] == "held_out"]
+    assert held_out == made.report["curves"]["held_out"]
+    assert lines[1]["terms"] == ["query", "repr", "ce"]
+
+
+@pytest.mark.usefixtures("models")
+def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
+    tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokens = write_some_that_are_no_numbers(tmp_path / "up.tokens", shards[:4], {1})
+    assert run(tokens, "-o", "out") == 0
+    left_out, summary = capfd.readouterr().err.splitlines()
+    assert "frame 1" in left_out and "left out" in left_out
+    assert "asks trained on" in summary
+    write(tmp_path / "rest.tokens", [shards[0], *shards[2:4]])
+    assert run("rest.tokens", "-o", "rest") == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "rest").read_bytes()
+    write_some_that_are_no_numbers(tmp_path / "none.tokens", shards[:2], {0, 1})
+    capfd.readouterr()
+    assert run("none.tokens", "-o", "none") == 65
+    *left_out, refused = capfd.readouterr().err.splitlines()
+    assert ["frame 0" in left_out[0], "frame 1" in left_out[1]] == [True, True]
+    assert "nothing to learn" in refused and not (tmp_path / "none").exists()
+
+
+@pytest.mark.usefixtures("models")
+def test_a_teacher_that_answers_with_nothing_is_refused(
+    tmp_path: Path,
+    shards: list[Shard],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its first token always ends the answer."""
+    monkeypatch.setattr(LoadedModel, "decode", lambda _model, _ids: "")
+    free = [replace(shard, asks=shard.asks[:1]) for shard in shards[:3]]
+    tokens = write(tmp_path / "up.tokens", free)
+    assert run(tokens, "-o", "out") == 65
+    assert "answered with nothing to all 3 asks" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("number", range(4))
+def test_lessons_of_another_shape_are_refused(
+    number: int,
+    tmp_path: Path,
+    shards: list[Shard],
+    kept_lessons: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Sound, under the right keys, but with an ask too few or too many, or rows of other widths."""
+    kept = lessons.open_lessons(kept_lessons)
+    assert kept.head is not None
+    first, second = (kept.read(lessons.key_of(shard)) for shard in shards[:2])
+    wider = [np.pad(rows, ((0, 0), (0, 1))) for rows in second.visual]
+    other = [
+        first,
+        replace(
+            second,
+            answers=second.answers[:1],
+            nats=second.nats[:1],
+            inputs=second.inputs[:1],
+            visual=second.visual[:1],
+            answer=(second.answer or [])[:1],
+        ),
+        replace(second, visual=wider),
+        replace(second, queries=[np.pad(rows, ((0, 0), (0, 1))) for rows in second.queries]),
+    ][number]
+    with lessons.writing(tmp_path / "lessons", kept.head) as file:
+        file.append(lessons.key_of(shards[0]), first)
+        file.append(lessons.key_of(shards[1]), other)
+    tokens = write(tmp_path / "up.tokens", shards[:2])
+    assert run(tokens, "-o", "out", "--teacher", "lessons") == 65
+    said = capfd.readouterr().err
+    assert "frame 1: its lesson has" in said and said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "cannot share one pipe"),
+        (["-", "--cache", "lessons"], "cannot share one pipe"),
+        (["up.tokens"], "give --cache or --work"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(
+    options: list[str],
+    said: str,
+    rank: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert run(*options, "-o", "out") == 2
+    error = capfd.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("models")
 def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]) -> None:
     """The steps, their bits and the held-out frames are in the file, and inspect says so."""
     tokens = write(tmp_path / "up.tokens", shards)
@@ -162,6 +413,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["empty.tokens"], 65, "nothing to learn"),
         (["foreign.tokens"], 65, "vision tower"),
         (["cut.tokens"], 65, "cut"),
+        (["template.tokens"], 65, "bare question"),
         (["nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--holdout", "ten"], 2, "--holdout"),
         (["up.tokens", "--lr", "0"], 2, "--lr"),
@@ -171,6 +423,17 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
         (["up.tokens", "--student", "nowhere"], 66, "nowhere"),
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
+        (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
+        (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
+        (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
+        (["up.tokens", "--teacher", "lessons", "--cache", "mine"], 2, "leave --cache out"),
+        (["more.tokens", "--teacher", "lessons"], 65, "no lesson of frame frame 2"),
+        (["up.tokens", "--teacher", "lessons", "--kl", "forward"], 65, "no lesson with logits"),
+        (["up.tokens", "--teacher", "up.tokens"], 65, "expected a teacher's lessons, found token"),
+        (["up.tokens", "--teacher", "cut.lessons"], 65, "cut short"),
+        (["up.tokens", "--cache", "up.tokens"], 65, "expected a teacher's lessons, found token"),
+        (["up.tokens", "--cache", "other.lessons"], 65, "name another --cache"),
+        (["up.tokens", "--cache", "."], 73, "is a directory"),
     ],
 )
 def test_what_is_refused_writes_nothing(
@@ -179,15 +442,75 @@ def test_what_is_refused_writes_nothing(
     said: str,
     tmp_path: Path,
     shards: list[Shard],
+    kept_lessons: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = write(tmp_path / "up.tokens", shards[:2]).read_bytes()
     write(tmp_path / "empty.tokens", [])
     write(tmp_path / "foreign.tokens", [replace(shards[0], tower="sha256:" + "1" * 64)])
+    write(tmp_path / "more.tokens", shards[:3])
+    asked = Ask("q", "Question: What is it? Answer:", "vqa")
+    write(tmp_path / "template.tokens", [replace(shards[0], asks=[asked])])
     (tmp_path / "cut.tokens").write_bytes(data[:-30])
+    shutil.copy(kept_lessons, tmp_path / "lessons")
+    (tmp_path / "cut.lessons").write_bytes(kept_lessons.read_bytes()[:50])
+    head = lessons.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, 16)
+    with lessons.writing(tmp_path / "other.lessons", head):
+        pass
     before = sorted(tmp_path.iterdir())
     assert run(*options, "-o", "out") == code
     error = capfd.readouterr().err
     assert said in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "nonsense"], "--method nonsense: expected akd, pseudo-label,"),
+        (["--method", "tent", "--kl", "forward"], "--method tent has no teacher"),
+        (["--method", "tent", "--query-weight", "1"], "--method tent has no teacher"),
+        (["--method", "cotta", "--confidence"], "--method cotta has no teacher"),
+        (["--method", "none", "--rate-aware", "5"], "--rate-aware goes with a teacher"),
+        (["--method", "pseudo-label", "--repr-weight", "1"], "that is akd"),
+        (["--kl-weight", "2"], "give --kl forward or --kl reverse"),
+        (["--kl", "sideways"], "--kl sideways: expected none, forward, reverse"),
+        (["--kl", "forward", "--kl-temperature", "0"], "--kl-temperature"),
+        (["--tau", "0"], "--tau"),
+        (["--balance", "scales"], "--balance"),
+        (["--repr-at", "top"], "--repr-at"),
+        (["--query-weight", "-1"], "--query-weight"),
+        (["--ce-weight", "nan"], "--ce-weight"),
+        ([*("--query-weight", "0", "--repr-weight", "0"), "--ce-weight", "0"], "nothing would be"),
+        (["--confidence", "--ce-weight", "0"], "--confidence"),
+        (["--train", ""], "--train"),
+        (["--train", "norm,tower"], "--train tower: expected"),
+        (["--ema", "1"], "--ema"),
+        (["--micro-batch-size", "0"], "--micro-batch-size"),
+        (["--patience", "0"], "--patience"),
+        (["--replay-share", "200%"], "--replay-share"),
+        (["--cache-bits", "4"], "--cache-bits"),
+        (["--cotta-views", "0"], "--cotta-views"),
+        (["--cotta-ema", "2"], "--cotta-ema"),
+        (["--epochs", "0"], "--epochs"),
+        (["--seed", "-1"], "--seed"),
+        (["--compute", "abacus"], "--compute"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_loaded(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    shards: list[Shard],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("cdcca_cli.families.load", None)
+    monkeypatch.setattr("cdcca_cli.families.load_device", None)
+    write(tmp_path / "up.tokens", shards[:1])
+    assert main(["distill", "up.tokens", "-o", "out", *QUICK, *options]) == 2
+    error = capfd.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["up.tokens"]

@@ -1,10 +1,12 @@
 """`cdcca inspect` tells what each kind of file is; the numbers come from tests/golden/make.py."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import safetensors.numpy
 import zstandard
 
 from cdcca_cli.formats import shard
+from cdcca_cli.formats.summary import summarize
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -70,6 +73,79 @@ def test_no_shards(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "no_shards_v1.shards", capfd)
     assert found["counts"]["shards"] == 0
     assert found["bytes"]["total"] == found["bytes"]["end records"] == len(make.end(0))
+
+
+def test_lessons(capfd: pytest.CaptureFixture[str]) -> None:
+    """16 bits: 6 queries, 3 of answers, 6 logits of 2 bytes; 4 of visual, one too large, of 4."""
+    found = inspect(VALID / "lessons_v1.lessons", capfd)
+    ledger = found.pop("bytes")
+    found["digests"].pop("content")
+    assert found == {
+        "file": str(VALID / "lessons_v1.lessons"),
+        "kind": "lessons",
+        "format": 1,
+        "bits": 16,
+        "unfinished_bytes": 0,
+        "digests": {"teacher": make.MODEL, "vocabulary": make.BASE},
+        "counts": {
+            "lessons": 1,
+            "asks": 2,
+            "answered_with_nothing": 1,
+            "lessons_with_logits": 1,
+        },
+    }
+    assert ledger.pop("total") == len(make.lessons(make.lesson())) == sum(ledger.values())
+    assert ledger.pop("header") == len(make.lessons(make.lesson())) - 12 - 16 - 6 - 12
+    sizes = {"queries": 12, "visual": 16, "answer": 6, "logits": 12, "scales": 0, "unfinished": 0}
+    assert ledger == sizes
+
+
+def test_lessons_of_8_bits(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "lessons_v1_i8.lessons", capfd)
+    assert (found["bits"], found["counts"]["lessons_with_logits"]) == (8, 0)
+    assert [found["bytes"][name] for name in ("queries", "visual", "scales")] == [6, 2, 12]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 9, 300, 600])
+def test_lessons_whose_last_is_not_finished(
+    cut: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Cut near its end and near its beginning: what is whole is told, and how much is not."""
+    whole = make.lessons(make.lesson(), make.lesson())
+    for length in (len(whole) - cut, len(whole) - len(make.lesson()) + cut):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        found = inspect(tmp_path / "cut", capfd)
+        assert found["counts"]["lessons"] == 1
+        rest = length - len(make.lessons(make.lesson()))
+        assert found["unfinished_bytes"] == found["bytes"]["unfinished"] == rest
+        assert found["bytes"]["total"] == length
+
+
+def test_memory_stays_flat_from_10_to_1000_lessons() -> None:
+    def peak_bytes(times: int) -> int:
+        class Lessons(io.RawIOBase):
+            left, piece = times, make.lessons(bits=32)
+
+            def readable(self) -> bool:
+                return True
+
+            def readinto(self, buffer: Any) -> int:
+                if not self.piece and self.left:
+                    self.left, self.piece = self.left - 1, make_lesson
+                taken, self.piece = self.piece[: len(buffer)], self.piece[len(buffer) :]
+                buffer[: len(taken)] = taken
+                return len(taken)
+
+        make_lesson = make.lesson()
+        tracemalloc.start()
+        found = summarize("lessons", io.BufferedReader(Lessons()), "here")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert found.counts["lessons"] == times
+        return peak
+
+    peak_bytes(10)
+    assert peak_bytes(1000) <= peak_bytes(10) + 16_384
 
 
 def test_predictions(capfd: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +357,9 @@ def from_pipe(data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes
     )
 
 
-@pytest.mark.parametrize("name", ["two_parts_v1.shards", "update_v1.update"])
+@pytest.mark.parametrize(
+    "name", ["two_parts_v1.shards", "update_v1.update", "lessons_v1_unfinished.lessons"]
+)
 def test_from_a_pipe(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     data = (VALID / name).read_bytes()
     expected = {**inspect(VALID / name, capfd), "file": "standard input"}

@@ -1,5 +1,6 @@
 """Shards of random pictures, made by the tower that a tiny teacher and student share."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import lessons, run
+from cdcca_cli.distillation import lessons, own_answers, run
 from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.families import LoadedModel, load, load_device
@@ -19,6 +20,7 @@ from cdcca_cli.formats.shard import Ask, Shard
 from tests import tiny
 
 QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")
+MOST = {"vqa": 3, "caption": 5}
 CHOICES = ["red", "a blue circle", "two"]
 
 
@@ -26,7 +28,8 @@ CHOICES = ["red", "a blue circle", "two"]
 def short_answers() -> Iterator[None]:
     """Random models never end an answer of their own accord: end it for them, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+        for module in (teaching, own_answers):
+            patch.setattr(module, "MAX_NEW_TOKENS", MOST)
         yield
 
 
@@ -78,9 +81,7 @@ def a_run(
     student = load_device(mirror, compute="cpu")
     gathered = lessons.gather(shards, teacher, student, settings)
     start = mirror.read_overlay() if start is None else start
-    return run.Run(
-        student, mirror, start, gathered, settings, source=lambda: start_of(mirror)
-    )
+    return run.Run(student, mirror, start, gathered, settings, source=lambda: start_of(mirror))
 
 
 class Stopped(Exception):
@@ -118,6 +119,18 @@ def shards(teacher: LoadedModel) -> list[Shard]:
 def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Device:
     """The tiny student's device folder; distillation never changes it."""
     return create_device(tmp_path_factory.mktemp("mirror") / "device", str(tiny_pair[1]), rank=4)
+
+
+@pytest.fixture(scope="session")
+def foreign(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The tiny teacher with a word more in its vocabulary."""
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny_pair[0], tmp_path_factory.mktemp("foreign") / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(folder)
+    return load(folder, compute="cpu")
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cdcca_cli.distillation import batches
-from cdcca_cli.distillation.batches import Example, check_fit, look
+from cdcca_cli.distillation.batches import Example, check_fit, look, template_of
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, load
-from cdcca_cli.formats.shard import Shard
+from cdcca_cli.families import LoadedModel, families, load
+from cdcca_cli.formats.shard import Ask, Shard
 from tests.distillation.conftest import make_shards
 
 
@@ -80,6 +80,67 @@ def test_a_shard_that_lies_about_its_tower_is_refused(
         check_fit(narrow, teacher, "teacher")
     with pytest.raises(BadData, match="of 11 tokens"):
         check_fit(replace(shards[0], num_tokens=11), teacher, "teacher")
+
+
+QUESTIONS = [
+    "What is the answer: red or blue?",
+    "Question: is this a question?",
+    "What stands behind Answer:",
+    "Is it a short answer: yes or no?",
+    "Give a short answer: what is it?",
+    "Who is the USER: the man or the ASSISTANT: the dog?",
+    "USER: who is that?",
+    "Which button says ASSISTANT:",
+    "a photo of",
+    "A short image description.",
+    "Answer the question using a single word or phrase.",
+    "<image> what is it?",
+    "",
+    " ",
+]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_with_words_of_a_template_is_bare(question: str) -> None:
+    assert template_of(question) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "family"),
+    [
+        ("Question: What is it? Answer:", "blip-2"),
+        ("  Question:  What\nis it?\n Answer: ", "blip-2"),
+        ("Question: What? Answer: red. Question: And this? Answer:", "blip-2"),
+        ("What is it? Short answer:", "instructblip"),
+        ("USER: <image>\nWhat is it?\nAnswer with a single word. ASSISTANT:", "llava"),
+        ("USER: <image>\nDescribe the image. ASSISTANT:", "llava"),
+        ("USER: What is it? ASSISTANT:", "llava"),
+        ("USER: What is it? <image> ASSISTANT:", "llava"),
+    ],
+)
+def test_a_prompt_in_a_template_is_known(prompt: str, family: str) -> None:
+    """Whatever the blanks, and wherever the picture's mark stands."""
+    assert str(template_of(prompt)).startswith(f"{family}: ")
+
+
+@pytest.mark.parametrize("family", families().values())
+def test_every_family_knows_its_own_templates(family: type[LoadedModel]) -> None:
+    for question in QUESTIONS:
+        assert template_of(family.vqa_template.format(prompt=question))
+    if family.caption_template != "{prompt}":
+        assert template_of(family.caption_template.format(prompt=family.caption_prompt))
+
+
+def test_a_prompt_of_many_blanks_takes_no_time() -> None:
+    """A million of each: seconds, were it quadratic."""
+    for piece in (" ", "Question: ", " Answer:", "\n\t", "USER: "):
+        assert template_of(piece * 1_000_000 + "x") is None
+
+
+def test_a_shard_asked_in_a_template_is_refused(shards: list[Shard], teacher: LoadedModel) -> None:
+    asks = [*shards[0].asks, Ask("mine", "Question: What is it? Answer:", "vqa")]
+    with pytest.raises(BadData, match=r"frame 0.*prompt of mine.*blip-2.*bare question"):
+        check_fit(replace(shards[0], asks=asks), teacher, "student")
 
 
 def test_held_out_frames_are_a_share_whatever_their_order() -> None:

@@ -25,7 +25,7 @@ QUICK = DistillSettings(
     cotta=CottaSettings(ema=0.8, restore=0.1, threshold=0.12, views=2),
 )
 STEPS = 3
-"""Of an epoch: 21 asks in batches of 8."""
+"""Of an epoch: 20 asks in batches of 8."""
 VARIANTS: dict[str, DistillSettings] = {
     **{method: replace(QUICK, method=method) for method in METHODS},
     "akd, ema": replace(QUICK, ema=0.8),
@@ -133,7 +133,8 @@ def test_train_names_what_moves(
     assert made.report["groups"] == list(groups)
     assert set(made.overlay) == set(mirror.read_overlay())
     assert all(  # Adam knows nothing of the others
-        (made.sensitivity[name] == 0) for group in {"norm", "bias", "query"} - set(groups)
+        (made.sensitivity[name] == 0)
+        for group in {"norm", "bias", "query"} - set(groups)
         for name in student.trainable_groups()[group]
     )
 
@@ -145,7 +146,10 @@ def test_the_order_of_the_groups_does_not_matter(train: Train) -> None:
 
 
 def test_a_group_that_the_student_lacks_is_refused(
-    teacher: LoadedModel, mirror: Device, shards: list[Shard], tiny_pair: tuple[Path, Path],
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tiny_pair: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
     from cdcca_cli.families.initial import create_device

@@ -268,12 +268,18 @@ def lessons(*lessons: bytes, **change: Any) -> bytes:
 def lesson(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
     """A lesson with header keys and tensors changed, and its sum; None takes a tensor out."""
     changed = {n: t for n, t in {**LESSON_TENSORS, **tensors}.items() if t is not None}
-    return record({**LESSON, "sum": overlay_digest(changed), **(change or {})}, changed)
+    return record(summed({**LESSON, **(change or {})}, changed), changed)
 
 
 def lesson_i8(**tensors: Tensor | None) -> bytes:
     changed = {n: t for n, t in {**LESSON_TENSORS_I8, **tensors}.items() if t is not None}
-    return record({**LESSON_I8, "sum": overlay_digest(changed)}, changed)
+    return record(summed(LESSON_I8, changed), changed)
+
+
+def summed(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A lesson's header with its sum, unless it has one."""
+    said = dumps(header).encode()
+    return {"sum": overlay_digest({**tensors, "header": ("U8", [len(said)], said)}), **header}
 
 
 def adaptation(**change: Any) -> bytes:

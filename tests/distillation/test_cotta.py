@@ -1,0 +1,309 @@
+"""CoTTA against a slow second form of three steps, and what each of its settings does."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cdcca_cli.distillation import cotta
+from cdcca_cli.distillation.batches import Example, look
+from cdcca_cli.distillation.run import Run
+from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
+from cdcca_cli.distillation.training import distill
+from cdcca_cli.errors import UsageError
+from cdcca_cli.families import LoadedModel, load_device
+from cdcca_cli.families.initial import start_of
+from cdcca_cli.formats.adaptation import Adaptation
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.shard import Shard
+from tests.distillation.conftest import MOST, a_run
+
+ONE = DistillSettings(method="cotta", epochs=1, batch_size=8, holdout=0.25, seed=5)
+NEVER, ALWAYS = 0.0, 1.0
+
+
+def with_(**how: float) -> DistillSettings:
+    """One epoch, three steps; two views where there are any."""
+    return replace(ONE, cotta=CottaSettings(**({"views": 2} | how)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> Adaptation:
+    """A round before: where this one starts is not the source any more."""
+    return distill(shards, teacher, mirror, DistillSettings(epochs=2, batch_size=8))
+
+
+def epoch(run: Run) -> None:
+    with run.student.training_mode():
+        run.train()
+
+
+# ---- three steps, slowly
+
+Overlay = dict[str, np.ndarray]
+
+
+class Slow:
+    """CoTTA as its source has it, a parameter and an example at a time, on a model of its own."""
+
+    def __init__(self, mirror: Device, start: Mapping[str, np.ndarray], how: CottaSettings) -> None:
+        self.model, self.alpha, self.how = (
+            load_device(mirror, compute="cpu"),
+            mirror.lora.alpha,
+            how,
+        )
+        self.source = start_of(mirror)
+        self.student = {name: array.copy() for name, array in start.items()}
+        self.mean = {name: array.astype(np.float64) for name, array in start.items()}
+        self.moments = {name: (np.zeros(a.shape), np.zeros(a.shape)) for name, a in start.items()}
+
+    def put_on(self, overlay: Mapping[str, np.ndarray]) -> None:
+        self.model.install_overlay(
+            {name: array.astype(np.float32) for name, array in overlay.items()}, self.alpha
+        )
+
+    def logits(self, example: Example, answer: list[int]) -> Tensor:
+        """(A, V) of one example."""
+        seen = look(self.model, [example]).spliced
+        return self.model.forward(seen, torch.tensor([answer])).logits[0].double()
+
+    def answer(self, example: Example) -> list[int]:
+        """Greedy, without a cache: each token from a pass over all before it."""
+        tokens: list[int] = []
+        (end,) = self.model._end_ids
+        while len(tokens) < MOST[example.ask.task] and end not in tokens:
+            tokens.append(int(self.logits(example, [*tokens, end])[-1].argmax()))
+        return tokens
+
+    def step(
+        self, number: int, examples: list[Example], views: list[list[Example]], lr: float, seed: int
+    ) -> bool:
+        """Returns: whether the views were averaged."""
+        with torch.no_grad():
+            self.put_on(self.mean)
+            answers = [self.answer(example) for example in examples]
+            targets = [self.logits(*pair) for pair in zip(examples, answers, strict=True)]
+            seen = [
+                [self.logits(*pair) for pair in zip(view, answers, strict=True)] for view in views
+            ]
+            self.put_on(self.source)
+            sure = [
+                self.logits(*pair).softmax(-1).amax(-1).mean()
+                for pair in zip(examples, answers, strict=True)
+            ]
+        unsure = float(torch.stack(sure).mean()) < self.how.threshold
+        if unsure:
+            targets = [torch.stack(rows).mean(0) for rows in zip(*seen, strict=True)]
+        self.put_on(self.student)
+        named = self.model.trainable()
+        for parameter in named.values():
+            parameter.grad = None
+        loss = torch.zeros((), dtype=torch.float64)
+        for example, answer, target in zip(examples, answers, targets, strict=True):
+            surprise = -self.logits(example, answer).log_softmax(-1)
+            loss = loss + (target.softmax(-1) * surprise).sum(-1).mean() / len(examples)
+        loss.backward()
+        self.adam(number, {name: p.grad.double().numpy() for name, p in named.items()}, lr)  # type: ignore[union-attr]
+        for name, own in self.student.items():
+            self.mean[name] = self.how.ema * self.mean[name] + (1 - self.how.ema) * own
+        self.restore(number, seed)
+        return unsure
+
+    def adam(self, number: int, gradients: Overlay, lr: float) -> None:
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+        for name, gradient in gradients.items():
+            gradient = gradient / max(1.0, norm)
+            first, second = self.moments[name]
+            first, second = 0.9 * first + 0.1 * gradient, 0.98 * second + 0.02 * gradient**2
+            self.moments[name] = first, second
+            first, second = first / (1 - 0.9 ** (number + 1)), second / (1 - 0.98 ** (number + 1))
+            moved = self.student[name] - lr * first / (np.sqrt(second) + 1e-8)
+            self.student[name] = moved.astype(np.float32)
+
+    def restore(self, number: int, seed: int) -> None:
+        """A number in [0, 1) for each value, in the order of the parameters' names."""
+        key = (2**63 + number) * 2**64 + seed  # 128 bits, the low half first
+        draws = np.random.Generator(np.random.Philox(key=key))
+        for name in sorted(self.student):
+            own, source = self.student[name], self.source[name]
+            back = draws.random(own.size, dtype=np.float32).reshape(own.shape) < self.how.restore
+            self.student[name] = np.where(back, source, own)
+
+
+@pytest.mark.parametrize("threshold", [NEVER, ALWAYS])
+def test_three_steps_equal_the_slow_form(
+    threshold: float, elsewhere: Adaptation, mirror: Device, shards: list[Shard]
+) -> None:
+    """Student and mean teacher, parameter by parameter, to a hundredth of what they moved.
+
+    The mean teacher begins elsewhere than the student: of its own answers the student has no
+    gradient but rounding, which Adam would blow up.
+    """
+    settings = with_(ema=0.7, restore=0.2, threshold=threshold)
+    run = a_run(shards, None, mirror, settings, elsewhere.overlay)
+    assert isinstance(run.method, cotta.Cotta)
+    slow = Slow(mirror, elsewhere.overlay, settings.cotta)
+    behind = {name: 0.9 * a + 0.1 * slow.source[name] for name, a in elsewhere.overlay.items()}
+    slow.mean = dict(behind)
+    run.method.mean.values.copy_(run.overlay.laid_out(behind))  # type: ignore[union-attr]
+    batches = run.batches(0)
+    assert len(batches) == 3
+    for number, batch in enumerate(batches):
+        examples = [run.lessons.examples[place] for place in batch]
+        views = list(run.method._views(batch)) if threshold else []
+        lr = run.lr * [1, 1, 0.75][number]  # one step of warm-up, then 0.5 (1 + cos(0, pi/3))
+        assert slow.step(number, examples, views, lr, settings.seed) == (threshold == ALWAYS)
+    epoch(run)
+    for ours, theirs in (
+        (run.overlay.values, slow.student),
+        (run.method.mean.values, slow.mean),  # type: ignore[union-attr]
+    ):
+        for name, array in run.overlay.arrays(ours).items():
+            moved = np.abs(theirs[name] - elsewhere.overlay[name]).max()
+            assert moved > 1e-5, name
+            gap = np.abs(array - theirs[name])
+            assert np.quantile(gap, 0.99) < 0.01 * moved, name
+
+
+# ---- what is written, and what the settings do
+
+
+def test_the_mean_teacher_is_judged_and_written(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    settings = with_(ema=0.7)
+    run = a_run(shards, teacher, mirror, settings)
+    epoch(run)
+    made = distill(shards, teacher, mirror, settings)
+    assert run.method is not None and run.method.mean is not None
+    assert not torch.equal(run.method.mean.values, run.overlay.values)
+    means = run.overlay.arrays(run.method.mean.values)
+    assert overlay_digest(made.overlay) == overlay_digest(means)
+    run.overlay.values.copy_(run.method.mean.values)
+    after = run.examination.judge().cross_entropy
+    assert made.report["held_out"]["cross_entropy"]["after"] == after
+
+
+def test_a_mean_that_never_moves_writes_the_start(
+    elsewhere: Adaptation, mirror: Device, shards: list[Shard]
+) -> None:
+    made = distill(shards, None, mirror, with_(ema=1.0), resume=elsewhere)
+    assert overlay_digest(made.overlay) == overlay_digest(elsewhere.overlay)
+
+
+@pytest.mark.parametrize(("share", "back"), [(1.0, 1.0), (0.3, 0.3), (0.0, 0.0)])
+def test_restore_puts_a_share_back_to_the_source(
+    share: float, back: float, elsewhere: Adaptation, mirror: Device, shards: list[Shard]
+) -> None:
+    """To sequence 0, not to where this round started; another share after each step."""
+    run = a_run(shards, None, mirror, with_(restore=share), elsewhere.overlay)
+    source_P = run.overlay.laid_out(start_of(mirror))
+    moved_P = source_P != run.overlay.values
+    assert moved_P.float().mean() > 0.9
+    assert run.method is not None
+    masks = []
+    for number in range(2):
+        run.overlay.values.copy_(run.overlay.laid_out(elsewhere.overlay))
+        run.method.after_step(number)
+        masks.append((run.overlay.values == source_P)[moved_P])
+        assert float(masks[-1].float().mean()) == pytest.approx(back, abs=0.02)
+    assert torch.equal(*masks) == (share in (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("threshold", "augmented"), [(NEVER, 0), (ALWAYS, 3)])
+def test_the_threshold_decides_whether_views_are_averaged(
+    threshold: float,
+    augmented: int,
+    mirror: Device,
+    shards: list[Shard],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner, seen = cotta.augmented, []
+    monkeypatch.setattr(cotta, "augmented", lambda *args: seen.append(1) or inner(*args))
+    report = distill(shards, None, mirror, with_(threshold=threshold)).report["cotta"]
+    assert (report["batches"], report["augmented"]) == (3, augmented)
+    assert bool(seen) == bool(augmented)
+
+
+def test_more_views_are_another_target(mirror: Device, shards: list[Shard]) -> None:
+    made = [distill(shards, None, mirror, with_(threshold=1.0, views=v)).overlay for v in (1, 2)]
+    assert overlay_digest(made[0]) != overlay_digest(made[1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ema": 1.1}, {"restore": -0.1}, {"threshold": 2.0}, {"views": 0}]
+)
+def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"--cotta-{next(iter(wrong))}"):
+        CottaSettings(**wrong)  # type: ignore[arg-type]
+
+
+# ---- views
+
+
+def rows(shard: Shard) -> dict[int, np.ndarray]:
+    """Each token by the place where it stands."""
+    return dict(zip(shard.positions.tolist(), shard.tokens, strict=True))
+
+
+def test_a_view_is_nearly_the_picture_with_a_tenth_left_out(shards: list[Shard]) -> None:
+    """Each token that is left stands where it stood: nothing is mirrored, nothing moved."""
+    shard = replace(
+        shards[0],
+        tokens=np.random.default_rng(0).normal(1, 2, (40, 32)).astype(np.float32),
+        positions=np.arange(3, 83, 2, dtype=np.int32),
+        scores=np.arange(40, dtype=np.float32),
+    )
+    source, scales = np.random.default_rng(1), []
+    for _ in range(20):
+        view = cotta.augmented(shard, source)
+        assert len(view.positions) == len(view.tokens) == len(view.scores) == 36
+        assert (np.diff(view.positions) > 0).all()
+        assert ((view.positions - 3) // 2 == view.scores).all()
+        assert (view.tokens.dtype, view.asks, view.frame) == (np.float32, shard.asks, shard.frame)
+        before, after = rows(shard), rows(view)
+        assert set(after) < set(before)
+        x, y = (np.stack([side[place] for place in sorted(after)]) for side in (before, after))
+        scales.append(float((x * y).sum() / (x * x).sum()))
+        noise = y - scales[-1] * x
+        assert noise.std() == pytest.approx(0.1 * shard.tokens.std(0).mean(), rel=0.1)
+        assert abs(np.corrcoef(noise.ravel(), x.ravel())[0, 1]) < 0.1
+    assert 0.88 < min(scales) < 0.95 < 1.05 < max(scales) < 1.12
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_view_keeps_a_token_at_least(count: int, shards: list[Shard]) -> None:
+    few = replace(
+        shards[0],
+        tokens=shards[0].tokens[:count],
+        positions=shards[0].positions[:count],
+        scores=shards[0].scores[:count],
+    )
+    for seed in range(5):
+        view = cotta.augmented(few, np.random.default_rng(seed))
+        assert 1 <= len(view.tokens) <= count
+        assert np.isfinite(view.tokens).all()
+
+
+def test_views_hang_on_seed_examples_and_number_alone(mirror: Device, shards: list[Shard]) -> None:
+    """The asks of a frame share its view; another view, another seed: other numbers."""
+    run = a_run(shards, None, mirror, with_())
+    assert isinstance(run.method, cotta.Cotta)
+    batch = [number for number in run.lessons.train if number < 9]
+    first, again = (list(run.method._views(batch)) for _ in range(2))
+    assert len(first) == 2
+    for view, same in zip(first, again, strict=True):
+        for one, other, number in zip(view, same, batch, strict=True):
+            assert np.array_equal(one.shard.tokens, other.shard.tokens)
+            assert one.ask is run.lessons.examples[number].ask
+            assert one.shard.frame == run.lessons.examples[number].shard.frame
+    assert first[0][0].shard is first[0][1].shard
+    assert not np.array_equal(first[0][0].shard.tokens, first[1][0].shard.tokens)
+    other = a_run(shards, None, mirror, replace(with_(), seed=6))
+    (view, _) = other.method._views(batch)  # type: ignore[union-attr]
+    assert not np.array_equal(first[0][0].shard.tokens, view[0].shard.tokens)

@@ -1,0 +1,139 @@
+"""The scripts of examples/tables run as they stand, on a few frames, and say what is there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shipped import few_frames
+from tests.test_examples import commands, environment  # noqa: F401 -- the first is a fixture
+
+ROOT = Path(__file__).parent.parent
+TABLES = ROOT / "examples" / "tables"
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory, commands: Path) -> dict[str, str]:  # noqa: F811
+    """One seed and one round on six frames a set; what one script makes, the next ones find."""
+    folder = tmp_path_factory.mktemp("tables")
+    for name in ("stream", "heldout", "source"):
+        few_frames(folder / "frames" / name, name, 6)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").symlink_to(sys.executable)
+    made = environment(
+        commands,
+        FRAMES=str(folder / "frames"),
+        OUT=str(folder / "out"),
+        SEEDS="0",
+        ROUNDS="1",
+        EPOCHS="1",
+        DISTILL="--holdout 20%",
+        PYTHONPATH=str(ROOT),
+    )
+    made["PATH"] = f"{folder / 'bin'}:{made['PATH']}"
+    return made
+
+
+def run(script: str, *arguments: str, env: dict[str, str]) -> str:
+    """A script to its end; returns its Markdown."""
+    done = subprocess.run(
+        ["bash", str(TABLES / script), *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def row(markdown: str, title: str, name: str) -> list[str]:
+    """The cells of a row of one table."""
+    (part,) = [part for part in markdown.split("### ") if part.startswith(title)]
+    (line,) = [line for line in part.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_methods_by_rounds_and_then_captions_of_the_same_chains(
+    env: dict[str, str],
+) -> None:
+    """`akd` changes the device, its rows are what `cdcca eval` says, and nothing is made twice."""
+    said = run("methods.sh", "tent", "akd", env=env)
+    out = Path(env["OUT"])
+    held = out / "seed-0" / "akd" / "round-1" / "heldout.jsonl"
+    report = subprocess.run(
+        ["cdcca", "eval", held, "--references", f"{env['FRAMES']}/heldout", "--json"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    scores = json.loads(report.stdout)["scores"]
+    cells = row(said, "Table 1, target frames", "akd")
+    assert float(cells[0]) == pytest.approx(scores["mc"]["score"], abs=0.006)
+    assert float(cells[1]) == pytest.approx(scores["da"]["score"], abs=0.006)
+    assert row(said, "The paper", "CD-CCA")[-2:] == ["51.88", "48.74"]
+    device = json.loads((out / "seed-0" / "akd" / "device" / "device.json").read_text())
+    mirror = json.loads((out / "seed-0" / "akd" / "mirror" / "device.json").read_text())
+    assert device["current"]["digest"] == mirror["current"]["digest"]
+    assert device["current"]["sequence"] == 1
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.is_file()}
+    captions = run("captions.sh", "tent", "akd", env=env)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert float(row(captions, "Table 2, target frames", "akd")[1]) > 0
+
+
+def test_a_chain_that_fails_ends_the_script(env: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["bash", str(TABLES / "methods.sh"), "akd"],
+        env={**env, "DISTILL": "--holdout 2000%", "OUT": env["OUT"] + "-broken"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode != 0
+    assert "--holdout" in done.stderr
+    assert "###" not in done.stdout
+
+
+def test_the_figure_is_a_picture(env: dict[str, str]) -> None:
+    pytest.importorskip("matplotlib")
+    said = run("rounds.sh", "akd", env=env)
+    assert (Path(env["OUT"]) / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    assert len(row(said, "Round by round", "akd")) == 4  # both metrics before and after
+
+
+@pytest.mark.slow
+def test_ablation_and_token_rules(env: dict[str, str]) -> None:
+    said = run("ablation.sh", env=env)
+    whole = row(said, "Table 3, target frames", "PL, the whole stream")[0]
+    least = row(said, "Table 3, target frames", r"+ UTS-2 (tokens)")[0]
+    sizes = [int(re.sub(r" .*|,", "", size)) for size in (whole, least)]
+    assert sizes[1] < sizes[0]
+    said = run("tokens.sh", "random", "vis", env=env)
+    assert all(row(said, "Table 4, MC, target frames", "vis"))
+
+
+@pytest.mark.slow
+def test_an_annotation_file_and_a_pair_of_ones_own(tmp_path: Path, env: dict[str, str]) -> None:
+    """The shipped pair under another name, and a manifest as what is sent and scored."""
+    for role in ("student", "teacher"):
+        shutil.copytree(ROOT / "cdcca_cli" / "assets" / role, tmp_path / "pair" / role)
+    frames = few_frames(tmp_path / "frames", "stream", 6) / "frames.jsonl"
+    own = {**env, "PAIR": str(tmp_path / "pair"), "FRAMES": str(frames), "OUT": str(tmp_path)}
+    said = run("methods.sh", "akd", env=own)
+    assert row(said, "Table 1, the very stream", "akd")
+    assert "never sent" not in said
+
+
+def test_every_script_is_run_somewhere() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_tables*.py"))
+    for script in TABLES.glob("*.sh"):
+        assert script.name in tests or script.name == "common.sh", f"{script.name} has no test"
+    assert os.access(TABLES / "methods.sh", os.X_OK)
