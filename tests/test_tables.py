@@ -24,7 +24,9 @@ def env(tmp_path_factory: pytest.TempPathFactory, commands: Path) -> dict[str, s
     for name in ("stream", "heldout", "source"):
         few_frames(folder / "frames" / name, name, 6)
     (folder / "bin").mkdir()
-    (folder / "bin" / "python3").symlink_to(sys.executable)
+    python = folder / "bin" / "python3"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
     made = environment(
         commands,
         FRAMES=str(folder / "frames"),
@@ -116,6 +118,9 @@ def test_ablation_and_token_rules(env: dict[str, str]) -> None:
     least = row(said, "Table 3, target frames", r"+ UTS-2 (tokens)")[0]
     sizes = [int(re.sub(r" .*|,", "", size)) for size in (whole, least)]
     assert sizes[1] < sizes[0]
+    said = run("uplink.sh", "100/100", "20/50", env=env)
+    assert row(said, "Uplink, target frames", "100/100 %")[1] == "100.0%"
+    assert float(row(said, "Uplink, target frames", "20/50 %")[1].rstrip("%")) < 50
     said = run("tokens.sh", "random", "vis", env=env)
     assert all(row(said, "Table 4, MC, target frames", "vis"))
 

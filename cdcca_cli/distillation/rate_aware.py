@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.distillation import state
+from cdcca_cli.distillation import processes, state
 from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.distillation.run import CLIP_NORM, Run, schedule
 from cdcca_cli.formats import records, uniform
@@ -159,7 +159,7 @@ class RateAwareSteps:
         """Judge the mirror's own overlay, and the epochs' result as it would be decoded."""
         run = self.run
         run.overlay.values.copy_(self.base_P)
-        mirror = run.examination.judge()
+        mirror = run.examine()
         self.best = self._examined()
         if mirror.cross_entropy < self.best.cross_entropy:
             self._keep(mirror, MIRROR, self.base_P)
@@ -177,7 +177,7 @@ class RateAwareSteps:
         """What the present state is worth as it would be decoded; noted in the curves."""
         step = self._step_for(self.latent_P)
         self._show(self.latent_P, float(step))
-        held = self.run.examination.judge()
+        held = self.run.examine()
         self.curves.bits.append(self._bits(self.latent_P, step))
         if len(held):
             self.curves.held_out.append(held.cross_entropy)
@@ -186,7 +186,7 @@ class RateAwareSteps:
     # ---- on disk
 
     def _save(self) -> None:
-        if self.path is None:
+        if self.path is None or not processes.is_first():
             return
         arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         arrays |= state.judged(best=self.best)

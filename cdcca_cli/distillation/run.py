@@ -110,10 +110,10 @@ class Run:
             self.method.prepare()
         self.adam = Adam([self.overlay, *([] if self.method is None else self.method.flats)])
         self.curves = {name: [] for name in ("loss", *self.terms, "held_out")}
-        if not self._restore():
-            self.before = self.best = self.examination.judge()
-            self._note(self.before)
         self.log.begin(self.settings, self.lr, self.terms)
+        if not self._restore():
+            self.before = self.best = self.examine()
+            self._note(self.before)
         while self.method is not None and self.epoch < self.settings.epochs:
             if self._has_stalled():
                 streams.message(
@@ -243,16 +243,19 @@ class Run:
 
     # ---- which state is best
 
-    def judged(self) -> Judgement:
-        """The held-out part under the state that would be written now."""
-        if self.method is None:
-            return self.examination.judge()
-        with self.overlay.holding(self.method.result()):
-            return self.examination.judge()
+    def examine(self) -> Judgement:
+        """The held-out part under the overlay as it is: the first process's, for all."""
+        held = self.examination.judge()
+        for array_E in (held.nats_E, held.agrees_E):
+            values_E = torch.from_numpy(array_E).to(self.student.device)
+            processes.share(values_E)
+            array_E[:] = values_E.cpu().numpy()
+        return held
 
     def _judge(self, method: Method) -> None:
         """Keep the present state if it is the best so far; where nothing can tell, always."""
-        held = self.judged()
+        with self.overlay.holding(method.result()):
+            held = self.examine()
         self._note(held)
         is_better = not len(held) or held.cross_entropy < self.best.cross_entropy
         if is_better or not self.settings.needs_teacher:

@@ -8,8 +8,10 @@ The steps that follow the epochs (`rate_aware`) keep a state of their own, under
 A record (`formats.records`) of kind "training-state", version 1. Header {"best_epoch", "curves":
 object of lists of numbers, "epoch": epochs that are done, "key", "kind", "steps": of Adam,
 "version"}. Tensors, all F32: `overlay`, `phi` and `best` laid end to end as in `trainable.Flat`;
-`overlay.mean`, `overlay.square`, `phi.mean` and `phi.square`, Adam's moments; and `before.nats`,
-`before.agrees`, `best.nats` and `best.agrees`, the held-out examples.
+`overlay.mean`, `overlay.square`, `phi.mean` and `phi.square`, Adam's moments; `before.nats`,
+`before.agrees`, `best.nats` and `best.agrees`, the held-out examples; and what the method leaves
+from one step to the next (`mean`, the running mean; `counts`, of CoTTA). Without a phi there are
+none of its tensors.
 
 The file is replaced as a whole after each epoch, so a run that is killed loses one epoch at most.
 Does not know what the key is made of (`training`).

@@ -6,11 +6,13 @@
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
 Terms are unweighted means over the batch; the norm is that of all gradients before it is clipped;
-seconds are since this process began to train. A file that exists is added to, so that a run that
-was stopped and goes on has one log. Each line is written at once.
+seconds are since this process began to train. A number that is not finite is null. A file that
+exists is added to, so that a run that was stopped and goes on has one log. Each line is written at
+once.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,8 +76,8 @@ class StepLog:
             of=total,
             epoch=epoch,
             lr=lr,
-            **{name: round(value, 6) for name, value in means.items()},
-            gradient_norm=round(float(norm), 6),
+            **{name: _number(value) for name, value in means.items()},
+            gradient_norm=_number(float(norm)),
             asks=num_asks,
             seconds=round(seconds, 3),
             seconds_left=round(left, 1),
@@ -86,7 +88,7 @@ class StepLog:
         self._write(
             what="held_out",
             epoch=epoch,
-            cross_entropy=round(held.cross_entropy, 6),
+            cross_entropy=_number(held.cross_entropy),
             agreement=round(float(held.agrees_E.mean()), 4),
             seconds=round(self._seconds(), 3),
         )
@@ -102,3 +104,8 @@ class StepLog:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise CannotWrite(f"{self._path}: {reason}") from None
+
+
+def _number(value: float) -> float | None:
+    """To six digits; None for what JSON has no word for."""
+    return round(value, 6) if math.isfinite(value) else None

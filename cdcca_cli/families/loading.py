@@ -89,11 +89,12 @@ def load(
     if zero_biases:
         _ask_for_biases(config)
     wanted = _dtype(dtype, device)
+    placed = dict(options)
     if device_map is not None:
         if device_map not in DEVICE_MAPS:
             raise UsageError(f"device map {device_map!r}: expected {', '.join(DEVICE_MAPS)}")
-        options["device_map"] = device_map
-    module = _module(family, source, named, config, options, quantize, device, wanted, zero_biases)
+        placed["device_map"] = device_map
+    module = _module(family, source, named, config, placed, quantize, device, wanted, zero_biases)
     quantization.check_shapes(module, family.language_path, quantize, device)
     tower_digest = digests.of_tower(module.get_submodule(family.tower_path))
     wanted = module.dtype if wanted is None else wanted

@@ -70,8 +70,11 @@ class Clock:
         }
 
 
-def peak_bytes() -> int:
-    """The most that this process has held."""
+def peak_bytes(*imported: object) -> int:
+    """The most that this process has held.
+
+    Args: imported: what must be there before; transformers loads a class when it is named.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -115,8 +118,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
 
 def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers import AutoImageProcessor, AutoTokenizer  # noqa: F401 -- counted as imports
-    from transformers import Blip2ForConditionalGeneration  # noqa: F401
+    import transformers
 
     from cdcca_cli import streams
     from cdcca_cli.distillation.held_out_loss import HeldOutLoss
@@ -127,7 +129,8 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.formats.lessons import key_of, open_lessons
     from cdcca_cli.formats.shard import read_shards
 
-    imports = peak_bytes()
+    named = transformers.AutoTokenizer, transformers.AutoImageProcessor
+    imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
     streams.set_quiet(True)
     folder = Path(plan["folder"])
     cache = folder / f"{plan['method']}.lessons"
@@ -252,14 +255,14 @@ class Plain:
 
 
 def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
+    import peft
     import torch
-    from peft import get_peft_model  # noqa: F401 -- counted as an import
+    import transformers
     from torch.nn.functional import mse_loss
     from torch.utils.data import DataLoader
-    from transformers import Blip2ForConditionalGeneration  # noqa: F401
-    from transformers import get_cosine_schedule_with_warmup
 
-    imports = peak_bytes()
+    named = transformers.AutoProcessor, peft.get_peft_model
+    imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
     lines = (Path(plan["folder"]) / "asks.jsonl").read_text().splitlines()
     asks = [json.loads(line) for line in lines]
     plain, is_akd = Plain(), plan["method"] == "akd"
@@ -294,7 +297,9 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
     parameters = [*plain.trained().values(), *phis.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     total = plan["epochs"] * len(loader)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, max(1, round(0.05 * total)), total)
+    scheduler = transformers.get_cosine_schedule_with_warmup(
+        optimizer, max(1, round(0.05 * total)), total
+    )
     num_visual, samples = plain.processor.num_query_tokens, 0
     student.train()
     for _ in range(plan["epochs"]):
@@ -375,8 +380,7 @@ def run(name: str, plan: dict[str, Any], **more: str | None) -> dict[str, Any]:
     told = json.dumps(plan | {"name": name, "trial": None} | more)
     done = subprocess.run(
         [sys.executable, __file__, "--side", told],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
@@ -487,7 +491,7 @@ def tables(result: dict[str, Any]) -> str:
     parts = [
         f"{result['shards']['frames']} frames, {result['shards']['asks']} asks, {plan['epochs']} "
         f"epochs, batches of {plan['batch_size']}, tokens kept: {plan['keep']}. The tower's pass "
-        f"for the shards: {tower['cpu']:.2f} CPU seconds. Load of the machine (1, 5 and 15 minutes): "
+        f"for the shards: {tower['cpu']:.2f} CPU seconds. Load of the machine (1, 5, 15 minutes): "
         f"{' '.join(f'{load:.1f}' for load in result['load'])} at the start, "
         f"{' '.join(f'{load:.1f}' for load in result['load_after'])} at the end, "
         f"{os.cpu_count()} cores.\n"
@@ -495,8 +499,8 @@ def tables(result: dict[str, Any]) -> str:
     for method, repeats in result["methods"].items():
         one = repeats[0]["cdcca cold"]
         parts.append(
-            f"**{method}**: {one['samples']} samples and {one['parameters']:,} trained parameters on "
-            f"either side; {one['same_answers']} of {result['shards']['asks']} answers of the "
+            f"**{method}**: {one['samples']} samples and {one['parameters']:,} trained parameters "
+            f"on either side; {one['same_answers']} of {result['shards']['asks']} answers of the "
             f"teacher are the same.\n"
         )
         head = ["", "samples / CPU s (min / median / max)", "samples / wall s", "CPU s", "peak MB"]

@@ -11,9 +11,9 @@ for seed in "${seeds[@]}"; do
   for variant in "pl 100% 100% $whole pseudo-label" "pl-akd 100% 100% $whole akd" \
     "pl-akd-uts1 $top 100% $part akd" "pl-akd-uts2 $top $keep $part akd"; do
     read -r name asks tokens epochs method <<<"$variant"
-    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+    slot
     chain "ablation/$name" "$seed" 1 "$asks" "$tokens" vis --method "$method" &
   done
 done
-wait
+finish
 report ablation

@@ -9,6 +9,7 @@
 #   OUT      everything that is made; what is there is not made again   [tables]
 #   SEEDS ROUNDS JOBS TOP KEEP EPOCHS DISTILL   how; DISTILL are more options of distill
 #   ERROR    relative error of the change that compress may make, the same for all   [0.1]
+#   SCORED   what is scored at the end beside `heldout`: stream, source, both   [stream source]
 #   COMPUTE DTYPE   auto
 set -euo pipefail
 
@@ -21,6 +22,7 @@ rounds=${ROUNDS:-3} jobs=${JOBS:-1}
 top=${TOP:-50%} keep=${KEEP:-50%} epochs=${EPOCHS:-3} error=${ERROR:-0.1}
 student=${PAIR:+$PAIR/student} teacher=${PAIR:+$PAIR/teacher}
 student=${student:-shipped:student} teacher=${teacher:-shipped:teacher}
+scored=${SCORED:-stream source}
 runtime=(--compute "${COMPUTE:-auto}" --dtype "${DTYPE:-auto}" --quiet)
 read -ra more <<<"${DISTILL:-}"
 images=() references=()
@@ -89,8 +91,8 @@ chain() {
     answers "$heldout" "$folder/device" "$now/heldout.jsonl"
     resume=(--resume "$now/adaptation.safetensors")
   done
-  answers "$stream" "$folder/device" "$folder/round-$rounds/stream.jsonl"
-  answers "$source" "$folder/device" "$folder/round-$rounds/source.jsonl"
+  [[ $scored != *stream* ]] || answers "$stream" "$folder/device" "$folder/round-$rounds/stream.jsonl"
+  [[ $scored != *source* ]] || answers "$source" "$folder/device" "$folder/round-$rounds/source.jsonl"
 }
 
 # start SEED: what the source model says of everything, which does not change from round to round.
@@ -108,10 +110,18 @@ methods() {
   for seed in "${seeds[@]}"; do
     start "$seed"
     for method in "$@"; do
-      while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+      slot
       chain "$method" "$seed" "$rounds" "$top" "$keep" vis --method "$method" &
     done
   done
+  finish
+}
+
+# slot: waits until fewer than $JOBS chains run. finish: waits for all; fails if one has failed.
+slot() {
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+}
+finish() {
   while [ -n "$(jobs -p)" ]; do wait -n || { wait; return 1; }; done
 }
 

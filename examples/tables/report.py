@@ -1,6 +1,6 @@
 """The tables as Markdown, from the files that the scripts beside this one leave.
 
-    report.py methods|captions|ablation|tokens|rounds --out OUT --frames FRAMES --seeds 0 1 2
+    report.py methods|captions|ablation|tokens|uplink|rounds --out O --frames F --seeds 0 1 2
 
 A figure is a mean over seeds (and, where it says so, over rounds). Its 95 % interval is of that
 mean when frames are drawn with replacement: each frame keeps all of its asks, seeds and rounds, and
@@ -23,6 +23,7 @@ from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import Score, Scores, score
 from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap, compare_all
 
+WHAT = ("methods", "captions", "ablation", "tokens", "uplink", "rounds")
 METRICS = {"mc": "MC", "da": "DA", "cider": "CIDEr", "bleu4": "BLEU-4"}
 SETS = {
     "heldout": "target frames that were never sent",
@@ -156,6 +157,11 @@ def count(runs: Runs, which: str, metric: str) -> int:
     """How many asks a metric is over."""
     found = runs.score(runs.seeds[0], "start", 0, which, metric, 0, "all")
     return 0 if found is None else found.sample.n
+
+
+def is_scored(runs: Runs, name: str, which: str) -> bool:
+    """Whether there are labels of a set, and answers to it after a chain's first round."""
+    return runs.pooled(name, [1], which, "mc", 1) is not None
 
 
 # ---------------------------------------------------------------- Table 1
@@ -302,7 +308,7 @@ def ablation(runs: Runs) -> None:
         "pl-akd-uts2": "+ UTS-2 (tokens)",
     }
     for which in ("heldout", "stream"):
-        if not count(runs, which, "da"):
+        if not is_scored(runs, "ablation/pl", which):
             continue
         rows, before = [], "start"
         whole = runs.bytes_of("ablation/pl", [1], "uplink.tokens")
@@ -327,7 +333,7 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
     """Table 4: which tokens, and how many."""
     shares = ("25%", "50%", "75%")
     for which in ("heldout", "stream"):
-        if not count(runs, which, "mc"):
+        if not is_scored(runs, f"tokens/{rules[0]}-25%", which):
             continue
         for metric in ("mc", "da"):
             rows = []
@@ -354,6 +360,29 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
                 rows,
             )
     table("The paper, MC", *PAPER["tokens"])
+
+
+def uplink(runs: Runs, pairs: Sequence[str]) -> None:
+    """Quality by the share of the whole stream's bytes that went up."""
+    whole = runs.bytes_of("uplink/100-100", [1], "uplink.tokens")
+    for which in ("heldout", "stream"):
+        if not is_scored(runs, "uplink/100-100", which):
+            continue
+        rows = []
+        for pair in pairs:
+            name = f"uplink/{pair.replace('/', '-')}"
+            size = runs.bytes_of(name, [1], "uplink.tokens")
+            cells = [f"{pair} %", f"{size:,.0f}", f"{size / whole:.1%}"]
+            for metric in ("mc", "da", "cider"):
+                own = runs.pooled(name, [1], which, metric, 1)
+                all_of_it = runs.pooled("uplink/100-100", [1], which, metric, 1)
+                cells += [value_only(own)]
+                cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
+            rows.append(cells)
+        header = ["asks/tokens", "uplink bytes", "of the whole"]
+        header += [word for m in ("mc", "da", "cider") for word in (METRICS[m], "to the whole")]
+        n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
+        table(f"Uplink, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)
 
 
 # ---------------------------------------------------------------- the figure
@@ -414,7 +443,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("methods", "captions", "ablation", "tokens", "rounds"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--out", type=Path, required=True, help="what the scripts left")
     parser.add_argument("--frames", type=Path, required=True, help="the frames they were run on")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
@@ -431,6 +460,8 @@ def main() -> None:
         ablation(runs)
     elif options.what == "tokens":
         tokens(runs, options.rules)
+    elif options.what == "uplink":
+        uplink(runs, options.rules)
     else:
         rounds(runs, options.methods, options.rounds)
 

@@ -8,10 +8,10 @@ for seed in "${seeds[@]}"; do
   start "$seed"
   for rule in "$@"; do
     for share in 25% 50% 75%; do
-      while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+      slot
       chain "tokens/$rule-$share" "$seed" 1 "$top" "$share" "$rule" --method akd &
     done
   done
 done
-wait
+finish
 report tokens --rules "$@"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdcca_cli.distillation import batches
-from cdcca_cli.distillation.batches import Example, check_fit, look, template_of
+from cdcca_cli.distillation.batches import Example, Looker, check_fit, look
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, families, load
 from cdcca_cli.formats.shard import Ask, Shard
@@ -58,6 +58,48 @@ def test_the_connector_sees_each_input_once(
         look(model, examples)
     assert len(examples) == 7
     assert rows == [expected]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"), [("blip2_llama", 3), ("llava", 3), ("instructblip", 7)]
+)
+def test_a_frozen_connector_is_run_once_for_each_input(
+    checkpoint: str, expected: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same look, over batches that mix frames of 5, 2 and 7 tokens, two epochs long."""
+    model = load(request.getfixturevalue(checkpoint), compute="cpu")
+    shards = make_shards(model, 3, keep=(5, 2, 7))
+    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    plain, frozen = Looker(model, is_frozen=False), Looker(model, is_frozen=True)
+    parts = [examples[4:], examples[1:5], examples[:3], examples]
+    with torch.no_grad():
+        live = [plain(part) for part in parts]
+    answers = model.answer_ids(["red", "two", "", "one", "no", "a circle", "red"])
+    inner, rows = model.queries, []
+    monkeypatch.setattr(
+        model, "queries", lambda tokens, *rest: rows.append(len(tokens)) or inner(tokens, *rest)
+    )
+    for part, expected_look in zip(parts, live, strict=True):
+        seen = frozen(part)
+        assert not seen.queries.requires_grad
+        count = expected_look.queries.shape[1]
+        assert seen.queries.shape == expected_look.queries.shape
+        ours, theirs = seen.spliced, expected_look.spliced
+        for name in ("attention_mask", "position_ids", "visual_mask"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        real = ours.attention_mask.bool()
+        torch.testing.assert_close(
+            ours.inputs_embeds[real], theirs.inputs_embeds[real], rtol=1e-6, atol=1e-6
+        )
+        kept = [min(count, len(one.shard.positions)) if count > 4 else count for one in part]
+        for row, length in enumerate(kept):
+            torch.testing.assert_close(
+                seen.queries[row, :length], expected_look.queries[row, :length], rtol=0, atol=1e-6
+            )
+        with torch.no_grad():
+            logits = [model.forward(s, answers[: len(part)]).logits for s in (ours, theirs)]
+        torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    assert rows == [1] * expected
 
 
 def test_another_tower_is_refused_with_both_digests(

@@ -12,11 +12,15 @@ from cdcca_cli.distillation import losses
 from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
+from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.lessons import Lesson, key_of
 from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import CHOICES, make_shards
+from tests.families.test_loading import stored_in_4_bits
 
 HOW = Asking(batch_size=8, bits=32)
 
@@ -223,3 +227,43 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
     with pytest.raises(BadData, match="not finite"):
         everything(teacher, shards[:1])
+
+
+# ---- as it is loaded
+
+
+@pytest.mark.parametrize("kind", ["stored in 4 bits", "nf4", "device map"])
+def test_a_large_teacher_teaches(
+    kind: str,
+    tiny_pair: tuple[Path, Path],
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+) -> None:
+    """Its tower is the student's, and its lessons are near the full one's.
+
+    Twice the same: answering changes neither its digest nor its next answer.
+    """
+    folder, options = tiny_pair[0], {"device_map": "auto"}
+    if kind == "nf4":
+        options = {"quantize": "nf4"}
+    if kind == "stored in 4 bits":
+        folder, options = stored_in_4_bits(tiny_pair[0], tmp_path / "teacher"), {}
+    large = load(folder, compute="cpu", **options)  # type: ignore[arg-type]
+    assert large.tower_digest == mirror.settings.tower
+    digest = large.digest
+    assert (digest == teacher.digest) == (kind == "device map")
+    settings = DistillSettings(epochs=1, batch_size=8, holdout=0.25)
+    made = distill(shards, large, mirror, settings)
+    assert made.report["teacher"] == large.digest == digest
+    full = distill(shards, teacher, mirror, settings)
+    again = distill(shards, large, mirror, settings)
+    assert overlay_digest(again.overlay) == overlay_digest(made.overlay)
+    assert (overlay_digest(made.overlay) == overlay_digest(full.overlay)) == (kind == "device map")
+    curves = made.report["curves"]
+    assert curves["held_out"][1] < curves["held_out"][0]
+    (lesson,), (exact,) = (everything(model, shards[:1]) for model in (large, teacher))
+    np.testing.assert_allclose(lesson.queries[0], exact.queries[0], atol=1e-5)  # not quantised
+    cosine = np.corrcoef(lesson.visual[0].ravel(), exact.visual[0].ravel())[0, 1]
+    assert cosine > 0.9

@@ -28,6 +28,22 @@ def copy(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
 
+def stored_in_4_bits(checkpoint: Path, folder: Path) -> Path:
+    """The same BLIP-2 as transformers saves it after bitsandbytes has quantised it."""
+    import transformers as tf
+
+    from cdcca_cli.families import quantization
+    from cdcca_cli.families.q import Blip2
+
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    how = quantization.config("nf4", list(Blip2.full_precision), torch.float32)
+    model = tf.Blip2ForConditionalGeneration.from_pretrained(
+        checkpoint, quantization_config=how, device_map={"": "cpu"}
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
 def test_text_only_and_unknown_families(tmp_path: Path, blip2_llama: Path) -> None:
     """The message names the families that work."""
     text = refused(tiny.text_checkpoint(tmp_path / "text"), UsageError, 2)
@@ -210,3 +226,43 @@ def test_a_prompt_too_long_for_the_model(blip2_opt: Path) -> None:
     features = model.project(model.queries(tokens))
     with pytest.raises(UsageError, match="256"):
         model.splice(features, ["why " * 300])
+
+
+def test_a_checkpoint_stored_in_4_bits(tmp_path: Path, blip2_llama: Path) -> None:
+    """It is what --quantize nf4 makes of the full one; its tower is the full one's."""
+    from cdcca_cli.families import quantization
+
+    full = families.load(blip2_llama, compute="cpu")
+    folder = stored_in_4_bits(blip2_llama, tmp_path / "stored")
+    sizes = [(f / "model.safetensors").stat().st_size for f in (folder, blip2_llama)]
+    assert sizes[0] < 0.8 * sizes[1]
+    stored = families.load(folder, compute="cpu")
+    made = families.load(blip2_llama, compute="cpu", quantize="nf4")
+    linears = quantization.quantized_linears(stored.module)
+    assert len(linears) == len(quantization.quantized_linears(made.module)) > 0
+    assert stored.tower_digest == full.tower_digest
+    assert stored.digest == made.digest != full.digest
+    assert stored.dtype == torch.float32
+    pixels = full.preprocess(tiny.images(2))
+    assert torch.equal(stored.vision_tokens(pixels), full.vision_tokens(pixels))
+    prompts = ["Question: how many? Answer:"] * 2
+    answers = []
+    for model in (stored, made):
+        features = model.project(model.queries(model.vision_tokens(pixels)))
+        answers.append(model.generate(model.splice(features, prompts), 4).ids)
+        assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert answers[0] == answers[1]
+    for dtype in (torch.bfloat16, torch.float16):
+        half = families.load(folder, compute="cpu", dtype=str(dtype).removeprefix("torch."))
+        assert (half.dtype, half.tower_digest) == (dtype, full.tower_digest)
+
+
+def test_a_device_map_is_for_the_weights_alone(blip2_llama: Path) -> None:
+    """On a CPU the whole model lies there; words and pictures hear nothing of it."""
+    plain = families.load(blip2_llama, compute="cpu")
+    mapped = families.load(blip2_llama, compute="cpu", device_map="auto")
+    assert (mapped.digest, mapped.tower_digest) == (plain.digest, plain.tower_digest)
+    assert {p.device.type for p in mapped.module.parameters()} == {"cpu"}
+    assert "device_map" not in mapped.tokenizer.init_kwargs
+    assert mapped.image_processor.to_dict() == plain.image_processor.to_dict()
+    refused(blip2_llama, UsageError, 2, device_map="everywhere")
