@@ -36,13 +36,13 @@ def command(
     query_weight: Annotated[
         float | None,
         typer.Option(
-            help="Of the query alignment.  [default: akd 0.1, pkd 6, cwd 3]", rich_help_panel=_LOSS
+            help="Of the query alignment.  [default: akd 0.03, pkd 6, cwd 3]", rich_help_panel=_LOSS
         ),
     ] = None,
     repr_weight: Annotated[
         float | None,
         typer.Option(
-            help="Of the representation alignment.  [default: akd 1, pkd 6, cwd 3]",
+            help="Of the representation alignment.  [default: akd 0.1, pkd 6, cwd 3]",
             rich_help_panel=_LOSS,
         ),
     ] = None,

@@ -191,12 +191,13 @@ def _fitting(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
 
 
 def _share(shards: list[Shard], share: float, seed: int) -> list[Shard]:
-    """A share of the shards, drawn by their content: the same in another order."""
-    ranked = sorted(
-        shards, key=lambda shard: hashlib.sha256(f"{seed} {key_of(shard)}".encode()).digest()
-    )
-    chosen = {id(shard) for shard in ranked[: round(share * len(ranked))]}
-    return [shard for shard in shards if id(shard) in chosen]
+    """All shards of a share of the frames, drawn by their content: the same in another order."""
+    ranks: dict[str, bytes] = {}
+    for shard in shards:
+        rank = hashlib.sha256(f"{seed} {key_of(shard)}".encode()).digest()
+        ranks[shard.frame] = min(rank, ranks.get(shard.frame, rank))
+    chosen = set(sorted(ranks, key=lambda frame: ranks[frame])[: round(share * len(ranks))])
+    return [shard for shard in shards if shard.frame in chosen]
 
 
 def _said(

@@ -38,7 +38,7 @@ class Defaults:
 
 
 DEFAULTS: dict[str, Defaults] = {
-    "akd": Defaults({"query": 0.1, "repr": 1.0, "ce": 1.0}, "gradients"),
+    "akd": Defaults({"query": 0.03, "repr": 0.1, "ce": 1.0}, "gradients"),
     "pseudo-label": Defaults({"ce": 1.0}),
     "pkd": Defaults({"query": 6.0, "repr": 6.0, "ce": 1.0}),
     "cwd": Defaults({"query": 3.0, "repr": 3.0, "ce": 1.0}),

@@ -21,7 +21,9 @@ speak of the same tokens; else, and for an encoder-decoder, the visual positions
 **One scale.** Eq. 5's terms are divided by the mean square of what the teacher gives, so that a
 term of 1 means 'nothing learnt'. Then, for AKD, every term's gradient over the overlay is measured
 on some examples, and its weight divided by that gradient's length, relative to the cross-entropy's:
-a weight of 1 pulls as hard as the pseudo-labels do, whatever the family. The other methods' terms
+a weight of 1 pulls as hard as the pseudo-labels do, whatever the family. The defaults, 0.03 and
+0.1, let the alignment guide and not lead: at 0.1 and 1 the shipped student learnt the answers more
+slowly in as many steps (DA on the stream after a round 72.2 for 75.4). The other methods' terms
 stay as their sources have them.
 
 phi of Eq. 5 (one each for queries and both parts of the representation) starts as the ridge
@@ -147,8 +149,8 @@ class Taught(Method):
             if target_BLC.shape[:2] != features.rows[part].shape[:2]:
                 raise UsageError(
                     f"the teacher gives {target_BLC.shape[1]} {part} vectors for a picture, the "
-                    f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: give "
-                    "--query-weight 0 --repr-weight 0, or a teacher with as many"
+                    f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: "
+                    "give --query-weight 0 --repr-weight 0, or a teacher with as many"
                 )
             theirs.append(target_BLC[mask_BL])
             ours.append(features.rows[part][mask_BL])

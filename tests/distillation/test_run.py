@@ -55,7 +55,7 @@ def test_ema_writes_the_running_mean(
     best = made.report["best_epoch"]
     assert best > 0
     ours = np.concatenate([made.overlay[name].ravel() for name in sorted(made.overlay)])
-    np.testing.assert_allclose(ours, after_epoch[best - 1], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(ours, after_epoch[best - 1], rtol=0, atol=3e-7)
     monkeypatch.undo()
     plain = distill(shards, teacher, mirror, replace(settings, ema=None))
     same = overlay_digest(plain.overlay) == overlay_digest(made.overlay)
@@ -82,7 +82,7 @@ def test_patience_stops_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a step size that spoils the student, the start is best: two epochs without a gain."""
-    settings = replace(QUICK, epochs=5, lr=0.5, patience=2, work=tmp_path)
+    settings = replace(QUICK, epochs=5, lr=3.0, patience=2, work=tmp_path)
     made = distill(shards, teacher, mirror, settings)
     said = capsys.readouterr().err
     assert said == "no gain on the held-out part since epoch 0: stopped after 2 of 5\n"
@@ -164,25 +164,43 @@ def test_no_more_asks_than_a_part_have_gradients_at_once(
 
 
 @pytest.mark.parametrize("checkpoint", ["blip2_llama", "instructblip", "llava"])
-def test_a_frozen_connector_changes_nothing_but_the_time(
+def test_a_frozen_connector_changes_no_gradient(
     checkpoint: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Norms and biases alone are trained: once as it is, once with the connector run every time."""
+    """Norms and biases are trained: once with its outputs kept, once with it run each time."""
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), rank=2)
     shards = make_shards(teacher, 4, keep=(5, 2))
-    settings = replace(QUICK, epochs=2, groups=("norm", "bias"), query_weight=0.0)
-    kept = distill(shards, teacher, mirror, settings)
-    asked = []
-    monkeypatch.setattr(run, "is_connector_frozen", lambda *_: asked.append(1) or False)
-    live = distill(shards, teacher, mirror, settings)
-    assert asked
-    for name in live.overlay:
-        np.testing.assert_allclose(kept.overlay[name], live.overlay[name], rtol=0, atol=2e-5)
+    settings = replace(QUICK, groups=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
+    gradients, connected = [], []
+    for is_kept in (True, False):
+        if not is_kept:
+            monkeypatch.setattr(run, "is_connector_frozen", lambda *_: False)
+        one = a_run(shards, teacher, mirror, settings)
+        assert one.method is not None
+        rows, inner = [], one.student.queries
+        monkeypatch.setattr(
+            one.student,
+            "queries",
+            lambda t, *rest, f=inner, r=rows: r.append(len(t)) or f(t, *rest),
+        )
+        one.method.prepare()
+        one.backward(one.lessons.train)
+        gradients.append(one.overlay.gradient.clone())
+        connected.append(sum(rows))
+    scale = float(gradients[1].abs().max())
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5 * scale)
+    assert connected[0] == len(
+        {
+            (e.shard.frame, e.ask.id if one.student.reads_prompt else "")
+            for e in (one.lessons.examples[number] for number in one.lessons.train)
+        }
+    )
+    assert connected[1] >= 3 * connected[0]
 
 
 # ---- several processes, from within one

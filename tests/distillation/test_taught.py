@@ -228,7 +228,7 @@ def test_other_vocabularies_are_compared_at_the_picture_alone(
     assert foreign.vocabulary_digest != teacher.vocabulary_digest
     _, method = prepared(shards, foreign, mirror, QUICK)
     assert method.parts["repr"] == ("visual",)
-    with pytest.raises(UsageError, match="--repr-at answer: .* other vocabularies"):
+    with pytest.raises(UsageError, match=r"--repr-at answer: .* other vocabularies"):
         a_run(shards, foreign, mirror, replace(QUICK, repr_at="answer"))
 
 

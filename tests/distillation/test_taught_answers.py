@@ -1,4 +1,4 @@
-"""What is learnt of the teacher's answers: distributions and confidence; a file of lessons alone."""
+"""What is learnt of the teacher's answers: distributions, confidence; lessons without a teacher."""
 
 import math
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel
+from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
-from tests.distillation.conftest import MOST, a_run
+from tests.distillation.conftest import MOST, a_run, make_shards
 
 TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.25)
 
@@ -55,6 +57,24 @@ def test_the_loss_is_the_entropy_of_its_own_greedy_answers(
         lengths.add(len(by_hand))
         assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
     assert lengths == {3, 5}
+
+
+@pytest.mark.parametrize("checkpoint", ["blip2_opt", "blip2_t5", "instructblip", "llava"])
+def test_of_every_family(checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Frames of 5 and 2 tokens; one epoch is taken, too."""
+    source = request.getfixturevalue(checkpoint)
+    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    shards = make_shards(load(source, compute="cpu"), 4, keep=(5, 2))
+    run = a_run(shards, None, mirror, replace(TENT, epochs=1))
+    assert run.method is not None
+    batch = run.lessons.train[:4]
+    for number, loss in zip(batch, run.method.losses(batch)["entropy"].tolist(), strict=True):
+        example = run.lessons.examples[number]
+        by_hand = entropies_of_own_answer(run.student, example, MOST[example.ask.task])
+        assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
+    with run.student.training_mode():
+        run.train()
+    assert run.epoch == 1
 
 
 def test_an_answer_that_ends_is_counted_with_its_end(

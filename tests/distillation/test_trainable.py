@@ -10,9 +10,9 @@ from torch import nn
 
 from cdcca_cli.distillation import trainable
 from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.trainable import Adam, Flat, initial_phi, open_overlay
+from cdcca_cli.distillation.trainable import Adam, Flat, RunningMean, initial_phi, open_overlay
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
-from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.families import LoadedModel, load, load_device
 from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
@@ -72,6 +72,71 @@ def test_adam_equals_the_one_of_torch() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_adam_says_how_large_squared_gradients_were() -> None:
+    """sum_i 0.02 * 0.98^(n-i) g_i^2 over 1 - 0.98^n, of the clipped gradients; 0 before a step."""
+    (plain, _) = twins(2)
+    flat = Flat(dict(plain.named_parameters()))
+    adam = Adam([flat])
+    assert not adam.mean_squares(0).any()
+    seen = []
+    for scale in (1e-3, 3.0, 0.02):
+        flat.clear()
+        flat.gradient.copy_(torch.linspace(-1, 1, len(flat)) * scale)
+        norm = adam.step(1e-3, clip_norm=0.5)
+        own = torch.linspace(-1, 1, len(flat), dtype=torch.float64) * scale
+        assert norm.item() == pytest.approx(own.norm().item(), rel=1e-6)
+        seen.append(own * min(1.0, 0.5 / own.norm().item()))
+    weights = [0.02 * 0.98**2, 0.02 * 0.98, 0.02]
+    expected = sum(w * g**2 for w, g in zip(weights, seen, strict=True)) / (1 - 0.98**3)
+    torch.testing.assert_close(adam.mean_squares(0).double(), expected, rtol=1e-4, atol=1e-12)  # type: ignore[arg-type]
+
+
+def test_a_running_mean_equals_the_slow_form() -> None:
+    """0.9^n times the start, and 0.1 * 0.9^(n-i) times each value since."""
+    (plain, _) = twins(3)
+    flat = Flat(dict(plain.named_parameters()))
+    values = [flat.values.double().clone()]
+    mean = RunningMean(flat, 0.9)
+    assert torch.equal(mean.values, flat.values)
+    for _ in range(5):
+        flat.values.add_(torch.randn(len(flat)))
+        values.append(flat.values.double().clone())
+        mean.update()
+    weights = [0.9**5, *(0.1 * 0.9 ** (5 - i) for i in range(1, 6))]
+    expected = torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0)
+    torch.testing.assert_close(mean.values.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(flat.values.double(), values[-1])
+
+
+def test_other_values_are_held_for_a_while_only() -> None:
+    """Whatever happens inside, the parameters have their own again, and the very same tensors."""
+    (plain, _) = twins(4)
+    flat = Flat(dict(plain.named_parameters()))
+    own, batch = flat.values.clone(), torch.randn(2, 5)
+    before = plain(batch)
+    with pytest.raises(KeyError), flat.holding(torch.zeros(len(flat))):
+        assert not plain(batch).any()
+        flat.values.add_(1)
+        raise KeyError
+    assert torch.equal(flat.values, own)
+    assert torch.equal(plain(batch), before)
+
+
+def test_arrays_are_laid_out_as_they_were_taken() -> None:
+    (plain, _) = twins(5)
+    flat = Flat(dict(plain.named_parameters()))
+    assert flat.names == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    arrays = flat.arrays(flat.values)
+    backwards = dict(reversed(arrays.items()))
+    assert torch.equal(flat.laid_out({**backwards, "another": np.zeros(3)}), flat.values)
+    arrays["0.bias"] += 1
+    assert not np.array_equal(arrays["0.bias"], flat.arrays(flat.values)["0.bias"])
+    means = flat.means(flat.values)
+    assert means["2.weight"] == pytest.approx(float(plain[2].weight.mean()))  # type: ignore[index]
+    nothing = Flat({})
+    assert (len(nothing), nothing.names, nothing.arrays(nothing.values)) == (0, [], {})
+
+
 def test_phi_finds_a_linear_map() -> None:
     """Y = X W' + b without noise is found again, but for the ridge's share of one in 1000."""
     torch.manual_seed(2)
@@ -100,6 +165,35 @@ def test_only_the_overlay_is_opened(student: LoadedModel, mirror: Device) -> Non
     flat.values.add_(1)
     for name, array in student.overlay().items():
         np.testing.assert_array_equal(array, overlay[name] + np.float32(1))
+
+
+@pytest.mark.parametrize("groups", [("norm",), ("bias", "lora"), ("query",)])
+def test_groups_are_opened_alone(
+    groups: tuple[str, ...], student: LoadedModel, mirror: Device
+) -> None:
+    """By their names in the module; the whole overlay is on the student all the same."""
+    overlay = mirror.read_overlay()
+    flat = open_overlay(student, overlay, mirror.lora.alpha, groups)
+    opened = {name for name, p in student.module.named_parameters() if p.requires_grad}
+    parts = {
+        "norm": {name for name in overlay if name.endswith("norm.weight")},
+        "bias": {name for name in overlay if name.endswith("proj.bias")},
+        "lora": {name for name in overlay if ".lora_" in name},
+        "query": {"query_tokens"},
+    }
+    assert set().union(*parts.values()) == set(overlay)
+    assert opened == set(flat.names) == set().union(*(parts[group] for group in groups))
+    assert set(student.overlay()) == set(overlay)
+    is_before = {"lora", "query"} & set(groups)
+    assert trainable.is_connector_frozen(student, flat.names) == (not is_before)
+
+
+def test_a_projector_is_frozen_without_lora(llava: Path, tmp_path: Path) -> None:
+    mirror = create_device(tmp_path / "mirror", str(llava), rank=2)
+    for groups, is_frozen in ((("norm", "bias"), True), (("lora",), False), (None, False)):
+        student = load_device(mirror, compute="cpu")
+        flat = open_overlay(student, mirror.read_overlay(), mirror.lora.alpha, groups)
+        assert trainable.is_connector_frozen(student, flat.names) == is_frozen
 
 
 def test_an_overlay_of_another_student_is_refused(mirror: Device) -> None:

@@ -1,0 +1,200 @@
+"""Two processes of one `accelerate launch` against one process alone."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli.distillation import processes
+from cdcca_cli.errors import Unavailable
+from cdcca_cli.families import LoadedModel
+from cdcca_cli.formats import lessons
+from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.lessons import Lesson
+from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.main import main
+
+ROOT = Path(__file__).parents[2]
+RUNS = {
+    "akd": "--batch-size 8 --query-weight 1 --repr-weight 1",
+    "akd-parts": "--batch-size 8 --query-weight 1 --repr-weight 1 --micro-batch-size 4",
+    "cotta-parts": "--batch-size 8 --method cotta --micro-batch-size 4 --cotta-threshold 1 "
+    "--cotta-views 1 --cotta-restore 0.1 --cotta-ema 0.5",
+    "last-parts": "--batch-size 8 --method pseudo-label --micro-batch-size 4 --ema 0.5 "
+    "--rate-aware 4 --work last-parts.work",
+    "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
+}
+"""Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""
+LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
+LAUNCH += "--mixed_precision no --dynamo_backend no --main_process_port 0"
+"""--multi_gpu, though it is on a CPU: with --cpu accelerate starts one process alone."""
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+from cdcca_cli.distillation import own_answers, teacher
+own_answers.MAX_NEW_TOKENS = teacher.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+from cdcca_cli.main import main
+for line in open(sys.argv[1]):
+    if main(line.split()):
+        sys.exit(1)
+"""
+
+
+@dataclass
+class Both:
+    """What one process wrote and what two wrote, by run; and what the two said."""
+
+    one: dict[str, Path]
+    two: dict[str, Path]
+    said: str
+
+    def adaptations(self, run: str) -> tuple[Adaptation, Adaptation]:
+        made = []
+        for side in (self.one, self.two):
+            with side[run].open("rb") as source:
+                made.append(read_adaptation(source))
+        return made[0], made[1]
+
+
+def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
+    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --cache lessons -o {run}.out"
+    models = ["--teacher", str(teacher), "--student", str(mirror), "--log", f"{run}.log"]
+    return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
+
+
+@pytest.fixture(scope="module")
+def both(
+    tiny_pair: tuple[Path, Path],
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Both:
+    folder = tmp_path_factory.mktemp("processes")
+    tokens = folder / "up.tokens"
+    with tokens.open("wb") as out, writer(out) as write:
+        for shard in shards:
+            write(shard)
+    lines = [arguments(run, tokens, tiny_pair[0], mirror.path) for run in RUNS]
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "lines").write_text("".join(" ".join(line) + "\n" for line in lines))
+    (folder / "two").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", *LAUNCH.split(), folder / "script.py", folder / "lines"],
+        cwd=folder / "two",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (folder / "one").mkdir()
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "one")
+        torch.set_num_threads(1)
+        try:
+            assert [main(line) for line in lines] == [0] * len(lines)
+        finally:
+            torch.set_num_threads(threads)
+    made = [{run: folder / side / f"{run}.out" for run in RUNS} for side in ("one", "two")]
+    return Both(made[0], made[1], done.stderr)
+
+
+@pytest.mark.parametrize("run", ["akd", "pseudo-label"])
+def test_the_adaptation_is_the_same_to_rounding(run: str, both: Both, mirror: Device) -> None:
+    """Every parameter to 1e-5; they moved a hundred times as far."""
+    one, two = both.adaptations(run)
+    base = mirror.read_overlay()
+    for name in base:
+        np.testing.assert_allclose(two.overlay[name], one.overlay[name], rtol=0, atol=1e-5)
+    assert max(np.abs(one.overlay[name] - base[name]).max() for name in base) > 1e-3
+    curves = [np.concatenate([*made.report["curves"].values()]) for made in (one, two)]
+    np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("run", ["akd-parts", "cotta-parts", "last-parts"])
+def test_the_same_parts_give_the_same_bytes(run: str, both: Both) -> None:
+    """One process adds the gradients of its two parts, two processes add theirs: the same sums."""
+    assert both.two[run].read_bytes() == both.one[run].read_bytes()
+
+
+def test_the_work_is_divided(both: Both) -> None:
+    """Two processes that each did all of it would have the bits of one process without parts."""
+    one, two = both.adaptations("akd")
+    assert overlay_digest(one.overlay) != overlay_digest(two.overlay)
+    parts, _ = both.adaptations("akd-parts")
+    assert overlay_digest(parts.overlay) != overlay_digest(one.overlay)
+
+
+def test_the_first_speaks_and_writes_for_both(both: Both) -> None:
+    """Nothing beside what one process leaves, of logs and states too, and each line once."""
+    one, two = (both_side["akd"].parent for both_side in (both.one, both.two))
+    names = [
+        sorted(str(p.relative_to(s)) for s in [side] for p in s.rglob("*")) for side in (one, two)
+    ]
+    assert names[0] == names[1]
+    assert len([name for name in names[0] if name.startswith("last-parts.work/training-")]) == 2
+    assert len(re.findall("asks trained on", both.said)) == len(RUNS)
+    for run in RUNS:
+        logs = [(side / f"{run}.log").read_text().count("\n") for side in (one, two)]
+        assert logs[0] == logs[1] > 6
+
+
+def lessons_in(path: Path) -> dict[str, Lesson]:
+    file = lessons.open_lessons(path)
+    assert file.head is not None
+    return {key: file.read(key) for key in file.places}
+
+
+@pytest.mark.parametrize("name", ["lessons", "many.lessons"])
+def test_the_lessons_are_the_same(name: str, both: Both, teacher: LoadedModel) -> None:
+    """Chunks that two processes computed by turns: the same numbers, perhaps in another order."""
+    files = [side["akd"].parent / name for side in (both.one, both.two)]
+    one, two = map(lessons_in, files)
+    assert set(one) == set(two)
+    assert len(one) == 12
+    assert files[0].stat().st_size == files[1].stat().st_size
+    for key, lesson in one.items():
+        assert (two[key].answers, two[key].nats) == (lesson.answers, lesson.nats)
+        for part in ("queries", "visual", "answer"):
+            for ours, theirs in zip(getattr(lesson, part), getattr(two[key], part), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+# ---- without, and where it fails
+
+
+def test_alone_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    processes.start("cpu")
+    values = torch.arange(3.0)
+    processes.add_up(values)
+    processes.share(values)
+    processes.wait()
+    assert values.tolist() == [0, 1, 2]
+    assert (processes.announced(), processes.count(), processes.rank()) == (1, 1, 0)
+    assert processes.is_first()
+
+
+def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, exit code 69."""
+    import accelerate
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("connection refused\nby 10.0.0.1")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", fail)
+    with pytest.raises(Unavailable, match=r"cannot be joined: connection refused$") as caught:
+        processes.start("cpu")
+    assert caught.value.exit_code == 69
+    assert processes.count() == 1
