@@ -6,11 +6,10 @@ takes the mean, and 'masked equals left out' can be tested.
 Shapes: B batch, L query tokens (P family: visual tokens), C teacher channels, S student
 channels, A answer tokens, V vocabulary.
 
-Does not choose the weights (`training`) nor compute what is compared (`teacher`, families).
+Does not choose the weights (`taught`) nor compute what is compared (`teacher`, families).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,15 +20,6 @@ IGNORED = -100
 
 Projection = Callable[[Tensor], Tensor]
 """phi of Eq. 5: (B, L, S) -> (B, L, C)."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The lambdas of Eq. 6, one for each term."""
-
-    query: float
-    representation: float
-    answer: float
 
 
 def query_alignment(
@@ -82,19 +72,15 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
     return nats_BA.sum(1) / (answer_ids_BA != IGNORED).sum(1).clamp(min=1)
 
 
-def distillation_loss(
-    query_B: Tensor, representation_B: Tensor, answer_B: Tensor, weights: Weights
-) -> Tensor:
+def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """What is minimised (Eq. 6): L = l_query L_query + l_repr L_repr + l_CE L_CE.
 
-    Args: query_B, representation_B, answer_B: the three terms, each (B,).
+    Of any method, whatever its terms are.
+
+    Args: terms: each (B,), by name. weights: the lambda of each of them.
     Returns: (B,).
     """
-    return (
-        weights.query * query_B
-        + weights.representation * representation_B
-        + weights.answer * answer_B
-    )
+    return torch.stack([weights[name] * term_B for name, term_B in terms.items()]).sum(0)
 
 
 def _mean_square_distance(left_BLC: Tensor, right_BLC: Tensor, mask_BL: Tensor | None) -> Tensor:

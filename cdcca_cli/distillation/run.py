@@ -40,6 +40,7 @@ from cdcca_cli.distillation.cotta import Cotta
 from cdcca_cli.distillation.held_out import Judgement, comparison
 from cdcca_cli.distillation.held_out_loss import FORWARD_BATCHES, Examination
 from cdcca_cli.distillation.lessons import Lessons
+from cdcca_cli.distillation.losses import distillation_loss
 from cdcca_cli.distillation.methods import Course, Method
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
@@ -232,8 +233,7 @@ class Run:
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[processes.rank() :: processes.count()]:
             terms = method.losses(part)
-            weighted = [method.weights[name] * term_B.sum() for name, term_B in terms.items()]
-            loss = torch.stack(weighted).sum()
+            loss = distillation_loss(terms, method.weights).sum()
             (loss / len(batch)).backward()
             sums += torch.stack([loss, *(term_B.sum() for term_B in terms.values())]).detach()
         for flat in flats:

@@ -46,6 +46,15 @@ class Slow:
             tokens.append(int(self.logits(example, [*tokens, end])[-1].argmax()))
         return tokens
 
+    @torch.no_grad()
+    def confidence(
+        self, overlay: Overlay, examples: list[Example], answers: list[list[int]]
+    ) -> float:
+        """The largest probability, meant over each answer's tokens, then over the examples."""
+        self.put_on(overlay)
+        pairs = zip(examples, answers, strict=True)
+        return float(np.mean([self.logits(*p).softmax(-1).amax(-1).mean().item() for p in pairs]))
+
     def step(
         self, number: int, examples: list[Example], views: list[list[Example]], lr: float, seed: int
     ) -> bool:
@@ -57,12 +66,7 @@ class Slow:
             seen = [
                 [self.logits(*pair) for pair in zip(view, answers, strict=True)] for view in views
             ]
-            self.put_on(self.source)
-            sure = [
-                self.logits(*pair).softmax(-1).amax(-1).mean()
-                for pair in zip(examples, answers, strict=True)
-            ]
-        unsure = float(torch.stack(sure).mean()) < self.how.threshold
+            unsure = self.confidence(self.source, examples, answers) < self.how.threshold
         if unsure:
             targets = [torch.stack(rows).mean(0) for rows in zip(*seen, strict=True)]
         self.put_on(self.student)

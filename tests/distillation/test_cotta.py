@@ -138,6 +138,31 @@ def test_the_threshold_decides_whether_views_are_averaged(
     assert bool(seen) == bool(augmented)
 
 
+@torch.no_grad()
+def test_it_is_the_source_models_confidence(
+    elsewhere: Adaptation, mirror: Device, shards: list[Shard]
+) -> None:
+    """Of the mean teacher's answers, just above the threshold and just below; not the teacher's."""
+    source = start_of(mirror)
+    far = {name: source[name] + 9 * (a - source[name]) for name, a in elsewhere.overlay.items()}
+    run = a_run(shards, None, mirror, with_(), far)
+    assert isinstance(run.method, cotta.Cotta)
+    slow = Slow(mirror, far, with_().cotta)
+    batch = run.lessons.train[:6]
+    examples = [run.lessons.examples[number] for number in batch]
+    slow.put_on(far)
+    answers = [slow.answer(example) for example in examples]
+    teachers, sources = (
+        slow.confidence(overlay, examples, answers) for overlay in (slow.mean, slow.source)
+    )
+    assert abs(teachers / sources - 1) > 0.002
+    for threshold, unsure in ((0.999 * sources, 0), (1.001 * sources, 1)):
+        run.method.how = CottaSettings(threshold=threshold, views=1)
+        run.method._now_2.zero_()
+        run.method.losses(batch)
+        assert run.method._now_2.tolist() == [1, unsure]
+
+
 def test_more_views_are_another_target(mirror: Device, shards: list[Shard]) -> None:
     made = [distill(shards, None, mirror, with_(threshold=1.0, views=v)).overlay for v in (1, 2)]
     assert overlay_digest(made[0]) != overlay_digest(made[1])

@@ -137,10 +137,10 @@ def test_half_precision_is_computed_in_float32():
 
 def test_equation_6_by_hand():
     """0.5 * (1, 2) + 10 * (3, 4) + 2 * (5, 6) = (0.5 + 30 + 10, 1 + 40 + 12)."""
-    got_B = losses.distillation_loss(
-        torch.tensor([1.0, 2.0]),
-        torch.tensor([3.0, 4.0]),
-        torch.tensor([5.0, 6.0]),
-        losses.Weights(query=0.5, representation=10, answer=2),
-    )
+    terms = {
+        "query": torch.tensor([1.0, 2.0]),
+        "repr": torch.tensor([3.0, 4.0]),
+        "ce": torch.tensor([5.0, 6.0]),
+    }
+    got_B = losses.distillation_loss(terms, {"query": 0.5, "repr": 10, "ce": 2})
     assert got_B.tolist() == [40.5, 53.0]

@@ -24,12 +24,11 @@ QUICK = DistillSettings(
     holdout=0.25,
     cotta=CottaSettings(ema=0.8, restore=0.1, threshold=0.12, views=2),
 )
-STEPS = 3
-"""Of an epoch: 20 asks in batches of 8."""
+STEPS = 2
+"""Of an epoch: 11 asks in batches of 8."""
 VARIANTS: dict[str, DistillSettings] = {
     **{method: replace(QUICK, method=method) for method in METHODS},
     "akd, ema": replace(QUICK, ema=0.8),
-    "tent, ema": replace(QUICK, method="tent", ema=0.8),
     "pseudo-label, kl": replace(QUICK, method="pseudo-label", kl="reverse", confidence=True),
 }
 MOVING = [name for name in VARIANTS if name != "none"]
@@ -38,9 +37,14 @@ Train = Callable[..., Adaptation]
 
 
 @pytest.fixture(scope="module")
-def train(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> Train:
+def few(shards: list[Shard]) -> list[Shard]:
+    return shards[:7]
+
+
+@pytest.fixture(scope="module")
+def train(teacher: LoadedModel, mirror: Device, few: list[Shard]) -> Train:
     """An adaptation by these settings, made once."""
-    return cache(lambda settings: distill(shards, teacher, mirror, settings))
+    return cache(lambda settings: distill(few, teacher, mirror, settings))
 
 
 def test_every_method_is_here() -> None:
@@ -49,11 +53,11 @@ def test_every_method_is_here() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_one_seed_one_result(
-    name: str, train: Train, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+    name: str, train: Train, teacher: LoadedModel, mirror: Device, few: list[Shard]
 ) -> None:
     """The overlay and all that the file says; another seed takes the asks in another order."""
     made = train(VARIANTS[name])
-    again = distill(shards, teacher, mirror, VARIANTS[name])
+    again = distill(few, teacher, mirror, VARIANTS[name])
     assert overlay_digest(again.overlay) == overlay_digest(made.overlay)
     assert again.report == made.report
     other = train(replace(VARIANTS[name], seed=1))
@@ -67,28 +71,28 @@ def test_stopped_in_the_second_epoch_and_gone_on_with(
     train: Train,
     teacher: LoadedModel,
     mirror: Device,
-    shards: list[Shard],
+    few: list[Shard],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same bits and the same report; what was done is not done again."""
     settings = replace(VARIANTS[name], work=tmp_path)
     with stopped_at_step(STEPS + 2), pytest.raises(Stopped):
-        distill(shards, teacher, mirror, settings)
+        distill(few, teacher, mirror, settings)
     with stopped_at_step(10 * STEPS) as taken:
-        made = distill(shards, teacher, mirror, settings)
+        made = distill(few, teacher, mirror, settings)
     assert taken == [STEPS]
     assert "going on after epoch 1 of 2" in capsys.readouterr().err
     unbroken = train(VARIANTS[name])
     assert overlay_digest(made.overlay) == overlay_digest(unbroken.overlay)
     assert made.report == unbroken.report
-    read = distill(shards, teacher, mirror, settings)  # and once more, with nothing left to do
+    read = distill(few, teacher, mirror, settings)  # and once more, with nothing left to do
     assert overlay_digest(read.overlay) == overlay_digest(unbroken.overlay)
     assert read.report == unbroken.report
 
 
 def test_none_leaves_the_overlay_bit_for_bit(
-    train: Train, mirror: Device, shards: list[Shard]
+    train: Train, mirror: Device, few: list[Shard]
 ) -> None:
     """The mirror's, and where training goes on, the adaptation's; nobody need be asked."""
     settings = replace(QUICK, method="none")
@@ -98,7 +102,7 @@ def test_none_leaves_the_overlay_bit_for_bit(
     assert held["cross_entropy"]["before"] == held["cross_entropy"]["after"]
     assert (made.report["num_trained"], made.report["epochs_done"]) == (0, 0)
     learnt = train(QUICK)
-    again = distill(shards, None, mirror, settings, resume=learnt)
+    again = distill(few, None, mirror, settings, resume=learnt)
     assert overlay_digest(again.overlay) == overlay_digest(learnt.overlay)
     assert (again.base, again.report["held_out"]) == (mirror.digest, None)
 
@@ -123,8 +127,10 @@ def test_the_others_train_all_groups(
     assert moved_groups(made, mirror, student) == {"norm", "bias", "query", "lora"}
 
 
-@pytest.mark.parametrize("groups", [("lora",), ("query", "bias")])
-@pytest.mark.parametrize("method", ["akd", "tent", "cotta"])
+@pytest.mark.parametrize(
+    ("method", "groups"),
+    [("akd", ("lora",)), ("tent", ("lora",)), ("cotta", ("query", "bias"))],
+)
 def test_train_names_what_moves(
     method: str, groups: tuple[str, ...], train: Train, mirror: Device, student: LoadedModel
 ) -> None:
@@ -148,7 +154,7 @@ def test_the_order_of_the_groups_does_not_matter(train: Train) -> None:
 def test_a_group_that_the_student_lacks_is_refused(
     teacher: LoadedModel,
     mirror: Device,
-    shards: list[Shard],
+    few: list[Shard],
     tiny_pair: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
@@ -156,4 +162,4 @@ def test_a_group_that_the_student_lacks_is_refused(
 
     norms = create_device(tmp_path / "norms", str(tiny_pair[1]), groups=["norm"])
     with pytest.raises(UsageError, match="nothing of lora, bias to train"):
-        distill(shards, teacher, norms, replace(QUICK, groups=("lora", "bias")))
+        distill(few, teacher, norms, replace(QUICK, groups=("lora", "bias")))
