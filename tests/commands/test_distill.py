@@ -276,7 +276,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     earlier, *lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert earlier == {"what": "earlier"}
     assert [line["what"] for line in lines] == [
-        *("held_out", "begin", "step", "step", "held_out", "step", "step", "held_out")
+        *("begin", "held_out", "step", "step", "held_out", "step", "step", "held_out")
     ]
     assert all(set(line) == LOGGED[line["what"]] for line in lines)
     steps = [line for line in lines if line["what"] == "step"]
@@ -286,7 +286,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     assert sum(line["asks"] for line in steps) == 2 * made.report["num_trained"]
     held_out = [line["cross_entropy"] for line in lines if line["what"] == "held_out"]
     assert held_out == made.report["curves"]["held_out"]
-    assert lines[1]["terms"] == ["query", "repr", "ce"]
+    assert lines[0]["terms"] == ["query", "repr", "ce"]
 
 
 @pytest.mark.usefixtures("models")

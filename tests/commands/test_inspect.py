@@ -144,8 +144,10 @@ def test_memory_stays_flat_from_10_to_1000_lessons() -> None:
         assert found.counts["lessons"] == times
         return peak
 
+    # The least of three: when cyclic garbage is collected moves a peak by some kilobytes.
     peak_bytes(10)
-    assert peak_bytes(1000) <= peak_bytes(10) + 16_384
+    few, many = (min(peak_bytes(times) for _ in range(3)) for times in (10, 1000))
+    assert many <= few + 16_384
 
 
 def test_predictions(capfd: pytest.CaptureFixture[str]) -> None:
