@@ -1,7 +1,6 @@
 """What `distill` needs before it makes its one call: teacher, student, shards, other processes."""
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cdcca_cli import streams
 from cdcca_cli.commands import settings
+from cdcca_cli.distillation import processes
 from cdcca_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class Together:
         self, paths: Sequence[str | None], output: str | None, folder: Path | None
     ) -> None:
         """Args: folder: where all find the teacher's lessons. Raises: UsageError."""
-        self.count = int(os.environ.get("WORLD_SIZE") or 1)
-        self.is_first = int(os.environ.get("RANK") or 0) == 0
+        self.count = processes.announced()
+        self.is_first = processes.announced_rank() == 0
         if self.count == 1:
             return
         if any(path in (None, "-") for path in paths):
@@ -58,8 +58,6 @@ class Together:
 
     def start(self, runtime: settings.Runtime) -> None:
         """Join the others. Unavailable (69)."""
-        from cdcca_cli.distillation import processes
-
         compute = runtime.compute
         if compute == "auto":
             import torch

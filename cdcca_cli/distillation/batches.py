@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cdcca_cli.distillation.draws import draws
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, Spliced, families
 from cdcca_cli.families.model import IMAGE_MARK
@@ -245,7 +246,7 @@ def shuffled_batches(
     Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
     batches shuffled. All of it depends on seed and epoch alone.
     """
-    source = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    source = draws(seed, epoch)
     order = source.permutation(len(lengths))
     batches: list[list[int]] = []
     pool = 16 * batch_size

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from cdcca_cli.distillation import processes
 from cdcca_cli.distillation.batches import Example, look
+from cdcca_cli.distillation.draws import draws
 from cdcca_cli.distillation.logit_losses import answer_confidence, soft_cross_entropy
 from cdcca_cli.distillation.methods import Course, Method
 from cdcca_cli.distillation.own_answers import own_answers
@@ -91,7 +92,7 @@ class Cotta(Method):
         shards = {id(example.shard): example.shard for example in examples}
         first = min(batch)
         for number in range(self.how.views):
-            source = self._draws((first << 16) + number)
+            source = draws(self.course.settings.seed, (first << 16) + number)
             seen = {place: augmented(shard, source) for place, shard in shards.items()}
             yield [Example(seen[id(example.shard)], example.ask) for example in examples]
 
@@ -106,15 +107,10 @@ class Cotta(Method):
         if not self.how.restore:
             return
         values_P = self.course.overlay.values
-        drawn_P = self._draws((1 << 63) + number).random(len(values_P), dtype=np.float32)
+        source = draws(self.course.settings.seed, (1 << 63) + number)
+        drawn_P = source.random(len(values_P), dtype=np.float32)
         back_P = torch.from_numpy(drawn_P < self.how.restore).to(values_P.device)
         values_P.copy_(torch.where(back_P, self.source_P, values_P))
-
-    def _draws(self, number: int) -> np.random.Generator:
-        """What is drawn at random for `number`, below 2^64, in the run of this seed."""
-        # Of a list that holds 2^63 and more numpy makes floats: all such numbers would be one.
-        key = np.array([self.course.settings.seed & (2**64 - 1), number], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key))
 
     def report(self) -> dict[str, object]:
         batches, augmented = map(int, self._counts_2.tolist())

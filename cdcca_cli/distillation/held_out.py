@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cdcca_cli.distillation.draws import draws
+
 LEVEL = 0.95
 RESAMPLES = 2000
 
@@ -75,8 +77,7 @@ def bootstrap_interval(
         places_E = np.arange(len(values_E))
     sums_F = np.bincount(places_E, weights=values_E)
     counts_F = np.bincount(places_E)
-    source = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), 1]))
-    draws = source.integers(len(sums_F), size=(RESAMPLES, len(sums_F)))
-    means = sums_F[draws].sum(1) / counts_F[draws].sum(1)
+    drawn_SF = draws(seed, 1).integers(len(sums_F), size=(RESAMPLES, len(sums_F)))
+    means = sums_F[drawn_SF].sum(1) / counts_F[drawn_SF].sum(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -92,25 +92,21 @@ class Lessons:
     num_replayed: int = 0
     _places: list[int] = field(default_factory=list)
 
-    def lesson(self, number: int) -> tuple[Lesson, int]:
-        """The lesson of an example's shard, and the example's place among its asks."""
-        assert self.said is not None
-        return self.said.of(self.examples[number].shard), self._places[number]
-
     def rows(self, number: int, name: str) -> np.ndarray:
         """(L, C): an example's `queries`, `visual`, `answer` or `logits`, float32.
 
         Raises: BadData if the lesson has none.
         """
-        lesson, place = self.lesson(number)
+        assert self.said is not None
+        shard, place = self.examples[number].shard, self._places[number]
+        lesson = self.said.of(shard)
         if name == "queries":
             return lesson.queries[lesson.inputs[place]]
         arrays: list[np.ndarray] | None = getattr(lesson, name)
         if arrays is None:
-            frame = self.examples[number].shard.frame[:80]
             raise BadData(
-                f"frame {frame}: the teacher's lessons have no {name}: name the teacher itself, "
-                "and another --cache"
+                f"frame {shard.frame[:80]}: the teacher's lessons have no {name}: name the "
+                "teacher itself, and another --cache"
             )
         return arrays[place]
 
@@ -146,11 +142,12 @@ def gather(
     if not settings.needs_teacher:  # a teacher that is named all the same judges, and no more
         taught = [shard for shard in fresh if shard.frame in held_out]
     said = _said(taught, teacher, settings)
-    answers = {
-        (id(shard), place): (answer, nats)
-        for shard in (taught if said is not None else ())
-        for place, (answer, nats) in enumerate(_answers(said, shard))
-    }
+    answers: dict[tuple[int, int], tuple[str, float]] = {}
+    if said is not None:
+        for shard in taught:
+            lesson = said.of(shard)
+            for n, answer in enumerate(zip(lesson.answers, lesson.nats, strict=True)):
+                answers[id(shard), n] = answer
     silent = {where for where, (answer, _) in answers.items() if not answer}
     if answers and len(silent) == len(answers):
         raise BadData(
@@ -172,12 +169,6 @@ def gather(
         num_replayed=sum(id(shard) in replayed for shard, _ in asks),
         _places=[n for _, n in asks],
     )
-
-
-def _answers(said: Said | None, shard: Shard) -> Iterable[tuple[str, float]]:
-    assert said is not None
-    lesson = said.of(shard)
-    return zip(lesson.answers, lesson.nats, strict=True)
 
 
 def _fitting(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:

@@ -47,8 +47,9 @@ def representation_alignment(
 ) -> Tensor:
     """Eq. 5 on the multimodal representation: L_repr of Eq. 6.
 
-    The representation is the output of the language model's last attention at the visual
-    positions. The arguments are those of `query_alignment`, with a phi of its own.
+    The representation is the output of the language model's last attention, at the visual
+    positions or where the answer's tokens are predicted (`taught`): L positions. The arguments are
+    those of `query_alignment`, with a phi of its own.
 
     Returns: (B,), float32 or wider, >= 0; 0 for a row without any token.
     """

@@ -8,11 +8,12 @@ Does not know what is trained (`run`), and divides no model among processes.
 """
 
 import os
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import Unavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _state: Any = None
 
@@ -20,6 +21,11 @@ _state: Any = None
 def announced() -> int:
     """How many processes were launched, by the environment."""
     return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def announced_rank() -> int:
+    """Which of them this is, by the environment."""
+    return int(os.environ.get("RANK") or 0)
 
 
 def start(compute: str) -> None:
@@ -60,7 +66,7 @@ def wait() -> None:
         _state.wait_for_everyone()
 
 
-def add_up(values: Tensor) -> None:
+def add_up(values: "Tensor") -> None:
     """Replace a tensor by the sum of all processes' tensors."""
     if count() > 1:
         import torch.distributed as distributed
@@ -68,7 +74,7 @@ def add_up(values: Tensor) -> None:
         distributed.all_reduce(values)
 
 
-def share(values: Tensor) -> None:
+def share(values: "Tensor") -> None:
     """Replace a tensor by the first process's."""
     if count() > 1:
         import torch.distributed as distributed

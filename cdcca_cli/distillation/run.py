@@ -97,7 +97,6 @@ class Run:
         self.curves: dict[str, list[float]] = {}
         self.log = log or StepLog(None)
         self.epoch = 0
-        self.num_steps = 0
         self.best_epoch = 0
         self.best_P = self.overlay.values.clone()
         self.path: Path | None = None
@@ -268,8 +267,9 @@ class Run:
 
     def _has_stalled(self) -> bool:
         patience = self.settings.patience
-        can_tell = patience is not None and len(self.best) and self.settings.needs_teacher
-        return bool(can_tell and self.epoch - self.best_epoch >= (patience or 0))
+        if patience is None or not len(self.best):
+            return False
+        return self.epoch - self.best_epoch >= patience
 
     # ---- on disk
 

@@ -6,7 +6,6 @@ Methods differ in what stands in `DEFAULTS`; everything else is the same for all
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
 
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device_state import GROUPS
@@ -14,9 +13,6 @@ from cdcca_cli.formats.device_state import GROUPS
 LARGEST_HOLDOUT = 0.9
 MOST_BITS = 16
 
-MethodName = Literal["akd", "pseudo-label", "pkd", "cwd", "tent", "cotta", "none"]
-METHODS: tuple[str, ...] = get_args(MethodName)
-TERMS = ("query", "repr", "ce", "kl")
 REPR_AT = ("visual", "answer", "both")
 BALANCES = ("gradients", "none")
 KLS = ("none", "forward", "reverse")
@@ -46,6 +42,7 @@ DEFAULTS: dict[str, Defaults] = {
     "cotta": Defaults({}, needs_teacher=False),
     "none": Defaults({}, needs_teacher=False),
 }
+METHODS = tuple(DEFAULTS)
 
 
 @dataclass(frozen=True)
@@ -141,6 +138,13 @@ class DistillSettings:
                 raise UsageError(f"{name} {amount}: expected a number above 0")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UsageError(f"--ema {self.ema}: expected 0 or more, less than 1")
+        if self.ema is not None and self.method in ("cotta", "none"):
+            has = "has its own, --cotta-ema" if self.method == "cotta" else "takes no step"
+            raise UsageError(f"--ema does not go with --method {self.method}, which {has}")
+        if self.patience is not None and not self.needs_teacher:
+            raise UsageError(
+                f"--patience goes with a teacher: --method {self.method} ends with its last state"
+            )
         self._check_weights()
         self._check_groups()
         if not 0 <= self.holdout <= LARGEST_HOLDOUT:

@@ -122,6 +122,7 @@ class Taught(Method):
         for parts in self.parts.values():
             for part in parts:
                 self._prepare_part(part, batches, seen)
+        del seen
         named = {
             f"{part}.{name}": parameter
             for part, phi in self.phis.items()
@@ -168,14 +169,18 @@ class Taught(Method):
         A term of a weight that was asked for must have one; another is left out, and said so.
         """
         course = self.course
-        for term in list(self.weights):
-            self._clear()
-            for batch in batches:
-                term_B = self.losses(batch)[term]
+        sums = {term: torch.zeros_like(course.overlay.gradient) for term in self.weights}
+        for batch in batches:
+            terms = self.losses(batch)
+            for term in self.weights:
+                self._clear()
+                term_B = terms.pop(term)
                 if term_B.requires_grad:
-                    (term_B.sum() / sum(map(len, batches))).backward()
-            self.gradients[term] = float(course.overlay.gradient.norm())
+                    mean = term_B.sum() / sum(map(len, batches))
+                    mean.backward(retain_graph=bool(terms))
+                sums[term] += course.overlay.gradient
         self._clear()
+        self.gradients = {term: float(gradient.norm()) for term, gradient in sums.items()}
         given = course.settings.given_weights()
         for term in [term for term, length in self.gradients.items() if not length > 0]:
             what = f"the {term} term has no gradient on what is trained"

@@ -25,7 +25,7 @@ student=${student:-shipped:student} teacher=${teacher:-shipped:teacher}
 scored=${SCORED:-stream source}
 runtime=(--compute "${COMPUTE:-auto}" --dtype "${DTYPE:-auto}" --quiet)
 read -ra more <<<"${DISTILL:-}"
-images=() references=()
+images=()
 if [ -z "${FRAMES:-}" ]; then
   [ -d "$out/frames" ] || cdcca demo --export "$out/frames" --quiet
   FRAMES=$out/frames
@@ -52,7 +52,7 @@ once() {
 }
 
 # chain NAME SEED ROUNDS TOP KEEP BY DISTILL-OPTIONS...: Algorithm 1, a command a line, in
-# $out/seed-SEED/NAME. With BY "whole" all asks and all tokens are sent.
+# $out/seed-SEED/NAME. BY is the rule by which tokens are kept.
 chain() {
   local name=$1 seed=$2 rounds=$3 top=$4 keep=$5 by=$6 round=0
   shift 6
@@ -67,7 +67,6 @@ chain() {
     local now=$folder/round-$round
     mkdir -p "$now"
     if [ ! -e "$now/applied" ]; then
-      local first=()
       if [ "$round" = 1 ]; then # no method has done anything yet: all of a seed share it
         mkdir -p "$out/seed-$seed/start"
         answers "$stream" "$folder/device" "$out/seed-$seed/start/stream.jsonl"
@@ -91,6 +90,8 @@ chain() {
     answers "$heldout" "$folder/device" "$now/heldout.jsonl"
     resume=(--resume "$now/adaptation.safetensors")
   done
+  # A chain that has gone further already is at another round: its answers would not be of this one.
+  [ ! -e "$folder/round-$((rounds + 1))/applied" ] || return 0
   [[ $scored != *stream* ]] || answers "$stream" "$folder/device" "$folder/round-$rounds/stream.jsonl"
   [[ $scored != *source* ]] || answers "$source" "$folder/device" "$folder/round-$rounds/source.jsonl"
 }

@@ -59,22 +59,22 @@ class Runs:
             self._scores[path] = score(self.references(which), answers, task=task, intervals=False)
         return self._scores[path]
 
-    def path(self, seed: int, name: str, round_: int, which: str, last: int) -> Path | None:
+    def path(self, seed: int, name: str, round_: int, which: str) -> Path | None:
         """Where the predictions of a set after a round are. name: `start` is the source model."""
         folder = self.out / f"seed-{seed}"
         if name == "start" or round_ == 0:
             path = folder / "start" / f"{which}.jsonl"
-        elif which == "stream" and round_ < last:
-            path = folder / name / f"round-{round_ + 1}" / "before.jsonl"
         else:
             path = folder / name / f"round-{round_}" / f"{which}.jsonl"
+            if which == "stream" and not path.exists():  # a chain answers it before the next round
+                path = folder / name / f"round-{round_ + 1}" / "before.jsonl"
         return path if path.exists() else None
 
     def score(
-        self, seed: int, name: str, round_: int, which: str, metric: str, last: int, group: str
+        self, seed: int, name: str, round_: int, which: str, metric: str, group: str
     ) -> Score | None:
         """One score, of everything or of a domain."""
-        path = self.path(seed, name, round_, which, last)
+        path = self.path(seed, name, round_, which)
         if path is None:
             return None
         key = (metric, "all" if group == "all" else "domain", group)
@@ -86,13 +86,12 @@ class Runs:
         rounds: Iterable[int],
         which: str,
         metric: str,
-        last: int,
         group: str = "all",
         seeds: Sequence[int] | None = None,
     ) -> Sample | None:
         """The mean over seeds and rounds, frame by frame; None if one is missing."""
         found = [
-            self.score(seed, name, round_, which, metric, last, group)
+            self.score(seed, name, round_, which, metric, group)
             for seed in (self.seeds if seeds is None else seeds)
             for round_ in rounds
         ]
@@ -155,13 +154,13 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 def count(runs: Runs, which: str, metric: str) -> int:
     """How many asks a metric is over."""
-    found = runs.score(runs.seeds[0], "start", 0, which, metric, 0, "all")
+    found = runs.score(runs.seeds[0], "start", 0, which, metric, "all")
     return 0 if found is None else found.sample.n
 
 
 def is_scored(runs: Runs, name: str, which: str) -> bool:
     """Whether there are labels of a set, and answers to it after a chain's first round."""
-    return runs.pooled(name, [1], which, "mc", 1) is not None
+    return runs.pooled(name, [1], which, "mc") is not None
 
 
 # ---------------------------------------------------------------- Table 1
@@ -178,42 +177,40 @@ def methods(runs: Runs, names: Sequence[str], last: int) -> None:
         rows = []
         for name in ("start", *names):
             cells = [
-                value_only(runs.pooled(name, [r], which, m, last))
-                for r in rounds
-                for m in ("mc", "da")
+                value_only(runs.pooled(name, [r], which, m)) for r in rounds for m in ("mc", "da")
             ]
-            means = [value(runs.pooled(name, rounds, which, m, last)) for m in ("mc", "da")]
+            means = [value(runs.pooled(name, rounds, which, m)) for m in ("mc", "da")]
             rows.append([label(name), *cells, *means])
         n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
         table(f"Table 1, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)
-        gains(runs, names, rounds, which, last)
+        gains(runs, names, rounds, which)
     cost(runs, names, rounds)
     forgotten(runs, names, last)
     table("The paper (VQAv2 to A-OKVQA)", *PAPER["methods"])
 
 
-def gains(runs: Runs, names: Sequence[str], rounds: range, which: str, last: int) -> None:
+def gains(runs: Runs, names: Sequence[str], rounds: range, which: str) -> None:
     """Against the source model, and akd against every other method."""
     rows = []
     for name in names:
         cells = [label(name)]
         for metric in ("mc", "da"):
-            own = runs.pooled(name, rounds, which, metric, last)
-            cells.append(told(difference(own, runs.pooled("start", rounds, which, metric, last))))
+            own = runs.pooled(name, rounds, which, metric)
+            cells.append(told(difference(own, runs.pooled("start", rounds, which, metric))))
         for metric in ("mc", "da"):
-            akd = runs.pooled("akd", rounds, which, metric, last)
-            other = runs.pooled(name, rounds, which, metric, last)
+            akd = runs.pooled("akd", rounds, which, metric)
+            other = runs.pooled(name, rounds, which, metric)
             cells.append("" if name == "akd" else told(difference(akd, other)))
-        rows.append([*cells, by_seed(runs, name, rounds, which, last)])
+        rows.append([*cells, by_seed(runs, name, rounds, which)])
     header = ["mean of rounds", "MC over source only", "DA over source only"]
     header += ["akd ahead, MC", "akd ahead, DA", "DA of each seed"]
     table(f"Differences, {SETS[which]}", header, rows)
 
 
-def by_seed(runs: Runs, name: str, rounds: range, which: str, last: int) -> str:
+def by_seed(runs: Runs, name: str, rounds: range, which: str) -> str:
     """The mean DA (MC where there is none) of each seed."""
     metric = "da" if count(runs, which, "da") else "mc"
-    samples = [runs.pooled(name, rounds, which, metric, last, seeds=[s]) for s in runs.seeds]
+    samples = [runs.pooled(name, rounds, which, metric, seeds=[s]) for s in runs.seeds]
     return ", ".join(value_only(sample, 1) for sample in samples)
 
 
@@ -240,8 +237,8 @@ def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
         cells = [
             told(
                 difference(
-                    runs.pooled(name, [last], "source", metric, last),
-                    runs.pooled("start", [last], "source", metric, last),
+                    runs.pooled(name, [last], "source", metric),
+                    runs.pooled("start", [last], "source", metric),
                 )
             )
             for metric in ("mc", "da", "cider")
@@ -268,16 +265,16 @@ def captions(runs: Runs, names: Sequence[str], last: int) -> None:
             cells = []
             for group in groups:
                 for metric in ("bleu4", "cider"):
-                    sample = runs.pooled(name, [last], which, metric, last, group)
+                    sample = runs.pooled(name, [last], which, metric, group)
                     cells.append(value_only(sample))
             rows.append([label(name), *cells])
         n = count(runs, which, "cider")
         table(f"Table 2, {SETS[which]} ({n} pictures; seeds {of(runs)})", header, rows)
         rows = []
         for name in names:
-            own = [runs.pooled(name, [last], which, "cider", last, group) for group in groups]
-            start = [runs.pooled("start", [last], which, "cider", last, g) for g in groups]
-            akd = [runs.pooled("akd", [last], which, "cider", last, group) for group in groups]
+            own = [runs.pooled(name, [last], which, "cider", group) for group in groups]
+            start = [runs.pooled("start", [last], which, "cider", g) for g in groups]
+            akd = [runs.pooled("akd", [last], which, "cider", group) for group in groups]
             gained = [told(difference(a, b)) for a, b in zip(own, start, strict=True)]
             ahead = "" if name == "akd" else told(difference(akd[0], own[0]))
             rows.append([label(name), *gained, ahead])
@@ -288,7 +285,7 @@ def captions(runs: Runs, names: Sequence[str], last: int) -> None:
 
 def domains_of(runs: Runs, which: str) -> list[str]:
     """The domains of a set, by name."""
-    path = runs.path(runs.seeds[0], "start", 0, which, 0)
+    path = runs.path(runs.seeds[0], "start", 0, which)
     if path is None:
         return []
     found = runs.scores(path, which).scores
@@ -317,9 +314,9 @@ def ablation(runs: Runs) -> None:
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [title[short], f"{size:,.0f} ({size / whole:.0%})"]
             for metric in ("mc", "da"):
-                own = runs.pooled(name, [1], which, metric, 1)
-                start = runs.pooled("start", [1], which, metric, 1)
-                previous = runs.pooled(before, [1], which, metric, 1)
+                own = runs.pooled(name, [1], which, metric)
+                start = runs.pooled("start", [1], which, metric)
+                previous = runs.pooled(before, [1], which, metric)
                 cells += [told(difference(own, start)), told(difference(own, previous))]
             rows.append(cells)
             before = name
@@ -338,7 +335,7 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
         for metric in ("mc", "da"):
             rows = []
             for rule in rules:
-                own = [runs.pooled(f"tokens/{rule}-{s}", [1], which, metric, 1) for s in shares]
+                own = [runs.pooled(f"tokens/{rule}-{s}", [1], which, metric) for s in shares]
                 rows.append([rule, *(value(sample) for sample in own)])
             for rule in rules:
                 if rule == "vis":
@@ -346,8 +343,8 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
                 ahead = [
                     told(
                         difference(
-                            runs.pooled(f"tokens/vis-{s}", [1], which, metric, 1),
-                            runs.pooled(f"tokens/{rule}-{s}", [1], which, metric, 1),
+                            runs.pooled(f"tokens/vis-{s}", [1], which, metric),
+                            runs.pooled(f"tokens/{rule}-{s}", [1], which, metric),
                         )
                     )
                     for s in shares
@@ -374,8 +371,8 @@ def uplink(runs: Runs, pairs: Sequence[str]) -> None:
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [f"{pair} %", f"{size:,.0f}", f"{size / whole:.1%}"]
             for metric in ("mc", "da", "cider"):
-                own = runs.pooled(name, [1], which, metric, 1)
-                all_of_it = runs.pooled("uplink/100-100", [1], which, metric, 1)
+                own = runs.pooled(name, [1], which, metric)
+                all_of_it = runs.pooled("uplink/100-100", [1], which, metric)
                 cells += [value_only(own)]
                 cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
             rows.append(cells)
@@ -400,7 +397,7 @@ def rounds(runs: Runs, names: Sequence[str], last: int) -> None:
     rows: dict[str, list[str]] = {name: [label(name)] for name in names}
     for axis, metric in zip(axes, ("mc", "da"), strict=True):
         for number, name in enumerate(names):
-            samples = [runs.pooled(name, [r], which, metric, last) for r in range(last + 1)]
+            samples = [runs.pooled(name, [r], which, metric) for r in range(last + 1)]
             kept = [(r, s) for r, s in enumerate(samples) if s is not None]
             places = [r + 0.04 * (number - len(names) / 2) for r, _ in kept]
             values = [sample.value() for _, sample in kept]

@@ -251,3 +251,6 @@ def test_settings_that_cannot_be() -> None:
     for wrong in ({"ema": 1.0}, {"ema": -0.1}, {"patience": 0}, {"micro_batch_size": 0}):
         with pytest.raises(UsageError):
             DistillSettings(**wrong)  # type: ignore[arg-type]
+    for method in ("cotta", "none"):
+        with pytest.raises(UsageError, match=f"--ema does not go with --method {method}"):
+            DistillSettings(method=method, ema=0.5)

@@ -144,8 +144,8 @@ def test_a_teacher_judges_and_changes_nothing(
 def test_what_got_worse_is_written_all_the_same(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
-    """The verdict says so; akd would have written the start. Patience has nothing to wait for."""
-    spoiling = replace(TENT, lr=0.3, patience=1)
+    """The verdict says so; akd would have written the start."""
+    spoiling = replace(TENT, lr=0.3)
     made = distill(shards, teacher, mirror, spoiling)
     held, curve = made.report["held_out"], made.report["curves"]["held_out"]
     assert held["verdict"] == "worse"
@@ -159,7 +159,13 @@ def test_what_got_worse_is_written_all_the_same(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ce_weight": 1.0}, {"kl": "forward"}, {"confidence": True}, {"rate_aware": 5}],
+    [
+        {"ce_weight": 1.0},
+        {"kl": "forward"},
+        {"confidence": True},
+        {"rate_aware": 5},
+        {"patience": 1},
+    ],
 )
 @pytest.mark.parametrize("method", ["tent", "cotta", "none"])
 def test_what_needs_a_teacher_is_refused(method: str, wrong: dict[str, Any]) -> None:
