@@ -86,16 +86,16 @@ SOUND = bytes(8) + bytes([0]) + bytes([240]) + bytes(10)
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", "damaged payload"),
-        (b"not zstd at all", "damaged payload"),
-        (frame(SOUND + b"\0"), "says it holds 21 bytes"),
-        (frame(SOUND[:-1]), "says it holds 19 bytes"),
-        (frame(SOUND)[:-1], "damaged payload"),
-        (frame(SOUND) + b"\0", "damaged payload"),
-        (frame(SOUND) + frame(b""), "damaged payload"),
+        (b"", "damaged coded changes"),
+        (b"not zstd at all", "damaged coded changes"),
+        (frame(SOUND + b"\0"), "say they hold 21 bytes"),
+        (frame(SOUND[:-1]), "say they hold 19 bytes"),
+        (frame(SOUND)[:-1], "damaged coded changes"),
+        (frame(SOUND) + b"\0", "damaged coded changes"),
+        (frame(SOUND) + frame(b""), "damaged coded changes"),
         (frame(SOUND, checksum=False), "no checksum"),
         (frame(b"\1" + SOUND[1:]), "its payload 1"),
-        (zstandard.ZstdCompressor(write_content_size=False).compress(SOUND), "says it holds"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(SOUND), "say they hold"),
     ],
 )
 def test_a_payload_that_is_not_exactly_right_is_refused(payload: bytes, reason: str) -> None:
@@ -124,7 +124,7 @@ def test_a_frame_that_lies_about_its_size_is_refused() -> None:
     lying = bytearray(frame(np.random.default_rng(0).bytes(2000)))
     assert struct.unpack_from("<H", lying, 5) == (2000 - 256,)
     struct.pack_into("<H", lying, 5, 1500 - 256)
-    with pytest.raises(BadData, match="damaged payload"):
+    with pytest.raises(BadData, match="damaged coded changes"):
         nf4_mixed.read_payload(bytes(lying), 0, [8], [1468])
 
 
