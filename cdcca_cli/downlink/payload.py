@@ -88,13 +88,13 @@ def read_frame(
     try:
         parameters = zstandard.get_frame_parameters(frame)
         declared = parameters.content_size
-        if has_checksum and not parameters.has_checksum:
-            raise BadData(f"update: its {what} have no checksum: fetch it again")
         if declared != expected_bytes:
             raise BadData(
                 f"update: its {what} say they hold {declared:,} bytes, they must hold "
                 f"{expected_bytes:,}: fetch it again"
             )
+        if has_checksum and not parameters.has_checksum:
+            raise BadData(f"update: its {what} have no checksum: fetch it again")
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise BadData(f"update: damaged {what} ({error}): fetch it again") from None
