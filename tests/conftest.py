@@ -10,6 +10,10 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Several workers (pytest -n) share the cores: a thread each, and one for each process they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # In the background of a shell and under nohup these are ignored, and the processes that tests start
 # would inherit that.
 for number in (signal.SIGINT, signal.SIGHUP):

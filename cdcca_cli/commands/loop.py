@@ -33,6 +33,13 @@ def command(
     ] = None,
     top: Annotated[str, typer.Option(help="Send the asks of highest entropy: 10%, or 12.")] = "10%",
     keep: Annotated[str, typer.Option(help="Keep the best tokens of a frame: 50%, or 18.")] = "50%",
+    method: Annotated[
+        str, typer.Option(help="akd, pseudo-label, pkd, cwd, tent, cotta or none.")
+    ] = "akd",
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Keep what the teacher says in this file; ask only for what it lacks."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Times over the shards in a round.")] = 3,
     lr: Annotated[float | None, typer.Option(help="Step size.  [default: by width]")] = None,
     budget: Annotated[
@@ -85,7 +92,9 @@ def command(
             batch_size=batch_size,
             seed=seed,
         ),
-        distill=DistillSettings(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed),
+        distill=DistillSettings(
+            method=method, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, cache=cache
+        ),
         compress=CompressSettings(
             budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget"),
             num_signatures=len(keys),

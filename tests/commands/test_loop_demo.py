@@ -19,17 +19,20 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("method", ["akd", "pseudo-label"])
 def test_the_loop_leaves_what_the_stages_leave(
-    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    method: str, few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The update of its first round is the one that the separate commands make, byte for byte."""
+    """The update of its first round is the one that the separate commands make, byte for byte;
+    the teacher's lessons that it kept are all that they need."""
+    lessons = str(tmp_path / "teacher.lessons")
     for side in ("device", "other", "mirror"):
         assert main(["init", str(tmp_path / side), "--quiet"]) == 0
     stream, work = str(few / "stream"), tmp_path / "work"
     common = ["--batch-size", "16", "--quiet"]
     loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
-    code = main([*loop, "--epochs", "2", "-o", str(work), *common, "--probe", str(few / "heldout")])
-    assert code == 0
+    loop += ["--epochs", "2", "--method", method, "--cache", lessons, "-o", str(work), *common]
+    assert main([*loop, "--probe", str(few / "heldout")]) == 0
     report = json.loads(capfd.readouterr().out)
     assert Device.open(tmp_path / "device").digest == Device.open(work / "mirror").digest
     assert report["rounds"][0]["uplink_bytes"] == (work / "round-1/uplink.tokens").stat().st_size
@@ -47,7 +50,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     assert main([*sample, "-o", tokens, *common]) == 0
     assert Path(tokens).read_bytes() == (work / "round-1/uplink.tokens").read_bytes()
     distill = ["distill", tokens, "--student", mirror, "--epochs", "2", "-o", learnt, *common]
-    assert main(distill) == 0
+    assert main([*distill, "--method", method, "--teacher", lessons]) == 0
     assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
     assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
 

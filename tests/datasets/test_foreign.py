@@ -20,7 +20,7 @@ PREDICTION = {"v": 1, "id": "q", "image": "a.jpg", "answer": "b", "model": "sha2
     [
         (b"", "an empty file"),
         (b"\0" * 20, "blanks or zeros"),
-        (gzip.compress(b"[]"), "gzip"),
+        (gzip.compress(b"[]", mtime=0), "gzip"),
         (b"PK\x03\x04rest", "zip"),
         ("[]".encode("utf-16"), "UTF-16"),
         ("[1, 2, 3, 4]".encode("utf-16-be"), "UTF-16"),

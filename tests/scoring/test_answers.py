@@ -182,7 +182,7 @@ def test_the_scores_of_the_options_are_carried(tmp_path: Path) -> None:
     [
         (encode_header({}, {"kind": "shard", "version": 1}), "token shards"),
         (b'{"id": "q", "image": "a.jpg", "prompt": "?"}\n', "a manifest of frames"),
-        (gzip.compress(b"[]"), "gzip data"),
+        (gzip.compress(b"[]", mtime=0), "gzip data"),
         ("[]".encode("utf-16"), "UTF-16"),
         (b"\0" * 100, "blanks or zeros"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "an image"),
