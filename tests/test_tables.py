@@ -119,7 +119,10 @@ def test_ablation_and_token_rules(env: dict[str, str]) -> None:
     sizes = [int(re.sub(r" .*|,", "", size)) for size in (whole, least)]
     assert sizes[1] < sizes[0]
     said = run("uplink.sh", "100/100", "20/50", env=env)
-    assert row(said, "Uplink, target frames", "100/100 %")[1] == "100.0%"
+    sent, of_all, of_pixels = row(said, "Uplink, target frames", "100/100 %")[:3]
+    assert of_all == "100.0%"
+    pictures = len(list((Path(env["FRAMES"]) / "stream").glob("*.jpg")))
+    assert of_pixels == f"{int(sent.replace(',', '')) / (pictures * 3 * 96 * 96):.1%}"
     assert float(row(said, "Uplink, target frames", "20/50 %")[1].rstrip("%")) < 50
     said = run("tokens.sh", "random", "vis", env=env)
     assert all(row(said, "Table 4, MC, target frames", "vis"))

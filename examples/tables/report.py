@@ -18,7 +18,7 @@ import numpy as np
 from paper import PAPER
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import Reference, read_references
+from cdcca_cli.datasets import Reference, load_image, read_frames, read_references
 from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import Score, Scores, score
 from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap, compare_all
@@ -108,6 +108,14 @@ class Runs:
             for round_ in rounds
         ]
         return float(np.mean(sizes))
+
+    def bytes_of_pixels(self, which: str) -> int | None:
+        """What a set's pictures take as a camera gives them: RGB, 3 bytes a pixel."""
+        if not self.frames.is_dir():
+            return None
+        pictures = {frame.image: frame for frame in read_frames(self.frames / which)}
+        sizes = [load_image(frame).size for frame in pictures.values()]
+        return sum(3 * width * height for width, height in sizes)
 
     def seconds_of(self, name: str, rounds: Iterable[int]) -> float:
         """The mean seconds of training in a round, without loading and asking the teacher."""
@@ -362,6 +370,7 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
 def uplink(runs: Runs, pairs: Sequence[str]) -> None:
     """Quality by the share of the whole stream's bytes that went up."""
     whole = runs.bytes_of("uplink/100-100", [1], "uplink.tokens")
+    pixels = runs.bytes_of_pixels("stream")
     for which in ("heldout", "stream"):
         if not is_scored(runs, "uplink/100-100", which):
             continue
@@ -370,13 +379,14 @@ def uplink(runs: Runs, pairs: Sequence[str]) -> None:
             name = f"uplink/{pair.replace('/', '-')}"
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [f"{pair} %", f"{size:,.0f}", f"{size / whole:.1%}"]
+            cells += ["" if pixels is None else f"{size / pixels:.1%}"]
             for metric in ("mc", "da", "cider"):
                 own = runs.pooled(name, [1], which, metric)
                 all_of_it = runs.pooled("uplink/100-100", [1], which, metric)
                 cells += [value_only(own)]
                 cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
             rows.append(cells)
-        header = ["asks/tokens", "uplink bytes", "of the whole"]
+        header = ["asks/tokens", "uplink bytes", "of the whole", "of the stream's pixels"]
         header += [word for m in ("mc", "da", "cider") for word in (METRICS[m], "to the whole")]
         n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
         table(f"Uplink, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)
