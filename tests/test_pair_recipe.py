@@ -45,3 +45,22 @@ def test_every_stage_runs_and_leaves_a_pair_that_loads(tmp_path: Path) -> None:
         made = (output / "frames" / name / "frames.jsonl").read_text().splitlines()
         shipped = (FRAMES / name / "frames.jsonl").read_text().splitlines()
         assert made == shipped[: len(made)]
+
+
+def test_new_frames_of_the_world_are_drawn_from_a_seed(tmp_path: Path) -> None:
+    """With the seed of the shipped held-out frames, those; with another one, others."""
+    for seed in (32_000_000, 42_000_000):
+        subprocess.run(
+            [
+                *(sys.executable, ROOT / "examples" / "pair" / "world.py", tmp_path / str(seed)),
+                *("--prefix", "h", "--frames", "3", "--seed", str(seed)),
+            ],
+            check=True,
+            timeout=600,
+        )
+    shipped = (FRAMES / "heldout" / "frames.jsonl").read_text().splitlines()
+    made = (tmp_path / "32000000" / "frames.jsonl").read_text().splitlines()
+    assert made == shipped[: len(made)]
+    others = (tmp_path / "42000000" / "frames.jsonl").read_text().splitlines()
+    assert not set(others) & set(shipped)
+    assert len(list((tmp_path / "42000000").glob("*.jpg"))) == 3

@@ -91,6 +91,15 @@ def test_methods_by_rounds_and_then_captions_of_the_same_chains(
     assert float(row(captions, "Table 2, target frames", "akd")[1]) > 0
 
 
+def test_new_frames_need_no_source_domain(tmp_path: Path, env: dict[str, str]) -> None:
+    for name in ("stream", "heldout"):
+        few_frames(tmp_path / "new" / name, name, 6)
+    own = {**env, "FRAMES": str(tmp_path / "new"), "OUT": str(tmp_path / "out")}
+    said = run("methods.sh", "none", env=own)
+    assert row(said, "Table 1, target frames", "none")
+    assert "source domain" not in said
+
+
 def test_a_chain_that_fails_ends_the_script(env: dict[str, str]) -> None:
     done = subprocess.run(
         ["bash", str(TABLES / "methods.sh"), "akd"],

@@ -3,9 +3,11 @@
 A scene is two to four things on a three by three grid, {cell: (kind, colour)}, no kind and no
 colour twice. The source domain knows ten kinds and asks what can be seen. The target domain
 has other backgrounds, light and noise, five more kinds, and asks what one must know.
-All of it is drawn from a numpy generator: the same seed gives the same world.
+All of it is drawn from a numpy generator: the same seed gives the same world. As a program it writes
+a folder of new frames, which no seed of `make_pair.py` has drawn.
 """
 
+import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -286,3 +288,21 @@ def write_frames(folder: Path, prefix: str, domain: str, number: int, seed: int)
             }
         )
     (folder / "frames.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Draw new frames of the generated world, with questions, answers and captions."
+    )
+    parser.add_argument("folder", type=Path, help="for the pictures and frames.jsonl")
+    parser.add_argument("--domain", choices=("source", "target"), default="target")
+    parser.add_argument("--frames", type=int, default=240, help="how many pictures  [240]")
+    parser.add_argument("--prefix", default="f", help="what their names begin with  [f]")
+    parser.add_argument("--seed", type=int, required=True)
+    options = parser.parse_args()
+    write_frames(options.folder, options.prefix, options.domain, options.frames, options.seed)
+
+
+if __name__ == "__main__":
+    main()

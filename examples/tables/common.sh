@@ -2,9 +2,9 @@
 # What the tables share: where the models and frames are, and one chain of rounds. To be sourced.
 #
 #   PAIR     a folder with the checkpoints `student` and `teacher`   [the shipped pair]
-#   FRAMES   a folder with `stream` (target domain, what is sent), `heldout` (never sent) and
-#            `source` as `cdcca demo --export` makes it; or an annotation file, whose frames are
-#            both what is sent and what is scored, as in the paper      [the shipped frames]
+#   FRAMES   a folder with `stream` (target domain, what is sent), `heldout` (never sent) and, if
+#            wanted, `source`, as `cdcca demo --export` makes it; or an annotation file, whose frames
+#            are both what is sent and what is scored, as in the paper   [the shipped frames]
 #   IMAGES   where an annotation file's pictures are
 #   OUT      everything that is made; what is there is not made again   [tables]
 #   SEEDS ROUNDS JOBS TOP KEEP EPOCHS DISTILL   how; DISTILL are more options of distill
@@ -35,6 +35,7 @@ if [ -f "$FRAMES" ]; then
   images=(${IMAGES:+--images "$IMAGES"})
 else
   stream=$FRAMES/stream heldout=$FRAMES/heldout source=$FRAMES/source
+  [ -e "$source" ] || source=''
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
