@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cdcca_cli.distillation.draws import draws
+from cdcca_cli.distillation.draws import For, draws
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, Spliced, families
 from cdcca_cli.families.model import IMAGE_MARK
@@ -225,17 +225,23 @@ def _words(text: str) -> str:
 
 
 def held_out_frames(frames: Sequence[str], share: float) -> set[str]:
-    """The frames that are not trained on: the share of them whose ids hash lowest.
+    """The frames that are not trained on: those whose ids hash below the share, about so many.
 
-    It depends on the ids alone, not on their order and not on a seed, so a frame that is held out
-    in one round is not trained on in another (but where the share moves). With two frames or more
-    and a share above 0, at least one is held out and at least one is not.
+    Each by its id alone, so a frame that is held out in one round is not trained on in another,
+    whatever else is sent (but where the share moves). With two frames or more and a share above 0,
+    at least one is held out, the lowest, and at least one is not, the highest.
     """
-    distinct = sorted(set(frames), key=lambda frame: hashlib.sha256(frame.encode()).digest())
-    count = round(share * len(distinct))
-    if share > 0 and len(distinct) > 1:
-        count = min(max(count, 1), len(distinct) - 1)
-    return set(distinct[:count]) if len(distinct) > 1 else set()
+    hashes = {frame: _hash(frame) for frame in frames}
+    if share <= 0 or len(hashes) < 2:
+        return set()
+    distinct = sorted(hashes, key=lambda frame: hashes[frame])
+    count = sum(place < share for place in hashes.values())
+    return set(distinct[: min(max(count, 1), len(distinct) - 1)])
+
+
+def _hash(frame: str) -> float:
+    """Where an id lies between 0 and 1."""
+    return int.from_bytes(hashlib.sha256(frame.encode()).digest()[:8]) / 2**64
 
 
 def shuffled_batches(
@@ -246,7 +252,7 @@ def shuffled_batches(
     Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
     batches shuffled. All of it depends on seed and epoch alone.
     """
-    source = draws(seed, epoch)
+    source = draws(seed, For.ORDER, epoch)
     order = source.permutation(len(lengths))
     batches: list[list[int]] = []
     pool = 16 * batch_size

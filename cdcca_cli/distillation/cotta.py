@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cdcca_cli.distillation import processes
 from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.draws import draws
+from cdcca_cli.distillation.draws import For, draws
 from cdcca_cli.distillation.logit_losses import answer_confidence, soft_cross_entropy
 from cdcca_cli.distillation.methods import Course, Method
 from cdcca_cli.distillation.own_answers import own_answers
@@ -45,6 +45,8 @@ LEFT_OUT = 0.1
 
 class Cotta(Method):
     """Keeps the student consistent with a running mean of itself."""
+
+    is_of_the_batch = True
 
     def __init__(self, course: Course) -> None:
         super().__init__(course, {"consistency": 1.0})
@@ -92,7 +94,7 @@ class Cotta(Method):
         shards = {id(example.shard): example.shard for example in examples}
         first = min(batch)
         for number in range(self.how.views):
-            source = draws(self.course.settings.seed, (first << 16) + number)
+            source = draws(self.course.settings.seed, For.VIEWS, (first << 16) + number)
             seen = {place: augmented(shard, source) for place, shard in shards.items()}
             yield [Example(seen[id(example.shard)], example.ask) for example in examples]
 
@@ -107,7 +109,7 @@ class Cotta(Method):
         if not self.how.restore:
             return
         values_P = self.course.overlay.values
-        source = draws(self.course.settings.seed, (1 << 63) + number)
+        source = draws(self.course.settings.seed, For.RESTORE, number)
         drawn_P = source.random(len(values_P), dtype=np.float32)
         back_P = torch.from_numpy(drawn_P < self.how.restore).to(values_P.device)
         values_P.copy_(torch.where(back_P, self.source_P, values_P))

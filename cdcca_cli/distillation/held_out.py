@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli.distillation.draws import draws
+from cdcca_cli.distillation.draws import For, draws
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -77,7 +77,7 @@ def bootstrap_interval(
         places_E = np.arange(len(values_E))
     sums_F = np.bincount(places_E, weights=values_E)
     counts_F = np.bincount(places_E)
-    drawn_SF = draws(seed, 1).integers(len(sums_F), size=(RESAMPLES, len(sums_F)))
+    drawn_SF = draws(seed, For.INTERVAL).integers(len(sums_F), size=(RESAMPLES, len(sums_F)))
     means = sums_F[drawn_SF].sum(1) / counts_F[drawn_SF].sum(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

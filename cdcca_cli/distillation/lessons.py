@@ -134,9 +134,11 @@ def gather(
     if not fresh:
         raise BadData("the token stream asks nothing (no shards in it): there is nothing to learn")
     frames = {shard.frame for shard in fresh}
-    again = [shard for shard in _fitting(earlier, student) if shard.frame not in frames]
-    again = _share(again, settings.replay, settings.seed)
     held_out = held_out_frames([shard.frame for shard in fresh], settings.holdout)
+    again = [shard for shard in _fitting(earlier, student) if shard.frame not in frames]
+    spared = held_out_frames([shard.frame for shard in again], settings.holdout)
+    again = [shard for shard in again if shard.frame not in spared]
+    again = _share(again, settings.replay, settings.seed)
     everything = [*fresh, *again]
     taught = everything
     if not settings.needs_teacher:  # a teacher that is named all the same judges, and no more

@@ -50,7 +50,10 @@ class Method(ABC):
 
     weights: of each term of the loss, by name; every term counts. flats: what is trained beside
     the overlay. mean: the running mean that is judged and written instead of the overlay, or None.
+    is_of_the_batch: whether an example's loss depends on the others in its batch.
     """
+
+    is_of_the_batch = False
 
     def __init__(self, course: Course, weights: Mapping[str, float]) -> None:
         self.course = course

@@ -106,6 +106,7 @@ class Run:
 
     def train(self) -> None:
         """All epochs that are still to do; call it in the student's training mode."""
+        self.log.start()
         if self.method is not None:
             self.method.prepare()
         self.adam = Adam([self.overlay, *([] if self.method is None else self.method.flats)])
@@ -219,7 +220,9 @@ class Run:
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-        In parts of `micro_batch_size`, one after the other or one for each process.
+        In parts of `micro_batch_size`, one after the other or shared by the processes. Without it
+        in one part for each process; but whole, by one process, where an example's loss depends on
+        the others beside it.
         """
         method, size = self.method, self.settings.micro_batch_size
         assert method is not None
@@ -227,7 +230,8 @@ class Run:
         for flat in flats:
             flat.clear()
         if size is None:
-            size = -(-len(batch) // processes.count())
+            shared_by = 1 if method.is_of_the_batch else processes.count()
+            size = -(-len(batch) // shared_by)
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[processes.rank() :: processes.count()]:

@@ -5,10 +5,11 @@
      "asks", "seconds", "seconds_left"}
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
-Terms are unweighted means over the batch; the norm is that of all gradients before it is clipped;
-seconds are since this process began to train. A number that is not finite is null. A file that
-exists is added to, so that a run that was stopped and goes on has one log. Each line is written at
-once.
+Terms are means over the batch, without their weights (with `--confidence` the cross-entropy's are
+in it); the norm is that of all gradients before it is clipped; seconds are since this process began
+to train, with what comes before the first step (scales, gradients). A number that is not finite is
+null. A file that exists is added to, so that a run that was stopped and goes on has one log. Each
+line is written at once.
 """
 
 import json
@@ -40,9 +41,12 @@ class StepLog:
             except OSError as error:
                 raise CannotWrite(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
-    def begin(self, settings: DistillSettings, lr: float, terms: Sequence[str]) -> None:
-        """Before the first step of this process."""
+    def start(self) -> None:
+        """The clock: from now on this process trains."""
         self._start = time.monotonic()
+
+    def begin(self, settings: DistillSettings, lr: float, terms: Sequence[str]) -> None:
+        """Before the first step of this process, whose clock has been started."""
         self._write(
             what="begin",
             method=settings.method,

@@ -68,6 +68,7 @@ class Taught(Method):
 
     def __init__(self, course: Course) -> None:
         super().__init__(course, course.settings.weights())
+        self.is_of_the_batch = course.settings.method == "pkd"
         self.parts = {term: parts for term in ("query", "repr") if (parts := self._parts(term))}
         self.scales: dict[str, float] = {}
         self.gradients: dict[str, float] = {}

@@ -97,7 +97,7 @@ class Slow:
 
     def restore(self, number: int, seed: int) -> None:
         """A number in [0, 1) for each value, in the order of the parameters' names."""
-        key = (2**63 + number) * 2**64 + seed  # 128 bits, the low half first
+        key = (3 * 2**56 + number) * 2**64 + seed  # 128 bits, the low half first
         draws = np.random.Generator(np.random.Philox(key=key))
         for name in sorted(self.student):
             own, source = self.student[name], self.source[name]

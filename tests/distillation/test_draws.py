@@ -1,18 +1,19 @@
-"""Draws: one stream for each seed and number, however large."""
+"""Draws: one stream for each seed, purpose and number, however large."""
 
 import numpy as np
 
-from cdcca_cli.distillation.draws import draws
+from cdcca_cli.distillation.draws import For, draws
 
 
-def test_small_keys_are_numpy_s_own() -> None:
-    """What was drawn before large ones were told apart stays as it was."""
-    own = np.random.Generator(np.random.Philox(key=[7, 3]))
-    np.testing.assert_array_equal(draws(7, 3).random(5), own.random(5))
+def test_the_key_is_the_seed_and_the_purpose_above_the_number() -> None:
+    for purpose, number in ((For.ORDER, 3), (For.RESTORE, 5)):
+        own = np.random.Generator(np.random.Philox(key=[7, int(purpose) * 2**56 + number]))
+        np.testing.assert_array_equal(draws(7, purpose, number).random(5), own.random(5))
 
 
-def test_large_seeds_and_numbers_are_told_apart() -> None:
+def test_seeds_purposes_and_numbers_are_told_apart() -> None:
     """numpy takes a list with 2^63 and more for floats, which do not tell these apart."""
-    places = [(s, n) for s in (0, 2**63, 2**63 + 1, 2**64 - 1) for n in (0, 2**63, 2**63 + 1)]
+    seeds = (0, 2**63, 2**63 + 1, 2**64 - 1)
+    places = [(seed, purpose, n) for seed in seeds for purpose in For for n in (0, 1, 2**55)]
     firsts = {draws(*place).integers(2**63).item() for place in places}
     assert len(firsts) == len(places)

@@ -31,6 +31,8 @@ RUNS = {
     "--cotta-views 1 --cotta-restore 0.1 --cotta-ema 0.5",
     "last-parts": "--batch-size 8 --method pseudo-label --micro-batch-size 4 --ema 0.5 "
     "--rate-aware 4 --work last-parts.work",
+    "pkd": "--batch-size 8 --method pkd",
+    "cotta": "--batch-size 8 --method cotta --cotta-threshold 1 --cotta-views 1 --cotta-ema 0.5",
     "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""
@@ -121,9 +123,12 @@ def test_the_adaptation_is_the_same_to_rounding(run: str, both: Both, mirror: De
     np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
-@pytest.mark.parametrize("run", ["akd-parts", "cotta-parts", "last-parts"])
+@pytest.mark.parametrize("run", ["akd-parts", "cotta-parts", "last-parts", "pkd", "cotta"])
 def test_the_same_parts_give_the_same_bytes(run: str, both: Both) -> None:
-    """One process adds the gradients of its two parts, two processes add theirs: the same sums."""
+    """One process adds the gradients of its two parts, two processes add theirs: the same sums.
+
+    Without parts PKD and CoTTA, whose terms are of a whole batch, are not divided at all.
+    """
     assert both.two[run].read_bytes() == both.one[run].read_bytes()
 
 
