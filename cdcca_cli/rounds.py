@@ -129,7 +129,8 @@ class Cycle:
     def _compress(self, adaptation: Adaptation) -> sender.Compressed:
         """The update, its step chosen by the loss on the adaptation's held-out frames."""
         held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
-        loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha)
+        size = self.settings.distill.batch_size
+        loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha, size)
         made = sender.compress(adaptation, self.mirror, self.settings.compress, loss=loss)
         for note in made.notes:
             streams.message(note)

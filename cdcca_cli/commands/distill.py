@@ -80,8 +80,9 @@ def command(
         float | None, typer.Option(help="Of that.  [default: 1]", rich_help_panel=_LOSS)
     ] = None,
     kl_temperature: Annotated[
-        float, typer.Option(help="Of both distributions.", rich_help_panel=_LOSS)
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Of both distributions.  [default: 1]", rich_help_panel=_LOSS),
+    ] = None,
     confidence: Annotated[
         bool,
         typer.Option(
@@ -98,9 +99,12 @@ def command(
         ),
     ] = None,
     cache_bits: Annotated[
-        int,
-        typer.Option(help="32, 16 or 8: how numbers are kept.", rich_help_panel=_TEACHER),
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="32, 16 or 8: how a new file keeps numbers.  [default: 16]",
+            rich_help_panel=_TEACHER,
+        ),
+    ] = None,
     teacher_quantize: Annotated[
         str,
         typer.Option(
@@ -125,7 +129,8 @@ def command(
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Asks in one pass; gradients add up to a step.  [default: all, by process]",
+            help="Asks in one pass; gradients add up to a step. pkd's and cotta's statistics are "
+            "of a pass.  [default: all, shared by the processes; pkd, cotta: all]",
             rich_help_panel=_STEPS,
         ),
     ] = None,
@@ -196,7 +201,10 @@ def command(
     ] = 32,
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the order in which asks are taken.", rich_help_panel=_RUN),
+        typer.Option(
+            help="Seed of the order of asks, of replay, and of cotta's draws.",
+            rich_help_panel=_RUN,
+        ),
     ] = 0,
     work: Annotated[
         Path | None,
@@ -253,7 +261,9 @@ def command(
     paths: list[str | None] = [*shards] if shards else [None]
     from cdcca_cli.commands import distilling
 
-    together = distilling.Together(paths, output, work or cache)
+    together = distilling.Together(paths)
+    if distilling.asks_a_teacher(teacher, method):
+        together.check_folder(work or cache)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -311,7 +321,7 @@ def command(
             mirror,
             how,
             resume=earlier,
-            student=distilling.student(mirror, large, runtime),
+            student=training.load_student(mirror, large, runtime.compute, runtime.dtype),
             earlier=distilling.shards(replay or [], replayed),
             log=StepLog(together.first_only(log)),
         )

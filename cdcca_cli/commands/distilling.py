@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.families import LoadedModel
     from cdcca_cli.formats.adaptation import Adaptation
-    from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.shard import Shard
 
 
 class Together:
     """Several processes of one `accelerate launch`: the first of them writes and speaks."""
 
-    def __init__(
-        self, paths: Sequence[str | None], output: str | None, folder: Path | None
-    ) -> None:
-        """Args: folder: where all find the teacher's lessons. Raises: UsageError."""
+    def __init__(self, paths: Sequence[str | None]) -> None:
+        """Args: paths: of the shards. Raises: UsageError for a pipe."""
         self.count = processes.announced()
         self.is_first = processes.announced_rank() == 0
         if self.count == 1:
@@ -35,13 +32,16 @@ class Together:
             raise UsageError(
                 f"{self.count} processes cannot share one pipe: name the shards' files"
             )
-        if folder is None:
+        if not self.is_first:
+            streams.set_quiet(True)
+
+    def check_folder(self, folder: Path | None) -> None:
+        """UsageError unless there is a place where all find the teacher's lessons."""
+        if self.count > 1 and folder is None:
             raise UsageError(
                 f"{self.count} processes share the teacher's lessons in a file: give --cache or "
                 "--work, where all of them can read it"
             )
-        if not self.is_first:
-            streams.set_quiet(True)
 
     @contextmanager
     def output(self, path: str | None, force: bool) -> Iterator[BinaryIO]:
@@ -83,6 +83,13 @@ def adaptation(path: str | None) -> "Adaptation | None":
         return read_adaptation(source, where=streams.input_name(path))
 
 
+def asks_a_teacher(option: str | None, method: str) -> bool:
+    """Whether one is named, or the method needs one."""
+    from cdcca_cli.distillation.settings import DEFAULTS
+
+    return option is not None or method not in DEFAULTS or DEFAULTS[method].needs_teacher
+
+
 def teacher(
     option: str | None,
     how: "DistillSettings",
@@ -91,9 +98,14 @@ def teacher(
     device_map: str | None,
 ) -> "tuple[LoadedModel | None, DistillSettings]":
     """The teacher, and how to ask it: None for a file of lessons, and where nobody is asked."""
-    if option is None and not how.needs_teacher:
+    is_asked = asks_a_teacher(option, how.method)
+    named = settings.teacher(option) if is_asked else ""
+    if (not is_asked or Path(named).is_file()) and (quantize != "none" or device_map):
+        raise UsageError(
+            "--teacher-quantize and --teacher-device-map say how to load a teacher, and none is"
+        )
+    if not is_asked:
         return None, how
-    named = settings.teacher(option)
     if Path(named).is_file():
         if how.cache is not None:
             raise UsageError(f"--teacher {named}: is a file of lessons itself: leave --cache out")
@@ -107,18 +119,6 @@ def teacher(
         quantize=quantize,
         device_map=device_map,
     ), how
-
-
-def student(
-    mirror: "Device", large: "LoadedModel | None", runtime: settings.Runtime
-) -> "LoadedModel":
-    """The mirror's model, computed with as the teacher is."""
-    from cdcca_cli.families import load_device
-
-    if large is None:
-        return load_device(mirror, compute=runtime.compute, dtype=runtime.dtype)
-    dtype = str(large.dtype).removeprefix("torch.")
-    return load_device(mirror, compute=large.compute, dtype=dtype)
 
 
 def shards(paths: Sequence[str | None], sources: Sequence[BinaryIO]) -> "Iterator[Shard]":

@@ -31,6 +31,9 @@ def command(
         Path | None,
         typer.Option(help="Labelled frames to score before and after each round; never sent."),
     ] = None,
+    probe_images: Annotated[
+        Path | None, typer.Option(help="The folder that the probe's image names start from.")
+    ] = None,
     top: Annotated[str, typer.Option(help="Send the asks of highest entropy: 10%, or 12.")] = "10%",
     keep: Annotated[str, typer.Option(help="Keep the best tokens of a frame: 50%, or 18.")] = "50%",
     method: Annotated[
@@ -113,7 +116,7 @@ def command(
         compute=runtime.compute,
         dtype=runtime.dtype,
     )
-    labelled = None if probe is None else read_probe(probe)
+    labelled = None if probe is None else read_probe(probe, probe_images)
     history = cycles.follow(cycle, source, rounds, labelled)
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(history.as_json())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
 
 Overlay = Mapping[str, Any]
+MOST_AT_ONCE = 1024
+"""A batch size of an adaptation's report above this is not believed."""
 
 
 def loss_of(
@@ -32,10 +34,14 @@ def loss_of(
     @cache
     def loaded() -> Callable[[Overlay], float]:
         from cdcca_cli.distillation.held_out_loss import HeldOutLoss
+        from cdcca_cli.distillation.settings import DistillSettings
         from cdcca_cli.families import load_device
 
         student = load_device(mirror, compute=runtime.compute, dtype=runtime.dtype)
-        return HeldOutLoss(student, held_out, mirror.lora.alpha)
+        size = adaptation.report.get("batch_size")  # what others wrote may be anything
+        if type(size) is not int or not 1 <= size <= MOST_AT_ONCE:
+            size = DistillSettings.batch_size
+        return HeldOutLoss(student, held_out, mirror.lora.alpha, size)
 
     return lambda overlay: loaded()(overlay)
 

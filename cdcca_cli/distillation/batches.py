@@ -231,15 +231,19 @@ def held_out_frames(frames: Sequence[str], share: float) -> set[str]:
     whatever else is sent (but where the share moves). With two frames or more and a share above 0,
     at least one is held out, the lowest, and at least one is not, the highest.
     """
-    hashes = {frame: _hash(frame) for frame in frames}
-    if share <= 0 or len(hashes) < 2:
+    distinct = sorted(set(frames), key=_place)
+    if share <= 0 or len(distinct) < 2:
         return set()
-    distinct = sorted(hashes, key=lambda frame: hashes[frame])
-    count = sum(place < share for place in hashes.values())
+    count = sum(is_held_out(frame, share) for frame in distinct)
     return set(distinct[: min(max(count, 1), len(distinct) - 1)])
 
 
-def _hash(frame: str) -> float:
+def is_held_out(frame: str, share: float) -> bool:
+    """Whether a frame is, in any stream where others are and others are not."""
+    return _place(frame) < share
+
+
+def _place(frame: str) -> float:
     """Where an id lies between 0 and 1."""
     return int.from_bytes(hashlib.sha256(frame.encode()).digest()[:8]) / 2**64
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cdcca_cli import streams
 from cdcca_cli.distillation import teacher as asking
-from cdcca_cli.distillation.batches import Example, check_fit, held_out_frames
+from cdcca_cli.distillation.batches import Example, check_fit, held_out_frames, is_held_out
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import LoadedModel
@@ -35,7 +36,7 @@ class Said:
         """Args: shards: of which there must be a lesson each."""
         assert file.head is not None
         self.teacher, self.vocabulary = file.head.teacher, file.head.vocabulary
-        self.bits = file.head.bits
+        self.dtype, self.bits = file.head.dtype, file.head.bits
         self._file = file
         self._keys = {id(shard): key_of(shard) for shard in shards}
         self._kept: dict[str, Lesson] = {}
@@ -135,9 +136,11 @@ def gather(
         raise BadData("the token stream asks nothing (no shards in it): there is nothing to learn")
     frames = {shard.frame for shard in fresh}
     held_out = held_out_frames([shard.frame for shard in fresh], settings.holdout)
-    again = [shard for shard in _fitting(earlier, student) if shard.frame not in frames]
-    spared = held_out_frames([shard.frame for shard in again], settings.holdout)
-    again = [shard for shard in again if shard.frame not in spared]
+    again = [
+        shard
+        for shard in _fitting(earlier, student)
+        if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout)
+    ]
     again = _share(again, settings.replay, settings.seed)
     everything = [*fresh, *again]
     taught = everything
@@ -160,6 +163,11 @@ def gather(
     asks = [(shard, n) for shard, n in asks if (id(shard), n) not in silent]
     replayed = {id(shard) for shard in again}
     is_held = [shard.frame in held_out and id(shard) not in replayed for shard, _ in asks]
+    if all(is_held):
+        raise BadData(
+            f"the teacher answered with nothing to {len(silent)} asks, which leaves none to learn "
+            f"from (the other {len(asks)} are of held-out frames): is it the right checkpoint?"
+        )
     return Lessons(
         examples=[Example(shard, shard.asks[n]) for shard, n in asks],
         train=[number for number, held in enumerate(is_held) if not held],
@@ -208,9 +216,17 @@ def _said(
         if settings.needs_teacher:
             raise UsageError(f"--method {settings.method} needs a teacher, or its lessons")
         return None
+    if not settings.needs_teacher and not settings.cache.exists():
+        return None
     file = lesson_files.open_lessons(settings.cache)
     for shard in shards:
         if not file.has(key_of(shard), logits=logits):
+            if not settings.needs_teacher:
+                streams.message(
+                    f"{settings.cache}: has no lesson of held-out frame {shard.frame[:80]}: nobody "
+                    "judges the held-out part"
+                )
+                return None
             of = " with logits" if logits and key_of(shard) in file else ""
             raise BadData(
                 f"{settings.cache}: has no lesson{of} of frame {shard.frame[:80]} as it was "

@@ -121,18 +121,23 @@ class RateAwareSteps:
         for number, batch in enumerate(progress.track(batches, description=title), begin):
             # Where nothing has changed yet, any step sees nothing.
             self._show(self.latent_P, ratio * self._rms(self.latent_P) or 1.0)
-            sums += run.backward(batch).double() * len(batch)
+            means = run.backward(batch)
+            sums += means.double() * len(batch)
             num_examples += len(batch)
             run.overlay.values.copy_(self.latent_P)
-            run.adam.step(LR_SHARE * run.lr * schedule(number, self.num_steps), CLIP_NORM)
+            lr = LR_SHARE * run.lr * schedule(number, self.num_steps)
+            norm = run.adam.step(lr, CLIP_NORM)
             self.latent_P.copy_(run.overlay.values)
+            named = dict(zip(("loss", *run.terms), means.tolist(), strict=True))
+            at = {"leg": self.leg + 1}
+            run.log.step(number + 1, self.num_steps, at, lr, named, norm, len(batch))
         when = f"in the rate-aware steps {begin + 1} to {end}"
         if not self.latent_P.isfinite().all():
             raise run.diverged(when)
         if batches:
-            means = dict(run.means(sums, num_examples, when))
-            self.curves.loss.append(means["loss"])
-            self.curves.answer.append(means.get("ce", 0.0))
+            of_leg = dict(run.means(sums, num_examples, when))
+            self.curves.loss.append(of_leg["loss"])
+            self.curves.answer.append(of_leg.get("ce", 0.0))
         self.leg += 1
 
     def _show(self, latent_P: Tensor, step: float) -> None:
@@ -181,6 +186,7 @@ class RateAwareSteps:
         self.curves.bits.append(self._bits(self.latent_P, step))
         if len(held):
             self.curves.held_out.append(held.cross_entropy)
+            self.run.log.judged({"leg": self.leg}, held)
         return held
 
     # ---- on disk

@@ -179,7 +179,9 @@ class Run:
                 means, norm = self._step(method, batch, done, lr)
                 sums += means.double() * len(batch)
                 named = dict(zip(("loss", *self.terms), means.tolist(), strict=True))
-                self.log.step(done + 1, total, self.epoch + 1, lr, named, norm, len(batch))
+                self.log.step(
+                    done + 1, total, {"epoch": self.epoch + 1}, lr, named, norm, len(batch)
+                )
                 words = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
                 advance(f"epoch {self.epoch + 1} of {settings.epochs}: {words}")
         for name, mean in self.means(sums, len(self.lessons.train), f"in epoch {self.epoch + 1}"):
@@ -267,7 +269,7 @@ class Run:
     def _note(self, held: Judgement) -> None:
         if len(held):
             self.curves["held_out"].append(held.cross_entropy)
-            self.log.judged(self.epoch, held)
+            self.log.judged({"epoch": self.epoch}, held)
 
     def _has_stalled(self) -> bool:
         patience = self.settings.patience
@@ -284,15 +286,17 @@ class Run:
             del settings[name]
         lessons = self.lessons
         shards = {id(example.shard): example.shard for example in lessons.examples}
-        said = [
-            None if lessons.said is None else [lessons.said.teacher, lessons.said.bits],
+        everything = [
+            None if (said := lessons.said) is None else [said.teacher, said.dtype, said.bits],
             *(mirror.digest, overlay_digest(start)),
             *([key_of(shard) for shard in shards.values()], settings, self.lr),
             *(self.student.compute, str(self.student.dtype), self.student.tower_digest),
             asdict(mirror.settings),
             [lessons.answers, lessons.train, lessons.held_out],
         ]
-        return overlay_digest({"key": np.frombuffer(records.dump_json(said).encode(), np.uint8)})
+        return overlay_digest(
+            {"key": np.frombuffer(records.dump_json(everything).encode(), np.uint8)}
+        )
 
     def _save(self) -> None:
         if self.path is None or not processes.is_first():

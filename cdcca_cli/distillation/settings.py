@@ -81,7 +81,8 @@ class DistillSettings:
     ema: keep a running mean of the overlay, and write that. patience: stop after so many epochs
     without a gain. replay: the share of the earlier shards that is learnt again.
     rate_aware: how many steps follow the epochs that see the overlay as it will be decoded, at
-    `bits` a parameter. cache: a file of the teacher's lessons.
+    `bits` a parameter. cache: a file of the teacher's lessons; cache_bits: how a new one keeps
+    numbers (None: 16).
     """
 
     method: str = "akd"
@@ -94,7 +95,7 @@ class DistillSettings:
     ce_weight: float | None = None
     kl: str = "none"
     kl_weight: float | None = None
-    kl_temperature: float = 1.0
+    kl_temperature: float | None = None
     tau: float = 4.0
     balance: str | None = None
     repr_at: str = "both"
@@ -110,7 +111,7 @@ class DistillSettings:
     seed: int = 0
     work: Path | None = None
     cache: Path | None = None
-    cache_bits: int = 16
+    cache_bits: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("--method", self.method, METHODS)
@@ -118,7 +119,7 @@ class DistillSettings:
         _one_of("--repr-at", self.repr_at, REPR_AT)
         if self.balance is not None:
             _one_of("--balance", self.balance, BALANCES)
-        if self.cache_bits not in LESSON_BITS:
+        if self.cache_bits not in (None, *LESSON_BITS):
             raise UsageError(f"--cache-bits {self.cache_bits}: expected 32, 16 or 8")
         for name, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
             if value < 1:
@@ -204,8 +205,12 @@ class DistillSettings:
                     "--ce-weight, --kl and --confidence do not go with it"
                 )
             return
-        if self.kl_weight and self.kl == "none":
-            raise UsageError("--kl-weight: give --kl forward or --kl reverse, too")
+        for option, value in (
+            ("--kl-weight", self.kl_weight),
+            ("--kl-temperature", self.kl_temperature),
+        ):
+            if value and self.kl == "none":
+                raise UsageError(f"{option}: give --kl forward or --kl reverse, too")
         if self.method == "pseudo-label" and (given.get("query") or given.get("repr")):
             raise UsageError("--method pseudo-label has no query or repr term: that is akd")
         if not self.weights():

@@ -14,7 +14,7 @@ from one step to the next (`mean`, the running mean; `counts`, of CoTTA). Withou
 none of its tensors.
 
 The file is replaced as a whole after each epoch, so a run that is killed loses one epoch at most.
-Does not know what the key is made of (`training`).
+Does not know what the key is made of (`run`).
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@
      "asks", "seconds", "seconds_left"}
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
+The rate-aware steps after the epochs have a "leg" in place of the epoch, and count from 1 again.
 Terms are means over the batch, without their weights (with `--confidence` the cross-entropy's are
 in it); the norm is that of all gradients before it is clipped; seconds are since this process began
 to train, with what comes before the first step (scales, gradients). A number that is not finite is
@@ -34,7 +35,9 @@ class StepLog:
         self._path = path
         self._out: TextIO | None = None
         self._start = time.monotonic()
-        self._first: int | None = None
+        # Where the steps that count together began: what they are in, which was the first, when.
+        self._steps: tuple[str, int, float] | None = None
+        self._latest = self._start
         if path is not None:
             try:
                 self._out = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -43,7 +46,7 @@ class StepLog:
 
     def start(self) -> None:
         """The clock: from now on this process trains."""
-        self._start = time.monotonic()
+        self._start = self._latest = time.monotonic()
 
     def begin(self, settings: DistillSettings, lr: float, terms: Sequence[str]) -> None:
         """Before the first step of this process, whose clock has been started."""
@@ -61,37 +64,38 @@ class StepLog:
         self,
         number: int,
         total: int,
-        epoch: int,
+        place: Mapping[str, int],
         lr: float,
         means: Mapping[str, float],
         norm: Tensor,
         num_asks: int,
     ) -> None:
-        """After step `number` of `total`, counted from 1."""
+        """After step `number` of `total`, counted from 1. place: its epoch or leg."""
         if self._out is None:
             return
-        if self._first is None:
-            self._first = number
-        seconds = self._seconds()
-        left = seconds / (number - self._first + 1) * (total - number)
+        (what,) = place
+        if self._steps is None or self._steps[0] != what:
+            self._steps = what, number, self._latest
+        _, first, began = self._steps
+        left = (time.monotonic() - began) / (number - first + 1) * (total - number)
         self._write(
             what="step",
             step=number,
             of=total,
-            epoch=epoch,
+            **place,
             lr=lr,
             **{name: _number(value) for name, value in means.items()},
             gradient_norm=_number(float(norm)),
             asks=num_asks,
-            seconds=round(seconds, 3),
+            seconds=round(self._seconds(), 3),
             seconds_left=round(left, 1),
         )
 
-    def judged(self, epoch: int, held: Judgement) -> None:
-        """After a look at the held-out part; epoch 0 is before the first step."""
+    def judged(self, place: Mapping[str, int], held: Judgement) -> None:
+        """After a look at the held-out part; epoch or leg 0 is before the first step."""
         self._write(
             what="held_out",
-            epoch=epoch,
+            **place,
             cross_entropy=_number(held.cross_entropy),
             agreement=round(float(held.agrees_E.mean()), 4),
             seconds=round(self._seconds(), 3),
@@ -101,6 +105,7 @@ class StepLog:
         return time.monotonic() - self._start
 
     def _write(self, **line: Any) -> None:
+        self._latest = time.monotonic()
         if self._out is None:
             return
         try:

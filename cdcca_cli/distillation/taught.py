@@ -248,7 +248,9 @@ class Taught(Method):
         settings = self.course.settings
         kl: Callable[..., Tensor] = getattr(logit_losses, f"{settings.kl}_kl")
         target_BAV = self._target(batch, "logits")
-        return kl(target_BAV, features.logits_BAV, features.answer_BA, settings.kl_temperature)
+        return kl(
+            target_BAV, features.logits_BAV, features.answer_BA, settings.kl_temperature or 1.0
+        )
 
     def _target(self, batch: Sequence[int], part: str) -> Tensor:
         """(B, L, C): what the teacher gave, padded on the right with zeros."""

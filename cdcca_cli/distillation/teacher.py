@@ -10,13 +10,15 @@ gets the same numbers. Shards are asked in chunks that the stream alone decides.
 lesson is missing is computed as a whole, so a run that was killed ends with the same bits.
 
 Several processes take the chunks by turns, each with a file of its own beside the common one, and
-the first of them joins these.
+the first of them joins these. What a launch that was killed has left is joined by the next.
 
 Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
 Does not train, and never sees an image.
 """
 
+import fcntl
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ from cdcca_cli.formats import lessons
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile
 from cdcca_cli.formats.shard import Shard
 
+BITS = 16
+"""How a new file of lessons keeps numbers, where nothing is said."""
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
 """The longest answer by task, in tokens."""
 
@@ -43,12 +47,13 @@ class Asking:
     """How a teacher is asked.
 
     batch_size: asks answered at once, at least; a frame's asks stay together. logits: whether the
-    distributions of the answers are kept, too. bits: how lessons are stored (32, 16 or 8).
+    distributions of the answers are kept, too. bits: how lessons are stored (32, 16 or 8); None: as
+    the file has them, and 16 in a new one.
     """
 
     batch_size: int
     logits: bool = False
-    bits: int = 16
+    bits: int | None = None
 
 
 def ask(
@@ -58,46 +63,77 @@ def ask(
 
     Args: path: the file of lessons, made if there is none; None: a temporary one.
     Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for
-        lessons of another teacher; CannotWrite.
+        lessons of another teacher, or kept otherwise; CannotWrite.
     """
     for shard in shards:
         check_fit(shard, teacher, "teacher")
-    head = Head(teacher.digest, teacher.vocabulary_digest, asking.bits)
+    dtype = str(teacher.dtype).removeprefix("torch.")
+    head = Head(teacher.digest, teacher.vocabulary_digest, dtype, asking.bits or BITS)
     chunks = list(_chunks(shards, asking.batch_size))
     if processes.count() > 1:
         assert path is not None
         return _together(teacher, chunks, asking, path, head)
     with lessons.writing(path, head) as file:
+        _check_bits(file, asking)
         for chunk in progress.track(chunks, description="teacher"):
             _fill(teacher, chunk, asking, file, file)
     return file
+
+
+def _check_bits(file: LessonFile, asking: Asking) -> None:
+    assert file.head is not None
+    if asking.bits not in (None, file.head.bits):
+        raise BadData(
+            f"{file.where}: keeps {file.head.bits} bits a number: leave --cache-bits "
+            f"{asking.bits} out, or name another --cache"
+        )
 
 
 def _together(
     teacher: LoadedModel, chunks: list[list[Shard]], asking: Asking, path: Path, head: Head
 ) -> LessonFile:
     """The same by all processes, each its share of the chunks."""
-    parts = [Path(f"{path}.part-{rank}") for rank in range(processes.count())]
+    launch = torch.tensor(secrets.randbelow(2**31), device=teacher.device)
+    processes.share(launch)
     if processes.is_first():
-        with lessons.writing(path, head):
-            pass
+        with lessons.writing(path, head) as file:
+            _join(file, path.parent.glob(f"{path.name}.part-*"))
     processes.wait()
     have = lessons.open_lessons(path)
-    with lessons.writing(parts[processes.rank()], head) as own:
+    _check_bits(have, asking)
+    assert have.head is not None
+    part = Path(f"{path}.part-{int(launch):x}-{processes.rank()}")
+    with lessons.writing(part, have.head) as own:
         mine = chunks[processes.rank() :: processes.count()]
         for chunk in progress.track(mine, description="teacher"):
             _fill(teacher, chunk, asking, have, own)
     processes.wait()
     if processes.is_first():
         with lessons.writing(path, head) as file:
-            for part in parts:
-                made = lessons.open_lessons(part)
-                for key in made.places:
-                    file.append_record(made.raw(key))
-                with suppress(OSError):
-                    os.unlink(part)
+            _join(file, path.parent.glob(f"{path.name}.part-{int(launch):x}-*"))
     processes.wait()
     return lessons.open_lessons(path)
+
+
+def _join(file: LessonFile, parts: Iterable[Path]) -> None:
+    """Add what processes have left in files of their own, and remove these.
+
+    One that is still written to, by another launch, stays.
+    """
+    for part in sorted(parts):
+        try:
+            source = open(part, "rb")  # noqa: SIM115 -- mapped as long as it is read
+            fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        with source:
+            with suppress(BadData):  # its writer was killed before the first lesson
+                made = LessonFile(source, str(part))
+                if made.head == file.head:
+                    for key in made.places:
+                        file.append_record(made.raw(key))
+            with suppress(OSError):
+                os.unlink(part)
 
 
 def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:

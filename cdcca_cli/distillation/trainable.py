@@ -9,7 +9,7 @@ Opened parameters become views into one flat float32 tensor, so that a step of t
 clipping and a copy of the best state are a few operations, however many parameters there are.
 
 Shapes: P parameters laid end to end, E rows, C and D channels.
-Does not run the loop (`training`), and writes no adaptation.
+Does not run the loop (`run`), and writes no adaptation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

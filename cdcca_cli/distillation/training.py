@@ -23,7 +23,7 @@ from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
 
-__all__ = ["DistillSettings", "distill", "summary"]
+__all__ = ["DistillSettings", "distill", "load_student", "summary"]
 
 
 def distill(
@@ -58,10 +58,7 @@ def distill(
     if settings.work is not None:
         streams.make_folder(settings.work)
     if student is None:
-        compute, dtype = ("auto", "auto")
-        if teacher is not None:
-            compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
-        student = load_device(mirror, compute=compute, dtype=dtype)
+        student = load_student(mirror, teacher)
     gathered = lessons.gather(shards, teacher, student, settings, earlier=earlier)
     start = _start(base, mirror, resume)
     run = Run(student, mirror, start, gathered, settings, source=lambda: start_of(mirror), log=log)
@@ -94,6 +91,15 @@ def distill(
         sensitivity=dict.fromkeys(start, 0.0) | run.sensitivity(),
         rate_aware=None if last is None else last.quantiser(),
     )
+
+
+def load_student(
+    mirror: Device, teacher: LoadedModel | None, compute: str = "auto", dtype: str = "auto"
+) -> LoadedModel:
+    """The mirror's model, computed with as the teacher is, if there is one."""
+    if teacher is not None:
+        compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
+    return load_device(mirror, compute=compute, dtype=dtype)
 
 
 def _start(

@@ -8,13 +8,15 @@ Head. No tensors. Header, all keys always present:
     kind "lessons", version 1
     teacher     digest of the teacher
     vocabulary  digest of its vocabulary: whether its logits are another model's too
+    dtype       what it computed in: "float32", "bfloat16" or "float16"
     bits        32, 16 or 8: how a lesson's numbers are stored
 
 Lesson, of one shard with K asks. Header, all keys always present:
 
     kind "lesson", version 1
     key      digest of what was asked: the shard's content (`key_of`)
-    sum      digest of the tensors as they are stored
+    sum      digest of the tensors as they are stored and, as one more of them, named "header" and
+             U8, of the rest of this header as canonical JSON
     answers  K strings, each the teacher's answer; "" where it answered with nothing
     nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
     inputs   K whole numbers: which of the rows of `queries` belong to the ask
@@ -62,7 +64,8 @@ VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
-_HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "bits"}
+DTYPES = ("float32", "bfloat16", "float16")
+_HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "dtype", "bits"}
 _KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
 _KEYS |= {"answer"}
 TENSORS = ("queries", "visual", "answer", "logits")
@@ -74,6 +77,7 @@ class Head:
 
     teacher: str
     vocabulary: str
+    dtype: str
     bits: int
 
 
@@ -243,7 +247,7 @@ class LessonFile:
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         """Args: file: open for reading at least; it is kept open. Raises: BadData, NewerFormat."""
-        self._file, self._where = file, where
+        self._file, self.where = file, where
         self.places: dict[str, tuple[int, bool]] = {}
         self.end = 0
         self._map: mmap.mmap | None = None
@@ -280,7 +284,7 @@ class LessonFile:
         """Add a record as another file of the same head has it."""
         place = self.end
         self._write(data)
-        self._note(*records.parse_head(_first_bytes(data), self._where), place)
+        self._note(*records.parse_head(_first_bytes(data), self.where), place)
 
     def begin(self, head: Head) -> None:
         """Write the head of an empty file."""
@@ -291,9 +295,9 @@ class LessonFile:
         """A lesson's record as it stands."""
         place = self.places[key][0]
         self._file.seek(place)
-        head = records.read_head(self._file, limits=LIMITS, where=self._where) or b""
+        head = records.read_head(self._file, limits=LIMITS, where=self.where) or b""
         self._file.seek(place)
-        return self._file.read(records.num_bytes_of(head, self._where))
+        return self._file.read(records.num_bytes_of(head, self.where))
 
     def _write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -302,7 +306,7 @@ class LessonFile:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            raise CannotWrite(f"{self._where}: {(error.strerror or str(error)).lower()}") from None
+            raise CannotWrite(f"{self.where}: {(error.strerror or str(error)).lower()}") from None
         self.end += len(data)
 
     def _scan(self) -> Head | None:
@@ -310,7 +314,7 @@ class LessonFile:
         size = os.fstat(self._file.fileno()).st_size
         found: Head | None = None
         while self.end < size:
-            where = self._at(self.end) if found is not None else self._where
+            where = self._at(self.end) if found is not None else self.where
             self._file.seek(self.end)
             try:
                 head = records.read_head(self._file, limits=LIMITS, where=where) or b""
@@ -338,7 +342,7 @@ class LessonFile:
         self.places[str(key)] = (place, "logits" in table)
 
     def _at(self, place: int) -> str:
-        return f"{self._where}: the lesson at byte {place:,}"
+        return f"{self.where}: the lesson at byte {place:,}"
 
 
 class _Window:
@@ -366,9 +370,11 @@ def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: 
     if tensors:
         raise BadData(f"{where}: the head of its lessons has tensors")
     bits = records.field(header, "bits", int, where)
-    if bits not in BITS or not is_digest(header["teacher"]) or not is_digest(header["vocabulary"]):
+    dtype = records.field(header, "dtype", str, where)
+    digests = (header["teacher"], header["vocabulary"])
+    if bits not in BITS or dtype not in DTYPES or not all(map(is_digest, digests)):
         raise BadData(f"{where}: the head of its lessons is damaged")
-    return Head(header["teacher"], header["vocabulary"], bits)
+    return Head(*digests, dtype, bits)
 
 
 def _encode_head(head: Head) -> bytes:
@@ -397,7 +403,8 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
     """A file of lessons to read from and add to, for one process at a time; others wait.
 
     Args: path: made if it is not there; None: a temporary one, gone at the end.
-    Raises: BadData for lessons of another teacher, CannotWrite.
+    Raises: BadData for lessons of another teacher, or of one with another vocabulary or dtype;
+        CannotWrite.
     """
     import tempfile
 
@@ -457,4 +464,14 @@ def _expect(found: Head | None, head: Head, where: str) -> None:
         raise BadData(
             f"{where}: holds the lessons of teacher {of}, the one named is {head.teacher}: name "
             "another --cache, or the teacher it is of"
+        )
+    if found.vocabulary != head.vocabulary:
+        raise BadData(
+            f"{where}: the teacher's vocabulary was {found.vocabulary} when it was asked, and is "
+            f"{head.vocabulary} now: name another --cache"
+        )
+    if found.dtype != head.dtype:
+        raise BadData(
+            f"{where}: the teacher was asked in {found.dtype}, and is loaded in {head.dtype}: give "
+            f"--dtype {found.dtype}, or another --cache"
         )

@@ -310,7 +310,8 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
             loss = output.loss
             if is_akd:
                 with torch.no_grad():
-                    taught = teacher(**inputs)
+                    asked = {name: value for name, value in inputs.items() if name != "labels"}
+                    taught = teacher(**asked)
                 ours, theirs = plain.attended["student"], plain.attended["teacher"]
                 places = inputs["labels"][:, 1:] != -100
                 loss = loss + mse_loss(

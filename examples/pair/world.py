@@ -3,8 +3,8 @@
 A scene is two to four things on a three by three grid, {cell: (kind, colour)}, no kind and no
 colour twice. The source domain knows ten kinds and asks what can be seen. The target domain
 has other backgrounds, light and noise, five more kinds, and asks what one must know.
-All of it is drawn from a numpy generator: the same seed gives the same world. As a program it writes
-a folder of new frames, which no seed of `make_pair.py` has drawn.
+All of it is drawn from a numpy generator: the same seed gives the same world. As a program it
+writes a folder of new frames, which no seed of `make_pair.py` has drawn.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 #
 #   usage: link.sh [FOLDER]                             (table-5)
 #
-# Needs root and iproute2; without them it says why and measures nothing. CHECKPOINT, TEACHER,
-# FRAMES and IMAGES name another pair and other frames than the shipped ones. Files that are in
+# Needs root and iproute2; without them it says why and measures nothing. PAIR, FRAMES and IMAGES
+# name another pair and other frames than the shipped ones, as in common.sh. Files that are in
 # FOLDER already are sent again, not made again: remove it for new ones. TIMES transfers of each
 # file (10), none begun after WITHIN seconds (30). LINKS: gigabit, the paper's, and phone. PYTHON
 # is one that has cdcca.
@@ -14,9 +14,10 @@
 # its time in a third namespace between the two (delay_line.py). NETEM=no does so anyway.
 set -euo pipefail
 work=${1:-table-5}
-checkpoint=${CHECKPOINT:-shipped:student}
-teacher=${TEACHER:-shipped:teacher}
+checkpoint=${PAIR:+$PAIR/student} teacher=${PAIR:+$PAIR/teacher}
+checkpoint=${checkpoint:-shipped:student} teacher=${teacher:-shipped:teacher}
 frames=${FRAMES:-}
+[ ! -d "$frames/stream" ] || frames=$frames/stream
 images=()
 [ -z "${IMAGES:-}" ] || images=(--images "$IMAGES")
 python=${PYTHON:-python3}

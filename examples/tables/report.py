@@ -2,10 +2,10 @@
 
     report.py methods|captions|ablation|tokens|uplink|rounds --out O --frames F --seeds 0 1 2
 
-A figure is a mean over seeds (and, where it says so, over rounds). Its 95 % interval is of that
-mean when frames are drawn with replacement: each frame keeps all of its asks, seeds and rounds, and
-two methods are compared on the same draws. The seeds' own values stand beside it where there are
-several: how much hangs on them.
+A figure is a mean over seeds (and, where it says so, over rounds); BLEU-4 and CIDEr are of their
+pooled counts. Its 95 % interval is of that mean when frames are drawn with replacement: each frame
+keeps all of its asks, seeds and rounds, and two methods are compared on the same draws. The seeds'
+own values stand beside it where there are several: how much hangs on them.
 """
 
 import argparse
@@ -20,11 +20,12 @@ from paper import PAPER
 from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, load_image, read_frames, read_references
 from cdcca_cli.scoring.answers import read_answers
-from cdcca_cli.scoring.scores import Score, Scores, score
+from cdcca_cli.scoring.scores import MEAN, Score, Scores, score
 from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap, compare_all
 
 WHAT = ("methods", "captions", "ablation", "tokens", "uplink", "rounds")
 METRICS = {"mc": "MC", "da": "DA", "cider": "CIDEr", "bleu4": "BLEU-4"}
+SCORES = ("mc", "da", "cider")
 SETS = {
     "heldout": "target frames that were never sent",
     "stream": "the very stream it adapted to, as the paper scores",
@@ -77,7 +78,7 @@ class Runs:
         path = self.path(seed, name, round_, which)
         if path is None:
             return None
-        key = (metric, "all" if group == "all" else "domain", group)
+        key = (metric, {"all": "all", MEAN: "mean"}.get(group, "domain"), group)
         return next((one for one in self.scores(path, which).scores if one.key == key), None)
 
     def pooled(
@@ -141,11 +142,11 @@ def difference(ours: Sample | None, theirs: Sample | None) -> Difference | None:
     """Ours minus theirs over the same frames."""
     if ours is None or theirs is None:
         return None
-    return compare_all([(ours, theirs)])[0]
+    return compare_all([(ours, theirs)], permutations=0)[0]
 
 
 def told(found: Difference | None) -> str:
-    """A difference with its interval and p, bold where the interval leaves zero out."""
+    """A difference with its interval, bold where that leaves zero out."""
     if found is None or found.interval is None:
         return ""
     low, high = found.interval.low, found.interval.high
@@ -168,7 +169,7 @@ def count(runs: Runs, which: str, metric: str) -> int:
 
 def is_scored(runs: Runs, name: str, which: str) -> bool:
     """Whether there are labels of a set, and answers to it after a chain's first round."""
-    return runs.pooled(name, [1], which, "mc") is not None
+    return any(runs.pooled(name, [1], which, metric) is not None for metric in SCORES)
 
 
 # ---------------------------------------------------------------- Table 1
@@ -238,7 +239,8 @@ def cost(runs: Runs, names: Sequence[str], rounds: range) -> None:
 
 def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
     """The source domain after the last round."""
-    if not count(runs, "source", "da"):
+    n = max(count(runs, "source", metric) for metric in SCORES)
+    if not n:
         return
     rows = []
     for name in names:
@@ -249,10 +251,9 @@ def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
                     runs.pooled("start", [last], "source", metric),
                 )
             )
-            for metric in ("mc", "da", "cider")
+            for metric in SCORES
         ]
         rows.append([label(name), *cells])
-    n = count(runs, "source", "da")
     header = ["after the last round", "MC", "DA", "CIDEr"]
     table(f"Change on {SETS['source']} (n = {n})", header, rows)
 
@@ -261,13 +262,20 @@ def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
 
 
 def captions(runs: Runs, names: Sequence[str], last: int) -> None:
-    """Table 2: BLEU-4 and CIDEr by domain after the last round; 'mean' is of the domains."""
-    for which in ("heldout", "source"):
+    """Table 2: BLEU-4 and CIDEr by domain after the last round.
+
+    'all' is of all pictures together; the paper's is the mean of nocaps' three domains, which
+    stands beside it where those are.
+    """
+    for which in ("heldout", "stream", "source"):
         if not count(runs, which, "cider"):
             continue
         domains = domains_of(runs, which)
         groups = ["all", *domains] if len(domains) > 1 else ["all"]
-        header = ["", *(f"{g} {m}" for g in groups for m in ("BLEU-4", "CIDEr"))]
+        if runs.score(runs.seeds[0], "start", 0, which, "cider", MEAN) is not None:
+            groups.insert(1, MEAN)
+        words = ["mean of domains" if group == MEAN else group for group in groups]
+        header = ["", *(f"{g} {m}" for g in words for m in ("BLEU-4", "CIDEr"))]
         rows = []
         for name in ("start", *names):
             cells = []
@@ -286,7 +294,7 @@ def captions(runs: Runs, names: Sequence[str], last: int) -> None:
             gained = [told(difference(a, b)) for a, b in zip(own, start, strict=True)]
             ahead = "" if name == "akd" else told(difference(akd[0], own[0]))
             rows.append([label(name), *gained, ahead])
-        header = ["CIDEr over source only", *groups, "akd ahead, all"]
+        header = ["CIDEr over source only", *words, "akd ahead, all"]
         table(f"Differences, {SETS[which]}", header, rows)
     table("The paper (COCO to nocaps), BLEU-4 / CIDEr", *PAPER["captions"])
 
@@ -380,14 +388,14 @@ def uplink(runs: Runs, pairs: Sequence[str]) -> None:
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [f"{pair} %", f"{size:,.0f}", f"{size / whole:.1%}"]
             cells += ["" if pixels is None else f"{size / pixels:.1%}"]
-            for metric in ("mc", "da", "cider"):
+            for metric in SCORES:
                 own = runs.pooled(name, [1], which, metric)
                 all_of_it = runs.pooled("uplink/100-100", [1], which, metric)
                 cells += [value_only(own)]
                 cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
             rows.append(cells)
         header = ["asks/tokens", "uplink bytes", "of the whole", "of the stream's pixels"]
-        header += [word for m in ("mc", "da", "cider") for word in (METRICS[m], "to the whole")]
+        header += [word for m in SCORES for word in (METRICS[m], "to the whole")]
         n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
         table(f"Uplink, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)
 

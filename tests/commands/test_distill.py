@@ -454,7 +454,7 @@ def test_what_is_refused_writes_nothing(
     (tmp_path / "cut.tokens").write_bytes(data[:-30])
     shutil.copy(kept_lessons, tmp_path / "lessons")
     (tmp_path / "cut.lessons").write_bytes(kept_lessons.read_bytes()[:50])
-    head = lessons.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, 16)
+    head = lessons.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, "float32", 16)
     with lessons.writing(tmp_path / "other.lessons", head):
         pass
     before = sorted(tmp_path.iterdir())
@@ -476,6 +476,9 @@ def test_what_is_refused_writes_nothing(
         (["--method", "none", "--rate-aware", "5"], "--rate-aware goes with a teacher"),
         (["--method", "pseudo-label", "--repr-weight", "1"], "that is akd"),
         (["--kl-weight", "2"], "give --kl forward or --kl reverse"),
+        (["--kl-temperature", "2"], "give --kl forward or --kl reverse"),
+        (["--method", "tent", "--teacher-quantize", "nf4"], "how to load a teacher, and none is"),
+        (["--teacher", "up.tokens", "--teacher-device-map", "auto"], "how to load a teacher"),
         (["--kl", "sideways"], "--kl sideways: expected none, forward, reverse"),
         (["--kl", "forward", "--kl-temperature", "0"], "--kl-temperature"),
         (["--tau", "0"], "--tau"),

@@ -1,6 +1,7 @@
 """`cdcca loop` and `cdcca demo`: Algorithm 1 through the files of its stages."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def probe_elsewhere(frames: Path, folder: Path) -> Path:
+    """The manifest of some frames away from their pictures."""
+    return Path(shutil.copy(frames / "frames.jsonl", folder / "probe.jsonl"))
+
+
 @pytest.mark.parametrize("method", ["akd", "pseudo-label"])
 def test_the_loop_leaves_what_the_stages_leave(
     method: str, few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -32,7 +38,8 @@ def test_the_loop_leaves_what_the_stages_leave(
     common = ["--batch-size", "16", "--quiet"]
     loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
     loop += ["--epochs", "2", "--method", method, "--cache", lessons, "-o", str(work), *common]
-    assert main([*loop, "--probe", str(few / "heldout")]) == 0
+    probe = ["--probe", str(probe_elsewhere(few / "heldout", tmp_path))]
+    assert main([*loop, *probe, "--probe-images", str(few / "heldout")]) == 0
     report = json.loads(capfd.readouterr().out)
     assert Device.open(tmp_path / "device").digest == Device.open(work / "mirror").digest
     assert report["rounds"][0]["uplink_bytes"] == (work / "round-1/uplink.tokens").stat().st_size

@@ -21,7 +21,7 @@ from tests.distillation.conftest import Stopped, stopped_at_step
 QUICK = DistillSettings(
     epochs=2,
     batch_size=8,
-    holdout=0.25,
+    holdout=0.3,
     cotta=CottaSettings(ema=0.8, restore=0.1, threshold=0.12, views=2),
 )
 STEPS = 2

@@ -31,7 +31,7 @@ RUNS = {
     "--cotta-views 1 --cotta-restore 0.1 --cotta-ema 0.5",
     "last-parts": "--batch-size 8 --method pseudo-label --micro-batch-size 4 --ema 0.5 "
     "--rate-aware 4 --work last-parts.work",
-    "pkd": "--batch-size 8 --method pkd",
+    "pkd": "--batch-size 8 --method pkd --cache left.lessons",
     "cotta": "--batch-size 8 --method cotta --cotta-threshold 1 --cotta-views 1 --cotta-ema 0.5",
     "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
 }
@@ -74,6 +74,18 @@ def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
     return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
 
 
+def leave_behind(lessons_file: Path, folder: Path) -> None:
+    """What a killed launch of three processes leaves: two parts, backwards, and a third's start."""
+    file = lessons.open_lessons(lessons_file)
+    assert file.head is not None
+    keys = [*file.places][::-1]
+    for rank, some in enumerate((keys[:5], keys[5:])):
+        with lessons.writing(folder / f"left.lessons.part-abc-{rank}", file.head) as part:
+            for key in some:
+                part.append_record(file.raw(key))
+    (folder / "left.lessons.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
+
+
 @pytest.fixture(scope="module")
 def both(
     tiny_pair: tuple[Path, Path],
@@ -89,16 +101,6 @@ def both(
     lines = [arguments(run, tokens, tiny_pair[0], mirror.path) for run in RUNS]
     (folder / "script.py").write_text(SCRIPT)
     (folder / "lines").write_text("".join(" ".join(line) + "\n" for line in lines))
-    (folder / "two").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", *LAUNCH.split(), folder / "script.py", folder / "lines"],
-        cwd=folder / "two",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     (folder / "one").mkdir()
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -108,6 +110,17 @@ def both(
             assert [main(line) for line in lines] == [0] * len(lines)
         finally:
             torch.set_num_threads(threads)
+    (folder / "two").mkdir()
+    leave_behind(folder / "one" / "left.lessons", folder / "two")
+    done = subprocess.run(
+        [sys.executable, "-m", *LAUNCH.split(), folder / "script.py", folder / "lines"],
+        cwd=folder / "two",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     made = [{run: folder / side / f"{run}.out" for run in RUNS} for side in ("one", "two")]
     return Both(made[0], made[1], done.stderr)
 
@@ -173,6 +186,12 @@ def test_the_lessons_are_the_same(name: str, both: Both, teacher: LoadedModel) -
         for part in ("queries", "visual", "answer"):
             for ours, theirs in zip(getattr(lesson, part), getattr(two[key], part), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_a_killed_launch_has_left_is_taken_up(both: Both) -> None:
+    """Nothing was asked again: the lessons stand as they were left, backwards."""
+    one, two = (side["akd"].parent / "left.lessons" for side in (both.one, both.two))
+    assert [*lessons_in(two)] == [*lessons_in(one)][::-1]
 
 
 # ---- without, and where it fails

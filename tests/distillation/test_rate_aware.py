@@ -20,7 +20,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 
-QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.25, rate_aware=12, bits=1.0)
+QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import a_run, assert_near, make_shards
 from tests.distillation.test_training import cousin
 
-QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.25)
+QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
 
 
 # ---- a running mean

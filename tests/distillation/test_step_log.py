@@ -22,7 +22,7 @@ from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(
-    epochs=2, batch_size=8, holdout=0.25, seed=3, query_weight=1.0, repr_weight=1.0
+    epochs=2, batch_size=8, holdout=0.3, seed=3, query_weight=1.0, repr_weight=1.0
 )
 STEP = {"what", "step", "of", "epoch", "lr", "loss", "gradient_norm", "asks"}
 STEP |= {"seconds", "seconds_left"}
@@ -107,6 +107,23 @@ def test_a_run_in_two_pieces_has_one_log(
     assert made.report["epochs_done"] == 2
 
 
+def test_the_steps_through_the_quantiser_are_logged(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    """Each of them, and each look at what the device would have, the first before a step."""
+    settings = replace(QUICK, epochs=1, rate_aware=7)
+    made = distill(shards, teacher, mirror, settings, log=StepLog(tmp_path / "log"))
+    last = [line for line in lines_of(tmp_path / "log") if "leg" in line]
+    steps = [line for line in last if line["what"] == "step"]
+    assert [(line["step"], line["of"]) for line in steps] == [(n, 7) for n in range(1, 8)]
+    assert [line["leg"] for line in steps] == [1, 2, 2, 3, 4, 4, 5]
+    assert set(steps[0]) == STEP - {"epoch"} | {"leg", "query", "repr", "ce"}
+    held = [line for line in last if line["what"] == "held_out"]
+    assert [line["leg"] for line in held] == [0, 1, 2, 3, 4, 5]
+    curve = made.report["rate_aware"]["curves"]["held_out"]
+    assert [line["cross_entropy"] for line in held] == curve
+
+
 @pytest.mark.parametrize(
     ("method", "terms"),
     [("tent", ["entropy"]), ("cotta", ["consistency"]), ("none", []), ("pkd", ["ce"])],
@@ -138,8 +155,8 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "log")
     log.begin(QUICK, 1e30, ["ce"])
     means = {"loss": math.nan, "ce": math.inf}
-    log.step(1, 2, 1, 1e30, means, torch.tensor(math.nan), 8)
-    log.judged(1, Judgement(np.array([np.nan], np.float32), np.array([0], np.float32)))
+    log.step(1, 2, {"epoch": 1}, 1e30, means, torch.tensor(math.nan), 8)
+    log.judged({"epoch": 1}, Judgement(np.array([np.nan], np.float32), np.array([0], np.float32)))
     (step,), (held,) = (lines_of(tmp_path / "log", what) for what in ("step", "held_out"))
     assert (step["loss"], step["ce"], step["gradient_norm"]) == (None, None, None)
     assert held["cross_entropy"] is None
@@ -152,19 +169,23 @@ def test_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for first in (1, 7):
         log = StepLog(tmp_path / str(first))
         now[0] += 50  # the teacher is asked meanwhile
+        log.start()
         log.begin(QUICK, 0.1, ["ce"])
         for number in (first, first + 1):
             now[0] += 3
-            log.step(number, 10, 1, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+            log.step(number, 10, {"epoch": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
         last = lines_of(tmp_path / str(first), "step")[-1]
         assert (last["seconds"], last["seconds_left"]) == (6, 24 if first == 1 else 6)
+        now[0] += 1
+        log.step(1, 5, {"leg": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+        assert lines_of(tmp_path / str(first), "step")[-1]["seconds_left"] == 4
 
 
 def test_each_line_is_on_disk_at_once(tmp_path: Path) -> None:
     log = StepLog(tmp_path / "log")
     log.begin(QUICK, 0.1, ["ce"])
     assert len(lines_of(tmp_path / "log")) == 1
-    log.step(1, 2, 1, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+    log.step(1, 2, {"epoch": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
     assert len(lines_of(tmp_path / "log")) == 2
 
 
@@ -176,4 +197,4 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         log.begin(QUICK, 0.1, ["ce"])
     silent = StepLog(None)
     silent.begin(QUICK, 0.1, ["ce"])
-    silent.step(1, 2, 1, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+    silent.step(1, 2, {"epoch": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)

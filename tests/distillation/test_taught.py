@@ -23,7 +23,7 @@ from tests.distillation.conftest import a_run, make_shards
 from tests.distillation.test_feature_losses import _slow_divergence, _slow_pearson_distance
 from tests.distillation.test_training import cousin
 
-PLAIN = DistillSettings(epochs=1, batch_size=8, holdout=0.25)
+PLAIN = DistillSettings(epochs=1, batch_size=8, holdout=0.3)
 QUICK = replace(PLAIN, query_weight=1.0, repr_weight=1.0)
 
 

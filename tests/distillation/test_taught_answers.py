@@ -20,7 +20,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import a_run
 
-PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.25)
+PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)
 
 
 # ---- distributions
@@ -116,7 +116,7 @@ def test_confidence_weighs_by_the_teachers_own_probability(
 # ---- a file of lessons in place of the teacher
 
 CACHED = [
-    DistillSettings(epochs=1, batch_size=8, holdout=0.25, kl="forward"),
+    DistillSettings(epochs=1, batch_size=8, holdout=0.3, kl="forward"),
     replace(PL, method="cwd", cache_bits=8),
     replace(PL, method="tent"),
 ]

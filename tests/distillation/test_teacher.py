@@ -15,6 +15,7 @@ from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.formats import lessons
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.lessons import Lesson, key_of
@@ -32,10 +33,8 @@ def everything(
     return [file.read(key_of(shard)) for shard in shards]
 
 
-def said_of_each(
-    shards: list[Shard], lessons: list[Lesson]
-) -> Iterator[tuple[Example, Lesson, int]]:
-    for shard, lesson in zip(shards, lessons, strict=True):
+def said_of_each(shards: list[Shard], said: list[Lesson]) -> Iterator[tuple[Example, Lesson, int]]:
+    for shard, lesson in zip(shards, said, strict=True):
         for place, one in enumerate(shard.asks):
             yield Example(shard, one), lesson, place
 
@@ -198,6 +197,25 @@ def test_lessons_of_another_teacher_are_refused(
         everything(load(tiny_pair[1], compute="cpu"), shards[:3], tmp_path / "lessons")
 
 
+def test_lessons_of_the_same_weights_read_otherwise_are_refused(
+    teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """In another dtype, with another vocabulary, or of other bits than are asked for."""
+    path = tmp_path / "lessons"
+    everything(teacher, shards[:3], path)
+    whole = path.read_bytes()
+    half = load(tiny_pair[0], compute="cpu", dtype="bfloat16")
+    assert half.digest == teacher.digest
+    with pytest.raises(BadData, match=r"asked in float32.*loaded in bfloat16: give --dtype"):
+        everything(half, shards[:3], path)
+    head = lessons.Head(teacher.digest, "sha256:" + "0" * 64, "float32", 16)
+    with pytest.raises(BadData, match="vocabulary was sha256:"), lessons.writing(path, head):
+        pass
+    with pytest.raises(BadData, match="keeps 32 bits a number: leave --cache-bits 8 out"):
+        ask(teacher, shards[:3], Asking(4, bits=8), path)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(("bits", "most"), [(16, 5e-4), (8, 5e-3)])
 def test_fewer_bits_are_near_and_smaller(
     bits: int, most: float, teacher: LoadedModel, shards: list[Shard], tmp_path: Path
@@ -254,7 +272,7 @@ def test_a_large_teacher_teaches(
     assert large.tower_digest == mirror.settings.tower
     digest = large.digest
     assert (digest == teacher.digest) == (kind == "device map")
-    settings = DistillSettings(epochs=1, batch_size=8, holdout=0.25)
+    settings = DistillSettings(epochs=1, batch_size=8, holdout=0.3)
     made = distill(shards, large, mirror, settings)
     assert made.report["teacher"] == large.digest == digest
     full = distill(shards, teacher, mirror, settings)

@@ -22,7 +22,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from tests.distillation.conftest import MOST, a_run, make_shards
 
-TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.25)
+TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.3)
 
 
 def entropies_of_own_answer(model: LoadedModel, example: Example, most: int) -> list[float]:

@@ -27,7 +27,7 @@ from cdcca_cli.formats.shard import Shard, writer
 from tests.distillation.conftest import make_shards
 
 ROOT = Path(__file__).parents[2]
-QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.25)
+QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def slow(*arguments):
     return step(*arguments)
 run.Run._step = slow
 teacher, mirror, tokens, work = sys.argv[1:]
-settings = training.DistillSettings(epochs=4, batch_size=8, holdout=0.25, work=Path(work))
+settings = training.DistillSettings(epochs=4, batch_size=8, holdout=0.3, work=Path(work))
 model = load(teacher, compute="cpu")
 with open(tokens, "rb") as source:
     training.distill(read_shards(source), model, Device.open(mirror), settings)
@@ -378,6 +378,19 @@ def test_a_teacher_that_says_nothing_is_refused(
     monkeypatch.setattr(teacher, "decode", lambda _ids: "")
     with pytest.raises(BadData, match="answered with nothing to all 16"):
         distill(silent, teacher, mirror, QUICK)
+
+
+def test_a_teacher_that_answers_held_out_frames_alone_is_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing but where there are choices: here of frame 6 alone, which is held out."""
+    fitting = [
+        replace(s, asks=[a for a in s.asks if (a.choices is None) == (s.frame != "frame 6")])
+        for s in shards
+    ]
+    monkeypatch.setattr(teacher, "decode", lambda _ids: "")
+    with pytest.raises(BadData, match=r"leaves none to learn from \(the other 1 are of held-out"):
+        distill(fitting, teacher, mirror, QUICK)
 
 
 def test_asks_without_an_answer_are_left_out_and_counted(

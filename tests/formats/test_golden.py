@@ -119,7 +119,7 @@ def test_predictions() -> None:
 def test_lessons() -> None:
     """The values are those that make.py packs with struct; all but one are exact in 16 bits."""
     found = lessons.open_lessons(VALID / "lessons_v1.lessons")
-    assert found.head == lessons.Head(make.MODEL, make.BASE, 16)
+    assert found.head == lessons.Head(make.MODEL, make.BASE, "float32", 16)
     (key,) = found.places
     assert key == make.LESSON["key"] and found.has(key, logits=True)
     lesson = found.read(key)

@@ -31,7 +31,7 @@ from tests.golden import make
 
 ROOT = Path(__file__).parents[2]
 INVALID = Path(make.__file__).parent / "invalid"
-HEAD = Head("sha256:" + "7e" * 32, "sha256:" + "70" * 32, 32)
+HEAD = Head("sha256:" + "7e" * 32, "sha256:" + "70" * 32, "float32", 32)
 LARGE = 65_000.0  # near the end of 16 bits
 
 

@@ -131,7 +131,14 @@ def overlay_digest(tensors: dict[str, Tensor]) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-LESSONS = {"kind": "lessons", "version": 1, "teacher": MODEL, "vocabulary": BASE, "bits": 16}
+LESSONS = {
+    "kind": "lessons",
+    "version": 1,
+    "teacher": MODEL,
+    "vocabulary": BASE,
+    "dtype": "float32",
+    "bits": 16,
+}
 # One input for both asks: 2 queries. Ask 0 has an answer of 2 tokens, ask 1 nothing but an end.
 LESSON = {
     "kind": "lesson",
@@ -660,6 +667,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "head_with_unknown_key.lessons": (65, "unknown key", lessons(model=MODEL)),
     "bits_4.lessons": (65, "head of its lessons", lessons(bits=4)),
     "bits_true.lessons": (65, "'bits'", lessons(bits=True)),
+    "dtype_unknown.lessons": (65, "head of its lessons", lessons(dtype="float8")),
     "teacher_no_digest.lessons": (65, "head of its lessons", lessons(teacher="blip")),
     "vocabulary_a_list.lessons": (65, "head of its lessons", lessons(vocabulary=[])),
     "lesson_without_key.lessons": (65, "'key'", lessons(lesson({"key": "sha256:0"}))),
