@@ -4,10 +4,11 @@
         [--methods akd pseudo-label] [--keep 100%] [--try compile] [--try bfloat16]
 
 Both sides teach the shipped student by the shipped teacher: the first frames of the shipped stream
-and all their asks, the same batch size, epochs, step size and trained parameters (norms, biases,
-query tokens, LoRA of rank 16), float32, one thread, nothing held out. akd: query alignment and
-representation alignment (visual and answer positions) through linear phi, and cross-entropy on the
-teacher's greedy answers. pseudo-label: the cross-entropy alone.
+and all their asks, the same batch size (of a step: cdcca's teacher, without gradients, takes four
+times as many at once), epochs, step size and trained parameters (norms, biases, query tokens, LoRA
+of rank 16), float32, one thread, nothing held out. akd: query alignment and representation
+alignment (visual and answer positions) through linear phi, and cross-entropy on the teacher's
+greedy answers. pseudo-label: the cross-entropy alone.
 
 **plain** is what one writes with transformers and peft, and what TRL's and ms-swift's distillation
 trainers do: each step opens the pictures and runs the processor, student and (akd) teacher go from
