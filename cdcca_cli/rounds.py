@@ -55,7 +55,7 @@ class Cycle:
     def __init__(
         self,
         device: Device,
-        mirror: Device,
+        mirror: Device | None,
         teacher: str,
         settings: RoundSettings,
         work: Path,
@@ -65,25 +65,18 @@ class Cycle:
     ) -> None:
         """Load both models.
 
+        Args: mirror: None: a copy of the device, as `mirror` in the work folder.
         Raises: BadData if device and mirror do not hold the same overlay, and what `load` raises.
         """
-        if replace(device.settings, quantize=mirror.quantize) != mirror.settings:
-            raise BadData(
-                f"{mirror.path}: was not made as {device.path} was (checkpoint, Q-Former layers, "
-                "groups, LoRA): run init for both with the same options"
-            )
-        if device.digest != mirror.digest:
-            raise BadData(
-                f"{mirror.path}: the mirror is at {mirror.digest}, the device at {device.digest}: "
-                "both must start from the same overlay"
-            )
+        if mirror is not None:
+            _check_alike(device, mirror)
         self.device = device
-        self.mirror = mirror
         self.settings = settings
         self.work = work
         with progress.stage("loading the models"):
             self.teacher = load(teacher, compute=compute, dtype=dtype)
             self.student = load_device(device, compute=compute, dtype=dtype)
+        self.mirror = mirror_of(device, work) if mirror is None else mirror
         self._last: Adaptation | None = None
 
     def predict(self, frames: Frames, description: str) -> list[Prediction]:
@@ -187,6 +180,19 @@ def follow(cycle: Cycle, frames: Frames, most: int, probe: Probe | None = None) 
             streams.message(f"converged: round {number} shows no gain on its held-out part")
             break
     return history
+
+
+def _check_alike(device: Device, mirror: Device) -> None:
+    if replace(device.settings, quantize=mirror.quantize) != mirror.settings:
+        raise BadData(
+            f"{mirror.path}: was not made as {device.path} was (checkpoint, Q-Former layers, "
+            "groups, LoRA): run init for both with the same options"
+        )
+    if device.digest != mirror.digest:
+        raise BadData(
+            f"{mirror.path}: the mirror is at {mirror.digest}, the device at {device.digest}: "
+            "both must start from the same overlay"
+        )
 
 
 def mirror_of(device: Device, work: Path) -> Device:

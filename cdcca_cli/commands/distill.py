@@ -62,13 +62,16 @@ def command(
         ),
     ] = None,
     repr_at: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Compare representations at visual positions, the answer's, or both.",
+            help="Compare representations at visual positions, at the answer's, or both.  "
+            "[default: both]",
             rich_help_panel=_LOSS,
         ),
-    ] = "both",
-    tau: Annotated[float, typer.Option(help="Temperature of cwd.", rich_help_panel=_LOSS)] = 4.0,
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Temperature of cwd.  [default: 4]", rich_help_panel=_LOSS)
+    ] = None,
     kl: Annotated[
         str,
         typer.Option(
@@ -130,7 +133,7 @@ def command(
         int | None,
         typer.Option(
             help="Asks in one pass; gradients add up to a step. pkd's and cotta's statistics are "
-            "of a pass.  [default: all, shared by the processes; pkd, cotta: all]",
+            "of a pass.  [default: 8 or fewer, one pass a process; pkd, cotta: all]",
             rich_help_panel=_STEPS,
         ),
     ] = None,
@@ -154,8 +157,9 @@ def command(
         ),
     ] = None,
     replay_share: Annotated[
-        str, typer.Option(help="How many of their frames.", rich_help_panel=_STEPS)
-    ] = "25%",
+        str | None,
+        typer.Option(help="How many of their frames.  [default: 25%]", rich_help_panel=_STEPS),
+    ] = None,
     holdout: Annotated[
         str,
         typer.Option(help="The share of the frames that only judges.", rich_help_panel=_STEPS),
@@ -181,24 +185,28 @@ def command(
         ),
     ] = None,
     cotta_ema: Annotated[
-        float, typer.Option(help="Decay of cotta's mean teacher.", rich_help_panel=_WITHOUT)
-    ] = 0.999,
-    cotta_restore: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Share of parameters that a step puts back to the source.",
+            help="Decay of cotta's mean teacher.  [default: 0.999]", rich_help_panel=_WITHOUT
+        ),
+    ] = None,
+    cotta_restore: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of parameters that a step puts back to the source.  [default: 0.01]",
             rich_help_panel=_WITHOUT,
         ),
-    ] = 0.01,
+    ] = None,
     cotta_threshold: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Average views where the source model is less sure.", rich_help_panel=_WITHOUT
+            help="Average views where the source model is less sure.  [default: 0.92]",
+            rich_help_panel=_WITHOUT,
         ),
-    ] = 0.92,
+    ] = None,
     cotta_views: Annotated[
-        int, typer.Option(help="How many views.", rich_help_panel=_WITHOUT)
-    ] = 32,
+        int | None, typer.Option(help="How many views.  [default: 32]", rich_help_panel=_WITHOUT)
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -263,7 +271,7 @@ def command(
 
     together = distilling.Together(paths)
     if distilling.asks_a_teacher(teacher, method):
-        together.check_folder(work or cache)
+        together.check_folder(work or cache or distilling.lessons_file(teacher))
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -279,6 +287,14 @@ def command(
 
         if bits is not None and not rate_aware:
             raise UsageError("--bits says what --rate-aware trains for: give both or neither")
+        if replay_share is not None and not replay:
+            raise UsageError("--replay-share is of the frames of --replay: name them")
+        if log == Path("-"):
+            raise UsageError("--log -: expected a file; /dev/stderr is one")
+        share = None if replay_share is None else parse_share(replay_share, "--replay-share", 1.0)
+        cotta = distilling.given(
+            ema=cotta_ema, restore=cotta_restore, threshold=cotta_threshold, views=cotta_views
+        )
         how = training.DistillSettings(
             method=method,
             epochs=epochs,
@@ -291,22 +307,32 @@ def command(
             kl=kl,
             kl_weight=kl_weight,
             kl_temperature=kl_temperature,
-            tau=tau,
             balance=balance,
-            repr_at=repr_at,
             confidence=confidence,
             groups=distilling.groups(train),
             ema=ema,
-            cotta=CottaSettings(cotta_ema, cotta_restore, cotta_threshold, cotta_views),
-            replay=parse_share(replay_share, "--replay-share", 1.0),
+            cotta=CottaSettings(**cotta),
             holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
             patience=patience,
             rate_aware=rate_aware,
-            bits=training.DistillSettings.bits if bits is None else bits,
             seed=seed,
             work=work,
             cache=cache,
             cache_bits=cache_bits,
+            **distilling.given(tau=tau, repr_at=repr_at, replay=share, bits=bits),
+        )
+        distilling.refuse_idle(
+            method,
+            {
+                "--tau": tau,
+                "--repr-at": repr_at,
+                "--balance": balance,
+                "--replay": replay or None,
+                "--cotta-ema": cotta_ema,
+                "--cotta-restore": cotta_restore,
+                "--cotta-threshold": cotta_threshold,
+                "--cotta-views": cotta_views,
+            },
         )
         earlier = distilling.adaptation(resume)
         mirror = settings.device(student, "student")
@@ -328,4 +354,5 @@ def command(
         write_adaptation(out, adaptation)
         if peft is not None and together.is_first:
             trainable.export_peft(peft, adaptation.overlay, mirror)
-    streams.message(training.summary(adaptation))
+    for line in training.summary(adaptation):
+        streams.message(line)

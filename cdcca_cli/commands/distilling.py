@@ -1,11 +1,11 @@
 """What `distill` needs before it makes its one call: teacher, student, shards, other processes."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cdcca_cli import streams
 from cdcca_cli.commands import settings
@@ -90,6 +90,39 @@ def asks_a_teacher(option: str | None, method: str) -> bool:
     return option is not None or method not in DEFAULTS or DEFAULTS[method].needs_teacher
 
 
+def lessons_file(option: str | None) -> Path | None:
+    """The file of lessons that is named as the teacher, if one is."""
+    return Path(option) if option is not None and Path(option).is_file() else None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+_TAUGHT = ("akd", "pseudo-label", "pkd", "cwd")
+_OF_METHODS = {
+    "--repr-at": ("akd", "pkd", "cwd"),
+    "--balance": _TAUGHT,
+    "--tau": ("cwd",),
+    "--replay": (*_TAUGHT, "tent", "cotta"),
+    "--cotta-ema": ("cotta",),
+    "--cotta-restore": ("cotta",),
+    "--cotta-threshold": ("cotta",),
+    "--cotta-views": ("cotta",),
+}
+"""Which methods an option is for, where it is not for all."""
+
+
+def refuse_idle(method: str, given: Mapping[str, object]) -> None:
+    """UsageError for an option that was given (is not None) and does nothing with this method."""
+    for option, methods in _OF_METHODS.items():
+        if given[option] is not None and method not in methods:
+            raise UsageError(
+                f"{option} does nothing with --method {method}: it is for {', '.join(methods)}"
+            )
+
+
 def teacher(
     option: str | None,
     how: "DistillSettings",
@@ -107,8 +140,10 @@ def teacher(
     if not is_asked:
         return None, how
     if Path(named).is_file():
-        if how.cache is not None:
-            raise UsageError(f"--teacher {named}: is a file of lessons itself: leave --cache out")
+        if how.cache is not None or how.cache_bits is not None:
+            raise UsageError(
+                f"--teacher {named}: is a file of lessons itself: leave --cache out, and its bits"
+            )
         return None, replace(how, cache=Path(named))
     from cdcca_cli.families import load
 

@@ -107,9 +107,7 @@ def command(
     folder = settings.device(device)
     cycle = cycles.Cycle(
         folder,
-        cycles.mirror_of(folder, output)
-        if student is None
-        else settings.device(student, "student"),
+        None if student is None else settings.device(student, "student"),
         settings.teacher(teacher),
         how,
         output,

@@ -136,12 +136,20 @@ def gather(
         raise BadData("the token stream asks nothing (no shards in it): there is nothing to learn")
     frames = {shard.frame for shard in fresh}
     held_out = held_out_frames([shard.frame for shard in fresh], settings.holdout)
+    old = _fitting(earlier, student)
+    others = {shard.frame for shard in old}
     again = [
         shard
-        for shard in _fitting(earlier, student)
+        for shard in old
         if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout)
     ]
     again = _share(again, settings.replay, settings.seed)
+    if others and not again:
+        same = sum(frame in frames for frame in others)
+        streams.message(
+            f"--replay: none of its {len(others)} frames is learnt again: {same} are in this "
+            f"stream too, of the others {settings.replay:.0%} are taken, and no held-out one"
+        )
     everything = [*fresh, *again]
     taught = everything
     if not settings.needs_teacher:  # a teacher that is named all the same judges, and no more

@@ -60,6 +60,10 @@ taught more in a round of six epochs (held-out DA 79.7 for 74.5) and cost more o
 (source DA 81.8 for 89.3, of 90.7 before)."""
 WARMUP = 0.05
 CLIP_NORM = 1.0
+PART = 8
+"""Asks in one pass where nothing is said. On the shipped student a step then takes a quarter longer
+than in one pass of 16, in a tenth less memory; and one process and two, with a step's 16 asks, add
+up the same parts to the same bits."""
 
 Source = Callable[[], Mapping[str, np.ndarray]]
 
@@ -115,16 +119,20 @@ class Run:
         if not self._restore():
             self.before = self.best = self.examine()
             self._note(self.before)
-        while self.method is not None and self.epoch < self.settings.epochs:
-            if self._has_stalled():
-                streams.message(
-                    f"no gain on the held-out part since epoch {self.best_epoch}: stopped after "
-                    f"{self.epoch} of {self.settings.epochs}"
-                )
-                break
-            self._train_epoch(self.method)
-            self._judge(self.method)
-            self._save()
+        if self.method is None:
+            return
+        steps = len(self.batches(0))
+        total = self.settings.epochs * steps
+        with progress.steps(total, done=self.epoch * steps) as advance:
+            while self.epoch < self.settings.epochs and not self._has_stalled():
+                self._train_epoch(self.method, total, advance)
+                self._judge(self.method)
+                self._save()
+        if self.epoch < self.settings.epochs:
+            streams.message(
+                f"no gain on the held-out part since epoch {self.best_epoch}: stopped after "
+                f"{self.epoch} of {self.settings.epochs}"
+            )
 
     @property
     def terms(self) -> list[str]:
@@ -167,23 +175,21 @@ class Run:
 
     # ---- steps
 
-    def _train_epoch(self, method: Method) -> None:
+    def _train_epoch(self, method: Method, total: int, advance: Callable[[str], None]) -> None:
+        """Args: total: steps of all epochs. advance: called with words after each."""
         settings = self.settings
         batches = self.batches(self.epoch)
-        total = settings.epochs * len(batches)
         sums = torch.zeros(1 + len(self.terms), dtype=torch.float64)
-        with progress.steps(total, done=self.epoch * len(batches)) as advance:
-            for number, batch in enumerate(batches):
-                done = self.epoch * len(batches) + number
-                lr = self.lr * schedule(done, total)
-                means, norm = self._step(method, batch, done, lr)
-                sums += means.double() * len(batch)
-                named = dict(zip(("loss", *self.terms), means.tolist(), strict=True))
-                self.log.step(
-                    done + 1, total, {"epoch": self.epoch + 1}, lr, named, norm, len(batch)
-                )
-                words = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
-                advance(f"epoch {self.epoch + 1} of {settings.epochs}: {words}")
+        for number, batch in enumerate(batches):
+            done = self.epoch * len(batches) + number
+            lr = self.lr * schedule(done, total)
+            means, norm = self._step(method, batch, done, lr)
+            sums += means.double() * len(batch)
+            named = dict(zip(("loss", *self.terms), means.tolist(), strict=True))
+            place = {"epoch": self.epoch + 1}
+            self.log.step(done + 1, total, place, lr, named, norm, len(batch))
+            words = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
+            advance(f"epoch {self.epoch + 1} of {settings.epochs}: {words}")
         for name, mean in self.means(sums, len(self.lessons.train), f"in epoch {self.epoch + 1}"):
             self.curves[name].append(mean)
         self.epoch += 1
@@ -223,8 +229,8 @@ class Run:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
         In parts of `micro_batch_size`, one after the other or shared by the processes. Without it
-        in one part for each process; but whole, by one process, where an example's loss depends on
-        the others beside it.
+        of PART, or less so that each process has one; but whole, by one process, where an example's
+        loss depends on the others beside it.
         """
         method, size = self.method, self.settings.micro_batch_size
         assert method is not None
@@ -232,8 +238,9 @@ class Run:
         for flat in flats:
             flat.clear()
         if size is None:
-            shared_by = 1 if method.is_of_the_batch else processes.count()
-            size = -(-len(batch) // shared_by)
+            size = self.settings.batch_size
+            if not method.is_of_the_batch:
+                size = min(PART, -(-size // processes.count()))
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[processes.rank() :: processes.count()]:
@@ -294,9 +301,8 @@ class Run:
             asdict(mirror.settings),
             [lessons.answers, lessons.train, lessons.held_out],
         ]
-        return overlay_digest(
-            {"key": np.frombuffer(records.dump_json(everything).encode(), np.uint8)}
-        )
+        text = np.frombuffer(records.dump_json(everything).encode(), np.uint8)
+        return overlay_digest({"key": text})
 
     def _save(self) -> None:
         if self.path is None or not processes.is_first():

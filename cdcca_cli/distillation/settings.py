@@ -77,7 +77,7 @@ class DistillSettings:
     balance: bring the terms to one scale before the weights count. tau: temperature of CWD. kl:
     also learn the teacher's distributions, forward or reverse. confidence: weigh pseudo-labels by
     the teacher's own probability of them. repr_at: where representations are compared. groups: what
-    of the overlay is trained. micro_batch_size: asks in one forward pass, if fewer than in a step.
+    of the overlay is trained. micro_batch_size: asks in one forward pass; None: `run.PART`.
     ema: keep a running mean of the overlay, and write that. patience: stop after so many epochs
     without a gain. replay: the share of the earlier shards that is learnt again.
     rate_aware: how many steps follow the epochs that see the overlay as it will be decoded, at
@@ -146,6 +146,8 @@ class DistillSettings:
             raise UsageError(
                 f"--patience goes with a teacher: --method {self.method} ends with its last state"
             )
+        if self.patience is not None and not self.holdout:
+            raise UsageError("--patience looks at held-out frames: --holdout is 0%")
         self._check_weights()
         self._check_groups()
         if not 0 <= self.holdout <= LARGEST_HOLDOUT:
@@ -211,6 +213,8 @@ class DistillSettings:
         ):
             if value and self.kl == "none":
                 raise UsageError(f"{option}: give --kl forward or --kl reverse, too")
+        if self.kl != "none" and self.kl_weight == 0:
+            raise UsageError(f"--kl {self.kl}: its --kl-weight is 0: leave both out")
         if self.method == "pseudo-label" and (given.get("query") or given.get("repr")):
             raise UsageError("--method pseudo-label has no query or repr term: that is akd")
         if not self.weights():

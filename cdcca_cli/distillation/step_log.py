@@ -10,7 +10,7 @@ Terms are means over the batch, without their weights (with `--confidence` the c
 in it); the norm is that of all gradients before it is clipped; seconds are since this process began
 to train, with what comes before the first step (scales, gradients). A number that is not finite is
 null. A file that exists is added to, so that a run that was stopped and goes on has one log. Each
-line is written at once.
+line is written at once. Where a reader of a pipe goes away, training goes on without a log.
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from cdcca_cli import streams
 from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import CannotWrite
@@ -110,6 +111,9 @@ class StepLog:
             return
         try:
             self._out.write(json.dumps(line) + "\n")
+        except BrokenPipeError:
+            streams.message(f"{self._path}: its reader went away: nothing more is logged")
+            self._out = None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise CannotWrite(f"{self._path}: {reason}") from None

@@ -6,8 +6,10 @@ of the question, and knowing them makes the teacher better. (No label of the tar
 
 Everything it says is written to a file of lessons (`formats.lessons`) and read from there, in the
 first run too: with a file of its own a second run, another method or another seed asks nothing, and
-gets the same numbers. Shards are asked in chunks that the stream alone decides. A chunk of which a
-lesson is missing is computed as a whole, so a run that was killed ends with the same bits.
+gets the same numbers. Shards are asked in chunks that the stream and the batch size decide. A chunk
+of which a lesson is missing is computed as a whole, so a run that was killed ends with the same
+bits. What is asked together is padded together, which moves a lesson's last bits: the same digest
+twice takes the same lessons, or ones that were asked for in the same way.
 
 Several processes take the chunks by turns, each with a file of its own beside the common one, and
 the first of them joins these. What a launch that was killed has left is joined by the next.
@@ -73,11 +75,24 @@ def ask(
     if processes.count() > 1:
         assert path is not None
         return _together(teacher, chunks, asking, path, head)
+    if path is not None and (file := _complete(path, head, shards, asking)) is not None:
+        return file
     with lessons.writing(path, head) as file:
         _check_bits(file, asking)
         for chunk in progress.track(chunks, description="teacher"):
             _fill(teacher, chunk, asking, file, file)
     return file
+
+
+def _complete(path: Path, head: Head, shards: Sequence[Shard], asking: Asking) -> LessonFile | None:
+    """A file that need not be written to, as it has everything: it may be read-only."""
+    if os.access(path, os.W_OK) or not os.access(path, os.R_OK):
+        return None
+    file = lessons.open_lessons(path)
+    lessons.expect(file.head, head, str(path))
+    _check_bits(file, asking)
+    has_all = all(file.has(lessons.key_of(shard), logits=asking.logits) for shard in shards)
+    return file if has_all else None
 
 
 def _check_bits(file: LessonFile, asking: Asking) -> None:

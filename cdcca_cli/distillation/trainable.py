@@ -12,6 +12,7 @@ Shapes: P parameters laid end to end, E rows, C and D channels.
 Does not run the loop (`run`), and writes no adaptation.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,6 +284,7 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
     Raises: CannotWrite.
     """
     linears = sorted(name.removesuffix(_LORA_A) for name in overlay if name.endswith(_LORA_A))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it has advice
     from peft import LoraConfig
     from safetensors.numpy import save
 

@@ -141,20 +141,31 @@ def kept_for_compress(gathered: lessons.Lessons) -> HeldOut | None:
     return kept if kept.shards else None
 
 
-def summary(adaptation: Adaptation) -> str:
-    """What training came to, in one line."""
+def summary(adaptation: Adaptation) -> list[str]:
+    """What training came to: a line with each term's curve, and one of the held-out part."""
     report = adaptation.report
+    weights = report.get("effective_weights", {})
+    curves = [
+        f"{name}{f' (weight {weights[name]:.3g})' if name in weights else ''} "
+        + " ".join(f"{value:.3f}" for value in values)
+        for name, values in report["curves"].items()
+        if values and name not in ("loss", "held_out")
+    ]
+    told = [f"epoch by epoch: {', '.join(curves)}"] if curves else []
     trained = f"{report['num_trained']} asks trained on"
+    if report["num_unanswered"]:
+        trained += f", {report['num_unanswered']} left out that the teacher answered with nothing"
     held = report["held_out"]
     if held is None:
-        return f"{trained}, none held out: the last epoch is written"
+        return [*told, f"{trained}, none held out: the last epoch is written"]
     entropy, agreement = held["cross_entropy"], held["agreement"]
     last = report["rate_aware"]
     coded = "" if last is None else f"; as coded at {last['bits']:.2f} bits a parameter"
-    return (
+    return [
+        *told,
         f"{trained}; of {held['num_asks']} held out the student now answers "
         f"{agreement['after']:.0%} as the teacher does (before: {agreement['before']:.0%}); "
         f"cross-entropy {entropy['before']:.3f} -> {entropy['after']:.3f} nats "
-        f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}), "
-        f"best after epoch {report['best_epoch']} of {report['epochs']}{coded}"
-    )
+        f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}: {held['verdict']}), "
+        f"best after epoch {report['best_epoch']} of {report['epochs']}{coded}",
+    ]

@@ -32,8 +32,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
+_FILES = (".lessons", ".tokens", ".safetensors", ".cdcca")
+"""No model on the hub is called so; a mistyped file may be."""
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -167,7 +167,9 @@ def _source(checkpoint: str | Path) -> _Source:
 
 def _looks_like_a_path(text: str) -> bool:
     """A hub id is `name` or `owner/name`; everything else means a place on the disk."""
-    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or not text
+    if not text or text.startswith((".", "/", "~")) or text.endswith(("/", *_FILES)):
+        return True
+    return text.count("/") > 1
 
 
 def _folder(path: Path, named: str) -> _Source:
@@ -378,7 +380,9 @@ def _line(error: BaseException) -> str:
 
 def _quiet_transformers() -> None:
     """transformers' own bars and reports are not for a user of cdcca."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()

@@ -433,7 +433,7 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
             file.truncate(lessons.end)
         if lessons.head is None:
             lessons.begin(head)
-        _expect(lessons.head, head, where)
+        expect(lessons.head, head, where)
         yield lessons
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
@@ -458,7 +458,8 @@ def _forget_cut_head(file: Any, head: Head) -> None:
         file.truncate(0)
 
 
-def _expect(found: Head | None, head: Head, where: str) -> None:
+def expect(found: Head | None, head: Head, where: str) -> None:
+    """Raises: BadData for lessons of another teacher, vocabulary or dtype."""
     if found is None or found.teacher != head.teacher:
         of = "nobody" if found is None else found.teacher
         raise BadData(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_a_file_becomes_an_adaptation_of_the_mirror(
     said = capfd.readouterr()
     assert said.out == ""
     assert "held out the student now answers" in said.err
-    assert said.err.count("\n") == 1
+    assert said.err.count("\n") == 2
 
 
 @pytest.mark.usefixtures("models")
@@ -173,7 +174,8 @@ def test_every_method_gives_an_adaptation_that_names_it(
     method: str, tmp_path: Path, shards: list[Shard], mirror: Path
 ) -> None:
     tokens = write(tmp_path / "up.tokens", shards[:4])
-    assert run(tokens, "-o", "out", "--method", method, "--cotta-views", 2) == 0
+    views = ["--cotta-views", 2] if method == "cotta" else []
+    assert run(tokens, "-o", "out", "--method", method, *views) == 0
     made = adaptation_in((tmp_path / "out").read_bytes())
     device = Device.open(mirror)
     assert (made.method, made.base) == (method, device.digest)
@@ -214,7 +216,7 @@ def test_a_file_of_lessons_stands_in_for_a_teacher_that_is_gone(
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert run(tokens, "-o", "third", "--teacher", "kept/lessons", "--method", "pkd") == 0
     assert adaptation_in((tmp_path / "third").read_bytes()).method == "pkd"
-    assert capfd.readouterr().err.count("\n") == 2
+    assert capfd.readouterr().err.count("\n") == 4
     assert (tmp_path / "kept/lessons").read_bytes() == kept
     assert main(["inspect", "kept/lessons", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
@@ -272,7 +274,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     assert main(arguments) == 0
     piped = capfdbinary.readouterr()
     made = adaptation_in(piped.out)
-    assert piped.err.count(b"\n") == 1 and b"{" not in piped.err
+    assert piped.err.count(b"\n") == 2 and b"{" not in piped.err
     earlier, *lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert earlier == {"what": "earlier"}
     assert [line["what"] for line in lines] == [
@@ -295,8 +297,13 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
 ) -> None:
     tokens = write_some_that_are_no_numbers(tmp_path / "up.tokens", shards[:4], {1})
     assert run(tokens, "-o", "out") == 0
-    left_out, summary = capfd.readouterr().err.splitlines()
+    left_out, curves, summary = capfd.readouterr().err.splitlines()
     assert "frame 1" in left_out and "left out" in left_out
+    assert re.fullmatch(
+        r"epoch by epoch: query \(weight \S+\) [\d.]+, repr \(weight \S+\) [\d.]+, ce \(weight 1\) "
+        r"[\d.]+",
+        curves,
+    )
     assert "asks trained on" in summary
     write(tmp_path / "rest.tokens", [shards[0], *shards[2:4]])
     assert run("rest.tokens", "-o", "rest") == 0
@@ -362,6 +369,45 @@ def test_lessons_of_another_shape_are_refused(
 
 
 @pytest.mark.usefixtures("models")
+def test_earlier_shards_of_which_nothing_is_learnt_are_said(
+    tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    assert run(tokens, "-o", "out", "--replay", tokens) == 0
+    assert "--replay: none of its 3 frames is learnt again: 3 are in" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("models")
+def test_asks_that_the_teacher_does_not_answer_are_said(
+    tmp_path: Path, shards: list[Shard], kept_lessons: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = lessons.open_lessons(kept_lessons)
+    assert kept.head is not None
+    with lessons.writing(tmp_path / "lessons", kept.head) as file:
+        for number, shard in enumerate(shards[:2]):
+            lesson = kept.read(lessons.key_of(shard))
+            answers = [lesson.answers[0] if number == 1 else "", *lesson.answers[1:]]
+            file.append(lessons.key_of(shard), replace(lesson, answers=answers))
+    tokens = write(tmp_path / "up.tokens", shards[:2])
+    assert run(tokens, "-o", "out", "--teacher", "lessons") == 0
+    assert ", 1 left out that the teacher answered with nothing; " in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("models")
+def test_a_log_that_nobody_reads_any_more_stops_no_training(
+    tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert run(tokens, "-o", "out", "--log", f"/dev/fd/{writing}") == 0
+    os.close(writing)
+    assert "its reader went away: nothing more is logged" in capfd.readouterr().err
+    assert run(tokens, "-o", "alone") == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
+@pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
     ("options", "said"),
@@ -421,6 +467,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--bits", "0", "--rate-aware", "5"], 2, "--bits"),
         (["up.tokens", "--rate-aware", "-5"], 2, "--rate-aware"),
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
+        (["up.tokens", "--teacher", "mistyped.lessons"], 66, "mistyped.lessons: no such"),
         (["up.tokens", "--student", "nowhere"], 66, "nowhere"),
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
@@ -477,11 +524,21 @@ def test_what_is_refused_writes_nothing(
         (["--method", "pseudo-label", "--repr-weight", "1"], "that is akd"),
         (["--kl-weight", "2"], "give --kl forward or --kl reverse"),
         (["--kl-temperature", "2"], "give --kl forward or --kl reverse"),
+        (["--kl", "forward", "--kl-weight", "0"], "its --kl-weight is 0"),
+        (["--patience", "1", "--holdout", "0%"], "--holdout is 0%"),
+        (["--tau", "2"], "--tau does nothing with --method akd: it is for cwd"),
+        (["--method", "pseudo-label", "--repr-at", "both"], "--repr-at does nothing with"),
+        (["--method", "tent", "--balance", "none"], "--balance does nothing with"),
+        (["--method", "none", "--replay", "up.tokens"], "--replay does nothing with"),
+        (["--cotta-ema", "0"], "--cotta-ema does nothing with --method akd: it is for cotta"),
+        (["--replay-share", "50%"], "of the frames of --replay: name them"),
+        (["--teacher", "up.tokens", "--cache-bits", "8"], "leave --cache out, and its bits"),
+        (["--log", "-"], "--log -: expected a file"),
         (["--method", "tent", "--teacher-quantize", "nf4"], "how to load a teacher, and none is"),
         (["--teacher", "up.tokens", "--teacher-device-map", "auto"], "how to load a teacher"),
         (["--kl", "sideways"], "--kl sideways: expected none, forward, reverse"),
         (["--kl", "forward", "--kl-temperature", "0"], "--kl-temperature"),
-        (["--tau", "0"], "--tau"),
+        (["--method", "cwd", "--tau", "0"], "--tau 0"),
         (["--balance", "scales"], "--balance"),
         (["--repr-at", "top"], "--repr-at"),
         (["--query-weight", "-1"], "--query-weight"),
@@ -493,10 +550,10 @@ def test_what_is_refused_writes_nothing(
         (["--ema", "1"], "--ema"),
         (["--micro-batch-size", "0"], "--micro-batch-size"),
         (["--patience", "0"], "--patience"),
-        (["--replay-share", "200%"], "--replay-share"),
+        (["--replay", "up.tokens", "--replay-share", "200%"], "--replay-share"),
         (["--cache-bits", "4"], "--cache-bits"),
-        (["--cotta-views", "0"], "--cotta-views"),
-        (["--cotta-ema", "2"], "--cotta-ema"),
+        (["--method", "cotta", "--cotta-views", "0"], "--cotta-views 0: expected"),
+        (["--method", "cotta", "--cotta-ema", "2"], "--cotta-ema 2.0: expected"),
         (["--epochs", "0"], "--epochs"),
         (["--seed", "-1"], "--seed"),
         (["--compute", "abacus"], "--compute"),

@@ -73,6 +73,17 @@ def test_a_mirror_that_is_not_the_devices_is_refused(
     assert "run init for both with the same options" in capfd.readouterr().err
 
 
+def test_a_start_that_fails_leaves_the_folder_free(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "device"), "--quiet"]) == 0
+    arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
+    arguments += ["--teacher", "no.lessons", "-o", str(tmp_path / "work")]
+    assert main(arguments) == 66
+    assert "no.lessons: no such" in capfd.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 def test_demo_tells_a_table_and_two_sentences(
     few: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """What the teacher is asked once, and what is kept of it."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
 from cdcca_cli.distillation.training import DistillSettings, distill
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.families import LoadedModel, load
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.device import Device
@@ -214,6 +216,23 @@ def test_lessons_of_the_same_weights_read_otherwise_are_refused(
     with pytest.raises(BadData, match="keeps 32 bits a number: leave --cache-bits 8 out"):
         ask(teacher, shards[:3], Asking(4, bits=8), path)
     assert path.read_bytes() == whole
+
+
+def test_a_whole_file_need_not_be_writable(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only file system, which this one is told to be."""
+    path = tmp_path / "lessons"
+    made = everything(teacher, shards[:3], path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    monkeypatch.setattr(os, "open", refuse)
+    assert_same(everything(teacher, shards[:3], path), made)
+    with pytest.raises(CannotWrite, match="read-only file system"):
+        everything(teacher, shards[:4], path)
 
 
 @pytest.mark.parametrize(("bits", "most"), [(16, 5e-4), (8, 5e-3)])
