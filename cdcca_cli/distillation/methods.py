@@ -25,6 +25,11 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainable import Flat, RunningMean
 from cdcca_cli.families import LoadedModel
 
+PASS = 8
+"""Asks in one pass where nothing is said. On the shipped student a step then takes a quarter longer
+than in one pass of 16, in a tenth less memory; and one process and two, with a step's 16 asks, add
+up the same parts to the same bits."""
+
 
 @dataclass(eq=False)
 class Course:
@@ -61,6 +66,19 @@ class Method(ABC):
         self.flats: list[Flat] = []
         ema = course.settings.ema
         self.mean = None if ema is None else RunningMean(course.overlay, ema)
+
+    def asks_at_once(self, num_processes: int = 1) -> int:
+        """How many asks of a step go through in one pass: `micro_batch_size`, or PASS.
+
+        Fewer where each of the processes has a pass then; but all of them, by one process, where an
+        example's loss depends on the others beside it.
+        """
+        settings = self.course.settings
+        if settings.micro_batch_size is not None:
+            return settings.micro_batch_size
+        if self.is_of_the_batch:
+            return settings.batch_size
+        return min(PASS, -(-settings.batch_size // num_processes))
 
     def prepare(self) -> None:  # noqa: B027 -- most need nothing
         """Before the first step, and before a state is restored."""

@@ -60,10 +60,6 @@ taught more in a round of six epochs (held-out DA 79.7 for 74.5) and cost more o
 (source DA 81.8 for 89.3, of 90.7 before)."""
 WARMUP = 0.05
 CLIP_NORM = 1.0
-PART = 8
-"""Asks in one pass where nothing is said. On the shipped student a step then takes a quarter longer
-than in one pass of 16, in a tenth less memory; and one process and two, with a step's 16 asks, add
-up the same parts to the same bits."""
 
 Source = Callable[[], Mapping[str, np.ndarray]]
 
@@ -228,19 +224,14 @@ class Run:
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-        In parts of `micro_batch_size`, one after the other or shared by the processes. Without it
-        of PART, or less so that each process has one; but whole, by one process, where an example's
-        loss depends on the others beside it.
+        In parts (`Method.asks_at_once`), one after the other or shared by the processes.
         """
-        method, size = self.method, self.settings.micro_batch_size
+        method = self.method
         assert method is not None
+        size = method.asks_at_once(processes.count())
         flats = [self.overlay, *method.flats]
         for flat in flats:
             flat.clear()
-        if size is None:
-            size = self.settings.batch_size
-            if not method.is_of_the_batch:
-                size = min(PART, -(-size // processes.count()))
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[processes.rank() :: processes.count()]:

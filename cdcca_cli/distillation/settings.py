@@ -77,7 +77,7 @@ class DistillSettings:
     balance: bring the terms to one scale before the weights count. tau: temperature of CWD. kl:
     also learn the teacher's distributions, forward or reverse. confidence: weigh pseudo-labels by
     the teacher's own probability of them. repr_at: where representations are compared. groups: what
-    of the overlay is trained. micro_batch_size: asks in one forward pass; None: `run.PART`.
+    of the overlay is trained. micro_batch_size: asks in one forward pass; None: `methods.PASS`.
     ema: keep a running mean of the overlay, and write that. patience: stop after so many epochs
     without a gain. replay: the share of the earlier shards that is learnt again.
     rate_aware: how many steps follow the epochs that see the overlay as it will be decoded, at

@@ -112,9 +112,8 @@ class Taught(Method):
 
     def prepare(self) -> None:
         """Scales, phi, and the gradients that weights are relative to."""
-        train, settings = self.course.lessons.train, self.course.settings
+        train, size = self.course.lessons.train, self.asks_at_once()
         chosen = train[:: max(1, len(train) // MEASURED)][:MEASURED]
-        size = settings.micro_batch_size or settings.batch_size
         batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
         if "kl" in self.weights:
             self._check_vocabulary()
