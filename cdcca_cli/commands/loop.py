@@ -104,6 +104,7 @@ def command(
         ),
         keys=keys,
     )
+    labelled = None if probe is None else read_probe(probe, probe_images)
     folder = settings.device(device)
     cycle = cycles.Cycle(
         folder,
@@ -114,7 +115,6 @@ def command(
         compute=runtime.compute,
         dtype=runtime.dtype,
     )
-    labelled = None if probe is None else read_probe(probe, probe_images)
     history = cycles.follow(cycle, source, rounds, labelled)
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(history.as_json())
