@@ -19,6 +19,7 @@ Does not train, and never sees an image.
 """
 
 import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,7 @@ def _together(
     processes.share(launch)
     if processes.is_first():
         with lessons.writing(path, head) as file:
-            _join(file, path.parent.glob(f"{path.name}.part-*"))
+            _join(file, path.parent.glob(f"{glob.escape(path.name)}.part-*"))
     processes.wait()
     have = lessons.open_lessons(path)
     _check_bits(have, asking)
@@ -125,7 +126,7 @@ def _together(
     processes.wait()
     if processes.is_first():
         with lessons.writing(path, head) as file:
-            _join(file, path.parent.glob(f"{path.name}.part-{int(launch):x}-*"))
+            _join(file, path.parent.glob(f"{glob.escape(path.name)}.part-{int(launch):x}-*"))
     processes.wait()
     return lessons.open_lessons(path)
 
