@@ -26,9 +26,13 @@ def test_without_held_out_frames_there_is_no_loss(tmp_path: Path) -> None:
     assert measuring.loss_of(adaptation, mirror, RUNTIME) is None
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "taken"), [(32, 32), (None, 16), ("32", 16), (True, 16), (0, 16), (10**9, 16)]
+)
 def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch_size: object, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its batches are those of training, if the adaptation says so and it can be."""
     import cdcca_cli.distillation.held_out_loss  # noqa: F401
 
     loads: list[tuple[Any, ...]] = []
@@ -38,8 +42,9 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
         return "student"
 
     class Counted:
-        def __init__(self, student: str, held_out: HeldOut, alpha: float) -> None:
+        def __init__(self, student: str, held_out: HeldOut, alpha: float, size: int) -> None:
             assert (student, alpha) == ("student", worlds.SETTINGS.lora.alpha)
+            assert size == taken
 
         def __call__(self, overlay: worlds.Overlay) -> float:
             return float(len(overlay))
@@ -49,6 +54,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
     mirror = worlds.device(tmp_path / "mirror")
     adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
     adaptation.held_out = HeldOut([], [["yes"]])
+    adaptation.report = {} if batch_size is None else {"batch_size": batch_size}
     loss = measuring.loss_of(adaptation, mirror, RUNTIME)
     assert loss is not None and loads == []
     assert [loss({}), loss({"a": np.zeros(1)})] == [0, 1]
