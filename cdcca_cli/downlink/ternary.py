@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink import usq
+from cdcca_cli.formats.uniform import SMALLEST_STEP
 
 CODEC = "ternary"
 DENSITY = 0.2  # the share of the changes that is kept; ComPEFT tries 5 to 50 %
@@ -24,14 +25,17 @@ ALPHAS = (1.5, 1.0, 2.0, 3.0)  # what a loss chooses from, the first without one
 def encode(
     deltas: Sequence[NDArray[np.float32]], sequence: int, density: float, alpha: float
 ) -> bytes:
-    """The payload for these changes, in name order; all zeros give one without codes.
+    """The payload for these changes, in name order; nothing but zeros, or sizes below what a step
+    can be, gives one without codes.
 
     Args: density: the share of the changes that is kept, in (0, 1]. alpha: > 0.
     """
     every = np.concatenate([delta.reshape(-1) for delta in deltas] or [np.zeros(0, np.float32)])
     magnitudes = np.abs(every)
     num_kept = min(max(int(density * len(every)), 1), int(np.count_nonzero(magnitudes)))
-    if not num_kept:
+    mean_square = np.square(every, dtype=np.float64).sum() / max(len(every), 1)
+    step = float(np.float32(alpha * np.sqrt(mean_square)))
+    if not num_kept or step < SMALLEST_STEP:
         return usq.write_payload(
             sequence, [np.zeros(d.shape, np.int8) for d in deltas], [1.0] * len(deltas)
         )
@@ -40,5 +44,4 @@ def encode(
         (np.sign(delta) * (np.abs(delta) >= max(least, np.finfo(np.float32).tiny))).astype(np.int8)
         for delta in deltas
     ]
-    step = float(np.float32(alpha * np.sqrt(np.square(every, dtype=np.float64).mean())))
     return usq.write_payload(sequence, codes, [step] * len(codes))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -81,6 +81,7 @@ def test_usq(deltas: Deltas, data: st.DataObject) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(DELTAS, st.floats(0.01, 1.0))
+@example([np.float32([0, 0, 2**-126])], 1.0)  # its size would be below the smallest step
 def test_ternary(deltas: Deltas, density: float) -> None:
     base = overlay(deltas)
     made = update("ternary", ternary.encode(deltas, 5, density, 1.5), base)
