@@ -121,7 +121,11 @@ def coded_to_a_file(names: list[Path], rate: int) -> int:
 
 
 def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
-    """Sizes come mixed; each stream is what a file of its frames is. `sent` is coded alone."""
+    """Sizes come mixed; each stream is what a file of its frames is. `sent` is coded alone.
+
+    To half a percent, as the module says: once in a whole run of the tests a file was 4 bytes longer,
+    and in 6,000 codings on their own never.
+    """
     pytest.importorskip("av", reason="PyAV is not installed")
     large, small = (96, 64), (48, 80)
     folder = photos(tmp_path / "frames", [large, small, large, small, large])
@@ -129,9 +133,9 @@ def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
     found = measure_frames(read_frames(folder), {"00.png", "03.png", "04.png"})
     assert found.left_out == {} and found.sizes == 2 and found.frames_per_second == 25
     expected = coded_to_a_file(names[0::2], 25) + coded_to_a_file(names[1::2], 25)
-    assert found.every[H264] == expected
+    assert found.every[H264] == pytest.approx(expected, rel=0.005)
     sent = coded_to_a_file([names[0], names[4]], 25) + coded_to_a_file([names[3]], 25)
-    assert found.sent[H264] == sent
+    assert found.sent[H264] == pytest.approx(sent, rel=0.005)
 
 
 def test_all_sent_is_all(tmp_path: Path) -> None:
