@@ -123,8 +123,8 @@ def coded_to_a_file(names: list[Path], rate: int) -> int:
 def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
     """Sizes come mixed; each stream is what a file of its frames is. `sent` is coded alone.
 
-    To half a percent, as the module says: once in a whole run of the tests a file was 4 bytes longer,
-    and in 6,000 codings on their own never.
+    To half a percent, as the module says: once in a whole run of the tests a file was 4 bytes
+    longer, and in 6,000 codings on their own never.
     """
     pytest.importorskip("av", reason="PyAV is not installed")
     large, small = (96, 64), (48, 80)
