@@ -5,6 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is of the change that it came with.
+# `--hypothesis-profile default` draws others: that is how new faults are looked for.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 # No test may look anything up: a checkpoint is a folder made on the spot.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -6,8 +6,8 @@ With e, one signed byte for the whole tensor, a scale's code c stands for
     (16 + (c mod 16)) * 2**(c div 16) * 2**e      otherwise
 
 which float32 holds exactly: two machines cannot decode it differently, and no code is a NaN. A
-scale is rounded up, by 6 % at most, so no value of its block is cut off. Scales more than 65,000
-times smaller than the tensor's largest become 0.
+scale is rounded up, by 6 % at most (to code 1, which stands at 17, by 10), so no value of its block
+is cut off. Scales more than 65,000 times smaller than the tensor's largest become 0.
 """
 
 import numpy as np
