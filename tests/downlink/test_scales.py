@@ -13,7 +13,7 @@ POSITIVE = st.floats(2.0**-60, 2.0**60, width=32)
 @given(arrays.arrays(np.float32, st.integers(1, 20), elements=POSITIVE))
 @example(np.array([1.7042431e13, 5.5844639e17], np.float32))  # 15.5 units and 2**15 times 16
 def test_rounded_up_by_one_sixteenth_at_most_or_sent_as_zero(wanted: np.ndarray) -> None:
-    """What would be 16 units has no code, as 0 stands for zero: it becomes 17, from 15.5 at least."""
+    """16 units have no code, as 0 stands for zero: they become 17, and so does all from 15.5 on."""
     codes, exponent = scales.encode(wanted)
     decoded = scales.decode(codes, exponent)
     sent = decoded > 0
