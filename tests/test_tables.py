@@ -147,6 +147,13 @@ def test_an_annotation_file_and_a_pair_of_ones_own(tmp_path: Path, env: dict[str
     said = run("methods.sh", "akd", env=own)
     assert row(said, "Table 1, the very stream", "akd")
     assert "never sent" not in said
+    captions = run("captions.sh", "akd", env=own)
+    assert float(row(captions, "Table 2, the very stream", "akd")[1]) > 0
+    only = [line for line in frames.read_text().splitlines() if json.loads(line).get("captions")]
+    frames.with_name("captions.jsonl").write_text("".join(f"{line}\n" for line in only))
+    own |= {"FRAMES": str(frames.with_name("captions.jsonl")), "OUT": str(tmp_path / "only")}
+    said = run("uplink.sh", "100/100", "50/50", env=own)
+    assert row(said, "Uplink, the very stream", "100/100 %")
 
 
 def test_every_script_is_run_somewhere() -> None:

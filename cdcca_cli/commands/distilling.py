@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from cdcca_cli import streams
 from cdcca_cli.commands import settings
 from cdcca_cli.distillation import processes
+from cdcca_cli.distillation.settings import DEFAULTS
 from cdcca_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def adaptation(path: str | None) -> "Adaptation | None":
 
 def asks_a_teacher(option: str | None, method: str) -> bool:
     """Whether one is named, or the method needs one."""
-    from cdcca_cli.distillation.settings import DEFAULTS
-
     return option is not None or method not in DEFAULTS or DEFAULTS[method].needs_teacher
 
 
@@ -100,12 +99,12 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-_TAUGHT = ("akd", "pseudo-label", "pkd", "cwd")
+_TAUGHT = tuple(name for name, usual in DEFAULTS.items() if usual.needs_teacher)
 _OF_METHODS = {
     "--repr-at": ("akd", "pkd", "cwd"),
     "--balance": _TAUGHT,
     "--tau": ("cwd",),
-    "--replay": (*_TAUGHT, "tent", "cotta"),
+    "--replay": tuple(name for name in DEFAULTS if name != "none"),
     "--cotta-ema": ("cotta",),
     "--cotta-restore": ("cotta",),
     "--cotta-threshold": ("cotta",),

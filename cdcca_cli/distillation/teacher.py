@@ -39,7 +39,7 @@ from cdcca_cli.formats import lessons
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile
 from cdcca_cli.formats.shard import Shard
 
-BITS = 16
+USUAL_BITS = 16
 """How a new file of lessons keeps numbers, where nothing is said."""
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
 """The longest answer by task, in tokens."""
@@ -71,7 +71,7 @@ def ask(
     for shard in shards:
         check_fit(shard, teacher, "teacher")
     dtype = str(teacher.dtype).removeprefix("torch.")
-    head = Head(teacher.digest, teacher.vocabulary_digest, dtype, asking.bits or BITS)
+    head = Head(teacher.digest, teacher.vocabulary_digest, dtype, asking.bits or USUAL_BITS)
     chunks = list(_chunks(shards, asking.batch_size))
     if processes.count() > 1:
         assert path is not None

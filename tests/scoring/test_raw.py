@@ -123,8 +123,8 @@ def coded_to_a_file(names: list[Path], rate: int) -> int:
 def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
     """Sizes come mixed; each stream is what a file of its frames is. `sent` is coded alone.
 
-    To half a percent, as the module says: once in a whole run of the tests a file was 4 bytes
-    longer, and in 6,000 codings on their own never.
+    The file is coded three times: once in a whole run of the tests one was 4 bytes longer than the
+    others ever were, for a reason that 6,000 codings on their own did not show.
     """
     pytest.importorskip("av", reason="PyAV is not installed")
     large, small = (96, 64), (48, 80)
@@ -132,10 +132,10 @@ def test_one_stream_for_each_size_in_order(tmp_path: Path) -> None:
     names = sorted(folder.iterdir())
     found = measure_frames(read_frames(folder), {"00.png", "03.png", "04.png"})
     assert found.left_out == {} and found.sizes == 2 and found.frames_per_second == 25
-    expected = coded_to_a_file(names[0::2], 25) + coded_to_a_file(names[1::2], 25)
-    assert found.every[H264] == pytest.approx(expected, rel=0.005)
-    sent = coded_to_a_file([names[0], names[4]], 25) + coded_to_a_file([names[3]], 25)
-    assert found.sent[H264] == pytest.approx(sent, rel=0.005)
+    every = [(names[0::2], names[1::2])] * 3
+    sent = [([names[0], names[4]], [names[3]])] * 3
+    for coded, files in ((found.every, every), (found.sent, sent)):
+        assert coded[H264] in [sum(coded_to_a_file(one, 25) for one in two) for two in files]
 
 
 def test_all_sent_is_all(tmp_path: Path) -> None:
