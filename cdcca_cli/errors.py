@@ -25,6 +25,22 @@ class UsageError(CdccaError):
     meaning = "the command line is wrong, or no input was named"
 
 
+class SettingError(UsageError):
+    """A setting cannot have this value, alone or together with another.
+
+    The message names settings in backticks (`kl_weight`), as code does; `main` writes the spelling
+    of the option in their place.
+
+    Args: name: the setting. reason: what was expected, or what it conflicts with. value: what was
+        given, where that helps.
+    """
+
+    def __init__(self, name: str, reason: str, value: object = None) -> None:
+        shown = "" if value is None else f" {str(value)[:80]}"
+        super().__init__(f"`{name}`{shown}: {reason}")
+        self.name, self.reason = name, reason
+
+
 class BadData(CdccaError):
     exit_code = 65
     meaning = "the input is malformed, damaged or cut short"

@@ -13,7 +13,7 @@ from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -89,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stopped_by_signals():
             return _run(list(arguments))
     except KeyboardInterrupt:
-        streams.complain("cdcca: interrupted")
+        streams.complain("interrupted")
         return INTERRUPTED
     except Terminated as error:
-        streams.complain(f"cdcca: {error}")
+        streams.complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         streams.abandon_stdout()
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         named = _named(error)
-        streams.complain(f"cdcca: {named}")
+        streams.complain(str(named))
         return named.exit_code
     finally:
         streams.release_stdout()
@@ -134,7 +134,7 @@ def _named(error: BaseException) -> CdccaError:
         context = getattr(error, "ctx", None)
         cure = f"; see {context.command_path} --help" if context is not None else ""
         return UsageError(error.format_message().rstrip(".") + cure)
-    if isinstance(error, OSError) and error.errno in streams.NO_ROOM:
+    if isinstance(error, OSError) and error.errno in files.NO_ROOM:
         return CannotWrite(f"{error.filename or 'output'}: {(error.strerror or '').lower()}")
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         return Unavailable(f"out of memory ({error}): try a smaller --batch-size")

@@ -55,7 +55,7 @@ class Trial:
         frames: a manifest or an annotation file with labels. images: the folder of its images.
         metric: one of METRICS; None for the first that the labels allow.
         tolerance: by how many points (of scores x100) the update may be worse.
-        compute, dtype: as `families.load`.
+        compute, dtype: as `models.load`.
     """
 
     frames: Path
@@ -184,7 +184,7 @@ class _Scorer:
     """A device's model, and the frames that it answers with one overlay and another."""
 
     def __init__(self, device: Device, probe: Probe, metric: str, trial: Trial) -> None:
-        from cdcca_cli.families import load_device
+        from cdcca_cli.models import load_device
         from cdcca_cli.uplink.answers import AnswerSettings
 
         self._references = probe.references

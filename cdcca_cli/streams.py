@@ -1,33 +1,28 @@
-"""stdin, stdout, stderr and files: the only module that touches the standard streams.
+"""stdin, stdout and stderr: the only module that touches the standard streams.
 
 - stdout is data. `claim_stdout` keeps it for us and points file descriptor 1 at stderr, so that
   a library that prints cannot spoil the data.
 - Bytes never go to a terminal, and a terminal is never read: no input named means a pipe.
-- A file is written beside its target under a hidden name, fsynced, then renamed; whatever goes
-  wrong, the hidden file is removed and the target stays as it was. Devices, pipes and sockets
-  (`-o /dev/null`) are written directly, because a rename would replace them.
 - zstd around an input is recognised by its magic number and read across frames in bounded
   memory; an output whose name ends in `.zst` is compressed, with a checksum.
 
 This module knows no format, and it does not exit: see `main.py`. POSIX only.
 """
 
-import errno
 import io
 import json
 import os
-import secrets
-import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, cast
 
+from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import WriteableBuffer
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte 0x50..0x5f: metadata before the data
@@ -37,13 +32,9 @@ _LINE_CHARS = 1 << 24
 _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 _quiet = False
+_stage = "cdcca"
+_spell: Callable[[str], str] = str
 _claimed: int | None = None  # a private duplicate of the real stdout; -1: it was closed
-
-
-class Writable(Protocol):
-    """What the writers of formats need: `write`, nothing else."""
-
-    def write(self, data: bytes, /) -> object: ...
 
 
 # ---------------------------------------------------------------- the standard streams
@@ -127,8 +118,18 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def set_stage(stage: str, spell: Callable[[str], str] = str) -> None:
+    """Name the command that speaks on stderr, and how it spells its settings.
+
+    Args: stage: such as `cdcca sample`, which begins each line, because several stages of a pipe
+        share one stderr. spell: from a text with settings in backticks to what people type.
+    """
+    global _stage, _spell
+    _stage, _spell = stage, spell
+
+
 def message(text: str) -> None:
-    """One line for people, on stderr, unless --quiet."""
+    """One line for people, on stderr, unless quiet."""
     if not _quiet:
         complain(text)
 
@@ -136,7 +137,9 @@ def message(text: str) -> None:
 def complain(text: str) -> None:
     """One line on stderr, even when quiet: errors."""
     if sys.stderr is not None:
-        line = one_line(text).encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+        line = one_line(f"{_stage}: {_spell(text)}").encode(
+            sys.stderr.encoding or "utf-8", "backslashreplace"
+        )
         try:
             sys.stderr.write(line.decode(sys.stderr.encoding or "utf-8") + "\n")
             sys.stderr.flush()
@@ -307,14 +310,9 @@ def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
         try:
             source = open(path, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
         except (OSError, ValueError) as error:
-            raise MissingInput(_why(path, error)) from None
+            raise MissingInput(files.reason(path, error)) from None
     with source:
         yield source
-
-
-def _why(path: str | Path, error: OSError | ValueError) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return f"{path}: {(reason or 'cannot be opened').lower()}"
 
 
 @contextmanager
@@ -341,31 +339,6 @@ def lines(source: BinaryIO, where: str) -> Iterator[str]:
 # ---------------------------------------------------------------- writing
 
 
-class _Sink(io.RawIOBase):
-    """A file descriptor whose failures say what could not be written."""
-
-    def __init__(self, descriptor: int, name: str) -> None:
-        self._descriptor, self._name = descriptor, name
-        self._abandoned = False
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: "ReadableBuffer", /) -> int:
-        if self._abandoned:
-            return len(memoryview(data))
-        try:
-            return os.write(self._descriptor, data)
-        except BrokenPipeError:  # the reader went away: no fault of the output
-            raise
-        except OSError as error:
-            raise CannotWrite(_why(self._name, error)) from None
-
-    def abandon(self) -> None:
-        """Write nothing more: after an error, closing a buffer must not block or fail again."""
-        self._abandoned = True
-
-
 @contextmanager
 def _standard_output() -> Iterator[BinaryIO]:
     descriptor = 1 if _claimed is None else _claimed
@@ -376,99 +349,8 @@ def _standard_output() -> Iterator[BinaryIO]:
     if _claimed is None:
         _flush(sys.stdout)
     os.set_blocking(own, True)  # ssh and some shells leave it otherwise
-    with _buffered(own, "standard output") as out:
+    with files.buffered(own, "standard output") as out:
         yield out
-
-
-@contextmanager
-def _file_output(path: str | Path) -> Iterator[BinaryIO]:
-    """A file, written as a whole and durably where the file system can do that."""
-    with _replacing(path) as (out, folder):
-        yield out
-    with suppress(OSError):
-        sync_folder(folder)
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
-    """Write beside the target, fsync, rename; on any failure leave no trace.
-
-    Yields: where to write, and the folder, which is still to be synced.
-    """
-    try:
-        target = os.path.realpath(path)
-        status = os.stat(target)
-    except FileNotFoundError:
-        status = None
-    except (OSError, ValueError) as error:
-        raise CannotWrite(_why(path, error)) from None
-    if status is not None and stat.S_ISDIR(status.st_mode):
-        raise CannotWrite(f"{path}: is a folder: give the name of a file")
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
-    if status is not None and not stat.S_ISREG(status.st_mode):
-        with _opened(path, target, os.O_WRONLY) as (out, _):
-            yield out, folder
-        return
-    hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
-    beside = os.path.join(folder, hidden)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with _opened(path, beside, flags) as (out, descriptor):
-            yield out, folder
-            out.flush()
-            if status is not None:
-                os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            try:
-                os.fsync(descriptor)
-                os.replace(beside, target)
-            except OSError as error:
-                raise CannotWrite(_why(path, error)) from None
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise
-
-
-@contextmanager
-def _opened(named: str | Path, path: str, flags: int) -> Iterator[tuple[BinaryIO, int]]:
-    """A buffered writer on a new descriptor, and the descriptor; flushed only if all goes well."""
-    try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except (OSError, ValueError) as error:
-        raise CannotWrite(_why(named, error)) from None
-    with _buffered(descriptor, str(named)) as out:
-        yield out, descriptor
-
-
-@contextmanager
-def _buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
-    """A buffered writer that owns the descriptor; what is in it after an error is dropped."""
-    raw = _Sink(descriptor, name)
-    out = io.BufferedWriter(raw, 1 << 16)
-    try:
-        yield out
-        out.flush()
-    finally:
-        raw.abandon()
-        out.close()
-        os.close(descriptor)
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Make what was renamed in a folder durable; OSError if that fails.
-
-    A file system that cannot do this at all (some of the network's) is no failure.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -507,7 +389,7 @@ def binary_output(
     elif path is not None and _is_standard(path, "stdout") and terminal:
         raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")
     standard = _is_standard(named, "stdout")
-    opened = _standard_output() if standard else _file_output(cast(str, named))
+    opened = _standard_output() if standard else files.output(cast(str, named))
     with opened as out, _with_zstd(out, None if standard else named) as writer:
         yield writer
     if path is None and terminal:
@@ -521,7 +403,7 @@ def text_output(path: str | Path | None) -> Iterator[TextIO]:
     A file that is named is replaced.
     """
     standard = _is_standard(path, "stdout")
-    opened = _standard_output() if standard else _file_output(cast(str, path))
+    opened = _standard_output() if standard else files.output(cast(str, path))
     with opened as out, _with_zstd(out, None if standard else path) as writer:
         yield cast(TextIO, _Utf8(writer, flush_each=standard and is_terminal("stdout")))
 
@@ -540,48 +422,3 @@ class _Utf8(io.TextIOBase):
         if self._flush_each:
             self._out.flush()
         return len(text)
-
-
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole, durably: it is on the disk, under its name, on return.
-
-    Raises: CannotWrite; the file is as it was then, unless all but the folder could be synced.
-    """
-    with _replacing(path) as (out, folder):
-        out.write(data)
-    try:
-        sync_folder(folder)
-    except OSError as error:
-        raise CannotWrite(_why(path, error)) from None
-
-
-def create_file(path: Path, data: bytes, mode: int) -> None:
-    """Make a file that does not exist, durably and with these permissions; CannotWrite."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except (OSError, ValueError) as error:
-        raise CannotWrite(_why(path, error)) from None
-    try:
-        with _buffered(descriptor, str(path)) as out:
-            out.write(data)
-            out.flush()
-            os.fsync(descriptor)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            os.unlink(path)
-        if isinstance(error, OSError):
-            raise CannotWrite(_why(path, error)) from None
-        raise
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there; CannotWrite if that is not possible."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise CannotWrite(_why(path, error)) from None
-
-
-# What an OSError that nobody has named yet is about: the output.
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})

@@ -38,9 +38,9 @@ def client(path: Path, address: Path) -> None:
 def _preload() -> None:
     """Everything that a command imports, and the shipped models' classes by loading them."""
     import cdcca_cli.commands.distill
-    import cdcca_cli.demonstration
+    import cdcca_cli.loop.demo
     import cdcca_cli.scoring.report  # noqa: F401
-    from cdcca_cli.families import load
+    from cdcca_cli.models import load
 
     load("shipped:student", compute="cpu")
 

@@ -13,33 +13,40 @@ LAYERS = {
     "__main__": 6,
     "main": 5,
     "commands": 4,
-    "rounds": 3,
-    "demonstration": 3,
-    "history": 3,
+    "loop": 3,
     "probe": 3,
     "probation": 3,
     "uplink": 2,
     "distillation": 2,
     "downlink": 2,
     "scoring": 2,
-    "families": 1,
+    "models": 1,
     "datasets": 1,
     "formats": 1,
+    "inspection": 3,
+    "numerics": 0,
     "progress": 0,
     "streams": 0,
+    "files": 0,
     "errors": 0,
-    "amounts": 0,
+    "settings": 0,
+    "text": 0,
     "assets": 0,
     "__init__": 0,
 }
 # Within one layer: who may import whom.
-WITHIN = {("families", "formats"), ("datasets", "formats")}
-WITHIN |= {("progress", "streams"), ("streams", "errors"), ("amounts", "errors")}
-WITHIN |= {("rounds", "history"), ("demonstration", "history"), ("demonstration", "rounds")}
-WITHIN |= {(user, "probe") for user in ("rounds", "demonstration", "probation")}
+WITHIN = {("models", "formats"), ("datasets", "formats")}
+WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors")}
+WITHIN |= {
+    ("streams", "files"),
+    ("files", "errors"),
+    ("settings", "errors"),
+    ("numerics", "errors"),
+}
+WITHIN |= {(user, "probe") for user in ("loop", "probation")}
 # A library, and the files that may import it.
 ONLY_IN = {
-    "transformers": "families/",
+    "transformers": "models/",
     "peft": "distillation/",
     "pycocoevalcap": "scoring/captions.py",
 }
@@ -129,21 +136,21 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     [
         ("uplink/a.py", "from cdcca_cli.downlink import nf4", "uplink may not import downlink"),
         ("formats/a.py", "from cdcca_cli import datasets", "formats may not import datasets"),
-        ("datasets/a.py", "from cdcca_cli.families import q", "datasets may not import families"),
+        ("datasets/a.py", "from cdcca_cli.models import qformer", "datasets may not import models"),
         ("streams.py", "from cdcca_cli import progress", "streams may not import progress"),
         ("errors.py", "import cdcca_cli.streams", "errors may not import streams"),
         ("scoring/a.py", "def f():\n  import cdcca_cli.main", "scoring may not import main"),
         ("formats/a.py", "from cdcca_cli.elsewhere import x", "in no layer"),
-        ("commands/a.py", "from transformers import AutoModel", "only families/"),
+        ("commands/a.py", "from transformers import AutoModel", "only models/"),
         ("downlink/a.py", "import peft.tuners", "only distillation/"),
         ("scoring/vqa.py", "from pycocoevalcap.bleu.bleu import Bleu", "scoring/captions.py"),
         ("main.py", "import sys\nsys.stdout.flush()", "only streams"),
         ("uplink/a.py", "from sys import stdin", "only streams"),
         ("uplink/a.py", "print(1)", "no print()"),
         ("uplink/a.py", "import sys\nsys.exit(1)", "only main exits"),
-        ("families/a.py", "import torch\ntorch.load('x')", "pickle"),
-        ("families/a.py", "import pickle", "runs what it reads"),
-        ("families/a.py", "f(trust_remote_code=True)", "runs what it reads"),
+        ("models/a.py", "import torch\ntorch.load('x')", "pickle"),
+        ("models/a.py", "import pickle", "runs what it reads"),
+        ("models/a.py", "f(trust_remote_code=True)", "runs what it reads"),
     ],
 )
 def test_the_check_finds_each_fault(place: str, source: str, words: str) -> None:
@@ -154,10 +161,10 @@ def test_the_check_finds_each_fault(place: str, source: str, words: str) -> None
 @pytest.mark.parametrize(
     ("place", "source"),
     [
-        ("families/a.py", "from cdcca_cli.formats import digest\nimport transformers"),
-        ("rounds/a.py", "from cdcca_cli import uplink, downlink"),
+        ("models/a.py", "from cdcca_cli.formats import digest\nimport transformers"),
+        ("loop/a.py", "from cdcca_cli import uplink, downlink"),
         ("uplink/a.py", "from cdcca_cli.uplink import entropy\nmodel.eval()"),
-        ("families/a.py", "f(trust_remote_code=False)"),
+        ("models/a.py", "f(trust_remote_code=False)"),
     ],
 )
 def test_the_check_allows_what_is_allowed(place: str, source: str) -> None:

@@ -35,7 +35,7 @@ def test_every_stage_runs_and_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
-    from cdcca_cli.families import load
+    from cdcca_cli.models import load
 
     student, teacher = load(output / "student"), load(output / "teacher")
     assert student.tower_digest == teacher.tower_digest

@@ -35,7 +35,7 @@ def test_every_example_is_named_and_exists() -> None:
 
 
 def test_families_are_those_that_load() -> None:
-    from cdcca_cli.families import families
+    from cdcca_cli.models import families
 
     table = README.split("## Models")[1].split("##")[0]
     assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(families())

@@ -32,7 +32,7 @@ def world(
     tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
     """A device folder, a folder of frames, and the teacher."""
-    from cdcca_cli.families.initial import create_device
+    from cdcca_cli.models.initial import create_device
 
     root = tmp_path_factory.mktemp("stopped")
     create_device(root / "device", str(tiny_pair[1]), rank=2)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 
 AS_ROOT = os.geteuid() == 0
@@ -203,7 +203,7 @@ def test_a_file_is_replaced_as_a_whole(name: str, tmp_path: Path) -> None:
 def test_a_new_file_has_the_mode_that_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        streams.atomic_write_bytes(tmp_path / "out", b"data")
+        files.atomic_write_bytes(tmp_path / "out", b"data")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
@@ -234,7 +234,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real/file")
-    streams.atomic_write_bytes(tmp_path / "link", b"new")
+    files.atomic_write_bytes(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "file").read_bytes() == b"new"
 
@@ -276,19 +276,19 @@ def test_where_nothing_can_be_written(path: str, words: str, tmp_path: Path) -> 
 
 def test_make_folder(tmp_path: Path) -> None:
     for _ in range(2):
-        streams.make_folder(tmp_path / "a" / "b")
+        files.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for place in ("file", "file/inside"):
         with pytest.raises(CannotWrite, match=place):
-            streams.make_folder(tmp_path / place)
+            files.make_folder(tmp_path / place)
 
 
 @pytest.mark.skipif(AS_ROOT, reason="root may write everywhere")
 def test_where_one_may_not_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CannotWrite, match="permission denied"):
-        streams.atomic_write_bytes(tmp_path / "out", b"")
+        files.atomic_write_bytes(tmp_path / "out", b"")
 
 
 def test_a_full_disk_by_dev_full(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_failing_fsync_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(CannotWrite, match="no space left"):
-        streams.atomic_write_bytes(tmp_path / "out", b"data")
+        files.atomic_write_bytes(tmp_path / "out", b"data")
     assert os.listdir(tmp_path) == []
 
 

@@ -88,11 +88,11 @@ def command(
     Example: cdcca compress adaptation.safetensors --base mirror/ --budget 200KB -o update.cdcca
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.amounts import parse_bytes, parse_share
     from cdcca_cli.commands import measuring, settings
     from cdcca_cli.downlink import sender, signing
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
+    from cdcca_cli.text import parse_bytes, parse_share
 
     keys = signing.read_private_keys(sign or [], at_least=0)
     how = sender.settings_of(

@@ -31,15 +31,15 @@ def command(
     Example: cdcca demo --rounds 5 --json > curve.json
     """
     streams.set_quiet(quiet)
-    from cdcca_cli import demonstration
     from cdcca_cli.commands import settings
+    from cdcca_cli.loop import demo
 
     if export is not None:
-        demonstration.export(export)
+        demo.export(export)
         streams.message(f"{export}: the shipped frames are in it")
         return
     settings.runtime("cpu", "float32", threads)
-    story = demonstration.run(rounds, seed=seed, keep=output)
+    story = demo.run(rounds, seed=seed, keep=output)
     if json:
         streams.emit_json(story.as_json())
     else:

@@ -277,13 +277,13 @@ def command(
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
         out = opened.enter_context(together.output(output, force))
 
-        from cdcca_cli.amounts import parse_share
         from cdcca_cli.commands import settings
         from cdcca_cli.distillation import trainable, training
         from cdcca_cli.distillation.settings import LARGEST_HOLDOUT, CottaSettings
         from cdcca_cli.distillation.step_log import StepLog
         from cdcca_cli.errors import UsageError
         from cdcca_cli.formats.adaptation import write_adaptation
+        from cdcca_cli.text import parse_share
 
         if bits is not None and not rate_aware:
             raise UsageError("--bits says what --rate-aware trains for: give both or neither")

@@ -15,9 +15,9 @@ from cdcca_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from cdcca_cli.distillation.settings import DistillSettings
-    from cdcca_cli.families import LoadedModel
     from cdcca_cli.formats.adaptation import Adaptation
     from cdcca_cli.formats.shard import Shard
+    from cdcca_cli.models import LoadedModel
 
 
 class Together:
@@ -144,7 +144,7 @@ def teacher(
                 f"--teacher {named}: is a file of lessons itself: leave --cache out, and its bits"
             )
         return None, replace(how, cache=Path(named))
-    from cdcca_cli.families import load
+    from cdcca_cli.models import load
 
     return load(
         named,

@@ -59,7 +59,7 @@ def command(
     source = read_frames(frames, images=images, prompt=prompt, task=task)
     runtime = settings.runtime(compute, dtype, threads)
 
-    from cdcca_cli.families import load_device
+    from cdcca_cli.models import load_device
     from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 
     how = AnswerSettings(batch_size, max_new_tokens, per_token)

@@ -60,7 +60,7 @@ def command(
 
     # Before torch and the checkpoint: a key that cannot be read is said at once.
     trusted = rotation.first_trust(trust or [], threshold)
-    from cdcca_cli.families.initial import create_device
+    from cdcca_cli.models.initial import create_device
 
     made = create_device(
         device,

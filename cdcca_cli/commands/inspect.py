@@ -10,7 +10,7 @@ from cdcca_cli import streams
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.kind import Kind
-    from cdcca_cli.formats.summary import Summary
+    from cdcca_cli.inspection.summary import Summary
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
 
 def _summarize(file: str | None) -> "Summary":
     from cdcca_cli.formats import kind as kinds
-    from cdcca_cli.formats import summary as summaries
+    from cdcca_cli.inspection import summary as summaries
 
     path = Path(file or "-")
     if path.name in ("device.json", "config.json"):
@@ -80,7 +80,7 @@ def _frames(path: Path, kind: "Kind") -> "Summary":
     from cdcca_cli.datasets.annotations import read_pictures
     from cdcca_cli.datasets.manifest import Manifest
     from cdcca_cli.datasets.sources import MANIFEST_NAME
-    from cdcca_cli.formats.summary import Summary
+    from cdcca_cli.inspection.summary import Summary
 
     summary = Summary(kind)
     manifest = path / MANIFEST_NAME if path.is_dir() else path

@@ -74,14 +74,14 @@ def command(
     Example: cdcca loop frames/ -m device/ --teacher t/ --rounds 3 --probe heldout/
     """
     streams.set_quiet(quiet)
-    from cdcca_cli import amounts
-    from cdcca_cli import rounds as cycles
+    from cdcca_cli import text
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.distillation.training import DistillSettings
     from cdcca_cli.downlink import signing
     from cdcca_cli.downlink.settings import CompressSettings
-    from cdcca_cli.history import COLUMNS
+    from cdcca_cli.loop import rounds as cycles
+    from cdcca_cli.loop.history import COLUMNS
     from cdcca_cli.probe import read_probe
     from cdcca_cli.uplink.sampling import SampleSettings
 
@@ -90,8 +90,8 @@ def command(
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(
         sample=SampleSettings(
-            top=amounts.parse_amount(top, "--top"),
-            keep=amounts.parse_amount(keep, "--keep"),
+            top=text.parse_amount(top, "--top"),
+            keep=text.parse_amount(keep, "--keep"),
             batch_size=batch_size,
             seed=seed,
         ),
@@ -99,7 +99,7 @@ def command(
             method=method, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, cache=cache
         ),
         compress=CompressSettings(
-            budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget"),
+            budget_bytes=None if budget is None else text.parse_bytes(budget, "--budget"),
             num_signatures=len(keys),
         ),
         keys=keys,

@@ -35,7 +35,7 @@ def loss_of(
     def loaded() -> Callable[[Overlay], float]:
         from cdcca_cli.distillation.held_out_loss import HeldOutLoss
         from cdcca_cli.distillation.settings import DistillSettings
-        from cdcca_cli.families import load_device
+        from cdcca_cli.models import load_device
 
         student = load_device(mirror, compute=runtime.compute, dtype=runtime.dtype)
         size = adaptation.report.get("batch_size")  # what others wrote may be anything
@@ -50,7 +50,7 @@ def start_of(mirror: "Device") -> Callable[[], Overlay]:
     """The overlay that `cdcca init` gave the mirror, made again from its checkpoint and seed."""
 
     def start() -> Overlay:
-        from cdcca_cli.families.initial import start_of as made_again
+        from cdcca_cli.models.initial import start_of as made_again
 
         return made_again(mirror)
 

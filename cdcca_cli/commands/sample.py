@@ -93,7 +93,7 @@ def command(
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
     streams.set_quiet(quiet)
-    from cdcca_cli import amounts
+    from cdcca_cli import text
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.formats import shard
@@ -102,14 +102,14 @@ def command(
     source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
     runtime = settings.runtime(compute, dtype, threads)
 
-    from cdcca_cli.families import load_device
+    from cdcca_cli.models import load_device
     from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
     how = SampleSettings(
-        top=None if top is None else amounts.parse_amount(top, "--top"),
+        top=None if top is None else text.parse_amount(top, "--top"),
         threshold=threshold,
-        budget_bytes=None if budget is None else amounts.parse_bytes(budget, "--budget"),
-        keep=None if keep is None else amounts.parse_amount(keep, "--keep"),
+        budget_bytes=None if budget is None else text.parse_bytes(budget, "--budget"),
+        keep=None if keep is None else text.parse_amount(keep, "--keep"),
         beta=beta,
         by=by,
         entropy=entropy,

@@ -38,7 +38,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a model is computed on: the arguments of `families.load`."""
+    """What a model is computed on: the arguments of `models.load`."""
 
     compute: str
     dtype: str
@@ -73,7 +73,7 @@ def device(option: str | None, role: str = "device") -> "Device":
     if named is not None:
         return Device.open(Path(named))
     streams.message(f"no {role} folder named: using the shipped student")
-    from cdcca_cli.families.initial import create_device
+    from cdcca_cli.models.initial import create_device
 
     folder = Path(tempfile.mkdtemp(prefix="cdcca-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

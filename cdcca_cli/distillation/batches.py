@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.distillation.draws import For, draws
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, Spliced, families
-from cdcca_cli.families.model import IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel, Spliced, families
+from cdcca_cli.models.model import IMAGE_MARK
 
 
 @dataclass(frozen=True)

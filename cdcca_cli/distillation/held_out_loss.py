@@ -25,8 +25,8 @@ from cdcca_cli.distillation.batches import (
 )
 from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.adaptation import HeldOut
+from cdcca_cli.models import LoadedModel
 
 FORWARD_BATCHES = 4
 """Without gradients, so many times the training's batch go through at once."""
@@ -91,7 +91,7 @@ class HeldOutLoss:
         """Prepare the batches.
 
         Args:
-            student: a device's model (`families.load_device`) of the overlay's kind.
+            student: a device's model (`models.load_device`) of the overlay's kind.
             alpha: of the device's LoRA.
             batch_size: of training; another one changes the loss in its last bits.
         Raises: BadData for frames of another vision tower than the student's.

@@ -18,10 +18,10 @@ from cdcca_cli.distillation import teacher as asking
 from cdcca_cli.distillation.batches import Example, check_fit, held_out_frames, is_held_out
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import lessons as lesson_files
 from cdcca_cli.formats.lessons import Lesson, LessonFile, key_of
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
 
 TEACHER_BATCHES = 4
 """The teacher needs no gradients: it takes so many times the student's batch at once."""

@@ -23,7 +23,7 @@ from cdcca_cli.distillation.batches import Look, Looker
 from cdcca_cli.distillation.lessons import Lessons
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainable import Flat, RunningMean
-from cdcca_cli.families import LoadedModel
+from cdcca_cli.models import LoadedModel
 
 PASS = 8
 """Asks in one pass where nothing is said. On the shipped student a step then takes a quarter longer

@@ -36,9 +36,10 @@ from cdcca_cli import progress, streams
 from cdcca_cli.distillation import processes, state
 from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.distillation.run import CLIP_NORM, Run, schedule
-from cdcca_cli.formats import records, uniform
+from cdcca_cli.formats import records
 from cdcca_cli.formats.adaptation import RateAware
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.numerics import uniform
 
 LR_SHARE = 0.5
 """Of the epochs' step size, at the highest."""

@@ -48,11 +48,11 @@ from cdcca_cli.distillation.taught import Taught
 from cdcca_cli.distillation.tent import Tent
 from cdcca_cli.distillation.trainable import Adam, is_connector_frozen, open_overlay
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.lessons import key_of
+from cdcca_cli.models import LoadedModel
 
 LR = 0.0057
 """5e-4 for the shipped student (width 128), 9e-5 for 4,096. On the shipped pair four times as much

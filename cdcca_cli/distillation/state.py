@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.distillation.held_out import Judgement
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
@@ -77,7 +77,7 @@ def save(path: Path, key: str, state: State) -> None:
     }
     out = BytesIO()
     records.write_record(out, state.arrays, header)
-    streams.atomic_write_bytes(path, out.getvalue())
+    files.atomic_write_bytes(path, out.getvalue())
 
 
 def restore(path: Path, key: str, shapes: dict[str, tuple[int, ...]]) -> State | None:

@@ -34,10 +34,10 @@ from cdcca_cli import progress
 from cdcca_cli.distillation import losses, processes
 from cdcca_cli.distillation.batches import Example, check_fit, look_at, prepare
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
 
 USUAL_BITS = 16
 """How a new file of lessons keeps numbers, where nothing is said."""

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli import streams
+from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.device import Device
+from cdcca_cli.models import LoadedModel
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _LORA_A, _LORA_B = ".lora_A", ".lora_B"
@@ -305,4 +305,4 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
         config.save_pretrained(str(folder))
     except OSError as error:
         raise CannotWrite(f"{folder}: {(error.strerror or str(error)).lower()}") from error
-    streams.atomic_write_bytes(folder / ADAPTER_FILES[1], save(tensors, {"format": "pt"}))
+    files.atomic_write_bytes(folder / ADAPTER_FILES[1], save(tensors, {"format": "pt"}))

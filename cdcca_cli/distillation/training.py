@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import files
 from cdcca_cli.distillation import lessons
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.run import Run
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.trainable import check_overlay_names
-from cdcca_cli.families import LoadedModel, load_device
-from cdcca_cli.families.initial import start_of
-from cdcca_cli.formats import uniform
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel, load_device
+from cdcca_cli.models.initial import start_of
+from cdcca_cli.numerics import uniform
 
 __all__ = ["DistillSettings", "distill", "load_student", "summary"]
 
@@ -56,7 +56,7 @@ def distill(
     if resume is not None:
         check_overlay_names(resume.overlay, base, "--resume")
     if settings.work is not None:
-        streams.make_folder(settings.work)
+        files.make_folder(settings.work)
     if student is None:
         student = load_student(mirror, teacher)
     gathered = lessons.gather(shards, teacher, student, settings, earlier=earlier)

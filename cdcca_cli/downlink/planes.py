@@ -57,7 +57,7 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink.payload import read_frame, write_frame
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.uniform import LARGEST_CODE
+from cdcca_cli.numerics.uniform import LARGEST_CODE
 
 MOST_PLANES = 15
 PARTS = ("header", "classes", "places", "signs", "sizes", "rests")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cdcca_cli.downlink.delta import added
 from cdcca_cli.downlink.payload import after_sequence, with_sequence
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.uniform import SMALLEST_STEP
+from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "sign"
 

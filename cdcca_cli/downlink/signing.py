@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
 
-from cdcca_cli import streams
+from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
 from cdcca_cli.formats import trust, update
 from cdcca_cli.formats.trust import (
@@ -120,7 +120,7 @@ def read_signable(stream: BinaryIO, *, where: str) -> Update | TrustList:
     return update.envelope_of(record, where).open(where)
 
 
-def write_signable(out: streams.Writable, signed: Update | TrustList) -> int:
+def write_signable(out: files.Writable, signed: Update | TrustList) -> int:
     """Write it again; returns its bytes."""
     if isinstance(signed, TrustList):
         return write_trust_list(out, signed)
@@ -221,9 +221,9 @@ def write_key_pair(path: Path, key: PrivateKey, comment: str = "cdcca") -> Path:
     for file in (path, public):
         if os.path.lexists(file):
             raise CannotWrite(f"{file}: exists, and keys are never replaced: name another")
-    streams.create_file(path, key.openssh_bytes(), 0o600)
+    files.create_file(path, key.openssh_bytes(), 0o600)
     try:
-        streams.create_file(public, public_line(key.public, comment).encode(), 0o644)
+        files.create_file(public, public_line(key.public, comment).encode(), 0o644)
     except BaseException:
         with suppress(OSError):
             path.unlink()

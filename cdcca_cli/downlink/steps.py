@@ -38,7 +38,7 @@ from cdcca_cli.downlink import usq
 from cdcca_cli.downlink.change import Change, Overlay
 from cdcca_cli.downlink.delta import added
 from cdcca_cli.errors import UsageError
-from cdcca_cli.formats.uniform import nearest_step, quantize, restore
+from cdcca_cli.numerics.uniform import nearest_step, quantize, restore
 
 Loss = Callable[[Overlay], float]
 """Held-out task loss of an overlay, nats per answer token."""

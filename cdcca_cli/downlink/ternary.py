@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink import usq
-from cdcca_cli.formats.uniform import SMALLEST_STEP
+from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "ternary"
 DENSITY = 0.2  # the share of the changes that is kept; ComPEFT tries 5 to 50 %

@@ -36,7 +36,7 @@ from cdcca_cli.downlink import planes
 from cdcca_cli.downlink.delta import added
 from cdcca_cli.downlink.payload import SEQUENCE_BYTES, after_sequence, with_sequence
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.uniform import SMALLEST_STEP, quantize
+from cdcca_cli.numerics.uniform import SMALLEST_STEP, quantize
 
 CODEC = "usq"
 

@@ -51,12 +51,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import records, uniform
+from cdcca_cli.files import Writable
+from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.device import OVERLAY_LIMITS, check_overlay
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.streams import Writable
+from cdcca_cli.numerics import uniform
 
 VERSION = 2
 KINDS = {"adaptation": VERSION}

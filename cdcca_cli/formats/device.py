@@ -54,7 +54,7 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device_state import (
@@ -289,7 +289,7 @@ class Device:
         parse_state(device.as_json(), f"{path}: settings")
         made = [folder for folder in (path, path / "overlay") if not folder.exists()]
         try:
-            streams.make_folder(path / "overlay")
+            files.make_folder(path / "overlay")
             with device._locked_file():
                 _refuse_taken(path, force)  # again: another init may have been quicker
                 device._store(slot, data)
@@ -397,9 +397,9 @@ class Device:
         is_flipping = False
         try:
             if data is not None:
-                streams.atomic_write_bytes(self.path / slot.file, data)
+                files.atomic_write_bytes(self.path / slot.file, data)
             is_flipping = True
-            streams.atomic_write_bytes(self.path / FILE_NAME, text)
+            files.atomic_write_bytes(self.path / FILE_NAME, text)
         except BaseException as error:
             # It may have come after the flip: what the disk says decides. (Before it, the text may
             # be there already: a damaged overlay is put right under the name that it has.)
@@ -428,7 +428,7 @@ class Device:
 
 
 def write_overlay_file(
-    out: streams.Writable, overlay: Mapping[str, np.ndarray], sequence: int
+    out: files.Writable, overlay: Mapping[str, np.ndarray], sequence: int
 ) -> int:
     """Write an overlay file; returns its bytes."""
     header = {"kind": "overlay", "version": OVERLAY_KINDS["overlay"], "sequence": sequence}
@@ -486,7 +486,7 @@ def _remove(*paths: Path) -> None:
 
 def _sync(folder: Path) -> None:
     try:
-        streams.sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as error:
         raise _cannot_write(folder, error) from None
 

@@ -54,7 +54,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
@@ -413,7 +413,7 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
         if path is None:
             file: Any = tempfile.TemporaryFile(prefix="cdcca-", buffering=0)  # noqa: SIM115
         else:
-            streams.make_folder(path.parent)
+            files.make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             # Unbuffered: what could not be written must not be tried again once others may write.
             file = os.fdopen(descriptor, "r+b", buffering=0)

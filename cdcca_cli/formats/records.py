@@ -35,8 +35,8 @@ from typing import Any, BinaryIO, TypeVar, overload
 import numpy as np
 
 from cdcca_cli.errors import BadData, NewerFormat
+from cdcca_cli.files import Writable
 from cdcca_cli.formats.digest import DTYPES, dtype_name, little_endian_bytes
-from cdcca_cli.streams import Writable
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8

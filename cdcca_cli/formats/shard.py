@@ -46,9 +46,9 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.files import Writable
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
-from cdcca_cli.streams import Writable
 
 VERSION = 1
 KINDS = {"shard": VERSION, "end": VERSION}

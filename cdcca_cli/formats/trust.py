@@ -27,8 +27,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.files import Writable
 from cdcca_cli.formats import records
-from cdcca_cli.streams import Writable, pushed_back
+from cdcca_cli.streams import pushed_back
 
 VERSION = 1
 KINDS = {"trust": VERSION}

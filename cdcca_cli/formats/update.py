@@ -43,6 +43,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.files import Writable
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.trust import (
@@ -52,7 +53,6 @@ from cdcca_cli.formats.trust import (
     read_strict_record,
     signature_objects,
 )
-from cdcca_cli.streams import Writable
 
 VERSION = 2
 KINDS = {"update": VERSION}

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.predictions import Prediction
+from cdcca_cli.models import LoadedModel
 from cdcca_cli.uplink.entropy import summarise
 
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}

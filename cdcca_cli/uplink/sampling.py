@@ -30,15 +30,15 @@ import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.amounts import Amount, parse_amount
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import ENTROPIES, Prediction
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.text import Amount, parse_amount
 from cdcca_cli.uplink import selection, variance
 from cdcca_cli.uplink.answers import AnswerSettings, answer_window, image_name, windows
 from cdcca_cli.uplink.selection import Ranking

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cdcca_cli import streams
+from cdcca_cli import files
 from cdcca_cli.datasets import Frame
 from cdcca_cli.datasets.frames import Frames
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
@@ -52,7 +52,7 @@ class Seen:
         if self._path is not None:
             state = {"kind": "seen", "version": VERSION, "frames": self._found}
             text = json.dumps(state, sort_keys=True, separators=(",", ":"))
-            streams.atomic_write_bytes(self._path, text.encode() + b"\n")
+            files.atomic_write_bytes(self._path, text.encode() + b"\n")
 
 
 def _fingerprint(frame: Frame) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cdcca_cli.amounts import Amount
+from cdcca_cli.text import Amount
 
 
 class Ranking:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel
+from cdcca_cli.models import LoadedModel
 
 
 def pass_variance(tokens_MNC: Tensor) -> Tensor:

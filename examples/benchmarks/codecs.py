@@ -43,8 +43,8 @@ from cdcca_cli.downlink.groups import group_of
 from cdcca_cli.downlink.steps import Loss, Steps, Uniform
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.uniform import entropy_bits, quantize
 from cdcca_cli.formats.update import Update, write_update
+from cdcca_cli.numerics.uniform import entropy_bits, quantize
 
 Overlay = Mapping[str, np.ndarray]
 
@@ -292,7 +292,7 @@ def real(adaptation: str, mirror: str) -> tuple[Change, Loss | None]:
     loss = None
     if learnt.held_out is not None:
         from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-        from cdcca_cli.families import load_device
+        from cdcca_cli.models import load_device
 
         student = load_device(device, compute="cpu")
         loss = HeldOutLoss(student, learnt.held_out, device.lora.alpha)

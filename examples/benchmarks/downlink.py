@@ -38,8 +38,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from cdcca_cli import demonstration, streams
-from cdcca_cli.amounts import parse_amount
+from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.teacher import Asking, ask
@@ -47,12 +46,14 @@ from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.groups import group_of
 from cdcca_cli.downlink.sender import CompressSettings
-from cdcca_cli.families import load, load_device
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.lessons import key_of
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.loop import demo
+from cdcca_cli.models import load, load_device
+from cdcca_cli.models.initial import create_device
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 
@@ -143,7 +144,7 @@ class Bench:
         start = self.device("start")
         self.alpha = start.lora.alpha
         self.student = load_device(start, compute="cpu", dtype="float32")
-        self.stream = list(read_frames(demonstration.FRAMES / demonstration.STREAM))
+        self.stream = list(read_frames(demo.FRAMES / demo.STREAM))
         self.probe = HeldOutLoss(self.student, self._probe(), self.alpha)
         self.source = self.probe(start.read_overlay())
         self._sampled: dict[tuple[str, int], list[Shard]] = {}
@@ -172,7 +173,7 @@ class Bench:
 
     def _probe(self) -> HeldOut:
         """All asks about the shipped frames that are never sent, and the teacher's answers."""
-        frames = list(read_frames(demonstration.FRAMES / demonstration.HELD_OUT))
+        frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
         said = ask(self.teacher, shards, Asking(batch_size=64), None)
         held = HeldOut([], [])

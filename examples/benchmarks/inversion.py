@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cdcca_cli.datasets import load_image, read_frames
-from cdcca_cli.families import load_device
-from cdcca_cli.families.model import LoadedModel
 from cdcca_cli.formats.device import Device
+from cdcca_cli.models import load_device
+from cdcca_cli.models.model import LoadedModel
 
 SHOWN = 8
 

@@ -87,11 +87,11 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     """What training starts from: the mirror, shards.tokens, and asks.jsonl for the plain side."""
     import torch
 
-    from cdcca_cli.amounts import parse_amount
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.families import load
-    from cdcca_cli.families.initial import create_device
     from cdcca_cli.formats import shard
+    from cdcca_cli.models import load
+    from cdcca_cli.models.initial import create_device
+    from cdcca_cli.text import parse_amount
     from cdcca_cli.uplink.sampling import SampleSettings, make_shard
 
     folder = Path(plan["folder"])
@@ -124,11 +124,11 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli import streams
     from cdcca_cli.distillation.held_out_loss import HeldOutLoss
     from cdcca_cli.distillation.training import DistillSettings, distill
-    from cdcca_cli.families import load, load_device
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.lessons import key_of, open_lessons
     from cdcca_cli.formats.shard import read_shards
+    from cdcca_cli.models import load, load_device
 
     named = transformers.AutoTokenizer, transformers.AutoImageProcessor
     imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)

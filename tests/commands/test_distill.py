@@ -15,14 +15,14 @@ import pytest
 
 from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.settings import METHODS
-from cdcca_cli.families import LoadedModel, load
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats import lessons, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Ask, Shard, write_shard, writer
 from cdcca_cli.main import main
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.initial import create_device
 from tests.distillation.conftest import make_shards
 
 ROOT = Path(__file__).parents[2]
@@ -567,8 +567,8 @@ def test_options_that_cannot_be_are_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("cdcca_cli.families.load", None)
-    monkeypatch.setattr("cdcca_cli.families.load_device", None)
+    monkeypatch.setattr("cdcca_cli.models.load", None)
+    monkeypatch.setattr("cdcca_cli.models.load_device", None)
     write(tmp_path / "up.tokens", shards[:1])
     assert main(["distill", "up.tokens", "-o", "out", *QUICK, *options]) == 2
     error = capfd.readouterr().err

@@ -89,7 +89,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("cdcca_cli.families.load_device", load)
+    monkeypatch.setattr("cdcca_cli.models.load_device", load)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from cdcca_cli import families
-from cdcca_cli.families.initial import create_device
+from cdcca_cli import models
 from cdcca_cli.formats.predictions import Prediction, read_predictions
 from cdcca_cli.formats.shard import Shard, read_shards
 from cdcca_cli.main import main
+from cdcca_cli.models.initial import create_device
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +150,7 @@ class TestState:
         assert run(*command) == 0
         assert [shard.frame for shard in shards_in(out)] == ["new.png"]
         # A model of seven billion parameters must not be loaded for nothing.
-        monkeypatch.setattr(families, "load_device", None)
+        monkeypatch.setattr(models, "load_device", None)
         assert run(*command) == 0
         assert shards_in(out) == []
         assert out.stat().st_size > 0
@@ -260,7 +260,7 @@ class TestRefused:
 def test_ctrl_c_leaves_nothing(
     verb: str, frames: Path, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, calls = families.LoadedModel.generate, []
+    generate, calls = models.LoadedModel.generate, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_nothing(
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
-    monkeypatch.setattr(families.LoadedModel, "generate", interrupted)
+    monkeypatch.setattr(models.LoadedModel, "generate", interrupted)
     out = tmp_path / "out" / "file"
     out.parent.mkdir()
     options = ["--state", tmp_path / "state.json", "--threshold", "0"] if verb == "sample" else []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cdcca_cli import demonstration
 from cdcca_cli.formats.device import Device
+from cdcca_cli.loop import demo
 from cdcca_cli.main import main
 from tests.shipped import few_frames
 
@@ -87,7 +87,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
 def test_demo_tells_a_table_and_two_sentences(
     few: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demonstration, "FRAMES", few)
+    monkeypatch.setattr(demo, "FRAMES", few)
     assert main(["demo", "--rounds", "1", "--threads", "1"]) == 0
     said = capfd.readouterr()
     lines = [line for line in said.out.splitlines() if line.strip()]

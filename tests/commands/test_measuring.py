@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cdcca_cli import distillation, families
+from cdcca_cli import distillation, models
 from cdcca_cli.commands import measuring
 from cdcca_cli.commands.settings import Runtime
 from cdcca_cli.formats.adaptation import HeldOut
@@ -49,7 +49,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
         def __call__(self, overlay: worlds.Overlay) -> float:
             return float(len(overlay))
 
-    monkeypatch.setattr(families, "load_device", load_device)
+    monkeypatch.setattr(models, "load_device", load_device)
     monkeypatch.setattr(distillation.held_out_loss, "HeldOutLoss", Counted)
     mirror = worlds.device(tmp_path / "mirror")
     adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
@@ -62,7 +62,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
 
 
 def test_the_start_is_made_again_bit_for_bit(tmp_path: Path) -> None:
-    from cdcca_cli.families.initial import create_device
+    from cdcca_cli.models.initial import create_device
 
     mirror = create_device(tmp_path / "mirror", "shipped:student", rank=2, seed=3)
     assert overlay_digest(measuring.start_of(mirror)()) == mirror.digest

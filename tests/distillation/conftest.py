@@ -13,10 +13,10 @@ import torch
 from cdcca_cli.distillation import lessons, own_answers, run
 from cdcca_cli.distillation import teacher as teaching
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.families import LoadedModel, load, load_device
-from cdcca_cli.families.initial import create_device, start_of
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel, load, load_device
+from cdcca_cli.models.initial import create_device, start_of
 from tests import tiny
 
 QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.settings import CottaSettings
-from cdcca_cli.families import load_device
-from cdcca_cli.families.initial import start_of
 from cdcca_cli.formats.device import Device
+from cdcca_cli.models import load_device
+from cdcca_cli.models.initial import start_of
 from tests.distillation.conftest import MOST
 
 Overlay = dict[str, np.ndarray]

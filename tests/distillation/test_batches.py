@@ -11,8 +11,8 @@ import torch
 from cdcca_cli.distillation import batches
 from cdcca_cli.distillation.batches import Example, Looker, check_fit, look, template_of
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, families, load
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel, families, load
 from tests.distillation.conftest import make_shards
 
 

@@ -11,12 +11,12 @@ from cdcca_cli.distillation.run import Run
 from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel
-from cdcca_cli.families.initial import start_of
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.initial import start_of
 from tests.distillation.conftest import a_run
 from tests.distillation.slow_cotta import Slow
 

@@ -12,12 +12,12 @@ from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill, kept_for_compress
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, load_device
 from cdcca_cli.formats import adaptation as format_
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard, read_shards, writer
+from cdcca_cli.models import LoadedModel, load_device
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.4)
 

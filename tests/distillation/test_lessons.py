@@ -12,10 +12,10 @@ from cdcca_cli.distillation.lessons import Lessons, gather
 from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import make_shards
 
 QUICK = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3, replay=0.5)

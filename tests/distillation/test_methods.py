@@ -11,11 +11,11 @@ import pytest
 from cdcca_cli.distillation.settings import METHODS, CottaSettings, DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(
@@ -158,7 +158,7 @@ def test_a_group_that_the_student_lacks_is_refused(
     tiny_pair: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
-    from cdcca_cli.families.initial import create_device
+    from cdcca_cli.models.initial import create_device
 
     norms = create_device(tmp_path / "norms", str(tiny_pair[1]), groups=["norm"])
     with pytest.raises(UsageError, match="nothing of lora, bias to train"):

@@ -13,7 +13,6 @@ import torch
 
 from cdcca_cli.distillation import processes
 from cdcca_cli.errors import Unavailable
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -21,6 +20,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.lessons import Lesson
 from cdcca_cli.formats.shard import Shard, writer
 from cdcca_cli.main import main
+from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import assert_near
 
 ROOT = Path(__file__).parents[2]

@@ -12,13 +12,13 @@ from cdcca_cli.distillation import rate_aware, run, training
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel
-from cdcca_cli.families.initial import create_device
-from cdcca_cli.formats import uniform
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.initial import create_device
+from cdcca_cli.numerics import uniform
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
 

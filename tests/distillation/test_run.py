@@ -12,11 +12,11 @@ from cdcca_cli.distillation import processes, run, taught
 from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel, load
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.initial import create_device
 from tests.distillation.conftest import a_run, assert_near, make_shards
 from tests.distillation.test_training import cousin
 

@@ -16,9 +16,9 @@ from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import CannotWrite
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(

@@ -15,10 +15,10 @@ from cdcca_cli.distillation.settings import DEFAULTS, DistillSettings
 from cdcca_cli.distillation.taught import Taught
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel, load
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.initial import create_device
 from tests.distillation.conftest import a_run, make_shards
 from tests.distillation.test_feature_losses import _slow_divergence, _slow_pearson_distance
 from tests.distillation.test_training import cousin

@@ -14,10 +14,10 @@ from cdcca_cli.distillation.batches import look
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import BadData, MissingInput, UsageError
-from cdcca_cli.families import LoadedModel
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import a_run
 
 PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)

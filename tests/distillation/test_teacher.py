@@ -16,14 +16,14 @@ from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.families import LoadedModel, load
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.lessons import Lesson, key_of
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import CHOICES, make_shards
-from tests.families.test_loading import stored_in_4_bits
+from tests.models.test_loading import stored_in_4_bits
 
 HOW = Asking(batch_size=8, bits=32)
 

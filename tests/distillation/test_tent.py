@@ -15,11 +15,11 @@ from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import LoadedModel, load
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.initial import create_device
 from tests.distillation.conftest import MOST, a_run, make_shards
 
 TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.3)

@@ -12,10 +12,10 @@ from cdcca_cli.distillation import trainable
 from cdcca_cli.distillation.batches import Example, look
 from cdcca_cli.distillation.trainable import Adam, Flat, RunningMean, initial_phi, open_overlay
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
-from cdcca_cli.families import LoadedModel, load, load_device
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load, load_device
+from cdcca_cli.models.initial import create_device
 
 
 def twins(seed: int) -> tuple[nn.Module, nn.Module]:

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from cdcca_cli.distillation import run, training
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
-from cdcca_cli.families import LoadedModel, load, load_device
-from cdcca_cli.families.initial import create_device
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.models import LoadedModel, load, load_device
+from cdcca_cli.models.initial import create_device
 from tests.distillation.conftest import make_shards
 
 ROOT = Path(__file__).parents[2]
@@ -287,7 +287,7 @@ import sys, time
 from pathlib import Path
 import torch
 from cdcca_cli.distillation import run, teacher as teaching, training
-from cdcca_cli.families import load
+from cdcca_cli.models import load
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import read_shards
 torch.set_num_threads(1)

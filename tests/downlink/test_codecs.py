@@ -248,7 +248,7 @@ def test_damage_gives_bad_data_or_an_overlay(data: st.DataObject) -> None:
 def test_usq_is_within_two_percent_of_the_entropy(bits: float, scales: tuple[float, ...]) -> None:
     """Order 0, over all codes; below it where tensors differ, for classes have tables of their
     own. 300 bytes are for what does not grow."""
-    from cdcca_cli.formats.uniform import entropy_bits, quantize, step_for_bits
+    from cdcca_cli.numerics.uniform import entropy_bits, quantize, step_for_bits
 
     source = np.random.default_rng(3)
     deltas = [s * source.standard_normal((50, 1000), np.float32) for s in scales for _ in range(4)]

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from cdcca_cli.downlink import planes
 from cdcca_cli.downlink.payload import write_frame
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.uniform import entropy_bits, quantize
+from cdcca_cli.numerics.uniform import entropy_bits, quantize
 from tests.downlink import slow_decoder
 from tests.downlink.bombs import unfolding
 
@@ -72,7 +72,7 @@ def test_a_gap_by_hand(gap: int) -> None:
 @pytest.mark.parametrize("kind", ["gauss", "tensors that differ", "heavy tails"])
 def test_the_size_is_within_two_percent_of_the_entropy(kind: str, bits: float) -> None:
     """Order 0, of all codes together; 200 bytes for header and tables."""
-    from cdcca_cli.formats.uniform import step_for_bits
+    from cdcca_cli.numerics.uniform import step_for_bits
 
     source = np.random.default_rng(0)
     values = source.standard_normal(200_000, np.float32)

@@ -18,8 +18,8 @@ from cdcca_cli.formats.adaptation import Adaptation, RateAware
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.trust import Signature
-from cdcca_cli.formats.uniform import entropy_bits, quantize, restore
 from cdcca_cli.formats.update import read_update
+from cdcca_cli.numerics.uniform import entropy_bits, quantize, restore
 from tests.downlink import slow_decoder, worlds
 
 NF4 = CompressSettings(codec="nf4-mixed")

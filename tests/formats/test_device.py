@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli import streams
+from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.digest import overlay_digest
@@ -27,7 +27,7 @@ def overlay(value: float) -> dict[str, np.ndarray]:
     return {"w": np.full((2, 3), value, np.float32), "b": np.zeros(2, np.float32)}
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -271,7 +271,7 @@ def test_a_failure_in_the_middle_changes_nothing(
 ) -> None:
     device.install(overlay(1), 1)
     current, read = device.current, device.read_overlay()
-    write = streams.atomic_write_bytes
+    write = files.atomic_write_bytes
 
     def fail(path: Path, data: bytes) -> None:
         if failing in str(path.relative_to(device.path)):
@@ -340,7 +340,7 @@ def test_killed_at_any_moment_the_folder_is_sound(tmp_path: Path) -> None:
     found.install(overlay(1), found.sequence + 1)
     assert found.previous is not None
     kept = {"device.json", "lock", found.current.file, found.previous.file}
-    assert files(path).keys() == kept
+    assert contents(path).keys() == kept
 
 
 def test_what_device_json_says_is_sorted_json(device: Device) -> None:
@@ -355,7 +355,7 @@ def test_a_disk_that_fills_before_device_json_leaves_no_stray_overlay(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(device.path)
-    write = streams.atomic_write_bytes
+    write = files.atomic_write_bytes
 
     def full(path: Path, data: bytes) -> None:
         if path.name == "device.json":
@@ -371,7 +371,7 @@ def test_a_disk_that_fills_before_device_json_leaves_no_stray_overlay(
 def test_ctrl_c_just_after_the_rename_leaves_the_new_state_whole(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = streams.atomic_write_bytes
+    write = files.atomic_write_bytes
 
     def interrupted(path: Path, data: bytes) -> None:
         write(path, data)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli.datasets import Frame, LabelledAsk
-from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.models import LoadedModel, load
 from tests import tiny
 
 QUESTIONS = (

@@ -10,8 +10,8 @@ import torch
 
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import LoadedModel, load
 from cdcca_cli.formats.predictions import Prediction, encode_line
+from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames, image_name, windows
 from tests.uplink.conftest import CHOICES
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cdcca_cli.families.decoding import step_entropy
 from cdcca_cli.formats.predictions import ENTROPIES
+from cdcca_cli.models.decoding import step_entropy
 from cdcca_cli.uplink.entropy import summarise
 
 

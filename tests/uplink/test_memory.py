@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame
-from cdcca_cli.families import LoadedModel
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
 

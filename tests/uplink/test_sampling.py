@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cdcca_cli import streams
-from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import LoadedModel, load
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import sampling
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from cdcca_cli.amounts import parse_amount
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.selection import (
     Ranking,
     keep_above,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.amounts import parse_amount
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import LoadedModel, load
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import selection
 from cdcca_cli.uplink.variance import (
     frame_generator,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families.language import Language, Spliced
-from cdcca_cli.families.model import IMAGE_MARK, LoadedModel
+from cdcca_cli.models.language import Language, Spliced
+from cdcca_cli.models.model import IMAGE_MARK, LoadedModel
 
 
 class Llava(LoadedModel):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli import families
+from cdcca_cli import models
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import initial, overlay
-from cdcca_cli.families.overlay import GROUPS
+from cdcca_cli.models import initial, overlay
+from cdcca_cli.models.overlay import GROUPS
 from tests import tiny
-from tests.families.conftest import Case
+from tests.models.conftest import Case
 
 
 def test_the_papers_count() -> None:
@@ -116,7 +116,7 @@ def test_the_start_of_lora_is_fixed_for_ever() -> None:
 
 
 def test_in_and_out_without_a_bit_lost(tmp_path: Path, blip2_llama: Path) -> None:
-    model = families.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu")
     values = model.initial_overlay(GROUPS, 2, 0)
     generator = np.random.default_rng(0)
     values = {
@@ -135,8 +135,8 @@ def test_in_and_out_without_a_bit_lost(tmp_path: Path, blip2_llama: Path) -> Non
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_an_overlay_stays_float32_in_a_16_bit_model(blip2_llama: Path, dtype: str) -> None:
     """Its values are not rounded, answers come out, gradients reach it in float32."""
-    model = families.load(blip2_llama, compute="cpu", dtype=dtype)
-    values = families.load(blip2_llama, compute="cpu").initial_overlay(GROUPS, 2, 0)
+    model = models.load(blip2_llama, compute="cpu", dtype=dtype)
+    values = models.load(blip2_llama, compute="cpu").initial_overlay(GROUPS, 2, 0)
     model.install_overlay(values, 4.0)
     assert all(np.array_equal(value, values[name]) for name, value in model.overlay().items())
     trainable = model.trainable()
@@ -156,7 +156,7 @@ def test_an_overlay_stays_float32_in_a_16_bit_model(blip2_llama: Path, dtype: st
 
 def test_gradients_reach_every_group(case: Case) -> None:
     """From stored tokens to a loss: query tokens, norms, biases and LoRA all get gradients."""
-    model = families.load(case.folder, compute="cpu")
+    model = models.load(case.folder, compute="cpu")
     values = model.initial_overlay(GROUPS, 2, 0)
     values = {
         name: np.full_like(value, 0.01) if name.endswith("lora_B") else value
@@ -188,7 +188,7 @@ def test_gradients_reach_every_group(case: Case) -> None:
 
 
 def test_a_wrong_overlay_is_refused_and_nothing_changes(blip2_llama: Path) -> None:
-    model = families.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu")
     norm = model.trainable_groups()["norm"][0]
     linear = model.trainable_groups()["lora"][0]
     before = model.module.get_parameter(norm).clone()
@@ -222,8 +222,8 @@ def test_create_device_and_load_it(tmp_path: Path, blip2_llama: Path) -> None:
     mirror = initial.create_device(tmp_path / "b", str(blip2_llama), rank=4)
     assert device.digest == mirror.digest
     assert device.lora.alpha == 8.0
-    model = families.load_device(device, compute="cpu")
-    plain = families.load(blip2_llama, compute="cpu")
+    model = models.load_device(device, compute="cpu")
+    plain = models.load(blip2_llama, compute="cpu")
     assert model.digest == device.digest
     assert model.tower_digest == plain.tower_digest == device.tower
     prompt = [model.format_prompt("red?", "vqa")]
@@ -248,13 +248,13 @@ def test_biases_that_a_checkpoint_lacks_start_at_zero(tmp_path: Path) -> None:
     module = tf.Blip2ForConditionalGeneration(config)
     module.load_state_dict({n: t for n, t in weights.items() if not n.endswith("_proj.bias")})
     module.save_pretrained(folder)
-    plain = families.load(folder, compute="cpu")
+    plain = models.load(folder, compute="cpu")
     assert plain.trainable_groups()["bias"] == []
     device = initial.create_device(tmp_path / "device", str(folder), rank=2)
     biases = [name for name in device.read_overlay() if name.endswith("_proj.bias")]
     assert len(biases) == 14
     assert not any(device.read_overlay()[name].any() for name in biases)
-    model = families.load_device(device, compute="cpu")
+    model = models.load_device(device, compute="cpu")
     prompt = ["Question: red? Answer:"]
     tokens = plain.vision_tokens(plain.preprocess(tiny.images(1)))
     logits = []
@@ -275,4 +275,4 @@ def test_a_device_of_another_tower_is_refused(
     table["checkpoint"] = str(blip2_opt)
     path.write_text(json.dumps(table))
     with pytest.raises(BadData, match="vision tower"):
-        families.load_device(type(device).open(tmp_path / "d"), compute="cpu")
+        models.load_device(type(device).open(tmp_path / "d"), compute="cpu")

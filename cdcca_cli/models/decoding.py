@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdcca_cli.families.language import Language, Spliced
+from cdcca_cli.models.language import Language, Spliced
 
 
 @dataclass(frozen=True)

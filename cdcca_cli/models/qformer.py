@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families.language import Language, Seq2SeqLanguage, Spliced
-from cdcca_cli.families.model import LoadedModel
+from cdcca_cli.models.language import Language, Seq2SeqLanguage, Spliced
+from cdcca_cli.models.model import LoadedModel
 
 
 class Blip2(LoadedModel):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdcca_cli import families
-from cdcca_cli.families import LoadedModel
+from cdcca_cli import models
+from cdcca_cli.models import LoadedModel
 from tests import tiny
-from tests.families.reference import Reference
+from tests.models.reference import Reference
 
 EVERY = ("blip2_llama", "blip2_opt", "blip2_t5", "instructblip", "instructblip_t5", "llava")
 QUESTIONS = (
@@ -40,7 +40,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     name = request.param
     if name not in _cases:
         folder = request.getfixturevalue(name)
-        model = families.load(folder, compute="cpu")
+        model = models.load(folder, compute="cpu")
         prompts = [model.format_prompt(question, "vqa") for question in QUESTIONS]
         _cases[name] = Case(name, folder, model, Reference(folder), tiny.images(3), prompts)
     return _cases[name]

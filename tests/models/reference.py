@@ -1,6 +1,6 @@
 """The same checkpoints through transformers alone: its processor, its forward, its generate.
 
-What `cdcca_cli.families` computes from stored tokens is compared with what these give from pixels.
+What `cdcca_cli.models` computes from stored tokens is compared with what these give from pixels.
 """
 
 from pathlib import Path

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdcca_cli.families import quantization
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.models import quantization
 
 
 def of_tower(tower: nn.Module) -> str:

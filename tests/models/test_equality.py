@@ -6,8 +6,8 @@ A picture is swapped too, so that none of this can pass on a model that does not
 import pytest
 import torch
 
-from cdcca_cli.families import Spliced
-from tests.families.conftest import Case
+from cdcca_cli.models import Spliced
+from tests.models.conftest import Case
 
 TOLERANCE = 1e-5
 

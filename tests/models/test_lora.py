@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli import families
-from cdcca_cli.families import lora
+from cdcca_cli import models
+from cdcca_cli.models import lora
 from tests import tiny
 
 RANK, ALPHA = 3, 7.0
 
 
-def random_lora(names: list[str], model: families.LoadedModel) -> dict[str, np.ndarray]:
+def random_lora(names: list[str], model: models.LoadedModel) -> dict[str, np.ndarray]:
     overlay = model.initial_overlay(["lora"], RANK, 5)
     generator = np.random.default_rng(1)
     for name in names:
@@ -51,7 +51,7 @@ def peft_logits(folder: Path, overlay: dict[str, np.ndarray], inputs: Any) -> tu
 
 def test_equals_peft(blip2_llama: Path) -> None:
     """Logits to 1e-6 of their size and every gradient, on all linears that get LoRA."""
-    model = families.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu")
     names = model.trainable_groups()["lora"]
     overlay = random_lora(names, model)
     import transformers as tf
@@ -76,7 +76,7 @@ def test_equals_peft(blip2_llama: Path) -> None:
 
 
 def test_zero_b_changes_nothing_and_detach_leaves_no_trace(blip2_llama: Path) -> None:
-    model = families.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu")
     tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
     prompt = [model.format_prompt("red?", "vqa")]
     answer = model.answer_ids(["two"])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli import families
+from cdcca_cli import models
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import decoding
+from cdcca_cli.models import decoding
 from tests import tiny
 
 
@@ -26,7 +26,7 @@ def test_entropy_in_nats() -> None:
     assert decoding.step_entropy(logits).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-class _Script(families.model.Language):  # type: ignore[name-defined, misc]
+class _Script(models.model.Language):  # type: ignore[name-defined, misc]
     """A language that says what it is told: row r says script[r][step]."""
 
     def __init__(self, script: list[list[int]]) -> None:
@@ -82,7 +82,7 @@ def test_an_end_token_that_a_config_lists(tmp_path: Path) -> None:
     table = json.loads(path.read_text())
     table["text_config"]["eos_token_id"] = [214, 2]
     path.write_text(json.dumps(table))
-    model = families.load(folder, compute="cpu")
+    model = models.load(folder, compute="cpu")
     assert model.answer_ids(["red"])[0, -1].item() == 214
     tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
     prompt = ["Question: red? Answer:"]
@@ -92,7 +92,7 @@ def test_an_end_token_that_a_config_lists(tmp_path: Path) -> None:
     first = int(logits[0].argmax())
     table["text_config"]["eos_token_id"] = [2, first]
     path.write_text(json.dumps(table))
-    ended = families.load(folder, compute="cpu").generate(spliced, 8)
+    ended = models.load(folder, compute="cpu").generate(spliced, 8)
     assert ended.ids == [[first]]
 
 
@@ -102,7 +102,7 @@ def test_special_ids() -> None:
 
 
 def test_no_choices_at_all(blip2_llama: Path) -> None:
-    model = families.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu")
     tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
     prompts = ["a", "b"]
     spliced = model.splice(model.project(model.queries(tokens)), prompts)
@@ -114,7 +114,7 @@ def test_no_choices_at_all(blip2_llama: Path) -> None:
 
 def test_an_answer_past_the_last_position_is_refused(blip2_opt: Path) -> None:
     """OPT's positions are learned and end at 256: one line, not an IndexError."""
-    model = families.load(blip2_opt)
+    model = models.load(blip2_opt)
     pixels = model.preprocess(tiny.images(1))
     features = model.project(model.queries(model.vision_tokens(pixels), None, ["what?"]))
     spliced = model.splice(features, ["what?"])

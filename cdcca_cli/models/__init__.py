@@ -7,9 +7,9 @@
 checkpoint, `initial` makes a device folder from one. Importing this package imports torch.
 """
 
-from cdcca_cli.families.decoding import Generated
-from cdcca_cli.families.language import Spliced
-from cdcca_cli.families.loading import families, load, load_device
-from cdcca_cli.families.model import Forward, LoadedModel
+from cdcca_cli.models.decoding import Generated
+from cdcca_cli.models.language import Spliced
+from cdcca_cli.models.loading import families, load, load_device
+from cdcca_cli.models.model import Forward, LoadedModel
 
 __all__ = ["Forward", "Generated", "LoadedModel", "Spliced", "families", "load", "load_device"]

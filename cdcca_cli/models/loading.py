@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
-from cdcca_cli.families import digests, quantization
-from cdcca_cli.families.model import LoadedModel
+from cdcca_cli.models import digests, quantization
+from cdcca_cli.models.model import LoadedModel
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
@@ -39,7 +39,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 def families() -> dict[str, type[LoadedModel]]:
     """Every family by its `model_type` in config.json."""
-    package = importlib.import_module("cdcca_cli.families")
+    package = importlib.import_module("cdcca_cli.models")
     found: dict[str, type[LoadedModel]] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cdcca_cli.amounts import parse_amount, parse_bytes, parse_share
 from cdcca_cli.errors import UsageError
+from cdcca_cli.text import parse_amount, parse_bytes, parse_share
 
 
 @pytest.mark.parametrize(

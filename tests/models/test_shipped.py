@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import cdcca_cli
-from cdcca_cli import families
-from cdcca_cli.families import initial
-from tests.families.reference import Reference
+from cdcca_cli import models
+from cdcca_cli.models import initial
+from tests.models.reference import Reference
 
 ASSETS = Path(cdcca_cli.__file__).parent / "assets"
 pytestmark = pytest.mark.skipif(
@@ -40,8 +40,8 @@ def some_frames(count: int) -> tuple[list[Image.Image], list[str], list[list[str
 
 
 def test_the_pair_shares_one_tower() -> None:
-    teacher = families.load("shipped:teacher", compute="cpu")
-    student = families.load("shipped:student", compute="cpu")
+    teacher = models.load("shipped:teacher", compute="cpu")
+    student = models.load("shipped:student", compute="cpu")
     assert teacher.tower_digest == student.tower_digest
     assert teacher.digest != student.digest
     assert student.num_tokens >= 36
@@ -52,7 +52,7 @@ def test_the_pair_shares_one_tower() -> None:
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_tokens_give_what_pixels_give(role: str) -> None:
     """To 1e-5 against transformers; one at a time as all at once; no answer differs."""
-    model = families.load(f"shipped:{role}", compute="cpu")
+    model = models.load(f"shipped:{role}", compute="cpu")
     reference = Reference(ASSETS / role, dtype=torch.float32)
     images, questions, choices = some_frames(6)
     prompts = [model.format_prompt(question, "vqa") for question in questions]
@@ -75,7 +75,7 @@ def test_a_device_of_the_shipped_student(tmp_path: Path) -> None:
     """init, then NF4 on a CPU: its linears have shapes that 4 bits can hold."""
     device = initial.create_device(tmp_path / "d", "shipped:student", quantize="nf4")
     assert device.checkpoint == "shipped:student"
-    model = families.load_device(device, compute="cpu")
+    model = models.load_device(device, compute="cpu")
     images, questions, _ = some_frames(2)
     prompts = [model.format_prompt(question, "vqa") for question in questions]
     tokens = model.vision_tokens(model.preprocess(images))

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import streams
-from cdcca_cli.amounts import parse_amount
 from cdcca_cli.distillation.training import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
-from cdcca_cli.families.initial import create_device
-from cdcca_cli.history import COLUMNS, History
+from cdcca_cli.loop.history import COLUMNS, History
+from cdcca_cli.loop.rounds import Cycle, RoundSettings
+from cdcca_cli.models.initial import create_device
 from cdcca_cli.probe import read_probe, scored
-from cdcca_cli.rounds import Cycle, RoundSettings
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.sampling import SampleSettings
 
 FRAMES = Path(__file__).parent / "assets" / "frames"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli import families
+from cdcca_cli import models
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
 from tests import tiny
 
@@ -15,7 +15,7 @@ from tests import tiny
 def refused(checkpoint: object, error: type[CdccaError], code: int, **options: object) -> str:
     """Loading fails with this class and code, and one line; returns it."""
     with pytest.raises(error) as caught:
-        families.load(checkpoint, **({"compute": "cpu"} | options))  # type: ignore[arg-type]
+        models.load(checkpoint, **({"compute": "cpu"} | options))  # type: ignore[arg-type]
     message = str(caught.value)
     assert type(caught.value) is error
     assert caught.value.exit_code == code
@@ -32,8 +32,8 @@ def stored_in_4_bits(checkpoint: Path, folder: Path) -> Path:
     """The same BLIP-2 as transformers saves it after bitsandbytes has quantised it."""
     import transformers as tf
 
-    from cdcca_cli.families import quantization
-    from cdcca_cli.families.q import Blip2
+    from cdcca_cli.models import quantization
+    from cdcca_cli.models.qformer import Blip2
 
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     how = quantization.config("nf4", list(Blip2.full_precision), torch.float32)
@@ -98,12 +98,12 @@ def test_damaged_checkpoints(tmp_path: Path, blip2_llama: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(CdccaError) as caught:
-        families.load(folder, compute="cpu")
+        models.load(folder, compute="cpu")
     assert caught.value.exit_code in (65, 66)
     folder = broken("pictures")
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(CdccaError) as caught:
-        families.load(folder, compute="cpu")
+        models.load(folder, compute="cpu")
     assert caught.value.exit_code in (65, 66)
 
 
@@ -123,8 +123,8 @@ def test_what_is_not_here(blip2_llama: Path) -> None:
 def test_qformer_layers(tmp_path: Path, blip2_llama: Path, llava: Path, tiny_pair: tuple) -> None:
     """The first N layers are kept, as if the others had never been there."""
     teacher, _ = tiny_pair
-    whole = families.load(teacher, compute="cpu")
-    cut = families.load(teacher, compute="cpu", qformer_layers=2)
+    whole = models.load(teacher, compute="cpu")
+    cut = models.load(teacher, compute="cpu", qformer_layers=2)
     assert len(cut.module.qformer.encoder.layer) == 2
     assert cut.module.config.qformer_config.num_hidden_layers == 2
     tokens = whole.vision_tokens(whole.preprocess(tiny.images(1)))
@@ -148,14 +148,14 @@ def test_the_towers_digest_does_not_depend_on_how_it_is_stored_or_loaded(tmp_pat
     tower = tiny.tower_of(teacher)
     student = tiny.q_checkpoint(tmp_path / "s", seed=2, tower=tower, dtype=torch.bfloat16)
     other = tiny.q_checkpoint(tmp_path / "o", seed=3)
-    digest = families.load(teacher, compute="cpu").tower_digest
+    digest = models.load(teacher, compute="cpu").tower_digest
     assert digest.startswith("sha256:")
     for dtype in ("float32", "bfloat16", "float16", "stored"):
-        assert families.load(student, compute="cpu", dtype=dtype).tower_digest == digest
-    assert families.load(other, compute="cpu").tower_digest != digest
-    stored = families.load(student, compute="cpu", dtype="stored")
+        assert models.load(student, compute="cpu", dtype=dtype).tower_digest == digest
+    assert models.load(other, compute="cpu").tower_digest != digest
+    stored = models.load(student, compute="cpu", dtype="stored")
     assert stored.dtype == torch.bfloat16
-    assert stored.digest == families.load(student, compute="cpu").digest
+    assert stored.digest == models.load(student, compute="cpu").digest
 
 
 def test_the_towers_digest_by_a_slow_second_form(blip2_llama: Path) -> None:
@@ -168,17 +168,17 @@ def test_the_towers_digest_by_a_slow_second_form(blip2_llama: Path) -> None:
     for name, tensor in tiny.tower_of(blip2_llama).items():
         bits = tensor.numpy().view(np.uint32).astype(np.uint64)
         rounded[name] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    assert families.load(blip2_llama, compute="cpu").tower_digest == overlay_digest(rounded)
+    assert models.load(blip2_llama, compute="cpu").tower_digest == overlay_digest(rounded)
 
 
 def test_a_pair_shares_its_tower(tiny_pair: tuple[Path, Path]) -> None:
-    teacher, student = (families.load(folder, compute="cpu") for folder in tiny_pair)
+    teacher, student = (models.load(folder, compute="cpu") for folder in tiny_pair)
     assert teacher.tower_digest == student.tower_digest
     assert teacher.digest != student.digest
 
 
 def test_float32_on_a_cpu_and_everything_frozen(blip2_llama: Path) -> None:
-    model = families.load(str(blip2_llama))
+    model = models.load(str(blip2_llama))
     if model.compute == "cpu":
         assert model.dtype == torch.float32
     assert not model.module.training
@@ -192,18 +192,18 @@ def test_pictures_of_another_size_than_the_towers(tmp_path: Path, blip2_llama: P
     table["size"] = {"height": 32, "width": 32}
     path.write_text(json.dumps(table))
     with pytest.raises(BadData, match="32x32"):
-        families.load(folder, compute="cpu").preprocess(tiny.images(1))
+        models.load(folder, compute="cpu").preprocess(tiny.images(1))
 
 
 def test_prompts(blip2_llama: Path, instructblip: Path, llava: Path) -> None:
-    q = families.load(blip2_llama, compute="cpu")
+    q = models.load(blip2_llama, compute="cpu")
     assert q.format_prompt("What {is} it?", "vqa") == "Question: What {is} it? Answer:"
     assert q.format_prompt(None, "caption") == "a photo of"
     assert q.format_prompt("a drawing of", "caption") == "a drawing of"
-    i = families.load(instructblip, compute="cpu")
+    i = models.load(instructblip, compute="cpu")
     assert i.format_prompt("What is it?", "vqa") == "What is it? Short answer:"
     assert i.format_prompt(None, "caption") == "A short image description."
-    p = families.load(llava, compute="cpu")
+    p = models.load(llava, compute="cpu")
     assert p.format_prompt("What is it?", "vqa") == (
         "USER: <image>\nWhat is it?\nAnswer the question using a single word or phrase. ASSISTANT:"
     )
@@ -221,7 +221,7 @@ def test_prompts(blip2_llama: Path, instructblip: Path, llava: Path) -> None:
 
 def test_a_prompt_too_long_for_the_model(blip2_opt: Path) -> None:
     """OPT has a table of positions: running over it is said, not crashed into."""
-    model = families.load(blip2_opt, compute="cpu")
+    model = models.load(blip2_opt, compute="cpu")
     tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
     features = model.project(model.queries(tokens))
     with pytest.raises(UsageError, match="256"):
@@ -230,14 +230,14 @@ def test_a_prompt_too_long_for_the_model(blip2_opt: Path) -> None:
 
 def test_a_checkpoint_stored_in_4_bits(tmp_path: Path, blip2_llama: Path) -> None:
     """It is what --quantize nf4 makes of the full one; its tower is the full one's."""
-    from cdcca_cli.families import quantization
+    from cdcca_cli.models import quantization
 
-    full = families.load(blip2_llama, compute="cpu")
+    full = models.load(blip2_llama, compute="cpu")
     folder = stored_in_4_bits(blip2_llama, tmp_path / "stored")
     sizes = [(f / "model.safetensors").stat().st_size for f in (folder, blip2_llama)]
     assert sizes[0] < 0.8 * sizes[1]
-    stored = families.load(folder, compute="cpu")
-    made = families.load(blip2_llama, compute="cpu", quantize="nf4")
+    stored = models.load(folder, compute="cpu")
+    made = models.load(blip2_llama, compute="cpu", quantize="nf4")
     linears = quantization.quantized_linears(stored.module)
     assert len(linears) == len(quantization.quantized_linears(made.module)) > 0
     assert stored.tower_digest == full.tower_digest
@@ -253,14 +253,14 @@ def test_a_checkpoint_stored_in_4_bits(tmp_path: Path, blip2_llama: Path) -> Non
         assert not any(parameter.requires_grad for parameter in model.module.parameters())
     assert answers[0] == answers[1]
     for dtype in (torch.bfloat16, torch.float16):
-        half = families.load(folder, compute="cpu", dtype=str(dtype).removeprefix("torch."))
+        half = models.load(folder, compute="cpu", dtype=str(dtype).removeprefix("torch."))
         assert (half.dtype, half.tower_digest) == (dtype, full.tower_digest)
 
 
 def test_a_device_map_is_for_the_weights_alone(blip2_llama: Path) -> None:
     """On a CPU the whole model lies there; words and pictures hear nothing of it."""
-    plain = families.load(blip2_llama, compute="cpu")
-    mapped = families.load(blip2_llama, compute="cpu", device_map="auto")
+    plain = models.load(blip2_llama, compute="cpu")
+    mapped = models.load(blip2_llama, compute="cpu", device_map="auto")
     assert (mapped.digest, mapped.tower_digest) == (plain.digest, plain.tower_digest)
     assert {p.device.type for p in mapped.module.parameters()} == {"cpu"}
     assert "device_map" not in mapped.tokenizer.init_kwargs

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.families.conftest import Case
+from tests.models.conftest import Case
 
 TOLERANCE = 1e-5
 

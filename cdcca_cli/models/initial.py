@@ -28,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.errors import UsageError
-from cdcca_cli.families import quantization
-from cdcca_cli.families.loading import load
-from cdcca_cli.families.model import LoadedModel
-from cdcca_cli.families.overlay import GROUPS, as_array
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora, Quantize
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.trust import Trust
+from cdcca_cli.models import quantization
+from cdcca_cli.models.loading import load
+from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.overlay import GROUPS, as_array
 
 
 def create_device(
@@ -59,7 +59,7 @@ def create_device(
         alpha: LoRA's scale is alpha / rank; 2 x rank if None.
         quantize: how the device will load it; here it is loaded in full, to read its parameters.
         trust, keep: as `Device.create`.
-    Raises: as `families.load`; UsageError for groups, rank or seed that cannot be.
+    Raises: as `models.load`; UsageError for groups, rank or seed that cannot be.
     """
     if seed < 0:
         raise UsageError(f"--seed {seed}: expected 0 or more")
@@ -93,7 +93,7 @@ def create_device(
 def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
     """The overlay that a device folder began with (sequence 0), made again from its checkpoint.
 
-    Raises: as `families.load`.
+    Raises: as `models.load`.
     """
     with tempfile.TemporaryDirectory(prefix="cdcca-") as folder:
         return create_device(

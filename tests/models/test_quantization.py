@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli import families
+from cdcca_cli import models
 from cdcca_cli.errors import Unavailable, UsageError
-from cdcca_cli.families import initial, quantization
-from cdcca_cli.families.overlay import GROUPS
+from cdcca_cli.models import initial, quantization
+from cdcca_cli.models.overlay import GROUPS
 from tests import tiny
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 PROMPTS = ["Question: what colour is the square? Answer:", "Question: how many? Answer:"]
 
 
-def spliced(model: families.LoadedModel) -> families.Spliced:
+def spliced(model: models.LoadedModel) -> models.Spliced:
     tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
     prompts = PROMPTS
     if model.family == "llava":
@@ -29,8 +29,8 @@ def spliced(model: families.LoadedModel) -> families.Spliced:
 def test_load_answer_and_score(name: str, quantize: str, request: pytest.FixtureRequest) -> None:
     """Only the language model is quantised; tokens are those of the full model, bit for bit."""
     folder = request.getfixturevalue(name)
-    full = families.load(folder, compute="cpu")
-    model = families.load(folder, compute="cpu", quantize=quantize)
+    full = models.load(folder, compute="cpu")
+    model = models.load(folder, compute="cpu", quantize=quantize)
     linears = quantization.quantized_linears(model.module)
     groups = full.trainable_groups()
     # transformers keeps T5's `wo` as it is.
@@ -62,15 +62,15 @@ def test_the_digest_is_the_same_before_and_after_an_answer(
 
     And asking for the digest changes no later answer.
     """
-    before = families.load(blip2_llama, compute="cpu", quantize=quantize).digest
-    model = families.load(blip2_llama, compute="cpu", quantize=quantize)
+    before = models.load(blip2_llama, compute="cpu", quantize=quantize).digest
+    model = models.load(blip2_llama, compute="cpu", quantize=quantize)
     first = model.generate(spliced(model), 3)
     assert model.digest == before
     again = model.generate(spliced(model), 3)
     assert again.ids == first.ids
     for row, expected in zip(again.entropies, first.entropies, strict=True):
         assert row == pytest.approx(expected, abs=1e-6)
-    assert model.digest != families.load(blip2_llama, compute="cpu").digest
+    assert model.digest != models.load(blip2_llama, compute="cpu").digest
 
 
 def test_unpack_gives_the_weight_back() -> None:
@@ -103,7 +103,7 @@ def test_gradients_are_right_after_an_answer(blip2_llama: Path) -> None:
     """
     gradients = []
     for answers_first in (False, True):
-        model = families.load(blip2_llama, compute="cpu", quantize="nf4")
+        model = models.load(blip2_llama, compute="cpu", quantize="nf4")
         values = model.initial_overlay(GROUPS, 2, 0)
         for name in values:
             if name.endswith("lora_B"):
@@ -138,8 +138,8 @@ def test_gradients_are_right_after_an_answer(blip2_llama: Path) -> None:
 
 def test_lora_works_on_4_bits(blip2_llama: Path) -> None:
     """The hook adds the same to a 4-bit linear as to a full one."""
-    full = families.load(blip2_llama, compute="cpu")
-    model = families.load(blip2_llama, compute="cpu", quantize="nf4")
+    full = models.load(blip2_llama, compute="cpu")
+    model = models.load(blip2_llama, compute="cpu", quantize="nf4")
     name = "language_model.model.layers.0.self_attn.q_proj"
     values = {
         f"{name}.lora_A": np.ones((2, 64), np.float32),
@@ -164,11 +164,11 @@ def test_shapes_that_4_bits_cannot_hold(tmp_path: Path) -> None:
     """
     folder = tiny.q_checkpoint(tmp_path / "odd", width=48)
     with pytest.raises(UsageError, match=r"layers\.0\.self_attn\.q_proj has 48 inputs and 48 "):
-        families.load(folder, compute="cpu", quantize="nf4")
+        models.load(folder, compute="cpu", quantize="nf4")
     device = initial.create_device(tmp_path / "device", str(folder), quantize="nf4", rank=2)
     with pytest.raises(UsageError, match="multiples of 64 and 32"):
-        families.load_device(device, compute="cpu")
-    model = families.load(folder, compute="cpu", quantize="int8")
+        models.load_device(device, compute="cpu")
+    model = models.load(folder, compute="cpu", quantize="int8")
     assert len(model.generate(spliced(model), 2).ids) == 2
 
 
@@ -177,12 +177,12 @@ def test_a_quantised_device(tmp_path: Path, blip2_llama: Path) -> None:
     device = initial.create_device(tmp_path / "d", str(blip2_llama), quantize="nf4", rank=2)
     mirror = initial.create_device(tmp_path / "m", str(blip2_llama), rank=2)
     assert device.digest == mirror.digest
-    model = families.load_device(device, compute="cpu")
+    model = models.load_device(device, compute="cpu")
     assert quantization.quantized_linears(model.module)
     overlay = model.overlay()
     model.generate(spliced(model), 3)
     assert all(np.array_equal(value, overlay[name]) for name, value in model.overlay().items())
-    in_full = families.load_device(device, compute="cpu", quantize="none")
+    in_full = models.load_device(device, compute="cpu", quantize="none")
     assert not quantization.quantized_linears(in_full.module)
     assert in_full.digest == model.digest == device.digest
 
@@ -190,8 +190,8 @@ def test_a_quantised_device(tmp_path: Path, blip2_llama: Path) -> None:
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_float32_biases_survive_a_bfloat16_answer(blip2_llama: Path, quantize: str) -> None:
     """bitsandbytes casts a bias in place; the overlay must come back bit for bit, and train."""
-    values = families.load(blip2_llama, compute="cpu").initial_overlay(GROUPS, 2, 0)
-    model = families.load(blip2_llama, compute="cpu", quantize=quantize, dtype="bfloat16")
+    values = models.load(blip2_llama, compute="cpu").initial_overlay(GROUPS, 2, 0)
+    model = models.load(blip2_llama, compute="cpu", quantize=quantize, dtype="bfloat16")
     model.install_overlay(values, 4.0)
     model.install_overlay(values, 4.0)
     made = model.generate(spliced(model), 3)
@@ -214,4 +214,4 @@ def test_without_bitsandbytes(blip2_llama: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Unavailable, match="pip install bitsandbytes"):
-        families.load(blip2_llama, compute="cpu", quantize="nf4")
+        models.load(blip2_llama, compute="cpu", quantize="nf4")

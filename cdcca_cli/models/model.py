@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import decoding, digests, overlay, quantization
-from cdcca_cli.families.decoding import Generated
-from cdcca_cli.families.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
+from cdcca_cli.models import decoding, digests, overlay, quantization
+from cdcca_cli.models.decoding import Generated
+from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
 
 if TYPE_CHECKING:
     from PIL.Image import Image

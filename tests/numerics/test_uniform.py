@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import uniform
+from cdcca_cli.numerics import uniform
 
 STEPS = st.floats(2.0**-20, 2.0**10, width=32)
 VALUES = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(-1e3, 1e3, width=32))

@@ -17,19 +17,19 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cdcca_cli import progress, streams
+from cdcca_cli import files, progress, streams
 from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.downlink import receiver, sender, signing
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.families import load, load_device
 from cdcca_cli.formats import shard
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, write_predictions
 from cdcca_cli.formats.update import write_update
-from cdcca_cli.history import History, Round
+from cdcca_cli.loop.history import History, Round
+from cdcca_cli.models import load, load_device
 from cdcca_cli.probe import Probe, scored
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
@@ -93,7 +93,7 @@ class Cycle:
         """One round; also the device's answers at its start, made on the way."""
         start = time.monotonic()
         folder = self.work / f"round-{number}"
-        streams.make_folder(folder)
+        files.make_folder(folder)
         predictions = self.predict(frames, f"round {number}: infer")
         with streams.text_output(str(folder / "predictions.jsonl")) as out:
             write_predictions(out, predictions)
@@ -198,7 +198,7 @@ def _check_alike(device: Device, mirror: Device) -> None:
 def mirror_of(device: Device, work: Path) -> Device:
     """A copy of a device folder, as `mirror` in the work folder. Raises: CannotWrite."""
     folder = work / "mirror"
-    streams.make_folder(work)
+    files.make_folder(work)
     try:
         shutil.copytree(device.path, folder)
     except OSError as error:

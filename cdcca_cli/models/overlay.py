@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import lora
+from cdcca_cli.models import lora
 
 GROUPS = ("norm", "bias", "query", "lora")
 # A linear of a block stands under a numbered entry of a list of blocks.

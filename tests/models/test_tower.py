@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli import families
+from cdcca_cli import models
 from cdcca_cli.errors import UsageError
 from tests import tiny
-from tests.families.conftest import Case
+from tests.models.conftest import Case
 
 
 def test_trunk_and_tail_are_the_tower(case: Case) -> None:
@@ -73,7 +73,7 @@ def test_other_towers_and_layers_of_llava(
 ) -> None:
     """What transformers' get_image_features puts into the prompt, for each of them."""
     folder = tiny.llava_checkpoint(tmp_path, tower=kind, layer=layer, strategy=strategy)
-    model = families.load(folder, compute="cpu")
+    model = models.load(folder, compute="cpu")
     pixels = model.preprocess(tiny.images(2))
     with torch.no_grad():
         expected = torch.stack(model.module.get_image_features(pixels).pooler_output)
@@ -87,7 +87,7 @@ def test_other_towers_and_layers_of_llava(
 def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
     folder = tiny.llava_checkpoint(tmp_path, layer=[-2, -1])
     with pytest.raises(UsageError, match="single one"):
-        families.load(folder, compute="cpu")
+        models.load(folder, compute="cpu")
 
 
 def test_prefix_tokens(case: Case) -> None:

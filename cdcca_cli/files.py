@@ -1,0 +1,195 @@
+"""Files: written as a whole or not at all, durably, with errors that name the file.
+
+A file is written beside its target under a hidden name, fsynced, then renamed; whatever goes
+wrong, the hidden file is removed and the target stays as it was. Devices, pipes and sockets
+(`-o /dev/null`) are written directly, because a rename would replace them.
+
+Knows no format and no standard stream (`streams`). POSIX only.
+"""
+
+import errno
+import io
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from cdcca_cli.errors import CannotWrite
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})
+"""What an OSError that has not been named yet is about: the output."""
+
+
+class Writable(Protocol):
+    """What the writers of formats need: `write`, nothing else."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def reason(path: str | Path, error: OSError | ValueError) -> str:
+    """What went wrong with a file, in words: its name and the system's reason."""
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return f"{path}: {(words or 'cannot be opened').lower()}"
+
+
+class _Sink(io.RawIOBase):
+    """A file descriptor whose failures say what could not be written."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor, self._name = descriptor, name
+        self._abandoned = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        if self._abandoned:
+            return len(memoryview(data))
+        try:
+            return os.write(self._descriptor, data)
+        except BrokenPipeError:  # the reader went away: no fault of the output
+            raise
+        except OSError as error:
+            raise CannotWrite(reason(self._name, error)) from None
+
+    def abandon(self) -> None:
+        """Write nothing more: after an error, closing a buffer must not block or fail again."""
+        self._abandoned = True
+
+
+@contextmanager
+def output(path: str | Path) -> Iterator[BinaryIO]:
+    """A file, written as a whole and durably where the file system can do that."""
+    with _replacing(path) as (out, folder):
+        yield out
+    with suppress(OSError):
+        sync_folder(folder)
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Write beside the target, fsync, rename; on any failure leave no trace.
+
+    Yields: where to write, and the folder, which is still to be synced.
+    """
+    try:
+        target = os.path.realpath(path)
+        status = os.stat(target)
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:
+        raise CannotWrite(reason(path, error)) from None
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise CannotWrite(f"{path}: is a folder: give the name of a file")
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        with _opened(path, target, os.O_WRONLY) as (out, _):
+            yield out, folder
+        return
+    hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
+    beside = os.path.join(folder, hidden)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with _opened(path, beside, flags) as (out, descriptor):
+            yield out, folder
+            out.flush()
+            if status is not None:
+                os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            try:
+                os.fsync(descriptor)
+                os.replace(beside, target)
+            except OSError as error:
+                raise CannotWrite(reason(path, error)) from None
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+@contextmanager
+def _opened(named: str | Path, path: str, flags: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A buffered writer on a new descriptor, and the descriptor; flushed only if all goes well."""
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(reason(named, error)) from None
+    with buffered(descriptor, str(named)) as out:
+        yield out, descriptor
+
+
+@contextmanager
+def buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
+    """A buffered writer that owns the descriptor; what is in it after an error is dropped."""
+    raw = _Sink(descriptor, name)
+    out = io.BufferedWriter(raw, 1 << 16)
+    try:
+        yield out
+        out.flush()
+    finally:
+        raw.abandon()
+        out.close()
+        os.close(descriptor)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make what was renamed in a folder durable; OSError if that fails.
+
+    A file system that cannot do this at all (some of the network's) is no failure.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace a small file as a whole, durably: it is on the disk, under its name, on return.
+
+    Raises: CannotWrite; the file is as it was then, unless all but the folder could be synced.
+    """
+    with _replacing(path) as (out, folder):
+        out.write(data)
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        raise CannotWrite(reason(path, error)) from None
+
+
+def create_file(path: Path, data: bytes, mode: int) -> None:
+    """Make a file that does not exist, durably and with these permissions; CannotWrite."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(reason(path, error)) from None
+    try:
+        with buffered(descriptor, str(path)) as out:
+            out.write(data)
+            out.flush()
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(path)
+        if isinstance(error, OSError):
+            raise CannotWrite(reason(path, error)) from None
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there; CannotWrite if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(reason(path, error)) from None

@@ -1,0 +1,165 @@
+"""Settings: dataclass fields that carry their help, range, unit and the methods they are for.
+
+    @dataclass(frozen=True)
+    class SampleSettings:
+        passes: int = setting(8, "Number of forward passes with dropout", at_least=1)
+        keep: Amount | None = setting(None, "Tokens kept of each frame", parse=parse_amount)
+
+        def __post_init__(self) -> None:
+            check(self)
+
+`check` refuses a value out of range. `cdcca_cli.options` makes command-line options from the same
+fields, and the README's tables are made from them too, so a setting is described once. A field with
+`is_tuning` gets no option of its own: it is given by name, with `--set` or in `cdcca.toml`.
+
+Code below `commands` does not know how an option is spelled. A message names a setting in
+backticks (`kl_weight`), and `main` writes the option's spelling in their place.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from cdcca_cli.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one field.
+
+    help: one line that stands alone, without a full stop; `default` in words is added where the
+        real one depends on something (`usually`).
+    at_least, above, at_most, below: the range of a number, in `unit`.
+    choices: the values allowed.
+    parse: from the text of an option to the value; raises ValueError with what was expected.
+    methods: the methods that the setting does something for; None: all of them.
+    is_tuning: given with `--set` or in cdcca.toml only.
+    option: how the option is called, where not as the field.
+    """
+
+    help: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[str | int, ...] | None = None
+    parse: Callable[[str], Any] | None = None
+    unit: str = ""
+    usually: str = ""
+    methods: tuple[str, ...] | None = None
+    is_tuning: bool = False
+    option: str | None = None
+
+    def expected(self) -> str:
+        """The values allowed, in words."""
+        if self.choices is not None:
+            return f"one of {', '.join(map(str, self.choices))}"
+        unit = f" {self.unit}" if self.unit else ""
+        lower = upper = ""
+        if self.at_least is not None:
+            lower = f"{self.at_least:g} or more"
+        elif self.above is not None:
+            lower = f"more than {self.above:g}"
+        if self.at_most is not None:
+            upper = f"at most {self.at_most:g}"
+        elif self.below is not None:
+            upper = f"less than {self.below:g}"
+        return (", ".join(part for part in (lower, upper) if part) or "a finite number") + unit
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value, other than None, is within the range or among the choices."""
+        if self.choices is not None:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(default: Any, help: str, **known: Any) -> Any:
+    """A dataclass field with its `Setting`; `known` are the other fields of that class."""
+    return field(default=default, metadata={"setting": Setting(help, **known)})
+
+
+def described(owner: type) -> dict[str, Setting]:
+    """The settings of a dataclass by name, in order; fields without metadata are left out."""
+    return {one.name: one.metadata["setting"] for one in fields(owner) if "setting" in one.metadata}
+
+
+def defaults(owner: type) -> dict[str, Any]:
+    """The default of each setting of a dataclass."""
+    return {one.name: one.default for one in fields(owner) if one.default is not MISSING}
+
+
+def check(settings: Any) -> None:
+    """Refuse a value out of range. Raises: SettingError for the first one."""
+    for name, known in described(type(settings)).items():
+        value = getattr(settings, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not known.allows(one):
+                raise SettingError(name, f"expected {known.expected()}", one)
+
+
+def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
+    """Refuse a setting that was given and does nothing with this method. Raises: SettingError."""
+    for name, known in described(owner).items():
+        if name in given and known.methods is not None and method not in known.methods:
+            raise SettingError(
+                name, f"does nothing with `method` {method}: it is for {', '.join(known.methods)}"
+            )
+
+
+def value_of(owner: type, name: str, text: str) -> Any:
+    """The value that a text means for a setting.
+
+    Whole and decimal numbers, true and false, names between commas for tuples, else the text.
+    Raises: SettingError: no such setting, or no such value.
+    """
+    known = described(owner).get(name)
+    if known is None:
+        names = ", ".join(_sorted_by_likeness(name, described(owner)))
+        raise SettingError(name, f"no such setting: expected one of {names}")
+    kind = plain_type(get_type_hints(owner)[name])
+    try:
+        if known.parse is not None:
+            return known.parse(text)
+        if kind is bool:
+            return {"true": True, "false": False}[text.strip().lower()]
+        if get_origin(kind) is tuple:
+            return tuple(part.strip() for part in text.split(","))
+        return kind(text)
+    except KeyError:
+        raise SettingError(name, "expected true or false", text) from None
+    except ValueError as error:
+        words = {int: "a whole number", float: "a number"}.get(kind)
+        raise SettingError(name, f"expected {words}" if words else str(error), text) from None
+
+
+def plain_type(hint: Any) -> Any:
+    """A type hint without its `| None`."""
+    if get_origin(hint) in (UnionType, Union):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def table(owners: Iterable[type]) -> Iterator[tuple[str, str, str]]:
+    """Rows for people: name, default in words, help with the range."""
+    for owner in owners:
+        usual = defaults(owner)
+        for name, known in described(owner).items():
+            default = known.usually or ("" if usual[name] is None else str(usual[name]))
+            yield name, default, known.help
+
+
+def _sorted_by_likeness(name: str, names: Collection[str]) -> list[str]:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, 3)
+    return [*near, *(other for other in names if other not in near)]
