@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.errors import BadData
+from cdcca_cli.text import DECODER
 
 MAX_VALUE_CHARS = 1 << 24
 _CHUNK_BYTES = 1 << 20
@@ -121,7 +122,7 @@ class _Text:
             self.refuse("cut short")
         while True:
             try:
-                value, end = fields.DECODER.raw_decode(self._text, self._place)
+                value, end = DECODER.raw_decode(self._text, self._place)
             except RecursionError:
                 raise BadData(f"{self._where}: JSON nested too deeply") from None
             except JSONDecodeError as error:

@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import device, records
 from cdcca_cli.streams import pushed_back
+from cdcca_cli.text import load_json
 
 Kind = Literal[
     "shards",
@@ -91,7 +92,7 @@ def sniff(stream: BinaryIO, where: str) -> tuple[Kind, BinaryIO]:
 def _kind_of_record(head: bytes, where: str) -> Kind:
     if len(head) > records.DEFAULT_LIMITS.header_bytes + 8:
         return "weights"
-    table = records.load_json(head[8:], f"{where}: the record's header")
+    table = load_json(head[8:], f"{where}: the record's header")
     metadata = table.get("__metadata__") if isinstance(table, dict) else None
     if not isinstance(metadata, dict) or "cdcca" not in metadata:
         return "weights"
@@ -103,7 +104,7 @@ def _kind_of_record(head: bytes, where: str) -> Kind:
 
 def _kind_of_json(line: bytes) -> Kind:
     try:
-        first = records.load_json(line.removeprefix(b"\xef\xbb\xbf"), "the first line")
+        first = load_json(line.removeprefix(b"\xef\xbb\xbf"), "the first line")
     except CdccaError:
         return "annotations"  # one value over several lines, or a very long one
     if not isinstance(first, dict):

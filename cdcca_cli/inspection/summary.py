@@ -25,6 +25,7 @@ from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import WEIGHTS_LIMITS, Kind
+from cdcca_cli.text import load_json
 
 _MOST_NAMES = 1000  # different domains, towers or models that are told apart
 _SEEN_BYTES = 1 << 28
@@ -205,12 +206,11 @@ def _adaptation(stream: BinaryIO, where: str) -> Summary:
     adaptation = adaptation_format.read_adaptation(stream, where=where)
     held_out, quantiser = adaptation.held_out, adaptation.rate_aware
     facts = {
-        "format": adaptation.version,
+        "format": adaptation.file_version,
         "sequence": adaptation.sequence,
         "method": adaptation.method,
         "seed": adaptation.seed,
         "rate_aware": None if quantiser is None else vars(quantiser),
-        "has_sensitivity": adaptation.sensitivity is not None,
         "report": adaptation.report,
     }
     digests = {"base": adaptation.base, "overlay": overlay_digest(adaptation.overlay)}
@@ -305,7 +305,7 @@ def _trust(stream: BinaryIO, where: str) -> Summary:
 
 def _weights(stream: BinaryIO, where: str) -> Summary:
     head = records.read_head(stream, limits=WEIGHTS_LIMITS, where=where) or b""
-    table = records.load_json(head[8:], f"{where}: the header")
+    table = load_json(head[8:], f"{where}: the header")
     tensors, parameters = 0, Counter[str]()
     payload = 0
     try:
@@ -324,7 +324,7 @@ def _weights(stream: BinaryIO, where: str) -> Summary:
 
 
 def _seen(stream: BinaryIO, where: str) -> Summary:
-    state = records.load_json(stream.read(_SEEN_BYTES), where)
+    state = load_json(stream.read(_SEEN_BYTES), where)
     if not isinstance(state, dict) or not isinstance(state.get("frames"), dict):
         raise BadData(f"{where}: not a state of sample --state")
     ledger = {"text": cast(_Measured, stream).num_bytes}
@@ -384,7 +384,7 @@ def summarize_checkpoint(path: Path) -> Summary:
     Raises: MissingInput if a file cannot be read, BadData.
     """
     try:
-        config = records.load_json((path / "config.json").read_bytes(), f"{path}/config.json")
+        config = load_json((path / "config.json").read_bytes(), f"{path}/config.json")
         files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
     except OSError as error:
         raise MissingInput(f"{path}: {(error.strerror or '').lower()}") from None

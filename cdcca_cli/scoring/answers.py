@@ -27,7 +27,7 @@ from cdcca_cli.datasets import fields, foreign
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
-from cdcca_cli.formats.records import is_text
+from cdcca_cli.text import is_text
 
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
