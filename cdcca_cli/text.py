@@ -96,7 +96,7 @@ def _check_depth(value: object) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON's \\u escapes and file names let halves of pairs in."""
+    """Whether UTF-8 can hold it: \\u escapes and file names let lone surrogates in."""
     if value.isascii():
         return True
     try:
