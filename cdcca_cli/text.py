@@ -111,8 +111,7 @@ def is_text(value: str) -> bool:
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMG", 1)}
-_DIGITS = r"\d{1,18}"
-_NUMBER = rf"{_DIGITS}(?:\.{_DIGITS})?"
+_NUMBER = r"\d+(?:\.\d+)?"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def parse_amount(text: str, option: str) -> Amount:
 
     Raises: UsageError: `text` is neither, or not above 0, or above 100 %.
     """
-    match = re.fullmatch(rf"({_NUMBER})%|({_DIGITS})", text.strip())
+    match = re.fullmatch(rf"({_NUMBER})%|(\d+)", text.strip())
     if match is not None:
         is_share = match[1] is not None
         value = Fraction(match[1]) / 100 if is_share else Fraction(match[2])

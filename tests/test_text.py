@@ -67,12 +67,6 @@ def test_text_is_what_utf_8_can_hold() -> None:
     assert not is_text("\ud800") and not is_text("a\udce9")
 
 
-@pytest.mark.parametrize("parse", [parse_amount, parse_bytes, lambda t, o: parse_share(t, o, 0.5)])
-def test_amounts_of_thousands_of_digits_are_refused(parse: object) -> None:
-    with pytest.raises(UsageError):
-        parse("9" * 5000, "--top")  # type: ignore[operator]
-
-
 @pytest.mark.parametrize(
     ("text", "total", "number"),
     [

@@ -52,10 +52,11 @@ import numpy as np
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.files import Writable
+from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
-from cdcca_cli.formats.device import OVERLAY_LIMITS, check_overlay
 from cdcca_cli.formats.digest import is_digest
+from cdcca_cli.formats.overlay import Overlay, check_overlay
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.numerics import uniform
 from cdcca_cli.text import is_text, load_json
@@ -108,7 +109,7 @@ class Adaptation:
     file_version: of the file that it was read from; None if it was made here.
     """
 
-    overlay: Mapping[str, np.ndarray]
+    overlay: Overlay
     base: str
     sequence: int
     method: str
@@ -195,7 +196,7 @@ class _Counted:
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
     """Read and check it. BadData, NewerFormat."""
-    record = records.read_record(stream, kinds=KINDS, limits=OVERLAY_LIMITS, where=where)
+    record = records.read_record(stream, kinds=KINDS, limits=overlay_format.LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
     header = record.header

@@ -19,8 +19,8 @@ from cdcca_cli import streams
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
-from cdcca_cli.formats import device as device_format
 from cdcca_cli.formats import lessons as lessons_format
+from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
@@ -197,8 +197,8 @@ def _adaptation(stream: BinaryIO, where: str) -> Summary:
 
 
 def _overlay(stream: BinaryIO, where: str) -> Summary:
-    tensors, sequence = device_format.read_overlay_file(stream, where=where)
-    facts = {"format": device_format.OVERLAY_KINDS["overlay"], "sequence": sequence}
+    tensors, sequence = overlay_format.read_overlay_file(stream, where=where)
+    facts = {"format": overlay_format.KINDS["overlay"], "sequence": sequence}
     digests = {"overlay": overlay_digest(tensors)}
     return _overlay_summary("overlay", facts, digests, tensors.values(), stream)
 

@@ -39,7 +39,7 @@ def device(tmp_path: Path) -> Device:
 def test_a_new_folder_is_read_again(device: Device) -> None:
     found = Device.open(device.path)
     assert found.settings == SETTINGS
-    assert (found.sequence, found.highest_sequence, found.previous) == (0, 0, None)
+    assert (found.sequence, found.highest_sequence, found.kept) == (0, 0, ())
     assert found.digest == overlay_digest(overlay(0))
     assert found.read_overlay()["w"].tolist() == [[0, 0, 0], [0, 0, 0]]
     assert found.current.file == f"overlay/0-{found.digest[7:23]}.safetensors"
@@ -49,12 +49,12 @@ def test_install_and_rollback(device: Device) -> None:
     device.install(overlay(1), 1)
     device.install(overlay(2), 2)
     found = Device.open(device.path)
-    assert (found.sequence, found.previous and found.previous.sequence) == (2, 1)
+    assert (found.sequence, found.kept[0].sequence) == (2, 1)
     assert found.read_overlay()["w"][0, 0] == 2
     assert len(list((device.path / "overlay").iterdir())) == 2  # sequence 0 is gone
     found.rollback()
     again = Device.open(device.path)
-    assert (again.sequence, again.previous, again.highest_sequence) == (1, None, 2)
+    assert (again.sequence, again.kept, again.highest_sequence) == (1, (), 2)
     assert again.read_overlay()["w"][0, 0] == 1
     assert len(list((device.path / "overlay").iterdir())) == 1
     before = contents(device.path)
@@ -192,8 +192,7 @@ def test_a_file_system_that_cannot_sync_folders_will_do(
 
 def test_rolling_back_to_a_damaged_overlay_changes_nothing(device: Device) -> None:
     device.install(overlay(1), 1)
-    assert device.previous is not None
-    (device.path / device.previous.file).write_bytes(b"junk")
+    (device.path / device.kept[0].file).write_bytes(b"junk")
     before = contents(device.path)
     with pytest.raises(BadData):
         device.rollback()
@@ -204,18 +203,18 @@ def test_rolling_back_to_a_damaged_overlay_changes_nothing(device: Device) -> No
 def test_installing_the_same_overlay_again_keeps_the_one_before(device: Device) -> None:
     device.install(overlay(1), 1)
     device.install(overlay(1), 1)
-    assert device.previous is not None and device.previous.sequence == 0
+    assert [slot.sequence for slot in device.kept] == [0]
 
 
 def test_an_existing_folder_is_kept(device: Device, tmp_path: Path) -> None:
     device.install(overlay(5), 1)
     before = contents(device.path)
-    with pytest.raises(CannotWrite, match="--force"):
+    with pytest.raises(CannotWrite, match="`force`"):
         Device.create(device.path, SETTINGS, overlay(9))
     assert contents(device.path) == before
     Device.create(device.path, SETTINGS, overlay(9), force=True)
     found = Device.open(device.path)
-    assert (found.sequence, found.highest_sequence, found.previous) == (0, 0, None)
+    assert (found.sequence, found.highest_sequence, found.kept) == (0, 0, ())
     assert len(list((device.path / "overlay").iterdir())) == 1
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
@@ -306,7 +305,7 @@ def test_the_lock_keeps_others_out_and_reads_afresh(device: Device) -> None:
         time.sleep(0.1)
         assert not done
     thread.join()
-    assert other.previous is not None and other.previous.sequence == 3
+    assert other.kept[0].sequence == 3
     assert device.sequence == 3
     with device.lock():
         assert device.sequence == 7
@@ -338,8 +337,7 @@ def test_killed_at_any_moment_the_folder_is_sound(tmp_path: Path) -> None:
         assert (found.read_overlay()["w"] == found.sequence).all()
     assert found.sequence > 0
     found.install(overlay(1), found.sequence + 1)
-    assert found.previous is not None
-    kept = {"device.json", "lock", found.current.file, found.previous.file}
+    kept = {"device.json", "lock", found.current.file, found.kept[0].file}
     assert contents(path).keys() == kept
 
 
