@@ -89,8 +89,8 @@ class Manifest:
                 seen.add(ask.id)
                 if domains.setdefault(name, domain) != domain:
                     raise BadData(
-                        f"{where}: '{name}' is of domain '{domain}' here, "
-                        f"of '{domains[name]}' on an earlier line"
+                        f"{where}: '{name[:80]}' is of domain {fields.describe(domain)} here, "
+                        f"of {fields.describe(domains[name])} on an earlier line"
                     )
                 if self._task is not None and ask.task != self._task:
                     other_tasks += 1

@@ -85,7 +85,7 @@ def _decoded(path: Path) -> Iterator[Any]:
         ) from None
     damaged = av.FFmpegError  # by a name of our own: at the interpreter's end `av` is empty
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise BadData(f"{path}: no video in it")
             yield from container.decode(container.streams.video[0])

@@ -153,7 +153,6 @@ class Choice:
             self.change,
             self._blank.sequence,
             loss=self._loss,
-            sensitivity=self._adaptation.sensitivity,
             gains=GAINS if self.settings.gain else GAINS[:1],
         )
         self.how = self._step(steps) if self.change.num_changed else Uniform(1.0)

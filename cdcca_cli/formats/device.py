@@ -2,7 +2,7 @@
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
-    lock                                           empty; held (flock) by whoever changes the folder
+    lock                                           empty; locked (flock) to change the folder
 
 device.json, all keys always present:
 
@@ -25,27 +25,25 @@ device.json, all keys always present:
     trust           null, or the keys that updates must be signed by: "signed" of a trust list
                     (`trust`)
 
-An overlay file is a record (`records`) of kind "overlay", version 1, header
-{"kind": "overlay", "sequence": as in device.json, "version": 1}; its tensors are float32, finite,
-by parameter name. `sequence` is 0 for the overlay of `cdcca init`, and the update's for one that
-an update made. <digest16> is the digest's first 16 hexadecimal digits.
+An overlay file (`overlay`) has the sequence that device.json has: 0 for the overlay of
+`cdcca init`, and the update's for one that an update made. <digest16> is the digest's first 16
+hexadecimal digits.
 
-device.json is the only truth: it is replaced as a whole, after the overlay it names is on the disk,
-and files that it does not name are deleted after that, those that a killed process left behind
-among them. Each file is synced before it gets its name, and its folder after, so the folder is
-sound whenever the power fails: the counter, the keys and the overlay change together or not at all.
-Who finds a change made already syncs both folders before saying so: the process that made it may
-have been killed before it did.
-An overlay file that was damaged since is noticed when it is read, and the newest sound one of those
-kept is used in its place. The checkpoint is referred to, never written or checked here.
+device.json decides. It is replaced as a whole, after the overlay that it names is on the disk.
+Files that it does not name are deleted after that, also those that a killed process left behind.
+Each file is synced before it gets its name, and its folder after, so the folder is sound whenever
+the power fails: the counter, the keys and the overlay change together or not at all. A process that
+finds a change already made syncs both folders before it reports that, because the process that made
+the change may have been killed before its own sync (`settle`).
+Damage to an overlay file is noticed when the file is read; the newest sound one of those kept is
+used in its place. The checkpoint is referred to, never written or checked here.
 
 Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
 and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
 """
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -69,20 +67,23 @@ from cdcca_cli.formats.device_state import (
     read_state,
 )
 from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.locks import lock
+from cdcca_cli.formats.overlay import (
+    Overlay,
+    check_overlay,
+    read_overlay_file,
+    write_overlay_file,
+)
 from cdcca_cli.formats.trust import Trust
 
 __all__ = [
-    *("FILE_NAME", "OVERLAY_KINDS", "OVERLAY_LIMITS", "VERSION"),
-    *("Device", "DeviceSettings", "Lora", "Quantize", "Slot", "State"),
-    *("check_overlay", "read_overlay_file", "write_overlay_file"),
+    *("FILE_NAME", "VERSION", "Device", "DeviceSettings", "Lora", "Quantize", "Slot", "State"),
+    *("read_overlay_file", "write_overlay_file"),
 ]
-
-OVERLAY_KINDS = {"overlay": 1}
-OVERLAY_LIMITS = records.Limits(record_bytes=1 << 32)
 
 
 class Device:
-    """A device folder on disk: its settings, which overlay is current, and how to change that."""
+    """A device folder on disk: its settings, which overlay is current, and how that changes."""
 
     def __init__(self, path: Path, settings: DeviceSettings, state: State) -> None:
         self.path = path
@@ -148,22 +149,15 @@ class Device:
         return self._state.kept
 
     @property
-    def previous(self) -> Slot | None:
-        """The newest overlay before the current one."""
-        return self.kept[0] if self.kept else None
-
-    @property
     def highest_sequence(self) -> int:
         return self._state.highest_sequence
 
     @property
     def digest(self) -> str:
-        """The current overlay's."""
         return self.current.digest
 
     @property
     def sequence(self) -> int:
-        """The current overlay's."""
         return self.current.sequence
 
     def as_json(self) -> dict[str, Any]:
@@ -188,8 +182,7 @@ class Device:
     @classmethod
     def open(cls, path: Path | str) -> "Device":
         """Open a folder. MissingInput if there is none, BadData, NewerFormat."""
-        path = Path(path)
-        return cls(path, *parse_state(read_state(path), str(path / FILE_NAME)))
+        return cls(Path(path), *_load(Path(path)))
 
     def read_overlay(self) -> dict[str, np.ndarray]:
         """The current overlay, float32 by name, its digest verified.
@@ -243,7 +236,7 @@ class Device:
         if self._lock_depth:
             return False
         before = self._state
-        self.settings, self._state = parse_state(read_state(self.path), str(self.path / FILE_NAME))
+        self.settings, self._state = _load(self.path)
         return self._state != before
 
     def _before(self, fault: Exception) -> tuple[State, dict[str, np.ndarray]]:
@@ -266,7 +259,7 @@ class Device:
         cls,
         path: Path | str,
         settings: DeviceSettings,
-        overlay: Mapping[str, np.ndarray],
+        overlay: Overlay,
         *,
         force: bool = False,
         trust: Trust | None = None,
@@ -301,9 +294,7 @@ class Device:
             raise
         return device
 
-    def install(
-        self, overlay: Mapping[str, np.ndarray], sequence: int, signed_by: Sequence[str] = ()
-    ) -> None:
+    def install(self, overlay: Overlay, sequence: int, signed_by: Sequence[str] = ()) -> None:
         """Make an overlay the current one; the ones before stay, as many as `keep` says.
 
         The file is on the disk before device.json names it; older files are deleted afterwards.
@@ -331,17 +322,16 @@ class Device:
         Raises: MissingInput if none is kept, BadData if none is sound: nothing changes then.
         """
         with self.lock():
-            if self.previous is None:
+            if not self.kept:
                 raise MissingInput(f"{self.path}: there is no earlier overlay to go back to")
             fault = BadData(f"{self.path}: no earlier overlay is sound: the folder is damaged")
             state, _ = self._before(fault)
             self._change(state, state.current, None)
 
     def settle(self) -> None:
-        """Make durable what another process may have left to the operating system.
+        """Make durable what another process changed; it may have been killed before its sync.
 
-        One that was killed after its flip has not asked the disk for it. To be called before
-        anybody is told that there is nothing left to do. Raises: CannotWrite.
+        To be called before reporting that there is nothing left to do. Raises: CannotWrite.
         """
         for folder in (self.path / "overlay", self.path):
             _sync(folder)
@@ -356,9 +346,7 @@ class Device:
             yield
             return
         with self._locked_file():
-            self.settings, self._state = parse_state(
-                read_state(self.path), str(self.path / FILE_NAME)
-            )
+            self.settings, self._state = _load(self.path)
             self._lock_depth = 1
             try:
                 yield
@@ -367,18 +355,13 @@ class Device:
 
     @contextmanager
     def _locked_file(self) -> Iterator[None]:
+        path = self.path / "lock"
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise _cannot_write(self.path / "lock", error) from None
+            raise CannotWrite(files.reason(path, error)) from None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                streams.message(f"{self.path}: waiting for another process that is changing it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError as error:
-                raise _cannot_write(self.path / "lock", error) from None
+            lock(descriptor, str(self.path))
             yield
         finally:
             os.close(descriptor)
@@ -392,7 +375,7 @@ class Device:
             raise
 
     def _store(self, slot: Slot, data: bytes | None) -> None:
-        """Write an overlay (none if None), then device.json, then delete what nobody names."""
+        """Write an overlay, if any, then device.json, then delete what that does not name."""
         text = (records.dump_json(self.as_json()) + "\n").encode()
         is_flipping = False
         try:
@@ -427,35 +410,11 @@ class Device:
             return b""
 
 
-def write_overlay_file(
-    out: files.Writable, overlay: Mapping[str, np.ndarray], sequence: int
-) -> int:
-    """Write an overlay file; returns its bytes."""
-    header = {"kind": "overlay", "version": OVERLAY_KINDS["overlay"], "sequence": sequence}
-    return records.write_record(out, overlay, header)
+def _load(path: Path) -> tuple[DeviceSettings, State]:
+    return parse_state(read_state(path), str(path / FILE_NAME))
 
 
-def read_overlay_file(source: Any, *, where: str = "overlay") -> tuple[dict[str, np.ndarray], int]:
-    """The tensors and the sequence of an overlay file. BadData, NewerFormat."""
-    record = records.read_only_record(source, OVERLAY_KINDS, limits=OVERLAY_LIMITS, where=where)
-    records.exact_keys(record.header, {"kind", "version", "sequence"}, where)
-    sequence = records.field(record.header, "sequence", int, where)
-    if sequence < 0:
-        raise BadData(f"{where}: a sequence of {sequence}")
-    check_overlay(record.tensors, where)
-    return record.tensors, sequence
-
-
-def check_overlay(tensors: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse tensors that are not float32 or not finite. BadData."""
-    for name, array in tensors.items():
-        if array.dtype != np.float32:
-            raise BadData(f"{where}: {name[:80]!r} is {array.dtype}; overlays are float32")
-        if not np.isfinite(array).all():
-            raise BadData(f"{where}: {name[:80]!r} has values that are not finite")
-
-
-def _encode_overlay(overlay: Mapping[str, np.ndarray], sequence: int) -> tuple[Slot, bytes]:
+def _encode_overlay(overlay: Overlay, sequence: int) -> tuple[Slot, bytes]:
     check_overlay(overlay, "the new overlay")
     digest = overlay_digest(overlay)
     out = BytesIO()
@@ -470,10 +429,10 @@ def _refuse_taken(path: Path, force: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise CannotWrite(files.reason(path, error)) from None
     if FILE_NAME in names:
         if not force:
-            raise CannotWrite(f"{path}: is a device folder already: --force starts it anew")
+            raise CannotWrite(f"{path}: is a device folder already: `force` replaces it")
     elif names - {"overlay", "lock"}:
         raise CannotWrite(f"{path}: has other things in it: name a new folder")
 
@@ -488,8 +447,4 @@ def _sync(folder: Path) -> None:
     try:
         files.sync_folder(folder)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
-
-
-def _cannot_write(path: Path, error: OSError) -> CannotWrite:
-    return CannotWrite(f"{path}: {(error.strerror or str(error)).lower()}")
+        raise CannotWrite(files.reason(folder, error)) from None

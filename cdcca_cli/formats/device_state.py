@@ -1,23 +1,26 @@
-"""What device.json says, read and checked; `device` specifies it and changes it.
+"""device.json, read and checked; `device` specifies it and changes it.
 
 Nothing here writes, and no overlay is read.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from cdcca_cli import files
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
+from cdcca_cli.formats.names import GROUPS, QUANTIZATIONS
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
+from cdcca_cli.text import load_json
 
 VERSION = 2
 FILE_NAME = "device.json"
-GROUPS = ("norm", "bias", "query", "lora")
-QUANTIZATIONS = ("none", "int8", "nf4")
+_MOST_BYTES = 1 << 20
 _COMMON_KEYS = {
     *("kind", "version", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
     *("groups", "lora", "tower", "current", "highest_sequence"),
@@ -39,7 +42,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """What `cdcca init` decided, for ever."""
+    """What `cdcca init` decided; it never changes."""
 
     checkpoint: str
     family: str
@@ -67,7 +70,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class State:
-    """Which overlays there are (`kept`: newest first, all older than the current one)."""
+    """Which overlays there are. kept: newest first, all older than the current one."""
 
     current: Slot
     kept: tuple[Slot, ...] = ()
@@ -86,24 +89,24 @@ class State:
 
 
 def read_state(path: Path) -> Any:
+    """What device.json holds, as JSON. MissingInput, BadData."""
     file = path / FILE_NAME
-    if path.is_dir() and not file.exists():
+    if os.path.isdir(path) and not os.path.lexists(file):
         raise MissingInput(f"{path}: no device folder (no {FILE_NAME}): make one with cdcca init")
     try:
-        with file.open("rb") as source:
-            text = source.read((1 << 20) + 1)
+        with open(file, "rb") as source:
+            text = source.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise MissingInput(
-            f"{path}: cannot be opened as a device folder ({(reason or '').lower()}): "
-            "make one with cdcca init"
+            f"{files.reason(file, error)}: name a device folder, or make one with cdcca init"
         ) from None
-    if len(text) > 1 << 20:
-        raise BadData(f"{file}: larger than {1 << 20:,} bytes")
-    return records.load_json(text, str(file))
+    if len(text) > _MOST_BYTES:
+        raise BadData(f"{file}: larger than {_MOST_BYTES:,} bytes")
+    return load_json(text, str(file))
 
 
 def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
+    """Settings and state that JSON holds, every field checked. BadData, NewerFormat."""
     if not isinstance(data, dict) or data.get("kind") != "device":
         raise BadData(f"{where}: is not the device.json of cdcca")
     version = records.field(data, "version", int, where)

@@ -1,4 +1,4 @@
-"""Lessons, version 1: what a teacher says of token shards, kept so that it is asked once.
+"""Labels (lessons), version 1: what a teacher says of token shards, kept so that it is asked once.
 
 A file of records (`records`) end to end: a head, then any number of lessons, one for each shard,
 in the order in which they were computed. It grows at its end and is never rewritten.
@@ -14,7 +14,7 @@ Head. No tensors. Header, all keys always present:
 Lesson, of one shard with K asks. Header, all keys always present:
 
     kind "lesson", version 1
-    key      digest of what was asked: the shard's content (`key_of`)
+    key      digest of the shard's content, questions included (`key_of`)
     sum      digest of the tensors as they are stored and, as one more of them, named "header" and
              U8, of the rest of this header as canonical JSON
     answers  K strings, each the teacher's answer; "" where it answered with nothing
@@ -33,14 +33,13 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
                            attention does not see the answer
     logits   (sum A_k, V)  of the answer's tokens; absent unless they were asked for
 
-All values are finite; one that so few bits do not hold makes its tensor F32. Scales are not below
-0. A lesson that stands twice counts where it stood last. A file that ends inside a lesson is one
-whose writer was killed: what is whole counts, and the next writer cuts the rest off.
+All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are not below
+0. Of two lessons with one key the later one counts. A file that ends inside a lesson is one whose
+writer was killed: the whole lessons count, and the next writer cuts the rest off.
 
-Does not ask a teacher, and knows no model (`distillation.teacher`).
+Runs no teacher and knows no model.
 """
 
-import fcntl
 import math
 import mmap
 import os
@@ -50,7 +49,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -58,13 +57,14 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
+from cdcca_cli.formats.locks import lock, unlock
+from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Shard, dequantize_absmax, quantize_absmax
 
 VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
-DTYPES = ("float32", "bfloat16", "float16")
 _HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "dtype", "bits"}
 _KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
 _KEYS |= {"answer"}
@@ -177,7 +177,7 @@ def decode(record: records.Record, where: str) -> Lesson:
     if not present >= {"queries", "visual"} or set(tensors) != present | scales:
         raise BadData(f"{where}: a lesson with the tensors {str(sorted(tensors))[:200]}")
     if _sum(header, tensors) != header["sum"]:
-        raise BadData(f"{where}: damaged, its sum is another: name another --cache")
+        raise BadData(f"{where}: damaged, its sum does not match: name another `cache`")
     split: dict[str, Any] = {
         name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
         for name in present
@@ -196,8 +196,6 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
     if not is_digest(header["key"]):
         raise BadData(f"{where}: 'key' is not a digest")
     answers = records.list_of(header, "answers", str, where) or []
-    if not all(map(records.is_text, answers)):
-        raise BadData(f"{where}: half of a character in an answer")
     nats = records.list_of(header, "nats", float, where) or []
     lists = {
         name: records.list_of(header, name, int, where) or []
@@ -264,11 +262,15 @@ class LessonFile:
     def read(self, key: str) -> Lesson:
         """One lesson. KeyError if there is none, BadData if it is damaged."""
         place = self.places[key][0]
-        if self._map is None or place >= len(self._map):
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         where = self._at(place)
-        source = _Window(self._map, place)
-        record = records.read_record(source, kinds=KINDS, limits=LIMITS, where=where)  # type: ignore[arg-type]
+        try:
+            if self._map is None or place >= len(self._map):
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map.seek(place)
+        except ValueError:  # the file is shorter than it was
+            raise BadData(f"{where}: cut short") from None
+        source = cast(BinaryIO, self._map)
+        record = records.read_record(source, kinds={"lesson": VERSION}, limits=LIMITS, where=where)
         if record is None:
             raise BadData(f"{where}: cut short")
         return decode(record, where)
@@ -284,7 +286,8 @@ class LessonFile:
         """Add a record as another file of the same head has it."""
         place = self.end
         self._write(data)
-        self._note(*records.parse_head(_first_bytes(data), self.where), place)
+        head = records.read_head(BytesIO(data)) or b""
+        self._note(*records.parse_head(head, self.where), place)
 
     def begin(self, head: Head) -> None:
         """Write the head of an empty file."""
@@ -306,7 +309,7 @@ class LessonFile:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            raise CannotWrite(f"{self.where}: {(error.strerror or str(error)).lower()}") from None
+            raise CannotWrite(files.reason(self.where, error)) from None
         self.end += len(data)
 
     def _scan(self) -> Head | None:
@@ -345,24 +348,6 @@ class LessonFile:
         return f"{self.where}: the lesson at byte {place:,}"
 
 
-class _Window:
-    """A mapped file from one place on, as a stream."""
-
-    def __init__(self, mapped: mmap.mmap, place: int) -> None:
-        self._mapped, self._place = mapped, place
-
-    def read(self, size: int = -1) -> bytes:
-        end = len(self._mapped) if size < 0 else self._place + size
-        data = self._mapped[self._place : end]
-        self._place += len(data)
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> Head:
     """The head in a file's first record, checked. BadData, NewerFormat."""
     records.expect_kind(header, {"lessons": VERSION}, where)
@@ -381,17 +366,12 @@ def _encode_head(head: Head) -> bytes:
     return records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
 
 
-def _first_bytes(record: bytes) -> bytes:
-    return records.read_head(BytesIO(record)) or b""
-
-
 def open_lessons(path: Path) -> LessonFile:
     """A file of lessons to read from. MissingInput, BadData for an empty one, NewerFormat."""
     try:
         file = open(path, "rb")  # noqa: SIM115 -- it stays open as long as what is mapped
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise MissingInput(f"{path}: cannot be opened ({reason})") from None
+    except (OSError, ValueError) as error:
+        raise MissingInput(files.reason(path, error)) from None
     found = LessonFile(file, str(path))
     if found.head is None:
         raise BadData(f"{path}: empty; expected a teacher's lessons")
@@ -417,10 +397,10 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             # Unbuffered: what could not be written must not be tried again once others may write.
             file = os.fdopen(descriptor, "r+b", buffering=0)
-    except OSError as error:
-        raise CannotWrite(f"{where}: {(error.strerror or str(error)).lower()}") from None
+    except (OSError, ValueError) as error:
+        raise CannotWrite(files.reason(where, error)) from None
     # The file stays open (and locked no longer) for those who read from it afterwards.
-    _lock(file, where)
+    lock(file, where)
     try:
         _forget_cut_head(file, head)
         lessons = LessonFile(file, where)
@@ -436,18 +416,7 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
         expect(lessons.head, head, where)
         yield lessons
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _lock(file: Any, where: str) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        streams.message(f"{where}: waiting for another process that is adding to it")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotWrite(f"{where}: cannot be locked ({reason}): name another place") from None
+        unlock(file)
 
 
 def _forget_cut_head(file: Any, head: Head) -> None:
@@ -459,20 +428,20 @@ def _forget_cut_head(file: Any, head: Head) -> None:
 
 
 def expect(found: Head | None, head: Head, where: str) -> None:
-    """Raises: BadData for lessons of another teacher, vocabulary or dtype."""
+    """Raises: BadData for labels of another teacher, vocabulary or dtype."""
     if found is None or found.teacher != head.teacher:
-        of = "nobody" if found is None else found.teacher
+        of = "no teacher" if found is None else f"teacher {found.teacher}"
         raise BadData(
-            f"{where}: holds the lessons of teacher {of}, the one named is {head.teacher}: name "
-            "another --cache, or the teacher it is of"
+            f"{where}: holds the labels of {of}, not of {head.teacher}: name another `cache`, or "
+            "that teacher"
         )
     if found.vocabulary != head.vocabulary:
         raise BadData(
-            f"{where}: the teacher's vocabulary was {found.vocabulary} when it was asked, and is "
-            f"{head.vocabulary} now: name another --cache"
+            f"{where}: the teacher's vocabulary was {found.vocabulary} then, and is "
+            f"{head.vocabulary} now: name another `cache`"
         )
     if found.dtype != head.dtype:
         raise BadData(
-            f"{where}: the teacher was asked in {found.dtype}, and is loaded in {head.dtype}: give "
-            f"--dtype {found.dtype}, or another --cache"
+            f"{where}: the teacher computed in {found.dtype} then, and in {head.dtype} now: set "
+            f"`dtype` to {found.dtype}, or name another `cache`"
         )

@@ -246,5 +246,5 @@ def test_device() -> None:
         "blip-2",
         2,
     )
-    assert (found.sequence, found.highest_sequence, found.previous) == (3, 3, None)
+    assert (found.sequence, found.highest_sequence, found.kept) == (3, 3, ())
     assert found.read_overlay()["b.bias"].tolist() == [0.5, -0.5, 0]

@@ -23,10 +23,10 @@ from hypothesis.extra import numpy as arrays
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError, MissingInput, NewerFormat
-from cdcca_cli.formats import lessons, records
+from cdcca_cli.formats import lessons, locks, records
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile, key_of
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.inspection.summary import summarize
+from cdcca_cli.inspection.contents import summarize
 from tests.golden import make
 
 ROOT = Path(__file__).parents[2]
@@ -488,7 +488,7 @@ def test_a_file_system_without_locks_is_named(
     def no_locks(*_arguments: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lessons.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     with pytest.raises(CannotWrite, match="locked"), lessons.writing(tmp_path / "lessons", HEAD):
         pass
 

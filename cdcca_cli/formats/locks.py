@@ -1,0 +1,27 @@
+"""One process at a time: `flock` on an open file."""
+
+import fcntl
+from typing import BinaryIO
+
+from cdcca_cli import streams
+from cdcca_cli.errors import CannotWrite
+
+
+def lock(file: BinaryIO | int, where: str) -> None:
+    """Lock a file that is open, until it is closed or unlocked; waits for other processes.
+
+    Raises: CannotWrite if its file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        streams.message(f"{where}: waiting for another process that is changing it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotWrite(f"{where}: cannot be locked ({reason}): name another place") from None
+
+
+def unlock(file: BinaryIO | int) -> None:
+    """Let other processes lock it."""
+    fcntl.flock(file, fcntl.LOCK_UN)

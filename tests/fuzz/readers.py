@@ -1,0 +1,632 @@
+"""Every kind of file that cdcca reads: valid samples, how they are changed, and how they are read.
+
+What belongs to other rooms is called in one function each, so that a move is mended in one place.
+"""
+
+import base64
+import io
+import json
+import os
+import random
+import shutil
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.formats import adaptation, device, lessons, predictions, shard
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.kind import describe
+from cdcca_cli.inspection.look import look
+from tests.fuzz import mutations
+from tests.fuzz.mutations import Pairs, RecordParts
+from tests.golden import make
+
+Random = random.Random
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    change: a case, from a source of randomness. read: what a command does with it, in a folder of
+    its own; its result does not matter. share: of all cases.
+    """
+
+    name: str
+    change: Callable[[Random], Any]
+    read: Callable[[Any, Path], object]
+    share: float = 1.0
+
+
+def _written(folder: Path, data: bytes, name: str = "case") -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+# ---------------------------------------------------------------- records
+
+JUNK = b"PK\x03\x04" + bytes(40)
+SHARDS = [
+    make.shard() + make.end(1),
+    make.record(make.SHARD_F16, make.TENSORS_F16) + make.shard() + make.end(2),
+    make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
+]
+LABELS = [
+    make.lessons(make.lesson()),
+    make.lessons(make.lesson(), make.lesson_i8()),
+    make.lessons(make.lesson({"key": "sha256:" + "0b" * 32}), make.lesson(), bits=32),
+]
+ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
+
+
+def _with_new_sum(parts: RecordParts) -> None:
+    """Put a label's digest of its own content right, where it has one."""
+    if parts.get("kind") != "lesson" or not isinstance(parts.header, Pairs):
+        return
+    rest = Pairs(pair for pair in parts.header if pair[0] != "sum")
+    said = np.frombuffer(mutations.canonical(rest).encode("utf-8", "surrogatepass"), np.uint8)
+    dtypes = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+    try:
+        tensors = {
+            name: np.frombuffer(data, dtypes.get(dtype, "<u2")).reshape(shape)
+            for name, dtype, shape, data in parts.tensors
+        }
+        parts.put("sum", overlay_digest({**tensors, "header": said}))
+    except (ValueError, TypeError, UnicodeEncodeError):
+        pass
+
+
+def _change_shards(rng: Random) -> bytes:
+    return mutations.mutate_records(rng, rng.choice(SHARDS), other=LABELS[0])
+
+
+def _read_shards(data: bytes, folder: Path) -> None:
+    try:
+        for each in shard.read_shards(io.BytesIO(data)):
+            shard.shard_bytes(each)
+            lessons.key_of(each)
+    finally:
+        look(str(_written(folder, data)))
+
+
+def _change_labels(rng: Random) -> bytes:
+    return mutations.mutate_records(rng, rng.choice(LABELS), _with_new_sum, SHARDS[0])
+
+
+def _read_labels(data: bytes, folder: Path) -> None:
+    path = _written(folder, data)
+    try:
+        found = lessons.open_lessons(path)
+        for key in found.places:
+            found.read(key)
+            found.raw(key)
+    finally:
+        look(str(path))
+
+
+def _change_adaptation(rng: Random) -> bytes:
+    data = rng.choice(ADAPTATIONS)
+    if rng.random() < 0.2:  # the answers: JSON inside a tensor
+        answers = rng.choice(('[["chat é"]]', "[[]]"))
+        text = mutations.dump(mutations.mutate_json(rng, mutations.load(answers)))
+        return make.adaptation_3(text.encode("ascii", "ignore").decode())
+    return mutations.mutate_records(rng, data, other=SHARDS[0])
+
+
+def _read_adaptation(data: bytes, folder: Path) -> None:
+    try:
+        found = adaptation.read_adaptation(io.BytesIO(data))
+        adaptation.write_adaptation(io.BytesIO(), found)
+    finally:
+        look(str(_written(folder, data)))
+
+
+# ---------------------------------------------------------------- the downlink
+
+
+@cache
+def _devices(folder: Path) -> list[Path]:
+    """One that trusts a key, and one that trusts none."""
+    from tests.downlink import forged
+
+    return [
+        forged.device(folder / f"device-{trusts}", trusts=trusts).path for trusts in (True, False)
+    ]
+
+
+@cache
+def _updates() -> list[bytes]:
+    from tests.downlink import forged
+
+    files = [forged.sealed(forged.made(codec)) for codec in forged.CODECS]
+    return [*files, forged.unsigned(forged.made("exact")), make.update(), make.update_2()]
+
+
+@cache
+def _trust_lists() -> list[bytes]:
+    from tests.downlink import changes
+
+    return [changes.trust_file(changes.trust(0, 1, version=2), 0, 1), make.trust()]
+
+
+def _with_new_hash(parts: RecordParts) -> None:
+    """Put the payload's length and hash right, and sort the signatures."""
+    import hashlib
+
+    signed = parts.get("signed")
+    payload = next((data for name, *_, data in parts.tensors if name == "payload"), None)
+    if not isinstance(signed, Pairs) or payload is None:
+        return
+    right = {"payload_bytes": len(payload), "payload_sha256": hashlib.sha256(payload).hexdigest()}
+    for index, (key, _) in enumerate(signed):
+        if key in right:
+            signed[index] = (key, right[key])
+
+
+def _change_signed(samples: Callable[[], list[bytes]]) -> Callable[[Random], bytes]:
+    """Signed again with the key that the device trusts, most of the times."""
+
+    def change(rng: Random) -> bytes:
+        from tests.downlink import forged
+
+        data = mutations.mutate_records(rng, rng.choice(samples()), _with_new_hash, SHARDS[0])
+        if rng.random() < 0.7:
+            try:
+                return forged.resigned(data)
+            except ValueError:  # no signature in it
+                return data
+        return data
+
+    return change
+
+
+def _receive(data: bytes, folder: Path) -> None:
+    """What `cdcca inspect` and `cdcca apply` do with a file, on both devices."""
+    from cdcca_cli.downlink import receiver
+
+    trusting, other = (device.Device.open(path) for path in _devices(folder))
+    try:
+        look(str(_written(folder, data)))
+    finally:
+        try:
+            receiver.receive(
+                other, io.BytesIO(data), where="case", dry_run=True, unsigned=True, clock=_noon
+            )
+        finally:
+            receiver.receive(trusting, io.BytesIO(data), where="case", dry_run=True, clock=_noon)
+
+
+def _noon() -> float:
+    return 1.8e9
+
+
+# ---------------------------------------------------------------- device folders
+
+
+def _change_device(rng: Random) -> tuple[bytes, bytes, str]:
+    """device.json, the overlay's file, and an oddity of the folder."""
+    text, data = rng.choice((make.device(), make.device_2())), make.overlay_file()
+    oddity = ""
+    pick = rng.random()
+    if pick < 0.7:
+        text = mutations.mutate_json_file(rng, text)
+    elif pick < 0.95:
+        data = mutations.mutate_records(rng, data, other=SHARDS[0])
+    else:
+        oddity = rng.choice(
+            ("json a folder", "json a loop", "no overlay", "overlay a folder", "overlay a loop")
+        )
+    return text, data, oddity
+
+
+def _read_device(case: tuple[bytes, bytes, str], folder: Path) -> None:
+    text, data, oddity = case
+    path = folder / "device"
+    shutil.rmtree(path, ignore_errors=True)
+    (path / "overlay").mkdir(parents=True)
+    digest = make.overlay_digest(make.OVERLAY)[7:23]
+    for sequence in (0, 2, 3):
+        overlay = path / "overlay" / f"{sequence}-{digest}.safetensors"
+        whole = data if sequence == 3 else make.overlay_file(sequence)
+        if not oddity.startswith(("no overlay", "overlay")):
+            overlay.write_bytes(whole)
+        elif oddity == "overlay a folder":
+            overlay.mkdir()
+        elif oddity == "overlay a loop":
+            overlay.symlink_to(overlay)
+    if oddity == "json a folder":
+        (path / "device.json").mkdir()
+    elif oddity == "json a loop":
+        (path / "device.json").symlink_to("device.json")
+    else:
+        (path / "device.json").write_bytes(text)
+    try:
+        found = device.Device.open(path)
+        found.as_json()
+        found.summary()
+        found.read_overlay()
+    finally:
+        look(str(path))
+
+
+# ---------------------------------------------------------------- other tools' files
+
+_WEIGHTS = {
+    "__metadata__": {"format": "pt"},
+    "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b.bias": {"dtype": "BF16", "shape": [3], "data_offsets": [24, 30]},
+    "c": {"dtype": "I64", "shape": [0, 4], "data_offsets": [30, 30]},
+}
+
+
+def _change_weights(rng: Random) -> bytes:
+    table = mutations.load(json.dumps(_WEIGHTS))
+    text = mutations.dump(mutations.mutate_json(rng, table)).encode()
+    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, 2**20, 2**27, 2**63))
+    data = struct.pack("<Q", length) + text + bytes(30)
+    return data if rng.random() < 0.9 else mutations.mutate_bytes(rng, data)
+
+
+def _look(data: bytes, folder: Path) -> None:
+    path = _written(folder, data)
+    with open(path, "rb") as source:
+        describe(source.read(1 << 20))
+    json.dumps(look(str(path)).as_json(), allow_nan=False)
+
+
+_CONFIG = json.dumps(
+    {"model_type": "llava", "architectures": ["A"], "text_config": {"n": 1}, "eps": 1e-5}
+).encode()
+
+
+def _read_checkpoint(text: bytes, folder: Path) -> None:
+    path = folder / "checkpoint"
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_bytes(text)
+    json.dumps(look(str(path)).as_json(), allow_nan=False)
+
+
+_PREDICTIONS = make.prediction() + (make.dumps(make.CAPTION) + "\n").encode()
+
+
+def _change_predictions(rng: Random) -> bytes:
+    return mutations.mutate_lines(rng, _PREDICTIONS)
+
+
+def _read_predictions(data: bytes, folder: Path) -> None:
+    from cdcca_cli import streams
+
+    path = _written(folder, data)
+    try:
+        with streams.text_input(path) as lines:
+            for found in predictions.read_predictions(lines):
+                predictions.encode_line(found)
+    finally:
+        _look(data, folder)
+
+
+_MANIFEST = b"".join(
+    json.dumps(line).encode() + b"\n"
+    for line in (
+        {"id": "q1", "image": "a.jpg", "prompt": "What?", "answers": ["a", "b"], "domain": "n"},
+        {"id": "q2", "image": "a.jpg", "prompt": "Which?", "choices": ["a", "b"], "domain": "n"}
+        | {"correct_choice_idx": 1, "kind": "object", "task": "vqa"},
+        {"id": "c", "image": "b.jpg", "captions": ["A cat."], "difficult_direct_answer": False},
+    )
+)
+_ANNOTATIONS = [
+    json.dumps(value).encode()
+    for value in (
+        [
+            {"question_id": "22", "image_id": 299207, "question": "What?", "split": "val"}
+            | {"choices": ["cat", "dog"], "correct_choice_idx": 1, "direct_answers": ["cat"] * 3}
+            | {"difficult_direct_answer": "False", "rationales": ["x"]}
+        ],
+        {
+            "questions": [{"question_id": 1, "image_id": 2, "question": "What?"}],
+            "annotations": [
+                {"question_id": 1, "image_id": 2, "answers": [{"answer": "a"}] * 3}
+                | {"answer_type": "other", "question_type": "one"}
+            ],
+            "question_types": {"one": "Vehicles"},
+        },
+        {
+            "images": [{"id": 1, "file_name": "1.jpg", "domain": "near-domain"}, {"id": 2}],
+            "annotations": [{"image_id": 1, "id": 5, "caption": "A cat."}],
+            "info": {"year": 2014},
+        },
+        [{"image_id": 1, "file": "1.jpg", "captions": ["A cat.", "A dog."]}],
+    )
+]
+
+
+def _read_references(data: bytes, folder: Path) -> None:
+    from cdcca_cli.datasets import read_frames, read_references
+
+    path = _written(folder, data, "case.json")
+    for name in ("a.jpg", "b.jpg", "1.jpg", "2.jpg", "000000299207.jpg", "000000000002.jpg"):
+        if not (folder / name).exists():
+            (folder / name).touch()
+    refused = None
+    for read in (read_references, read_frames, _look_at):
+        try:
+            for _ in read(path):
+                pass
+        except BadData as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
+def _look_at(path: Path) -> str:
+    return json.dumps(look(str(path)).as_json(), allow_nan=False)
+
+
+_ANSWERS = [
+    b'{"22": {"multiple_choice": "cat", "direct_answer": "dog"}, "23": {"direct_answer": "a"}}',
+    b'{"22": "cat", "23": "dog"}',
+    b'[{"question_id": 22, "answer": "cat"}, {"question_id": "23", "answer": "dog"}]',
+    b'[{"image_id": 22, "caption": "A cat."}]',
+    b'{"question_id": 22, "answer": "cat"}\n{"question_id": 23, "answer": "dog"}\n',
+    b'question_id,answer\n22,cat\n23,"a, b"\n',
+    b"question_id,multiple_choice,direct_answer\n22,cat,dog\n",
+    _PREDICTIONS,
+]
+
+
+def _change_answers(rng: Random) -> bytes:
+    data = rng.choice(_ANSWERS)
+    if data.startswith(b"question_id") or rng.random() < 0.1:
+        return mutations.mutate_text(rng, data)
+    if b"}\n" in data:
+        return mutations.mutate_lines(rng, data)
+    return mutations.mutate_json_file(rng, data)
+
+
+def _read_answers(data: bytes, folder: Path) -> None:
+    from cdcca_cli.scoring.answers import read_answers
+
+    read_answers([str(_written(folder, data))])
+
+
+# ---------------------------------------------------------------- settings, keys, state
+
+
+@cache
+def _key_files() -> tuple[bytes, bytes]:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.from_private_bytes(make.SEEDS[0])
+    openssh = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, *openssh)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private, public + b" someone@somewhere\n"
+
+
+def _change_key(rng: Random) -> bytes:
+    private, public = _key_files()
+    if rng.random() < 0.5:
+        return mutations.mutate_text(rng, public)
+    if rng.random() < 0.5:
+        return mutations.mutate_text(rng, private)
+    first, *middle, last = private.strip().split(b"\n")
+    blob = mutations.mutate_bytes(rng, base64.b64decode(b"".join(middle)))
+    return b"\n".join((first, base64.b64encode(blob), last, b""))
+
+
+def _signing() -> Any:
+    """The module that reads key files."""
+    try:
+        from cdcca_cli.downlink import signatures
+    except ImportError:
+        from cdcca_cli.downlink import signing as signatures
+    return signatures
+
+
+def _read_key(data: bytes, folder: Path) -> None:
+    path = _written(folder, data)
+    path.chmod(0o600)
+    try:
+        _signing().read_private_keys([path])
+    finally:
+        _signing().read_public_key(path)
+
+
+_SEEN = b'{"frames":{"a.jpg":"0123456789abcdef","b.jpg":"00"},"kind":"seen","version":1}\n'
+
+
+def _read_seen(data: bytes, folder: Path) -> None:
+    from cdcca_cli.uplink.seen import Seen
+
+    path = _written(folder, data)
+    try:
+        Seen([], path)  # type: ignore[arg-type]
+    finally:
+        _look(data, folder)
+
+
+_TOML = b"""# folders
+device = "device"
+student = 'mirror'
+
+[distill]
+epochs = 5
+kl_weight = 0.5
+methods = ["akd", "cwd"]
+rate_aware = true
+
+[sample]
+top = "10%"
+"""
+
+
+def _read_toml(data: bytes, folder: Path) -> None:
+    """`cdcca.toml` in the working folder."""
+    from cdcca_cli import config
+
+    _written(folder, data, "cdcca.toml")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        commands = ("infer", "sample", "distill", "compress", "loop")
+        found = config.read(commands)
+        for command in commands:
+            found.check_names(command, ("epochs", "kl_weight", "methods", "rate_aware", "top"))
+    finally:
+        os.chdir(before)
+
+
+_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "CDCCA_DEBUG")
+
+
+def _change_environment(rng: Random) -> dict[str, str]:
+    values = ("", "0", "1", "2", "-1", "abc", "1.5", "1e3", " 1 ", "٣", "9" * 5000, "0x1", "\udce9")
+    return {name: rng.choice(values) for name in rng.sample(_VARIABLES, rng.randint(1, 3))}
+
+
+def _read_environment(values: Mapping[str, str], folder: Path) -> None:
+    """The variables that `accelerate launch` sets."""
+    from cdcca_cli.distillation import distributed
+
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        distributed.announced()
+        distributed.announced_rank()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@cache
+def _pictures() -> list[tuple[str, bytes]]:
+    """One picture in each format, a PNG of 16-bit grey, a JPEG with EXIF, and a short video."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 255, (24, 31, 3), dtype=np.uint8))
+    found = []
+    for name, options in (
+        ("png", {}),
+        ("jpg", {"quality": 60}),
+        ("bmp", {}),
+        ("gif", {}),
+        ("webp", {}),
+        ("tiff", {}),
+        ("ppm", {}),
+    ):
+        out = io.BytesIO()
+        image.save(out, {"jpg": "jpeg"}.get(name, name), **options)
+        found.append((f"case.{name}", out.getvalue()))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    image.save(out, "jpeg", exif=exif)
+    found.append(("case.jpg", out.getvalue()))
+    out = io.BytesIO()
+    Image.fromarray(generator.integers(0, 65535, (8, 9), dtype=np.uint16)).save(out, "png")
+    return [*found, ("case.png", out.getvalue())]
+
+
+@cache
+def _video() -> bytes:
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream: Any = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.thread_count = 1
+        for level in (0, 120, 250):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), "rgb24")
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return out.getvalue()
+
+
+def _change_picture(rng: Random) -> tuple[str, bytes]:
+    name, data = rng.choice(_pictures())
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        data = mutations.mutate_bytes(rng, data)
+    return name, data
+
+
+def _change_video(rng: Random) -> tuple[str, bytes]:
+    data = _video()
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        data = mutations.mutate_bytes(rng, data)
+    return rng.choice(("case.mp4", "case.avi", "case.mkv")), data
+
+
+def _read_picture(case: tuple[str, bytes], folder: Path) -> None:
+    from cdcca_cli.datasets.frames import load_image
+    from cdcca_cli.datasets.sources import read_frames
+
+    name, data = case
+    for frame in read_frames(_written(folder, data, name)):
+        load_image(frame)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def _kinds() -> list[Kind]:
+    kinds = [
+        Kind("shards", _change_shards, _read_shards, 3),
+        Kind("labels", _change_labels, _read_labels, 3),
+        Kind("adaptation", _change_adaptation, _read_adaptation, 3),
+        Kind("update", _change_signed(_updates), _receive, 2),
+        Kind("trust list", _change_signed(_trust_lists), _receive, 1),
+        Kind("device folder", _change_device, _read_device, 2),
+        Kind("weights", _change_weights, _look, 2),
+        Kind("checkpoint", lambda rng: mutations.mutate_json_file(rng, _CONFIG), _read_checkpoint),
+        Kind(
+            "predictions",
+            lambda rng: mutations.mutate_lines(rng, _PREDICTIONS),
+            _read_predictions,
+            2,
+        ),
+        Kind("manifest", lambda rng: mutations.mutate_lines(rng, _MANIFEST), _read_references, 2),
+        Kind(
+            "annotations",
+            lambda rng: mutations.mutate_json_file(rng, rng.choice(_ANNOTATIONS)),
+            _read_references,
+            2,
+        ),
+        Kind("answers", _change_answers, _read_answers, 2),
+        Kind("key", _change_key, _read_key),
+        Kind("seen", lambda rng: mutations.mutate_json_file(rng, _SEEN), _read_seen),
+        Kind("cdcca.toml", lambda rng: mutations.mutate_text(rng, _TOML), _read_toml),
+        Kind("environment", _change_environment, _read_environment, 0.2),
+        Kind("picture", _change_picture, _read_picture, 0.5),
+        Kind("video", _change_video, _read_picture, 0.1),
+    ]
+    here = {kind.name: kind for kind in kinds}
+    for name, module in (("cdcca.toml", "config"), ("environment", "distillation.distributed")):
+        if not _has(module):
+            del here[name]
+    return list(here.values())
+
+
+def _has(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(f"cdcca_cli.{module}") is not None
+
+
+KINDS = {kind.name: kind for kind in _kinds()}
