@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cdcca_cli.datasets import LabelledAsk, Reference
-from cdcca_cli.scoring import captions, vqa, vqav2
+from cdcca_cli.scoring import vqa
 from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.captions import scorers
 from cdcca_cli.scoring.statistics import Floats, mean_percent
 from cdcca_cli.scoring.tasks import METRICS
 
@@ -31,8 +32,8 @@ _OF_ANSWER = {
     "da": vqa.direct_answer,
     "da_all": vqa.direct_answer,
     "da_norm": vqa.direct_answer_normalized,
-    "vqa": vqav2.accuracy,
-    "vqa_min3": vqav2.accuracy_min3,
+    "vqa": vqa.vqav2_accuracy,
+    "vqa_min3": vqa.vqav2_accuracy_min3,
 }
 
 
@@ -158,29 +159,29 @@ class Measures:
         return vqa.multiple_choice(chosen, choices, ask.correct_choice_idx or 0)
 
     @cached_property
-    def _corpus(self) -> captions.Corpus:
+    def _corpus(self) -> scorers.Corpus:
         asked = self.asked("cider")
         texts = [(answer.text if answer else None) or "" for answer in asked.answers]
         human = [reference.ask.captions or [] for reference in asked.references]
-        return captions.tokenised(texts, human, self._tokenizer)
+        return scorers.tokenised(texts, human, self._tokenizer)
 
     @cached_property
     def _bleu_rows(self) -> Floats:
-        return captions.bleu_statistics(self._corpus)
+        return scorers.bleu_statistics(self._corpus)
 
     def _caption(self, metric: str) -> Measured:
         if metric.startswith("bleu"):
             order = int(metric.removeprefix("bleu"))
             return Measured(self._bleu_rows, partial(_bleu_percent, order=order), None)
         if metric == "cider":
-            return _mean(captions.cider(self._corpus))
+            return _mean(scorers.cider(self._corpus))
         if metric == "cider_domain_idf":
             return _mean(self._cider_by_domain())
         if metric == "rouge_l":
-            return _mean(captions.rouge_l(self._corpus))
+            return _mean(scorers.rouge_l(self._corpus))
         if metric == "spice":
-            return _mean(captions.spice(self._corpus))
-        each_A, over_all = captions.meteor(self._corpus)
+            return _mean(scorers.spice(self._corpus))
+        each_A, over_all = scorers.meteor(self._corpus)
         measured = _mean(each_A)
         return replace(measured, moved=100 * (over_all - float(each_A.mean())))
 
@@ -188,7 +189,7 @@ class Measures:
         """Images of no domain are one of their own."""
         values = np.zeros(len(self.asked("cider")))
         for members in self.asked("cider").groups(lambda one: one.domain or "\0").values():
-            values[members] = captions.cider(self._corpus.part(members))
+            values[members] = scorers.cider(self._corpus.part(members))
         return values
 
 
@@ -215,4 +216,4 @@ def _mean(values: Floats | list[float]) -> Measured:
 
 
 def _bleu_percent(totals_SK: Floats, order: int) -> Floats:
-    return 100.0 * captions.bleu(totals_SK, order)
+    return 100.0 * scorers.bleu(totals_SK, order)

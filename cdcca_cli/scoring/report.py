@@ -36,11 +36,12 @@ from typing import Any
 from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, read_frames, read_references
 from cdcca_cli.errors import BadData, BelowMark, UsageError
-from cdcca_cli.scoring import ledger, plots, tasks
+from cdcca_cli.scoring import plots, tasks
 from cdcca_cli.scoring.answers import Answers, read_answers
 from cdcca_cli.scoring.continual import Continual, of_scores
-from cdcca_cli.scoring.link import parse_link
-from cdcca_cli.scoring.raw import parse_size
+from cdcca_cli.scoring.link import ledger
+from cdcca_cli.scoring.link.frames import parse_size
+from cdcca_cli.scoring.link.transfer import parse_link
 from cdcca_cli.scoring.scores import By, Key, Scores, compare, in_common, score
 from cdcca_cli.scoring.statistics import PERMUTATIONS, RESAMPLES, Difference, Interval
 from cdcca_cli.scoring.tasks import METRICS, Split

@@ -19,8 +19,9 @@ import numpy as np
 
 from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import captions, tasks
+from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answer
+from cdcca_cli.scoring.captions import java
 from cdcca_cli.scoring.measures import Asked, Indices, Measured, Measures, Total, has_choice
 from cdcca_cli.scoring.statistics import (
     PERMUTATIONS,
@@ -294,7 +295,7 @@ def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
     names = {one.metric for one in scores}
     if not any(tasks.METRICS[name].what == "caption" for name in names):
         return {}
-    absent = "" if captions.has_java() else ", and there is no Java here"
+    absent = "" if java.has_java() else ", and there is no Java here"
     return {
         name: f"needs {needed}{absent}: --metrics {name}"
         for name, needed in tasks.NEEDS.items()

@@ -109,11 +109,6 @@ def mean_percent(totals_S2: Floats) -> Floats:
     return 100.0 * np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
 
-def bootstrap(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
-    """The 95 % percentile interval of a score."""
-    return bootstrap_all([sample], seed=seed, resamples=resamples)[0]
-
-
 def bootstrap_all(
     samples: Sequence[Sample], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Interval | None]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cdcca_cli.errors import BadData, Unavailable, UsageError
-from cdcca_cli.scoring import captions as module
-from cdcca_cli.scoring import java
-from cdcca_cli.scoring.captions import (
+from cdcca_cli.scoring.captions import java
+from cdcca_cli.scoring.captions import scorers as module
+from cdcca_cli.scoring.captions.scorers import (
     Corpus,
     bleu,
     bleu_statistics,
@@ -282,7 +282,7 @@ def test_meteor_as_published(coco: Path) -> None:
 def test_what_needs_java_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     corpus = tokenised(["a"], [["a"]])
-    assert not module.has_java()
+    assert not java.has_java()
     with pytest.raises(Unavailable, match=r"METEOR needs Java.* PATH: install"):
         meteor(corpus)
     with pytest.raises(Unavailable, match="SPICE needs Java"):

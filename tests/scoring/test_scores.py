@@ -10,9 +10,9 @@ import pytest
 
 from cdcca_cli.datasets import LabelledAsk, Reference, read_references
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import captions
 from cdcca_cli.scoring.answers import Answer, read_answers
-from cdcca_cli.scoring.captions import has_java
+from cdcca_cli.scoring.captions import scorers
+from cdcca_cli.scoring.captions.java import has_java
 from cdcca_cli.scoring.continual import of_scores
 from cdcca_cli.scoring.scores import Scores, compare, in_common, score
 from cdcca_cli.scoring.statistics import Changes
@@ -302,7 +302,7 @@ def meteor_of(
 ) -> Scores:
     """40 images, or as many as `each`; a METEOR that gives these values, without Java."""
     values_U = np.array(each or [0.2, 0.3] * 20)
-    monkeypatch.setattr(captions, "meteor", lambda corpus: (values_U, over_all))
+    monkeypatch.setattr(scorers, "meteor", lambda corpus: (values_U, over_all))
     ids = [f"i{number:02}" for number in range(len(values_U))]
     references = {i: caption(i, "a b", domain="xy"[int(i[1:]) % 2]) for i in ids}
     return score(references, {i: Answer("a b") for i in ids}, metrics=["meteor"])

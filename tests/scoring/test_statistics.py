@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from cdcca_cli.scoring.captions import bleu
+from cdcca_cli.scoring.captions.scorers import bleu
 from cdcca_cli.scoring.statistics import (
     Difference,
     Floats,
     Interval,
     Sample,
-    bootstrap,
+    Interval,
     bootstrap_all,
     compare_all,
     mean_percent,

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.errors import CdccaError, Unavailable, UsageError
+from cdcca_cli.errors import CdccaError, Unavailable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,15 +123,6 @@ def measure_frames(
 
 
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without importing PIL
-
-
-def parse_size(text: str) -> Size:
-    """Read `224` or `448x336`, width by height. Raises: UsageError."""
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(size):
-        raise UsageError(f"--encoder-size '{text}': expected pixels like 224 or 448x336")
-    return size
 
 
 class _Originals:

@@ -28,9 +28,9 @@ Inside zstd these are the bytes of the records, and `stored` is what the link ca
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-Each only if it was asked for. Forms are those of `scoring.raw`; `times_smaller` is bytes of the
+Each only if it was asked for. Forms are those of `link.frames`; `times_smaller` is bytes of the
 frames for one byte of uplink. Bits per parameter and per token count all that is stored, headers
-too. Times are modelled (`scoring.link`) and nothing else is.
+too. Times are modelled (`link.transfer`) and nothing else is.
 """
 
 import os
@@ -45,8 +45,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
 from cdcca_cli.formats import update as updates
-from cdcca_cli.scoring.link import FORMULA, Link
-from cdcca_cli.scoring.raw import FORMS, H264, Measured, Size, measure_frames
+from cdcca_cli.scoring.link.frames import FORMS, H264, Measured, Size, measure_frames
+from cdcca_cli.scoring.link.transfer import FORMULA, Link
 
 UPLINK_KINDS = ("payload", "scales", "positions", "scores", "header", "metadata", "end")
 DOWNLINK_KINDS = ("payload", "header", "metadata")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cdcca_cli.datasets import read_frames
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring.raw import H264, measure_frames, parse_size
+from cdcca_cli.scoring.link.frames import H264, measure_frames, parse_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sequences"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no frames in ../shared/data/sequences")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcca_cli.errors import UsageError
-from cdcca_cli.scoring.link import parse_link, transfer_seconds
+from cdcca_cli.scoring.link.transfer import parse_link, transfer_seconds
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 apart and whole: UTF-8 whatever the locale, line ends within a caption are spaces, and as many lines
 must come back as went in. It still reads on from one caption into the next, as coco-caption does.
 
-This module imports nothing of pycocoevalcap (`captions` alone does) and takes the jar's path.
+This module imports nothing of pycocoevalcap (`scorers` alone does) and takes the jar's path.
 """
 
 import re
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdcca_cli.errors import Unavailable
-from cdcca_cli.scoring.tokens import PUNCTUATION
+from cdcca_cli.scoring.captions.tokens import PUNCTUATION
 
 _LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")

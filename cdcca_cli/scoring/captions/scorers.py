@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.errors import BadData, Unavailable, UsageError
-from cdcca_cli.scoring import java
+from cdcca_cli.scoring.captions import java
+from cdcca_cli.scoring.captions.tokens import tokenize
 from cdcca_cli.scoring.statistics import Floats
-from cdcca_cli.scoring.tokens import tokenize
 
 Ints = NDArray[np.int64]
 
