@@ -14,8 +14,7 @@ LAYERS = {
     "main": 5,
     "commands": 4,
     "loop": 3,
-    "probe": 3,
-    "probation": 3,
+    "acceptance": 3,
     "uplink": 2,
     "distillation": 2,
     "downlink": 2,
@@ -43,7 +42,7 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
-WITHIN |= {(user, "probe") for user in ("loop", "probation")}
+WITHIN |= {("loop", "acceptance")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": "models/",

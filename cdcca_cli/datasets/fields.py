@@ -5,7 +5,7 @@ values as "False"): the readers here take those, and nothing vaguer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from cdcca_cli.errors import BadData
@@ -20,7 +20,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two values would be meant by a key that is there twice, nobody can say."""
+    """An object whose keys differ: with a key twice, either value could be meant."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -50,6 +50,15 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise BadData(f"{where}: not JSON ({place}column {error.colno}: {error.msg})") from None
     except ValueError as error:
         raise BadData(f"{where}: not JSON ({error})") from None
+
+
+def first_json(data: bytes) -> Any:
+    """The JSON value that some bytes begin with; None if it is not whole, or none."""
+    try:
+        value, _ = DECODER.raw_decode(data.decode("utf-8-sig", "ignore"))
+    except (RecursionError, ValueError):
+        return None
+    return value
 
 
 def an_object(value: object, where: str) -> dict[str, Any]:
@@ -148,6 +157,12 @@ def describe(value: object) -> str:
         return "a number of more than 63 bits"
     shown = json.dumps(value)
     return shown if len(shown) <= 40 else shown[:37] + '..."'
+
+
+def keys_of(item: Iterable[str]) -> str:
+    """The first keys of an object, for a message."""
+    names = sorted(str(key)[:30] for key in item)[:6]
+    return "the keys " + ", ".join(names) if names else "no keys"
 
 
 def _clean(text: str) -> bool:

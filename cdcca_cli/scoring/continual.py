@@ -3,7 +3,7 @@
 The rounds i = 0..R are sets of predictions over the same asks: round 0 the source-only model, then
 the model after each round. The domains j are those of the references (one column `all` where they
 name none). R_ij is the score of round i on domain j, x100, by any metric of `scoring.scores`;
-D is the number of domains. A round may name the domain that it adapted to (`--round fog=r1.jsonl`):
+D is the number of domains. A round may name the domain that it adapted to (`fog=r1.jsonl`):
 first(j) and last(j) are the first and last round that names j.
 
     average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
@@ -20,7 +20,7 @@ counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, e
 of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
 
 Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
-all rounds, domains are drawn apart, and the maximum in f_j is taken anew in each draw. None where a
+all rounds, domains are drawn apart, and the maximum in f_j is taken again in each draw. None where a
 domain of fewer than two frames is in it. A maximum of noisy scores is too high, and f_j with it:
 with many rounds and few frames forgetting shows where there is none.
 
@@ -45,9 +45,10 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
-from cdcca_cli.scoring.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+from cdcca_cli.scoring.statistics import Interval
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
 _CHUNK = 1 << 20  # draw counts held at once
@@ -93,7 +94,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Continual:
-    """What `matrix` found. names: what each round adapted to; cells_IJ: the matrix R."""
+    """What `of_scores` found. names: what each round adapted to; cells_IJ: the matrix R."""
 
     metric: str
     names: list[str | None]
@@ -140,16 +141,16 @@ class Continual:
             rows.append(
                 [
                     label if name is None else f"{label} ({name})",
-                    *(round(score.value, 2) for score in row),
-                    round(average.value, 2),
-                    _words(average.interval, ".1f"),
+                    *(f"{score.value:6.2f}" for score in row),
+                    f"{average.value:6.2f}",
+                    _words(average.interval, ".2f"),
                 ]
             )
         known = tasks.METRICS.get(self.metric)
         metric = known.title if known else self.metric
         tables = [(f"{metric} after each round, by domain", columns, rows)]
         found: list[list[object]] = [
-            [f"forgetting of {name}", round(one.value, 2), _words(one.interval, "+.2f"), ""]
+            [f"forgetting of {name}", f"{one.value:+6.2f}", _words(one.interval, "+.2f"), ""]
             for name, one in self.forgetting_by_domain.items()
         ]
         for words, aggregate in (
@@ -159,7 +160,7 @@ class Continual:
         ):
             if aggregate is not None:
                 span, over = _words(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
-                found.append([words, round(aggregate.value, 2), span, over])
+                found.append([words, f"{aggregate.value:+6.2f}", span, over])
         found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
         if found:
             title = f"{metric}: what later rounds did, in points"
@@ -186,7 +187,7 @@ def of_scores(
     if len(names) != len(scored):
         raise ValueError(f"{len(names)} names of {len(scored)} rounds")
     if not scored:
-        raise UsageError("continual learning needs predictions: --round FILE for each round")
+        raise UsageError("continual learning needs the predictions of each `round`")
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
     order = _order(found[0], names, domains)
     for name in order:
@@ -194,7 +195,7 @@ def of_scores(
         if len({one and (one.sample.rows_UK.shape, one.sample.n) for one in column}) > 1:
             raise BadData(
                 f"the rounds were scored over different asks of '{name}': score them against the "
-                "same references, and without --answered-only"
+                "same references, and without `answered_only`"
             )
     cells_IJ = [[row[name] for name in order] for row in found]
     score_at = _Resampled(cells_IJ, order, seed, resamples)
@@ -206,7 +207,7 @@ def of_scores(
     if len(scored) < 2:
         result["left_out"]["forgetting"] = "needs a round after the source-only model"
     elif not kept:
-        result["left_out"]["forgetting"] = "there is no domain but the one of the last round"
+        result["left_out"]["forgetting"] = "the last round's domain is the only one"
     else:
         result["forgetting"] = score_at.mean(forgetting, kept)
         result["forgetting_by_domain"] = {name: score_at.mean(forgetting, [name]) for name in order}
@@ -221,8 +222,8 @@ def _transfers(
     unnamed = [number for number, name in enumerate(names) if number and name not in order]
     if unnamed:
         name = names[unnamed[0]]
-        why = f"'{name}' is no domain of the references" if name else "has no name"
-        reason = f"round {unnamed[0]} {why}: name the domain it adapted to, --round DOMAIN=FILE"
+        why = f"is for '{name}', not a domain of the references" if name else "names no domain"
+        reason = f"round {unnamed[0]} {why}: give the domain it adapted to, as DOMAIN=FILE"
         left_out |= {"backward_transfer": reason, "forward_transfer": reason}
         return {}
     first: dict[str, int] = {}
@@ -277,9 +278,7 @@ class _Resampled:
         interval = None
         if len(drawn) == len(chosen):
             means_S = function(np.stack(drawn, axis=2)).mean(axis=1)
-            tail = 100 * (1 - CONFIDENCE) / 2
-            low, high = np.percentile(means_S, (tail, 100 - tail))
-            interval = Interval(float(low), float(high))
+            interval = Interval(*percentile_interval(means_S))
         return Estimate(value, interval, tuple(over))
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.numerics.statistics import Floats
 from cdcca_cli.scoring import vqa
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.captions import scorers
-from cdcca_cli.scoring.statistics import Floats, mean_percent
+from cdcca_cli.scoring.statistics import mean_percent
 from cdcca_cli.scoring.tasks import METRICS
 
 Indices = npt.NDArray[np.int64]

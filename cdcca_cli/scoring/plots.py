@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import streams
-from cdcca_cli.errors import Unavailable, UsageError
+from cdcca_cli.errors import SettingError, Unavailable
 from cdcca_cli.scoring import tasks
 
 if TYPE_CHECKING:
@@ -64,11 +64,18 @@ class Panel:
     draw: Callable[["Axes"], None]
 
 
-def format_of(path: str | Path) -> str:
-    """The format that a file's name asks for. Raises: UsageError (2) if it is none of `FORMATS`."""
+def check(path: str | Path) -> str:
+    """The format that a file's name ends in, checked before anything is scored.
+
+    Raises: SettingError (2) if it is none of FORMATS; Unavailable (69) without matplotlib.
+    """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
-        raise UsageError(f"--plot {path}: name a file that ends in .png, .svg or .pdf")
+        raise SettingError("plot", "expected a file name that ends in .png, .svg or .pdf", path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Unavailable("drawing needs matplotlib: pip install 'cdcca[plot]'") from None
     return suffix
 
 
@@ -76,33 +83,24 @@ def draw(report: Mapping[str, Any], path: str | Path) -> None:
     """Draw a report to a file, which is replaced as a whole; the format is that of its name.
 
     The same report gives the same bytes.
-    Raises: UsageError (2) for another format, or nothing to draw; Unavailable (69) without
-        matplotlib; CannotWrite (73).
+    Raises: as `check`; SettingError (2) if there is nothing to draw; CannotWrite (73).
     """
-    form = format_of(path)
-    require_matplotlib()
+    form = check(path)
     rows = [row for row in panels(report) if row]
     if not rows:
-        raise UsageError("--plot: there is nothing in this report to draw")
+        raise SettingError("plot", "this report holds nothing to draw")
     picture = _render(rows, form)
     with streams.binary_output(str(path), "report.png") as out:
         out.write(picture)
-
-
-def require_matplotlib() -> None:
-    """Raises: Unavailable (69) if it is not here, so that nobody waits for it in vain."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Unavailable("--plot needs matplotlib: pip install 'cdcca[plot]'") from None
 
 
 def panels(report: Mapping[str, Any]) -> Iterator[list[Panel]]:
     """What a report holds, as the module's docstring tells, in rows from top to bottom."""
     scores, link = report.get("scores", {}), report.get("link", {})
     rounds, against = report.get("rounds", {}), report.get("against", {})
-    headlines = tasks.HEADLINES.get(report.get("task", ""), ())
-    metrics = [name for name in headlines if name in scores] or list(scores)
+    task = tasks.TASKS.get(report.get("task", ""))
+    metrics = [name for name in task.headlines if name in scores] if task else []
+    metrics = metrics or list(scores)
     sent = [part for part in ("uplink", "downlink") if part in link]
     yield [_rounds_panel(metric, found) for metric, found in rounds.items()]
     yield [_gains_panel(metric, against[metric]) for metric in metrics if metric in against]

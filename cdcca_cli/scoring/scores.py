@@ -1,11 +1,11 @@
 """From references and answers to scores, over everything and over groups, alone and compared.
 
-A missing prediction counts as wrong and is counted; a metric for which there is no prediction at
-all is left out and named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted
+A missing prediction counts as wrong and is counted; a metric without any prediction is left out and
+named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted
 mean of nocaps' three domains, as papers print it. Document frequencies of CIDEr are held fixed in
 its intervals and differences.
 
-What a task scores is told in `tasks`, which asks count and what each adds in `measures`.
+`tasks` says what a task scores, `measures` which asks count and what each adds.
 
 A asks, U units (frames), K columns.
 """
@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 
 from cdcca_cli.datasets import Reference
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.numerics.statistics import Floats
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.captions import java
@@ -28,7 +29,6 @@ from cdcca_cli.scoring.statistics import (
     SAME,
     Changes,
     Difference,
-    Floats,
     Interval,
     Sample,
     bootstrap_all,
@@ -38,7 +38,6 @@ from cdcca_cli.scoring.statistics import (
 By = Literal["all", "domain", "kind", "mean"]
 Key = tuple[str, By, str]
 MEAN = "mean_of_domains"
-TOKENIZERS = ("python", "java")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Scores:
     """Every score of one set of predictions.
 
     left_out: metrics that the references allow and no prediction answers, with the number of asks.
-    not_scored: metrics of the task that need what is not here or was not asked for, with the cure.
+    not_scored: caption metrics that were not scored, with what they need.
     num_remapped: answers to multiple choice that became the choice of highest option score;
     num_not_choices: chosen texts that are none of the choices, remapped or wrong.
     """
@@ -116,14 +115,10 @@ def score(
     captions. seed: of the intervals. metrics: these instead of the task's own; where `mc` is among
     them a free answer is a chosen text if there is no other. intervals: False leaves them out.
 
-    Raises: BadData (65) if no answer belongs to these references, or there is none; UsageError (2)
-        for another task or metric, or one that has nothing to score in these references;
-        Unavailable (69) if Java is asked for and not here.
+    Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
+        (2) for another metric, or a task or metric that has nothing to score in these references;
+        Unavailable (69) if Java is needed and not installed.
     """
-    if task is not None and task not in tasks.TASKS:
-        raise UsageError(f"--task is one of {', '.join(tasks.TASKS)}, not '{task}'")
-    if tokenizer not in TOKENIZERS:
-        raise UsageError(f"--tokenizer is one of {', '.join(TOKENIZERS)}, not '{tokenizer}'")
     chosen = task or tasks.task_of(references)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
@@ -146,14 +141,14 @@ def score(
     for metric in names:
         num_asks = measures.count(metric)
         if not num_asks and metrics is not None:
-            raise UsageError(f"--metrics: nothing in these references is scored by {metric}")
+            raise SettingError("metrics", "these references hold nothing that it scores", metric)
         if num_asks and not measures.asked(metric).is_answered_A.any():
             left_out[metric] = num_asks
         elif num_asks:
             found = _Metric(metric, measures.asked(metric), measures.measured(metric), shared)
             scores.extend(found.scores(with_mean=chosen == "nocaps"))
     if not scores and not left_out:
-        raise UsageError(f"--task {chosen}: these references hold nothing that it scores")
+        raise SettingError("task", "these references hold nothing that it scores", chosen)
     if intervals:
         spans = bootstrap_all([one.sample for one in scores], seed=seed)
         scores = [one.with_interval(span) for one, span in zip(scores, spans, strict=True)]
@@ -291,13 +286,13 @@ def _changes(ours: Score, theirs: Score) -> Changes | None:
 
 
 def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
-    """What captions would be scored by with Java, and why they are not."""
+    """The caption metrics that were not scored, and what they need."""
     names = {one.metric for one in scores}
     if not any(tasks.METRICS[name].what == "caption" for name in names):
         return {}
-    absent = "" if java.has_java() else ", and there is no Java here"
+    absent = "" if java.has_java() else " (no Java is installed here)"
     return {
-        name: f"needs {needed}{absent}: --metrics {name}"
+        name: f"scored only if named among the metrics; needs {needed}{absent}"
         for name, needed in tasks.NEEDS.items()
         if name not in names
     }

@@ -23,13 +23,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from cdcca_cli.numerics.statistics import (
+    RESAMPLES,
+    Floats,
+    percentile_interval,
+    resampled_totals,
+)
 
-RESAMPLES = 2000
 PERMUTATIONS = 10_000
-CONFIDENCE = 0.95
 _CHUNK = 1 << 20  # draws held at once
 SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
@@ -119,11 +121,11 @@ def bootstrap_all(
             continue
         rows_UC, columns = _beside([samples[i].rows_UK for i in members])
         scores: list[list[Floats]] = [[] for _ in members]
-        for totals in _resampled_totals(rows_UC, seed, resamples):
+        for totals in resampled_totals(rows_UC, _generator(seed), resamples):
             for i, found, part in zip(members, scores, columns, strict=True):
                 found.append(samples[i].score(totals[:, part]))
         for i, found in zip(members, scores, strict=True):
-            intervals[i] = _interval(np.concatenate(found))
+            intervals[i] = Interval(*percentile_interval(np.concatenate(found)))
     return intervals
 
 
@@ -159,11 +161,11 @@ def _paired_intervals(
     sides = [side for pair in pairs for side in pair]
     rows_UC, columns = _beside([side.rows_UK for side in sides])
     found: list[list[Floats]] = [[] for _ in pairs]
-    for totals in _resampled_totals(rows_UC, seed, resamples):
+    for totals in resampled_totals(rows_UC, _generator(seed), resamples):
         scores = [side.score(totals[:, part]) for side, part in zip(sides, columns, strict=True)]
         for differences, a, b in zip(found, scores[0::2], scores[1::2], strict=True):
             differences.append(a - b)
-    return [_interval(np.concatenate(differences)) for differences in found]
+    return [Interval(*percentile_interval(np.concatenate(one))) for one in found]
 
 
 def _p_values(
@@ -203,23 +205,14 @@ def _beside(rows: Sequence[Floats]) -> tuple[Floats, list[slice]]:
     return np.concatenate(different, axis=1), [places[id(one)] for one in rows]
 
 
-def _resampled_totals(rows_UK: Floats, seed: int, resamples: int) -> Iterator[Floats]:
-    """Column totals of `resamples` draws of U units with replacement, in chunks (S', K)."""
-    units = len(rows_UK)
-    generator = np.random.Generator(np.random.Philox(seed))
-    at_once = max(1, _CHUNK // units)
-    for start in range(0, resamples, at_once):
-        chunk = min(at_once, resamples - start)
-        drawn = generator.integers(units, size=(chunk, units))
-        drawn += units * np.arange(chunk)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units)
-        yield counts.astype(np.float64) @ rows_UK
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
 
 
 def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[Floats]:
     """Column totals of `permutations` random halves of the U units, in chunks (S', K)."""
     units = len(rows_UK)
-    generator = np.random.Generator(np.random.Philox(seed))
+    generator = _generator(seed)
     at_once = max(1, _CHUNK // units)
     num_words = -(-units // 64)
     for start in range(0, permutations, at_once):
@@ -227,9 +220,3 @@ def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[F
         drawn = generator.integers(1 << 64, size=(chunk, num_words), dtype=np.uint64)
         swaps = np.unpackbits(drawn.view(np.uint8), axis=1, count=units)
         yield swaps.astype(np.float64) @ rows_UK
-
-
-def _interval(scores_S: Floats) -> Interval:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(scores_S, (tail, 100 - tail))
-    return Interval(float(low), float(high))

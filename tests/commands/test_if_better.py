@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cdcca_cli import probation
+from cdcca_cli import acceptance
 from cdcca_cli.downlink import receiver, sender, signing
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import WrongBase
@@ -26,6 +26,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.trust import Trust
 from cdcca_cli.formats.update import Update, read_update
 from cdcca_cli.main import main
+from cdcca_cli.scoring.settings import AcceptanceSettings
 from tests.downlink import worlds
 from tests.shipped import few_frames
 
@@ -456,10 +457,10 @@ class TestMeanwhile:
         def measure(*_: object) -> None:
             meanwhile(Device.open(device.path))
 
-        monkeypatch.setattr(probation, "measure", measure)
-        trial = probation.Trial(Path("probe"))
+        monkeypatch.setattr(acceptance, "measure", measure)
+        trial = AcceptanceSettings(Path("probe"))
         data = BytesIO(worlds.file_of(update))
-        return probation.receive(Device.open(device.path), data, trial, where="file")
+        return acceptance.receive(Device.open(device.path), data, trial, where="file")
 
     def test_an_overlay_that_it_was_not_measured_against(
         self, folders: tuple[Device, Device], monkeypatch: pytest.MonkeyPatch

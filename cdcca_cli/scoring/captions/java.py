@@ -22,14 +22,14 @@ _SECONDS = 600
 
 
 def has_java() -> bool:
-    """Whether `java` is on the PATH. Whether it runs, only running it tells."""
+    """Whether `java` is on the PATH."""
     return shutil.which("java") is not None
 
 
 def require(what: str, cure: str) -> None:
     """Raises: Unavailable (69) where there is no Java for `what`."""
     if not has_java():
-        raise Unavailable(f"{what} needs Java, and there is no 'java' on the PATH: {cure}")
+        raise Unavailable(f"{what} needs Java, and no 'java' is on the PATH: {cure}")
 
 
 def version() -> str:
@@ -44,7 +44,7 @@ def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
 
     Raises: Unavailable (69) if there is no Java, no jar, or the jar fails.
     """
-    require("--tokenizer java", "install a Java runtime, or leave out --tokenizer java")
+    require("the java tokenizer", "install a Java runtime, or use `tokenizer` python")
     if not jar.is_file():
         raise Unavailable(f"the tokenizer's jar is not at {jar}: reinstall pycocoevalcap")
     if not captions:
@@ -57,7 +57,7 @@ def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
     if done.returncode or len(tokenised) != len(lines):
         raise Unavailable(
             f"the tokenizer's jar gave {len(tokenised)} lines for {len(lines)} captions "
-            f"(exit {done.returncode}): use --tokenizer python"
+            f"(exit {done.returncode}): use `tokenizer` python"
         )
     return [
         " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
@@ -76,4 +76,4 @@ def _run(command: list[str], text: str) -> "subprocess.CompletedProcess[str]":
             timeout=_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"Java could not be run ({error}): use --tokenizer python") from error
+        raise Unavailable(f"Java could not be run ({error}): use `tokenizer` python") from error

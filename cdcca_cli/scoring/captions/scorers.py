@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.errors import BadData, Unavailable, UsageError
+from cdcca_cli.errors import BadData, SettingError, Unavailable
+from cdcca_cli.numerics.statistics import Floats
 from cdcca_cli.scoring.captions import java
 from cdcca_cli.scoring.captions.tokens import tokenize
-from cdcca_cli.scoring.statistics import Floats
 
 Ints = NDArray[np.int64]
 
@@ -133,11 +133,11 @@ def tokenised(
     tokenizer: "python" (`tokens`) or "java" (the jar that pycocoevalcap ships). References keep the
     order in which they are given, which the jar's reading on into the next line makes matter.
 
-    Raises: UsageError (2) for another tokenizer, Unavailable (69) for "java" where it cannot run,
+    Raises: SettingError (2) for another tokenizer, Unavailable (69) for "java" where it cannot run,
         BadData (65) if an image has no reference.
     """
     if tokenizer not in ("python", "java"):
-        raise UsageError(f"--tokenizer is python or java, not '{tokenizer}'")
+        raise SettingError("tokenizer", "expected python or java", tokenizer)
     if tokenizer == "python":
         ours = [tokenize(caption) for caption in captions]
         return Corpus(ours, [[tokenize(reference) for reference in human] for human in references])
@@ -145,11 +145,6 @@ def tokenised(
     human = iter(java.tokenize([reference for human in references for reference in human], jar))
     # Two runs, as in coco-caption: the last caption must not be read on into the first reference.
     return Corpus(java.tokenize(captions, jar), [[next(human) for _ in of] for of in references])
-
-
-def has_java() -> bool:
-    """Whether `java` is on the PATH, so that METEOR and `--tokenizer java` can be tried."""
-    return java.has_java()
 
 
 def bleu_statistics(corpus: Corpus) -> Floats:
@@ -280,7 +275,7 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
 
     Raises: Unavailable (69) if Java or the jar is not there, or fails.
     """
-    java.require("METEOR", "install a Java runtime, or leave out --metrics meteor")
+    java.require("METEOR", "install a Java runtime, or leave meteor out of `metrics`")
     shipped("meteor")
     if not len(corpus):
         return np.zeros(0), 0.0
@@ -289,7 +284,9 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
     try:
         score, scores = Meteor().compute_score(*_as_pycocoevalcap(corpus))
     except (OSError, ValueError) as error:
-        raise Unavailable(f"METEOR's jar failed ({error}): leave out --metrics meteor") from error
+        raise Unavailable(
+            f"METEOR's jar failed ({error}): leave meteor out of `metrics`"
+        ) from error
     return np.array(scores, np.float64), float(score)
 
 
@@ -301,11 +298,11 @@ def spice(corpus: Corpus) -> Floats:
 
     Raises: Unavailable (69) if Java 8 or the models are not there, or SPICE fails.
     """
-    java.require("SPICE", "install Java 8, or leave out --metrics spice")
+    java.require("SPICE", "install Java 8, or leave spice out of `metrics`")
     if not (version := java.version()).startswith("1.8"):
         raise Unavailable(
-            f"SPICE needs Java 8 (1.8), and this one is {version or 'of no known version'}: "
-            "install Java 8, or leave out --metrics spice"
+            f"SPICE needs Java 8 (1.8), found {version or 'an unknown version'}: "
+            "install Java 8, or leave spice out of `metrics`"
         )
     shipped("spice")
     if not len(corpus):
@@ -317,7 +314,7 @@ def spice(corpus: Corpus) -> Floats:
     try:
         _, scores = Spice().compute_score(*_as_pycocoevalcap(corpus))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"SPICE failed ({error}): leave out --metrics spice") from error
+        raise Unavailable(f"SPICE failed ({error}): leave spice out of `metrics`") from error
     return np.array([score["All"]["f"] for score in scores], np.float64)
 
 

@@ -23,7 +23,6 @@ they turn RGB into yuv420p. No time is measured here, and no quality.
 
 import io
 import os
-import re
 import shutil
 import subprocess
 import tempfile
