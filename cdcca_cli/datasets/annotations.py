@@ -12,11 +12,10 @@
 - COCO captions and nocaps: {"images": [{id, file_name, domain?}], "annotations": [{image_id,
   caption}]}; also a list of {image_id, file, captions}. nocaps is what has one of its domains
   (in-domain, near-domain, out-domain, or without -domain).
-- Karpathy's dataset_coco.json: {"images": [{cocoid, filename, filepath, split, sentences: [{raw}]}]}
-  with all four splits in one file. For predictions the splits that they belong to count
-  (`scoring.evaluation`).
-- LAVIS' caption lists: [{image, caption}], where `caption` is a text or a list of them, and an image
-  may come again. Its id is `img_id` (nocaps) or the digits at the end of the image's name.
+- Karpathy's dataset_coco.json: {"images": [{cocoid, filename, filepath, split,
+  sentences: [{raw}]}]}, with all four splits in one file.
+- LAVIS' caption lists: [{image, caption}], where `caption` is a text or a list of them, and an
+  image may come again. Its id is `img_id` (nocaps) or the digits at the end of the image's name.
 
 The id of a question is its question_id, of a caption its image's id, as text. A frame's id is its
 image's id. An image is looked for under `images` by the name the file gives and by the names COCO
@@ -402,7 +401,7 @@ def _image_id(name: str) -> str:
 def no_labels(sources: "set[Source | None]") -> str:
     """Why a file of one kind without any labels cannot be a reference."""
     why = {
-        "aokvqa": "A-OKVQA's test split, which is published without answers: give train or val",
+        "aokvqa": "A-OKVQA's test split is published without answers: give the train or val split",
         "vqa": "questions without answers: give the annotations file too (the test splits of VQA "
         "are published without)",
         "caption": "images without captions: the test splits are published without",

@@ -2,8 +2,8 @@
 
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
 - A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
-  of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object is
-  a free answer, because nothing says whether a choice was meant.
+  of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object
+  is a free answer, because nothing says whether a choice was meant.
 - result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
   as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
 - JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
@@ -16,9 +16,9 @@ JSON objects may also be spread over several lines, as `jq .` prints them, or fo
 one line. The format is found from the content, never from the name.
 
 Several files count as one, and their order does not matter: an id that is answered twice alike is
-counted, and a choice in one file and a free answer in another are both kept. An id that is answered
-twice, differently, is refused; or its first answer is kept, if that is asked for. Files are read one
-entry at a time, and only the answers are kept.
+counted, and a choice in one file and a free answer in another are both kept. An id that is
+answered twice, differently, is refused, or its first answer is kept on request; then the order does
+matter. Files are read one entry at a time, and only the answers are kept.
 """
 
 import csv

@@ -20,8 +20,8 @@ counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, e
 of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
 
 Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
-all rounds, domains are drawn apart, and the maximum in f_j is taken again in each draw. None where a
-domain of fewer than two frames is in it. A maximum of noisy scores is too high, and f_j with it:
+all rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a
+domain has fewer than two frames. A maximum of noisy scores is too high, and f_j with it:
 with many rounds and few frames forgetting shows where there is none.
 
     {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],

@@ -120,6 +120,8 @@ def score(
         Unavailable (69) if Java is needed and not installed.
     """
     chosen = task or tasks.task_of(references)
+    if chosen not in tasks.TASKS:
+        raise SettingError("task", f"expected one of {', '.join(tasks.TASKS)}", chosen)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
         raise BadData("no predictions to score")

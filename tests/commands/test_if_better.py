@@ -356,10 +356,10 @@ class TestNotMeasured:
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            (["--metric", "bleu4"], "--metric bleu4: expected one of da, mc, cider"),
-            (["--tolerance", "-1"], "--tolerance -1: expected points, 0 or more"),
-            (["--tolerance", "nan"], "--tolerance nan: expected points"),
-            (["--tolerance", "inf"], "--tolerance inf: expected points"),
+            (["--metric", "bleu4"], "bleu4: expected one of da, mc, cider"),
+            (["--tolerance", "-1"], "-1.0: expected 0 or more points"),
+            (["--tolerance", "nan"], "nan: expected 0 or more points"),
+            (["--tolerance", "inf"], "inf: expected 0 or more points"),
             (["--compute", "tpu"], "--compute tpu: expected one of"),
             (["--batch-size", "0"], "batch-size"),
             (["--rollback"], "--rollback takes no update"),

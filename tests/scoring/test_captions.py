@@ -287,7 +287,7 @@ def test_what_needs_java_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         meteor(corpus)
     with pytest.raises(Unavailable, match="SPICE needs Java"):
         spice(corpus)
-    with pytest.raises(Unavailable, match="leave out --tokenizer java"):
+    with pytest.raises(Unavailable, match="use `tokenizer` python"):
         tokenised(["a"], [["a"]], "java")
 
 
@@ -301,8 +301,8 @@ def fake_java(folder: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("echo 'openjdk version \"17.0.15\" 2025' >&2", r"Java 8 \(1.8\), and this one is 17.0.15"),
-        ("exit 1", "of no known version"),
+        ("echo 'openjdk version \"17.0.15\" 2025' >&2", r"Java 8 \(1.8\), found 17.0.15"),
+        ("exit 1", "an unknown version"),
         ("echo 'java version \"1.8.0_402\"' >&2", "fetch its models"),
     ],
 )
@@ -323,5 +323,5 @@ def test_a_jar_that_fails_is_named(
 ) -> None:
     fake_java(tmp_path, script)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unavailable, match=r"lines for 1 captions .*use --tokenizer python"):
+    with pytest.raises(Unavailable, match=r"lines for 1 captions .*use `tokenizer` python"):
         tokenised(["a"], [["a"]], "java")

@@ -123,8 +123,8 @@ def test_a_source_that_is_a_domain() -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([None, None, "b", "c"], "round 1 has no name"),
-        ([None, "a", "fgo", "c"], "round 2 'fgo' is no domain of the references"),
+        ([None, None, "b", "c"], "round 1 names no domain"),
+        ([None, "a", "fgo", "c"], "round 2 is for 'fgo', not a domain of the references"),
     ],
 )
 def test_without_names(names: list[str | None], words: str) -> None:
@@ -165,7 +165,7 @@ def test_chosen_domains() -> None:
 
 def test_refused() -> None:
     rounds, references = world(LEARNT)
-    with pytest.raises(UsageError, match="--round"):
+    with pytest.raises(UsageError, match="`round`"):
         matrix([], [], references, metric="mc")
     free = {ask_id: Answer(text="yes") for ask_id in references}
     unanswered = [score(references, rounds[0]), score(references, free, metrics=["mc"])]
@@ -293,8 +293,8 @@ def test_json_and_tables() -> None:
     assert shown["forgetting"]["domains"].keys() == {"a", "b", "c"}
     assert shown["backward_transfer"]["over"] == ["a", "b"]
     tables = it.tables()
-    assert tables[0][2][3][:5] == ["round 3 (c)", 60, 70, 90, 73.33]
-    assert ["forgetting, mean", 20, tables[1][2][3][2], "a, b"] in tables[1][2]
+    assert tables[0][2][3][:5] == ["round 3 (c)", " 60.00", " 70.00", " 90.00", " 73.33"]
+    assert ["forgetting, mean", "+20.00", tables[1][2][3][2], "a, b"] in tables[1][2]
     for _, columns, rows in tables:
         assert all(len(row) == len(columns) for row in rows)
 

@@ -170,7 +170,7 @@ def test_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
             plots.draw(FULL, name)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    with pytest.raises(UsageError, match="nothing in this report"):
+    with pytest.raises(UsageError, match="this report holds nothing to draw"):
         plots.draw({"v": 1, "kind": "scores"}, tmp_path / "a.png")
     with pytest.raises(CannotWrite):
         plots.draw(FULL, tmp_path / "not" / "there.svg")
