@@ -119,9 +119,10 @@ def test_objects_over_several_lines_and_on_one(
 
 
 def test_an_object_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    """Three objects of 40 characters; the third's text begins at 2 x 40 + 2 + 20 + 10."""
     path = write(tmp_path / "p", *({"question_id": i, "text": "two"} for i in range(3)), indent=2)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(BadData, match=r"p: not JSON \(character 9\d"):
+    with pytest.raises(BadData, match=r"p: not JSON \(character 112"):
         read_answers([str(path)])
 
 

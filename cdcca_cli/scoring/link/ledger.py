@@ -271,9 +271,9 @@ def _unmatched(num_found: int, ids: Counter[str]) -> None:
     if not num_found:
         raise BadData(
             f"none of the {len(ids)} frames in the uplink, '{next(iter(ids))}' for one, is among "
-            "the --raw frames: name the source that was sampled"
+            "the frames of `raw`: name the source that was sampled"
         )
-    streams.message(f"{len(ids) - num_found} of {len(ids)} uplink frames are not in --raw")
+    streams.message(f"{len(ids) - num_found} of {len(ids)} uplink frames are not in `raw`")
 
 
 def read_uplink(paths: Sequence[str]) -> Uplink:
