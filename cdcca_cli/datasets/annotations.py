@@ -399,16 +399,13 @@ def _image_id(name: str) -> str:
 
 
 def no_labels(sources: "set[Source | None]") -> str:
-    """Why a file of one kind without any labels cannot be a reference."""
+    """Why files of these kinds, which hold no labels, cannot be references."""
     why = {
         "aokvqa": "A-OKVQA's test split is published without answers: give the train or val split",
-        "vqa": "questions without answers: give the annotations file too (the test splits of VQA "
-        "are published without)",
-        "caption": "images without captions: the test splits are published without",
-        "nocaps": "images without captions: nocaps' test split is published without",
+        "vqa": "questions without answers: give their annotations too (test splits have none)",
+        "caption": "images without captions, as test splits are published",
+        "nocaps": "images without captions, as nocaps' test split is published",
     }
-    (source,) = sources if len(sources) == 1 else (None,)
-    return why.get(
-        source or "",
-        "no labels in it: expected a manifest or annotation file with choices, answers or captions",
-    )
+    known = sources.pop() if len(sources) == 1 else None
+    expected = "a manifest or annotation file with choices, answers or captions is expected"
+    return f"no labels in it: {why.get(known or '', expected)}"

@@ -20,7 +20,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: with a key twice, either value could be meant."""
+    """Which of two values would be meant by a key that is there twice, nobody can say."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -50,15 +50,6 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise BadData(f"{where}: not JSON ({place}column {error.colno}: {error.msg})") from None
     except ValueError as error:
         raise BadData(f"{where}: not JSON ({error})") from None
-
-
-def first_json(data: bytes) -> Any:
-    """The JSON value that some bytes begin with; None if it is not whole, or none."""
-    try:
-        value, _ = DECODER.raw_decode(data.decode("utf-8-sig", "ignore"))
-    except (RecursionError, ValueError):
-        return None
-    return value
 
 
 def an_object(value: object, where: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def read_references(
                 ask, picture.id, picture.domain, picture.sources[ask.id], picture.part
             )
             for picture in read_pictures(*annotations).values()
-            for ask, source in ((ask, picture.sources[ask.id]) for ask in picture.asks)
+            for ask in picture.asks
         }
         _add(references, found, annotations[0])
     if not any(_is_labelled(reference.ask) for reference in references.values()):

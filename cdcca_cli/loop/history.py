@@ -87,7 +87,7 @@ class History:
             cells: list[object] = ["source only" if number == 0 else f"round {number}"]
             for metric in METRICS:
                 found = points[number].all(metric) if number < len(points) else None
-                cells.append(None if found is None else f"{found.value:6.2f}")
+                cells.append(None if found is None else round(found.value, 2))
             if number:
                 done = self.rounds[number - 1]
                 cells += [done.uplink_bytes, done.downlink_bytes, round(done.seconds, 1)]

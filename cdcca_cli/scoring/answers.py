@@ -22,9 +22,11 @@ matter. Files are read one entry at a time, and only the answers are kept.
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -195,8 +197,8 @@ def _first_object(line: bytes, opening: bytes) -> tuple[Mapping[str, Any], bool]
     try:
         value = fields.parse_json(line, "")
     except BadData:
-        if (found := fields.first_json(opening)) is not None and isinstance(found, dict):
-            value, is_line = found, False
+        with suppress(BadData):
+            value, is_line = next(values(io.BytesIO(opening), "")), False
     if {"id", "answer"} <= value.keys() or (not value and _OF_A_PREDICTION.search(line)):
         return {"v": None, **value}, is_line
     return value, is_line

@@ -122,7 +122,7 @@ class TestWorse:
         assert gain["value"] == measured["after"] - measured["before"]
         assert gain["low"] <= gain["value"] <= gain["high"] < 0
         shown = f"{gain['value']:+.2f} (95 % interval {gain['low']:+.2f} to {gain['high']:+.2f})"
-        assert f" on {gain['n']} asks, {shown}, more than the tolerance of 0 points" in err
+        assert f" on {gain['n']} questions, {shown}, more than the tolerance of 0 points" in err
 
     def test_it_is_what_infer_and_eval_say_of_both(
         self, world: World, device: Path, tmp_path: Path, capfd: Capture

@@ -168,7 +168,10 @@ def test_aokvqas_test_split_is_named_as_a_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"questions": [{"question_id": 1, "image_id": 1, "question": "?"}]}, "annotations file"),
+        (
+            {"questions": [{"question_id": 1, "image_id": 1, "question": "?"}]},
+            "their annotations too",
+        ),
         ({"images": [{"id": 1}]}, "images without captions"),
     ],
 )
