@@ -1,7 +1,7 @@
 """Continual learning: what rounds of adaptation did to every domain, and to those that came before.
 
-The rounds i = 0..R are sets of predictions over the same asks: round 0 the source-only model, then
-the model after each round. The domains j are those of the references (one column `all` where they
+The rounds i = 0..R are sets of predictions for the same questions: round 0 the source-only model,
+then the model after each round. The domains j are those of the references (one column `all` where they
 name none). R_ij is the score of round i on domain j, x100, by any metric of `scoring.scores`;
 D is the number of domains. A round may name the domain that it adapted to (`fog=r1.jsonl`):
 first(j) and last(j) are the first and last round that names j.
@@ -34,7 +34,7 @@ with many rounds and few frames forgetting shows where there is none.
      "forward_transfer": the same,
      "left_out": {"forward_transfer": reason}}
 
-Does not score (`scoring.scores`), and knows no files.
+Scoring is done in `scoring.scores`; no file is read here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -173,29 +173,27 @@ def of_scores(
     names: Sequence[str | None],
     metric: str,
     *,
-    domains: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Continual:
     """What the rounds did, from their scores over the same asks.
 
     Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
-        domains: which, in which order; all by default, those that were learnt first.
-    Raises: BadData (65) if a round was not scored by this metric, or over other asks than the
-        first; UsageError (2) for no round, or a domain that is not in the references.
+    Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
+        first; UsageError (2) for no round.
     """
     if len(names) != len(scored):
         raise ValueError(f"{len(names)} names of {len(scored)} rounds")
     if not scored:
         raise UsageError("continual learning needs the predictions of each `round`")
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
-    order = _order(found[0], names, domains)
+    order = _order(found[0], names)
     for name in order:
         column = [row.get(name) for row in found]
         if len({one and (one.sample.rows_UK.shape, one.sample.n) for one in column}) > 1:
             raise BadData(
-                f"the rounds were scored over different asks of '{name}': score them against the "
-                "same references, and without `answered_only`"
+                f"the rounds were scored over different questions of '{name}': score them against "
+                "the same references, and without `answered_only`"
             )
     cells_IJ = [[row[name] for name in order] for row in found]
     score_at = _Resampled(cells_IJ, order, seed, resamples)
@@ -319,16 +317,8 @@ def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     return {pooled.group: pooled.unmoved()}
 
 
-def _order(
-    known: Mapping[str, Score], names: Sequence[str | None], wanted: Sequence[str] | None
-) -> list[str]:
-    if wanted is not None:
-        for name in wanted:
-            if name not in known:
-                raise UsageError(
-                    f"'{name}' is no domain of the references: they have {', '.join(sorted(known))}"
-                )
-        return list(dict.fromkeys(wanted))
+def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]:
+    """The domains in the order in which they were learnt, then the others by name."""
     learnt = [name for name in dict.fromkeys(names) if name is not None and name in known]
     return learnt + [name for name in sorted(known) if name not in learnt]
 

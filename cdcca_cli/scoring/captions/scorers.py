@@ -1,18 +1,13 @@
 """BLEU, CIDEr-D and ROUGE-L of captions; METEOR and SPICE where Java is.
 
-Equal to pycocoevalcap 1.2 to 1e-6 (the tests hold it to that), whose scorers take 4 s for COCO
-val2017 where this takes one: CIDEr 2.6 s, BLEU 0.75 s, ROUGE-L 0.63 s, of 4.6 s with its two runs
-of Java (measured on two cores). So the three are computed here from one sparse table of n-grams and
-a bit-parallel longest common subsequence, and pycocoevalcap is the tests' oracle. METEOR and SPICE
-are its own: they are Java programs. Only this module imports it.
+BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6 (the tests compare them) and take a
+quarter of its time: they use one sparse table of n-grams and a bit-parallel longest common
+subsequence. METEOR and SPICE are pycocoevalcap's own Java programs. Only this module imports it.
 
 An empty caption is a caption without n-grams: it scores 0 and counts in BLEU's lengths (ROUGE-L of
-an empty caption against an empty reference is 1, as pycocoevalcap has it). Values are in the
-scorers' own units: CIDEr in [0, 10], the others in [0, 1]. Degenerate captions of very common words
-still score in ROUGE-L (an 'a a a .' has a third): read it beside the others.
-
-Not here: intervals (`statistics`), which images count (`scores`), SPICE's models, which
-pycocoevalcap downloads.
+an empty caption against an empty reference is 1, as pycocoevalcap has it). CIDEr is
+in [0, 10], the others in [0, 1]. Degenerate captions of very common words still score in ROUGE-L
+('a a a .' scores a third), so read it beside the others.
 
 U images, R references of all of them, S totals, P distinct (sentence, n-gram) pairs, G n-grams.
 """
@@ -192,46 +187,34 @@ def bleu(totals_SK: Floats, order: int = ORDERS) -> Floats:
     return precision * brevity
 
 
-def cider(corpus: Corpus, documents: Corpus | None = None) -> Floats:
+def cider(corpus: Corpus) -> Floats:
     """Each image's CIDEr-D, (U,), in [0, 10]; the corpus score is their mean.
 
     10/4 sum_n mean_r exp(-d^2 / 2 sigma^2) <min(h, r), r> / (|h| |r|), where h and r are the n-gram
     counts of caption and reference times idf = ln N - ln max(1, df), d is how many bigrams more one
-    has than the other, and sigma 6. N images and df (images whose references have the n-gram) are
-    those of `documents`, which is the corpus itself unless given; so one image alone scores 0.
+    has than the other, sigma is 6, N the number of images and df the number of images whose
+    references have the n-gram; so one image alone scores 0.
 
-    documents: another corpus, of which only the references are read: all domains for an IDF pooled
-        over them, one domain for its own.
     Source: pycocoevalcap cider_scorer.py.
     """
     num_images, num_sentences = len(corpus), len(corpus) + len(corpus._image_R)
-    if documents is None or documents is corpus:
-        ngrams, image_D, num_documents = corpus.ngrams, corpus._image_R, num_images
-        first_document = num_images
-    else:
-        ngrams = NGrams.of(corpus.sentences + documents.sentences[len(documents) :])
-        image_D, num_documents = documents._image_R, len(documents)
-        first_document = num_sentences
-    if num_images == 0 or num_documents == 0:
-        return np.zeros(num_images)
-    length = ngrams.length[:num_sentences]
-    bigrams = np.maximum(length - 1, 0)
+    if num_images == 0:
+        return np.zeros(0)
+    bigrams = np.maximum(corpus.ngrams.length - 1, 0)
     difference_R = bigrams[corpus._image_R] - bigrams[num_images:]
     similarity_R = np.zeros(len(corpus._image_R))
-    for order in ngrams.orders:
-        of_document = order.sentence_P >= first_document
-        image = image_D[order.sentence_P[of_document] - first_document]
-        key = np.unique(image * order.num_ngrams + order.ngram_P[of_document])
-        frequency_G = np.bincount(key % max(order.num_ngrams, 1), minlength=order.num_ngrams)
-        idf_G = np.log(float(num_documents)) - np.log(np.maximum(1.0, frequency_G))
-        scored = order.sentence_P < num_sentences
-        sentence, ngram = order.sentence_P[scored], order.ngram_P[scored]
-        weight = order.count_P[scored] * idf_G[ngram]
-        norm = np.sqrt(np.bincount(sentence, weight**2, num_sentences))
+    for order in corpus.ngrams.orders:
+        sentence, ngram = order.sentence_P, order.ngram_P
         ours = sentence < num_images
-        known = sentence[ours] * order.num_ngrams + ngram[ours]
         reference = sentence[~ours] - num_images
         asked = corpus._image_R[reference] * order.num_ngrams + ngram[~ours]
+        frequency_G = np.bincount(
+            np.unique(asked) % max(order.num_ngrams, 1), minlength=order.num_ngrams
+        )
+        idf_G = np.log(float(num_images)) - np.log(np.maximum(1.0, frequency_G))
+        weight = order.count_P * idf_G[ngram]
+        norm = np.sqrt(np.bincount(sentence, weight**2, num_sentences))
+        known = sentence[ours] * order.num_ngrams + ngram[ours]
         hypothesis = _looked_up(asked, known, weight[ours])
         shared = np.minimum(hypothesis, weight[~ours]) * weight[~ours]
         dot_R = np.bincount(reference, shared, len(similarity_R)).astype(np.float64)
