@@ -1,10 +1,10 @@
-"""Continual learning: what rounds of adaptation did to every domain, and to those that came before.
+"""Continual learning: the effect of rounds of adaptation on every domain.
 
-The rounds i = 0..R are sets of predictions for the same questions: round 0 the source-only model,
-then the model after each round. The domains j are those of the references (one column `all` where they
-name none). R_ij is the score of round i on domain j, x100, by any metric of `scoring.scores`;
-D is the number of domains. A round may name the domain that it adapted to (`fog=r1.jsonl`):
-first(j) and last(j) are the first and last round that names j.
+The rounds i = 0..R are sets of predictions for the same questions: round 0 is the source-only
+model, round i the model after i rounds. The domains j are those of the references (one column `all`
+if they name none). R_ij is the score of round i on domain j, x100, by any metric of
+`scoring.scores`; D is the number of domains. A round may name the domain that it adapted to
+(`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
 
     average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
     forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
@@ -176,7 +176,7 @@ def of_scores(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Continual:
-    """What the rounds did, from their scores over the same asks.
+    """The effect of the rounds, from their scores over the same questions.
 
     Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
     Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
@@ -301,10 +301,10 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
 def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     """One round's scores by domain; its score over all where there are no domains.
 
-    Unmoved, since rounds are compared with each other.
+    Without offset, since rounds are compared with each other.
     """
     by_domain = {
-        score.group: score.unmoved()
+        score.group: score.without_offset()
         for score in scored.scores
         if (score.metric, score.by) == (metric, "domain")
     }
@@ -314,7 +314,7 @@ def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     if pooled is None:
         round_name = f"round {number}" if number else "the source-only model (round 0)"
         raise BadData(f"{round_name} has no predictions that {metric} could score")
-    return {pooled.group: pooled.unmoved()}
+    return {pooled.group: pooled.without_offset()}
 
 
 def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]:

@@ -23,7 +23,7 @@ of frames (`statistics`). `better`, `worse` and `same` count questions or images
 which single images do not have. `split` is the published split that is as large as the references,
 `odd` says what is unexpected about their size. `remapped` is there with multiple choice,
 `tokenizer` and `not_scored` with captions; `rounds`, by metric as `continual` has it, and `link`,
-as `ledger` has it, if they were asked for.
+as `link.ledger` has it, on request.
 """
 
 import json

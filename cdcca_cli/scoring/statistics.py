@@ -1,20 +1,19 @@
-"""How sure a score is: bootstrap intervals, alone and paired, and a permutation test.
+"""The uncertainty of scores: bootstrap intervals, alone and paired, and a permutation test.
 
 Every score here is a function of column totals over units (frames): a mean is sum / count, BLEU is
 a formula of counts. So a resample is a draw of U units with replacement, and all resamples together
 are one matrix of draw counts times the units' rows. Frames are drawn rather than questions, since
-questions about one frame stand or fall together; with one question a frame the two are the same.
+the answers about one frame are not independent; with one question for each frame the two are equal.
 
-The intervals are percentile intervals. They say nothing where a score sits at 0 or 100 for every
-unit (the resamples are all alike), and there is none (None) for fewer than two units.
+The intervals are percentile intervals. They have no width where every unit scores 0 or 100 (the
+resamples are all alike), and there is none (None) for fewer than two units.
 
-The test of a paired difference swaps the two sides of each unit with probability 1/2, which is what
-could have been if the sides were the same: p is the share of such swaps whose difference is as far
-from 0 as the one found, itself among them, p = (1 + k) / (1 + P). So it is never 0, and no smaller
-than 1 / (1 + P).
+The test of a paired difference swaps the two sides of each unit with probability 1/2, as if the
+sides were the same. p is the share of such swaps whose difference is at least as far from 0 as the
+one found, which is counted too: p = (1 + k) / (1 + P). So it is at least 1 / (1 + P).
 
-Scores over as many units share their draws, which depend on the seed and the number of units alone:
-an interval does not change with what else is scored.
+Scores over the same number of units share their draws, which depend only on the seed and that
+number: an interval does not change with what else is scored.
 
 U units, K columns, S resamples or swaps.
 """

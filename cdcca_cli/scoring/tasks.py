@@ -7,7 +7,7 @@
 | caption  | COCO captions                 | bleu1 to bleu4, cider, rouge_l                        |
 | nocaps   | nocaps                        | the same and cider_domain_idf, each also as the mean  |
 |          |                               | of the three domains                                  |
-| manifest | a manifest's own asks         | mc, da, da_norm and the captions', as its asks allow  |
+| manifest | a manifest's own labels       | mc, da, da_norm and the captions', as labels allow    |
 
 The task is that of the references unless another is named. `da_all`, meteor and spice are scored
 only when they are named; meteor also where Java tokenises. A new task is one row of TASKS.
@@ -89,9 +89,9 @@ METRICS = {
     "meteor": Metric(
         "METEOR",
         "caption",
-        "METEOR 1.5, the corpus score of pycocoevalcap's Java program; of a domain, and in "
-        "intervals, the mean of images, moved by what lies between the two over all. Differences "
-        "to other predictions and rounds are of the images' means, unmoved",
+        "METEOR 1.5, the corpus score of pycocoevalcap's Java program; for a domain and in "
+        "intervals the mean of the images' scores, plus the difference between the two over "
+        "everything. Differences to other predictions and rounds are those of the images' means",
     ),
     "spice": Metric(
         "SPICE", "caption", "SPICE 1.0, the mean of images, pycocoevalcap's Java program"

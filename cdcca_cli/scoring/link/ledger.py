@@ -1,6 +1,6 @@
-"""The link's ledger: what went up and down in bytes, and what the frames themselves would cost.
+"""The bytes of the link: what went up and down, and what the frames themselves would take.
 
-Bytes are the files' own. Every record is taken apart as it is read, so that each byte has its kind:
+Every byte of a file is counted by its kind, as records are read:
 
     payload     the tokens' numbers; an update's coded changes
     scales      of tokens in 8 bits. An update's are inside its payload, coded along with it
@@ -11,7 +11,8 @@ Bytes are the files' own. Every record is taken apart as it is read, so that eac
     end         the end records of a token stream
     (others)    a tensor that a newer format has, by its own name; `other` what is in no record
 
-Inside zstd these are the bytes of the records, and `stored` is what the link carries.
+In a file compressed with zstd, these are the bytes of the records inside; `stored_bytes` is what
+the link carries.
 
     {"uplink": {"stored_bytes", "stored_bytes_by_file": [...], "bytes": {kind: ...}, "shards",
                 "frames", "tokens_kept", "tokens_total", "token_elements",
@@ -28,7 +29,7 @@ Inside zstd these are the bytes of the records, and `stored` is what the link ca
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-Each only if it was asked for. Forms are those of `link.frames`; `times_smaller` is bytes of the
+Each is there on request only. Forms are those of `link.frames`; `times_smaller` is bytes of the
 frames for one byte of uplink. Bits per parameter and per token count all that is stored, headers
 too. Times are modelled (`link.transfer`) and nothing else is.
 """
@@ -45,7 +46,7 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
 from cdcca_cli.formats import update as updates
-from cdcca_cli.scoring.link.frames import FORMS, H264, Measured, Size, measure_frames
+from cdcca_cli.scoring.link.frames import FORMS, H264, FrameBytes, Size, measure_frames
 from cdcca_cli.scoring.link.transfer import FORMULA, Link
 
 UPLINK_KINDS = ("payload", "scales", "positions", "scores", "header", "metadata", "end")
@@ -109,11 +110,11 @@ class Downlink:
 
 @dataclass
 class Ledger:
-    """What was measured; None for what was not asked for."""
+    """What was measured; None for what was not requested."""
 
     uplink: Uplink | None = None
     downlink: Downlink | None = None
-    frames: Measured | None = None
+    frames: FrameBytes | None = None
     encoder_size: Size | None = None
     link: Link | None = None
 
@@ -242,7 +243,7 @@ def measure(
     *,
     encoder_size: Size | None = None,
 ) -> Ledger:
-    """The ledger of some token streams, some updates and the frames they stand for.
+    """The ledger of token streams, updates and the frames that they came from.
 
     Args: link: models transfer times. encoder_size: width and height that the vision encoder sees:
         measures the frames at this size too.
@@ -310,9 +311,9 @@ def read_downlink(paths: Sequence[str]) -> Downlink:
 
 
 class _TakenApart:
-    """Counts what is read of a stream of records by kind of record and part; only `read` is there.
+    """Counts the bytes read of a stream of records, by kind of record and part. Only has `read`.
 
-    The reader above it does the checking: what is no sound record is only counted.
+    Checking is left to the reader above it: what is not a sound record is only counted.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
