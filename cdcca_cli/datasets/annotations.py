@@ -203,7 +203,10 @@ class _Found:
     def _lavis(self, item: dict[str, Any], place: str) -> None:
         """One of LAVIS' entries: an image with one of its captions, or with all of them."""
         name = fields.a_text(item, "image", place)
-        image_id = _image_id(name) if "img_id" not in item else fields.an_id(item, "img_id", place)
+        key = "img_id" if "img_id" in item else "image"
+        image_id = fields.an_id(item, key, place)
+        if key == "image":
+            image_id = _image_id(name)
         if isinstance(item["caption"], list):
             captions = fields.optional_texts(item, "caption", place) or []
         else:

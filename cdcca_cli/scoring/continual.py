@@ -48,7 +48,7 @@ from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
-from cdcca_cli.scoring.statistics import Interval
+from cdcca_cli.scoring.statistics import Interval, ends_of, words_of
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
 _CHUNK = 1 << 20  # draw counts held at once
@@ -88,7 +88,7 @@ class Estimate:
     over: tuple[str, ...]
 
     def as_json(self, *, over: bool = True) -> dict[str, Any]:
-        entry: dict[str, Any] = {"value": self.value, "interval": _span(self.interval)}
+        entry: dict[str, Any] = {"value": self.value, "interval": ends_of(self.interval)}
         return {**entry, "over": list(self.over)} if over else entry
 
 
@@ -143,14 +143,14 @@ class Continual:
                     label if name is None else f"{label} ({name})",
                     *(f"{score.value:6.2f}" for score in row),
                     f"{average.value:6.2f}",
-                    _words(average.interval, ".2f"),
+                    words_of(average.interval, ".2f"),
                 ]
             )
         known = tasks.METRICS.get(self.metric)
         metric = known.title if known else self.metric
         tables = [(f"{metric} after each round, by domain", columns, rows)]
         found: list[list[object]] = [
-            [f"forgetting of {name}", f"{one.value:+6.2f}", _words(one.interval, "+.2f"), ""]
+            [f"forgetting of {name}", f"{one.value:+6.2f}", words_of(one.interval, "+.2f"), ""]
             for name, one in self.forgetting_by_domain.items()
         ]
         for words, aggregate in (
@@ -159,7 +159,7 @@ class Continual:
             ("forward transfer", self.forward_transfer),
         ):
             if aggregate is not None:
-                span, over = _words(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
+                span, over = words_of(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
                 found.append([words, f"{aggregate.value:+6.2f}", span, over])
         found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
         if found:
@@ -326,15 +326,7 @@ def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]
 def _cell(score: Score) -> dict[str, Any]:
     return {
         "score": score.value,
-        "interval": _span(score.interval),
+        "interval": ends_of(score.interval),
         "n": score.sample.n,
         "missing": score.num_missing,
     }
-
-
-def _span(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
-
-
-def _words(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"

@@ -39,7 +39,7 @@ from cdcca_cli.scoring.answers import Answers
 from cdcca_cli.scoring.continual import Continual
 from cdcca_cli.scoring.link import ledger
 from cdcca_cli.scoring.scores import By, Key, Scores
-from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, Interval
+from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, ends_of, words_of
 from cdcca_cli.scoring.tasks import METRICS, Split
 
 _PLURALS: dict[By, str] = {"domain": "domains", "kind": "kinds"}
@@ -102,7 +102,7 @@ class Report:
         for one in found.scores:
             entry = {
                 "score": one.value,
-                "interval": _ends(one.interval),
+                "interval": ends_of(one.interval),
                 "n": one.sample.n,
                 "frames": one.sample.units,
                 "missing": one.num_missing,
@@ -122,7 +122,7 @@ class Report:
                 "score": others[key].value,
                 "missing": others[key].num_missing,
                 "difference": found.value,
-                "interval": _ends(found.interval),
+                "interval": ends_of(found.interval),
                 "n": found.n,
                 "p": found.p_value,
                 "better": None if changes is None else changes.better,
@@ -172,7 +172,7 @@ class Report:
                 METRICS[one.metric].title,
                 self._over(one.key),
                 f"{one.value:6.2f}",
-                _span(one.interval, ".2f"),
+                words_of(one.interval, ".2f"),
                 one.sample.n,
                 one.num_missing,
             ]
@@ -186,7 +186,7 @@ class Report:
             changes = found.changes
             counts = (changes.better, changes.worse, changes.same) if changes else ("", "", "")
             p_value = "" if found.p_value is None else f"{found.p_value:.4f}"
-            span = _span(found.interval, "+.2f")
+            span = words_of(found.interval, "+.2f")
             title = METRICS[key[0]].title
             difference = f"{found.value:+7.2f}"
             rows.append([title, self._over(key), difference, span, p_value, *counts])
@@ -254,11 +254,3 @@ def _mark_of(key: Key) -> str:
     """The short name of a score in a mark."""
     metric, by, group = key
     return metric if by == "all" else f"{metric}.{group}"
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
-
-
-def _span(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"

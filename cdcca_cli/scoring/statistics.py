@@ -63,6 +63,16 @@ class Interval:
     high: float
 
 
+def ends_of(interval: Interval | None) -> list[float] | None:
+    """As JSON reports have it."""
+    return None if interval is None else [interval.low, interval.high]
+
+
+def words_of(interval: Interval | None, form: str) -> str:
+    """As tables have it: `53.90 to 59.30`, nothing for None."""
+    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"
+
+
 @dataclass(frozen=True)
 class Changes:
     """How many questions or images one side scores better on than the other, worse and the same."""

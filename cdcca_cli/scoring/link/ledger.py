@@ -55,19 +55,25 @@ Table = tuple[str, list[str], list[list[object]]]
 
 
 @dataclass
-class Uplink:
-    """Token streams, added up. frames: the ids of the frames in them, which may come again."""
+class _Direction:
+    """Files, added up: the bytes of each, and the bytes of each kind."""
 
     files: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
-    frames: Counter[str] = field(default_factory=Counter)
-    tokens_kept: int = 0
-    tokens_total: int = 0
-    token_elements: int = 0
 
     @property
     def stored_bytes(self) -> int:
         return sum(self.files)
+
+
+@dataclass
+class Uplink(_Direction):
+    """Token streams. frames: the ids of their frames; the same id may come again."""
+
+    frames: Counter[str] = field(default_factory=Counter)
+    tokens_kept: int = 0
+    tokens_total: int = 0
+    token_elements: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -86,16 +92,10 @@ class Uplink:
 
 
 @dataclass
-class Downlink:
-    """Updates, added up. Each counts its base's parameters once."""
+class Downlink(_Direction):
+    """Updates. Each one counts its base's parameters once."""
 
-    files: list[int] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
     parameters: int = 0
-
-    @property
-    def stored_bytes(self) -> int:
-        return sum(self.files)
 
     def as_json(self) -> dict[str, Any]:
         return {
