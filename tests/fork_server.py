@@ -39,7 +39,7 @@ def _preload() -> None:
     """Everything that a command imports, and the shipped models' classes by loading them."""
     import cdcca_cli.commands.distill
     import cdcca_cli.loop.demo
-    import cdcca_cli.scoring.report  # noqa: F401
+    import cdcca_cli.scoring.evaluation  # noqa: F401
     from cdcca_cli.models import load
 
     load("shipped:student", compute="cpu")

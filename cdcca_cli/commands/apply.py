@@ -11,8 +11,8 @@ from cdcca_cli import streams
 from cdcca_cli.errors import MadeWorse, UsageError
 
 if TYPE_CHECKING:
+    from cdcca_cli.acceptance import Accepted
     from cdcca_cli.downlink.receiver import Applied, Rotated
-    from cdcca_cli.probation import Tried
 
 
 def command(
@@ -72,20 +72,21 @@ def command(
 
     if back and (update is not None or dry_run or unsigned or if_better is not None):
         raise UsageError("--rollback takes no update, --dry-run, --unsigned or --if-better")
-    receive: Callable[..., Applied | Rotated | Tried] = receiver.receive
+    receive: Callable[..., Applied | Rotated | Accepted] = receiver.receive
     if if_better is not None:
-        from cdcca_cli import probation
+        from cdcca_cli import acceptance
         from cdcca_cli.commands import settings
+        from cdcca_cli.scoring.settings import AcceptanceSettings
 
         on = settings.runtime(compute, dtype, threads)
-        trial = probation.Trial(
+        test = AcceptanceSettings(
             if_better, images, metric, tolerance, batch_size, on.compute, on.dtype
         )
-        receive = partial(probation.receive, trial=trial)
+        receive = partial(acceptance.receive, settings=test)
     elif metric is not None or tolerance or images is not None:
         raise UsageError("--metric, --tolerance and --images go with --if-better")
     folder = Device.open(device)
-    done: Applied | Rotated | Tried
+    done: Applied | Rotated | Accepted
     try:
         if back:
             done = receiver.rollback(folder)

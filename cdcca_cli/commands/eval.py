@@ -37,6 +37,9 @@ def command(
             help="Leave out asks without a prediction; otherwise they are wrong. Not with --round.",
         ),
     ] = False,
+    duplicates: Annotated[
+        str, typer.Option(help="refuse or first: a question answered twice, differently.")
+    ] = "refuse",
     fail_under: Annotated[
         str | None,
         typer.Option(help="Marks: mc=50,cider=70,da.domain.fog=40; exit 3 if one is missed."),
@@ -86,25 +89,36 @@ def command(
     Example: cdcca infer frames/ -m device/ | cdcca eval --references frames/ --fail-under mc=50
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.scoring.report import evaluate, read_marks, read_metrics, read_plot
+    from cdcca_cli.scoring.evaluation import evaluate
+    from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings
+    from cdcca_cli.settings import value_of
 
-    marks, figure = read_marks(fail_under), read_plot(plot)
-    report = evaluate(
-        predictions or [],
-        references or [],
-        task=task,
-        metrics=read_metrics(metrics),
-        tokenizer=tokenizer,
+    inputs = EvaluationInputs(
+        predictions=tuple(predictions or ()),
+        references=tuple(references or ()),
         against=against,
-        answered_only=answered_only,
-        rounds=round or [],
-        uplink=uplink or [],
-        downlink=downlink or [],
+        round=tuple(round or ()),
+        uplink=tuple(uplink or ()),
+        downlink=tuple(downlink or ()),
         raw=raw,
         images=images,
-        encoder_size=encoder_size,
-        link=link,
-        seed=seed,
     )
-    report.deliver(output, as_json=json, plot=figure)
-    report.require(marks)
+    texts = {"metrics": metrics, "fail_under": fail_under, "link": link}
+    texts |= {"encoder_size": encoder_size}
+    values = {
+        name: value_of(EvaluationSettings, name, text)
+        for name, text in texts.items()
+        if text is not None
+    }
+    how = EvaluationSettings(
+        task=task,
+        tokenizer=tokenizer,
+        answered_only=answered_only,
+        duplicates=duplicates,
+        plot=plot,
+        seed=seed,
+        **values,
+    )
+    report = evaluate(inputs, how)
+    report.deliver(output, as_json=json, plot=plot)
+    report.require(how.fail_under or {})

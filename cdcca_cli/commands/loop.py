@@ -75,6 +75,7 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import text
+    from cdcca_cli.acceptance import read_validation_set
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.distillation.training import DistillSettings
@@ -82,7 +83,6 @@ def command(
     from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.loop import rounds as cycles
     from cdcca_cli.loop.history import COLUMNS
-    from cdcca_cli.probe import read_probe
     from cdcca_cli.uplink.sampling import SampleSettings
 
     keys = tuple(signing.read_private_keys(sign or [], at_least=0))
@@ -104,7 +104,7 @@ def command(
         ),
         keys=keys,
     )
-    labelled = None if probe is None else read_probe(probe, probe_images)
+    labelled = None if probe is None else read_validation_set(probe, probe_images)
     folder = settings.device(device)
     cycle = cycles.Cycle(
         folder,

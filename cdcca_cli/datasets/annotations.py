@@ -12,43 +12,52 @@
 - COCO captions and nocaps: {"images": [{id, file_name, domain?}], "annotations": [{image_id,
   caption}]}; also a list of {image_id, file, captions}. nocaps is what has one of its domains
   (in-domain, near-domain, out-domain, or without -domain).
+- Karpathy's dataset_coco.json: {"images": [{cocoid, filename, filepath, split,
+  sentences: [{raw}]}]}, with all four splits in one file.
+- LAVIS' caption lists: [{image, caption}], where `caption` is a text or a list of them, and an
+  image may come again. Its id is `img_id` (nocaps) or the digits at the end of the image's name.
 
 The id of a question is its question_id, of a caption its image's id, as text. A frame's id is its
 image's id. An image is looked for under `images` by the name the file gives and by the names COCO
 uses, there and in COCO's folders (val2017/, train2014/, ...).
 
-Entries are read and checked one by one, and what nobody asks for is not kept: rationales, boxes,
+Entries are read and checked one by one, and what is not used is not kept: rationales, boxes,
 licences, answer confidences.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task, require_file
 from cdcca_cli.datasets.manifest import inside
-from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
 
 COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", "test2015")
 
 
-Source = Literal["aokvqa", "vqa", "caption", "nocaps", "manifest"]
-"""Which published kind of references something was read from."""
+Source = str
+"""Which published kind of references something was read from: a task of `scoring.tasks`."""
 
 
 @dataclass(slots=True)
 class Picture:
-    """One image of an annotation file: what the file calls it, its asks, and each one's source."""
+    """One image of an annotation file: what the file calls it, its asks, and each one's source.
+
+    part: its split, in a file that holds several of them.
+    """
 
     id: str
     file_name: str | None = None
     domain: str | None = None
     split: str = ""
+    part: str | None = None
     asks: list[LabelledAsk] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
 
@@ -60,7 +69,7 @@ class Annotations:
     asks of this task.
 
     Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
-        UsageError (2) if no ask is of that task.
+        SettingError (2) if no question is of that task.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None, task: Task | None = None) -> None:
@@ -68,11 +77,11 @@ class Annotations:
         kept = [_only(picture, task) for picture in pictures.values()]
         kept = [picture for picture in kept if picture.asks]
         if not kept:
-            raise UsageError(f"{path}: holds no {task} asks: leave out --task")
+            raise SettingError("task", f"{path} holds no such questions: leave it out", task)
         if any(ask.task == "vqa" and ask.prompt is None for p in kept for ask in p.asks):
             raise UsageError(
                 f"{path}: answers without their questions; name the questions file for frames, "
-                "this one for --references"
+                "this one for `references`"
             )
         folder = images if images is not None else path.parent
         found = [(picture, _find_image(folder, picture, str(path))) for picture in kept]
@@ -81,7 +90,7 @@ class Annotations:
             name = lost[0].file_name or f"{lost[0].id.zfill(12)}.jpg"
             raise MissingInput(
                 f"{path}: {len(lost)} of {len(kept)} images are not in {folder}, {name} for one: "
-                "give their folder with --images"
+                "give their folder with `images`"
             )
         self._found = [(picture, image) for picture, image in found if image is not None]
 
@@ -112,11 +121,15 @@ def read_pictures(*paths: Path) -> dict[str, Picture]:
     return found.pictures(", ".join(map(str, paths)))
 
 
-EXPECTED = "expected A-OKVQA, VQAv2, COCO-caption or nocaps annotations"
+EXPECTED = (
+    "expected A-OKVQA, VQAv2, COCO-caption or nocaps annotations, Karpathy's dataset_coco.json or "
+    "LAVIS' captions"
+)
 NOCAPS_DOMAINS = frozenset(
     ("in-domain", "near-domain", "out-domain", "in", "near", "out"),
 )
 AOKVQA_KEYS = frozenset(("choices", "direct_answers", "difficult_direct_answer", "rationales"))
+_NUMBER_OF_IMAGE = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.[a-z]{3,4}", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -165,7 +178,7 @@ class _Found:
                 elif value is not None:
                     fields.a_list({key: value}, key, where)
         if others and not known:
-            raise BadData(f"{where}: {EXPECTED}, found an object with {_keys(others)}")
+            raise BadData(f"{where}: {EXPECTED}, found an object with {fields.keys_of(others)}")
 
     def _merged(self, value: object, place: str) -> None:
         """An entry with everything about one question, or all captions of one image."""
@@ -177,10 +190,30 @@ class _Found:
             captions = fields.optional_texts(item, "captions", place)
             ask = LabelledAsk(self._new(picture.id, place), captions=captions)
             self.listed.append(_Question(ask, "caption", picture, place))
+        elif "caption" in item and "image" in item:
+            self._lavis(item, place)
         elif "caption" in item:
-            raise BadData(f"{place}: a file of results, not of references: {_keys(item)}")
+            raise BadData(
+                f"{place}: {EXPECTED}, found results (captions that a model made): name this file "
+                "as predictions"
+            )
         else:
-            raise BadData(f"{place}: {EXPECTED}, found {_keys(item)}")
+            raise BadData(f"{place}: {EXPECTED}, found {fields.keys_of(item)}")
+
+    def _lavis(self, item: dict[str, Any], place: str) -> None:
+        """One of LAVIS' entries: an image with one of its captions, or with all of them."""
+        name = fields.a_text(item, "image", place)
+        key = "img_id" if "img_id" in item else "image"
+        image_id = fields.an_id(item, key, place)
+        if key == "image":
+            image_id = _image_id(name)
+        if isinstance(item["caption"], list):
+            captions = fields.optional_texts(item, "caption", place) or []
+        else:
+            captions = [fields.a_text(item, "caption", place)]
+        self.lists_images = True
+        self.images.setdefault(image_id, Picture(image_id, name))
+        self.captions.setdefault(image_id, []).extend(captions)
 
     def _asked(self, value: object, place: str) -> None:
         """One of VQAv2's questions."""
@@ -203,15 +236,28 @@ class _Found:
         else:
             raise BadData(
                 f"{place}: no 'caption' and no 'question_id' in it: COCO's captions file is "
-                f"expected, or VQAv2's annotations; found {_keys(item)}"
+                f"expected, or VQAv2's annotations; found {fields.keys_of(item)}"
             )
 
     def _image(self, value: object, place: str) -> None:
         item = fields.an_object(value, place)
-        picture = _picture(item, fields.an_id(item, "id", place), place)
+        picture = self._karpathy(item, place) if "sentences" in item else None
+        picture = picture or _picture(item, fields.an_id(item, "id", place), place)
         if picture.id in self.images:
             raise BadData(f"{place}: the id '{picture.id}' is there twice")
         self.images[picture.id] = picture
+
+    def _karpathy(self, item: dict[str, Any], place: str) -> Picture:
+        """One of Karpathy's images with its captions."""
+        picture_id = fields.an_id(item, "cocoid" if "cocoid" in item else "imgid", place)
+        folder = fields.optional_text(item, "filepath", place) or ""
+        name = os.path.join(folder, fields.a_text(item, "filename", place))
+        split = fields.a_text(item, "split", place)
+        for sentence in fields.a_list(item, "sentences", place):
+            words = fields.an_object(sentence, f"{place}, 'sentences'")
+            caption = fields.a_text(words, "raw", f"{place}, 'sentences'")
+            self.captions.setdefault(picture_id, []).append(caption)
+        return Picture(picture_id, name, part=sys.intern(split))
 
     def _question(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Question:
         choices = fields.optional_texts(item, "choices", place)
@@ -349,6 +395,20 @@ def _candidates(picture: Picture) -> Iterable[str]:
             yield os.path.join(folder, name)
 
 
-def _keys(item: Iterable[str]) -> str:
-    names = sorted(str(key)[:30] for key in item)[:6]
-    return "the keys " + ", ".join(names) if names else "no keys"
+def _image_id(name: str) -> str:
+    """The id in an image's name: COCO_val2014_000000000042.jpg is 42; else the name's stem."""
+    match = _NUMBER_OF_IMAGE.fullmatch(name)
+    return match[1] if match else os.path.splitext(os.path.basename(name))[0] or name
+
+
+def no_labels(sources: "set[Source | None]") -> str:
+    """Why files of these kinds, which hold no labels, cannot be references."""
+    why = {
+        "aokvqa": "A-OKVQA's test split is published without answers: give the train or val split",
+        "vqa": "questions without answers: give their annotations too (test splits have none)",
+        "caption": "images without captions, as test splits are published",
+        "nocaps": "images without captions, as nocaps' test split is published",
+    }
+    known = sources.pop() if len(sources) == 1 else None
+    expected = "a manifest or annotation file with choices, answers or captions is expected"
+    return f"no labels in it: {why.get(known or '', expected)}"

@@ -7,6 +7,11 @@ each of its keys; but a value that is a list comes as (key, None, []) and then, 
 (key, number, value). Whatever comes twice in the object comes twice here: the caller knows which
 keys matter to it.
 
+    for value in values(source, "answers.json"):
+
+gives JSON values that follow each other, whatever blanks are between them: JSON lines, objects over
+several lines (`jq .`), several objects on one line.
+
 Only one entry is in memory, of at most MAX_VALUE_CHARS, and no more than that of blanks is read
 over: a gigabyte of nothing is refused near its beginning. Nothing here knows what the entries are.
 """
@@ -49,6 +54,16 @@ def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> I
         raise BadData(f"{where}: expected a JSON list or object, found {text.describe()}")
     if text.peek():
         text.refuse("something follows its end")
+
+
+def values(source: BinaryIO, where: str) -> Iterator[Any]:
+    """JSON values that follow each other, from UTF-8 with or without a byte order mark.
+
+    Raises: BadData (65), as `entries`.
+    """
+    text = _Text(source, where)
+    while text.peek():
+        yield text.value()
 
 
 def _members(text: "_Text", where: str) -> Iterator[Entry]:

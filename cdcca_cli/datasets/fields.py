@@ -6,7 +6,7 @@ values as "False"): the readers here take those, and nothing vaguer.
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdcca_cli.errors import BadData
@@ -117,6 +117,12 @@ def describe(value: object) -> str:
         return "a number of more than 63 bits"
     shown = json.dumps(value)
     return shown if len(shown) <= 40 else shown[:37] + '..."'
+
+
+def keys_of(item: Iterable[str]) -> str:
+    """The first keys of an object, for a message."""
+    names = sorted(str(key)[:30] for key in item)[:6]
+    return "the keys " + ", ".join(names) if names else "no keys"
 
 
 def _clean(text: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdcca_cli.datasets import fields
-from cdcca_cli.datasets.annotations import Annotations, Source, read_pictures
+from cdcca_cli.datasets.annotations import Annotations, Source, no_labels, read_pictures
 from cdcca_cli.datasets.frames import (
     IMAGE_SUFFIXES,
     TASKS,
@@ -81,13 +81,15 @@ def read_frames(
 class Reference:
     """The labels of one ask, the frame it belongs to, that frame's domain, and where they are from.
 
-    source: the kind of file; None for frames that no file was named for.
+    source: the kind of file; None for frames that no file was named for. split: the ask's split, in
+        a file that holds several.
     """
 
     ask: LabelledAsk
     frame: str
     domain: str | None = None
     source: Source | None = None
+    split: str | None = None
 
 
 def read_references(
@@ -119,13 +121,16 @@ def read_references(
             raise BadData(f"{path}: {_NO_LABELS}")
     if annotations:
         found = {
-            ask.id: Reference(ask, picture.id, picture.domain, picture.sources[ask.id])
+            ask.id: Reference(
+                ask, picture.id, picture.domain, picture.sources[ask.id], picture.part
+            )
             for picture in read_pictures(*annotations).values()
             for ask in picture.asks
         }
         _add(references, found, annotations[0])
     if not any(_is_labelled(reference.ask) for reference in references.values()):
-        raise BadData(f"{', '.join(map(str, sources))}: {_NO_LABELS}")
+        why = no_labels({reference.source for reference in references.values()})
+        raise BadData(f"{', '.join(map(str, sources))}: {why}")
     return references
 
 

@@ -28,7 +28,7 @@ From 6 on the folder is locked, its state read afresh, and 3 made again with the
 now. What is installed is a new file; `formats.device` flips to it by one rename, and the highest
 sequence, the overlay and who signed it change together. Expiry and sequence come before the base:
 an old update is for another base nearly always, and the better answer is that it is old. Whoever
-wants to look at the new overlay first (`probation`) gets it from `check`, which installs nothing,
+wants to look at the new overlay first (`acceptance`) gets it from `check`, which installs nothing,
 and lets `apply` check everything again, and that the device is still where it was.
 
 **A trust list** goes through 1, 2 and 4. Then: the one that the device has already is no fault (0);

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import streams
+from cdcca_cli.acceptance import read_validation_set, score_predictions
 from cdcca_cli.distillation.training import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.loop.history import COLUMNS, History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings
 from cdcca_cli.models.initial import create_device
-from cdcca_cli.probe import read_probe, scored
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.sampling import SampleSettings
 
@@ -92,7 +92,7 @@ def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Story:
 
 
 def _told(cycle: Cycle, rounds: int) -> History:
-    probes = {name: read_probe(FRAMES / name) for name in (STREAM, HELD_OUT, SOURCE)}
+    probes = {name: read_validation_set(FRAMES / name) for name in (STREAM, HELD_OUT, SOURCE)}
     stream = probes[STREAM]
     history = History(HELD_OUT)
     history.add(HELD_OUT, cycle.score(probes[HELD_OUT], "source only"))
@@ -100,7 +100,7 @@ def _told(cycle: Cycle, rounds: int) -> History:
     for number in range(1, rounds + 1):
         done, predictions = cycle.round(number, stream.frames)
         history.rounds.append(done)
-        history.add(STREAM, scored(predictions, stream.references))
+        history.add(STREAM, score_predictions(predictions, stream.references))
         history.add(HELD_OUT, cycle.score(probes[HELD_OUT], f"round {number}: eval"))
         streams.message(done.summary())
     history.add(STREAM, cycle.score(stream, "the stream"))

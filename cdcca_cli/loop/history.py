@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Scores, compare
 from cdcca_cli.scoring.statistics import Difference
 
-METRICS = ("mc", "da", "cider")
-NAMES = {"mc": "MC", "da": "DA", "bleu4": "BLEU-4", "cider": "CIDEr"}
-COLUMNS = ("", "MC", "DA", "CIDEr", "uplink bytes", "downlink bytes", "seconds")
+NAMES = {name: tasks.METRICS[name].title for name in tasks.TASKS["manifest"].headlines}
+METRICS = tuple(name for name in NAMES if name in tasks.ACCEPTANCE_METRICS)
+COLUMNS = ("", *(NAMES[name] for name in METRICS), "uplink bytes", "downlink bytes", "seconds")
 
 
 @dataclass(frozen=True)

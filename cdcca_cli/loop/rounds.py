@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdcca_cli import files, progress, streams
+from cdcca_cli.acceptance import ValidationSet, score_predictions
 from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
@@ -30,7 +31,6 @@ from cdcca_cli.formats.predictions import Prediction, write_predictions
 from cdcca_cli.formats.update import write_update
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.models import load, load_device
-from cdcca_cli.probe import Probe, scored
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
 from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
@@ -85,9 +85,9 @@ class Cycle:
         tracked = progress.track(frames, description=description)
         return list(answer_frames(self.student, tracked, how))
 
-    def score(self, probe: Probe, description: str) -> Scores:
+    def score(self, probe: ValidationSet, description: str) -> Scores:
         """The device's scores on labelled frames."""
-        return scored(self.predict(probe.frames, description), probe.references)
+        return score_predictions(self.predict(probe.frames, description), probe.references)
 
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
         """One round; also the device's answers at its start, made on the way."""
@@ -162,7 +162,7 @@ class Cycle:
         return adaptation
 
 
-def follow(cycle: Cycle, frames: Frames, most: int, probe: Probe | None = None) -> History:
+def follow(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
     """Rounds until one shows no gain on its held-out part, or `most` of them.
 
     Args: probe: labelled frames to score before the first round and after each.

@@ -1,6 +1,8 @@
-"""Scores that can be checked: VQA and captions, with intervals, and the link's ledger in bytes.
+"""Scores of predictions with intervals, and the bytes of the link.
 
-`report.evaluate` is the whole of `cdcca eval`; `scores.score` and `scores.compare` score answers
-that are in memory already; `tasks` says what each metric is; `statistics` knows nothing of any. No
-model, no network, and Java only where it is asked for.
+In the order in which data passes: `settings`, `answers` (predictions from files), `tasks` (what is
+scored), `measures` (each question's part in a metric, by `vqa` and `captions`), `scores` (over
+everything and over groups, alone and compared, by `statistics`), `continual` (over rounds), `link`
+(bytes), `report` and `plots` (for people). `evaluation.evaluate` does all of `cdcca eval`. Uses no
+model and no network, and Java only on request.
 """

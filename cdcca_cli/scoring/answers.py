@@ -1,30 +1,38 @@
 """What a model answered, by ask id, read from cdcca's predictions or other tools' result files.
 
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
-- A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}. A plain
-  text instead of the inner object is a free answer: whether a choice was meant, nothing says.
+- A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
+  of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object
+  is a free answer, because nothing says whether a choice was meant.
 - result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
   as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
 - JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
-  {"doc": {"question_id"}, "filtered_resps": [text]}.
+  {"doc": {"question_id" or "image_id"}, "filtered_resps": [text]}. A question_id that is an image's
+  file name, as in coco_cap's samples, means the image id: its last digits (as lmms-eval has it).
 - CSV with a column question_id and a column multiple_choice, direct_answer, answer, or a single one
   whose name ends in "answer"; or with the columns image_id and caption.
 
-The format is found from the content, never from the name. Several files count as one, and their
-order does not matter: an id that is answered twice alike is counted, one that is answered in two
-ways is refused, and a choice in one file and a free answer in another are both kept. Files are read
-one entry at a time; what is kept is the answers.
+JSON objects may also be spread over several lines, as `jq .` prints them, or follow each other on
+one line. The format is found from the content, never from the name.
+
+Several files count as one, and their order does not matter: an id that is answered twice alike is
+counted, and a choice in one file and a free answer in another are both kept. An id that is
+answered twice, differently, is refused, or its first answer is kept on request; then the order does
+matter. Files are read one entry at a time, and only the answers are kept.
 """
 
 import csv
+import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import fields
-from cdcca_cli.datasets.entries import entries
+from cdcca_cli.datasets.entries import entries, values
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
@@ -33,6 +41,8 @@ from cdcca_cli.text import is_text
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
 _OF_REFERENCES = frozenset(("answers", "direct_answers", "captions", "choices"))
+_OF_AOKVQA = frozenset(("multiple_choice", "direct_answer"))
+_IMAGE_NAME = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.(?:jpe?g|png)", re.IGNORECASE | re.DOTALL)
 _ANSWER_COLUMNS = ("direct_answer", "answer")
 MAX_TEXT_CHARS = 100_000
 MAX_ID_CHARS = 1024
@@ -55,13 +65,24 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by ask id, and how many stood there more than once, with one such id."""
+    """All answers by ask id; how many were repeated, with one such id.
+
+    num_duplicates: repeated with the same answer. num_conflicts: repeated with another answer, of
+    which the first was kept.
+    """
 
     by_id: dict[str, Answer] = field(default_factory=dict)
     num_duplicates: int = 0
     a_duplicate: str | None = None
+    num_conflicts: int = 0
+    a_conflict: str | None = None
+    _file_of: dict[str, str] = field(default_factory=dict)
 
-    def add(self, ask_id: str, answer: Answer, where: str) -> None:
+    def add(self, ask_id: str, answer: Answer, where: str, *, keep_first: bool = False) -> None:
+        """Add an answer from the file `where`.
+
+        keep_first: of two different answers, instead of refusing them.
+        """
         if len(ask_id) > MAX_ID_CHARS:
             raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
         for text in (ask_id, answer.text or "", answer.choice or ""):
@@ -70,17 +91,20 @@ class Answers:
                     f"{where}: the answer to '{ask_id}' has more than {MAX_TEXT_CHARS:,} characters"
                 )
             if not is_text(text):
-                raise BadData(f"{where}: '{ask_id}': a lone surrogate, half a character, in it")
+                raise BadData(f"{where}: '{ask_id}': a lone surrogate (half a character) in it")
         known = self.by_id.setdefault(ask_id, answer)
         if known is answer:
+            self._file_of[ask_id] = where
             return
         both = [
             pair for pair in zip(_given(known), _given(answer), strict=True) if None not in pair
         ]
         if any(ours != theirs for ours, theirs in both):
-            raise BadData(
-                f"{where}: '{ask_id}' is answered twice, and differently: score the files apart"
-            )
+            if not keep_first:
+                raise BadData(self._conflict(ask_id, where))
+            self.num_conflicts += 1
+            self.a_conflict = self.a_conflict or ask_id
+            return
         if both:
             self.num_duplicates += 1
             self.a_duplicate = self.a_duplicate or ask_id
@@ -90,6 +114,18 @@ class Answers:
             answer.choice if known.choice is None else known.choice,
             scored.choices,
             scored.choice_scores,
+        )
+
+    def _conflict(self, ask_id: str, where: str) -> str:
+        first = self._file_of.get(ask_id, where)
+        if first == where:
+            return (
+                f"{where}: '{ask_id}' is answered twice, differently: remove one of the answers, "
+                "or keep the first with `duplicates` first"
+            )
+        return (
+            f"{where}: '{ask_id}' is answered differently in {first}: score the files apart, or "
+            "keep the first answer with `duplicates` first"
         )
 
 
@@ -105,9 +141,10 @@ def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, A
         yield one.id, Answer(one.answer, one.choice, choices, scores)
 
 
-def read_answers(paths: Sequence[str | None]) -> Answers:
-    """All answers of some files; None and "-" are standard input; zstd is taken off.
+def read_answers(paths: Sequence[str | None], *, keep_first: bool = False) -> Answers:
+    """All answers of some files; None and "-" are standard input; zstd is decompressed.
 
+    keep_first: the first of different answers to one question counts, instead of refusing them.
     Raises: BadData (65) naming file and entry; MissingInput (66); UsageError (2) for a terminal.
     """
     answers = Answers()
@@ -115,7 +152,7 @@ def read_answers(paths: Sequence[str | None]) -> Answers:
         where = streams.input_name(path)
         with streams.binary_input(path) as source:
             for ask_id, answer in _read(source, where):
-                answers.add(ask_id, answer, where)
+                answers.add(ask_id, answer, where, keep_first=keep_first)
     return answers
 
 
@@ -124,7 +161,8 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not opening and len(head) < HEAD_BYTES:
         return
-    first = _first_line(opening.split(b"\n")[0], where)
+    line, _, _ = opening.partition(b"\n")
+    first, is_line = _first_object(line, opening)
     is_json = opening.startswith((b"{", b"["))
     known = describe(head)
     if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
@@ -133,29 +171,38 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     if not is_json:
         yield from _csv(_lines(source, where), where)
     elif "v" in first:
-        lines = _lines(source, where)
+        lines = _lines(source, where) if is_line else map(json.dumps, values(source, where))
         yield from answers_of(predictions.read_predictions(lines, where=where))
-    elif _RESULT_KEYS & first.keys():
+    elif _RESULT_KEYS & first.keys() and is_line:
         for number, text in enumerate(_lines(source, where), 1):
             place = f"{where}: line {number}"
             if text.strip():
-                yield _result(fields.an_object(fields.parse_json(text, place), place), place)
+                yield _result(fields.parse_json(text, place), place)
+    elif _RESULT_KEYS & first.keys():
+        for number, value in enumerate(values(source, where), 1):
+            yield _result(value, f"{where}: object {number}")
     else:
         yield from _results(source, where)
 
 
-def _first_line(line: bytes, where: str) -> Mapping[str, Any]:
-    """A line that is a whole object; with a "v" in any case if a prediction seems to be meant.
+def _first_object(line: bytes, opening: bytes) -> tuple[Mapping[str, Any], bool]:
+    """The first JSON object of a file, {} if there is none, and whether it is one line.
 
-    One that is broken, or longer than what was looked at, seems so by any of a prediction's keys.
+    It has a "v" in any case if a prediction seems to be meant: so does a line that is broken or
+    longer than what was read, by any of a prediction's keys.
     """
     if not line.startswith(b"{"):
-        return {}
+        return {}, True
+    value: dict[str, Any] = {}
+    is_line = True
     try:
-        value: dict[str, Any] = fields.parse_json(line, where)
+        value = fields.parse_json(line, "")
     except BadData:
-        return {"v": None} if _OF_A_PREDICTION.search(line) else {}
-    return {"v": None, **value} if {"id", "answer"} <= value.keys() else value
+        with suppress(BadData):
+            value, is_line = next(values(io.BytesIO(opening), "")), False
+    if {"id", "answer"} <= value.keys() or (not value and _OF_A_PREDICTION.search(line)):
+        return {"v": None, **value}, is_line
+    return value, is_line
 
 
 def _lines(source: BinaryIO, where: str) -> Iterator[str]:
@@ -173,7 +220,7 @@ def _results(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     for key, number, value in entries(source, where):
         if key is None:
             place = f"{where}: entry {number}"
-            yield _result(fields.an_object(value, place), place)
+            yield _result(value, place)
             continue
         place = f"{where}: {fields.describe(key)}"
         ask_id = fields.an_id({"question_id": key}, "question_id", place)
@@ -181,28 +228,46 @@ def _results(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
             yield ask_id, Answer(fields.a_text({key: value}, key, place))
             continue
         item = fields.an_object(value, place)
-        if not {"multiple_choice", "direct_answer"} & item.keys():
+        if not _OF_AOKVQA & item.keys():
             raise BadData(f"{place}: neither 'multiple_choice' nor 'direct_answer' in it")
-        choice = fields.optional_text(item, "multiple_choice", place)
-        yield ask_id, Answer(fields.optional_text(item, "direct_answer", place), choice)
+        yield ask_id, _aokvqa(item, place)
 
 
-def _result(item: Mapping[str, Any], place: str) -> tuple[str, Answer]:
+def _aokvqa(item: Mapping[str, Any], place: str) -> Answer:
+    choice = fields.optional_text(item, "multiple_choice", place)
+    return Answer(fields.optional_text(item, "direct_answer", place), choice)
+
+
+def _result(value: object, place: str) -> tuple[str, Answer]:
+    item = fields.an_object(value, place)
     if "caption" in item:
         return fields.an_id(item, "image_id", place), Answer(fields.a_text(item, "caption", place))
     if "filtered_resps" in item:
-        doc = fields.an_object(item.get("doc"), f"{place}, 'doc'")
         texts = fields.optional_texts(item, "filtered_resps", place) or []
         if len(texts) != 1:
             raise BadData(f"{place}: {len(texts)} 'filtered_resps' instead of one answer")
-        return fields.an_id(doc, "question_id", f"{place}, 'doc'"), Answer(texts[0])
+        return _sample_id(item, place), Answer(texts[0])
     for key in ("answer", "pred_ans", "text"):
         if key in item:
             text = fields.a_text(item, key, place)
             return fields.an_id(item, "question_id", place), Answer(text)
+    if _OF_AOKVQA & item.keys():
+        return fields.an_id(item, "question_id", place), _aokvqa(item, place)
     if _OF_REFERENCES & item.keys():
-        raise BadData(f"{place}: annotations, not predictions: give this file to --references")
-    raise BadData(f"{place}: neither 'answer' nor 'caption' in it")
+        raise BadData(f"{place}: annotations, not predictions: name this file as `references`")
+    raise BadData(
+        f"{place}: none of 'answer', 'caption', 'text', 'pred_ans', 'multiple_choice', "
+        f"'direct_answer' and 'filtered_resps' in it, found {fields.keys_of(item)}"
+    )
+
+
+def _sample_id(item: Mapping[str, Any], place: str) -> str:
+    """What one of lmms-eval's samples is about."""
+    place = f"{place}, 'doc'"
+    doc = fields.an_object(item.get("doc"), place)
+    ask_id = fields.an_id(doc, "question_id" if "question_id" in doc else "image_id", place)
+    image = _IMAGE_NAME.fullmatch(ask_id)
+    return image[1] if image else ask_id
 
 
 def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:

@@ -1,10 +1,10 @@
-"""Continual learning: what rounds of adaptation did to every domain, and to those that came before.
+"""Continual learning: the effect of rounds of adaptation on every domain.
 
-The rounds i = 0..R are sets of predictions over the same asks: round 0 the source-only model, then
-the model after each round. The domains j are those of the references (one column `all` where they
-name none). R_ij is the score of round i on domain j, x100, by any metric of `scoring.scores`;
-D is the number of domains. A round may name the domain that it adapted to (`--round fog=r1.jsonl`):
-first(j) and last(j) are the first and last round that names j.
+The rounds i = 0..R are sets of predictions for the same questions: round 0 is the source-only
+model, round i the model after i rounds. The domains j are those of the references (one column `all`
+if they name none). R_ij is the score of round i on domain j, x100, by any metric of
+`scoring.scores`; D is the number of domains. A round may name the domain that it adapted to
+(`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
 
     average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
     forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
@@ -20,8 +20,8 @@ counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, e
 of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
 
 Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
-all rounds, domains are drawn apart, and the maximum in f_j is taken anew in each draw. None where a
-domain of fewer than two frames is in it. A maximum of noisy scores is too high, and f_j with it:
+all rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a
+domain has fewer than two frames. A maximum of noisy scores is too high, and f_j with it:
 with many rounds and few frames forgetting shows where there is none.
 
     {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],
@@ -34,7 +34,7 @@ with many rounds and few frames forgetting shows where there is none.
      "forward_transfer": the same,
      "left_out": {"forward_transfer": reason}}
 
-Does not score (`scoring.scores`), and knows no files.
+Scoring is done in `scoring.scores`; no file is read here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +45,10 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
-from cdcca_cli.scoring.statistics import CONFIDENCE, RESAMPLES, Floats, Interval
+from cdcca_cli.scoring.statistics import Interval, ends_of, words_of
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
 _CHUNK = 1 << 20  # draw counts held at once
@@ -87,13 +88,13 @@ class Estimate:
     over: tuple[str, ...]
 
     def as_json(self, *, over: bool = True) -> dict[str, Any]:
-        entry: dict[str, Any] = {"value": self.value, "interval": _span(self.interval)}
+        entry: dict[str, Any] = {"value": self.value, "interval": ends_of(self.interval)}
         return {**entry, "over": list(self.over)} if over else entry
 
 
 @dataclass(frozen=True)
 class Continual:
-    """What `matrix` found. names: what each round adapted to; cells_IJ: the matrix R."""
+    """What `of_scores` found. names: what each round adapted to; cells_IJ: the matrix R."""
 
     metric: str
     names: list[str | None]
@@ -140,16 +141,16 @@ class Continual:
             rows.append(
                 [
                     label if name is None else f"{label} ({name})",
-                    *(round(score.value, 2) for score in row),
-                    round(average.value, 2),
-                    _words(average.interval, ".1f"),
+                    *(f"{score.value:6.2f}" for score in row),
+                    f"{average.value:6.2f}",
+                    words_of(average.interval, ".2f"),
                 ]
             )
         known = tasks.METRICS.get(self.metric)
         metric = known.title if known else self.metric
         tables = [(f"{metric} after each round, by domain", columns, rows)]
         found: list[list[object]] = [
-            [f"forgetting of {name}", round(one.value, 2), _words(one.interval, "+.2f"), ""]
+            [f"forgetting of {name}", f"{one.value:+6.2f}", words_of(one.interval, "+.2f"), ""]
             for name, one in self.forgetting_by_domain.items()
         ]
         for words, aggregate in (
@@ -158,8 +159,8 @@ class Continual:
             ("forward transfer", self.forward_transfer),
         ):
             if aggregate is not None:
-                span, over = _words(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
-                found.append([words, round(aggregate.value, 2), span, over])
+                span, over = words_of(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
+                found.append([words, f"{aggregate.value:+6.2f}", span, over])
         found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
         if found:
             title = f"{metric}: what later rounds did, in points"
@@ -172,29 +173,27 @@ def of_scores(
     names: Sequence[str | None],
     metric: str,
     *,
-    domains: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Continual:
-    """What the rounds did, from their scores over the same asks.
+    """The effect of the rounds, from their scores over the same questions.
 
     Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
-        domains: which, in which order; all by default, those that were learnt first.
-    Raises: BadData (65) if a round was not scored by this metric, or over other asks than the
-        first; UsageError (2) for no round, or a domain that is not in the references.
+    Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
+        first; UsageError (2) for no round.
     """
     if len(names) != len(scored):
         raise ValueError(f"{len(names)} names of {len(scored)} rounds")
     if not scored:
-        raise UsageError("continual learning needs predictions: --round FILE for each round")
+        raise UsageError("continual learning needs the predictions of each `round`")
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
-    order = _order(found[0], names, domains)
+    order = _order(found[0], names)
     for name in order:
         column = [row.get(name) for row in found]
         if len({one and (one.sample.rows_UK.shape, one.sample.n) for one in column}) > 1:
             raise BadData(
-                f"the rounds were scored over different asks of '{name}': score them against the "
-                "same references, and without --answered-only"
+                f"the rounds were scored over different questions of '{name}': score them against "
+                "the same references, and without `answered_only`"
             )
     cells_IJ = [[row[name] for name in order] for row in found]
     score_at = _Resampled(cells_IJ, order, seed, resamples)
@@ -206,7 +205,7 @@ def of_scores(
     if len(scored) < 2:
         result["left_out"]["forgetting"] = "needs a round after the source-only model"
     elif not kept:
-        result["left_out"]["forgetting"] = "there is no domain but the one of the last round"
+        result["left_out"]["forgetting"] = "the last round's domain is the only one"
     else:
         result["forgetting"] = score_at.mean(forgetting, kept)
         result["forgetting_by_domain"] = {name: score_at.mean(forgetting, [name]) for name in order}
@@ -221,8 +220,8 @@ def _transfers(
     unnamed = [number for number, name in enumerate(names) if number and name not in order]
     if unnamed:
         name = names[unnamed[0]]
-        why = f"'{name}' is no domain of the references" if name else "has no name"
-        reason = f"round {unnamed[0]} {why}: name the domain it adapted to, --round DOMAIN=FILE"
+        why = f"is for '{name}', not a domain of the references" if name else "names no domain"
+        reason = f"round {unnamed[0]} {why}: give the domain it adapted to, as DOMAIN=FILE"
         left_out |= {"backward_transfer": reason, "forward_transfer": reason}
         return {}
     first: dict[str, int] = {}
@@ -277,9 +276,7 @@ class _Resampled:
         interval = None
         if len(drawn) == len(chosen):
             means_S = function(np.stack(drawn, axis=2)).mean(axis=1)
-            tail = 100 * (1 - CONFIDENCE) / 2
-            low, high = np.percentile(means_S, (tail, 100 - tail))
-            interval = Interval(float(low), float(high))
+            interval = Interval(*percentile_interval(means_S))
         return Estimate(value, interval, tuple(over))
 
 
@@ -304,10 +301,10 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
 def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     """One round's scores by domain; its score over all where there are no domains.
 
-    Unmoved, since rounds are compared with each other.
+    Without offset, since rounds are compared with each other.
     """
     by_domain = {
-        score.group: score.unmoved()
+        score.group: score.without_offset()
         for score in scored.scores
         if (score.metric, score.by) == (metric, "domain")
     }
@@ -317,19 +314,11 @@ def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
     if pooled is None:
         round_name = f"round {number}" if number else "the source-only model (round 0)"
         raise BadData(f"{round_name} has no predictions that {metric} could score")
-    return {pooled.group: pooled.unmoved()}
+    return {pooled.group: pooled.without_offset()}
 
 
-def _order(
-    known: Mapping[str, Score], names: Sequence[str | None], wanted: Sequence[str] | None
-) -> list[str]:
-    if wanted is not None:
-        for name in wanted:
-            if name not in known:
-                raise UsageError(
-                    f"'{name}' is no domain of the references: they have {', '.join(sorted(known))}"
-                )
-        return list(dict.fromkeys(wanted))
+def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]:
+    """The domains in the order in which they were learnt, then the others by name."""
     learnt = [name for name in dict.fromkeys(names) if name is not None and name in known]
     return learnt + [name for name in sorted(known) if name not in learnt]
 
@@ -337,15 +326,7 @@ def _order(
 def _cell(score: Score) -> dict[str, Any]:
     return {
         "score": score.value,
-        "interval": _span(score.interval),
+        "interval": ends_of(score.interval),
         "n": score.sample.n,
         "missing": score.num_missing,
     }
-
-
-def _span(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
-
-
-def _words(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"

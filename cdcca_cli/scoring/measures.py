@@ -1,14 +1,14 @@
-"""Each metric's addends for each ask: what `scores` adds up over groups and draws from.
+"""Each metric's addends for each question or image: `scores` adds them up and resamples them.
 
-| what a metric scores | asks that count                                        | one row per |
+| what a metric scores | what counts                                            | one row per |
 |----------------------|--------------------------------------------------------|-------------|
-| choice               | those with choices and a correct one                   | question    |
+| choice               | questions with choices and a correct one               | question    |
 | answer               | questions with answers (`da`: not marked difficult)    | question    |
-| caption              | caption asks with captions                             | image       |
+| caption              | images with captions                                   | image       |
 
 Captions are tokenised once, for all metrics. Nothing is added up here.
 
-A asks, S draws, K columns.
+A questions or images, S resamples, K columns.
 """
 
 from collections import defaultdict
@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cdcca_cli.datasets import LabelledAsk, Reference
-from cdcca_cli.scoring import captions, vqa, vqav2
+from cdcca_cli.numerics.statistics import Floats
+from cdcca_cli.scoring import vqa
 from cdcca_cli.scoring.answers import Answer
-from cdcca_cli.scoring.statistics import Floats, mean_percent
+from cdcca_cli.scoring.captions import scorers
+from cdcca_cli.scoring.statistics import mean_percent
 from cdcca_cli.scoring.tasks import METRICS
 
 Indices = npt.NDArray[np.int64]
@@ -31,14 +33,14 @@ _OF_ANSWER = {
     "da": vqa.direct_answer,
     "da_all": vqa.direct_answer,
     "da_norm": vqa.direct_answer_normalized,
-    "vqa": vqav2.accuracy,
-    "vqa_min3": vqav2.accuracy_min3,
+    "vqa": vqa.vqav2_accuracy,
+    "vqa_min3": vqa.vqav2_accuracy_min3,
 }
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The asks that count for a metric, in the order of their ids, and whether each is answered."""
+class Questions:
+    """The questions that a metric scores, sorted by id, and whether each is answered."""
 
     references: list[Reference]
     answers: list[Answer | None]
@@ -49,13 +51,13 @@ class Asked:
 
     @cached_property
     def frame_A(self) -> Indices:
-        """The number of each ask's frame, frames counted in the order of their ids."""
+        """The number of each question's frame, frames counted in the order of their ids."""
         names = sorted({reference.frame for reference in self.references})
         numbers = {name: number for number, name in enumerate(names)}
         return np.array([numbers[reference.frame] for reference in self.references], np.int64)
 
     def groups(self, group_of: Callable[[Reference], str | None]) -> dict[str, Indices]:
-        """The asks of each group, groups in the order of their names; those of none are left."""
+        """The questions of each group, groups sorted by name; those of no group are left out."""
         found: defaultdict[str, list[int]] = defaultdict(list)
         for i, reference in enumerate(self.references):
             if group := group_of(reference):
@@ -64,24 +66,25 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """rows_AK: each ask's addends. total: from totals (S, K) to scores (S,), x100.
+class Addends:
+    """What a metric adds up over questions.
 
-    each_A: each ask's own score, x100; None where single asks have none (BLEU). moved: by how many
-    points the score lies above `total` of the addends (METEOR's, which is not its images' mean).
+    rows_AK: each question's addends. total: from totals (S, K) to scores (S,), x100. each_A: each
+    question's own score, x100; None where single questions have none (BLEU). offset: by how many
+    points the score is above `total` of the addends (METEOR's, which is not its images' mean).
     """
 
     rows_AK: Floats
     total: Total
     each_A: Floats | None
-    moved: float = 0.0
+    offset: float = 0.0
 
 
 class Measures:
-    """The metrics of one set of answers; what several have in common is made once.
+    """The metrics of one set of answers; what several of them share is computed once.
 
-    pairs: every ask with its answer, by id. answered_only: only asks with an answer count.
-    free_choice: a free answer is a chosen text, where there is no other.
+    pairs: every question with its answer, by id. answered_only: only answered questions count.
+    free_choice: a free answer counts as the chosen text if there is no other.
     """
 
     def __init__(
@@ -96,36 +99,36 @@ class Measures:
         self._answered_only = answered_only
         self._tokenizer = tokenizer
         self._free_choice = free_choice
-        self._asked: dict[str, Asked] = {}
+        self._questions: dict[str, Questions] = {}
         self.num_remapped = 0
         self.num_not_choices = 0
 
     def count(self, metric: str) -> int:
-        """How many asks count for a metric, answered or not."""
+        """Number of questions that a metric scores, answered or not."""
         return sum(counts_for(metric, reference.ask) for reference, _ in self._pairs)
 
-    def asked(self, metric: str) -> Asked:
-        """The asks that a metric is measured over."""
+    def questions(self, metric: str) -> Questions:
+        """The questions that a metric is measured over."""
         shared = "da" if metric == "da" else METRICS[metric].what
-        if shared not in self._asked:
+        if shared not in self._questions:
             pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].ask)]
             if self._answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
-            asked = Asked(
+            questions = Questions(
                 [reference for reference, _ in pairs],
                 [answer for _, answer in pairs],
                 np.array([self._is_answered(metric, answer) for _, answer in pairs], np.bool_),
             )
-            self._asked[shared] = asked
-        return self._asked[shared]
+            self._questions[shared] = questions
+        return self._questions[shared]
 
-    def measured(self, metric: str) -> Measured:
-        """A metric's addends, in the order of `asked(metric)`. Raises: Unavailable without Java."""
+    def addends(self, metric: str) -> Addends:
+        """A metric's addends, in the order of `questions(metric)`. Raises: Unavailable: no Java."""
         what = METRICS[metric].what
         if what == "caption":
             return self._caption(metric)
-        asked = self.asked(metric)
-        pairs = zip(asked.references, asked.answers, strict=True)
+        questions = self.questions(metric)
+        pairs = zip(questions.references, questions.answers, strict=True)
         if what == "choice":
             return _mean([self._choice(reference.ask, answer) for reference, answer in pairs])
         credit = _OF_ANSWER[metric]
@@ -158,37 +161,37 @@ class Measures:
         return vqa.multiple_choice(chosen, choices, ask.correct_choice_idx or 0)
 
     @cached_property
-    def _corpus(self) -> captions.Corpus:
-        asked = self.asked("cider")
-        texts = [(answer.text if answer else None) or "" for answer in asked.answers]
-        human = [reference.ask.captions or [] for reference in asked.references]
-        return captions.tokenised(texts, human, self._tokenizer)
+    def _corpus(self) -> scorers.Corpus:
+        questions = self.questions("cider")
+        texts = [(answer.text if answer else None) or "" for answer in questions.answers]
+        human = [reference.ask.captions or [] for reference in questions.references]
+        return scorers.tokenised(texts, human, self._tokenizer)
 
     @cached_property
     def _bleu_rows(self) -> Floats:
-        return captions.bleu_statistics(self._corpus)
+        return scorers.bleu_statistics(self._corpus)
 
-    def _caption(self, metric: str) -> Measured:
+    def _caption(self, metric: str) -> Addends:
         if metric.startswith("bleu"):
             order = int(metric.removeprefix("bleu"))
-            return Measured(self._bleu_rows, partial(_bleu_percent, order=order), None)
+            return Addends(self._bleu_rows, partial(_bleu_percent, order=order), None)
         if metric == "cider":
-            return _mean(captions.cider(self._corpus))
+            return _mean(scorers.cider(self._corpus))
         if metric == "cider_domain_idf":
             return _mean(self._cider_by_domain())
         if metric == "rouge_l":
-            return _mean(captions.rouge_l(self._corpus))
+            return _mean(scorers.rouge_l(self._corpus))
         if metric == "spice":
-            return _mean(captions.spice(self._corpus))
-        each_A, over_all = captions.meteor(self._corpus)
-        measured = _mean(each_A)
-        return replace(measured, moved=100 * (over_all - float(each_A.mean())))
+            return _mean(scorers.spice(self._corpus))
+        each_A, over_all = scorers.meteor(self._corpus)
+        mean = _mean(each_A)
+        return replace(mean, offset=100 * (over_all - float(each_A.mean())))
 
     def _cider_by_domain(self) -> Floats:
         """Images of no domain are one of their own."""
-        values = np.zeros(len(self.asked("cider")))
-        for members in self.asked("cider").groups(lambda one: one.domain or "\0").values():
-            values[members] = captions.cider(self._corpus.part(members))
+        values = np.zeros(len(self.questions("cider")))
+        for members in self.questions("cider").groups(lambda one: one.domain or "\0").values():
+            values[members] = scorers.cider(self._corpus.part(members))
         return values
 
 
@@ -208,11 +211,11 @@ def counts_for(metric: str, ask: LabelledAsk) -> bool:
     return ask.task == "caption" and bool(ask.captions)
 
 
-def _mean(values: Floats | list[float]) -> Measured:
+def _mean(values: Floats | list[float]) -> Addends:
     """A metric that is the mean of each ask's value in [0, 1], or [0, 10] of CIDEr."""
     each_A = np.asarray(values, np.float64)
-    return Measured(np.stack([each_A, np.ones(len(each_A))], axis=1), mean_percent, 100 * each_A)
+    return Addends(np.stack([each_A, np.ones(len(each_A))], axis=1), mean_percent, 100 * each_A)
 
 
 def _bleu_percent(totals_SK: Floats, order: int) -> Floats:
-    return 100.0 * captions.bleu(totals_SK, order)
+    return 100.0 * scorers.bleu(totals_SK, order)

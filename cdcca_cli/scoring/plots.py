@@ -1,21 +1,21 @@
 """Pictures of a report: rounds, gains, bytes against score; PNG, SVG or PDF.
 
-Drawn from the report's own JSON object (`scoring.report`), so a stored report gives the same
-picture later. What it holds decides what is drawn, one panel under the other, for the task's
-headline metrics (all that are there, if none of those is):
+Drawn with matplotlib (`pip install 'cdcca[plot]'`) from the report's own JSON object
+(`scoring.report`), so a stored report gives the same picture later. What it holds decides what is
+drawn, one row of panels under the other, for the task's headline metrics (all that are there, if
+none of those is):
 
     rounds   the score of each domain after each round, and their average, with 95 % intervals
-    gains    against the other predictions: difference and interval over all, by domain, by kind of
-             question; filled where the interval leaves out 0
-    bytes    the score against the bytes that it took: cumulated over the rounds where there is one
-             token stream or update for each, else one point for each direction, with the other
+    gains    against the other predictions: difference and interval over everything, by domain, by
+             kind of question; the marker is filled where the interval leaves out 0
+    bytes    the score against the bytes it took: cumulated over the rounds where there is one token
+             stream or update for each, else one point for each direction, with the other
              predictions' score as a line
     link     what went over the link, and what the frames themselves would take
     scores   score and interval of each group, where none of the first three can be drawn
 
-Colours are Okabe and Ito's, with a marker and a word for each, so none carries a meaning alone. In
-SVG text stays text. matplotlib is imported when something is drawn (`pip install 'cdcca[plot]'`).
-Nothing is computed here.
+Colours are Okabe and Ito's, with a marker and a word for each, so no meaning depends on colour
+alone. In SVG text stays text. Nothing is computed here.
 """
 
 import io
@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import streams
-from cdcca_cli.errors import Unavailable, UsageError
+from cdcca_cli.errors import SettingError, Unavailable
 from cdcca_cli.scoring import tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 FORMATS = ("png", "svg", "pdf")
 _BLACK, _GREY = "#000000", "#6b6b6b"
@@ -52,8 +51,15 @@ _STYLE = {
     "pdf.fonttype": 42,
 }
 _WIDTH = 6.4  # inches, of a panel
-_ACROSS = {1: 1, 2: 2, 4: 2}  # so many panels beside each other, otherwise three
+_MOST_ACROSS = 3
 _DATES: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_FORM_NAMES = {
+    "raw_rgb": "raw pixels",
+    "original": "as stored",
+    "jpeg_q75": "JPEG q75",
+    "webp_q75": "WebP q75",
+    "h264_crf23": "H.264 crf 23",
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,18 @@ class Panel:
     draw: Callable[["Axes"], None]
 
 
-def format_of(path: str | Path) -> str:
-    """The format that a file's name asks for. Raises: UsageError (2) if it is none of `FORMATS`."""
+def check(path: str | Path) -> str:
+    """The format that a file's name ends in, checked before anything is scored.
+
+    Raises: SettingError (2) if it is none of FORMATS; Unavailable (69) without matplotlib.
+    """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
-        raise UsageError(f"--plot {path}: name a file that ends in .png, .svg or .pdf")
+        raise SettingError("plot", "expected a file name that ends in .png, .svg or .pdf", path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Unavailable("drawing needs matplotlib: pip install 'cdcca[plot]'") from None
     return suffix
 
 
@@ -76,33 +89,24 @@ def draw(report: Mapping[str, Any], path: str | Path) -> None:
     """Draw a report to a file, which is replaced as a whole; the format is that of its name.
 
     The same report gives the same bytes.
-    Raises: UsageError (2) for another format, or nothing to draw; Unavailable (69) without
-        matplotlib; CannotWrite (73).
+    Raises: as `check`; SettingError (2) if there is nothing to draw; CannotWrite (73).
     """
-    form = format_of(path)
-    require_matplotlib()
+    form = check(path)
     rows = [row for row in panels(report) if row]
     if not rows:
-        raise UsageError("--plot: there is nothing in this report to draw")
+        raise SettingError("plot", "this report holds nothing to draw")
     picture = _render(rows, form)
     with streams.binary_output(str(path), "report.png") as out:
         out.write(picture)
 
 
-def require_matplotlib() -> None:
-    """Raises: Unavailable (69) if it is not here, so that nobody waits for it in vain."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Unavailable("--plot needs matplotlib: pip install 'cdcca[plot]'") from None
-
-
 def panels(report: Mapping[str, Any]) -> Iterator[list[Panel]]:
-    """What a report holds, as the module's docstring tells, in rows from top to bottom."""
+    """The rows of panels for what a report holds, from top to bottom."""
     scores, link = report.get("scores", {}), report.get("link", {})
     rounds, against = report.get("rounds", {}), report.get("against", {})
-    headlines = tasks.HEADLINES.get(report.get("task", ""), ())
-    metrics = [name for name in headlines if name in scores] or list(scores)
+    task = tasks.TASKS.get(report.get("task", ""))
+    metrics = [name for name in task.headlines if name in scores] if task else []
+    metrics = metrics or list(scores)
     sent = [part for part in ("uplink", "downlink") if part in link]
     yield [_rounds_panel(metric, found) for metric, found in rounds.items()]
     yield [_gains_panel(metric, against[metric]) for metric in metrics if metric in against]
@@ -119,20 +123,16 @@ def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    across = max(_ACROSS.get(len(row), 3) for row in rows)
+    across = min(_MOST_ACROSS, max(map(len, rows)))
     lines = [row[i : i + across] for row in rows for i in range(0, len(row), across)]
-    alone = [len(row) == 1 for row in rows for _ in range(0, len(row), across)]
     heights = [max(panel.height for panel in line) for line in lines]
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font has not
+        warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font lacks
         figure = Figure((_WIDTH * across, sum(heights)), layout="constrained")
         bands = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for line, band, height, is_alone in zip(lines, bands, heights, alone, strict=True):
-            parts = band.subfigures(1, 1 if is_alone else across, squeeze=False)[0]
+        for line, band in zip(lines, bands, strict=True):
+            parts = band.subfigures(1, 1 if len(line) == 1 else across, squeeze=False)[0]
             for panel, part in zip(line, parts, strict=False):
-                if panel.height < height:  # not stretched to its neighbours' height
-                    ratios = [panel.height, height - panel.height]
-                    part = part.subfigures(2, 1, height_ratios=ratios)[0]
                 panel.draw(part.subplots())
         picture = io.BytesIO()
         figure.savefig(picture, format=form, dpi=150, metadata=_DATES.get(form))
@@ -142,75 +142,69 @@ def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
 # ---------------------------------------------------------------- rounds
 
 
+@dataclass(frozen=True)
+class _Line:
+    """Values with their intervals: of a domain after each round, or against bytes."""
+
+    name: str
+    cells: Sequence[Mapping[str, Any]]
+    key: str
+    number: int | None = None  # of the colour and the marker; None: black and round
+    width: float = 1.1
+
+    @property
+    def values(self) -> list[float]:
+        return [cell[self.key] for cell in self.cells]
+
+    def draw(self, axes: "Axes", x: Sequence[float]) -> None:
+        colour, marker, dashes = _BLACK, "o", "-"
+        if self.number is not None:
+            turn, own = divmod(self.number, len(_COLOURS))
+            colour, marker, dashes = _COLOURS[own], _MARKERS[own], _DASHES[turn % len(_DASHES)]
+        axes.errorbar(
+            x,
+            self.values,
+            yerr=_errors(self.values, self.cells),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=self.width,
+            linestyle=dashes,
+            markerfacecolor=colour if dashes == "-" else "white",
+            label=f"{self.values[-1]:.1f}  {self.name}",
+        )
+
+
 def _rounds_panel(metric: str, found: Mapping[str, Any]) -> Panel:
-    domains, matrix = found["domains"], found["matrix"]
-    lines = []
-    if len(domains) > 1:
-        lines.append(_Line("average", found["averages"], "value", _BLACK, "o"))
-    for j, name in enumerate(domains):
-        cells = [row[j] for row in matrix]
-        turn, own = divmod(j, len(_COLOURS))
-        style = _DASHES[turn % len(_DASHES)]
-        lines.append(_Line(_short(name), cells, "score", _COLOURS[own], _MARKERS[own], style))
+    lines = [
+        _Line(_short(name), [row[j] for row in found["matrix"]], "score", j)
+        for j, name in enumerate(found["domains"])
+    ]
+    if len(lines) > 1:
+        lines.insert(0, _Line("average", found["averages"], "value", width=2))
     ticks = [_round_label(one) for one in found["rounds"]]
 
     def draw(axes: "Axes") -> None:
-        handles = []
         for number, line in enumerate(lines):
             shift = 0.05 * (number - (len(lines) - 1) / 2)
-            x = [place + shift for place in range(len(ticks))]
-            handles.append(line.draw(axes, x, is_main=number == 0))
+            line.draw(axes, [place + shift for place in range(len(ticks))])
+        handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(lines)), key=lambda i: -lines[i].values[-1])
-        legend = axes.legend(
+        axes.legend(
             [handles[i] for i in order],
-            [f"{lines[i].values[-1]:.1f}  {lines[i].name}" for i in order],
+            [labels[i] for i in order],
             title=f"at the end, {ticks[-1].splitlines()[0]}",
             loc="upper left",
             bbox_to_anchor=(1.0, 1.03),
             frameon=False,
             alignment="left",
         )
-        for text, i in zip(legend.get_texts(), order, strict=True):
-            text.set_color(lines[i].colour)
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.4, len(ticks) - 0.6)
         axes.set_ylabel(_unit(metric))
         axes.set_title(f"{_title(metric)} after each round")
 
     return Panel(max(2.9, 0.8 + 0.2 * len(lines)), draw)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A value after each round, with its interval."""
-
-    name: str
-    cells: Sequence[Mapping[str, Any]]
-    key: str
-    colour: str
-    marker: str
-    style: str = "-"
-
-    @property
-    def values(self) -> list[float]:
-        return [cell[self.key] for cell in self.cells]
-
-    def draw(self, axes: "Axes", x: Sequence[float], *, is_main: bool) -> "Line2D":
-        drawn = axes.errorbar(
-            x,
-            self.values,
-            yerr=_errors(self.values, self.cells),
-            color=self.colour,
-            marker=self.marker,
-            markersize=5,
-            linewidth=2 if is_main else 1.1,
-            elinewidth=1.4 if is_main else 0.8,
-            zorder=3 if is_main else 2,
-            linestyle=self.style,
-            markerfacecolor=self.colour if self.style == "-" else "white",
-        )
-        line: Line2D = drawn[0]
-        return line
 
 
 def _round_label(one: Mapping[str, Any]) -> str:
@@ -222,32 +216,46 @@ def _round_label(one: Mapping[str, Any]) -> str:
 
 
 def _gains_panel(metric: str, found: Mapping[str, Any]) -> Panel:
-    rows = list(_groups(found))
-
-    def draw(axes: "Axes") -> None:
-        axes.axvline(0, color=_GREY, linewidth=0.8, zorder=1)
-        _forest(axes, rows, "difference", "{:+.1f}")
-        axes.set_xlabel(f"gain, {_unit(metric)}, with 95 % interval")
-        axes.set_title(f"{_title(metric)} against the other predictions")
-
-    return Panel(_forest_height(rows), draw)
+    title = f"{_title(metric)} against the other predictions"
+    return _forest_panel(found, "difference", "{:+.1f}", title, f"gain, {_unit(metric)}")
 
 
 def _scores_panel(metric: str, found: Mapping[str, Any]) -> Panel:
+    return _forest_panel(found, "score", "{:.1f}", _title(metric), _unit(metric))
+
+
+def _forest_panel(found: Mapping[str, Any], key: str, form: str, title: str, unit: str) -> Panel:
+    """One row for each group, the first on top: a point, its interval, and both as words."""
     rows = list(_groups(found))
+    places = [place for _, _, place in rows]
 
     def draw(axes: "Axes") -> None:
-        _forest(axes, rows, "score", "{:.1f}")
-        axes.set_xlabel(f"{_unit(metric)}, with 95 % interval")
-        axes.set_title(_title(metric))
+        if key == "difference":
+            axes.axvline(0, color=_GREY, linewidth=0.8, zorder=1)
+        for name, entry, place in rows:
+            value, interval = entry[key], entry["interval"]
+            is_apart = interval is not None and not interval[0] <= 0 <= interval[1]
+            axes.errorbar(
+                [value],
+                [place],
+                xerr=_errors([value], [entry]),
+                color=_BLACK if name == "all" else _COLOURS[0],
+                marker="o",
+                markersize=5.5,
+                markerfacecolor=None if is_apart else "white",
+                linewidth=1.4,
+            )
+        _label_rows(
+            axes, places, [name for name, _, _ in rows], [_words(*r, key, form) for r in rows]
+        )
+        axes.margins(x=0.08)
+        axes.set_xlabel(f"{unit}, with 95 % interval")
+        axes.set_title(title)
 
-    return Panel(_forest_height(rows), draw)
+    return Panel(1.05 + 0.22 * (places[-1] + 1), draw)
 
 
-Row = tuple[str, Mapping[str, Any], float]
-
-
-def _groups(found: Mapping[str, Any]) -> Iterator[Row]:
+def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], float]]:
     """Name, entry and place of each row; a gap between the sorts of groups."""
     yield "all", found, 0.0
     place = 1.0
@@ -261,154 +269,71 @@ def _groups(found: Mapping[str, Any]) -> Iterator[Row]:
             place += 1
 
 
-def _forest_height(rows: Sequence[Row]) -> float:
-    return 1.05 + 0.22 * (rows[-1][2] + 1)
-
-
-def _forest(axes: "Axes", rows: Sequence[Row], key: str, form: str) -> None:
-    """One row a group, first on top: a point, its interval, and both as words at the right."""
-    for name, entry, place in rows:
-        value, interval = entry[key], entry["interval"]
-        is_apart = interval is not None and not interval[0] <= 0 <= interval[1]
-        axes.errorbar(
-            [value],
-            [place],
-            xerr=_errors([value], [entry]),
-            color=_BLACK if name == "all" else _COLOURS[0],
-            marker="o",
-            markersize=5.5,
-            markerfacecolor=None if is_apart else "white",
-            linewidth=1.4,
-        )
-        _beside(axes, place, 38, "right", _number(form, value))
-        if interval is not None:
-            low, high = (_number(form, end) for end in interval)
-            _beside(axes, place, 46, "left", f"{low} to {high}")
-        _beside(axes, place, 188, "right", f"n = {entry['n']:,}", _GREY)
-    axes.set_yticks([place for _, _, place in rows], [name for name, _, _ in rows])
-    axes.set_ylim(rows[-1][2] + 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.margins(x=0.08)
-
-
-def _beside(
-    axes: "Axes", place: float, points: float, side: str, words: str, colour: str = _BLACK
-) -> None:
-    """Words to the right of the axes, at the height of a row, so many points away."""
-    axes.annotate(
-        words,
-        xy=(1.0, place),
-        xycoords=("axes fraction", "data"),
-        xytext=(points, 0),
-        textcoords="offset points",
-        ha=side,
-        va="center",
-        color=colour,
-        annotation_clip=False,
-    )
-
-
-def _number(form: str, value: float) -> str:
-    """With a true minus sign, which is as wide as the plus sign."""
-    return form.format(value).replace("-", "\N{MINUS SIGN}")
+def _words(_: str, entry: Mapping[str, Any], __: float, key: str, form: str) -> str:
+    """Like: +20.2 (+15.8 to +24.6), n = 1,234; with true minus signs, as wide as the plus."""
+    words = form.format(entry[key])
+    if entry["interval"] is not None:
+        words += " ({} to {})".format(*(form.format(end) for end in entry["interval"]))
+    return words.replace("-", "\N{MINUS SIGN}") + f", n = {entry['n']:,}"
 
 
 # ---------------------------------------------------------------- bytes
 
 
 def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) -> Panel:
-    rounds = report.get("rounds", {}).get(metric)
-    series = [] if rounds is None else _cumulated(rounds, report["link"], sent)
+    """The score against the bytes so far of each direction with a file for each round; without
+    such, against all bytes of each direction."""
+    link, rounds = report["link"], report.get("rounds", {}).get(metric)
+    series: list[tuple[_Line, list[int]]] = []
+    for number, part in enumerate(sent):
+        sizes = link[part]["stored_bytes_by_file"]
+        if rounds is not None and len(sizes) == len(rounds["rounds"]) - 1:
+            line = _Line(part, rounds["averages"], "value", number, width=2)
+            series.append((line, [sum(sizes[:i]) for i in range(len(sizes) + 1)]))
+    is_of_rounds = bool(series)
+    entry = report["scores"][metric]
+    if not series:
+        series = [
+            (_Line(part, [entry], "score", number), [link[part]["stored_bytes"]])
+            for number, part in enumerate(sent)
+        ]
+    found = report.get("against", {}).get(metric)
 
     def draw(axes: "Axes") -> None:
-        if series:
-            _lines_of_bytes(axes, metric, rounds, series)
+        for number, (line, x) in enumerate(series):
+            line.draw(axes, x)
+            axes.annotate(  # the first above, the second below: close together they would overlap
+                f"{line.name} {x[-1]:,}: {line.values[-1]:.1f}",
+                xy=(x[-1], line.values[-1]),
+                xytext=(8, -12 if number else 6),
+                textcoords="offset points",
+                color=_COLOURS[number],
+                annotation_clip=False,
+            )
+        sizes = [x[-1] for _, x in series]
+        if is_of_rounds:
+            axes.set_xlim(left=-0.02 * max(sizes))
         else:
-            _points_of_bytes(axes, metric, report, sent)
+            axes.set_xscale("log")
+            axes.set_xlim(max(1, min(sizes)) / 3, max(1, *sizes) * 3)
+            axes.margins(y=0.25)
+            if found is not None:
+                other = entry["score"] - found["difference"]
+                axes.axhline(other, color=_GREY, linestyle="--", linewidth=1)
+                axes.annotate(
+                    f"the other predictions {other:.1f}",
+                    xy=(0.0, other),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                    color=_GREY,
+                )
+        axes.set_xlabel("bytes over the link" + (" so far" if is_of_rounds else ""))
+        axes.set_ylabel(_unit(metric) + (", average" if is_of_rounds else ""))
         axes.set_title(f"{_title(metric)} against the bytes it took")
+        _comma_ticks(axes)
 
     return Panel(2.7, draw)
-
-
-def _cumulated(
-    rounds: Mapping[str, Any], link: Mapping[str, Any], sent: Sequence[str]
-) -> list[tuple[str, list[int]]]:
-    """Bytes so far at each round, of each direction that has a file for each round."""
-    found = []
-    for part in sent:
-        sizes = link[part]["stored_bytes_by_file"]
-        if len(sizes) == len(rounds["rounds"]) - 1:
-            found.append((part, [sum(sizes[:number]) for number in range(len(sizes) + 1)]))
-    return found
-
-
-def _lines_of_bytes(
-    axes: "Axes", metric: str, rounds: Mapping[str, Any], series: Sequence[tuple[str, list[int]]]
-) -> None:
-    for number, (part, x) in enumerate(series):
-        line = _Line(part, rounds["averages"], "value", _COLOURS[number], _MARKERS[number])
-        line.draw(axes, x, is_main=True)
-        axes.annotate(
-            f"{part} {x[-1]:,}: {line.values[-1]:.1f}",
-            xy=(x[-1], line.values[-1]),
-            xytext=(8, -3),
-            textcoords="offset points",
-            color=line.colour,
-            annotation_clip=False,
-        )
-    axes.set_xlim(left=-0.02 * max(x[-1] for _, x in series))
-    axes.set_xlabel("bytes over the link so far")
-    axes.set_ylabel(f"{_unit(metric)}, average")
-    _comma_ticks(axes, most=4)
-
-
-def _points_of_bytes(
-    axes: "Axes", metric: str, report: Mapping[str, Any], sent: Sequence[str]
-) -> None:
-    entry = report["scores"][metric]
-    score = entry["score"]
-    low, high = entry["interval"] or (score, score)
-    for number, part in enumerate(sent):
-        num_bytes = report["link"][part]["stored_bytes"]
-        axes.errorbar(
-            [num_bytes],
-            [score],
-            yerr=_errors([score], [entry]),
-            color=_COLOURS[number],
-            marker=_MARKERS[number],
-            markersize=6,
-            linewidth=1.4,
-        )
-        # The first above, the second below: close together they would cover each other.
-        axes.annotate(
-            f"{part} {num_bytes:,}: {score:.1f}",
-            xy=(num_bytes, low if number else high),
-            xytext=(0, -6 if number else 6),
-            textcoords="offset points",
-            ha="center",
-            va="top" if number else "bottom",
-            color=_COLOURS[number],
-        )
-    found = report.get("against", {}).get(metric)
-    if found is not None:
-        other = score - found["difference"]
-        axes.axhline(other, color=_GREY, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"the other predictions {other:.1f}",
-            xy=(0.0, other),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 3),
-            textcoords="offset points",
-            color=_GREY,
-        )
-    sizes = [report["link"][part]["stored_bytes"] for part in sent]
-    axes.set_xscale("log")
-    axes.set_xlim(max(1, min(sizes)) / 3, max(1, *sizes) * 3)
-    axes.margins(y=0.25)
-    axes.set_xlabel("bytes over the link")
-    axes.set_ylabel(_unit(metric))
-    _comma_ticks(axes)
 
 
 def _link_panel(link: Mapping[str, Any]) -> Panel:
@@ -420,26 +345,21 @@ def _link_panel(link: Mapping[str, Any]) -> Panel:
     seen = link.get("encoder_input", {})
     for place in (link, seen):
         for form, num_bytes in place.get(which, {}).get("bytes", {}).items():
-            name = _FORM_NAMES.get(form, form)
             at = " at {}x{}".format(*seen["size"]) if place is seen else ""
-            rows.append((f"{name}{at}", num_bytes, _BLACK))
+            rows.append((f"{_FORM_NAMES.get(form, form)}{at}", num_bytes, _BLACK))
     title = "bytes over the link"
-    if which in link:
+    if which in link and len(rows) > 1:
         frames = f"{link[which]['frames']:,} frames" + (" sent" if which == "sent" else "")
-        title = f"bytes of the {frames}, and over the link" if len(rows) > 1 else title
+        title = f"bytes of the {frames}, and over the link"
 
     def draw(axes: "Axes") -> None:
-        for place, (_, num_bytes, colour) in enumerate(rows):
-            axes.axhline(place, color="#e4e4e4", linewidth=0.8, zorder=0)
-            axes.plot([num_bytes], [place], "o", color=colour, markersize=6)
-            _beside(axes, place, 68, "right", f"{num_bytes:,}", colour)
-        sizes = [max(1, num_bytes) for _, num_bytes, _ in rows]
+        places = list(range(len(rows)))
+        sizes = [num_bytes for _, num_bytes, _ in rows]
+        axes.hlines(places, 0, 1, "#e4e4e4", transform=axes.get_yaxis_transform(), zorder=0)
+        axes.scatter(sizes, places, color=[colour for _, _, colour in rows])
         axes.set_xscale("log")
-        axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
-        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        axes.set_xlim(max(1, min(sizes)) / 2, max(1, *sizes) * 2)
+        _label_rows(axes, places, [name for name, _, _ in rows], [f"{size:,}" for size in sizes])
         axes.set_xlabel("bytes")
         axes.set_title(title)
         _comma_ticks(axes)
@@ -447,29 +367,34 @@ def _link_panel(link: Mapping[str, Any]) -> Panel:
     return Panel(0.95 + 0.22 * len(rows), draw)
 
 
-_FORM_NAMES = {
-    "raw_rgb": "raw pixels",
-    "original": "as stored",
-    "jpeg_q75": "JPEG q75",
-    "webp_q75": "WebP q75",
-    "h264_crf23": "H.264 crf 23",
-}
-
-
 # ---------------------------------------------------------------- small things
 
 
-def _comma_ticks(axes: "Axes", most: int = 5) -> None:
-    """Bytes in full, and only so many of them that they stand apart."""
+def _label_rows(
+    axes: "Axes", places: Sequence[float], names: Sequence[str], words: Sequence[str]
+) -> None:
+    """Rows from top to bottom, with a name at the left and words at the right."""
+    axes.set_yticks(places, names)
+    axes.set_ylim(places[-1] + 0.5, -0.5)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(places, words)
+    for side in (axes, right):
+        side.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    right.spines["right"].set_visible(False)
+
+
+def _comma_ticks(axes: "Axes") -> None:
+    """Bytes in full, and so few of them that they do not touch."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_xlim()
     if axes.get_xscale() == "log":
-        low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(most))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _errors(

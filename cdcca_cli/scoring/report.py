@@ -1,9 +1,9 @@
-"""One report of an evaluation: what was scored, against what, over the rounds, and the link.
+"""The report of an evaluation: what was scored, against what, over the rounds, and the link.
 
     {"v": 1, "kind": "scores", "task": "aokvqa",
      "references": {"source": "aokvqa", "asks": 1145, "split": "val", "odd": null},
      "predictions": 1145, "unknown_ids": 0, "duplicates": 0, "left_out": {"mc": 1145},
-     "not_scored": {"meteor": "needs Java: --metrics meteor"},
+     "not_scored": {"meteor": "scored only if named among the metrics; needs Java"},
      "remapped": {"answers": 3, "none_of_the_choices": 5}, "tokenizer": "python",
      "scores": {"da": {"score": 56.62, "interval": [53.9, 59.3], "n": 1075, "frames": 1053,
                        "missing": 0, "domains": {"near-domain": {...}}, "kinds": {"number": {...}},
@@ -23,26 +23,23 @@ of frames (`statistics`). `better`, `worse` and `same` count questions or images
 which single images do not have. `split` is the published split that is as large as the references,
 `odd` says what is unexpected about their size. `remapped` is there with multiple choice,
 `tokenizer` and `not_scored` with captions; `rounds`, by metric as `continual` has it, and `link`,
-as `ledger` has it, if they were asked for.
+as `link.ledger` has it, on request.
 """
 
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import Reference, read_frames, read_references
-from cdcca_cli.errors import BadData, BelowMark, UsageError
-from cdcca_cli.scoring import ledger, plots, tasks
-from cdcca_cli.scoring.answers import Answers, read_answers
-from cdcca_cli.scoring.continual import Continual, of_scores
-from cdcca_cli.scoring.link import parse_link
-from cdcca_cli.scoring.raw import parse_size
-from cdcca_cli.scoring.scores import By, Key, Scores, compare, in_common, score
-from cdcca_cli.scoring.statistics import PERMUTATIONS, RESAMPLES, Difference, Interval
+from cdcca_cli.errors import BelowMark, SettingError
+from cdcca_cli.numerics.statistics import RESAMPLES
+from cdcca_cli.scoring import plots, tasks
+from cdcca_cli.scoring.answers import Answers
+from cdcca_cli.scoring.continual import Continual
+from cdcca_cli.scoring.link import ledger
+from cdcca_cli.scoring.scores import By, Key, Scores
+from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, ends_of, words_of
 from cdcca_cli.scoring.tasks import METRICS, Split
 
 _PLURALS: dict[By, str] = {"domain": "domains", "kind": "kinds"}
@@ -50,7 +47,7 @@ _PLURALS: dict[By, str] = {"domain": "domains", "kind": "kinds"}
 
 @dataclass
 class Report:
-    """What `evaluate` found."""
+    """What `evaluation.evaluate` found."""
 
     answers: Answers = field(default_factory=Answers)
     source: str = "manifest"
@@ -89,7 +86,7 @@ class Report:
             },
             "predictions": len(self.answers.by_id),
             "unknown_ids": len(found.unknown_ids),
-            "duplicates": self.answers.num_duplicates,
+            "duplicates": self.answers.num_duplicates + self.answers.num_conflicts,
             "left_out": found.left_out,
         }
         metrics = list(dict.fromkeys(one.metric for one in found.scores))
@@ -105,7 +102,7 @@ class Report:
         for one in found.scores:
             entry = {
                 "score": one.value,
-                "interval": _ends(one.interval),
+                "interval": ends_of(one.interval),
                 "n": one.sample.n,
                 "frames": one.sample.units,
                 "missing": one.num_missing,
@@ -125,7 +122,7 @@ class Report:
                 "score": others[key].value,
                 "missing": others[key].num_missing,
                 "difference": found.value,
-                "interval": _ends(found.interval),
+                "interval": ends_of(found.interval),
                 "n": found.n,
                 "p": found.p_value,
                 "better": None if changes is None else changes.better,
@@ -165,8 +162,8 @@ class Report:
                 streams.emit_table(*table)
 
     def _title(self) -> str:
-        split = f", as many as {self.split.name}" if self.split.name else ""
-        return f"{tasks.TITLES[self.scores.task]} ({self.num_asks:,} asks{split})"
+        split = f", the size of {self.split.name}" if self.split.name else ""
+        return f"{tasks.TASKS[self.scores.task].title} ({self.num_asks:,} questions{split})"
 
     def _score_table(self) -> tuple[list[str], list[list[object]]]:
         columns = ["metric", "over", "score", "95 % interval", "n", "missing"]
@@ -175,7 +172,7 @@ class Report:
                 METRICS[one.metric].title,
                 self._over(one.key),
                 f"{one.value:6.2f}",
-                _span(one.interval, ".1f"),
+                words_of(one.interval, ".2f"),
                 one.sample.n,
                 one.num_missing,
             ]
@@ -189,14 +186,14 @@ class Report:
             changes = found.changes
             counts = (changes.better, changes.worse, changes.same) if changes else ("", "", "")
             p_value = "" if found.p_value is None else f"{found.p_value:.4f}"
-            span = _span(found.interval, "+.2f")
+            span = words_of(found.interval, "+.2f")
             title = METRICS[key[0]].title
             difference = f"{found.value:+7.2f}"
             rows.append([title, self._over(key), difference, span, p_value, *counts])
         return columns, rows
 
     def _over(self, key: Key) -> str:
-        """How a table names what a score is over; nocaps' own word for all of it is entire."""
+        """How a table names what a score is over; nocaps' own word for everything is entire."""
         _, by, group = key
         if by == "mean":
             return "mean of the three domains"
@@ -219,9 +216,9 @@ class Report:
         return rows
 
     def require(self, marks: Mapping[str, float]) -> None:
-        """BelowMark (3) naming every score that is under its mark, or was not scored.
+        """BelowMark (3) naming every score that is below its mark, or was not scored.
 
-        Raises: UsageError (2) for a mark that names a domain and a kind alike.
+        Raises: SettingError (2) for a mark that could mean a domain or a kind.
         """
         faults = []
         for name, mark in marks.items():
@@ -234,190 +231,13 @@ class Report:
             raise BelowMark("; ".join(faults))
 
     def _marked(self, name: str) -> float | None:
-        """The score that a mark names; None if it was not scored. The longer form goes first."""
+        """The score that a mark names; None if it was not scored. The longer form comes first."""
         found = [one for one in self.scores.scores if ".".join(one.key) == name]
         found = found or [one for one in self.scores.scores if _mark_of(one.key) == name]
         if len(found) > 1:
             longer = " or ".join(".".join(one.key) for one in found)
-            raise UsageError(f"--fail-under {name}: is more than one score: write {longer}")
+            raise SettingError("fail_under", f"names more than one score: write {longer}", name)
         return found[0].value if found else None
-
-
-def evaluate(
-    predictions: Sequence[str | None],
-    references: Sequence[str],
-    *,
-    task: str | None = None,
-    metrics: Sequence[str] | None = None,
-    tokenizer: str = "python",
-    against: str | None = None,
-    answered_only: bool = False,
-    rounds: Sequence[str] = (),
-    uplink: Sequence[str] = (),
-    downlink: Sequence[str] = (),
-    raw: str | None = None,
-    images: str | None = None,
-    encoder_size: str | None = None,
-    link: str | None = None,
-    seed: int = 0,
-) -> Report:
-    """Read, score, compare and measure what was named; what is odd but no fault is told on stderr.
-
-    rounds: prediction files after each round as `[NAME=]FILE`, the first those before any; without
-    predictions of their own the last round's are scored.
-
-    Raises: what the readers, `score`, `of_scores` and `measure` raise; UsageError (2) for
-        predictions without references, rounds over answered asks only, or nothing to do at all.
-    """
-    modelled = None if link is None else parse_link(link)
-    size = None if encoder_size is None else parse_size(encoder_size)
-    if modelled is not None and not (uplink or downlink or raw):
-        raise UsageError("--link models the transfer of --uplink, --downlink or --raw: name one")
-    if size is not None and raw is None:
-        raise UsageError("--encoder-size is for the frames that --raw names: name them")
-    if not references and (predictions or rounds or against is not None or task is not None):
-        raise UsageError("predictions are scored against --references FILE: name it")
-    if rounds and answered_only:
-        raise UsageError(
-            "--answered-only would score each --round over other asks: leave it out, and what a "
-            "round did not answer counts as wrong"
-        )
-    if not references and not (uplink or downlink or raw):
-        raise UsageError("nothing to evaluate: give --references, or --uplink, --downlink, --raw")
-    report = Report(tokenizer=tokenizer)
-    if references:
-        settings: dict[str, Any] = {
-            "task": task,
-            "answered_only": answered_only,
-            "tokenizer": tokenizer,
-            "metrics": metrics,
-            "seed": seed,
-        }
-        named = [_named(text) for text in rounds]
-        _score(report, read_references(references), predictions, against, named, settings)
-        _say(report)
-    if uplink or downlink or raw:
-        frames = read_frames(raw, images=images) if raw else None
-        report.link = ledger.measure(uplink, downlink, frames, modelled, encoder_size=size)
-    return report
-
-
-def _score(
-    report: Report,
-    references: Mapping[str, Reference],
-    predictions: Sequence[str | None],
-    against: str | None,
-    rounds: Sequence[tuple[str | None, str]],
-    settings: dict[str, Any],
-) -> None:
-    """Fill in everything that is scored. Each file is read once: one of them may be a pipe."""
-    report.source, report.num_asks = tasks.task_of(references), len(references)
-    report.split = tasks.split_of(references)
-    stages = [read_answers([path]) for _, path in rounds]
-    is_last_round = bool(stages) and not predictions
-    report.answers = stages[-1] if is_last_round else read_answers(predictions or [None])
-    ours = report.answers.by_id
-    if against is None:
-        report.scores = score(references, ours, **settings)
-    else:
-        theirs = read_answers([against]).by_id
-        if settings["answered_only"]:
-            ours, theirs = in_common(ours, theirs)
-            if not ours:
-                raise BadData(f"--against {against}: has no answered ask in common with these")
-        report.scores = score(references, ours, **settings)
-        report.other = score(references, theirs, intervals=False, **settings)
-        report.differences = compare(report.scores, report.other, seed=settings["seed"])
-    if stages:
-        scored = [score(references, stage.by_id, **settings) for stage in stages]
-        metrics = settings["metrics"] or tasks.HEADLINES[report.scores.task]
-        report.continual = [
-            of_scores(scored, [name for name, _ in rounds], metric, seed=settings["seed"])
-            for metric in metrics
-            if any(stage.all(metric) for stage in scored)
-        ]
-
-
-def read_metrics(text: str | None) -> list[str] | None:
-    """Metrics from `da,da_norm`; None for None, which is the task's own."""
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-def read_plot(path: str | None) -> str | None:
-    """A file that a plot can be drawn to, looked at before anything is scored.
-
-    Raises: UsageError (2) for a name that is of no known format; Unavailable (69) without
-        matplotlib.
-    """
-    if path is not None:
-        plots.format_of(path)
-        plots.require_matplotlib()
-    return path
-
-
-def read_marks(text: str | None) -> dict[str, float]:
-    """Marks from `mc=50,cider.mean_of_domains=70`: a metric, or one over a group, and its mark.
-
-    `da.domain.number` and `da.kind.number` tell a domain and a kind of one name apart.
-
-    Raises: UsageError (2) for anything else.
-    """
-    marks: dict[str, float] = {}
-    for part in (text or "").split(",") if text else ():
-        name, _, number = part.rpartition("=")
-        try:
-            mark = float(number)
-        except ValueError:
-            mark = math.nan
-        if name.strip().partition(".")[0] not in METRICS or not math.isfinite(mark):
-            raise UsageError(
-                f"--fail-under '{part}': expected METRIC=NUMBER, with one of {', '.join(METRICS)}"
-            )
-        marks[name.strip()] = mark
-    return marks
-
-
-def _say(report: Report) -> None:
-    if report.split.odd:
-        streams.message(f"references: {report.split.odd}")
-    if report.answers.num_duplicates:
-        streams.message(
-            f"{report.answers.num_duplicates} predictions stood there twice, alike: "
-            f"'{report.answers.a_duplicate}' for one"
-        )
-    _say_of(report.scores, "")
-    if report.other.scores:
-        _say_of(report.other, "--against: ")
-
-
-def _say_of(found: Scores, whose: str) -> None:
-    if found.unknown_ids:
-        streams.message(
-            f"{whose}{len(found.unknown_ids)} predictions have ids that the references do not: "
-            f"'{found.unknown_ids[0]}'"
-        )
-    if found.num_not_choices or found.num_remapped:
-        streams.message(
-            f"{whose}mc: {found.num_not_choices} chosen texts are none of the choices; "
-            f"{found.num_remapped} answers became the choice of highest option score"
-        )
-    for metrics, (count, _) in _alike({name: (n, n) for name, n in found.left_out.items()}):
-        streams.message(f"{whose}{metrics}: left out, not one of {count} asks has a prediction")
-    missing = {
-        one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
-    }
-    for metrics, (count, num_asks) in _alike(missing):
-        if count:
-            streams.message(
-                f"{whose}{metrics}: {count} of {num_asks} asks have no prediction and count as "
-                "wrong (--answered-only leaves them out)"
-            )
-
-
-def _alike(counts: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Metrics of the same counts together, so that six of captions are one message."""
-    for count in dict.fromkeys(counts.values()):
-        yield ", ".join(name for name, own in counts.items() if own == count), count
 
 
 def _place(tree: dict[str, Any], key: Key, entry: dict[str, Any]) -> None:
@@ -431,20 +251,6 @@ def _place(tree: dict[str, Any], key: Key, entry: dict[str, Any]) -> None:
 
 
 def _mark_of(key: Key) -> str:
-    """How --fail-under names a score, in short."""
+    """The short name of a score in a mark."""
     metric, by, group = key
     return metric if by == "all" else f"{metric}.{group}"
-
-
-def _named(text: str) -> tuple[str | None, str]:
-    """The domain that a round adapted to, if it is told, and its file, from `[NAME=]FILE`."""
-    name, sign, path = text.partition("=")
-    return (name, path) if sign and not os.path.exists(text) else (None, text)
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
-
-
-def _span(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"

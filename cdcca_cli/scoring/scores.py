@@ -1,13 +1,13 @@
 """From references and answers to scores, over everything and over groups, alone and compared.
 
-A missing prediction counts as wrong and is counted; a metric for which there is no prediction at
-all is left out and named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted
-mean of nocaps' three domains, as papers print it. Document frequencies of CIDEr are held fixed in
-its intervals and differences.
+A missing prediction counts as wrong and is counted; a metric without any prediction is left out and
+named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted mean of nocaps'
+three domains, as papers print it. CIDEr's document frequencies are held fixed in its intervals and
+differences.
 
-What a task scores is told in `tasks`, which asks count and what each adds in `measures`.
+`tasks` says what a task scores, `measures` which questions count and what each one adds.
 
-A asks, U units (frames), K columns.
+A questions or images, U units (frames), K columns.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +18,17 @@ from typing import Literal
 import numpy as np
 
 from cdcca_cli.datasets import Reference
-from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import captions, tasks
+from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.numerics.statistics import Floats
+from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answer
-from cdcca_cli.scoring.measures import Asked, Indices, Measured, Measures, Total, has_choice
+from cdcca_cli.scoring.captions import java
+from cdcca_cli.scoring.measures import Addends, Indices, Measures, Questions, Total, has_choice
 from cdcca_cli.scoring.statistics import (
     PERMUTATIONS,
     SAME,
     Changes,
     Difference,
-    Floats,
     Interval,
     Sample,
     bootstrap_all,
@@ -37,7 +38,6 @@ from cdcca_cli.scoring.statistics import (
 By = Literal["all", "domain", "kind", "mean"]
 Key = tuple[str, By, str]
 MEAN = "mean_of_domains"
-TOKENIZERS = ("python", "java")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Score:
     """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
 
     each_A: the value of each question or image, x100, in the order of their ids; None where single
-    ones have none (BLEU). moved: by which `value` and `interval` lie above what the sample gives
-    (METEOR's corpus score above its images' mean): no draw nor swap can move that, so what compares
-    two scores leaves it out.
+    ones have none (BLEU). offset: how far `value` and `interval` are above what the
+    sample gives (METEOR's corpus score above its images' mean). Resampling does not change it, so
+    comparisons of two scores leave it out.
     """
 
     metric: str
@@ -58,7 +58,7 @@ class Score:
     interval: Interval | None
     num_missing: int
     each_A: Floats | None = None
-    moved: float = 0.0
+    offset: float = 0.0
 
     @property
     def key(self) -> Key:
@@ -66,22 +66,22 @@ class Score:
 
     def with_interval(self, interval: Interval | None) -> "Score":
         """interval: of the sample."""
-        return replace(self, interval=_shifted(interval, self.moved))
+        return replace(self, interval=_shifted(interval, self.offset))
 
-    def unmoved(self) -> "Score":
+    def without_offset(self) -> "Score":
         """As the sample gives it."""
-        interval = _shifted(self.interval, -self.moved)
-        return replace(self, value=self.sample.value(), interval=interval, moved=0.0)
+        interval = _shifted(self.interval, -self.offset)
+        return replace(self, value=self.sample.value(), interval=interval, offset=0.0)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Every score of one set of predictions.
 
-    left_out: metrics that the references allow and no prediction answers, with the number of asks.
-    not_scored: metrics of the task that need what is not here or was not asked for, with the cure.
-    num_remapped: answers to multiple choice that became the choice of highest option score;
-    num_not_choices: chosen texts that are none of the choices, remapped or wrong.
+    left_out: metrics that the references allow but no prediction answers, with their questions.
+    not_scored: caption metrics that were not scored, with what they need.
+    num_remapped: answers to multiple choice that were replaced by the choice of highest score;
+    num_not_choices: chosen texts that are not among the choices, replaced or wrong.
     """
 
     task: str = "manifest"
@@ -108,22 +108,20 @@ def score(
     metrics: Sequence[str] | None = None,
     intervals: bool = True,
 ) -> Scores:
-    """Score answers against references: over all asks, by domain and by kind of question.
+    """Score answers against references: over everything, by domain and by kind of question.
 
-    task: one of `tasks.TASKS`; that of the references otherwise. answered_only: leave out asks
+    task: one of `tasks.TASKS`; that of the references otherwise. answered_only: leave out questions
     without a prediction instead of counting them as wrong. tokenizer: "python" or "java", of
     captions. seed: of the intervals. metrics: these instead of the task's own; where `mc` is among
     them a free answer is a chosen text if there is no other. intervals: False leaves them out.
 
-    Raises: BadData (65) if no answer belongs to these references, or there is none; UsageError (2)
-        for another task or metric, or one that has nothing to score in these references;
-        Unavailable (69) if Java is asked for and not here.
+    Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
+        (2) for another metric, or a task or metric that has nothing to score in these references;
+        Unavailable (69) if Java is needed and not installed.
     """
-    if task is not None and task not in tasks.TASKS:
-        raise UsageError(f"--task is one of {', '.join(tasks.TASKS)}, not '{task}'")
-    if tokenizer not in TOKENIZERS:
-        raise UsageError(f"--tokenizer is one of {', '.join(TOKENIZERS)}, not '{tokenizer}'")
     chosen = task or tasks.task_of(references)
+    if chosen not in tasks.TASKS:
+        raise SettingError("task", f"expected one of {', '.join(tasks.TASKS)}", chosen)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
         raise BadData("no predictions to score")
@@ -145,14 +143,14 @@ def score(
     for metric in names:
         num_asks = measures.count(metric)
         if not num_asks and metrics is not None:
-            raise UsageError(f"--metrics: nothing in these references is scored by {metric}")
-        if num_asks and not measures.asked(metric).is_answered_A.any():
+            raise SettingError("metrics", "these references hold nothing that it scores", metric)
+        if num_asks and not measures.questions(metric).is_answered_A.any():
             left_out[metric] = num_asks
         elif num_asks:
-            found = _Metric(metric, measures.asked(metric), measures.measured(metric), shared)
+            found = _Metric(metric, measures.questions(metric), measures.addends(metric), shared)
             scores.extend(found.scores(with_mean=chosen == "nocaps"))
     if not scores and not left_out:
-        raise UsageError(f"--task {chosen}: these references hold nothing that it scores")
+        raise SettingError("task", "these references hold nothing that it scores", chosen)
     if intervals:
         spans = bootstrap_all([one.sample for one in scores], seed=seed)
         scores = [one.with_interval(span) for one, span in zip(scores, spans, strict=True)]
@@ -172,8 +170,8 @@ def compare(
 ) -> dict[Key, Difference]:
     """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
-    Of METEOR it is the difference of the images' means, not of the corpus scores (`Score.moved`).
-    Both must have been scored over the same asks: give `score` the same references, and with
+    Of METEOR it is the difference of the images' means, not of the corpus scores (`Score.offset`).
+    Both must have been scored over the same questions: give `score` the same references, and with
     `answered_only` first leave only the answers that both sides have (`in_common`).
     permutations: 0 for no p-values.
     """
@@ -191,7 +189,7 @@ def compare(
 def in_common(
     ours: Mapping[str, Answer], theirs: Mapping[str, Answer]
 ) -> tuple[dict[str, Answer], dict[str, Answer]]:
-    """The answers to asks that both sides answered, in the same respects."""
+    """The answers to questions that both sides answered, in the same respects."""
     mine, other = {}, {}
     for ask_id in ours.keys() & theirs.keys():
         a, b = ours[ask_id], theirs[ask_id]
@@ -209,58 +207,58 @@ class _Metric:
     """One metric of one set of answers, to be scored over groups.
 
     shared: what metrics with the same addends have in common, BLEU-1 to BLEU-4: the addends of
-    asks and, of each group, those of frames.
+    questions and, of each group, those of frames.
     """
 
     name: str
-    asked: Asked
-    measured: Measured
+    questions: Questions
+    addends: Addends
     shared: dict[tuple[By, str], tuple[Floats, Floats]]
 
     def scores(self, *, with_mean: bool) -> Iterator[Score]:
         """Over everything, over each domain, over their mean, over each kind of question."""
-        asked = self.asked
-        yield self._over("all", "all", np.arange(len(asked)))
-        domains = asked.groups(lambda reference: reference.domain)
+        questions = self.questions
+        yield self._over("all", "all", np.arange(len(questions)))
+        domains = questions.groups(lambda reference: reference.domain)
         for domain, members in domains.items():
             yield self._over("domain", domain, members)
         three = {tasks.nocaps_domain(domain): members for domain, members in domains.items()}
         if with_mean and all(name in three for name in tasks.NOCAPS_DOMAINS):
             yield self._mean([three[name] for name in tasks.NOCAPS_DOMAINS])
         if tasks.METRICS[self.name].what != "caption":
-            for kind, members in asked.groups(lambda reference: reference.ask.kind).items():
+            for kind, members in questions.groups(lambda reference: reference.ask.kind).items():
                 yield self._over("kind", kind, members)
 
     def _over(self, by: By, group: str, members: Indices) -> Score:
-        rows_AK, each_A = self.measured.rows_AK, self.measured.each_A
+        rows_AK, each_A = self.addends.rows_AK, self.addends.each_A
         known = self.shared.get((by, group))
         if known is None or known[0] is not rows_AK:
-            known = rows_AK, _by_frame(rows_AK[members], self.asked.frame_A[members])
+            known = rows_AK, _by_frame(rows_AK[members], self.questions.frame_A[members])
             self.shared[by, group] = known
-        sample = Sample(known[1], self.measured.total, len(members))
+        sample = Sample(known[1], self.addends.total, len(members))
         each = None if each_A is None else each_A[members]
         return self._score(by, group, sample, members, each)
 
     def _mean(self, parts: list[Indices]) -> Score:
         """Each part's addends in columns of their own, so that the score of totals is a mean of
         scores, and frames are drawn and swapped as for everything."""
-        rows_AK = self.measured.rows_AK
+        rows_AK = self.addends.rows_AK
         width = rows_AK.shape[1]
         wide = np.zeros((len(rows_AK), len(parts) * width))
         for number, part in enumerate(parts):
             wide[part, number * width : (number + 1) * width] = rows_AK[part]
         members = np.sort(np.concatenate(parts))
-        rows_UK = _by_frame(wide[members], self.asked.frame_A[members])
-        total = partial(_mean_of, total=self.measured.total, num_parts=len(parts))
+        rows_UK = _by_frame(wide[members], self.questions.frame_A[members])
+        total = partial(_mean_of, total=self.addends.total, num_parts=len(parts))
         return self._score("mean", MEAN, Sample(rows_UK, total, len(members)), members, None)
 
     def _score(
         self, by: By, group: str, sample: Sample, members: Indices, each: Floats | None
     ) -> Score:
-        missing = len(members) - int(np.count_nonzero(self.asked.is_answered_A[members]))
-        moved = self.measured.moved
-        value = sample.value() + moved
-        return Score(self.name, by, group, sample, value, None, missing, each, moved)
+        missing = len(members) - int(np.count_nonzero(self.questions.is_answered_A[members]))
+        offset = self.addends.offset
+        value = sample.value() + offset
+        return Score(self.name, by, group, sample, value, None, missing, each, offset)
 
 
 def _shifted(interval: Interval | None, by: float) -> Interval | None:
@@ -290,13 +288,13 @@ def _changes(ours: Score, theirs: Score) -> Changes | None:
 
 
 def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
-    """What captions would be scored by with Java, and why they are not."""
+    """The caption metrics that were not scored, and what they need."""
     names = {one.metric for one in scores}
     if not any(tasks.METRICS[name].what == "caption" for name in names):
         return {}
-    absent = "" if captions.has_java() else ", and there is no Java here"
+    absent = "" if java.has_java() else " (no Java is installed here)"
     return {
-        name: f"needs {needed}{absent}: --metrics {name}"
+        name: f"scored only if named among the metrics; needs {needed}{absent}"
         for name, needed in tasks.NEEDS.items()
         if name not in names
     }

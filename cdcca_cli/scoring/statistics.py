@@ -1,20 +1,19 @@
-"""How sure a score is: bootstrap intervals, alone and paired, and a permutation test.
+"""The uncertainty of scores: bootstrap intervals, alone and paired, and a permutation test.
 
 Every score here is a function of column totals over units (frames): a mean is sum / count, BLEU is
 a formula of counts. So a resample is a draw of U units with replacement, and all resamples together
 are one matrix of draw counts times the units' rows. Frames are drawn rather than questions, since
-questions about one frame stand or fall together; with one question a frame the two are the same.
+the answers about one frame are not independent; with one question for each frame the two are equal.
 
-The intervals are percentile intervals. They say nothing where a score sits at 0 or 100 for every
-unit (the resamples are all alike), and there is none (None) for fewer than two units.
+The intervals are percentile intervals. They have no width where every unit scores 0 or 100 (the
+resamples are all alike), and there is none (None) for fewer than two units.
 
-The test of a paired difference swaps the two sides of each unit with probability 1/2, which is what
-could have been if the sides were the same: p is the share of such swaps whose difference is as far
-from 0 as the one found, itself among them, p = (1 + k) / (1 + P). So it is never 0, and no smaller
-than 1 / (1 + P).
+The test of a paired difference swaps the two sides of each unit with probability 1/2, as if the
+sides were the same. p is the share of such swaps whose difference is at least as far from 0 as the
+one found, which is counted too: p = (1 + k) / (1 + P). So it is at least 1 / (1 + P).
 
-Scores over as many units share their draws, which depend on the seed and the number of units alone:
-an interval does not change with what else is scored.
+Scores over the same number of units share their draws, which depend only on the seed and that
+number: an interval does not change with what else is scored.
 
 U units, K columns, S resamples or swaps.
 """
@@ -23,13 +22,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from cdcca_cli.numerics.statistics import (
+    RESAMPLES,
+    Floats,
+    percentile_interval,
+    resampled_totals,
+)
 
-RESAMPLES = 2000
 PERMUTATIONS = 10_000
-CONFIDENCE = 0.95
 _CHUNK = 1 << 20  # draws held at once
 SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
@@ -60,6 +61,16 @@ class Sample:
 class Interval:
     low: float
     high: float
+
+
+def ends_of(interval: Interval | None) -> list[float] | None:
+    """As JSON reports have it."""
+    return None if interval is None else [interval.low, interval.high]
+
+
+def words_of(interval: Interval | None, form: str) -> str:
+    """As tables have it: `53.90 to 59.30`, nothing for None."""
+    return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,6 @@ def mean_percent(totals_S2: Floats) -> Floats:
     return 100.0 * np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
 
-def bootstrap(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
-    """The 95 % percentile interval of a score."""
-    return bootstrap_all([sample], seed=seed, resamples=resamples)[0]
-
-
 def bootstrap_all(
     samples: Sequence[Sample], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Interval | None]:
@@ -124,11 +130,11 @@ def bootstrap_all(
             continue
         rows_UC, columns = _beside([samples[i].rows_UK for i in members])
         scores: list[list[Floats]] = [[] for _ in members]
-        for totals in _resampled_totals(rows_UC, seed, resamples):
+        for totals in resampled_totals(rows_UC, _generator(seed), resamples):
             for i, found, part in zip(members, scores, columns, strict=True):
                 found.append(samples[i].score(totals[:, part]))
         for i, found in zip(members, scores, strict=True):
-            intervals[i] = _interval(np.concatenate(found))
+            intervals[i] = Interval(*percentile_interval(np.concatenate(found)))
     return intervals
 
 
@@ -164,11 +170,11 @@ def _paired_intervals(
     sides = [side for pair in pairs for side in pair]
     rows_UC, columns = _beside([side.rows_UK for side in sides])
     found: list[list[Floats]] = [[] for _ in pairs]
-    for totals in _resampled_totals(rows_UC, seed, resamples):
+    for totals in resampled_totals(rows_UC, _generator(seed), resamples):
         scores = [side.score(totals[:, part]) for side, part in zip(sides, columns, strict=True)]
         for differences, a, b in zip(found, scores[0::2], scores[1::2], strict=True):
             differences.append(a - b)
-    return [_interval(np.concatenate(differences)) for differences in found]
+    return [Interval(*percentile_interval(np.concatenate(one))) for one in found]
 
 
 def _p_values(
@@ -208,23 +214,14 @@ def _beside(rows: Sequence[Floats]) -> tuple[Floats, list[slice]]:
     return np.concatenate(different, axis=1), [places[id(one)] for one in rows]
 
 
-def _resampled_totals(rows_UK: Floats, seed: int, resamples: int) -> Iterator[Floats]:
-    """Column totals of `resamples` draws of U units with replacement, in chunks (S', K)."""
-    units = len(rows_UK)
-    generator = np.random.Generator(np.random.Philox(seed))
-    at_once = max(1, _CHUNK // units)
-    for start in range(0, resamples, at_once):
-        chunk = min(at_once, resamples - start)
-        drawn = generator.integers(units, size=(chunk, units))
-        drawn += units * np.arange(chunk)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units)
-        yield counts.astype(np.float64) @ rows_UK
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
 
 
 def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[Floats]:
     """Column totals of `permutations` random halves of the U units, in chunks (S', K)."""
     units = len(rows_UK)
-    generator = np.random.Generator(np.random.Philox(seed))
+    generator = _generator(seed)
     at_once = max(1, _CHUNK // units)
     num_words = -(-units // 64)
     for start in range(0, permutations, at_once):
@@ -232,9 +229,3 @@ def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[F
         drawn = generator.integers(1 << 64, size=(chunk, num_words), dtype=np.uint64)
         swaps = np.unpackbits(drawn.view(np.uint8), axis=1, count=units)
         yield swaps.astype(np.float64) @ rows_UK
-
-
-def _interval(scores_S: Floats) -> Interval:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(scores_S, (tail, 100 - tail))
-    return Interval(float(low), float(high))

@@ -7,21 +7,23 @@
 | caption  | COCO captions                 | bleu1 to bleu4, cider, rouge_l                        |
 | nocaps   | nocaps                        | the same and cider_domain_idf, each also as the mean  |
 |          |                               | of the three domains                                  |
-| manifest | a manifest's own asks         | mc, da, da_norm and the captions', as its asks allow  |
+| manifest | a manifest's own labels       | mc, da, da_norm and the captions', as labels allow    |
 
-The task is that of the references unless another is named. `da_all` is scored where it is asked
-for; so are meteor and spice, which need Java (meteor also where Java tokenises).
+The task is that of the references unless another is named. `da_all`, meteor and spice are scored
+only when they are named; meteor also where Java tokenises. A new task is one row of TASKS.
 
-Nothing is scored here.
+Nothing is scored here, and nothing heavy is imported: `settings` reads these tables.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from cdcca_cli.datasets import Reference
-from cdcca_cli.errors import UsageError
+from cdcca_cli.errors import SettingError
+
+if TYPE_CHECKING:
+    from cdcca_cli.datasets import Reference
 
 What = Literal["choice", "answer", "caption"]
 
@@ -87,9 +89,9 @@ METRICS = {
     "meteor": Metric(
         "METEOR",
         "caption",
-        "METEOR 1.5, the corpus score of pycocoevalcap's Java program; of a domain, and in "
-        "intervals, the mean of images, moved by what lies between the two over all. Differences "
-        "to other predictions and rounds are of the images' means, unmoved",
+        "METEOR 1.5, the corpus score of pycocoevalcap's Java program; for a domain and in "
+        "intervals the mean of the images' scores, plus the difference between the two over "
+        "everything. Differences to other predictions and rounds are those of the images' means",
     ),
     "spice": Metric(
         "SPICE", "caption", "SPICE 1.0, the mean of images, pycocoevalcap's Java program"
@@ -98,57 +100,81 @@ METRICS = {
 
 _BLEUS = ("bleu1", "bleu2", "bleu3", "bleu4")
 _CAPTIONS = (*_BLEUS, "cider", "rouge_l")
-TASKS: dict[str, tuple[str, ...]] = {
-    "aokvqa": ("mc", "da", "da_norm"),
-    "vqa": ("vqa", "vqa_min3"),
-    "caption": _CAPTIONS,
-    "nocaps": (*_BLEUS, "cider", "cider_domain_idf", "rouge_l"),
-    "manifest": ("mc", "da", "da_norm", *_CAPTIONS),
-}
-HEADLINES = {
-    "aokvqa": ("mc", "da"),
-    "vqa": ("vqa",),
-    "caption": ("bleu4", "cider"),
-    "nocaps": ("bleu4", "cider"),
-    "manifest": ("mc", "da", "bleu4", "cider"),
-}
-"""The metrics that papers compare: those that rounds are followed by."""
 NEEDS = {"meteor": "Java", "spice": "Java 8 and 320 MB of models"}
-TITLES = {
-    "aokvqa": "A-OKVQA",
-    "vqa": "VQA",
-    "caption": "captions",
-    "nocaps": "nocaps",
-    "manifest": "a manifest's asks",
-}
 NOCAPS_DOMAINS = ("in", "near", "out")
+ACCEPTANCE_METRICS = ("da", "mc", "cider")
+"""One metric for each kind of label, in order of preference; `loop` shows the same three."""
 
-_QUESTIONS = {
-    "aokvqa": {"train": 17_056, "val": 1_145},
-    "vqa": {
-        "VQAv2 train": 443_757,
-        "VQAv2 val": 214_354,
-        "VQA v1 train": 248_349,
-        "VQA v1 val": 121_512,
-        "OK-VQA train": 9_009,
-        "OK-VQA val": 5_046,
-    },
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its name for people, its metrics, and the sizes of its published splits.
+
+    headlines: the metrics that papers compare, and that rounds are followed by. unit: what the
+    splits' sizes count. num_direct: how many of a split's questions count for direct answers.
+    num_by_domain: the images of each domain of a split.
+    """
+
+    title: str
+    metrics: tuple[str, ...]
+    headlines: tuple[str, ...]
+    unit: Literal["questions", "images"] = "questions"
+    splits: Mapping[str, int] = field(default_factory=dict)
+    num_direct: Mapping[str, int] = field(default_factory=dict)
+    num_by_domain: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+TASKS = {
+    "aokvqa": Task(
+        "A-OKVQA",
+        ("mc", "da", "da_norm"),
+        ("mc", "da"),
+        splits={"train": 17_056, "val": 1_145},
+        num_direct={"val": 1_075},
+    ),
+    "vqa": Task(
+        "VQA",
+        ("vqa", "vqa_min3"),
+        ("vqa",),
+        splits={
+            "VQAv2 train": 443_757,
+            "VQAv2 val": 214_354,
+            "VQA v1 train": 248_349,
+            "VQA v1 val": 121_512,
+            "OK-VQA train": 9_009,
+            "OK-VQA val": 5_046,
+        },
+    ),
+    "caption": Task(
+        "captions",
+        _CAPTIONS,
+        ("bleu4", "cider"),
+        unit="images",
+        splits={
+            "COCO val2017 or Karpathy val or test": 5_000,
+            "COCO train2017": 118_287,
+            "COCO val2014": 40_504,
+            "COCO train2014": 82_783,
+            "Karpathy train": 113_287,
+        },
+    ),
+    "nocaps": Task(
+        "nocaps",
+        (*_BLEUS, "cider", "cider_domain_idf", "rouge_l"),
+        ("bleu4", "cider"),
+        unit="images",
+        num_by_domain={"val": {"in": 648, "near": 2_938, "out": 914}},
+    ),
+    "manifest": Task(
+        "labels of a manifest",
+        ("mc", "da", "da_norm", *_CAPTIONS),
+        ("mc", "da", "bleu4", "cider"),
+    ),
 }
-_IMAGES = {
-    "caption": {
-        "COCO val2017 or Karpathy val or test": 5_000,
-        "COCO train2017": 118_287,
-        "COCO val2014": 40_504,
-        "COCO train2014": 82_783,
-        "Karpathy train": 113_287,
-    }
-}
-_AOKVQA_DIRECT = {"val": 1_075}
-_NOCAPS = {"val": {"in": 648, "near": 2_938, "out": 914}}
 
 
-def task_of(references: Mapping[str, Reference]) -> str:
-    """The task of the file that the references came from; `manifest` where they say nothing."""
+def task_of(references: "Mapping[str, Reference]") -> str:
+    """The task of the file that the references came from; `manifest` if they do not say."""
     sources = {reference.source for reference in references.values()}
     source = next(iter(sources)) if len(sources) == 1 else None
     return source or "manifest"
@@ -157,14 +183,14 @@ def task_of(references: Mapping[str, Reference]) -> str:
 def metrics_of(task: str, named: Sequence[str] | None, *, with_java: bool) -> tuple[str, ...]:
     """The metrics to score, in METRICS' order: those named, or the task's own.
 
-    with_java: METEOR is one of the task's own. Raises: UsageError for a name that is none.
+    with_java: METEOR is one of the task's own. Raises: SettingError for an unknown name.
     """
     if named is not None:
         for name in named:
             if name not in METRICS:
-                raise UsageError(f"--metrics: no metric '{name}'; there are {', '.join(METRICS)}")
+                raise SettingError("metrics", f"expected one of {', '.join(METRICS)}", f"'{name}'")
         return tuple(name for name in METRICS if name in named)
-    own = TASKS[task]
+    own = TASKS[task].metrics
     return (*own, "meteor") if with_java and "cider" in own else own
 
 
@@ -176,56 +202,57 @@ def nocaps_domain(name: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Split:
-    """Which published split the references are as large as; `odd` says in one line why it is none.
+    """The published split that is as large as the references; `odd` says why there is none.
 
-    name: None if it is none, or if nothing is published for references of this kind.
+    name: None if no split has this size, or if none is published for references of this kind.
     """
 
     name: str | None = None
     odd: str | None = None
 
 
-def split_of(references: Mapping[str, Reference]) -> Split:
+def split_of(references: "Mapping[str, Reference]") -> Split:
     """Compare the number of questions or images with those of the published splits.
 
-    It is the size alone that is looked at. A manifest has no published size.
+    Only the size is compared. A manifest has no published size.
     """
-    source = task_of(references)
+    task = TASKS[task_of(references)]
     everything = references.values()
-    if source == "nocaps":
-        return _nocaps_split(everything)
-    sizes = _QUESTIONS.get(source) or _IMAGES.get(source)
-    if sizes is None:
+    if task.num_by_domain:
+        return _split_by_domain(task, everything)
+    if not task.splits:
         return Split()
-    if source in _IMAGES:
-        found, unit = len({reference.frame for reference in everything}), "images"
-    else:
-        found, unit = len(references), "questions"
-    name = next((name for name, size in sizes.items() if size == found), None)
+    frames = {reference.frame for reference in everything}
+    found = len(frames if task.unit == "images" else references)
+    name = next((name for name, size in task.splits.items() if size == found), None)
     if name is None:
-        known = ", ".join(f"{size:,} ({name})" for name, size in sizes.items())
-        return Split(None, f"{found:,} {unit}, no published split: those have {known}")
-    if source == "aokvqa" and name in _AOKVQA_DIRECT:
-        direct = sum(not reference.ask.difficult_direct_answer for reference in everything)
-        if direct != _AOKVQA_DIRECT[name]:
-            return Split(
-                None,
-                f"{direct:,} of {found:,} questions count for direct answers; {name} has "
-                f"{_AOKVQA_DIRECT[name]:,}",
-            )
+        known = ", ".join(f"{name} {size:,}" for name, size in task.splits.items())
+        unit = task.unit if found != 1 else task.unit.removesuffix("s")
+        return Split(
+            None, f"{found:,} {unit}: no published split has this size (published: {known})"
+        )
+    direct = sum(not reference.ask.difficult_direct_answer for reference in everything)
+    expected = task.num_direct.get(name, direct)
+    if direct != expected:
+        return Split(
+            None,
+            f"{direct:,} of {found:,} questions count for direct answers; {name} has {expected:,}",
+        )
     return Split(name)
 
 
-def _nocaps_split(references: Iterable[Reference]) -> Split:
+def _split_by_domain(task: Task, references: "Iterable[Reference]") -> Split:
     domains = {reference.frame: nocaps_domain(reference.domain) for reference in references}
     counts = Counter(domains.values())
     found = {name: counts[name] for name in NOCAPS_DOMAINS}
-    unknown = counts[None]
-    for name, sizes in _NOCAPS.items():
-        if sizes == found and not unknown:
+    for name, sizes in task.num_by_domain.items():
+        if sizes == found and not counts[None]:
             return Split(name)
     words = ", ".join(f"{count:,} {name}" for name, count in found.items())
-    if unknown:
-        words += f" and {unknown:,} of no domain"
-    known = ", ".join(f"{size:,} {name}" for name, size in _NOCAPS["val"].items())
-    return Split(None, f"{words}; nocaps val has {known}")
+    if counts[None]:
+        words += f" and {counts[None]:,} of no domain"
+    known = "; ".join(
+        f"{task.title} {name} has " + ", ".join(f"{size:,} {part}" for part, size in sizes.items())
+        for name, sizes in task.num_by_domain.items()
+    )
+    return Split(None, f"{words}; {known}")

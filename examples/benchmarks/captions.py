@@ -33,13 +33,13 @@ def read(folder: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def score_with_cdcca(folder: Path) -> dict[str, float]:
-    from cdcca_cli.scoring import captions
+    from cdcca_cli.scoring.captions import scorers
 
-    corpus = captions.tokenised(*read(folder))
-    totals = captions.bleu_statistics(corpus).sum(0, keepdims=True)
-    scores = {f"bleu{order}": float(captions.bleu(totals, order)[0]) for order in (1, 2, 3, 4)}
-    scores["cider"] = float(captions.cider(corpus).mean())
-    scores["rouge_l"] = float(captions.rouge_l(corpus).mean())
+    corpus = scorers.tokenised(*read(folder))
+    totals = scorers.bleu_statistics(corpus).sum(0, keepdims=True)
+    scores = {f"bleu{order}": float(scorers.bleu(totals, order)[0]) for order in (1, 2, 3, 4)}
+    scores["cider"] = float(scorers.cider(corpus).mean())
+    scores["rouge_l"] = float(scorers.rouge_l(corpus).mean())
     return scores
 
 

@@ -21,7 +21,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, load_image, read_frames, read_references
 from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import MEAN, Score, Scores, score
-from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap, compare_all
+from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap_all, compare_all
 
 WHAT = ("methods", "captions", "ablation", "tokens", "uplink", "rounds")
 METRICS = {"mc": "MC", "da": "DA", "cider": "CIDEr", "bleu4": "BLEU-4"}
@@ -133,7 +133,7 @@ def value(sample: Sample | None, places: int = 2) -> str:
     """A figure with its interval."""
     if sample is None:
         return ""
-    interval = bootstrap(sample)
+    (interval,) = bootstrap_all([sample])
     ends = "" if interval is None else f" ({interval.low:.1f} to {interval.high:.1f})"
     return f"{sample.value():.{places}f}{ends}"
 
@@ -419,7 +419,7 @@ def rounds(runs: Runs, names: Sequence[str], last: int) -> None:
             kept = [(r, s) for r, s in enumerate(samples) if s is not None]
             places = [r + 0.04 * (number - len(names) / 2) for r, _ in kept]
             values = [sample.value() for _, sample in kept]
-            ends = [bootstrap(sample) for _, sample in kept]
+            ends = bootstrap_all([sample for _, sample in kept])
             low = [v - (e.low if e else v) for v, e in zip(values, ends, strict=True)]
             high = [(e.high if e else v) - v for v, e in zip(values, ends, strict=True)]
             axis.errorbar(places, values, [low, high], marker="o", capsize=3, label=label(name))

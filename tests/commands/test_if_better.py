@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cdcca_cli import probation
+from cdcca_cli import acceptance
 from cdcca_cli.downlink import receiver, sender, signing
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import WrongBase
@@ -26,6 +26,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.trust import Trust
 from cdcca_cli.formats.update import Update, read_update
 from cdcca_cli.main import main
+from cdcca_cli.scoring.settings import AcceptanceSettings
 from tests.downlink import worlds
 from tests.shipped import few_frames
 
@@ -121,7 +122,7 @@ class TestWorse:
         assert gain["value"] == measured["after"] - measured["before"]
         assert gain["low"] <= gain["value"] <= gain["high"] < 0
         shown = f"{gain['value']:+.2f} (95 % interval {gain['low']:+.2f} to {gain['high']:+.2f})"
-        assert f" on {gain['n']} asks, {shown}, more than the tolerance of 0 points" in err
+        assert f" on {gain['n']} questions, {shown}, more than the tolerance of 0 points" in err
 
     def test_it_is_what_infer_and_eval_say_of_both(
         self, world: World, device: Path, tmp_path: Path, capfd: Capture
@@ -355,10 +356,10 @@ class TestNotMeasured:
     @pytest.mark.parametrize(
         ("options", "reason"),
         [
-            (["--metric", "bleu4"], "--metric bleu4: expected one of da, mc, cider"),
-            (["--tolerance", "-1"], "--tolerance -1: expected points, 0 or more"),
-            (["--tolerance", "nan"], "--tolerance nan: expected points"),
-            (["--tolerance", "inf"], "--tolerance inf: expected points"),
+            (["--metric", "bleu4"], "bleu4: expected one of da, mc, cider"),
+            (["--tolerance", "-1"], "-1.0: expected 0 or more points"),
+            (["--tolerance", "nan"], "nan: expected 0 or more points"),
+            (["--tolerance", "inf"], "inf: expected 0 or more points"),
             (["--compute", "tpu"], "--compute tpu: expected one of"),
             (["--batch-size", "0"], "batch-size"),
             (["--rollback"], "--rollback takes no update"),
@@ -456,10 +457,10 @@ class TestMeanwhile:
         def measure(*_: object) -> None:
             meanwhile(Device.open(device.path))
 
-        monkeypatch.setattr(probation, "measure", measure)
-        trial = probation.Trial(Path("probe"))
+        monkeypatch.setattr(acceptance, "measure", measure)
+        trial = AcceptanceSettings(Path("probe"))
         data = BytesIO(worlds.file_of(update))
-        return probation.receive(Device.open(device.path), data, trial, where="file")
+        return acceptance.receive(Device.open(device.path), data, trial, where="file")
 
     def test_an_overlay_that_it_was_not_measured_against(
         self, folders: tuple[Device, Device], monkeypatch: pytest.MonkeyPatch

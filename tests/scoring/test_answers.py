@@ -110,7 +110,7 @@ def test_choices_and_free_answers_in_two_files(tmp_path: Path) -> None:
     assert read_answers([one, two, again]).num_duplicates == 1
     other = write(tmp_path / "4", {"r": {"multiple_choice": "x"}})
     for paths in ([one, two, other], [other, two, one]):
-        with pytest.raises(BadData, match="'r' is answered twice"):
+        with pytest.raises(BadData, match=f"'r' is answered differently in {paths[0]}: score the"):
             read_answers(paths)
 
 
@@ -237,7 +237,7 @@ def test_a_gigabyte_of_nothing(tmp_path: Path, nothing: bytes) -> None:
     ],
 )
 def test_references_in_place_of_predictions(tmp_path: Path, entry: dict[str, object]) -> None:
-    with pytest.raises(BadData, match="give this file to --references"):
+    with pytest.raises(BadData, match="name this file as `references`"):
         read_answers([write(tmp_path / "p", [entry])])
 
 

@@ -79,7 +79,8 @@ def test_all_at_once_in_svg(tmp_path: Path) -> None:
     assert {"MC after each round", "73.5  fog", "70.6  night", "72.0  average"} <= set(words)
     assert {"source only", "round 1", "fog", "round 2", "night"} <= set(words)
     assert {"MC against the other predictions", "DA against the other predictions"} <= set(words)
-    assert {"+20.2", "+15.8 to +24.6", "−0.3", "−4.7 to +4.1", "n = 1,234"} <= set(words)
+    assert {"+20.2 (+15.8 to +24.6), n = 100", "−0.3 (−4.7 to +4.1), n = 100"} <= set(words)
+    assert "+23.2 (+18.8 to +27.6), n = 1,234" in words
     assert "a_kind of $very$ long n…" in words
     assert {"uplink 1,644,854: 72.0", "downlink 204,719: 72.0"} <= set(words)
     assert {"bytes of the 231 frames sent, and over the link", "508,123", "20,345"} <= set(words)
@@ -104,7 +105,7 @@ def test_files_that_are_not_one_a_round(tmp_path: Path) -> None:
 
 def test_scores_alone(tmp_path: Path) -> None:
     words = words_of({"task": "caption", "scores": {"da": scored(61.2)}}, tmp_path / "a.svg")
-    assert {"DA", "61.2", "56.8 to 65.6", "fog", "colour"} <= set(words)
+    assert {"DA", "61.2 (56.8 to 65.6), n = 100", "fog", "colour"} <= set(words)
 
 
 def test_frames_alone(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
             plots.draw(FULL, name)
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    with pytest.raises(UsageError, match="nothing in this report"):
+    with pytest.raises(UsageError, match="this report holds nothing to draw"):
         plots.draw({"v": 1, "kind": "scores"}, tmp_path / "a.png")
     with pytest.raises(CannotWrite):
         plots.draw(FULL, tmp_path / "not" / "there.svg")

@@ -10,9 +10,9 @@ import pytest
 
 from cdcca_cli.datasets import LabelledAsk, Reference, read_references
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring import captions
 from cdcca_cli.scoring.answers import Answer, read_answers
-from cdcca_cli.scoring.captions import has_java
+from cdcca_cli.scoring.captions import scorers
+from cdcca_cli.scoring.captions.java import has_java
 from cdcca_cli.scoring.continual import of_scores
 from cdcca_cli.scoring.scores import Scores, compare, in_common, score
 from cdcca_cli.scoring.statistics import Changes
@@ -124,7 +124,7 @@ def test_missing_predictions_are_wrong_and_counted() -> None:
 def test_a_metric_without_any_prediction_is_left_out() -> None:
     scores = score(REFERENCES, {"1": Answer("dog")})
     assert [one.metric for one in scores.scores if one.by == "all"] == ["da", "da_norm"]
-    assert scores.left_out == {"mc": 2} | dict.fromkeys(TASKS["caption"], 2)
+    assert scores.left_out == {"mc": 2} | dict.fromkeys(TASKS["caption"].metrics, 2)
 
 
 def test_unknown_ids() -> None:
@@ -137,7 +137,7 @@ def test_unknown_ids() -> None:
 
 def test_task() -> None:
     scored = {one.metric for one in score(REFERENCES, ANSWERS, task="caption").scores}
-    assert scored == set(TASKS["caption"])
+    assert scored == set(TASKS["caption"].metrics)
     assert {one.metric for one in score(REFERENCES, ANSWERS, task="vqa").scores} == {
         "vqa",
         "vqa_min3",
@@ -157,14 +157,14 @@ def test_task() -> None:
 
 
 def test_the_task_is_that_of_the_references() -> None:
-    for source, metrics in TASKS.items():
+    for source, task in TASKS.items():
         known = {
             ask_id: replace(reference, source=source)  # type: ignore[arg-type]
             for ask_id, reference in REFERENCES.items()
         }
         scores = score(known, ANSWERS)
         assert scores.task == source
-        assert tuple(dict.fromkeys(one.metric for one in scores.scores)) == metrics
+        assert tuple(dict.fromkeys(one.metric for one in scores.scores)) == task.metrics
 
 
 def test_answers_that_are_no_choice_become_the_one_the_model_scores_highest() -> None:
@@ -207,7 +207,7 @@ def test_nocaps() -> None:
     references, answers = nocaps(0)
     found = values(score(references, answers))
     sizes = {"in-domain": 4, "near-domain": 9, "out-domain": 6}
-    for metric in TASKS["nocaps"]:
+    for metric in TASKS["nocaps"].metrics:
         three = [found[f"{metric}/domain/{domain}"] for domain in sizes]
         assert found[f"{metric}/mean/mean_of_domains"] == pytest.approx(sum(three) / 3)
         for domain in sizes:
@@ -302,7 +302,7 @@ def meteor_of(
 ) -> Scores:
     """40 images, or as many as `each`; a METEOR that gives these values, without Java."""
     values_U = np.array(each or [0.2, 0.3] * 20)
-    monkeypatch.setattr(captions, "meteor", lambda corpus: (values_U, over_all))
+    monkeypatch.setattr(scorers, "meteor", lambda corpus: (values_U, over_all))
     ids = [f"i{number:02}" for number in range(len(values_U))]
     references = {i: caption(i, "a b", domain="xy"[int(i[1:]) % 2]) for i in ids}
     return score(references, {i: Answer("a b") for i in ids}, metrics=["meteor"])
@@ -418,7 +418,7 @@ def test_real_captions_score_as_with_pycocoevalcap(name: str) -> None:
     assert scores.task == "caption"
     for title, value in expected.items():
         metric = title.lower().replace("bleu_", "bleu")
-        if metric in TASKS["caption"]:
+        if metric in TASKS["caption"].metrics:
             found = scores.all(metric)
             assert found is not None and abs(found.value / 100 - value) < 1e-6
 

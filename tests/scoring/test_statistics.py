@@ -5,13 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from cdcca_cli.scoring.captions import bleu
+from cdcca_cli.scoring.captions.scorers import bleu
 from cdcca_cli.scoring.statistics import (
     Difference,
     Floats,
     Interval,
     Sample,
-    bootstrap,
     bootstrap_all,
     compare_all,
     mean_percent,
@@ -25,6 +24,10 @@ def sample(values: np.ndarray) -> Sample:
 
 def paired(a: Sample, b: Sample, resamples: int = 2000) -> Difference:
     return compare_all([(a, b)], resamples=resamples, permutations=0)[0]
+
+
+def bootstrap(one: Sample, *, seed: int = 0, resamples: int = 2000) -> Interval | None:
+    return bootstrap_all([one], seed=seed, resamples=resamples)[0]
 
 
 def coins(count: int, share: float) -> np.ndarray:
@@ -74,7 +77,7 @@ def test_seeded() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = sample(np.random.default_rng(0).random(77))
     whole = bootstrap(values, resamples=50)
-    monkeypatch.setattr("cdcca_cli.scoring.statistics._CHUNK", 77 * 7)
+    monkeypatch.setattr("cdcca_cli.numerics.statistics._CHUNK", 77 * 7)
     parts = bootstrap(values, resamples=50)
     assert whole is not None and parts is not None
     # Not bit for bit: how a product of matrices adds up hangs on its height, on some processors.

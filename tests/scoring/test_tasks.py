@@ -31,11 +31,12 @@ def test_the_task_is_that_of_the_references() -> None:
 
 
 def test_metrics_have_one_order_and_names_that_exist() -> None:
-    for task, own in TASKS.items():
+    for task, row in TASKS.items():
+        own = row.metrics
         assert metrics_of(task, None, with_java=False) == own
         assert metrics_of(task, own[::-1], with_java=False) == own
     assert metrics_of("caption", None, with_java=True)[-1] == "meteor"
-    assert metrics_of("aokvqa", None, with_java=True) == TASKS["aokvqa"]
+    assert metrics_of("aokvqa", None, with_java=True) == TASKS["aokvqa"].metrics
     with pytest.raises(UsageError, match="'f1'"):
         metrics_of("vqa", ["f1"], with_java=False)
 

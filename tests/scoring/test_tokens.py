@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cdcca_cli.scoring import captions, java
-from cdcca_cli.scoring.tokens import PUNCTUATION, tokenize
+from cdcca_cli.scoring.captions import java, scorers
+from cdcca_cli.scoring.captions.tokens import PUNCTUATION, tokenize
 from tests.scoring.coco import captions_in_file_order, made_captions
 
 # Ends with a word after which every rule stops, and begins with one that starts a sentence: so the
@@ -20,7 +20,7 @@ def jar_tokens(texts: list[str]) -> list[str]:
     if not java.has_java():
         pytest.skip("no Java here to compare with")
     lines = [line for text in texts for line in (text, NEXT_LINE)]
-    return java.tokenize(lines, captions.shipped("tokenizer"))[::2]
+    return java.tokenize(lines, scorers.shipped("tokenizer"))[::2]
 
 
 CASES = [
@@ -166,7 +166,7 @@ def test_what_the_jar_makes_of_the_next_caption() -> None:
     """ "plan B." keeps its period before "dogs" and loses it before "The": here it is alone."""
     if not java.has_java():
         pytest.skip("no Java here to compare with")
-    jar = captions.shipped("tokenizer")
+    jar = scorers.shipped("tokenizer")
     assert java.tokenize(["plan B.", "dogs"], jar)[0] == "plan b."
     assert java.tokenize(["plan B.", "The dog"], jar)[0] == tokenize("plan B.") == "plan b"
 
@@ -198,5 +198,5 @@ def test_equal_to_the_jar_on_coco_val2017(coco: Path) -> None:
     assert len(texts) == 25_014
     texts += [caption for made in made_captions(coco).values() for caption in made.values()]
     ours = [tokenize(text) for text in texts]
-    assert ours == java.tokenize(texts, captions.shipped("tokenizer"))
+    assert ours == java.tokenize(texts, scorers.shipped("tokenizer"))
     assert ours == jar_tokens(texts)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cdcca_cli.scoring.vqav2 import accuracy, accuracy_min3, normalized
+from cdcca_cli.scoring.vqa import vqav2_accuracy, vqav2_accuracy_min3, vqav2_normalized
 
 TEN_WORDS = "one two three four five six seven eight nine ten".split()  # noqa: SIM905
 
@@ -20,24 +20,24 @@ def ten(answer: str, matches: int) -> list[str]:
 def test_credit_by_hand(matches: int, leave_one_out: float, min3: float) -> None:
     """DEFINITIONS 6: the mean over the ten of min(1, matches among the other nine / 3) gives 0, .3,
     .6, .9, 1 for 0 to 4 matches; A-OKVQA's min(1, matches / 3) gives 0, .33, .67, 1."""
-    assert accuracy("dog", ten("dog", matches)) == pytest.approx(leave_one_out, abs=1e-12)
-    assert accuracy_min3("dog", ten("dog", matches)) == pytest.approx(min3, abs=1e-12)
+    assert vqav2_accuracy("dog", ten("dog", matches)) == pytest.approx(leave_one_out, abs=1e-12)
+    assert vqav2_accuracy_min3("dog", ten("dog", matches)) == pytest.approx(min3, abs=1e-12)
 
 
 def test_no_prediction_is_wrong() -> None:
-    assert accuracy(None, ["dog"] * 10) == accuracy_min3(None, ["dog"] * 10) == 0
+    assert vqav2_accuracy(None, ["dog"] * 10) == vqav2_accuracy_min3(None, ["dog"] * 10) == 0
 
 
 def test_answers_that_are_all_the_same_are_compared_as_they_stand() -> None:
     """DEFINITIONS 6: processed only if the ten are not all identical, otherwise raw and with
     case."""
-    assert accuracy("Dog", ["dog"] * 10) == 0
-    assert accuracy("dog.", ["dog"] * 10) == 0
-    assert accuracy("a dog", ["a dog"] * 10) == 1
-    assert accuracy("Dog", [*["dog"] * 9, "cat"]) == 1
+    assert vqav2_accuracy("Dog", ["dog"] * 10) == 0
+    assert vqav2_accuracy("dog.", ["dog"] * 10) == 0
+    assert vqav2_accuracy("a dog", ["a dog"] * 10) == 1
+    assert vqav2_accuracy("Dog", [*["dog"] * 9, "cat"]) == 1
     # Newlines, tabs and the spaces at the ends go first, on both sides.
-    assert accuracy("\tdog\n", [" dog"] * 5 + ["dog "] * 5) == 1
-    assert accuracy("hot\ndog", ["hot dog"] * 10) == 1
+    assert vqav2_accuracy("\tdog\n", [" dog"] * 5 + ["dog "] * 5) == 1
+    assert vqav2_accuracy("hot\ndog", ["hot dog"] * 10) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_answers_that_are_all_the_same_are_compared_as_they_stand() -> None:
 def test_normalisation_by_hand(text: str, expected: str) -> None:
     """DEFINITIONS 6, processPunctuation and processDigitArticle. The 32 of 40 periods are [RUN]
     there; the four that EvalAI writes otherwise are [RUN] there too."""
-    assert normalized(text) == expected
+    assert vqav2_normalized(text) == expected
 
 
 def slow_accuracy(answer: str, answers: list[str]) -> float:
@@ -104,6 +104,6 @@ def test_accuracy_equals_the_slow_form() -> None:
         # One of its own keeps the answers from being all the same; letters are their own form.
         answers.append("z")
         for answer in "bcdx":
-            assert accuracy(answer, answers) == pytest.approx(
+            assert vqav2_accuracy(answer, answers) == pytest.approx(
                 slow_accuracy(answer, answers), abs=1e-12
             )

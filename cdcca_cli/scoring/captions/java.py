@@ -4,7 +4,7 @@
 apart and whole: UTF-8 whatever the locale, line ends within a caption are spaces, and as many lines
 must come back as went in. It still reads on from one caption into the next, as coco-caption does.
 
-This module imports nothing of pycocoevalcap (`captions` alone does) and takes the jar's path.
+This module imports nothing of pycocoevalcap (`scorers` alone does) and takes the jar's path.
 """
 
 import re
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdcca_cli.errors import Unavailable
-from cdcca_cli.scoring.tokens import PUNCTUATION
+from cdcca_cli.scoring.captions.tokens import PUNCTUATION
 
 _LINE_ENDS = re.compile("[\n\r\v\f\x85\u2028\u2029]")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
@@ -22,14 +22,14 @@ _SECONDS = 600
 
 
 def has_java() -> bool:
-    """Whether `java` is on the PATH. Whether it runs, only running it tells."""
+    """Whether `java` is on the PATH."""
     return shutil.which("java") is not None
 
 
 def require(what: str, cure: str) -> None:
     """Raises: Unavailable (69) where there is no Java for `what`."""
     if not has_java():
-        raise Unavailable(f"{what} needs Java, and there is no 'java' on the PATH: {cure}")
+        raise Unavailable(f"{what} needs Java, and no 'java' is on the PATH: {cure}")
 
 
 def version() -> str:
@@ -44,7 +44,7 @@ def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
 
     Raises: Unavailable (69) if there is no Java, no jar, or the jar fails.
     """
-    require("--tokenizer java", "install a Java runtime, or leave out --tokenizer java")
+    require("the java tokenizer", "install a Java runtime, or use `tokenizer` python")
     if not jar.is_file():
         raise Unavailable(f"the tokenizer's jar is not at {jar}: reinstall pycocoevalcap")
     if not captions:
@@ -57,7 +57,7 @@ def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
     if done.returncode or len(tokenised) != len(lines):
         raise Unavailable(
             f"the tokenizer's jar gave {len(tokenised)} lines for {len(lines)} captions "
-            f"(exit {done.returncode}): use --tokenizer python"
+            f"(exit {done.returncode}): use `tokenizer` python"
         )
     return [
         " ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION)
@@ -76,4 +76,4 @@ def _run(command: list[str], text: str) -> "subprocess.CompletedProcess[str]":
             timeout=_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"Java could not be run ({error}): use --tokenizer python") from error
+        raise Unavailable(f"Java could not be run ({error}): use `tokenizer` python") from error

@@ -1,5 +1,4 @@
-"""What the same frames would cost without tokens: raw pixels, the files as they are, JPEG, WebP,
-H.264.
+"""The bytes of the same frames as pictures: raw pixels, the files themselves, JPEG, WebP, H.264.
 
     raw_rgb       3 bytes a pixel of the image as shown
     original      the files; one that holds several frames (a video) counts once
@@ -8,22 +7,21 @@ H.264.
     h264_crf23    libx264, crf 23, preset medium, yuv420p, one thread (so the same on any machine),
                   no container; all frames of one size in one stream, in their order
 
-x264's crf spends more on a frame that stays longer: the same pictures take twice as much at 3
-frames a second as at 25. A video is coded at its own rate; images, which have none, at 25, which is
-what ffmpeg takes; the frames that were sent are coded alone, at the same rate. yuv420p needs even
-sides: an odd one gets its last line twice.
+x264's crf spends more bits on a frame that is shown longer: the same pictures take twice as much at
+3 frames a second as at 25. A video is coded at its own rate, images at ffmpeg's default of 25. The
+frames that were sent are coded alone, at the same rate. yuv420p needs even sides: the last line of
+an odd one is repeated.
 
-All forms are at the frames' own size, and on request at the size that the vision encoder sees,
-which is the honest mark: whole frames resized to it (PIL, bicubic), not cut.
+All forms are at the frames' own size, and on request also at the size that the vision encoder sees,
+which is the fair comparison: whole frames resized to it (PIL, bicubic), not cropped.
 
-H.264 goes through PyAV (`pip install 'cdcca[video]'`), else through an ffmpeg program; where
-neither has libx264 it is left out, with the reason. The two may differ by half a percent, by how
-they turn RGB into yuv420p. No time is measured here, and no quality.
+H.264 is coded with PyAV (`pip install 'cdcca[video]'`), else with an ffmpeg program; if neither has
+libx264 it is left out, with the reason. The two may differ by half a percent, because they convert
+RGB to yuv420p differently. Neither time nor quality is measured.
 """
 
 import io
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -36,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.errors import CdccaError, Unavailable, UsageError
+from cdcca_cli.errors import CdccaError, Unavailable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +48,7 @@ Size = tuple[int, int]
 
 
 @dataclass
-class Measured:
+class FrameBytes:
     """Bytes by form, and "frames", their number. A form that is left out is in none of them.
 
     every: all frames; sent: those whose tokens went up. seen_every, seen_sent: at the encoder's
@@ -73,7 +71,7 @@ def measure_frames(
     *,
     encoder_size: Size | None = None,
     images_per_second: Fraction = ASSUMED_RATE,
-) -> Measured:
+) -> FrameBytes:
     """Bytes by form of all frames, and of those whose id is in `sent`.
 
     Memory holds one image and one size's encoders; frames of another size than the first one's are
@@ -84,7 +82,7 @@ def measure_frames(
     Raises: as `datasets.load_image`.
     """
     known = [(frame, frame.id in sent) for frame in frames]
-    found = Measured()
+    found = FrameBytes()
     rate = _rate(known[0][0], images_per_second) if known else images_per_second
     found.frames_per_second = float(rate)
     coding = _Coding(found, rate, partial=len({is_sent for _, is_sent in known}) > 1)
@@ -125,19 +123,10 @@ def measure_frames(
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without importing PIL
 
 
-def parse_size(text: str) -> Size:
-    """Read `224` or `448x336`, width by height. Raises: UsageError."""
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
-    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(size):
-        raise UsageError(f"--encoder-size '{text}': expected pixels like 224 or 448x336")
-    return size
-
-
 class _Originals:
     """The files themselves, each once."""
 
-    def __init__(self, found: Measured) -> None:
+    def __init__(self, found: FrameBytes) -> None:
         self._known: list[tuple[set[str], Counter[str]]] = [
             (set(), found.every),
             (set(), found.sent),
@@ -180,7 +169,7 @@ class _Coding:
     partial: whether the frames that were sent are some, neither none nor all.
     """
 
-    def __init__(self, found: Measured, rate: Fraction, partial: bool) -> None:
+    def __init__(self, found: FrameBytes, rate: Fraction, partial: bool) -> None:
         self.found, self.rate, self.partial = found, rate, partial
         self.make: type[_Pyav] | type[_Ffmpeg] | None = None
         self._under_way: list[_Encoder] = []

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from cdcca_cli.datasets import read_frames
-from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.scoring.raw import H264, measure_frames, parse_size
+from cdcca_cli.errors import BadData
+from cdcca_cli.scoring.link.frames import H264, measure_frames
+from cdcca_cli.scoring.settings import parse_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sequences"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no frames in ../shared/data/sequences")
@@ -251,5 +252,5 @@ def test_sizes() -> None:
     assert parse_size("224") == (224, 224)
     assert parse_size("448X336") == (448, 336)
     for text in ("", "0", "224x", "x3", "-1", "2.5", "999999", "10x0"):
-        with pytest.raises(UsageError, match="--encoder-size"):
+        with pytest.raises(ValueError, match="expected pixels like 224 or 448x336"):
             parse_size(text)

@@ -7,8 +7,8 @@ become -lrb- and the like, a space inside a token (5 3/4, a telephone number, a 
 
 It is a longest-match lexer, as the Java one is: at each place every rule that can begin there is
 tried, the one that reads furthest (with the context it asks for) wins, the earlier one on a tie.
-What a character outside ASCII is was measured on the jar. Nothing is read over and over: a rule
-either takes what it reads or is not tried again within it, so time is linear in the length.
+The class of characters outside ASCII was measured on the jar. A rule either takes what it reads or
+is not tried again within it, so time is linear in the length.
 
 Equal to the jar on all 25,014 human captions of COCO val2017 and 5,989 of two systems, and on the
 tests' hostile list but for what is listed there. The differences, each with its reason:
@@ -28,8 +28,7 @@ Of random captions made of the hostile pieces 2 to 6 in 30,000 differ, for the l
 
 Why no library: of the 25,014 captions NLTK 3.10 (NLTKWordTokenizer) gives 24,955 the jar's tokens,
 sacremoses 0.2 24,871, spaCy 3.8 24,267, NLTK's toktok 22,308. None of them knows the abbreviations
-inside a caption or the jar's fractions, smileys and quotes; and to be nearly the reference is what
-makes two scorers disagree.
+inside a caption or the jar's fractions, smileys and quotes.
 
 This module does not run Java (`java` does).
 """
@@ -48,9 +47,8 @@ PUNCTUATION = frozenset(
 )  # fmt: skip
 """Dropped, compared after lower-casing: so -lrb- stays, as it does in coco-caption."""
 
-# What a character outside ASCII is to the rules: the one character that stands for its kind.
-# Measured on the jar, one by one; what is in no row is a letter, a digit or nothing by its Unicode
-# category.
+# The class of each character outside ASCII, written as one character of that class. Measured on the
+# jar, one by one; characters in no row are a letter, a digit or nothing by their Unicode category.
 _LETTER, _DIGIT, _NOTHING = "é", "٠", "\x01"
 _MEASURED = {
     # Marks: inside a word, but not inside a hyphenated one.

@@ -13,9 +13,9 @@ from cdcca_cli.datasets import read_frames
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
-from cdcca_cli.scoring.ledger import UPLINK_KINDS, _TakenApart, measure
-from cdcca_cli.scoring.link import parse_link
-from cdcca_cli.scoring.raw import FORMS
+from cdcca_cli.scoring.link.frames import FORMS
+from cdcca_cli.scoring.link.ledger import UPLINK_KINDS, _TakenApart, measure
+from cdcca_cli.scoring.link.transfer import parse_link
 from cdcca_cli.streams import binary_output
 
 DIGEST = "sha256:" + "0" * 64

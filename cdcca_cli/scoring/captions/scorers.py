@@ -1,18 +1,13 @@
 """BLEU, CIDEr-D and ROUGE-L of captions; METEOR and SPICE where Java is.
 
-Equal to pycocoevalcap 1.2 to 1e-6 (the tests hold it to that), whose scorers take 4 s for COCO
-val2017 where this takes one: CIDEr 2.6 s, BLEU 0.75 s, ROUGE-L 0.63 s, of 4.6 s with its two runs
-of Java (measured on two cores). So the three are computed here from one sparse table of n-grams and
-a bit-parallel longest common subsequence, and pycocoevalcap is the tests' oracle. METEOR and SPICE
-are its own: they are Java programs. Only this module imports it.
+BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6 (the tests compare them) and take a
+quarter of its time: they use one sparse table of n-grams and a bit-parallel longest common
+subsequence. METEOR and SPICE are pycocoevalcap's own Java programs. Only this module imports it.
 
 An empty caption is a caption without n-grams: it scores 0 and counts in BLEU's lengths (ROUGE-L of
-an empty caption against an empty reference is 1, as pycocoevalcap has it). Values are in the
-scorers' own units: CIDEr in [0, 10], the others in [0, 1]. Degenerate captions of very common words
-still score in ROUGE-L (an 'a a a .' has a third): read it beside the others.
-
-Not here: intervals (`statistics`), which images count (`scores`), SPICE's models, which
-pycocoevalcap downloads.
+an empty caption against an empty reference is 1, as pycocoevalcap has it). CIDEr is
+in [0, 10], the others in [0, 1]. Degenerate captions of very common words still score in ROUGE-L
+('a a a .' scores a third), so read it beside the others.
 
 U images, R references of all of them, S totals, P distinct (sentence, n-gram) pairs, G n-grams.
 """
@@ -26,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.errors import BadData, Unavailable, UsageError
-from cdcca_cli.scoring import java
-from cdcca_cli.scoring.statistics import Floats
-from cdcca_cli.scoring.tokens import tokenize
+from cdcca_cli.errors import BadData, SettingError, Unavailable
+from cdcca_cli.numerics.statistics import Floats
+from cdcca_cli.scoring.captions import java
+from cdcca_cli.scoring.captions.tokens import tokenize
 
 Ints = NDArray[np.int64]
 
@@ -133,11 +128,11 @@ def tokenised(
     tokenizer: "python" (`tokens`) or "java" (the jar that pycocoevalcap ships). References keep the
     order in which they are given, which the jar's reading on into the next line makes matter.
 
-    Raises: UsageError (2) for another tokenizer, Unavailable (69) for "java" where it cannot run,
+    Raises: SettingError (2) for another tokenizer, Unavailable (69) for "java" where it cannot run,
         BadData (65) if an image has no reference.
     """
     if tokenizer not in ("python", "java"):
-        raise UsageError(f"--tokenizer is python or java, not '{tokenizer}'")
+        raise SettingError("tokenizer", "expected python or java", tokenizer)
     if tokenizer == "python":
         ours = [tokenize(caption) for caption in captions]
         return Corpus(ours, [[tokenize(reference) for reference in human] for human in references])
@@ -145,11 +140,6 @@ def tokenised(
     human = iter(java.tokenize([reference for human in references for reference in human], jar))
     # Two runs, as in coco-caption: the last caption must not be read on into the first reference.
     return Corpus(java.tokenize(captions, jar), [[next(human) for _ in of] for of in references])
-
-
-def has_java() -> bool:
-    """Whether `java` is on the PATH, so that METEOR and `--tokenizer java` can be tried."""
-    return java.has_java()
 
 
 def bleu_statistics(corpus: Corpus) -> Floats:
@@ -197,46 +187,34 @@ def bleu(totals_SK: Floats, order: int = ORDERS) -> Floats:
     return precision * brevity
 
 
-def cider(corpus: Corpus, documents: Corpus | None = None) -> Floats:
+def cider(corpus: Corpus) -> Floats:
     """Each image's CIDEr-D, (U,), in [0, 10]; the corpus score is their mean.
 
     10/4 sum_n mean_r exp(-d^2 / 2 sigma^2) <min(h, r), r> / (|h| |r|), where h and r are the n-gram
     counts of caption and reference times idf = ln N - ln max(1, df), d is how many bigrams more one
-    has than the other, and sigma 6. N images and df (images whose references have the n-gram) are
-    those of `documents`, which is the corpus itself unless given; so one image alone scores 0.
+    has than the other, sigma is 6, N the number of images and df the number of images whose
+    references have the n-gram; so one image alone scores 0.
 
-    documents: another corpus, of which only the references are read: all domains for an IDF pooled
-        over them, one domain for its own.
     Source: pycocoevalcap cider_scorer.py.
     """
     num_images, num_sentences = len(corpus), len(corpus) + len(corpus._image_R)
-    if documents is None or documents is corpus:
-        ngrams, image_D, num_documents = corpus.ngrams, corpus._image_R, num_images
-        first_document = num_images
-    else:
-        ngrams = NGrams.of(corpus.sentences + documents.sentences[len(documents) :])
-        image_D, num_documents = documents._image_R, len(documents)
-        first_document = num_sentences
-    if num_images == 0 or num_documents == 0:
-        return np.zeros(num_images)
-    length = ngrams.length[:num_sentences]
-    bigrams = np.maximum(length - 1, 0)
+    if num_images == 0:
+        return np.zeros(0)
+    bigrams = np.maximum(corpus.ngrams.length - 1, 0)
     difference_R = bigrams[corpus._image_R] - bigrams[num_images:]
     similarity_R = np.zeros(len(corpus._image_R))
-    for order in ngrams.orders:
-        of_document = order.sentence_P >= first_document
-        image = image_D[order.sentence_P[of_document] - first_document]
-        key = np.unique(image * order.num_ngrams + order.ngram_P[of_document])
-        frequency_G = np.bincount(key % max(order.num_ngrams, 1), minlength=order.num_ngrams)
-        idf_G = np.log(float(num_documents)) - np.log(np.maximum(1.0, frequency_G))
-        scored = order.sentence_P < num_sentences
-        sentence, ngram = order.sentence_P[scored], order.ngram_P[scored]
-        weight = order.count_P[scored] * idf_G[ngram]
-        norm = np.sqrt(np.bincount(sentence, weight**2, num_sentences))
+    for order in corpus.ngrams.orders:
+        sentence, ngram = order.sentence_P, order.ngram_P
         ours = sentence < num_images
-        known = sentence[ours] * order.num_ngrams + ngram[ours]
         reference = sentence[~ours] - num_images
         asked = corpus._image_R[reference] * order.num_ngrams + ngram[~ours]
+        frequency_G = np.bincount(
+            np.unique(asked) % max(order.num_ngrams, 1), minlength=order.num_ngrams
+        )
+        idf_G = np.log(float(num_images)) - np.log(np.maximum(1.0, frequency_G))
+        weight = order.count_P * idf_G[ngram]
+        norm = np.sqrt(np.bincount(sentence, weight**2, num_sentences))
+        known = sentence[ours] * order.num_ngrams + ngram[ours]
         hypothesis = _looked_up(asked, known, weight[ours])
         shared = np.minimum(hypothesis, weight[~ours]) * weight[~ours]
         dot_R = np.bincount(reference, shared, len(similarity_R)).astype(np.float64)
@@ -280,7 +258,7 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
 
     Raises: Unavailable (69) if Java or the jar is not there, or fails.
     """
-    java.require("METEOR", "install a Java runtime, or leave out --metrics meteor")
+    java.require("METEOR", "install a Java runtime, or leave meteor out of `metrics`")
     shipped("meteor")
     if not len(corpus):
         return np.zeros(0), 0.0
@@ -289,7 +267,9 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
     try:
         score, scores = Meteor().compute_score(*_as_pycocoevalcap(corpus))
     except (OSError, ValueError) as error:
-        raise Unavailable(f"METEOR's jar failed ({error}): leave out --metrics meteor") from error
+        raise Unavailable(
+            f"METEOR's jar failed ({error}): leave meteor out of `metrics`"
+        ) from error
     return np.array(scores, np.float64), float(score)
 
 
@@ -301,11 +281,11 @@ def spice(corpus: Corpus) -> Floats:
 
     Raises: Unavailable (69) if Java 8 or the models are not there, or SPICE fails.
     """
-    java.require("SPICE", "install Java 8, or leave out --metrics spice")
+    java.require("SPICE", "install Java 8, or leave spice out of `metrics`")
     if not (version := java.version()).startswith("1.8"):
         raise Unavailable(
-            f"SPICE needs Java 8 (1.8), and this one is {version or 'of no known version'}: "
-            "install Java 8, or leave out --metrics spice"
+            f"SPICE needs Java 8 (1.8), found {version or 'an unknown version'}: "
+            "install Java 8, or leave spice out of `metrics`"
         )
     shipped("spice")
     if not len(corpus):
@@ -317,7 +297,7 @@ def spice(corpus: Corpus) -> Floats:
     try:
         _, scores = Spice().compute_score(*_as_pycocoevalcap(corpus))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"SPICE failed ({error}): leave out --metrics spice") from error
+        raise Unavailable(f"SPICE failed ({error}): leave spice out of `metrics`") from error
     return np.array([score["All"]["f"] for score in scores], np.float64)
 
 

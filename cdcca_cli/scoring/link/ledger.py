@@ -1,6 +1,6 @@
-"""The link's ledger: what went up and down in bytes, and what the frames themselves would cost.
+"""The bytes of the link: what went up and down, and what the frames themselves would take.
 
-Bytes are the files' own. Every record is taken apart as it is read, so that each byte has its kind:
+Every byte of a file is counted by its kind, as records are read:
 
     payload     the tokens' numbers; an update's coded changes
     scales      of tokens in 8 bits. An update's are inside its payload, coded along with it
@@ -11,7 +11,8 @@ Bytes are the files' own. Every record is taken apart as it is read, so that eac
     end         the end records of a token stream
     (others)    a tensor that a newer format has, by its own name; `other` what is in no record
 
-Inside zstd these are the bytes of the records, and `stored` is what the link carries.
+In a file compressed with zstd, these are the bytes of the records inside; `stored_bytes` is what
+the link carries.
 
     {"uplink": {"stored_bytes", "stored_bytes_by_file": [...], "bytes": {kind: ...}, "shards",
                 "frames", "tokens_kept", "tokens_total", "token_elements",
@@ -28,9 +29,9 @@ Inside zstd these are the bytes of the records, and `stored` is what the link ca
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-Each only if it was asked for. Forms are those of `scoring.raw`; `times_smaller` is bytes of the
+Each is there on request only. Forms are those of `link.frames`; `times_smaller` is bytes of the
 frames for one byte of uplink. Bits per parameter and per token count all that is stored, headers
-too. Times are modelled (`scoring.link`) and nothing else is.
+too. Times are modelled (`link.transfer`) and nothing else is.
 """
 
 import os
@@ -45,8 +46,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
 from cdcca_cli.formats import update as updates
-from cdcca_cli.scoring.link import FORMULA, Link
-from cdcca_cli.scoring.raw import FORMS, H264, Measured, Size, measure_frames
+from cdcca_cli.scoring.link.frames import FORMS, H264, FrameBytes, Size, measure_frames
+from cdcca_cli.scoring.link.transfer import FORMULA, Link
 
 UPLINK_KINDS = ("payload", "scales", "positions", "scores", "header", "metadata", "end")
 DOWNLINK_KINDS = ("payload", "header", "metadata")
@@ -54,19 +55,25 @@ Table = tuple[str, list[str], list[list[object]]]
 
 
 @dataclass
-class Uplink:
-    """Token streams, added up. frames: the ids of the frames in them, which may come again."""
+class _Direction:
+    """Files, added up: the bytes of each, and the bytes of each kind."""
 
     files: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
-    frames: Counter[str] = field(default_factory=Counter)
-    tokens_kept: int = 0
-    tokens_total: int = 0
-    token_elements: int = 0
 
     @property
     def stored_bytes(self) -> int:
         return sum(self.files)
+
+
+@dataclass
+class Uplink(_Direction):
+    """Token streams. frames: the ids of their frames; the same id may come again."""
+
+    frames: Counter[str] = field(default_factory=Counter)
+    tokens_kept: int = 0
+    tokens_total: int = 0
+    token_elements: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -85,16 +92,10 @@ class Uplink:
 
 
 @dataclass
-class Downlink:
-    """Updates, added up. Each counts its base's parameters once."""
+class Downlink(_Direction):
+    """Updates. Each one counts its base's parameters once."""
 
-    files: list[int] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
     parameters: int = 0
-
-    @property
-    def stored_bytes(self) -> int:
-        return sum(self.files)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -109,11 +110,11 @@ class Downlink:
 
 @dataclass
 class Ledger:
-    """What was measured; None for what was not asked for."""
+    """What was measured; None for what was not requested."""
 
     uplink: Uplink | None = None
     downlink: Downlink | None = None
-    frames: Measured | None = None
+    frames: FrameBytes | None = None
     encoder_size: Size | None = None
     link: Link | None = None
 
@@ -242,7 +243,7 @@ def measure(
     *,
     encoder_size: Size | None = None,
 ) -> Ledger:
-    """The ledger of some token streams, some updates and the frames they stand for.
+    """The ledger of token streams, updates and the frames that they came from.
 
     Args: link: models transfer times. encoder_size: width and height that the vision encoder sees:
         measures the frames at this size too.
@@ -271,9 +272,9 @@ def _unmatched(num_found: int, ids: Counter[str]) -> None:
     if not num_found:
         raise BadData(
             f"none of the {len(ids)} frames in the uplink, '{next(iter(ids))}' for one, is among "
-            "the --raw frames: name the source that was sampled"
+            "the frames of `raw`: name the source that was sampled"
         )
-    streams.message(f"{len(ids) - num_found} of {len(ids)} uplink frames are not in --raw")
+    streams.message(f"{len(ids) - num_found} of {len(ids)} uplink frames are not in `raw`")
 
 
 def read_uplink(paths: Sequence[str]) -> Uplink:
@@ -310,9 +311,9 @@ def read_downlink(paths: Sequence[str]) -> Downlink:
 
 
 class _TakenApart:
-    """Counts what is read of a stream of records by kind of record and part; only `read` is there.
+    """Counts the bytes read of a stream of records, by kind of record and part. Only has `read`.
 
-    The reader above it does the checking: what is no sound record is only counted.
+    Checking is left to the reader above it: what is not a sound record is only counted.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

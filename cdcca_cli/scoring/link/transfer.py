@@ -16,8 +16,6 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cdcca_cli.errors import UsageError
-
 FORMULA = "seconds = latency + 8 x bytes / bits per second; everything in one go"
 _RATES = {f"{letter}bit": 1000**power for power, letter in enumerate(("", "k", "m", "g", "t"))}
 _RATES |= {f"{letter}ibit": 1024**power for power, letter in enumerate("kmgt", 1)}
@@ -57,37 +55,37 @@ class Link:
 def parse_link(text: str) -> Link:
     """Read `1gbit,1ms` or, down before up, `20mbit/5mbit,50ms`.
 
-    Raises: UsageError (2): anything else, a rate of 0, or a unit that means two things.
+    Raises: ValueError: anything else, a rate of 0, or a unit with two meanings.
     """
     rates, comma, latency = text.lower().partition(",")
     down, slash, up = rates.partition("/")
     if not comma:
-        raise UsageError(f"--link '{text}': {_EXPECTED}")
-    down_rate = _rate(down, text)
-    up_rate = _rate(up, text) if slash else down_rate
-    return Link(text, float(up_rate), float(down_rate), float(_latency(latency, text)))
+        raise ValueError(_EXPECTED)
+    down_rate = _rate(down)
+    up_rate = _rate(up) if slash else down_rate
+    return Link(text, float(up_rate), float(down_rate), float(_latency(latency)))
 
 
 _EXPECTED = "expected RATE,LATENCY like 1gbit,1ms, or DOWN/UP,LATENCY like 20mbit/5mbit,50ms"
 
 
-def _rate(text: str, whole: str) -> Fraction:
+def _rate(text: str) -> Fraction:
     match = re.fullmatch(_QUANTITY, text.strip())
     if match is not None and re.fullmatch(r"[kmgt]?i?bp?s", match[2]):
-        raise UsageError(
-            f"--link '{whole}': {match[2]} is bytes a second to tc and bits to others: write "
+        raise ValueError(
+            f"{match[2]} is bytes a second to tc and bits to others: write "
             f"{match[2][:-2].removesuffix('b')}bit, eight of them for a byte"
         )
     if match is None or match[2] not in _RATES:
-        raise UsageError(f"--link '{whole}': no rate in '{text}': {_EXPECTED}")
+        raise ValueError(f"no rate in '{text}': {_EXPECTED}")
     rate = Fraction(match[1]) * _RATES[match[2]]
     if not rate:
-        raise UsageError(f"--link '{whole}': a rate of 0 carries nothing")
+        raise ValueError("expected a rate above 0")
     return rate
 
 
-def _latency(text: str, whole: str) -> Fraction:
+def _latency(text: str) -> Fraction:
     match = re.fullmatch(_QUANTITY, text.strip())
     if match is None or match[2] not in _SECONDS:
-        raise UsageError(f"--link '{whole}': no latency in '{text}': {_EXPECTED}")
+        raise ValueError(f"no latency in '{text}': {_EXPECTED}")
     return Fraction(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,248 @@
+"""The acceptance test: labelled frames decide whether a device takes an update.
+
+The cloud measures what it makes on the frames that the device sent. A device that has labelled
+frames of its own, a validation set, can check for itself: it answers them without the update and
+with it, and refuses an update that lowers the score.
+
+**The order.** Every check of the channel (`receiver`) comes first, with its own error. Then the
+frames are read, and the model is loaded last. A trust list and the update that the device already
+has are not tested, because they change no overlay.
+
+**What is compared.** The score with the device's current overlay (even if the update is against
+an older one), and the score with the overlay that the update leads to. Both answer the same
+questions in the same way: those that the metric scores. The update is refused if the score drops
+by more than the tolerance; an equal score is accepted. The interval of the paired difference is
+reported but does not decide: on few frames only the score does. An update that makes the model's
+outputs not finite is refused, whatever the tolerance. The same folder, update and frames give the
+same result on one machine.
+
+**Other processes.** Answering takes time, so the folder is not locked meanwhile. Afterwards the
+update goes through every check again under the lock, and it is installed only if the device still
+has the overlay that it was tested against (else 78). So no untested update is ever installed.
+
+**After a refusal** the device is one update behind a mirror that already has it, and the cloud's
+next update is for a base that the device does not have (78). So apply each update to the device
+first, and to the mirror only if the device took it; or roll the mirror back (`cdcca apply
+--rollback`).
+
+The frames are trusted as the folder is: whoever can write them decides which updates are taken.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cdcca_cli import progress
+from cdcca_cli.datasets import Frame, Frames, Reference, read_frames, read_references
+from cdcca_cli.downlink import receiver
+from cdcca_cli.downlink.receiver import Applied, Checked, Clock, Overlay, Rotated
+from cdcca_cli.errors import BadData, MadeWorse, SettingError
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.predictions import Prediction
+from cdcca_cli.formats.trust import TrustList
+from cdcca_cli.formats.update import Update
+from cdcca_cli.scoring import tasks
+from cdcca_cli.scoring.answers import answers_of
+from cdcca_cli.scoring.measures import counts_for
+from cdcca_cli.scoring.scores import Scores, compare, score
+from cdcca_cli.scoring.settings import AcceptanceSettings
+from cdcca_cli.scoring.statistics import SAME, Difference
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Labelled frames that a device is scored on and never trained on."""
+
+    frames: Frames
+    references: Mapping[str, Reference]
+
+    def allows(self, metric: str) -> bool:
+        """Whether any label is for this metric."""
+        return any(counts_for(metric, reference.ask) for reference in self.references.values())
+
+    def frames_for(self, metric: str) -> list[Frame]:
+        """The frames with only the questions that this metric scores."""
+        found = []
+        for frame in self.frames:
+            if asks := [ask for ask in frame.asks if counts_for(metric, ask)]:
+                found.append(replace(frame, asks=asks))
+        return found
+
+
+def read_validation_set(path: Path, images: Path | None = None) -> ValidationSet:
+    """Labelled frames from a manifest or an annotation file, as `read_frames`.
+
+    Raises: as `read_frames`; BadData (65) if there are no labels.
+    """
+    return ValidationSet(read_frames(path, images=images), read_references(path))
+
+
+def score_predictions(
+    predictions: Iterable[Prediction],
+    references: Mapping[str, Reference],
+    metrics: Sequence[str] | None = None,
+) -> Scores:
+    """Scores by everything that the labels allow, whatever file they came from.
+
+    metrics: only these.
+    """
+    return score(references, dict(answers_of(predictions)), task="manifest", metrics=metrics)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric's score without the update and with it; `difference` is with minus without."""
+
+    metric: str
+    before: float
+    after: float
+    difference: Difference
+
+    def summary(self) -> str:
+        """Like: DA 64.20 to 66.10 on 300 questions, +1.90 (95 % interval +0.40 to +3.50)."""
+        return (
+            f"{tasks.METRICS[self.metric].title} {self.before:.2f} to {self.after:.2f} on "
+            f"{self.difference.n:,} questions, {self.difference.summary(places=2)}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "before": self.before,
+            "after": self.after,
+            "difference": self.difference.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An update that passed the test and was applied."""
+
+    applied: Applied
+    comparison: Comparison
+
+    def summary(self) -> str:
+        """One line for people."""
+        return f"{self.applied.summary()}; {self.comparison.summary()}"
+
+    def as_json(self) -> dict[str, object]:
+        return self.applied.as_json() | {"measured": self.comparison.as_json()}
+
+
+def receive(
+    device: Device,
+    stream: BinaryIO,
+    settings: AcceptanceSettings,
+    *,
+    where: str,
+    dry_run: bool = False,
+    unsigned: bool = False,
+    clock: Clock = time.time,
+) -> Applied | Rotated | Accepted:
+    """As `receiver.receive`, but an update that lowers the device's score is refused.
+
+    Raises: also MadeWorse, and what reading the validation set, loading the model and reading the
+        images raise; the folder is left unchanged.
+    """
+    found = receiver.read(device, stream, where=where, unsigned=unsigned)
+    if isinstance(found, TrustList):
+        return receiver.rotate(device, found, dry_run=dry_run, unsigned=unsigned)
+    checked = receiver.check(device, found, unsigned=unsigned, clock=clock)
+    comparison = None
+    if checked.new is not None:
+        comparison = measure(device, found, checked, checked.new, settings)
+    applied = receiver.apply(
+        device, found, dry_run=dry_run, unsigned=unsigned, clock=clock, onto=checked.digest
+    )
+    return applied if comparison is None else Accepted(applied, comparison)
+
+
+def measure(
+    device: Device, update: Update, checked: Checked, new: Overlay, settings: AcceptanceSettings
+) -> Comparison:
+    """The scores of a device as it is and with the overlay that an update leads to.
+
+    Raises: MadeWorse, and as `receive`.
+    """
+    validation, metric = _validation_set_of(settings)
+    scorer = _Scorer(device, validation, metric, settings)
+    before = scorer.score(checked.current, "without the update")
+    try:
+        after = scorer.score(new, "with the update")
+    except BadData as fault:  # the same frames were answered a moment ago
+        raise _made_worse(update, None, f"the model cannot answer with it: {fault}") from None
+    comparison = _compared(metric, before, after)
+    if comparison.difference.value < -settings.tolerance - SAME:
+        words = f"{comparison.summary()}, more than the tolerance of {settings.tolerance:g} points"
+        raise _made_worse(update, comparison, words)
+    return comparison
+
+
+def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str]:
+    """The labelled frames, and the metric that they are scored by.
+
+    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the one
+        that was named cannot.
+    """
+    validation = read_validation_set(settings.validation, settings.images)
+    allowed = [metric for metric in tasks.ACCEPTANCE_METRICS if validation.allows(metric)]
+    if not allowed:
+        raise BadData(
+            f"{settings.validation}: no labels for {', '.join(tasks.ACCEPTANCE_METRICS)}: expected "
+            "answers, choices with the correct one, or captions"
+        )
+    if settings.metric is not None and settings.metric not in allowed:
+        raise SettingError(
+            "metric",
+            f"{settings.validation} has no labels for it, only for {', '.join(allowed)}",
+            settings.metric,
+        )
+    return validation, settings.metric or allowed[0]
+
+
+class _Scorer:
+    """A device's model, and the frames that it answers with one overlay and then another."""
+
+    def __init__(
+        self, device: Device, validation: ValidationSet, metric: str, settings: AcceptanceSettings
+    ) -> None:
+        from cdcca_cli.models import load_device
+        from cdcca_cli.uplink.answers import AnswerSettings
+
+        self._references = validation.references
+        self._metric = metric
+        self._frames = validation.frames_for(metric)
+        self._how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
+        self._alpha = device.lora.alpha
+        with progress.stage("loading the model"):
+            self._model = load_device(device, compute=settings.compute, dtype=settings.dtype)
+
+    def score(self, overlay: Overlay, description: str) -> Scores:
+        from cdcca_cli.uplink.answers import answer_frames
+
+        self._model.install_overlay(overlay, self._alpha)
+        tracked = progress.track(self._frames, description=description)
+        predictions = answer_frames(self._model, tracked, self._how)
+        return score_predictions(predictions, self._references, [self._metric])
+
+
+def _compared(metric: str, before: Scores, after: Scores) -> Comparison:
+    old, new = before.all(metric), after.all(metric)
+    assert old is not None and new is not None, "every question that the metric scores was answered"
+    difference = compare(after, before, permutations=0)[new.key]
+    return Comparison(metric, old.value, new.value, difference)
+
+
+def _made_worse(update: Update, comparison: Comparison | None, words: str) -> MadeWorse:
+    return MadeWorse(
+        f"update {update.sequence} makes this device worse, nothing was changed: {words}; "
+        "do not apply it to the mirror, or roll the mirror back",
+        {
+            "status": "refused",
+            "sequence": update.sequence,
+            "digest": update.target,
+            "measured": None if comparison is None else comparison.as_json(),
+        },
+    )

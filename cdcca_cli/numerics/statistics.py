@@ -1,0 +1,38 @@
+"""The bootstrap: draws of whole units with replacement, and the interval that they give.
+
+U units, K columns, S resamples.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+_CHUNK = 1 << 20  # draws held at once
+
+
+def resampled_totals(
+    rows_UK: Floats, generator: np.random.Generator, resamples: int
+) -> Iterator[Floats]:
+    """Column totals of `resamples` draws of U units with replacement, in chunks (S', K).
+
+    The draws are those of `generator.integers(U, size=(resamples, U))`.
+    """
+    units = len(rows_UK)
+    at_once = max(1, _CHUNK // units)
+    for start in range(0, resamples, at_once):
+        chunk = min(at_once, resamples - start)
+        drawn = generator.integers(units, size=(chunk, units))
+        drawn += units * np.arange(chunk)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units)
+        yield counts.astype(np.float64) @ rows_UK
+
+
+def percentile_interval(values_S: Floats, level: float = CONFIDENCE) -> tuple[float, float]:
+    """The middle `level` of the values of all resamples: its lower and its upper end."""
+    low, high = np.quantile(values_S, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)

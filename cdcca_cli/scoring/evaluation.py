@@ -1,0 +1,184 @@
+"""`cdcca eval`: the files of an evaluation, read once each, to a `Report`."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from cdcca_cli import streams
+from cdcca_cli.datasets import Reference, read_frames, read_references
+from cdcca_cli.errors import BadData, SettingError, UsageError
+from cdcca_cli.scoring import plots, tasks
+from cdcca_cli.scoring.answers import Answers, read_answers
+from cdcca_cli.scoring.continual import of_scores
+from cdcca_cli.scoring.link import ledger
+from cdcca_cli.scoring.report import Report
+from cdcca_cli.scoring.scores import Scores, compare, in_common, score
+from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings
+
+
+def evaluate(inputs: EvaluationInputs, settings: EvaluationSettings) -> Report:
+    """Score predictions, compare them, follow rounds, and account for the link.
+
+    Raises: BadData (65), MissingInput (66) and Unavailable (69), naming the file; UsageError (2)
+        for settings or files that do not go together, or nothing to do.
+    """
+    has_link = bool(inputs.uplink or inputs.downlink or inputs.raw)
+    if settings.link is not None and not has_link:
+        raise SettingError("link", "needs `uplink`, `downlink` or `raw`, whose transfer it models")
+    if settings.encoder_size is not None and inputs.raw is None:
+        raise SettingError("encoder_size", "needs `raw`, whose frames it resizes")
+    if not inputs.references and (
+        inputs.predictions or inputs.round or inputs.against is not None or settings.task
+    ):
+        raise SettingError("references", "expected a file to score the predictions against")
+    if inputs.round and settings.answered_only:
+        raise SettingError(
+            "answered_only",
+            "would score each `round` over other questions: leave it out, and what a round did not "
+            "answer counts as wrong",
+        )
+    if not inputs.references and not has_link:
+        raise UsageError("nothing to evaluate: give `references`, `uplink`, `downlink` or `raw`")
+    if settings.plot is not None:
+        plots.check(settings.plot)
+    report = Report(tokenizer=settings.tokenizer)
+    if inputs.references:
+        _score(report, inputs, settings)
+        _print_notes(report)
+    if has_link:
+        frames = read_frames(inputs.raw, images=inputs.images) if inputs.raw else None
+        report.link = ledger.measure(
+            inputs.uplink,
+            inputs.downlink,
+            frames,
+            settings.link,
+            encoder_size=settings.encoder_size,
+        )
+    return report
+
+
+def _score(report: Report, inputs: EvaluationInputs, settings: EvaluationSettings) -> None:
+    """Fill in everything that is scored. Each file is read once: one of them may be a pipe."""
+    references = read_references(inputs.references)
+    rounds = [_named(text) for text in inputs.round]
+    stages = [_answers([path], settings) for _, path in rounds]
+    is_last_round = bool(stages) and not inputs.predictions
+    report.answers = stages[-1] if is_last_round else _answers(inputs.predictions, settings)
+    references = _of_predicted_splits(references, report.answers.by_id)
+    report.source, report.num_asks = tasks.task_of(references), len(references)
+    report.split = tasks.split_of(references)
+
+    def scored(answers: Answers, *, intervals: bool = True) -> Scores:
+        return score(
+            references,
+            answers.by_id,
+            task=settings.task,
+            answered_only=settings.answered_only,
+            tokenizer=settings.tokenizer,
+            seed=settings.seed,
+            metrics=settings.metrics,
+            intervals=intervals,
+        )
+
+    ours = report.answers
+    if inputs.against is None:
+        report.scores = scored(ours)
+    else:
+        theirs = _answers([inputs.against], settings)
+        if settings.answered_only:
+            ours, theirs = (Answers(by_id) for by_id in in_common(ours.by_id, theirs.by_id))
+            if not ours.by_id:
+                raise BadData(f"{inputs.against}: no question that both sides answered")
+        report.scores = scored(ours)
+        report.other = scored(theirs, intervals=False)
+        report.differences = compare(report.scores, report.other, seed=settings.seed)
+    if stages:
+        found = [scored(stage) for stage in stages]
+        metrics = settings.metrics or tasks.TASKS[report.scores.task].headlines
+        report.continual = [
+            of_scores(found, [name for name, _ in rounds], metric, seed=settings.seed)
+            for metric in metrics
+            if any(stage.all(metric) for stage in found)
+        ]
+
+
+def _answers(paths: Sequence[str], settings: EvaluationSettings) -> Answers:
+    return read_answers(paths or [None], keep_first=settings.duplicates == "first")
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """The domain that a round adapted to, if it is given, and its file, from `[DOMAIN=]FILE`."""
+    name, sign, path = text.partition("=")
+    return (name, path) if sign and not os.path.exists(text) else (None, text)
+
+
+def _of_predicted_splits(
+    references: Mapping[str, Reference], ids: Mapping[str, object]
+) -> Mapping[str, Reference]:
+    """Of a file with several splits (Karpathy's), the splits that the predictions belong to."""
+    splits = {reference.split for reference in references.values()}
+    predicted = {references[ask_id].split for ask_id in ids if ask_id in references}
+    if not predicted or predicted == splits:
+        return references
+    kept = {
+        ask_id: reference
+        for ask_id, reference in references.items()
+        if reference.split in predicted
+    }
+    names = ", ".join(sorted(name or "no split" for name in predicted))
+    streams.message(
+        f"references: scored on {len(kept):,} of {len(references):,}, those of {names}, which the "
+        "predictions belong to"
+    )
+    return kept
+
+
+# ---------------------------------------------------------------- notes on stderr
+
+
+def _print_notes(report: Report) -> None:
+    if report.split.odd:
+        streams.message(f"references: {report.split.odd}")
+    answers = report.answers
+    if answers.num_duplicates:
+        streams.message(
+            f"{answers.num_duplicates} predictions are there more than once, with the same answer: "
+            f"'{answers.a_duplicate}' for one"
+        )
+    if answers.num_conflicts:
+        streams.message(
+            f"{answers.num_conflicts} predictions repeat a question with another answer, and the "
+            f"first one counts: '{answers.a_conflict}' for one"
+        )
+    _print_notes_of(report.scores, "")
+    if report.other.scores:
+        _print_notes_of(report.other, "`against`: ")
+
+
+def _print_notes_of(found: Scores, side: str) -> None:
+    if found.unknown_ids:
+        streams.message(
+            f"{side}{len(found.unknown_ids)} predictions have ids that the references do not have: "
+            f"'{found.unknown_ids[0]}' for one"
+        )
+    if found.num_not_choices or found.num_remapped:
+        streams.message(
+            f"{side}mc: {found.num_not_choices} answers are not among the choices; "
+            f"{found.num_remapped} answers were replaced by the choice of highest score"
+        )
+    for metrics, (count, _) in _alike({name: (n, n) for name, n in found.left_out.items()}):
+        streams.message(f"{side}{metrics}: left out, none of {count} questions has a prediction")
+    missing = {
+        one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
+    }
+    for metrics, (count, num_asks) in _alike(missing):
+        if count:
+            streams.message(
+                f"{side}{metrics}: {count} of {num_asks} questions have no prediction and count as "
+                "wrong (`answered_only` leaves them out)"
+            )
+
+
+def _alike(counts: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Metrics with the same counts together, so that the six of captions are one message."""
+    for count in dict.fromkeys(counts.values()):
+        yield ", ".join(name for name, own in counts.items() if own == count), count

@@ -1,0 +1,129 @@
+"""The settings of an evaluation and of an acceptance test.
+
+Imports nothing heavy. `evaluation` does what EvaluationInputs and EvaluationSettings say,
+`cdcca_cli.acceptance` what AcceptanceSettings says.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdcca_cli.scoring.link.transfer import Link, parse_link
+from cdcca_cli.scoring.tasks import ACCEPTANCE_METRICS, METRICS, TASKS
+from cdcca_cli.settings import check, setting
+
+TOKENIZERS = ("python", "java")
+DUPLICATES = ("refuse", "first")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `224` or `448x336`, width by height. Raises: ValueError."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.strip().lower())
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(size):
+        raise ValueError("expected pixels like 224 or 448x336")
+    return size
+
+
+def parse_marks(text: str) -> dict[str, float]:
+    """Read `mc=50,cider.mean_of_domains=70`: a metric, or one over a group, and its mark.
+
+    `da.domain.number` and `da.kind.number` distinguish a domain and a kind of the same name.
+    Raises: ValueError.
+    """
+    marks: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        name, _, number = part.rpartition("=")
+        try:
+            mark = float(number)
+        except ValueError:
+            mark = math.nan
+        if name.strip().partition(".")[0] not in METRICS or not math.isfinite(mark):
+            raise ValueError(
+                f"expected METRIC=NUMBER, with one of {', '.join(METRICS)}; found '{part}'"
+            )
+        marks[name.strip()] = mark
+    return marks
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """The files of an evaluation. `-` is standard input, which is also read for predictions if
+    none are named."""
+
+    predictions: tuple[str, ...] = setting((), "Prediction files")
+    references: tuple[str, ...] = setting(
+        (), "Labels: a manifest, a folder with frames.jsonl, or an annotation file"
+    )
+    against: str | None = setting(None, "Other predictions, to show the paired difference to")
+    round: tuple[str, ...] = setting(
+        (), "Predictions after each round, as [DOMAIN=]FILE, the source-only model's first"
+    )
+    uplink: tuple[str, ...] = setting((), "Token shards to count the bytes of")
+    downlink: tuple[str, ...] = setting((), "Updates to count the bytes of")
+    raw: str | None = setting(None, "The sampled frames, to compare their bytes with")
+    images: str | None = setting(None, "Folder of the images that `raw` names")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How predictions are scored and the link is accounted for."""
+
+    task: str | None = setting(
+        None, "Task to score", choices=tuple(TASKS), usually="the task of the references"
+    )
+    metrics: tuple[str, ...] | None = setting(
+        None, "Metrics to score, with commas between", choices=tuple(METRICS), usually="the task's"
+    )
+    tokenizer: str = setting("python", "Tokenizer of captions", choices=TOKENIZERS)
+    answered_only: bool = setting(
+        False, "Leave out questions without a prediction instead of counting them as wrong"
+    )
+    duplicates: str = setting(
+        "refuse", "Policy for a question that is answered twice, differently", choices=DUPLICATES
+    )
+    fail_under: Mapping[str, float] | None = setting(
+        None, "Lowest scores that pass (exit 3 below), as in mc=50,da.domain.fog=40",
+        parse=parse_marks,
+    )  # fmt: skip
+    encoder_size: tuple[int, int] | None = setting(
+        None, "Size in pixels to compare the frames at too, such as 224 or 448x336",
+        parse=parse_size,
+    )  # fmt: skip
+    link: Link | None = setting(
+        None, "Link to model transfer times for, such as 1gbit,1ms", parse=parse_link
+    )
+    plot: str | None = setting(None, "File to draw the report to (.png, .svg or .pdf)")
+    seed: int = setting(0, "Seed of intervals and p-values", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class AcceptanceSettings:
+    """When a device takes an update, and how its model is run to find out.
+
+    Args: validation: a manifest or an annotation file with labels. batch_size, compute, dtype: as
+        for answering.
+    """
+
+    validation: Path = setting(
+        None, "Labelled frames; an update that lowers their score is refused", option="if_better"
+    )
+    images: Path | None = setting(None, "Folder of the images that the labelled frames name")
+    metric: str | None = setting(
+        None, "Metric that decides", choices=ACCEPTANCE_METRICS,
+        usually="the first of them that the labels allow",
+    )  # fmt: skip
+    tolerance: float = setting(
+        0.0, "Points that the score may lose", at_least=0, unit="points (of 100)"
+    )
+    batch_size: int = 32
+    compute: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
