@@ -12,12 +12,11 @@ from typing import Any, Literal, cast
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
+from cdcca_cli.formats.names import GROUPS, QUANTIZATIONS
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
 
 VERSION = 2
 FILE_NAME = "device.json"
-GROUPS = ("norm", "bias", "query", "lora")
-QUANTIZATIONS = ("none", "int8", "nf4")
 _COMMON_KEYS = {
     *("kind", "version", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
     *("groups", "lora", "tower", "current", "highest_sequence"),

@@ -58,13 +58,13 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
+from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Shard, dequantize_absmax, quantize_absmax
 
 VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
-DTYPES = ("float32", "bfloat16", "float16")
 _HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "dtype", "bits"}
 _KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
 _KEYS |= {"answer"}

@@ -80,8 +80,6 @@ def test_other_towers_and_layers_of_llava(
     features = model.project(model.queries(model.vision_tokens(pixels)))
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
     assert features.shape[1] == model.num_tokens
-    has_cls = kind == "clip" and strategy == "full"
-    assert model.num_prefix_tokens == int(has_cls)
 
 
 def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
@@ -90,8 +88,7 @@ def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
         models.load(folder, compute="cpu")
 
 
-def test_prefix_tokens(case: Case) -> None:
-    """Q keeps CLS before the patches, LLaVA cuts it off."""
-    patches = 9
-    assert case.model.num_prefix_tokens == (0 if case.name == "llava" else 1)
-    assert case.model.num_tokens == patches + case.model.num_prefix_tokens
+def test_number_of_tokens(case: Case) -> None:
+    """Q keeps CLS before the 9 patches, LLaVA cuts it off."""
+    assert case.model.num_tokens == (9 if case.name == "llava" else 10)
+    assert case.model.picture_length == (9 if case.name == "llava" else 4)
