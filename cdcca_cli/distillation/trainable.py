@@ -196,7 +196,7 @@ def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
 
 def is_connector_frozen(student: LoadedModel, trained: Iterable[str]) -> bool:
     """Whether nothing that is trained lies before the language model."""
-    return all(name.startswith(student.language_path + ".") for name in trained)
+    return all(name.startswith(student.row.language_path + ".") for name in trained)
 
 
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:

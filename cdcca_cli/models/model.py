@@ -409,7 +409,7 @@ class LoadedModel(ABC):
         return found
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.plain_tokenizer(texts, with_ends=False)
+        return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)
 
     def _answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer as they follow a prompt, with the end token."""

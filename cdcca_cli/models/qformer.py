@@ -114,12 +114,6 @@ class QFormer(LoadedModel):
 
     def check_sizes(self) -> None:
         config = self.module.config.qformer_config
-        made, taken = self.tower.config.hidden_size, config.encoder_hidden_size
-        if made != taken:
-            raise BadData(
-                f"{self.checkpoint}: the vision tower makes {made} channels, the Q-Former takes "
-                f"{taken}"
-            )
         if self._instructions is None:
             return
         rows = self.module.qformer.embeddings.word_embeddings.num_embeddings

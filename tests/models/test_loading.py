@@ -17,7 +17,7 @@ def refused(checkpoint: object, error: type[CdccaError], code: int, **options: o
     with pytest.raises(error) as caught:
         models.load(checkpoint, **({"compute": "cpu"} | options))  # type: ignore[arg-type]
     message = str(caught.value)
-    assert type(caught.value) is error
+    assert isinstance(caught.value, error)
     assert caught.value.exit_code == code
     assert "\n" not in message
     assert message

@@ -38,7 +38,7 @@ def test_load_answer_and_score(name: str, quantize: str, request: pytest.Fixture
     of_language = [
         name
         for name in groups["lora"]
-        if name.startswith(full.language_path + ".") and not name.endswith(".wo")
+        if name.startswith(full.row.language_path + ".") and not name.endswith(".wo")
     ]
     assert len(linears) == len(of_language)
     assert model.trainable_groups() == groups

@@ -15,7 +15,7 @@ def test_trunk_and_tail_are_the_tower(case: Case) -> None:
     """Bit for bit what transformers' tower gives, for every block to cut at."""
     model = case.model
     pixels = model.preprocess(case.images)
-    tower = case.reference.model.get_submodule(model.tower_path)
+    tower = case.reference.model.get_submodule(model.row.tower_path)
     with torch.no_grad():
         if case.name == "llava":
             states = tower(pixels, output_hidden_states=True).hidden_states
@@ -33,7 +33,7 @@ def test_hidden_states_before_a_block(case: Case) -> None:
     """The trunk stops before the block it is told, not behind it."""
     model = case.model
     pixels = model.preprocess(case.images[:1])
-    tower = case.reference.model.get_submodule(model.tower_path)
+    tower = case.reference.model.get_submodule(model.row.tower_path)
     with torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
     for block in range(model.num_blocks):
