@@ -33,9 +33,10 @@ def world(
 ) -> tuple[Path, Path, Path]:
     """A device folder, a folder of frames, and the teacher."""
     from cdcca_cli.models.initial import create_device
+    from cdcca_cli.models.settings import InitSettings
 
     root = tmp_path_factory.mktemp("stopped")
-    create_device(root / "device", str(tiny_pair[1]), rank=2)
+    create_device(root / "device", str(tiny_pair[1]), InitSettings(lora_rank=2))
     (root / "frames").mkdir()
     image = tiny.images(1)[0]
     for number in range(3000):

@@ -81,7 +81,9 @@ def image_processor(folder: Path, *, clip: bool = False) -> Any:
     return made
 
 
-def text_config(kind: str, vocabulary: int, *, layers: int = 2, width: int = 64) -> Any:
+def text_config(
+    kind: str, vocabulary: int, *, layers: int = 2, width: int = 64, positions: int = 256
+) -> Any:
     """The config of a tiny language model: llama, opt or t5."""
     from transformers import LlamaConfig, OPTConfig, T5Config
 
@@ -94,7 +96,7 @@ def text_config(kind: str, vocabulary: int, *, layers: int = 2, width: int = 64)
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2 if width >= 128 else 4,
-            max_position_embeddings=256,
+            max_position_embeddings=positions,
             attention_bias=True,
             mlp_bias=True,
             **special,
@@ -107,7 +109,7 @@ def text_config(kind: str, vocabulary: int, *, layers: int = 2, width: int = 64)
             ffn_dim=2 * width,
             num_hidden_layers=layers,
             num_attention_heads=4,
-            max_position_embeddings=256,
+            max_position_embeddings=positions,
             dropout=0.1,
             **special,
         )
@@ -147,6 +149,8 @@ def q_checkpoint(
     seed: int = 0,
     tower: dict[str, torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    positions: int = 256,
+    qformer_positions: int = 128,
 ) -> Path:
     """A tiny BLIP-2 or InstructBLIP checkpoint.
 
@@ -176,14 +180,16 @@ def q_checkpoint(
         num_hidden_layers=qformer_layers,
         num_attention_heads=4,
         intermediate_size=128,
-        max_position_embeddings=128,
+        max_position_embeddings=qformer_positions,
         encoder_hidden_size=32,
         cross_attention_frequency=2 if instruct else 1,
     )
     config = getattr(tf, f"{family}Config")(
         vision_config=vision,
         qformer_config=former,
-        text_config=text_config(text, len(words), layers=text_layers, width=width),
+        text_config=text_config(
+            text, len(words), layers=text_layers, width=width, positions=positions
+        ),
         num_query_tokens=4,
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )

@@ -60,22 +60,21 @@ def command(
 
     # Before torch and the checkpoint: a key that cannot be read is said at once.
     trusted = rotation.first_trust(trust or [], threshold)
-    from cdcca_cli.models.initial import create_device
+    from cdcca_cli.models.settings import InitSettings
 
-    made = create_device(
-        device,
-        checkpoint,
-        groups=[group.strip() for group in groups.split(",") if group.strip()],
-        rank=lora_rank,
-        alpha=lora_alpha,
+    settings = InitSettings(
+        groups=tuple(group.strip() for group in groups.split(",") if group.strip()),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
         qformer_layers=qformer_layers,
         quantize=quantize,
         revision=revision,
         seed=seed,
-        trust=trusted,
         keep=keep,
-        force=force,
     )
+    from cdcca_cli.models.initial import create_device
+
+    made = create_device(device, checkpoint, settings, trust=trusted, force=force)
     streams.message(f"{device}: {made.summary()}")
     if json:
         streams.emit_json(made.as_json())

@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.distillation.draws import For, draws
 from cdcca_cli.errors import BadData
+from cdcca_cli.families import FAMILIES, IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.models import LoadedModel, Spliced, families
-from cdcca_cli.models.model import IMAGE_MARK
+from cdcca_cli.models import LoadedModel, Spliced
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def template_of(prompt: str) -> str | None:
 def _templates() -> list[tuple[str, str, str]]:
     """What each family's templates put before and behind, and how messages call them."""
     found = []
-    for name, family in families().items():
+    for name, family in FAMILIES.items():
         for template in (family.vqa_template, family.caption_template):
             before, after = map(_words, template.split("{prompt}"))
             if before or after:

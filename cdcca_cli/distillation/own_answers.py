@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.distillation.methods import Course
-from cdcca_cli.distillation.teacher import MAX_NEW_TOKENS
 from cdcca_cli.models import Spliced
 from cdcca_cli.models.decoding import right_padded
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdcca_cli.errors import UsageError
-from cdcca_cli.formats.device_state import GROUPS
+from cdcca_cli.formats.names import GROUPS
 
 LARGEST_HOLDOUT = 0.9
 MOST_BITS = 16

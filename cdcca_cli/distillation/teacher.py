@@ -38,11 +38,10 @@ from cdcca_cli.formats import lessons
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 USUAL_BITS = 16
 """How a new file of lessons keeps numbers, where nothing is said."""
-MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
-"""The longest answer by task, in tokens."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.names import LORA_A, LORA_B
 from cdcca_cli.models import LoadedModel
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_LORA_A, _LORA_B = ".lora_A", ".lora_B"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -188,7 +188,7 @@ def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for group, names in student.trainable_groups().items():
         if group == "lora" and group in groups:
-            found |= {name + suffix for name in names for suffix in (_LORA_A, _LORA_B)}
+            found |= {name + suffix for name in names for suffix in (LORA_A, LORA_B)}
         elif group in groups:
             found |= set(names)
     return found
@@ -196,7 +196,7 @@ def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
 
 def is_connector_frozen(student: LoadedModel, trained: Iterable[str]) -> bool:
     """Whether nothing that is trained lies before the language model."""
-    return all(name.startswith(student.language_path + ".") for name in trained)
+    return all(name.startswith(student.row.language_path + ".") for name in trained)
 
 
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
@@ -283,7 +283,7 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
 
     Raises: CannotWrite.
     """
-    linears = sorted(name.removesuffix(_LORA_A) for name in overlay if name.endswith(_LORA_A))
+    linears = sorted(name.removesuffix(LORA_A) for name in overlay if name.endswith(LORA_A))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it has advice
     from peft import LoraConfig
     from safetensors.numpy import save
@@ -298,8 +298,8 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
     )
     tensors: dict[str, np.ndarray] = {}
     for name in linears:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + _LORA_A]
-        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + _LORA_B]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + LORA_A]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + LORA_B]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))

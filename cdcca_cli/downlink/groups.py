@@ -10,15 +10,15 @@
 from collections.abc import Collection, Iterable
 
 from cdcca_cli.errors import UsageError
+from cdcca_cli.formats.names import GROUPS, LORA_A, LORA_B
 
-GROUPS = ("norm", "bias", "query", "lora")
 # The paper sends 266,240 + 1,359,872 + 24,576 = 1,650,688 parameters: all groups but LoRA.
 PAPER = ("norm", "bias", "query")
 
 
 def group_of(name: str, names: Collection[str]) -> str:
     """The group of one name of the overlay that holds `names`."""
-    if name.endswith((".lora_A", ".lora_B")):
+    if name.endswith((LORA_A, LORA_B)):
         return "lora"
     stem, _, own = name.rpartition(".")
     if own == "weight" or (own == "bias" and f"{stem}.weight" in names):

@@ -46,10 +46,11 @@ def greedy(
     end_ids: tuple[int, ...],
     keep_logits: bool = False,
 ) -> Generated:
-    """Take the likeliest token until each row has ended or `max_new_tokens` were taken."""
-    if language.max_positions is not None:
-        left = language.max_positions - 1 - int(spliced.position_ids.max())
-        max_new_tokens = max(1, min(max_new_tokens, left))
+    """Take the likeliest token until each row has ended or `max_new_tokens` were taken.
+
+    Raises: PromptTooLong if a prompt leaves no room for so many.
+    """
+    language.check_room(spliced, max_new_tokens)
     logits_BV, state = language.begin(spliced, max_new_tokens)
     ends = torch.tensor(end_ids, device=logits_BV.device)
     ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)

@@ -5,7 +5,7 @@ drawn from the seed. Two machines that run this with the same arguments on the s
 the same overlay, bit for bit; only changes have to travel.
 
 The model digest says what both sides have frozen, so that two that differ in what the overlay does
-not show (LoRA's alpha, the language model's weights) are told apart. It is "sha256:" and the
+not show (LoRA's alpha, the language model's weights) have two digests. It is "sha256:" and the
 SHA-256 of "cdcca model 1\n" and this object, as `records.dump_json` writes it:
 
     family, qformer_layers, groups, tower   as in device.json
@@ -18,8 +18,7 @@ how the paper comes to 1.36 M of them.
 """
 
 import hashlib
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -27,67 +26,46 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.errors import UsageError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora, Quantize
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.formats.trust import Trust
-from cdcca_cli.models import quantization
 from cdcca_cli.models.loading import load
 from cdcca_cli.models.model import LoadedModel
-from cdcca_cli.models.overlay import GROUPS, as_array
+from cdcca_cli.models.overlay import as_array
+from cdcca_cli.models.settings import InitSettings
 
 
 def create_device(
     folder: Path,
     checkpoint: str,
+    settings: InitSettings | None = None,
     *,
-    groups: Sequence[str] = GROUPS,
-    rank: int = 16,
-    alpha: float | None = None,
-    qformer_layers: int | None = None,
-    quantize: str = "none",
-    revision: str | None = None,
-    seed: int = 0,
     trust: Trust | None = None,
-    keep: int = 1,
     force: bool = False,
 ) -> Device:
-    """Make a device folder for `checkpoint`.
+    """Make a device folder for `checkpoint`, which is loaded in full to read its parameters.
 
-    Args:
-        alpha: LoRA's scale is alpha / rank; 2 x rank if None.
-        quantize: how the device will load it; here it is loaded in full, to read its parameters.
-        trust, keep: as `Device.create`.
-    Raises: as `models.load`; UsageError for groups, rank or seed that cannot be.
+    Args: trust, force: as `Device.create`.
+    Raises: as `models.load`; SettingError if the model has none of the groups.
     """
-    if seed < 0:
-        raise UsageError(f"--seed {seed}: expected 0 or more")
-    alpha = 2.0 * rank if alpha is None else float(alpha)
-    if not 0 < alpha < float("inf"):
-        raise UsageError(f"--lora-alpha {alpha}: expected more than 0")
-    quantization.check_name(quantize)
-    model = load(
-        checkpoint,
-        compute="cpu",
-        dtype="stored",
-        qformer_layers=qformer_layers,
-        revision=revision,
-        zero_biases="bias" in groups,
-    )
-    settings = DeviceSettings(
+    how = settings or InitSettings()
+    groups = tuple(group for group in GROUPS if group in how.groups)
+    model = _loaded(checkpoint, groups, how.qformer_layers, how.revision)
+    made = DeviceSettings(
         checkpoint=_lasting(checkpoint),
-        revision=revision,
+        revision=how.revision,
         family=model.family,
-        qformer_layers=qformer_layers,
-        quantize=cast(Quantize, quantize),
-        groups=tuple(group for group in GROUPS if group in groups),
-        lora=Lora(rank=rank, alpha=alpha, seed=seed),
+        qformer_layers=how.qformer_layers,
+        quantize=cast(Quantize, how.quantize),
+        groups=groups,
+        lora=Lora(rank=how.lora_rank, alpha=how.alpha, seed=how.seed),
         tower=model.tower_digest,
     )
-    overlay = model.initial_overlay(groups, rank, seed)
-    settings = replace(settings, model=_model_digest(settings, overlay, model))
-    return Device.create(folder, settings, overlay, force=force, trust=trust, keep=keep)
+    overlay = model.initial_overlay(groups, how.lora_rank, how.seed)
+    made = replace(made, model=_model_digest(made, overlay, model))
+    return Device.create(folder, made, overlay, force=force, trust=trust, keep=how.keep)
 
 
 def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
@@ -95,17 +73,22 @@ def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
 
     Raises: as `models.load`.
     """
-    with tempfile.TemporaryDirectory(prefix="cdcca-") as folder:
-        return create_device(
-            Path(folder) / "start",
-            device.checkpoint,
-            groups=device.groups,
-            rank=device.lora.rank,
-            alpha=device.lora.alpha,
-            qformer_layers=device.qformer_layers,
-            revision=device.revision,
-            seed=device.lora.seed,
-        ).read_overlay()
+    model = _loaded(device.checkpoint, device.groups, device.qformer_layers, device.revision)
+    overlay = model.initial_overlay(device.groups, device.lora.rank, device.lora.seed)
+    return dict(sorted(overlay.items()))
+
+
+def _loaded(
+    checkpoint: str, groups: tuple[str, ...], qformer_layers: int | None, revision: str | None
+) -> LoadedModel:
+    return load(
+        checkpoint,
+        compute="cpu",
+        dtype="stored",
+        qformer_layers=qformer_layers,
+        revision=revision,
+        zero_biases="bias" in groups,
+    )
 
 
 def _model_digest(

@@ -8,7 +8,7 @@ Shapes: B batch, S prompt, A answer, R rows of continuations, V vocabulary, D ch
 Pads of a prompt are masked wherever they stand; answers are padded on the right. Positions are the
 caller's, so a shortened visual sequence keeps the places it had.
 
-Does not choose tokens (`decoding`) and does not know pictures (`q`, `p`).
+Does not choose tokens (`decoding`) and does not know pictures (`qformer`, `token_per_patch`).
 """
 
 import inspect
@@ -19,7 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli.errors import UsageError
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import text_model
+
+
+class PromptTooLong(BadData):
+    """A prompt has more positions than a part of the model.
+
+    row: which prompt of the batch. needed, most: positions.
+    """
+
+    def __init__(self, what: str, needed: int, part: str, most: int, row: int = 0) -> None:
+        super().__init__(
+            f"{what} takes {needed} positions, the {part} has {most}: ask a shorter question"
+        )
+        self.row, self.needed, self.most = row, needed, most
 
 
 @dataclass(frozen=True)
@@ -44,9 +58,11 @@ class Language(ABC):
     """One language model, driven from spliced prompts.
 
     reads_answers: whether the answer's tokens go through `last_attention` too, behind the prompt.
+    max_positions: how many positions a prompt and its answer may take; None without a limit.
     """
 
     reads_answers: bool
+    max_positions: int | None = None
 
     def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
         self.model: Any = model
@@ -55,21 +71,33 @@ class Language(ABC):
         # transformers 5.24 calls `cache` what was `past_key_values`, and warns of the old name.
         named = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"
-        # A model with rotary or relative positions has no table to run out of.
-        learned = config.model_type == "opt"
-        self.max_positions: int | None = config.max_position_embeddings if learned else None
         attentions = self._attentions()
         if not attentions:
             raise UsageError(
                 f"language model {config.model_type!r}: cdcca finds no self-attention in it by the "
                 "names that LLaMA, OPT and T5 use"
             )
-        # The last one whose output still stands at the visual positions.
+        # The last one whose output still has the visual positions.
         self.last_attention: nn.Module = attentions[-1]
 
     def _cache_of(self, output: Any) -> Any:
         """What the model remembers of what it has read."""
         return getattr(output, self._cache_name)
+
+    def check_room(self, spliced: Spliced, answer_length: int | Tensor) -> None:
+        """Refuse a prompt that leaves no room for its answer.
+
+        Args: answer_length: in tokens, the end token included; of all rows, or (B,).
+        Raises: PromptTooLong.
+        """
+        if self.max_positions is None:
+            return
+        needed_B = spliced.position_ids.amax(1) + answer_length  # the last one is never read
+        row = int(needed_B.argmax())
+        needed = int(needed_B[row])
+        if needed > self.max_positions:
+            what = "a prompt with its picture and answer"
+            raise PromptTooLong(what, needed, "language model", self.max_positions, row)
 
     @abstractmethod
     def _attentions(self) -> list[nn.Module]:
@@ -105,16 +133,21 @@ class CausalLanguage(Language):
 
     reads_answers = True
 
+    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
+        super().__init__(model, embeddings, config)
+        self.max_positions = getattr(config, "max_position_embeddings", None)
+
     def _attentions(self) -> list[nn.Module]:
+        ending = text_model(self.config.model_type).attention
         return [
             part
             for name, part in self.model.named_modules()
-            if name.endswith(".self_attn") and "vision" not in name
+            if name.endswith(ending) and "vision" not in name
         ]
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         num_answer = answer_BA.shape[1]
-        self._check_room(spliced, num_answer - 1)
+        self.check_room(spliced, (answer_BA != -100).sum(1))
         fed_BA = answer_BA[:, :-1]
         real_BA = (fed_BA != -100).to(spliced.attention_mask.dtype)
         embeds = self.embeddings(fed_BA.clamp(min=0)).to(spliced.inputs_embeds.dtype)
@@ -122,7 +155,8 @@ class CausalLanguage(Language):
             inputs_embeds=torch.cat([spliced.inputs_embeds, embeds], dim=1),
             attention_mask=torch.cat([spliced.attention_mask, real_BA], dim=1),
             position_ids=torch.cat(
-                [spliced.position_ids, _following(spliced.position_ids, num_answer - 1)], dim=1
+                [spliced.position_ids, self._following(spliced.position_ids, num_answer - 1)],
+                dim=1,
             ),
             use_cache=False,
             logits_to_keep=num_answer,
@@ -155,7 +189,9 @@ class CausalLanguage(Language):
 
     def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
         num_fed = ids_RA.shape[1] - 1
-        self._check_room(spliced, num_fed)
+        lengths_B = rows_R.new_zeros(len(spliced))
+        lengths_B.scatter_reduce_(0, rows_R, (ids_RA != -100).sum(1), "amax")
+        self.check_room(spliced, lengths_B)
         read = self._read(spliced)
         first_R1V = read.logits[rows_R][:, -1:]
         if num_fed == 0:
@@ -167,20 +203,11 @@ class CausalLanguage(Language):
         output = self.model(
             inputs_embeds=self.embeddings(fed.clamp(min=0)),
             attention_mask=torch.cat([mask, (fed != -100).to(mask.dtype)], dim=1),
-            position_ids=_following(spliced.position_ids[rows_R], num_fed),
+            position_ids=self._following(spliced.position_ids[rows_R], num_fed),
             **{self._cache_name: cache},
             use_cache=True,
         )
         return torch.cat([first_R1V, output.logits], dim=1)
-
-    def _check_room(self, spliced: Spliced, more: int) -> None:
-        """Learned positions end somewhere; past that lies an IndexError, or worse on CUDA."""
-        needed = int(spliced.position_ids.max()) + 1 + more
-        if self.max_positions is not None and needed > self.max_positions:
-            raise UsageError(
-                f"a prompt with its picture and an answer takes {needed} positions, this language "
-                f"model has {self.max_positions}: ask a shorter question"
-            )
 
     def _read(self, spliced: Spliced) -> Any:
         return self.model(
@@ -191,11 +218,16 @@ class CausalLanguage(Language):
             logits_to_keep=1,
         )
 
+    def _following(self, position_ids_BS: Tensor, count: int) -> Tensor:
+        """(B, count): the positions after each row's last one.
 
-def _following(position_ids_BS: Tensor, count: int) -> Tensor:
-    """(B, count): the positions after each row's last one."""
-    steps = torch.arange(1, count + 1, device=position_ids_BS.device)
-    return position_ids_BS[:, -1:] + steps
+        The pads behind a short answer may lie past the last position: they are put on it.
+        """
+        steps = torch.arange(1, count + 1, device=position_ids_BS.device)
+        following = position_ids_BS[:, -1:] + steps
+        return (
+            following if self.max_positions is None else following.clamp(max=self.max_positions - 1)
+        )
 
 
 @dataclass
@@ -210,9 +242,21 @@ class Seq2SeqLanguage(Language):
 
     reads_answers = False
 
+    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
+        super().__init__(model, embeddings, config)
+        start = config.decoder_start_token_id
+        self._start_id = config.pad_token_id if start is None else start
+        rows = self.embeddings.num_embeddings
+        if not isinstance(self._start_id, int) or not 0 <= self._start_id < rows:
+            raise BadData(
+                f"decoder_start_token_id is {self._start_id}, the language model's embedding has "
+                f"{rows} rows: config.json and the weights do not belong together"
+            )
+
     def _attentions(self) -> list[nn.Module]:
+        ending = text_model(self.config.model_type).attention
         encoder = self.model.get_encoder()
-        return [m for name, m in encoder.named_modules() if name.endswith(".SelfAttention")]
+        return [part for name, part in encoder.named_modules() if name.endswith(ending)]
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         output = self.model(
@@ -225,9 +269,7 @@ class Seq2SeqLanguage(Language):
 
     def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
         state = _EncodedState(self._encode(spliced), spliced.attention_mask)
-        start_B = torch.full(
-            (len(spliced),), self._start_id(), device=spliced.attention_mask.device
-        )
+        start_B = torch.full((len(spliced),), self._start_id, device=spliced.attention_mask.device)
         return self.advance(state, start_B), state
 
     def advance(self, state: _EncodedState, ids_B: Tensor) -> Tensor:
@@ -262,9 +304,5 @@ class Seq2SeqLanguage(Language):
 
     def _shifted(self, ids_BA: Tensor) -> Tensor:
         """What the decoder is fed to predict `ids_BA`: the start token, then all but the last."""
-        start = ids_BA.new_full((ids_BA.shape[0], 1), self._start_id())
+        start = ids_BA.new_full((ids_BA.shape[0], 1), self._start_id)
         return torch.cat([start, ids_BA[:, :-1].clamp(min=0)], dim=1)
-
-    def _start_id(self) -> int:
-        start = self.config.decoder_start_token_id
-        return int(self.config.pad_token_id if start is None else start)

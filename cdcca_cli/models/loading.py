@@ -5,21 +5,31 @@
 - The vision tower's digest is taken of the parameters as they are stored (`dtype="auto"`), before
   they are cast to what the model computes in, so it does not depend on where it is loaded.
 - What it computes in: float32 on a CPU, bfloat16 on CUDA, unless told otherwise.
-- A checkpoint with a tensor too few is refused: transformers would fill the gap with noise.
-
-Families are found in this package: every module with a list `FAMILIES`.
+- A checkpoint with a tensor too few, or of another shape than config.json says, is refused:
+  transformers would fill the gap with noise. So is one whose parts do not fit (`sizes`).
 """
 
-import importlib
-import pkgutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
-from cdcca_cli.models import digests, quantization
+from cdcca_cli.errors import (
+    BadData,
+    CdccaError,
+    MissingInput,
+    SettingError,
+    Unavailable,
+    UsageError,
+)
+from cdcca_cli.families import FAMILIES, Family, text_model
+from cdcca_cli.files import reason
+from cdcca_cli.formats.names import DTYPES
+from cdcca_cli.models import digests, quantization, sizes
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.qformer import QFormer
+from cdcca_cli.models.token_per_patch import TokenPerPatch
 from cdcca_cli.text import load_json
 
 if TYPE_CHECKING:
@@ -27,25 +37,11 @@ if TYPE_CHECKING:
 
 SHIPPED = "shipped:"
 _ASSETS = Path(__file__).parent.parent / "assets"
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_FILES = (".lessons", ".tokens", ".safetensors", ".cdcca")
+_FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")
 """No model on the hub is called so; a mistyped file may be."""
+_CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
+_BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
-def families() -> dict[str, type[LoadedModel]]:
-    """Every family by its `model_type` in config.json."""
-    package = importlib.import_module("cdcca_cli.models")
-    found: dict[str, type[LoadedModel]] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for family in getattr(module, "FAMILIES", ()):
-            found[family.model_type] = family
-    return found
 
 
 def load(
@@ -72,7 +68,8 @@ def load(
         zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
             has none, as the paper does.
     Raises: UsageError (not a vision-language model of these families), MissingInput (no such
-        folder, no weights), BadData (damaged), Unavailable (no CUDA, no bitsandbytes, no hub).
+        folder, no weights), BadData (damaged, or its parts do not fit together), Unavailable (no
+        CUDA, no bitsandbytes, no hub).
     """
     quantization.check_name(quantize)
     device = _compute(compute)
@@ -83,7 +80,7 @@ def load(
         options["revision"] = revision
     _quiet_transformers()
     config = _config(source, named, options)
-    family = families()[config.model_type]
+    row = FAMILIES[config.model_type]
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, named)
     if zero_biases:
@@ -92,25 +89,39 @@ def load(
     placed = dict(options)
     if device_map is not None:
         if device_map not in DEVICE_MAPS:
-            raise UsageError(f"device map {device_map!r}: expected {', '.join(DEVICE_MAPS)}")
+            raise SettingError(
+                "device_map", f"expected one of {', '.join(DEVICE_MAPS)}", device_map
+            )
         placed["device_map"] = device_map
-    module = _module(family, source, named, config, placed, quantize, device, wanted, zero_biases)
-    quantization.check_shapes(module, family.language_path, quantize, device)
-    tower_digest = digests.of_tower(module.get_submodule(family.tower_path))
+    module, missing, unexpected = _module(
+        row, source, named, config, placed, quantize, device, wanted
+    )
+    if zero_biases:
+        missing = _zero_biases(module, row, missing)
+    _check_complete(named, module, missing, unexpected, row if qformer_layers else None)
+    quantization.check_shapes(module, row.language_path, quantize, device)
+    tower_digest = digests.of_tower(module.get_submodule(row.tower_path))
     wanted = module.dtype if wanted is None else wanted
     _cast(module, wanted)
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    return family(
+    second = row.instruction_tokenizer
+    model = _CONNECTORS[row.connector](
+        row,
         module,
-        {name: _tokenizer(source, named, name, options) for name in ("", *family.extra_tokenizers)},
+        _tokenizer(source, named, "", options),
         _image_processor(source, named, options),
         checkpoint=named,
         compute=device,
         dtype=wanted,
         tower_digest=tower_digest,
+        instruction_tokenizer=None
+        if second is None
+        else _tokenizer(source, named, second, options),
     )
+    sizes.check(model)
+    return model
 
 
 def load_device(
@@ -133,7 +144,7 @@ def load_device(
         quantize=device.quantize if quantize is None else quantize,
         qformer_layers=device.qformer_layers,
         revision=device.revision,
-        zero_biases=any(name.endswith("_proj.bias") for name in overlay),
+        zero_biases="bias" in device.groups,
     )
     if device.tower != model.tower_digest:
         raise BadData(
@@ -192,11 +203,11 @@ def _compute(compute: str) -> str:
     if compute == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--compute {compute}: expected cpu, cuda, mps or auto")
+        raise SettingError("compute", "expected cpu, cuda, mps or auto", compute)
     if compute == "cuda" and not torch.cuda.is_available():
-        raise Unavailable("--compute cuda: torch finds no CUDA device here: use --compute cpu")
+        raise Unavailable("`compute` cuda: torch finds no CUDA device here: use cpu")
     if compute == "mps" and not torch.backends.mps.is_available():
-        raise Unavailable("--compute mps: torch finds no MPS device here: use --compute cpu")
+        raise Unavailable("`compute` mps: torch finds no MPS device here: use cpu")
     return compute
 
 
@@ -206,25 +217,25 @@ def _dtype(dtype: str, device: str) -> torch.dtype | None:
         return None
     if dtype == "auto":
         return torch.bfloat16 if device == "cuda" else torch.float32
-    if dtype not in _DTYPES:
-        raise UsageError(f"--dtype {dtype}: expected {', '.join(_DTYPES)} or auto")
-    return _DTYPES[dtype]
+    if dtype not in DTYPES:
+        raise SettingError("dtype", f"expected {', '.join(DTYPES)} or auto", dtype)
+    named: torch.dtype = getattr(torch, dtype)
+    return named
 
 
 def _config(source: _Source, named: str, options: dict[str, Any]) -> Any:
     """The checkpoint's config, of a family that is known."""
     from transformers import AutoConfig
 
-    known = families()
     if source.is_folder:
         model_type = _model_type(Path(source.path) / "config.json", named)
-        if model_type not in known:
+        if model_type not in FAMILIES:
             raise UsageError(_unknown(named, model_type))
     try:
         config = AutoConfig.from_pretrained(source.path, **options)
     except Exception as error:
         raise _failed(source, named, "config.json", error) from error
-    if config.model_type not in known:
+    if config.model_type not in FAMILIES:
         raise UsageError(_unknown(named, config.model_type))
     return config
 
@@ -232,9 +243,10 @@ def _config(source: _Source, named: str, options: dict[str, Any]) -> Any:
 def _model_type(path: Path, named: str) -> str:
     """`model_type` of a config.json, read without transformers, which may not know the type."""
     try:
-        table = load_json(path.read_bytes(), f"{named}: config.json")
+        text = path.read_bytes()
     except OSError as error:
-        raise MissingInput(f"{named}: config.json cannot be read: {error.strerror}") from error
+        raise MissingInput(reason(path, error)) from error
+    table = load_json(text, f"{named}: config.json")
     model_type = table.get("model_type") if isinstance(table, dict) else None
     if not isinstance(model_type, str):
         raise BadData(f"{named}: config.json names no model_type: not a model's config")
@@ -242,33 +254,30 @@ def _model_type(path: Path, named: str) -> str:
 
 
 def _unknown(named: str, model_type: str) -> str:
-    working = ", ".join(sorted(family.family for family in families().values()))
     return (
         f"{named}: model type {model_type!r} is not a vision-language family that cdcca knows: "
-        f"expected one of {working}"
+        f"expected one of {', '.join(sorted(FAMILIES))}"
     )
 
 
 def _cut_qformer(config: Any, layers: int, named: str) -> None:
     former = getattr(config, "qformer_config", None)
     if former is None:
-        raise UsageError(f"--qformer-layers {layers}: {named} has no Q-Former")
+        raise SettingError("qformer_layers", f"{named} has no Q-Former", layers)
     if not 1 <= layers <= former.num_hidden_layers:
-        raise UsageError(
-            f"--qformer-layers {layers}: {named} has {former.num_hidden_layers}, "
-            f"expected 1 to {former.num_hidden_layers}"
-        )
+        expected = f"{named} has {former.num_hidden_layers}: expected 1 to that many"
+        raise SettingError("qformer_layers", expected, layers)
     former.num_hidden_layers = layers
 
 
 def _ask_for_biases(config: Any) -> None:
-    if config.text_config.model_type == "llama":
-        config.text_config.attention_bias = True
-        config.text_config.mlp_bias = True
+    text = config.text_config
+    for name in text_model(text.model_type).bias_settings:
+        setattr(text, name, True)
 
 
 def _module(
-    family: type[LoadedModel],
+    row: Family,
     source: _Source,
     named: str,
     config: Any,
@@ -276,39 +285,77 @@ def _module(
     quantize: str,
     device: str,
     dtype: torch.dtype | None,
-    zero_biases: bool,
-) -> Any:
-    """The transformers module, its weights as stored; a quantised language model on `device`."""
+) -> tuple[Any, list[str], list[str]]:
+    """The transformers module, its weights as stored; a quantised language model on `device`.
+
+    Returns: the module, the tensors that the weights lack, those that it has no place for.
+    """
     import transformers
 
-    quantized = quantization.config(quantize, list(family.full_precision), dtype or torch.float32)
+    quantized = quantization.config(quantize, list(row.full_precision), dtype or torch.float32)
     if quantized is not None:
         options = {"device_map": {"": device}} | options | {"quantization_config": quantized}
     try:
-        module, report = getattr(transformers, family.architecture).from_pretrained(
+        module, report = getattr(transformers, row.architecture).from_pretrained(
             source.path,
             config=config,
             dtype="auto",
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the sizes
             **options,
         )
     except Exception as error:
         raise _failed(source, named, "the weights", error) from error
-    missing = sorted(report["missing_keys"])
-    if zero_biases:
-        prefix = family.language_path + "."
-        biases = [n for n in missing if n.startswith(prefix) and n.endswith("_proj.bias")]
-        missing = [name for name in missing if name not in biases]
-        with torch.no_grad():
-            for name in biases:
-                module.get_parameter(name).zero_()
+    if report["mismatched_keys"]:
+        name, stored, expected = min(report["mismatched_keys"])
+        raise BadData(
+            f"{named}: {name} has the shape {list(stored)} in the weights, {list(expected)} by "
+            "config.json: they do not belong together"
+        )
+    return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+
+
+def _zero_biases(module: Any, row: Family, missing: list[str]) -> list[str]:
+    """Set the biases that `_ask_for_biases` added to zero; returns what else is missing."""
+    text = text_model(module.config.text_config.model_type)
+    added = [
+        name
+        for name in missing
+        if text.bias_settings
+        and name.startswith(f"{row.language_path}.")
+        and name.endswith(text.bias_suffix)
+    ]
+    with torch.no_grad():
+        for name in added:
+            module.get_parameter(name).zero_()
+    return [name for name in missing if name not in added]
+
+
+def _check_complete(
+    named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
+) -> None:
+    """Refuse weights with too few tensors, or with blocks that config.json does not count.
+
+    Args: cut: the family, if its Q-Former was cut on purpose.
+    """
     if missing:
         raise BadData(
             f"{named}: the weights lack {len(missing)} of the model's tensors, {missing[0]} first: "
             "the checkpoint is not complete, or not of this config"
         )
-    return module
+    present = {match[0] for name, _ in module.named_parameters() if (match := _BLOCK.match(name))}
+    for name in unexpected:
+        match = _BLOCK.match(name)
+        is_cut = cut is not None and name.startswith(cut.connector_paths)
+        if match is None or match[0] in present or is_cut:
+            continue
+        count = sum(block.startswith(match["list"]) for block in present)
+        if count:
+            raise BadData(
+                f"{named}: the weights have a block {match['list']}{match['number']}, config.json "
+                f"says that there are {count}: they do not belong together"
+            )
 
 
 def _cast(module: Any, dtype: torch.dtype) -> None:
@@ -357,8 +404,6 @@ def _failed(source: _Source, named: str, what: str, error: Exception) -> CdccaEr
         return error
     if isinstance(error, MemoryError) or ("memory" in text and "alloc" in text):
         return Unavailable(f"{named}: not enough memory for {what}: {_line(error)}")
-    if "ignore_mismatched_sizes" in text:
-        return BadData(f"{named}: {what} do not have the shapes that config.json names")
     if isinstance(error, ImportError):
         return Unavailable(f"{named}: {what} needs a package that is not here: {_line(error)}")
     if isinstance(error, OSError) and not source.is_folder:

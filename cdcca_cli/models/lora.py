@@ -7,7 +7,7 @@ registered on the linear itself, so `module.named_parameters()` names them `<lin
 `<linear>.lora_B`. Merging is left out on purpose: a packed 4-bit weight is destroyed by it, and on
 a 16-bit one the two sides of the link would round differently.
 
-Does not choose the linears (`groups`) nor the start values (`overlay`).
+Does not choose the linears nor the start values (`overlay`).
 """
 
 from typing import Any
@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-A_SUFFIX = ".lora_A"
-B_SUFFIX = ".lora_B"
 
 
 def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
@@ -41,15 +38,6 @@ def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
     if handle is not None:
         handle.remove()
     linear.__dict__["_lora_hook"] = linear.register_forward_hook(_hook(scale))
-
-
-def detach(linear: nn.Linear) -> None:
-    """Take the LoRA off again; the linear is as it was."""
-    handle: Any = linear.__dict__.pop("_lora_hook", None)
-    if handle is not None:
-        handle.remove()
-    for name in ("lora_A", "lora_B"):
-        linear._parameters.pop(name, None)
 
 
 def _hook(scale: float) -> Any:

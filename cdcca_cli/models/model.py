@@ -11,8 +11,8 @@ sent or thinned out:
     spliced = model.splice(features, prompts, ...)       prompts with the pictures put in
     model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, c)
 
-A connector kind is one file (`q`, `p`) with a subclass for each family; a file that has a
-`FAMILIES` list is found by `loading`, so another kind touches no other file.
+A connector kind is one subclass (`qformer`, `token_per_patch`); what differs between the families
+of a kind is in their rows (`cdcca_cli.families`).
 
 Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A answer, C/D channels,
 V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
@@ -24,17 +24,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, SettingError, UsageError
+from cdcca_cli.families import Family
 from cdcca_cli.models import decoding, digests, overlay, quantization
 from cdcca_cli.models.decoding import Generated
-from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
+from cdcca_cli.models.language import (
+    CausalLanguage,
+    Language,
+    PromptTooLong,
+    Seq2SeqLanguage,
+    Spliced,
+)
+from cdcca_cli.models.prompts import PlainTokenizer, Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +50,6 @@ if TYPE_CHECKING:
 # Text before an answer; its tokens are cut off again. An answer tokenised alone would get another
 # first token from tokenizers that mark the beginning of a text.
 _STUB = "Answer:"
-IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True)
@@ -65,50 +72,50 @@ class Forward:
 class LoadedModel(ABC):
     """A frozen model in eval mode, perhaps with a device's overlay on it."""
 
-    family: ClassVar[str]
-    model_type: ClassVar[str]  # in config.json
-    architecture: ClassVar[str]  # class in transformers
-    tower_path: ClassVar[str]
-    language_path: ClassVar[str]
-    connectors: ClassVar[tuple[str, ...]]  # modules whose linears get LoRA
-    query_names: ClassVar[tuple[str, ...]] = ()
-    full_precision: ClassVar[tuple[str, ...]]  # modules that are never quantised
-    vqa_template: ClassVar[str]
-    caption_prompt: ClassVar[str]
-    caption_template: ClassVar[str] = "{prompt}"
-    extra_tokenizers: ClassVar[tuple[str, ...]] = ()  # folders inside the checkpoint
-
     def __init__(
         self,
+        row: Family,
         module: Any,
-        tokenizers: dict[str, Any],
+        tokenizer: Any,
         image_processor: Any,
         *,
         checkpoint: str,
         compute: str,
         dtype: torch.dtype,
         tower_digest: str,
+        instruction_tokenizer: Any = None,
     ) -> None:
+        """Args: instruction_tokenizer: that of a Q-Former which reads the prompt."""
+        self.row = row
         self.module: Any = module
-        self.tokenizers = tokenizers  # "" is the language model's
-        self.tokenizer = tokenizers[""]
+        self.tokenizer = tokenizer
+        self.plain_tokenizer = PlainTokenizer(tokenizer, row.marks)
+        self.instruction_tokenizer = instruction_tokenizer
+        self._instructions = (
+            None if instruction_tokenizer is None else PlainTokenizer(instruction_tokenizer)
+        )
         self.image_processor = image_processor
         self.checkpoint = checkpoint
         self.compute = compute
         self.device = torch.device(compute)
         self.dtype = dtype
         self.tower_digest = tower_digest
-        self.tower: Any = module.get_submodule(self.tower_path)
+        self.tower: Any = module.get_submodule(row.tower_path)
         self.language: Language = self._build_language()
-        self._end_ids = self._find_end_ids()
+        self.end_ids = self._find_end_ids()
         self._overlay_names: list[str] = []
         self._digest: str | None = None
         self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
 
     @property
+    def family(self) -> str:
+        """The family's name, as in device.json."""
+        return self.row.name
+
+    @property
     def reads_prompt(self) -> bool:
         """Whether the connector reads the prompt, so that each question has queries of its own."""
-        return bool(self.extra_tokenizers)
+        return self.row.instruction_tokenizer is not None
 
     # The picture, step by step.
 
@@ -124,8 +131,8 @@ class LoadedModel(ABC):
 
     @property
     @abstractmethod
-    def num_prefix_tokens(self) -> int:
-        """How many of the N stand before the grid of patches (CLS: 1, none: 0)."""
+    def picture_length(self) -> int:
+        """How many positions a picture takes in the prompt, however many tokens were kept."""
 
     @abstractmethod
     def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
@@ -171,13 +178,19 @@ class LoadedModel(ABC):
                 [0, num_tokens); for connectors with one place for each token. None: all of them.
         """
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pixels that the vision tower takes."""
+        size = self.module.config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """(B, 3, H, W) float32 on the compute device, as the checkpoint's processor makes them."""
         made = self.image_processor(
             images=[image.convert("RGB") for image in images], return_tensors="pt"
         )
         pixels: Tensor = made["pixel_values"]
-        expected = self._image_size()
+        expected = self.image_size
         if tuple(pixels.shape[-2:]) != expected:
             raise BadData(
                 f"{self.checkpoint}: the image processor makes {pixels.shape[-2]}x"
@@ -201,19 +214,38 @@ class LoadedModel(ABC):
 
     # The language.
 
-    def format_prompt(self, prompt: str | None, task: str) -> str:
+    def format_prompt(self, prompt: str | None, task: str) -> Prompt:
         """The text in the family's template.
 
-        Args: prompt: a question, or for a caption a wish of one's own; task: vqa or caption.
+        Args: prompt: a question, or the words that a caption follows; task: vqa or caption.
         """
         if task == "caption":
-            text = self.caption_prompt if prompt is None else prompt
-            return self.caption_template.format(prompt=self._harmless(text))
+            text = self.row.caption_prompt if prompt is None else prompt
+            return Prompt.of(self.row.caption_template, text)
         if task != "vqa":
             raise UsageError(f"task {task!r}: expected vqa or caption")
         if prompt is None:
-            raise UsageError("task vqa: a question is needed, found no prompt: give --prompt")
-        return self.vqa_template.format(prompt=self._harmless(prompt))
+            raise SettingError("prompt", "the task vqa needs a question, found none")
+        return Prompt.of(self.row.vqa_template, prompt)
+
+    def check_prompt(
+        self,
+        prompt: str | None,
+        task: str,
+        max_new_tokens: int = 1,
+        choices: Sequence[str] | None = None,
+    ) -> None:
+        """Refuse a question that is too long to be answered; cheap: the model does not run.
+
+        Args: prompt, task: as `format_prompt`. max_new_tokens: of the free answer. choices: to be
+            scored.
+        Raises: PromptTooLong, with both numbers.
+        """
+        formatted = self.format_prompt(prompt, task)
+        self.instruction_ids([formatted])
+        lengths = [max_new_tokens, *(len(ids) for ids in self._answers(choices or []))]
+        needed = self.prompt_length(formatted) + max(lengths) - 1
+        self._check_room(needed, "a prompt with its picture and answer")
 
     def forward(self, spliced: Spliced, answer_BA: Tensor) -> Forward:
         """Logits of given answers (teacher forcing) and the last attention's visual outputs.
@@ -249,7 +281,7 @@ class LoadedModel(ABC):
         """Greedy answers, each token with the entropy of the pass that chose it."""
         with self._mixed():
             return decoding.greedy(
-                self.language, spliced, max_new_tokens, self._end_ids, keep_logits
+                self.language, spliced, max_new_tokens, self.end_ids, keep_logits
             )
 
     def score_choices(
@@ -263,6 +295,10 @@ class LoadedModel(ABC):
         with self._mixed():
             return decoding.choice_scores(self.language, spliced, nested)
 
+    def instruction_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """What the connector reads of each prompt. Raises: PromptTooLong."""
+        return [[] for _ in prompts]
+
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
         """(B, A): tokens of " " + text and the end token, padded on the right with -100."""
         return decoding.right_padded(self._answers(texts)).to(self.device)
@@ -275,7 +311,7 @@ class LoadedModel(ABC):
         """
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         rows = int(self.module.get_output_embeddings().weight.shape[0])
-        return digests.of_json([words, rows, list(self._end_ids)])
+        return digests.of_json([words, rows, list(self.end_ids)])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text, without special tokens and blanks at either end."""
@@ -286,8 +322,9 @@ class LoadedModel(ABC):
 
     def trainable_groups(self) -> dict[str, list[str]]:
         """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
+        row = self.row
         return overlay.trainable_groups(
-            self.module, self.language_path, self.connectors, self.query_names
+            self.module, row.language_path, row.connector_paths, row.query_names
         )
 
     def initial_overlay(
@@ -343,15 +380,11 @@ class LoadedModel(ABC):
     def _blocks(self) -> Any:
         """The tower's blocks."""
 
-    def _harmless(self, text: str) -> str:
-        """`text` without the mark that a picture's place has in a template."""
-        return text.replace(IMAGE_MARK, "image")
+    @abstractmethod
+    def check_sizes(self) -> None:
+        """Refuse parts of this kind that do not fit together (`sizes`): BadData, both numbers."""
 
     # Helpers of the above.
-
-    def _image_size(self) -> tuple[int, int]:
-        size = self.module.config.vision_config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def _mixed(self) -> AbstractContextManager[Any]:
         """An overlay is float32; where the model is not, torch casts at each operation."""
@@ -376,15 +409,12 @@ class LoadedModel(ABC):
         return found
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return found
+        return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)
 
     def _answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each answer as they follow a prompt, with the end token."""
         plain = [text.strip() for text in texts]
-        end = self._end_ids[0]
+        end = self.end_ids[0]
         if isinstance(self.language, Seq2SeqLanguage):
             return [[*ids, end] for ids in self._plain_ids(plain)]
         stub = self._stub_ids
@@ -395,20 +425,13 @@ class LoadedModel(ABC):
 
     def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts with the tokenizer's own special tokens around them."""
-        found: list[list[int]] = self.tokenizer(list(prompts))["input_ids"]
-        known = self.language.embeddings.num_embeddings
-        largest = max((max(ids, default=0) for ids in found), default=0)
-        if largest >= known:
-            raise BadData(
-                f"{self.checkpoint}: the tokenizer gives token {largest}, the language model has "
-                f"{known}: they do not belong together"
-            )
-        return found
+        return self.plain_tokenizer(prompts, with_ends=True)
 
-    def _check_room(self, length: int) -> None:
+    def prompt_length(self, prompt: str) -> int:
+        """Number of positions of a prompt with its picture."""
+        return len(self._text_ids([prompt])[0]) - len(self.row.marks) + self.picture_length
+
+    def _check_room(self, needed: int, what: str, row: int = 0) -> None:
         most = self.language.max_positions
-        if most is not None and length >= most:
-            raise UsageError(
-                f"a prompt with its picture takes {length} positions, {self.checkpoint} has "
-                f"{most}: ask a shorter question"
-            )
+        if most is not None and needed > most:
+            raise PromptTooLong(what, needed, "language model", most, row)

@@ -25,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.formats.names import GROUPS, LORA_A, LORA_B
 from cdcca_cli.models import lora
 
-GROUPS = ("norm", "bias", "query", "lora")
 # A linear of a block stands under a numbered entry of a list of blocks.
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
@@ -79,9 +79,9 @@ def initial_overlay(
     wanted = set(groups)
     asked = ",".join(sorted(wanted))
     if not wanted or not wanted <= set(GROUPS):
-        raise UsageError(f"--groups {asked}: expected some of {', '.join(GROUPS)}")
+        raise SettingError("groups", f"expected some of {', '.join(GROUPS)}", asked)
     if rank < 1:
-        raise UsageError(f"--lora-rank {rank}: expected 1 or more")
+        raise SettingError("lora_rank", "expected 1 or more", rank)
     parameters = dict(module.named_parameters())
     overlay: dict[str, NDArray[np.float32]] = {}
     for group in ("norm", "bias", "query"):
@@ -92,13 +92,14 @@ def initial_overlay(
         for name in named["lora"]:
             linear = module.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            a_name = name + lora.A_SUFFIX
+            a_name = name + LORA_A
             overlay[a_name] = _uniform(a_name, rank, linear.in_features, seed)
-            overlay[name + lora.B_SUFFIX] = np.zeros((linear.out_features, rank), np.float32)
+            overlay[name + LORA_B] = np.zeros((linear.out_features, rank), np.float32)
     if not overlay:
-        raise UsageError(
-            f"--groups {asked}: this model has no such parameters, "
-            "so there is nothing to train: add another group"
+        raise SettingError(
+            "groups",
+            "this model has no such parameters, so there is nothing to train: add another group",
+            asked,
         )
     return overlay
 
@@ -129,7 +130,7 @@ def install(module: nn.Module, overlay: Mapping[str, NDArray[np.float32]], alpha
     parameters = dict(module.named_parameters())
     linears: dict[str, nn.Linear] = {}
     for name, value in overlay.items():
-        linear_name = name.removesuffix(lora.A_SUFFIX).removesuffix(lora.B_SUFFIX)
+        linear_name = name.removesuffix(LORA_A).removesuffix(LORA_B)
         if linear_name != name:
             linears[linear_name] = _checked_linear(module, overlay, linear_name)
         elif name not in parameters:
@@ -140,11 +141,11 @@ def install(module: nn.Module, overlay: Mapping[str, NDArray[np.float32]], alpha
                 f"the model's has {list(parameters[name].shape)}: not its overlay"
             )
     for name, value in overlay.items():
-        if name in parameters and not name.endswith((lora.A_SUFFIX, lora.B_SUFFIX)):
+        if name in parameters and not name.endswith((LORA_A, LORA_B)):
             _set(module, name, torch.from_numpy(np.array(value, dtype=np.float32)))
     for name, linear in linears.items():
-        a_RI = torch.from_numpy(np.array(overlay[name + lora.A_SUFFIX], dtype=np.float32))
-        b_OR = torch.from_numpy(np.array(overlay[name + lora.B_SUFFIX], dtype=np.float32))
+        a_RI = torch.from_numpy(np.array(overlay[name + LORA_A], dtype=np.float32))
+        b_OR = torch.from_numpy(np.array(overlay[name + LORA_B], dtype=np.float32))
         lora.attach(linear, a_RI, b_OR, alpha)
 
 
@@ -157,7 +158,7 @@ def _checked_linear(
         linear = nn.Identity()
     if not isinstance(linear, nn.Linear):
         raise BadData(f"overlay: LoRA for {name}, which is no linear of this model")
-    a_RI, b_OR = overlay.get(name + lora.A_SUFFIX), overlay.get(name + lora.B_SUFFIX)
+    a_RI, b_OR = overlay.get(name + LORA_A), overlay.get(name + LORA_B)
     if a_RI is None or b_OR is None:
         raise BadData(f"overlay: LoRA for {name} has only one of lora_A and lora_B")
     expected = (linear.in_features, linear.out_features)

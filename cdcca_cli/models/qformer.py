@@ -1,4 +1,4 @@
-"""Connector kind Q: a Q-Former whose few queries read any number of visual tokens.
+"""The connector kind with a Q-Former, whose few queries read any number of visual tokens.
 
 BLIP-2 and InstructBLIP. The prompt holds L places for the picture however many tokens were kept:
 dropping tokens is the same as masking them in the Q-Former's cross-attention (not the same as
@@ -16,23 +16,13 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.models.language import Language, Seq2SeqLanguage, Spliced
+from cdcca_cli.models import sizes
+from cdcca_cli.models.language import Language, PromptTooLong, Seq2SeqLanguage, Spliced
 from cdcca_cli.models.model import LoadedModel
 
 
-class Blip2(LoadedModel):
-    """BLIP-2: the Q-Former sees the picture alone."""
-
-    family = "blip_2"
-    model_type = "blip-2"
-    architecture = "Blip2ForConditionalGeneration"
-    tower_path = "vision_model"
-    language_path = "language_model"
-    connectors = ("qformer.encoder",)
-    query_names = ("query_tokens",)
-    full_precision = ("vision_model", "qformer", "language_projection", "lm_head")
-    vqa_template = "Question: {prompt} Answer:"
-    caption_prompt = "a photo of"
+class QFormer(LoadedModel):
+    """BLIP-2, and InstructBLIP, whose Q-Former reads the prompt too."""
 
     @property
     def num_blocks(self) -> int:
@@ -43,8 +33,8 @@ class Blip2(LoadedModel):
         return int(self.tower.embeddings.num_positions)
 
     @property
-    def num_prefix_tokens(self) -> int:
-        return 1
+    def picture_length(self) -> int:
+        return int(self.module.query_tokens.shape[1])
 
     def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
         hidden: Tensor = self.tower.embeddings(pixels_B3HW.to(self.device))
@@ -94,7 +84,8 @@ class Blip2(LoadedModel):
             raise ValueError(f"{features_BLD.shape[0]} pictures, but {len(texts)} prompts")
         num_features = features_BLD.shape[1]
         width = max(len(ids) for ids in texts)
-        self._check_room(num_features + width)
+        for row, ids in enumerate(texts):
+            self._check_room(num_features + len(ids), "a prompt with its picture", row)
         ids_BT = torch.tensor([self._padded(ids, width) for ids in texts])
         real_BT = torch.tensor([self._padded([1] * len(ids), width) for ids in texts])
         embeds_BTD = self.language.embeddings(ids_BT.to(self.device))
@@ -121,35 +112,41 @@ class Blip2(LoadedModel):
     def _blocks(self) -> Any:
         return self.tower.encoder.layers
 
+    def check_sizes(self) -> None:
+        config = self.module.config.qformer_config
+        if self._instructions is None:
+            return
+        rows = self.module.qformer.embeddings.word_embeddings.num_embeddings
+        what = f"{self.checkpoint}: the tokenizer in {self.row.instruction_tokenizer}/"
+        sizes.check_ids(what, self.instruction_tokenizer, rows, "Q-Former")
+        template = self.format_prompt("", "vqa")
+        needed = len(self._instructions([template], with_ends=True)[0]) + sizes.LEAST_QUESTION
+        if needed > config.max_position_embeddings:
+            raise BadData(
+                f"{self.checkpoint}: the Q-Former has {config.max_position_embeddings} positions; "
+                f"the template and a short question need {needed}"
+            )
+
     def _instruction(self, prompts: Sequence[str] | None, batch: int) -> dict[str, Any]:
         """What else the Q-Former reads, as its keyword arguments."""
-        return {}
-
-
-class InstructBlip(Blip2):
-    """InstructBLIP: the Q-Former reads the prompt too."""
-
-    family = "instructblip"
-    model_type = "instructblip"
-    architecture = "InstructBlipForConditionalGeneration"
-    vqa_template = "{prompt} Short answer:"
-    caption_prompt = "A short image description."
-    extra_tokenizers = ("qformer_tokenizer",)
-
-    def _instruction(self, prompts: Sequence[str] | None, batch: int) -> dict[str, Any]:
+        if not self.reads_prompt:
+            return {}
         if prompts is None or len(prompts) != batch:
-            raise ValueError("InstructBLIP's Q-Former reads the prompts: give one for each row")
-        qformer_tokenizer = self.tokenizers["qformer_tokenizer"]
-        most = self.module.config.qformer_config.max_position_embeddings
-        text = qformer_tokenizer(list(prompts))["input_ids"]
+            raise ValueError("this Q-Former reads the prompts: give one for each row")
+        text = self.instruction_ids(prompts)
         width = max(len(ids) for ids in text)
-        if width > most:
-            raise BadData(f"a prompt of {width} tokens: {self.checkpoint}'s Q-Former takes {most}")
         ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in text])
         real_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in text])
         num_queries = self.module.query_tokens.shape[1]
         real = torch.cat([real_BT.new_ones(batch, num_queries), real_BT], dim=1)
         return {"input_ids": ids_BT.to(self.device), "attention_mask": real.to(self.device)}
 
-
-FAMILIES = [Blip2, InstructBlip]
+    def instruction_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        if self._instructions is None:
+            return super().instruction_ids(prompts)
+        text = self._instructions(prompts, with_ends=True)
+        most = self.module.config.qformer_config.max_position_embeddings
+        for row, ids in enumerate(text):
+            if len(ids) > most:
+                raise PromptTooLong("a prompt", len(ids), "Q-Former", most, row)
+        return text

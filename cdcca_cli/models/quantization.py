@@ -5,7 +5,7 @@ the same tokens from every device. What bitsandbytes does on a CPU with AVX512-B
 kept away from (all of it from the lazy repack at the first forward in eval mode):
 
 - a linear whose outputs are no multiple of 32 or inputs no multiple of 64 stops in an assertion at
-  the first answer: `check_shapes` says so beforehand, by name;
+  the first answer: `check_shapes` refuses it at load, by name;
 - gradients through a linear in eval mode are wrong: `training_mode` unpacks the linears and holds
   them in train mode while everything else, dropout too, stays in eval mode;
 - after the repack `weight.data` is no longer what its name says, and LoRA must not be merged into
@@ -17,7 +17,7 @@ kept away from (all of it from the lazy repack at the first forward in eval mode
 - a forward casts a bias in place to what it computes in, so an overlay's float32 bias would be
   rounded by the first answer: `guard_biases` has it work on a copy.
 
-Does not quantise what is sent: that is the downlink's.
+Does not quantise what is sent (`downlink`).
 """
 
 import logging
@@ -28,17 +28,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdcca_cli.errors import Unavailable, UsageError
+from cdcca_cli.errors import SettingError, Unavailable
+from cdcca_cli.formats.names import QUANTIZATIONS
 
-QUANTIZATIONS = ("none", "int8", "nf4")
 INPUT_MULTIPLE = 64
 OUTPUT_MULTIPLE = 32
 
 
 def check_name(quantize: str) -> None:
-    """Raises: UsageError for a quantisation that does not exist."""
+    """Raises: SettingError for a quantisation that does not exist."""
     if quantize not in QUANTIZATIONS:
-        raise UsageError(f"--quantize {quantize}: expected one of {', '.join(QUANTIZATIONS)}")
+        raise SettingError("quantize", f"expected one of {', '.join(QUANTIZATIONS)}", quantize)
 
 
 def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
@@ -56,7 +56,7 @@ def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise Unavailable(
-            f"--quantize {quantize}: bitsandbytes is not installed: pip install bitsandbytes"
+            f"`quantize` {quantize}: bitsandbytes is not installed: pip install bitsandbytes"
         ) from error
     from transformers import BitsAndBytesConfig
 
@@ -74,7 +74,7 @@ def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
 def check_shapes(module: Any, language: str, quantize: str, compute: str) -> None:
     """Refuse linears that bitsandbytes cannot run in 4 bits on a CPU.
 
-    Raises: UsageError naming the linear and its numbers.
+    Raises: SettingError naming the linear and its numbers.
     """
     if quantize != "nf4" or compute != "cpu":
         return
@@ -83,10 +83,12 @@ def check_shapes(module: Any, language: str, quantize: str, compute: str) -> Non
         if not name.startswith(language + ".") or not isinstance(part, nn.Linear) or part is head:
             continue
         if part.in_features % INPUT_MULTIPLE or part.out_features % OUTPUT_MULTIPLE:
-            raise UsageError(
-                f"--quantize nf4: {name} has {part.in_features} inputs and {part.out_features} "
-                f"outputs; 4 bits on a CPU need multiples of {INPUT_MULTIPLE} and "
-                f"{OUTPUT_MULTIPLE}: use --quantize int8 or none, or --compute cuda"
+            raise SettingError(
+                "quantize",
+                f"{name} has {part.in_features} inputs and {part.out_features} outputs; 4 bits on "
+                f"a CPU need multiples of {INPUT_MULTIPLE} and {OUTPUT_MULTIPLE}: use int8 or "
+                "none, or `compute` cuda",
+                "nf4",
             )
 
 

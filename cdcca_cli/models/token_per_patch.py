@@ -1,4 +1,4 @@
-"""Connector kind P: a projector with one place in the prompt for each visual token.
+"""The connector kind with a projector and one place in the prompt for each visual token.
 
 LLaVA. Dropping tokens shortens the prompt; what is left keeps the position ids it has in the whole
 prompt, so dropping is the same as masking in the language model's attention.
@@ -15,25 +15,13 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import IMAGE_MARK
 from cdcca_cli.models.language import Language, Spliced
-from cdcca_cli.models.model import IMAGE_MARK, LoadedModel
+from cdcca_cli.models.model import LoadedModel
 
 
-class Llava(LoadedModel):
+class TokenPerPatch(LoadedModel):
     """LLaVA with a CLIP or SigLIP tower."""
-
-    family = "llava"
-    model_type = "llava"
-    architecture = "LlavaForConditionalGeneration"
-    tower_path = "model.vision_tower"
-    language_path = "model.language_model"
-    connectors = ("model.multi_modal_projector",)
-    full_precision = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-    vqa_template = (
-        "USER: <image>\n{prompt}\nAnswer the question using a single word or phrase. ASSISTANT:"
-    )
-    caption_prompt = "Describe the image in one short sentence."
-    caption_template = "USER: <image>\n{prompt} ASSISTANT:"
 
     @property
     def num_blocks(self) -> int:
@@ -45,9 +33,8 @@ class Llava(LoadedModel):
         return int(self._embeddings().num_positions) - self._num_cut()
 
     @property
-    def num_prefix_tokens(self) -> int:
-        embeddings = self._embeddings()
-        return max(0, int(embeddings.num_positions - embeddings.num_patches) - self._num_cut())
+    def picture_length(self) -> int:
+        return self.num_tokens
 
     def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
         inner = self._inner()
@@ -96,11 +83,11 @@ class Llava(LoadedModel):
             positions_BN = torch.arange(num_features).expand(batch, -1)
         rows = []
         for row, ids in enumerate(self._text_ids(prompts)):
+            self._check_room(len(ids) - 1 + self.num_tokens, "a prompt with its picture", row)
             kept = slice(None) if mask_BN is None else mask_BN[row].to(features_BLD.device)
             places = positions_BN[row].to(self.device)[kept]
             rows.append(self._row(features_BLD[row][kept], ids, places))
         width = max(len(positions) for _, positions, _ in rows)
-        self._check_room(max(int(positions[-1]) + 1 for _, positions, _ in rows))
         embeds, positions_BS, visual = (
             torch.stack([_left_padded(part, width) for part in parts])
             for parts in zip(*rows, strict=True)
@@ -138,6 +125,21 @@ class Llava(LoadedModel):
         # The head stands beside the language model, so the whole is driven, without pixels.
         return self._language_of(self.module, self.module.config.text_config)
 
+    def check_sizes(self) -> None:
+        config = self.module.config
+        found = self.plain_tokenizer.mark_ids[IMAGE_MARK]
+        if found != config.image_token_id:
+            raise BadData(
+                f"{self.checkpoint}: {IMAGE_MARK} is token {config.image_token_id} in config.json, "
+                f"{'no token' if found is None else found} in the tokenizer"
+            )
+        count = len(self._blocks())
+        if not 1 <= self.num_blocks <= count:
+            raise BadData(
+                f"{self.checkpoint}: vision_feature_layer is {config.vision_feature_layer}, the "
+                f"vision tower has {count} layers"
+            )
+
     def _inner(self) -> Any:
         return getattr(self.tower, "vision_model", self.tower)
 
@@ -154,6 +156,3 @@ class Llava(LoadedModel):
 def _left_padded(rows: Tensor, width: int) -> Tensor:
     pad = rows.new_zeros((width - rows.shape[0], *rows.shape[1:]))
     return torch.cat([pad, rows])
-
-
-FAMILIES = [Llava]

@@ -25,10 +25,9 @@ from cdcca_cli.datasets import Frame, LabelledAsk, load_image
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.uplink.entropy import summarise
 
-MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
-"""The longest answer by task, in tokens, if nothing else is asked for."""
 _WINDOW_BATCHES = 2
 
 

@@ -58,9 +58,9 @@ def look(model: LoadedModel, folder: str, most: int) -> tuple[Tensor, Tensor]:
         pixels.append(torch.from_numpy(small.copy()).permute(2, 0, 1) / 255)
         with torch.no_grad():
             found_NC = model.vision_tokens(seen)[0]
-        found_NC = found_NC[model.num_prefix_tokens :].float()
+        side = int(len(found_NC) ** 0.5)
+        found_NC = found_NC[len(found_NC) - side**2 :].float()  # without CLS
         step = found_NC.abs().amax(1, keepdim=True) / 127
-        side = round(len(found_NC) ** 0.5)
         tokens.append(((found_NC / step).round() * step).T.reshape(-1, side, side))
     return torch.stack(tokens), torch.stack(pixels)
 

@@ -23,6 +23,7 @@ from cdcca_cli.formats.shard import Ask, Shard, write_shard, writer
 from cdcca_cli.main import main
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import make_shards
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def shards(tiny_pair: tuple[Path, Path]) -> list[Shard]:
 @pytest.fixture(scope="module")
 def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("distill") / "mirror"
-    create_device(folder, str(tiny_pair[1]), rank=2)
+    create_device(folder, str(tiny_pair[1]), InitSettings(lora_rank=2))
     return folder
 
 

@@ -15,6 +15,7 @@ from cdcca_cli.formats.predictions import Prediction, read_predictions
 from cdcca_cli.formats.shard import Shard, read_shards
 from cdcca_cli.main import main
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ PHOTOS = ROOT.parent / "shared" / "data" / "coco_mini"
 @pytest.fixture(scope="module")
 def device(blip2_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "device"
-    create_device(folder, str(blip2_llama), rank=2)
+    create_device(folder, str(blip2_llama), InitSettings(lora_rank=2))
     return folder
 
 

@@ -63,8 +63,11 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
 
 def test_the_start_is_made_again_bit_for_bit(tmp_path: Path) -> None:
     from cdcca_cli.models.initial import create_device
+    from cdcca_cli.models.settings import InitSettings
 
-    mirror = create_device(tmp_path / "mirror", "shipped:student", rank=2, seed=3)
+    mirror = create_device(
+        tmp_path / "mirror", "shipped:student", InitSettings(lora_rank=2, seed=3)
+    )
     assert overlay_digest(measuring.start_of(mirror)()) == mirror.digest
 
 

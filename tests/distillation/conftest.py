@@ -17,6 +17,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device, start_of
+from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 
 QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")
@@ -132,7 +133,9 @@ def shards(teacher: LoadedModel) -> list[Shard]:
 @pytest.fixture(scope="session")
 def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Device:
     """The tiny student's device folder; distillation never changes it."""
-    return create_device(tmp_path_factory.mktemp("mirror") / "device", str(tiny_pair[1]), rank=4)
+    return create_device(
+        tmp_path_factory.mktemp("mirror") / "device", str(tiny_pair[1]), InitSettings(lora_rank=4)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import torch
 from cdcca_cli.distillation import batches
 from cdcca_cli.distillation.batches import Example, Looker, check_fit, look, template_of
 from cdcca_cli.errors import BadData
+from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.models import LoadedModel, families, load
+from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import make_shards
 
 
@@ -160,8 +161,8 @@ def test_a_prompt_in_a_template_is_known(prompt: str, family: str) -> None:
     assert str(template_of(prompt)).startswith(f"{family}: ")
 
 
-@pytest.mark.parametrize("family", families().values())
-def test_every_family_knows_its_own_templates(family: type[LoadedModel]) -> None:
+@pytest.mark.parametrize("family", FAMILIES.values())
+def test_every_family_knows_its_own_templates(family: Family) -> None:
     for question in QUESTIONS:
         assert template_of(family.vqa_template.format(prompt=question))
     if family.caption_template != "{prompt}":

@@ -159,7 +159,8 @@ def test_a_group_that_the_student_lacks_is_refused(
     tmp_path: Path,
 ) -> None:
     from cdcca_cli.models.initial import create_device
+    from cdcca_cli.models.settings import InitSettings
 
-    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), groups=["norm"])
+    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), InitSettings(groups=("norm",)))
     with pytest.raises(UsageError, match="nothing of lora, bias to train"):
         distill(few, teacher, norms, replace(QUICK, groups=("lora", "bias")))

@@ -18,6 +18,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.numerics import uniform
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
@@ -180,7 +181,7 @@ def test_what_was_judged_is_what_is_gone_on_from(
     tmp_path: Path,
 ) -> None:
     """Not the latent: the next run begins where the device is, or will be with that update."""
-    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), rank=4)
+    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), InitSettings(lora_rank=4))
     if has_arrived:
         mirror.install(decoded(adapted, mirror), 1)
     ordinary = replace(QUICK, epochs=1, rate_aware=0)
@@ -197,7 +198,7 @@ def test_nothing_worse_than_the_mirror_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A mirror that has learnt, and a quantiser that spoils all: the mirror's own is written."""
-    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), rank=4)
+    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), InitSettings(lora_rank=4))
     learning = replace(QUICK, epochs=6, lr=0.01, rate_aware=0)
     mirror.install(distill(shards, teacher, mirror, learning).overlay, 1)
     monkeypatch.setattr(rate_aware, "seen", lambda latent, _base, _step: latent + 1)

@@ -17,6 +17,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import a_run, assert_near, make_shards
 from tests.distillation.test_training import cousin
 
@@ -173,7 +174,7 @@ def test_a_frozen_connector_changes_no_gradient(
     """Norms and biases are trained: once with its outputs kept, once with it run each time."""
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
-    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = make_shards(teacher, 4, keep=(5, 2))
     settings = replace(QUICK, groups=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
     gradients, connected = [], []

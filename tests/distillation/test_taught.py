@@ -19,6 +19,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import a_run, make_shards
 from tests.distillation.test_feature_losses import _slow_divergence, _slow_pearson_distance
 from tests.distillation.test_training import cousin
@@ -119,7 +120,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
     monkeypatch.setitem(DEFAULTS, "akd", replace(DEFAULTS["akd"], weights=DEFAULTS["pkd"].weights))
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
-    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = make_shards(teacher, 4, keep=(5, 2))
     settings = replace(NORMS, method=name)
     _, method = prepared(shards, teacher, mirror, settings)
@@ -236,7 +237,7 @@ def test_an_encoder_decoder_is_compared_at_the_picture_alone(
     blip2_t5: Path, tmp_path: Path
 ) -> None:
     teacher = load(cousin(blip2_t5, tmp_path / "teacher"), compute="cpu")
-    mirror = create_device(tmp_path / "mirror", str(blip2_t5), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(blip2_t5), InitSettings(lora_rank=2))
     shards = make_shards(teacher, 4)
     _, method = prepared(shards, teacher, mirror, replace(QUICK, kl="forward"))
     assert method.parts["repr"] == ("visual",)

@@ -20,6 +20,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import MOST, a_run, make_shards
 
 TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.3)
@@ -63,7 +64,7 @@ def test_the_loss_is_the_entropy_of_its_own_greedy_answers(
 def test_of_every_family(checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Frames of 5 and 2 tokens; one epoch is taken, too."""
     source = request.getfixturevalue(checkpoint)
-    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = make_shards(load(source, compute="cpu"), 4, keep=(5, 2))
     run = a_run(shards, None, mirror, replace(TENT, epochs=1))
     assert run.method is not None

@@ -16,6 +16,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 
 
 def twins(seed: int) -> tuple[nn.Module, nn.Module]:
@@ -189,7 +190,7 @@ def test_groups_are_opened_alone(
 
 
 def test_a_projector_is_frozen_without_lora(llava: Path, tmp_path: Path) -> None:
-    mirror = create_device(tmp_path / "mirror", str(llava), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(llava), InitSettings(lora_rank=2))
     for groups, is_frozen in ((("norm", "bias"), True), (("lora",), False), (None, False)):
         student = load_device(mirror, compute="cpu")
         flat = open_overlay(student, mirror.read_overlay(), mirror.lora.alpha, groups)
@@ -249,7 +250,7 @@ def test_peft_needs_lora_and_a_free_folder(
     tiny_pair: tuple[Path, Path], mirror: Device, tmp_path: Path
 ) -> None:
     trainable.check_peft(tmp_path / "new", mirror, force=False)
-    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), groups=["norm"])
+    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), InitSettings(groups=("norm",)))
     with pytest.raises(UsageError, match="no LoRA"):
         trainable.check_peft(tmp_path / "new", norms, force=False)
     (tmp_path / "adapter_config.json").write_text("{}")

@@ -24,6 +24,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard, writer
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import make_shards
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +259,9 @@ def test_another_lora_scale_does_not_take_up_the_state(
     distill(shards, teacher, mirror, settings)
     lora = mirror.lora
     other = create_device(
-        tmp_path / "other", mirror.checkpoint, rank=lora.rank, alpha=3 * lora.alpha, seed=lora.seed
+        tmp_path / "other",
+        mirror.checkpoint,
+        InitSettings(lora_rank=lora.rank, lora_alpha=3 * lora.alpha, seed=lora.seed),
     )
     assert other.digest == mirror.digest
     shared = distill(shards, teacher, other, settings)
@@ -417,7 +420,7 @@ def test_another_number_of_queries_cannot_be_aligned(
     (fewer / "config.json").write_text(
         config.replace('"num_query_tokens": 4', '"num_query_tokens": 3')
     )
-    mirror = create_device(tmp_path / "mirror", str(fewer), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(fewer), InitSettings(lora_rank=2))
     with pytest.raises(UsageError, match="4 queries vectors for a picture, the student 3"):
         distill(shards, teacher, mirror, QUICK)
     answers_alone = replace(QUICK, epochs=1, query_weight=0, repr_weight=0)
@@ -489,7 +492,7 @@ def test_every_family_learns(
     """Two epochs bring the answers nearer to the teacher's, for frames of 5 and of 2 tokens."""
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
-    mirror = create_device(tmp_path / "mirror", str(source), rank=2)
+    mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = [replace(s, asks=s.asks[:2]) for s in make_shards(teacher, 6, keep=(5, 2))]
     curves = distill(shards, teacher, mirror, replace(QUICK, epochs=2)).report["curves"]
     assert curves["ce"][1] < curves["ce"][0]
@@ -505,7 +508,9 @@ def test_a_quantised_student_learns_as_the_full_one_does(
     On a CPU bitsandbytes packs weights at the first answer and then gives wrong gradients, so the
     student has answered before it is trained.
     """
-    mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), rank=4, quantize="nf4")
+    mirror = create_device(
+        tmp_path / "mirror", str(tiny_pair[1]), InitSettings(lora_rank=4, quantize="nf4")
+    )
     student = load_device(mirror, compute="cpu")
     with torch.no_grad():
         from cdcca_cli.distillation.batches import Example, look
@@ -513,7 +518,7 @@ def test_a_quantised_student_learns_as_the_full_one_does(
         seen = look(student, [Example(shards[0], shards[0].asks[0])])
         student.generate(seen.spliced, 2)
     made = distill(shards, teacher, mirror, replace(QUICK, epochs=1), student=student)
-    full = create_device(tmp_path / "full", str(tiny_pair[1]), rank=4)
+    full = create_device(tmp_path / "full", str(tiny_pair[1]), InitSettings(lora_rank=4))
     other = distill(shards, teacher, full, replace(QUICK, epochs=1))
     assert made.report["curves"]["held_out"][1] < made.report["curves"]["held_out"][0]
     base = mirror.read_overlay()

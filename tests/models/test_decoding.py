@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cdcca_cli import models
-from cdcca_cli.errors import UsageError
 from cdcca_cli.models import decoding
+from cdcca_cli.models.language import Language
 from tests import tiny
 
 
@@ -26,7 +26,7 @@ def test_entropy_in_nats() -> None:
     assert decoding.step_entropy(logits).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-class _Script(models.model.Language):  # type: ignore[name-defined, misc]
+class _Script(Language):
     """A language that says what it is told: row r says script[r][step]."""
 
     def __init__(self, script: list[list[int]]) -> None:
@@ -120,7 +120,7 @@ def test_an_answer_past_the_last_position_is_refused(blip2_opt: Path) -> None:
     spliced = model.splice(features, ["what?"])
     room = 256 - int(spliced.position_ids.max()) - 1
     model.forward(spliced, torch.ones(1, room + 1, dtype=torch.long))
-    with pytest.raises(UsageError, match="positions"):
+    with pytest.raises(models.PromptTooLong, match="positions"):
         model.forward(spliced, torch.ones(1, room + 2, dtype=torch.long))
-    with pytest.raises(UsageError, match="positions"):
+    with pytest.raises(models.PromptTooLong, match="positions"):
         model.score_choices(spliced, [["a " * 300]])

@@ -75,7 +75,7 @@ def test_equals_peft(blip2_llama: Path) -> None:
             torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_zero_b_changes_nothing_and_detach_leaves_no_trace(blip2_llama: Path) -> None:
+def test_zero_b_changes_nothing(blip2_llama: Path) -> None:
     model = models.load(blip2_llama, compute="cpu")
     tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
     prompt = [model.format_prompt("red?", "vqa")]
@@ -86,16 +86,11 @@ def test_zero_b_changes_nothing_and_detach_leaves_no_trace(blip2_llama: Path) ->
         return model.forward(model.splice(features, prompt), answer).logits
 
     plain = logits()
-    names = [name for name, _ in model.module.named_parameters()]
     start = model.initial_overlay(["lora"], RANK, 0)
     model.install_overlay(start, ALPHA)
     assert torch.equal(logits(), plain)
     model.install_overlay(random_lora(model.trainable_groups()["lora"], model), ALPHA)
     assert not torch.equal(logits(), plain)
-    for name in model.trainable_groups()["lora"]:
-        lora.detach(model.module.get_submodule(name))
-    assert torch.equal(logits(), plain)
-    assert [name for name, _ in model.module.named_parameters()] == names
 
 
 @pytest.mark.parametrize("alpha", [1.0, 8.0])

@@ -10,6 +10,7 @@ from cdcca_cli import models
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.models import initial, overlay
 from cdcca_cli.models.overlay import GROUPS
+from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 from tests.models.conftest import Case
 
@@ -218,8 +219,8 @@ def test_groups_that_cannot_be(case: Case) -> None:
 
 def test_create_device_and_load_it(tmp_path: Path, blip2_llama: Path) -> None:
     """Made twice it is the same; loaded it answers as the checkpoint does."""
-    device = initial.create_device(tmp_path / "a", str(blip2_llama), rank=4)
-    mirror = initial.create_device(tmp_path / "b", str(blip2_llama), rank=4)
+    device = initial.create_device(tmp_path / "a", str(blip2_llama), InitSettings(lora_rank=4))
+    mirror = initial.create_device(tmp_path / "b", str(blip2_llama), InitSettings(lora_rank=4))
     assert device.digest == mirror.digest
     assert device.lora.alpha == 8.0
     model = models.load_device(device, compute="cpu")
@@ -250,7 +251,7 @@ def test_biases_that_a_checkpoint_lacks_start_at_zero(tmp_path: Path) -> None:
     module.save_pretrained(folder)
     plain = models.load(folder, compute="cpu")
     assert plain.trainable_groups()["bias"] == []
-    device = initial.create_device(tmp_path / "device", str(folder), rank=2)
+    device = initial.create_device(tmp_path / "device", str(folder), InitSettings(lora_rank=2))
     biases = [name for name in device.read_overlay() if name.endswith("_proj.bias")]
     assert len(biases) == 14
     assert not any(device.read_overlay()[name].any() for name in biases)
@@ -269,7 +270,9 @@ def test_a_device_of_another_tower_is_refused(
 ) -> None:
     import json
 
-    device = initial.create_device(tmp_path / "d", str(blip2_llama), groups=["query"])
+    device = initial.create_device(
+        tmp_path / "d", str(blip2_llama), InitSettings(groups=("query",))
+    )
     path = tmp_path / "d" / "device.json"
     table = json.loads(path.read_text())
     table["checkpoint"] = str(blip2_opt)

@@ -10,6 +10,7 @@ from cdcca_cli import models
 from cdcca_cli.errors import Unavailable, UsageError
 from cdcca_cli.models import initial, quantization
 from cdcca_cli.models.overlay import GROUPS
+from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -37,7 +38,7 @@ def test_load_answer_and_score(name: str, quantize: str, request: pytest.Fixture
     of_language = [
         name
         for name in groups["lora"]
-        if name.startswith(full.language_path + ".") and not name.endswith(".wo")
+        if name.startswith(full.row.language_path + ".") and not name.endswith(".wo")
     ]
     assert len(linears) == len(of_language)
     assert model.trainable_groups() == groups
@@ -165,7 +166,9 @@ def test_shapes_that_4_bits_cannot_hold(tmp_path: Path) -> None:
     folder = tiny.q_checkpoint(tmp_path / "odd", width=48)
     with pytest.raises(UsageError, match=r"layers\.0\.self_attn\.q_proj has 48 inputs and 48 "):
         models.load(folder, compute="cpu", quantize="nf4")
-    device = initial.create_device(tmp_path / "device", str(folder), quantize="nf4", rank=2)
+    device = initial.create_device(
+        tmp_path / "device", str(folder), InitSettings(quantize="nf4", lora_rank=2)
+    )
     with pytest.raises(UsageError, match="multiples of 64 and 32"):
         models.load_device(device, compute="cpu")
     model = models.load(folder, compute="cpu", quantize="int8")
@@ -174,8 +177,10 @@ def test_shapes_that_4_bits_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_quantised_device(tmp_path: Path, blip2_llama: Path) -> None:
     """The same overlay as an unquantised mirror's: one truth on both sides."""
-    device = initial.create_device(tmp_path / "d", str(blip2_llama), quantize="nf4", rank=2)
-    mirror = initial.create_device(tmp_path / "m", str(blip2_llama), rank=2)
+    device = initial.create_device(
+        tmp_path / "d", str(blip2_llama), InitSettings(quantize="nf4", lora_rank=2)
+    )
+    mirror = initial.create_device(tmp_path / "m", str(blip2_llama), InitSettings(lora_rank=2))
     assert device.digest == mirror.digest
     model = models.load_device(device, compute="cpu")
     assert quantization.quantized_linears(model.module)

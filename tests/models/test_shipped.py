@@ -10,6 +10,7 @@ from PIL import Image
 import cdcca_cli
 from cdcca_cli import models
 from cdcca_cli.models import initial
+from cdcca_cli.models.settings import InitSettings
 from tests.models.reference import Reference
 
 ASSETS = Path(cdcca_cli.__file__).parent / "assets"
@@ -73,7 +74,7 @@ def test_tokens_give_what_pixels_give(role: str) -> None:
 
 def test_a_device_of_the_shipped_student(tmp_path: Path) -> None:
     """init, then NF4 on a CPU: its linears have shapes that 4 bits can hold."""
-    device = initial.create_device(tmp_path / "d", "shipped:student", quantize="nf4")
+    device = initial.create_device(tmp_path / "d", "shipped:student", InitSettings(quantize="nf4"))
     assert device.checkpoint == "shipped:student"
     model = models.load_device(device, compute="cpu")
     images, questions, _ = some_frames(2)

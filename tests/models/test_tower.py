@@ -15,7 +15,7 @@ def test_trunk_and_tail_are_the_tower(case: Case) -> None:
     """Bit for bit what transformers' tower gives, for every block to cut at."""
     model = case.model
     pixels = model.preprocess(case.images)
-    tower = case.reference.model.get_submodule(model.tower_path)
+    tower = case.reference.model.get_submodule(model.row.tower_path)
     with torch.no_grad():
         if case.name == "llava":
             states = tower(pixels, output_hidden_states=True).hidden_states
@@ -33,7 +33,7 @@ def test_hidden_states_before_a_block(case: Case) -> None:
     """The trunk stops before the block it is told, not behind it."""
     model = case.model
     pixels = model.preprocess(case.images[:1])
-    tower = case.reference.model.get_submodule(model.tower_path)
+    tower = case.reference.model.get_submodule(model.row.tower_path)
     with torch.no_grad():
         states = tower(pixels, output_hidden_states=True).hidden_states
     for block in range(model.num_blocks):
@@ -80,8 +80,6 @@ def test_other_towers_and_layers_of_llava(
     features = model.project(model.queries(model.vision_tokens(pixels)))
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
     assert features.shape[1] == model.num_tokens
-    has_cls = kind == "clip" and strategy == "full"
-    assert model.num_prefix_tokens == int(has_cls)
 
 
 def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
@@ -90,8 +88,7 @@ def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
         models.load(folder, compute="cpu")
 
 
-def test_prefix_tokens(case: Case) -> None:
-    """Q keeps CLS before the patches, LLaVA cuts it off."""
-    patches = 9
-    assert case.model.num_prefix_tokens == (0 if case.name == "llava" else 1)
-    assert case.model.num_tokens == patches + case.model.num_prefix_tokens
+def test_number_of_tokens(case: Case) -> None:
+    """Q keeps CLS before the 9 patches, LLaVA cuts it off."""
+    assert case.model.num_tokens == (9 if case.name == "llava" else 10)
+    assert case.model.picture_length == (9 if case.name == "llava" else 4)

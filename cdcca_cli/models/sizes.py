@@ -1,0 +1,68 @@
+"""Whether the parts of a checkpoint fit together, found when it is loaded.
+
+Otherwise the first answer ends in an IndexError, or on CUDA in worse. A vocabulary that is padded
+to more rows than the tokenizer has ids fits; an id without a row does not.
+"""
+
+from typing import Any
+
+from PIL import Image
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
+
+LEAST_QUESTION = 8
+"""Tokens of a question that there has to be room for."""
+
+
+def check(model: LoadedModel) -> None:
+    """Raises: BadData with both numbers, for the first thing that does not fit."""
+    _check_vocabulary(model)
+    model.check_sizes()
+    _check_positions(model)
+    height, width = model.image_size
+    model.preprocess([Image.new("RGB", (width, height))])
+
+
+def _check_vocabulary(model: LoadedModel) -> None:
+    named = model.checkpoint
+    rows = int(model.language.embeddings.num_embeddings)
+    # The place of a picture is never looked up.
+    place = getattr(model.module.config, "image_token_id", None)
+    check_ids(f"{named}: the tokenizer", model.tokenizer, rows, "language model", place)
+    head = int(model.module.get_output_embeddings().weight.shape[0])
+    end = model.end_ids[0]
+    if not 0 <= end < head:
+        raise BadData(
+            f"{named}: the end token is {end}, the language model has a vocabulary of {head}"
+        )
+
+
+def check_ids(what: str, tokenizer: Any, rows: int, part: str, place: int | None = None) -> None:
+    """Refuse a tokenizer with an id that has no row in an embedding.
+
+    Args: place: an id that needs none.
+    """
+    words = tokenizer.get_vocab().items()
+    number, word = max((number, word) for word, number in words if number != place)
+    if number >= rows:
+        raise BadData(
+            f"{what} has ids up to {number} ({word[:40]!r}), the {part} has a vocabulary of "
+            f"{rows}: they do not belong together"
+        )
+
+
+def _check_positions(model: LoadedModel) -> None:
+    most = model.language.max_positions
+    if most is None:
+        return
+    for task, answer in MAX_NEW_TOKENS.items():
+        question = "" if task == "vqa" else None
+        taken = model.prompt_length(model.format_prompt(question, task))
+        needed = taken + answer + (LEAST_QUESTION if task == "vqa" else 0)
+        if needed > most:
+            raise BadData(
+                f"{model.checkpoint}: the language model has {most} positions; the picture, the "
+                f"template for {task}, a short question and an answer need {needed}"
+            )
