@@ -35,15 +35,15 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 Entry = tuple[str | None, int | None, Any]
 
 
-def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> Iterator[Entry]:
+def entries(source: BinaryIO, where: str, *, most_chars: int = MAX_VALUE_CHARS) -> Iterator[Entry]:
     """The entries of one JSON list or object, from UTF-8 with or without a byte order mark.
 
-    Args: most_chars: of one entry; None: MAX_VALUE_CHARS.
+    Args: most_chars: the most characters of one entry.
 
     Raises: BadData (65), `where` first, for anything that is not one JSON list or object, holds an
         object with the same key twice inside an entry, or is larger than fields.MAX_JSON_BYTES.
     """
-    text = _Text(source, where, most_chars or MAX_VALUE_CHARS)
+    text = _Text(source, where, most_chars)
     opening = text.peek()
     if opening == "[":
         for number, value in text.items():
@@ -89,7 +89,7 @@ def _members(text: "_Text", where: str) -> Iterator[Entry]:
 class _Text:
     """Decoded text with a place in it, read on as needed."""
 
-    def __init__(self, source: BinaryIO, where: str, most_chars: int) -> None:
+    def __init__(self, source: BinaryIO, where: str, most_chars: int = MAX_VALUE_CHARS) -> None:
         self._source, self._where, self._most_chars = source, where, most_chars
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
