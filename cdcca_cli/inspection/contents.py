@@ -284,7 +284,7 @@ def weights(stream: BinaryIO, where: str) -> Summary:
         raise BadData(f"{where}: not a safetensors file: a header of {length:,} bytes")
     where = f"{where}: the header"
     parameters: Counter[str] = Counter()
-    names = set()
+    names: set[str] = set()
     num_tensors = payload = 0
     header = cast(BinaryIO, _Part(stream, length))
     for name, _, entry in entries(header, where, most_chars=_WEIGHTS_ENTRY_CHARS):
