@@ -11,7 +11,7 @@ Head. No tensors. Header, all keys always present:
     dtype       what it computed in: "float32", "bfloat16" or "float16"
     bits        32, 16 or 8: how a lesson's numbers are stored
 
-Lesson, of one shard with K asks. Header, all keys always present:
+Lesson, of one shard with K questions. Header, all keys always present:
 
     kind "lesson", version 1
     key      digest of the shard's content, questions included (`key_of`)
@@ -19,10 +19,10 @@ Lesson, of one shard with K asks. Header, all keys always present:
              U8, of the rest of this header as canonical JSON
     answers  K strings, each the teacher's answer; "" where it answered with nothing
     nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
-    inputs   K whole numbers: which of the rows of `queries` belong to the ask
+    inputs   K whole numbers: which input of `queries` each question has
     queries  lengths L_i of the inputs' rows, one for each input
-    visual   lengths L_k of the asks' rows of `visual`
-    answer   lengths A_k of the asks' rows of `answer` and `logits`
+    visual   lengths L_k of the questions' rows of `visual`
+    answer   lengths A_k of the questions' rows of `answer` and `logits`
 
 Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one scale a row, named
 `<name>.scales` (the value is their product, as in `shard`):
@@ -99,12 +99,12 @@ class Lesson:
 
 
 def key_of(shard: Shard) -> str:
-    """What is asked by a shard, however many bits or bytes it took on the way: a digest."""
+    """Digest of what a shard asks; the same however many bits its tokens were stored in."""
     asks = [[ask.id, ask.prompt, ask.task, ask.choices] for ask in shard.asks]
-    said = records.dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
+    content = records.dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
     return overlay_digest(
         {
-            "said": np.frombuffer(said, np.uint8),
+            "said": np.frombuffer(content, np.uint8),
             "tokens": shard.tokens,
             "positions": shard.positions,
         }
@@ -147,8 +147,8 @@ def encode(key: str, lesson: Lesson, bits: int) -> bytes:
 def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """As the module's docstring has it: of the tensors, with the rest of the header as one more."""
     rest = {name: value for name, value in header.items() if name != "sum"}
-    said = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
-    return overlay_digest({**tensors, "header": said})
+    text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
+    return overlay_digest({**tensors, "header": text})
 
 
 def _lengths(parts: Sequence[np.ndarray]) -> list[int]:
@@ -207,7 +207,7 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
     if any(value < 0 for value in chain(nats, *lists.values())):
         raise BadData(f"{where}: a number below 0")
     if any(number >= len(lists["queries"]) for number in lists["inputs"]):
-        raise BadData(f"{where}: an ask of an input that is not there")
+        raise BadData(f"{where}: a question of an input that is not there")
     return lists
 
 
@@ -295,7 +295,7 @@ class LessonFile:
         self.head = head
 
     def raw(self, key: str) -> bytes:
-        """A lesson's record as it stands."""
+        """A lesson's record, as its bytes."""
         place = self.places[key][0]
         self._file.seek(place)
         head = records.read_head(self._file, limits=LIMITS, where=self.where) or b""
@@ -374,7 +374,7 @@ def open_lessons(path: Path) -> LessonFile:
         raise MissingInput(files.reason(path, error)) from None
     found = LessonFile(file, str(path))
     if found.head is None:
-        raise BadData(f"{path}: empty; expected a teacher's lessons")
+        raise BadData(f"{path}: empty; expected a teacher's labels")
     return found
 
 
@@ -407,7 +407,7 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
         size = os.fstat(file.fileno()).st_size
         if lessons.end < size:
             streams.message(
-                f"{where}: its last {size - lessons.end:,} bytes are of a lesson that was not "
+                f"{where}: its last {size - lessons.end:,} bytes are of labels that were not "
                 "finished: computed again"
             )
             file.truncate(lessons.end)

@@ -1,9 +1,9 @@
-"""Predictions, version 1: what the device saw and how sure it was, as JSON lines in UTF-8.
+"""Predictions, version 1: what the device answered and how sure it was, as JSON lines in UTF-8.
 
 One object a line, one line a prompt, each line ended by a newline; empty lines are skipped. Keys:
 
     v               1
-    id              string, not empty: the ask's id
+    id              string, not empty: the question's id
     image           string: the image's path
     task            "vqa" or "caption"
     prompt          string or null
@@ -21,7 +21,7 @@ as choices. A writer sorts the keys; a reader accepts any order, takes an absent
 skips keys it does not know, so that a line may carry a person's own notes through `jq`.
 
 JSON lines can be cut at any line (`head -3` gives predictions), so this format has no end mark
-and a file cut between two lines cannot be told from a shorter one.
+and a file cut between two lines looks like a shorter one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -61,8 +61,10 @@ def encode_line(prediction: Prediction) -> str:
     try:
         line = records.dump_json({"v": VERSION, **asdict(prediction)})
     except ValueError:
-        raise BadData(f"ask {prediction.id}: the model gave numbers that are not finite") from None
-    decode_line(line, f"ask {prediction.id}")  # what we would not read, we do not write
+        raise BadData(
+            f"question {prediction.id}: the model gave numbers that are not finite"
+        ) from None
+    decode_line(line, f"question {prediction.id}")  # what we would not read, we do not write
     return line + "\n"
 
 

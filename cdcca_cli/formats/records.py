@@ -123,7 +123,7 @@ def read_record(
     """Read the next record, or None at the end of the stream.
 
     Args:
-      kinds: the kinds that may stand here, each with the newest version that the caller reads;
+      kinds: the kinds that are expected, each with the newest version that the caller reads;
         None: any.
       where: how messages call this place.
 
@@ -233,7 +233,7 @@ def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str)
 
 def _named(kind: str) -> str:
     words = {"shard": "token shards", "end": "the end of a token stream", "trust": "a trust list"}
-    words |= {"lessons": "a teacher's lessons", "lesson": "a lesson of a teacher"}
+    words |= dict.fromkeys(("lessons", "lesson"), "a teacher's labels")
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 

@@ -13,7 +13,7 @@ A trust list says which public keys a device trusts, and how many of them an upd
                 `records.dump_json` writes it
 
 A signature is {"key": a key as above, "signature": 128 lower-case hexadecimal digits}, Ed25519 as
-in RFC 8032. Signatures stand in ascending order of their keys, each key once, 256 at most. A reader
+in RFC 8032. Signatures are in ascending order of their keys, each key once, 256 at most. A reader
 refuses a list or an update that it would not write again byte for byte, and one whose record has a
 header of more than 256 KiB.
 
@@ -65,7 +65,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class TrustList:
-    """A trust to be installed, and who vouches for it."""
+    """A trust to be installed, and the signatures over it."""
 
     trust: Trust
     signatures: tuple[Signature, ...] = ()
@@ -156,7 +156,7 @@ def read_signatures(header: Mapping[str, Any], where: str) -> tuple[Signature, .
 def read_strict_record(stream: BinaryIO, kinds: Mapping[str, int], where: str) -> records.Record:
     """The one record of a file, refused unless a writer would give the same bytes.
 
-    Its tensors, if there are several, must stand in ascending order of their names.
+    Its tensors, if there are several, must be in ascending order of their names.
 
     Raises: BadData, NewerFormat.
     """

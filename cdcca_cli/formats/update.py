@@ -4,7 +4,7 @@ A record (`records`) with one tensor, "payload", U8 of shape (payload_bytes,). H
 always present:
 
     kind "update", version 2
-    signed      object, what signatures vouch for:
+    signed      object, what the signatures are over:
         base            digest of the overlay that the changes are against
         target          digest of the overlay that they lead to
         model           digest of what both sides have frozen (`families.initial`), or null
@@ -84,7 +84,7 @@ class Update:
     version: int = VERSION
 
     def signed(self) -> dict[str, Any]:
-        """What signatures vouch for."""
+        """What the signatures are over."""
         return {
             "base": self.base,
             "target": self.target,
@@ -135,7 +135,7 @@ class Envelope:
         return number
 
     def signed_bytes(self) -> bytes:
-        """The message that is signed; empty for version 1, which nobody can sign."""
+        """The message that is signed; empty for version 1, which cannot be signed."""
         return b"" if self.version == 1 else _message(self.header["signed"])
 
     def open(self, where: str = "the update") -> Update:

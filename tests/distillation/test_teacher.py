@@ -195,7 +195,7 @@ def test_lessons_of_another_teacher_are_refused(
     teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     everything(teacher, shards[:3], tmp_path / "lessons")
-    with pytest.raises(BadData, match="another --cache"):
+    with pytest.raises(BadData, match="another `cache`"):
         everything(load(tiny_pair[1], compute="cpu"), shards[:3], tmp_path / "lessons")
 
 

@@ -396,3 +396,33 @@ def test_a_reader_follows_what_others_installed_meanwhile(
     assert overlay_digest(early.read_overlay()) == device.digest
     assert early.sequence == 2
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("oddity", ["folder", "loop", "dangling", "gone"])
+def test_a_device_json_that_is_no_file_is_missing(device: Device, oddity: str) -> None:
+    path = device.path / "device.json"
+    path.unlink()
+    if oddity == "folder":
+        path.mkdir()
+    elif oddity != "gone":
+        path.symlink_to(path if oddity == "loop" else "elsewhere")
+    with pytest.raises(MissingInput, match="cdcca init"):
+        Device.open(device.path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "caf\udce9", ""])
+def test_a_folder_name_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MissingInput):
+        Device.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("oddity", ["folder", "loop", "gone"])
+def test_an_overlay_that_is_no_file_is_missing(device: Device, oddity: str) -> None:
+    path = device.path / device.current.file
+    path.unlink()
+    if oddity == "folder":
+        path.mkdir()
+    elif oddity == "loop":
+        path.symlink_to(path)
+    with pytest.raises(MissingInput):
+        device.read_overlay()

@@ -51,8 +51,12 @@ def test_predictions_are_no_frames(tmp_path: Path, take: Callable[[Path], object
         take(path)
 
 
-def test_token_shards_are_no_frames(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("shard", "token shards"), ("lessons", "a teacher's labels")]
+)
+def test_records_are_no_frames(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(encode_header({}, {"kind": "shard", "version": 1}))
-    with pytest.raises(BadData, match="found token shards"):
-        read_references(path)
+    path.write_bytes(encode_header({}, {"kind": kind, "version": 1}))
+    for read in (read_frames, read_references):
+        with pytest.raises(BadData, match=f"found {name}"):
+            read(path)

@@ -281,7 +281,7 @@ def test_lessons_of_another_teacher_are_refused_and_left_alone(tmp_path: Path) -
     other = "sha256:" + "0" * 64
     before = write(tmp_path / "lessons", 1)
     with (
-        pytest.raises(BadData, match=f"of teacher {HEAD.teacher}, the one named is {other}"),
+        pytest.raises(BadData, match=f"of teacher {HEAD.teacher}, not of {other}"),
         lessons.writing(tmp_path / "lessons", replace(HEAD, teacher=other)),
     ):
         pass

@@ -73,6 +73,6 @@ def test_empty_lines_are_skipped_and_counted() -> None:
 def test_what_could_not_be_read_is_not_written(entropy: dict[str, float]) -> None:
     out = io.StringIO()
     unsound = Prediction(**{**PLAIN.__dict__, "entropy": entropy})
-    with pytest.raises(BadData, match="ask q"):
+    with pytest.raises(BadData, match="question q"):
         write_predictions(out, [unsound])
     assert out.getvalue() == ""

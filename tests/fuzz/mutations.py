@@ -123,7 +123,16 @@ def number_near(rng: Random, value: float) -> Any:
     if rng.random() < 0.1:
         return Raw(f"{value}.0") if isinstance(value, int) else int(value) if value == value else 0
     return rng.choice(
-        (value + 1, value - 1, -value, value * 2, value // 2, value + 256, value + 2**32, value**2)
+        (
+            value + 1,
+            value - 1,
+            -value,
+            value * 2,
+            value // 2,
+            value + 256,
+            value + 2**32,
+            value * value,
+        )
     )
 
 
@@ -135,7 +144,7 @@ def text_near(rng: Random, value: str) -> str:
     if change == 1:
         return value[place:]
     if change == 2:
-        return value[:place] + rng.choice(("\0", "\ud800", "é", " ", "\n", "/")) + value[place:]
+        return value[:place] + rng.choice(("\0", "\ud800", "\udce9", "é", " ", "/")) + value[place:]
     if change == 3:
         return value.upper() if rng.random() < 0.5 else value.lower()
     if change == 4:
@@ -188,6 +197,8 @@ def _mutate(rng: Random, place: Place, places: list[Place]) -> None:
     container, index = place
     value = _get(place)
     change = rng.randrange(12)
+    if isinstance(value, str) and rng.random() < 0.3:
+        change = 8
     if change == 0 and index < len(container):
         del container[index]
     elif change == 1:

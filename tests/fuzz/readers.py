@@ -11,7 +11,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,22 @@ class Kind:
     change: Callable[[Random], Any]
     read: Callable[[Any, Path], object]
     share: float = 1.0
+
+
+def _writable(value: object) -> None:
+    """UnicodeEncodeError if a text in what was read cannot be written again."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _writable(key)
+            _writable(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _writable(inner)
+    elif is_dataclass(value):
+        for each in fields(value):
+            _writable(getattr(value, each.name))
 
 
 def _written(folder: Path, data: bytes, name: str = "case") -> Path:
@@ -92,6 +108,7 @@ def _read_shards(data: bytes, folder: Path) -> None:
         for each in shard.read_shards(io.BytesIO(data)):
             shard.shard_bytes(each)
             lessons.key_of(each)
+            _writable(each)
     finally:
         look(str(_written(folder, data)))
 
@@ -105,7 +122,7 @@ def _read_labels(data: bytes, folder: Path) -> None:
     try:
         found = lessons.open_lessons(path)
         for key in found.places:
-            found.read(key)
+            _writable(found.read(key))
             found.raw(key)
     finally:
         look(str(path))
@@ -123,6 +140,7 @@ def _change_adaptation(rng: Random) -> bytes:
 def _read_adaptation(data: bytes, folder: Path) -> None:
     try:
         found = adaptation.read_adaptation(io.BytesIO(data))
+        _writable(found)
         adaptation.write_adaptation(io.BytesIO(), found)
     finally:
         look(str(_written(folder, data)))
@@ -357,8 +375,8 @@ def _read_references(data: bytes, folder: Path) -> None:
     refused = None
     for read in (read_references, read_frames, _look_at):
         try:
-            for _ in read(path):
-                pass
+            found = read(path)
+            _writable(found if isinstance(found, Mapping) else list(found))
         except BadData as error:
             refused = error
     if refused is not None:
@@ -393,7 +411,7 @@ def _change_answers(rng: Random) -> bytes:
 def _read_answers(data: bytes, folder: Path) -> None:
     from cdcca_cli.scoring.answers import read_answers
 
-    read_answers([str(_written(folder, data))])
+    _writable(read_answers([str(_written(folder, data))]))
 
 
 # ---------------------------------------------------------------- settings, keys, state

@@ -60,8 +60,8 @@ def run(kind: Kind, seed: int, numbers: Iterable[int]) -> Outcome:
     outcome = Outcome()
     with _quiet(), _folder() as folder:
         gc.collect()
-        before = _kib("VmRSS")
         _forget_peak()
+        before = max(_kib("VmRSS"), _kib("VmHWM"))
         for number in numbers:
             began = time.process_time()
             case = kind.change(rng_of(kind, seed, number))

@@ -705,8 +705,12 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "vocabulary_a_list.lessons": (65, "head of its lessons", lessons(vocabulary=[])),
     "lesson_without_key.lessons": (65, "'key'", lessons(lesson({"key": "sha256:0"}))),
     "lesson_with_labels.lessons": (65, "unknown key", lessons(lesson({"labels": []}))),
-    "sum_of_other_tensors.lessons": (65, "its sum is another", lessons(lesson({"sum": TARGET}))),
-    "sum_a_number.lessons": (65, "its sum is another", lessons(lesson({"sum": 0}))),
+    "sum_of_other_tensors.lessons": (
+        65,
+        "its sum does not match",
+        lessons(lesson({"sum": TARGET})),
+    ),
+    "sum_a_number.lessons": (65, "its sum does not match", lessons(lesson({"sum": 0}))),
     "nan.lessons": (
         65,
         "not finite",
