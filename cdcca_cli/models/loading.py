@@ -106,7 +106,9 @@ def load(
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    second = row.instruction_tokenizer
+    second = None
+    if row.instruction_tokenizer is not None:
+        second = _tokenizer(source, named, row.instruction_tokenizer, options)
     model = _CONNECTORS[row.connector](
         row,
         module,
@@ -116,9 +118,7 @@ def load(
         compute=device,
         dtype=wanted,
         tower_digest=tower_digest,
-        instruction_tokenizer=None
-        if second is None
-        else _tokenizer(source, named, second, options),
+        instruction_tokenizer=second,
     )
     sizes.check(model)
     return model
@@ -384,6 +384,11 @@ def _tokenizer(source: _Source, named: str, subfolder: str, options: dict[str, A
         raise _failed(source, named, what, error) from error
     if not knows_words:  # transformers makes an empty one where the files are missing
         raise MissingInput(f"{named}: {what} has no vocabulary: is tokenizer.json missing?")
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"{named}: {what} is a {type(tokenizer).__name__}, which cannot be saved as the "
+            "tokenizer.json that cdcca needs"
+        )
     return tokenizer
 
 

@@ -214,8 +214,8 @@ class LoadedModel(ABC):
 
     # The language.
 
-    def format_prompt(self, prompt: str | None, task: str) -> Prompt:
-        """The text in the family's template.
+    def format_prompt(self, prompt: str | None, task: str) -> str:
+        """The text in the family's template: a `Prompt`, in which special tokens are text.
 
         Args: prompt: a question, or the words that a caption follows; task: vqa or caption.
         """

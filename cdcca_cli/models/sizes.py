@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
@@ -22,7 +22,13 @@ def check(model: LoadedModel) -> None:
     model.check_sizes()
     _check_positions(model)
     height, width = model.image_size
-    model.preprocess([Image.new("RGB", (width, height))])
+    try:
+        model.preprocess([Image.new("RGB", (width, height))])
+    except CdccaError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:300]
+        raise BadData(f"{model.checkpoint}: the image processor fails: {words}") from error
 
 
 def _check_vocabulary(model: LoadedModel) -> None:

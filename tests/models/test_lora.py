@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cdcca_cli import models
+from cdcca_cli.formats.names import LORA_B
 from cdcca_cli.models import lora
 from tests import tiny
 
@@ -18,8 +19,8 @@ def random_lora(names: list[str], model: models.LoadedModel) -> dict[str, np.nda
     overlay = model.initial_overlay(["lora"], RANK, 5)
     generator = np.random.default_rng(1)
     for name in names:
-        shape = overlay[name + lora.B_SUFFIX].shape
-        overlay[name + lora.B_SUFFIX] = generator.normal(0, 0.05, shape).astype(np.float32)
+        shape = overlay[name + LORA_B].shape
+        overlay[name + LORA_B] = generator.normal(0, 0.05, shape).astype(np.float32)
     return overlay
 
 

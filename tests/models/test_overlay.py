@@ -237,6 +237,18 @@ def test_create_device_and_load_it(tmp_path: Path, blip2_llama: Path) -> None:
     assert torch.equal(*logits)
 
 
+def test_the_start_is_made_again_as_it_was(tmp_path: Path, blip2_llama: Path) -> None:
+    """The same names in the same order, the same bits, whatever was installed since."""
+    how = InitSettings(groups=("lora", "norm", "bias"), lora_rank=2, seed=3, qformer_layers=1)
+    device = initial.create_device(tmp_path / "d", str(blip2_llama), how)
+    first = device.read_overlay()
+    device.install({name: value + 1 for name, value in first.items()}, 1)
+    again = initial.start_of(device)
+    assert list(again) == list(first)
+    assert all(again[name].tobytes() == first[name].tobytes() for name in first)
+    assert all(value.dtype == np.float32 for value in again.values())
+
+
 def test_biases_that_a_checkpoint_lacks_start_at_zero(tmp_path: Path) -> None:
     """A LLaMA without biases gets 14 of them in the overlay, and answers as before."""
     import transformers as tf

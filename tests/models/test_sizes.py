@@ -214,3 +214,13 @@ def test_pictures_of_another_size(tmp_path: Path, blip2_llama: Path) -> None:
 
     folder = changed(blip2_llama, tmp_path / "c", change, "preprocessor_config.json")
     refused(folder, "32x32", "48x48")
+
+
+def test_an_image_processor_that_fails(tmp_path: Path, blip2_llama: Path) -> None:
+    """Three channels, and a mean of two: an exception of transformers, at the first picture."""
+
+    def change(table: dict[str, Any]) -> None:
+        table["image_mean"] = [0.5, 0.5]
+
+    folder = changed(blip2_llama, tmp_path / "c", change, "preprocessor_config.json")
+    refused(folder, "the image processor fails")
