@@ -185,7 +185,7 @@ class _Scorer:
 
     def __init__(self, device: Device, probe: Probe, metric: str, trial: Trial) -> None:
         from cdcca_cli.models import load_device
-        from cdcca_cli.uplink.answers import AnswerSettings
+        from cdcca_cli.uplink.settings import AnswerSettings
 
         self._references = probe.references
         self._metric = metric

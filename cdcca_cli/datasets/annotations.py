@@ -30,9 +30,10 @@ from typing import Any, BinaryIO, Literal
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
-from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task, require_file
+from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task
 from cdcca_cli.datasets.manifest import inside
-from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.datasets.pictures import require_file
+from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
 
 COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", "test2015")
 
@@ -60,7 +61,7 @@ class Annotations:
     asks of this task.
 
     Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
-        UsageError (2) if no ask is of that task.
+        SettingError (2) if no question is of that task.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None, task: Task | None = None) -> None:
@@ -68,11 +69,11 @@ class Annotations:
         kept = [_only(picture, task) for picture in pictures.values()]
         kept = [picture for picture in kept if picture.asks]
         if not kept:
-            raise UsageError(f"{path}: holds no {task} asks: leave out --task")
+            raise SettingError("task", f"{path} holds no such questions: leave it out", task)
         if any(ask.task == "vqa" and ask.prompt is None for p in kept for ask in p.asks):
             raise UsageError(
                 f"{path}: answers without their questions; name the questions file for frames, "
-                "this one for --references"
+                "this one for `references`"
             )
         folder = images if images is not None else path.parent
         found = [(picture, _find_image(folder, picture, str(path))) for picture in kept]
@@ -81,7 +82,7 @@ class Annotations:
             name = lost[0].file_name or f"{lost[0].id.zfill(12)}.jpg"
             raise MissingInput(
                 f"{path}: {len(lost)} of {len(kept)} images are not in {folder}, {name} for one: "
-                "give their folder with --images"
+                "give their folder with `images`"
             )
         self._found = [(picture, image) for picture, image in found if image is not None]
 

@@ -238,7 +238,7 @@ def test_nocaps_test_split_has_no_captions(tmp_path: Path) -> None:
 
 
 def test_missing_images_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match=r"1 of 2 images .* seven\.jpg .*--images"):
+    with pytest.raises(MissingInput, match=r"1 of 2 images .* seven\.jpg .*`images`"):
         read_frames(write(tmp_path, COCO, "nine.jpg"))
 
 

@@ -37,10 +37,10 @@ def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"task": "vqa"}, "--prompt"),
-        ({"task": "ocr"}, "--task"),
-        ({"prompt": "  "}, "--prompt"),
-        ({"images": "."}, "--images"),
+        ({"task": "vqa"}, "`prompt`"),
+        ({"task": "ocr"}, "`task`"),
+        ({"prompt": "  "}, "`prompt`"),
+        ({"images": "."}, "`images`"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str], said: str) -> None:

@@ -12,7 +12,8 @@ from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.models import LoadedModel, load
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames, image_name, windows
+from cdcca_cli.uplink.answers import answer_frames, image_name, windows
+from cdcca_cli.uplink.settings import AnswerSettings
 from tests.uplink.conftest import CHOICES
 
 
