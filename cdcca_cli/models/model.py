@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.models import decoding, digests, overlay, quantization
+from cdcca_cli.models import decoding, digests, overlay, quantization, thin
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
 
@@ -173,6 +173,8 @@ class LoadedModel(ABC):
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """(B, 3, H, W) float32 on the compute device, as the checkpoint's processor makes them."""
+        if thin.crops_centre(self.image_processor):
+            images = [thin.centre(image) for image in images]
         made = self.image_processor(
             images=[image.convert("RGB") for image in images], return_tensors="pt"
         )
