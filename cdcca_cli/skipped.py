@@ -10,6 +10,7 @@ from collections import Counter
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CdccaError
+from cdcca_cli.text import counted
 
 NUM_NAMED = 10
 
@@ -26,7 +27,6 @@ class Skipped:
     def __init__(self, *, strict: bool = False) -> None:
         self._strict = strict
         self._counts: Counter[str] = Counter()
-        self._first: CdccaError | None = None
         self.num_sound = 0
 
     def add(self, kind: str, error: CdccaError) -> None:
@@ -37,7 +37,6 @@ class Skipped:
         """
         if self._strict:
             raise error
-        self._first = self._first or error
         self._counts[kind] += 1
         if self.count <= NUM_NAMED:
             streams.complain(f"left out: {error}")
@@ -50,11 +49,12 @@ class Skipped:
 
     def refuse_if_all(self) -> None:
         """A run without one good member has failed. Raises: BadData (65)."""
-        if self._first is not None and not self.num_sound:
-            others = f"; none of {self.count} is sound" if self.count > 1 else ""
-            raise BadData(f"{self._first}{others}")
+        if self.count and not self.num_sound:
+            raise BadData(f"nothing is left: {self._words()} left out")
 
     def __str__(self) -> str:
         """For a summary: `, 2 frames and 1 question left out`, or nothing."""
-        parts = [f"{n:,} {kind}{'s' if n > 1 else ''}" for kind, n in self._counts.items()]
-        return f", {' and '.join(parts)} left out" if parts else ""
+        return f", {self._words()} left out" if self.count else ""
+
+    def _words(self) -> str:
+        return " and ".join(counted(number, kind) for kind, number in self._counts.items())

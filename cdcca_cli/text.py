@@ -1,4 +1,4 @@
-"""Amounts as people write them: `10%`, `12`, `64KiB`.
+"""Amounts as people write them: `10%`, `12`, `64KiB`; and counts in a sentence.
 
 Shares are exact fractions, so 10 % of 30 is 3 on every machine. A text that is no such amount is a
 ValueError with what was expected; `settings` adds the setting's name.
@@ -28,6 +28,11 @@ class Amount:
 
     def __str__(self) -> str:
         return f"{float(100 * self.value):g}%" if self.is_share else str(self.value)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 frame`, `2,000 frames`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def parse_amount(text: str) -> Amount:

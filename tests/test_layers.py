@@ -38,7 +38,7 @@ LAYERS = {
 # Within one layer: who may import whom.
 WITHIN = {("models", "formats"), ("datasets", "formats")}
 WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors")}
-WITHIN |= {("skipped", "streams"), ("skipped", "errors")}
+WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {
     ("streams", "files"),
     ("files", "errors"),

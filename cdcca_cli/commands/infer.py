@@ -66,11 +66,12 @@ def command(
 
     from cdcca_cli.models import load_device
     from cdcca_cli.skipped import Skipped
+    from cdcca_cli.text import counted
     from cdcca_cli.uplink.answers import answer_frames
     from cdcca_cli.uplink.settings import AnswerSettings
 
     how = AnswerSettings(batch_size, max_new_tokens, per_token)
-    skipped = Skipped(strict=strict)
+    skipped = Skipped(strict=strict or len(source) == 1)
     started = time.monotonic()
     folder = settings.device(device)
     model = load_device(folder, compute=runtime.compute, dtype=runtime.dtype)
@@ -82,5 +83,6 @@ def command(
         skipped.refuse_if_all()
     if skipped.count or time.monotonic() - started > 1:
         streams.message(
-            f"{skipped.num_sound:,} questions answered about {len(source):,} frames{skipped}"
+            f"{counted(skipped.num_sound, 'question')} answered about "
+            f"{counted(len(source), 'frame')}{skipped}"
         )

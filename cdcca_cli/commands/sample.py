@@ -127,7 +127,7 @@ def command(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    skipped = Skipped(strict=strict)
+    skipped = Skipped(strict=strict or (state is None and len(source) == 1))
     folder = settings.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,

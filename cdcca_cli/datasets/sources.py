@@ -22,6 +22,7 @@ from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledAsk, Task
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.records import is_text
+from cdcca_cli.text import counted
 
 MANIFEST_NAME = "frames.jsonl"
 _HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
@@ -229,7 +230,7 @@ def _images_under(folder: Path, *, manifests: bool) -> list[str]:
             if suffix in pictures.suffixes() and not name.startswith("."):
                 names.append(name if inner == "." else f"{inner}/{name}")
             elif not name.startswith(".") and name != MANIFEST_NAME:
-                others[f"{suffix or 'file without an ending'}"] += 1
+                others[suffix or "without an ending"] += 1
     left_out = ", ".join(_counted(kind, count) for kind, count in sorted((+others).items()))
     if not names:
         raise BadData(
@@ -237,7 +238,7 @@ def _images_under(folder: Path, *, manifests: bool) -> list[str]:
             + (f", found only {left_out}" if left_out else "")
         )
     if left_out:
-        streams.message(f"{folder}: {len(names)} images; left out: {left_out}")
+        streams.message(f"{folder}: {counted(len(names), 'image')}; left out: {left_out}")
     return sorted(names)
 
 
@@ -249,8 +250,8 @@ def _counted(kind: str, count: int) -> str:
     elif kind in video.SUFFIXES:
         cure = " (a video is a source of its own: name the file)"
     elif kind == "linked folder":
-        kind, cure = "linked folder" if count == 1 else "linked folders", " (not followed)"
-    return f"{count} {kind}{cure}"
+        return f"{counted(count, kind)} (not followed)"
+    return f"{count:,} {kind}{cure}"
 
 
 def _kind_of(path: Path) -> str:

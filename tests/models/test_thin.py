@@ -20,14 +20,18 @@ def noise(width: int, height: int) -> Image.Image:
     )
 
 
-@pytest.mark.parametrize("size", [(1, 100), (100, 1), (1, 101), (2, 64), (2, 65), (3, 80), (7, 160)])
+@pytest.mark.parametrize(
+    "size", [(1, 100), (100, 1), (1, 101), (2, 64), (2, 65), (3, 80), (7, 160)]
+)
 def test_the_same_pixels_as_without_the_crop(size: tuple[int, int]) -> None:
     """The scale is a whole number here (84 = 1, 2, 3, 7 times another), so nothing is rounded."""
     make, image = processor(84), noise(*size)
     cropped = thin.centre(image)
     assert max(cropped.size) < max(image.size)
     assert min(cropped.size) == min(image.size)
-    whole, part = (make(images=[one], return_tensors="np")["pixel_values"] for one in (image, cropped))
+    whole, part = (
+        make(images=[one], return_tensors="np")["pixel_values"] for one in (image, cropped)
+    )
     assert whole.shape == part.shape == (1, 3, 84, 84)
     assert np.abs(whole - part).max() <= 0.02  # a step of 1/255 is 0.015 after normalisation
 
