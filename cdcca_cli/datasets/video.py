@@ -5,7 +5,8 @@ number is found by decoding the file once, since containers are often wrong abou
 in order are decoded once; going back starts the file again. Sound and frame rates are ignored.
 
 A frame that the decoder could not decode as a whole keeps its position and is refused when it is
-loaded; so are the frames after it that are built on it, up to the next key frame.
+loaded; so are the frames after it that are built on it, up to the next key frame. (No decoder
+tells that the last picture of a cut HEVC or MPEG-2 stream is not whole.)
 """
 
 import re

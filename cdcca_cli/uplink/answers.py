@@ -187,11 +187,11 @@ def _answer_batch(
                 _prediction(model, frame, job.ask, ids, entropies, score, settings.per_token)
             )
         else:
-            error = BadData(
+            fault = BadData(
                 "the model's figures are not finite: a damaged checkpoint or overlay, or values "
                 "too large for this `dtype`"
             )
-            _leave_out(frame, job.ask, error, skipped)
+            _leave_out(frame, job.ask, fault, skipped)
             answers.append(None)
     return answers
 

@@ -128,7 +128,7 @@ def _answered(
         tokens_FNC = torch.cat([_tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
         answers = answer_window(model, kept, tokens_FNC, how, skipped)
         for frame, hidden_1NC, predictions in zip(kept, hidden, answers, strict=True):
-            entropies = [p and p.entropy[settings.entropy] for p in predictions]
+            entropies = [None if p is None else p.entropy[settings.entropy] for p in predictions]
             yield _Candidate(frame, entropies, hidden_1NC)
 
 
