@@ -209,7 +209,7 @@ class _Scorer:
         self, device: Device, validation: ValidationSet, metric: str, settings: AcceptanceSettings
     ) -> None:
         from cdcca_cli.models import load_device
-        from cdcca_cli.uplink.answers import AnswerSettings
+        from cdcca_cli.uplink.settings import AnswerSettings
 
         self._references = validation.references
         self._metric = metric

@@ -1,7 +1,4 @@
-"""Progress on stderr, only where a person is watching: a terminal, and not --quiet.
-
-This module measures nothing and keeps no state; without a watcher they do nothing.
-"""
+"""Progress on stderr, only on a terminal and unless quiet. Elsewhere these functions do nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -40,9 +37,9 @@ def track(items: Iterable[T], total: int | None = None, description: str = "") -
 
 @contextmanager
 def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yield a function to be called after each of the steps, with what is to be shown beside it.
+    """Yield a function to be called after each step, with the text to show beside the bar.
 
-    Args: total: of all steps. done: how many there were before.
+    Args: total: the number of all steps. done: the number of steps before this run.
     """
     if not _watched():
         yield lambda _: None
@@ -57,7 +54,7 @@ def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show that something without countable steps is under way."""
+    """Show that work without countable steps is going on."""
     if not _watched():
         yield
         return

@@ -5,7 +5,8 @@ of at most 64 digits if it is whole, at most 64 containers inside one another, a
 surrogate (`"\\ud800"`), so whatever was read can be written again. A reader of streams uses
 DECODER, which leaves the last two to its caller.
 
-**Amounts**: shares are exact fractions, so 10 % of 30 is 3 on every machine.
+**Amounts**: shares are exact fractions, so 10 % of 30 is 3 on every machine. A text that is no such
+amount is a ValueError with what was expected; `settings` adds the setting's name.
 
 Knows nothing of what is read: the messages begin with the place that the caller names.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData
 
 # ---------------------------------------------------------------- JSON
 
@@ -111,12 +112,12 @@ def is_text(value: str) -> bool:
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMG", 1)}
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
 
 
 @dataclass(frozen=True)
 class Amount:
-    """So many, or such a share of what there is; a share is exact, so 10 % of 30 is 3."""
+    """A count, or a share of what there is; a share is exact, so 10 % of 30 is 3."""
 
     value: Fraction
     is_share: bool
@@ -126,44 +127,44 @@ class Amount:
         wanted = -(-self.value * total // 1) if self.is_share else self.value
         return min(total, int(wanted))
 
+    def __str__(self) -> str:
+        return f"{float(100 * self.value):g}%" if self.is_share else str(self.value)
 
-def parse_amount(text: str, option: str) -> Amount:
-    """Read `10%` or `12`.
 
-    Raises: UsageError: `text` is neither, or not above 0, or above 100 %.
-    """
-    match = re.fullmatch(rf"({_NUMBER})%|(\d+)", text.strip())
+def counted(number: int, noun: str) -> str:
+    """`1 frame`, `2,000 frames`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def parse_amount(text: str) -> Amount:
+    """Read `10%` or `12`. Raises: ValueError: neither, or not above 0, or above 100 %."""
+    match = re.fullmatch(rf"({_NUMBER})%|(\d{{1,18}})", text.strip())
     if match is not None:
         is_share = match[1] is not None
         value = Fraction(match[1]) / 100 if is_share else Fraction(match[2])
         if value > 0 and (value <= 1 or not is_share):
             return Amount(value, is_share)
-    raise UsageError(
-        f"{option} {text}: expected a share like 10% (above 0, at most 100%) or a count"
-    )
+    raise ValueError("expected a share like 10% (above 0, at most 100%) or a count")
 
 
-def parse_bytes(text: str, option: str) -> int:
+def parse_bytes(text: str) -> int:
     """Read a number of bytes: `65536`, `64KiB` (times 1024), `64KB` (times 1000).
 
-    Raises: UsageError: `text` is not one, or 0.
+    Raises: ValueError: not one, or 0.
     """
     match = re.fullmatch(rf"({_NUMBER})\s*([A-Za-z]*)", text.strip())
     if match is not None and match[2].upper() in _UNITS:
         num_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])
         if num_bytes > 0:
             return num_bytes
-    raise UsageError(f"{option} {text}: expected bytes above 0, like 65536, 64KiB or 800KB")
+    raise ValueError("expected bytes above 0, like 65536, 64KiB or 800KB")
 
 
-def parse_share(text: str, option: str, largest: float) -> float:
-    """Read `10%` or `0.1`: from 0 to `largest`.
-
-    Raises: UsageError.
-    """
+def parse_share(text: str, largest: float = 1.0) -> float:
+    """Read `10%` or `0.1`: from 0 to `largest`. Raises: ValueError."""
     match = re.fullmatch(rf"({_NUMBER})(%?)", text.strip())
     if match is not None:
         share = float(match[1]) / (100 if match[2] else 1)
         if share <= largest:
             return share
-    raise UsageError(f"{option} {text}: expected a share from 0% to {largest:.0%}, like 10%")
+    raise ValueError(f"expected a share from 0% to {largest:.0%}, like 10%")

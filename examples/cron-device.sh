@@ -1,32 +1,58 @@
 #!/usr/bin/env bash
-# What cron runs on a device: send what is new and uncertain, apply what has come back.
+# What cron runs on a device: apply what has come back, send what is new and uncertain.
 #
 #   usage: cron-device.sh FRAMES OUTBOX INBOX
 #   crontab: */15 * * * *  cron-device.sh /var/frames /var/outbox /var/inbox
 #
-# Says nothing when all is well, so that cron mails only trouble. One run at a time (flock).
-# `--state` remembers which frames were seen. How the boxes travel is another tool's work (rsync,
-# scp, a USB stick): OUTBOX holds token shards, INBOX the updates, named so that they sort in order.
+# Silent when all is well, so that cron mails only trouble. One run at a time (flock). No single bad
+# file stops it: a bad update goes to INBOX/refused/, a bad frame is named once and left out, and a
+# damaged state file is set aside. `--state` remembers which frames were sampled. Other tools (rsync,
+# scp, a USB stick) carry the boxes: OUTBOX holds shards, INBOX updates, whose names sort in order.
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 outbox=${2:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 inbox=${3:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 export CDCCA_DEVICE=${CDCCA_DEVICE:-device}
+state=$CDCCA_DEVICE/.seen.json
+work=$CDCCA_DEVICE/.outgoing.tokens.zst
 
 exec 9>"$CDCCA_DEVICE/.cron.lock"
-flock --nonblock 9 || exit 0 # the run before is still at work
+flock --nonblock 9 || exit 0 # the previous run is still at work
+
+cdcca inspect "$CDCCA_DEVICE" --json >/dev/null # a damaged device is no fault of the updates
 
 for update in "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
   code=0
   cdcca apply "$CDCCA_DEVICE" "$update" --quiet || code=$?
   case $code in
-    0 | 79) rm -- "$update" ;;                        # applied, or older than what is here
-    65 | 76) mv -- "$update" "$update.refused" ;;     # damaged in transit: to be sent again
-    77 | 78) ;;                                       # an earlier one is still to come: keep it
-    *) exit "$code" ;;                                # disk full and the like: cron tells
+    0 | 79) rm -- "$update" ;;                  # applied, or older than what is here
+    78) ;;                                      # an earlier one is still to come: keep it
+    69 | 73 | 129 | 130 | 143) exit "$code" ;;  # no memory, disk full, stopped: not the file's fault
+    *)
+      mkdir -p "$inbox/refused"                 # damaged or hostile: to be sent again
+      mv -- "$update" "$inbox/refused/"
+      ;;
   esac
 done
 
-cdcca sample "$frames" --state "$CDCCA_DEVICE/.seen.json" --quiet \
-  -o "$outbox/$(date -u +%Y%m%dT%H%M%SZ).tokens.zst"
+send() { # what was sampled, unless it is an empty stream
+  if cdcca inspect "$work" --json | grep -q '"shards": *[1-9]'; then
+    mv -- "$work" "$outbox/$(date -u +%Y%m%dT%H%M%SZ).tokens.zst"
+  else
+    rm -- "$work"
+  fi
+}
+
+sample() { cdcca sample "$frames" --state "$state" --quiet -o "$work"; }
+
+[ ! -e "$work" ] || send # the previous run was stopped before it could
+code=0
+sample || code=$?
+if [ "$code" = 65 ] && [ -e "$state" ] && ! cdcca inspect "$state" --json >/dev/null 2>&1; then
+  mv -- "$state" "$state.refused" # damaged: every frame is new again
+  code=0
+  sample || code=$?
+fi
+[ "$code" = 0 ] || exit "$code"
+send

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cdcca_cli import streams
+from cdcca_cli.formats.shard import read_shards
 from tests import fork_server
 from tests.shipped import few_frames
 
@@ -188,34 +190,99 @@ class _sshd:  # reads as the server it starts
         self.server.wait(timeout=10)
 
 
-def test_cron_sends_what_is_new_once_and_applies_what_came(
-    tmp_path: Path, piped: Path, frames: Path, commands: Path
-) -> None:
+@pytest.fixture
+def field(tmp_path: Path, frames: Path, commands: Path) -> "Field":
+    """A device in the field, with its boxes and frames of its own."""
     env = environment(commands)
     subprocess.run(["cdcca", "init", "device", "--quiet"], cwd=tmp_path, env=env, check=True)
-    outbox, inbox = tmp_path / "out", tmp_path / "in"
-    outbox.mkdir()
-    inbox.mkdir()
-    shutil.copy(piped / "update.cdcca", inbox / "1.cdcca")
-    (inbox / "2.cdcca").write_bytes(b"noise")
-    said = run("cron-device.sh", frames, outbox, inbox, cwd=tmp_path, env=env)
-    assert said.count("\n") == 1 and "2.cdcca" in said, "only trouble is worth a mail"
-    assert current(tmp_path / "device") == current(piped / "device")
-    assert sorted(path.name for path in inbox.iterdir()) == ["2.cdcca.refused"]
-    sent = list(outbox.iterdir())
-    assert len(sent) == 1
-    time.sleep(1.1)  # the name of the next one has the second in it
-    assert run("cron-device.sh", frames, outbox, inbox, cwd=tmp_path, env=env) == ""
-    (empty,) = [path for path in outbox.iterdir() if path not in sent]
-    found = _num_shards(empty, env), _num_shards(sent[0], env)
-    assert found[0] == 0 < found[1]
+    shutil.copytree(frames, tmp_path / "frames")
+    (tmp_path / "frames" / "frames.jsonl").unlink()
+    for name in ("out", "in"):
+        (tmp_path / name).mkdir()
+    return Field(tmp_path, env)
 
 
-def _num_shards(path: Path, env: dict[str, str]) -> int:
-    done = subprocess.run(
-        ["cdcca", "inspect", str(path), "--json"], env=env, capture_output=True, check=True
+class Field:
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+        self.frames, self.outbox, self.inbox = (folder / name for name in ("frames", "out", "in"))
+
+    def tick(self, env: dict[str, str] | None = None) -> str:
+        """One run of the cron job: what cron would mail."""
+        boxes = (self.frames, self.outbox, self.inbox)
+        return run("cron-device.sh", *boxes, cwd=self.folder, env=env or self.env)
+
+    def sent(self) -> list[str]:
+        """The frames in the outbox, which is emptied."""
+        ids = []
+        for path in sorted(self.outbox.iterdir()):
+            with streams.binary_input(path) as file:
+                ids += [shard.frame for shard in read_shards(file)]
+            path.unlink()
+        return ids
+
+
+def test_cron_sends_what_is_new_once_and_applies_what_came(field: Field, piped: Path) -> None:
+    shutil.copy(piped / "update.cdcca", field.inbox / "1.cdcca")
+    (field.inbox / "2.cdcca").write_bytes(b"noise")
+    mail = field.tick()
+    assert mail.count("\n") == 1 and "2.cdcca" in mail, "only trouble is worth a mail"
+    assert current(field.folder / "device") == current(piped / "device")
+    assert [path.name for path in field.inbox.iterdir()] == ["refused"]
+    assert [path.name for path in (field.inbox / "refused").iterdir()] == ["2.cdcca"]
+    assert len(field.sent()) == 1
+    assert field.tick() == ""
+    assert list(field.outbox.iterdir()) == [], "nothing new is no shard"
+
+
+def test_cron_goes_on_after_a_damaged_frame_and_names_it_once(field: Field) -> None:
+    (field.frames / "0-bad.jpg").write_bytes(b"")
+    mail = field.tick()
+    assert mail.count("\n") == 1 and "0-bad.jpg" in mail
+    assert len(field.sent()) == 1
+    assert (field.tick(), field.sent()) == ("", [])
+    (field.frames / "1-bad.jpg").write_bytes(b"\xff\xd8\xff")
+    assert "1-bad.jpg" in field.tick(), "no other frame is new"
+    assert (field.sent(), field.tick()) == ([], "")
+    sound = next(field.frames.glob("[!01]*"))
+    shutil.copy(sound, field.frames / "0-bad.jpg")
+    assert (field.tick(), field.sent()) == ("", ["0-bad.jpg"])
+
+
+@pytest.mark.parametrize("code", [1, 2, 65, 66, 76, 77, 80, 137])
+def test_cron_moves_aside_an_update_that_ends_with_any_odd_code(field: Field, code: int) -> None:
+    """A `cdcca` whose `apply` ends with this code, as a hostile update might make it."""
+    stub = field.folder / "bin" / "cdcca"
+    stub.parent.mkdir()
+    real = shutil.which("cdcca", path=field.env["PATH"])
+    stub.write_text(
+        f'#!/bin/sh\n[ "$1" != apply ] || {{ echo odd >&2; exit {code}; }}\nexec {real} "$@"\n'
     )
-    return int(json.loads(done.stdout)["counts"]["shards"])
+    stub.chmod(0o755)
+    (field.inbox / "1.cdcca").write_bytes(b"hostile")
+    env = field.env | {"PATH": f"{stub.parent}:{field.env['PATH']}"}
+    assert field.tick(env) == "odd\n"
+    assert [path.name for path in (field.inbox / "refused").iterdir()] == ["1.cdcca"]
+    assert len(field.sent()) == 1
+    assert field.tick(env) == ""
+
+
+def test_cron_sets_a_damaged_state_file_aside(field: Field) -> None:
+    field.tick()
+    before = field.sent()
+    state = field.folder / "device" / ".seen.json"
+    state.write_bytes(state.read_bytes()[:-20])
+    assert ".seen.json" in field.tick()
+    assert field.sent() == before, "every frame is new again"
+    assert field.tick() == ""
+
+
+def test_cron_sends_what_a_stopped_run_left(field: Field) -> None:
+    field.tick()
+    (name,) = field.outbox.iterdir()
+    name.rename(field.folder / "device" / ".outgoing.tokens.zst")
+    assert field.tick() == ""
+    assert len(field.sent()) == 1
 
 
 def test_loop_in_plain_shell(tmp_path: Path, frames: Path, commands: Path) -> None:

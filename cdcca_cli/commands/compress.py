@@ -99,9 +99,9 @@ def command(
         preset=preset,
         select=select,
         codec=codec,
-        budget_bytes=None if budget is None else parse_bytes(budget, "--budget"),
+        budget_bytes=settings.parsed("budget", parse_bytes, budget),
         bits=bits,
-        max_loss=None if max_loss is None else parse_share(max_loss, "--max-loss", 1.0),
+        max_loss=settings.parsed("max_loss", parse_share, max_loss),
         max_error=max_error,
         gain=gain,
     ).addressed(since=since, expires=expires, num_signatures=len(keys))

@@ -291,7 +291,7 @@ def command(
             raise UsageError("--replay-share is of the frames of --replay: name them")
         if log == Path("-"):
             raise UsageError("--log -: expected a file; /dev/stderr is one")
-        share = None if replay_share is None else parse_share(replay_share, "--replay-share", 1.0)
+        share = settings.parsed("replay_share", parse_share, replay_share)
         cotta = distilling.given(
             ema=cotta_ema, restore=cotta_restore, threshold=cotta_threshold, views=cotta_views
         )
@@ -312,7 +312,9 @@ def command(
             groups=distilling.groups(train),
             ema=ema,
             cotta=CottaSettings(**cotta),
-            holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
+            holdout=settings.parsed(
+                "holdout", lambda text: parse_share(text, LARGEST_HOLDOUT), holdout
+            ),
             patience=patience,
             rate_aware=rate_aware,
             seed=seed,

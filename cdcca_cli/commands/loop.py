@@ -83,15 +83,15 @@ def command(
     from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.loop import rounds as cycles
     from cdcca_cli.loop.history import COLUMNS
-    from cdcca_cli.uplink.sampling import SampleSettings
+    from cdcca_cli.uplink.settings import SampleSettings
 
     keys = tuple(signing.read_private_keys(sign or [], at_least=0))
     source = read_frames(frames, images=images)
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(
         sample=SampleSettings(
-            top=text.parse_amount(top, "--top"),
-            keep=text.parse_amount(keep, "--keep"),
+            top=settings.parsed("top", text.parse_amount, top),
+            keep=settings.parsed("keep", text.parse_amount, keep),
             batch_size=batch_size,
             seed=seed,
         ),
@@ -99,7 +99,7 @@ def command(
             method=method, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, cache=cache
         ),
         compress=CompressSettings(
-            budget_bytes=None if budget is None else text.parse_bytes(budget, "--budget"),
+            budget_bytes=settings.parsed("budget", text.parse_bytes, budget),
             num_signatures=len(keys),
         ),
         keys=keys,

@@ -77,6 +77,9 @@ def command(
     compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad frame or question.")
+    ] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The shards' file; - is stdout.")
     ] = None,
@@ -87,8 +90,9 @@ def command(
 ) -> None:
     """Pick the uncertain tokens of the uncertain frames, for the cloud.
 
-    Shards go out in the order of the frames, with the asks that were picked and no labels. With
-    --state, frames that were looked at before are skipped; nothing new gives an empty stream.
+    Shards go out in the order of the frames, with the questions that were picked and no labels. A
+    frame that cannot be read is named and left out. With --state, frames that were sampled before
+    are skipped; nothing new gives an empty stream.
 
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
@@ -97,19 +101,21 @@ def command(
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.formats import shard
+    from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
     source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
     runtime = settings.runtime(compute, dtype, threads)
 
     from cdcca_cli.models import load_device
-    from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+    from cdcca_cli.uplink.sampling import sample_frames
+    from cdcca_cli.uplink.settings import SampleSettings
 
     how = SampleSettings(
-        top=None if top is None else text.parse_amount(top, "--top"),
+        top=settings.parsed("top", text.parse_amount, top),
         threshold=threshold,
-        budget_bytes=None if budget is None else text.parse_bytes(budget, "--budget"),
-        keep=None if keep is None else text.parse_amount(keep, "--keep"),
+        budget_bytes=settings.parsed("budget", text.parse_bytes, budget),
+        keep=settings.parsed("keep", text.parse_amount, keep),
         beta=beta,
         by=by,
         entropy=entropy,
@@ -121,6 +127,7 @@ def command(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+    skipped = Skipped(strict=strict or (state is None and len(source) == 1))
     folder = settings.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,
@@ -130,9 +137,13 @@ def command(
         if len(source):
             model = load_device(folder, compute=runtime.compute, dtype=runtime.dtype)
             earlier = None if predictions is None else _read(predictions)
-            sizes = [write(item) for item in sample_frames(model, source, how, earlier)]
+            sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
+            if state is None:  # with it a job goes on: these frames are remembered as bad
+                skipped.refuse_if_all()
     source.save()
-    streams.message(f"{len(sizes)} of {len(source)} frames picked, {sum(sizes):,} bytes of shards")
+    streams.message(
+        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
+    )
 
 
 def _read(path: str) -> "Iterator[Prediction]":

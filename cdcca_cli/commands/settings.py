@@ -18,12 +18,13 @@ import os
 import shutil
 import tempfile
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import streams
-from cdcca_cli.errors import UsageError
+from cdcca_cli.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
@@ -42,6 +43,14 @@ class Runtime:
 
     compute: str
     dtype: str
+
+
+def parsed(name: str, parse: Callable[[str], Any], text: str | None) -> Any:
+    """The value of an option's text; None for an option that was not given. SettingError."""
+    try:
+        return None if text is None else parse(text)
+    except ValueError as error:
+        raise SettingError(name, str(error), text) from None
 
 
 def runtime(compute: str, dtype: str, threads: int | None) -> Runtime:

@@ -35,8 +35,9 @@ from typing import Any, BinaryIO
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
-from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task, require_file
+from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task
 from cdcca_cli.datasets.manifest import inside
+from cdcca_cli.datasets.pictures import require_file
 from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
 
 COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", "test2015")

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli.datasets import fields
-from cdcca_cli.datasets.frames import TASKS, Frame, LabelledAsk, Task, require_file
-from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.datasets.frames import TASKS, Frame, LabelledAsk, Task
+from cdcca_cli.datasets.pictures import require_file
+from cdcca_cli.errors import BadData, MissingInput, SettingError
 
 MAX_LINE_BYTES = 1 << 24
 MAX_EMPTY_LINES = 1_000_000
@@ -39,7 +40,7 @@ class Manifest:
     none of them.
 
     Raises: BadData (65) naming file and line; MissingInput (66) for the manifest or an image;
-        UsageError (2) if no ask is of that task.
+        SettingError (2) if no question is of that task.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class Manifest:
                     self._starts[name] = array("q")
                 self._starts[name].extend((number, here))
         if not self._starts and other_tasks:
-            raise UsageError(f"{self._path}: holds no {self._task} asks: leave out --task")
+            raise SettingError(
+                "task", f"{self._path} holds no such questions: leave it out", self._task
+            )
         if not self._starts:
             raise BadData(f"{self._path}: an empty manifest: one JSON object a line is expected")
 
@@ -152,6 +155,6 @@ def inside(root: Path, name: str, where: str) -> Path:
     ):
         raise BadData(
             f"{where}: the image {fields.describe(name)} lies outside {root}: "
-            "name it relative to that folder, or give the folder of the images with --images"
+            "name it relative to that folder, or give the folder of the images with `images`"
         )
     return Path(os.path.normpath(path))

@@ -1,37 +1,32 @@
 """Which reader a source needs, found from what the source is.
 
 A JSON file is a manifest if its first line is one, whatever its name. A folder with a frames.jsonl
-is that manifest; one without, but with folders in it that have theirs, is refused unless a prompt
-replaces what they ask: as bare images its frames would lose their questions without a word.
+is that manifest. A folder without one, above folders that have theirs, is refused unless a prompt
+replaces their questions, because as bare images its frames would lose them without a word. What
+else lies in a folder of images is counted by kind, on stderr.
 
-Nothing here knows what is inside the files; manifest.py and annotations.py do.
+Nothing here knows what is inside the files: `manifest` and `annotations` do.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdcca_cli.datasets import fields
+from cdcca_cli import files, streams
+from cdcca_cli.datasets import fields, pictures, video
 from cdcca_cli.datasets.annotations import Annotations, Source, no_labels, read_pictures
-from cdcca_cli.datasets.frames import (
-    IMAGE_SUFFIXES,
-    TASKS,
-    Frame,
-    Frames,
-    LabelledAsk,
-    Task,
-    require_file,
-)
+from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledAsk, Task
 from cdcca_cli.datasets.manifest import Manifest
-from cdcca_cli.datasets.video import VIDEO_SUFFIXES, Video
-from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
+from cdcca_cli.text import counted, is_text
 
 MANIFEST_NAME = "frames.jsonl"
+_HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 _NAMES_AN_IMAGE = re.compile(rb'"image"\s*:')
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"P5", b"P6")
 
 
 def read_frames(
@@ -46,13 +41,13 @@ def read_frames(
     source: a folder of images (its frames.jsonl if it has one, otherwise all images under it,
         sorted by path), one image, a manifest, an annotation file, or a video.
     images: the folder in which the images of a manifest or annotation file lie.
-    prompt: asks this of every frame, instead of what the source asks.
+    prompt: the question for every frame, in place of the source's own.
     task: "vqa" or "caption". Bare images are captioned unless a prompt is given; of a source with
-        asks of its own, only those of this task are kept.
+        questions of its own, only those of this task are kept.
 
     Raises: MissingInput (66) if the source or an image it names is not there; BadData (65) for a
-        folder without images or a file that is none of these, naming file and line; UsageError (2)
-        for options that do not fit; Unavailable (69) for a video without PyAV.
+        folder without images or a file that is none of these, naming file and line; SettingError
+        (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
     """
     wanted = _task(prompt, task)
     path = _existing(source)
@@ -60,12 +55,14 @@ def read_frames(
     kind = _kind_of(path)
     if kind in ("folder", "image", "video"):
         if folder is not None:
-            raise UsageError(f"--images goes with a manifest or annotation file; {path} is neither")
+            raise SettingError(
+                "images", f"expected a manifest or annotation file beside it; {path} is neither"
+            )
         if wanted == "vqa" and prompt is None:
-            raise UsageError(f"{path}: holds no questions: give one with --prompt")
+            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", wanted)
         bare: Task = wanted or ("caption" if prompt is None else "vqa")
         if kind == "video":
-            return Video(path, prompt=prompt, task=bare)
+            return _Video(path, bare, prompt)
         return _BareImages(path, bare, prompt, single=kind == "image")
     own_task = wanted if prompt is None else None
     frames: Frames
@@ -193,43 +190,84 @@ class _Asked:
             yield Frame(frame.id, frame.image, [ask], frame.domain, frame.position)
 
 
-def _images_under(folder: Path, *, manifests: bool) -> list[str]:
-    """Paths relative to `folder`, in code point order; hidden files and folders are passed over.
+class _Video:
+    """The frames of a video file, each with the same question; its id is `clip.mp4#<position>`."""
 
-    manifests: folders further down may have one.
+    def __init__(self, path: Path, task: Task, prompt: str | None) -> None:
+        if not is_text(path.name):
+            raise BadData(f"{path}: its name is not UTF-8: rename the file")
+        self._path, self._task, self._prompt = path, task, prompt
+        self._length = video.num_frames(path)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Frame]:
+        for position in range(self._length):
+            name = f"{self._path.name}#{position}"
+            ask = LabelledAsk(name, self._prompt, self._task)
+            yield Frame(name, self._path, [ask], position=position)
+
+
+def _images_under(folder: Path, *, manifests: bool) -> list[str]:
+    """Paths relative to `folder`, in code point order; hidden files and folders are left out.
+
+    What else is not read is counted by kind on stderr. manifests: folders further down may have
+    one.
     """
 
     def refuse(error: OSError) -> None:
-        raise MissingInput(f"{error.filename}: {error.strerror}")
+        raise MissingInput(files.reason(error.filename, error))
 
     names = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    others: Counter[str] = Counter()
+    for parent, folders, found in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = os.path.relpath(parent, folder)
-        if MANIFEST_NAME in files and not manifests:
+        if MANIFEST_NAME in found and not manifests:
             raise BadData(
                 f"{folder}: has no {MANIFEST_NAME}, but {inner}/{MANIFEST_NAME} is under it: name "
-                "that folder, or give --prompt to ask one thing of all images"
+                "that folder, or give `prompt` to ask one question of all images"
             )
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        others["linked folder"] += sum(os.path.islink(os.path.join(parent, f)) for f in folders)
+        for name in found:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in pictures.suffixes() and not name.startswith("."):
                 names.append(name if inner == "." else f"{inner}/{name}")
+            elif not name.startswith(".") and name != MANIFEST_NAME:
+                others[suffix or "without an ending"] += 1
+    left_out = ", ".join(_counted(kind, count) for kind, count in sorted((+others).items()))
     if not names:
         raise BadData(
             f"{folder}: no images in this folder: expected {MANIFEST_NAME} or files such as *.jpg"
+            + (f", found only {left_out}" if left_out else "")
         )
+    if left_out:
+        streams.message(f"{folder}: {counted(len(names), 'image')}; left out: {left_out}")
     return sorted(names)
+
+
+def _counted(kind: str, count: int) -> str:
+    """How many files of a kind were left out, and what to do about it."""
+    cure = ""
+    if kind in _HEIC_SUFFIXES:
+        cure = " (HEIC cannot be read here: convert to JPEG or PNG)"
+    elif kind in video.SUFFIXES:
+        cure = " (a video is a source of its own: name the file)"
+    elif kind == "linked folder":
+        return f"{counted(count, kind)} (not followed)"
+    return f"{count:,} {kind}{cure}"
 
 
 def _kind_of(path: Path) -> str:
     """One of folder, image, video, manifest and annotations."""
     if path.is_dir():
         return "manifest" if (path / MANIFEST_NAME).exists() else "folder"
-    require_file(path)
+    pictures.require_file(path)
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in pictures.suffixes():
         return "image"
-    if suffix in VIDEO_SUFFIXES:
+    if suffix in video.SUFFIXES:
         return "video"
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
@@ -238,10 +276,14 @@ def _kind_of(path: Path) -> str:
         return "annotations"
     if opening.startswith(b"{"):
         return _kind_of_line(opening.split(b"\n")[0], path)
-    if head.startswith(_MAGIC):
+    if pictures.is_heic(head):
+        raise BadData(f"{path}: {pictures.looks_like(head)}")
+    if pictures.MAGIC.match(head):
         return "image"
+    if video.MAGIC.match(head):
+        return "video"
     found = describe(head) or "a file that begins with neither { nor ["
-    raise BadData(f"{path}: expected images, a manifest or an annotation file, found {found}")
+    raise BadData(f"{path}: expected images, a video, a manifest or annotations, found {found}")
 
 
 def _kind_of_line(line: bytes, path: Path) -> str:
@@ -252,21 +294,24 @@ def _kind_of_line(line: bytes, path: Path) -> str:
         return "manifest" if _NAMES_AN_IMAGE.search(line) else "annotations"
     if {"v", "model"} <= value.keys() or {"answer", "entropy"} <= value.keys():
         raise BadData(
-            f"{path}: expected images, a manifest or an annotation file, found predictions, "
-            "which cdcca infer writes: name the frames that they are about"
+            f"{path}: expected images, a video, a manifest or annotations, found predictions, "
+            "which cdcca infer writes: name their frames"
         )
     return "manifest" if {"id", "image"} & value.keys() else "annotations"
 
 
 def _task(prompt: str | None, task: str | None) -> Task | None:
     if task is not None and task not in TASKS:
-        raise UsageError(f"--task is vqa or caption, not {fields.describe(task)}")
+        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
     if prompt is not None and not prompt.strip():
-        raise UsageError("--prompt is empty")
+        raise SettingError("prompt", "expected a question, found blanks")
     return task
 
 
 def _existing(source: str | Path) -> Path:
+    """Never the current folder for an empty name, which is what an unset variable gives."""
+    if not str(source):
+        raise MissingInput("expected the name of a file or folder, found an empty one")
     path = Path(source)
     try:
         found = os.path.exists(path)
@@ -280,6 +325,6 @@ def _existing(source: str | Path) -> Path:
 def _existing_folder(images: str | Path | None) -> Path | None:
     if images is None:
         return None
-    if not os.path.isdir(images):
-        raise MissingInput(f"--images {images}: no such folder")
+    if not str(images) or not os.path.isdir(images):
+        raise MissingInput(f"`images` {images}: no such folder")
     return Path(images)

@@ -1,58 +1,79 @@
-"""Frames of a video file, through PyAV, an optional package (`pip install 'cdcca[video]'`).
+"""Pictures of a video file, through PyAV, an optional package (`pip install 'cdcca[video]'`).
 
-Every frame of the first video stream, in order of presentation. Their number is found by decoding
-the file once, since containers are often wrong about it. Frames loaded in order are decoded once;
-going back starts the file again. Sound, rotation tags and variable frame rates are not looked at.
+Every frame of the first video stream, in order of presentation, turned as players turn it. Their
+number is found by decoding the file once, since containers are often wrong about it. Frames loaded
+in order are decoded once; going back starts the file again. Sound and frame rates are ignored.
+
+A frame that the decoder could not decode as a whole keeps its position and is refused when it is
+loaded; so are the frames after it that are built on it, up to the next key frame. (No decoder
+tells that the last picture of a cut HEVC or MPEG-2 stream is not whole.)
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdcca_cli.datasets.frames import Frame, LabelledAsk, require_file
+from cdcca_cli.datasets.pictures import require_file
 from cdcca_cli.errors import BadData, Unavailable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts")
 )
+MAGIC = re.compile(
+    rb"RIFF....AVI|....ftyp|\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01|\x30\x26\xb2\x75|OggS"
+    rb"|\x47.{187}\x47",
+    re.S,
+)
+"""How video files begin. HEIC and AVIF pictures begin like MP4: look for them first."""
 
 
-class Video:
-    """The frames of a video file, each with the same ask; its id is `clip.mp4#<position>`.
+def num_frames(path: Path) -> int:
+    """The number of frames of a video file.
 
-    Raises: MissingInput (66), BadData (65) if it cannot be decoded, Unavailable (69) without PyAV.
+    Raises: MissingInput (66); BadData (65) if not one frame can be decoded; Unavailable (69)
+        without PyAV.
     """
-
-    def __init__(self, path: Path, *, prompt: str | None, task: Any) -> None:
-        require_file(path)
-        self._path, self._prompt, self._task = path, prompt, task
-        self._length = sum(1 for _ in _decoded(path))
-        if not self._length:
-            raise BadData(f"{path}: a video without frames")
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Frame]:
-        for position in range(self._length):
-            name = f"{self._path.name}#{position}"
-            ask = LabelledAsk(name, self._prompt, self._task)
-            yield Frame(name, self._path, [ask], position=position)
+    require_file(path)
+    count = num_good = 0
+    for frame in _decoded(path):
+        count += 1
+        num_good += frame is not None
+    if not num_good:
+        raise BadData(f"{path}: a video without a frame that can be decoded")
+    return count
 
 
 def load(path: Path, position: int) -> "Image":
-    """The frame at `position` as RGB. The decoder stays open for the next one."""
+    """The frame at `position` as RGB. The decoder stays open for the next one.
+
+    Raises: BadData (65) if it is damaged, or there is no such frame.
+    """
     global _open_decoder
     if _open_decoder is None or _open_decoder.path != path or _open_decoder.position > position:
         _open_decoder = _Decoder(path)
     try:
-        return _open_decoder.advance(position)
+        found = _open_decoder.advance(position)
     except BaseException:
         _open_decoder = None
         raise
+    if found is None:
+        raise BadData(f"{path}: frame {position} is damaged, or built on a damaged one")
+    return _upright(found)
+
+
+def _upright(frame: Any) -> "Image":
+    """RGB, turned by the quarter turns that the file asks for (phones film on their side)."""
+    from PIL.Image import Transpose
+
+    image: Image = frame.to_image().convert("RGB")
+    quarters = round(frame.rotation / 90) % 4  # counter-clockwise
+    turns = (None, Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
+    turn = turns[quarters]
+    return image if turn is None else image.transpose(turn)
 
 
 class _Decoder:
@@ -62,20 +83,21 @@ class _Decoder:
         self._frames = _decoded(path)
         self._last: Any = None
 
-    def advance(self, position: int) -> "Image":
+    def advance(self, position: int) -> Any:
         while self.position < position:
-            self._last = next(self._frames, None)
+            try:
+                self._last = next(self._frames)
+            except StopIteration:
+                raise BadData(f"{self.path}: has no frame {position}") from None
             self.position += 1
-            if self._last is None:
-                raise BadData(f"{self.path}: has no frame {position}")
-        image: Image = self._last.to_image()
-        return image.convert("RGB")
+        return self._last
 
 
 _open_decoder: _Decoder | None = None
 
 
 def _decoded(path: Path) -> Iterator[Any]:
+    """The frames, with None in place of each that is damaged."""
     try:
         import av
     except ImportError:
@@ -83,11 +105,30 @@ def _decoded(path: Path) -> Iterator[Any]:
             f"{path}: reading video needs PyAV: pip install 'cdcca[video]', "
             "or make a folder of images of it"
         ) from None
-    damaged = av.FFmpegError  # by a name of our own: at the interpreter's end `av` is empty
+    damaged = av.FFmpegError  # a name of our own: at the interpreter's end `av` is empty
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise BadData(f"{path}: no video in it")
-            yield from container.decode(container.streams.video[0])
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise BadData(f"{path}: no video in it that can be decoded")
+            stream.codec_context.options = {"err_detect": "explode"}
+            if stream.codec_context.name == "h264":  # with threads it reports no damaged slice
+                stream.thread_type = "NONE"
+            is_sound = True
+            cut_times = set()  # a decoder may give the frame of a packet later
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    is_sound = False
+                    cut_times.add(packet.pts)
+                try:
+                    frames: list[Any] = packet.decode()
+                except damaged:
+                    is_sound = False
+                    yield None
+                    continue
+                for frame in frames:
+                    is_cut = packet.is_corrupt or frame.is_corrupt or frame.pts in cut_times
+                    is_sound = not is_cut and (is_sound or frame.key_frame)
+                    yield frame if is_sound else None
     except damaged as error:
         raise BadData(f"{path}: damaged or not a video ({error.strerror})") from None

@@ -21,7 +21,7 @@ from cdcca_cli.loop.history import COLUMNS, History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink.sampling import SampleSettings
+from cdcca_cli.uplink.settings import SampleSettings
 
 FRAMES = Path(__file__).parent / "assets" / "frames"
 STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"
@@ -31,8 +31,8 @@ def settings(seed: int) -> RoundSettings:
     """How the demonstration's rounds work: half of the asks, half of the tokens."""
     return RoundSettings(
         sample=SampleSettings(
-            top=parse_amount("50%", "--top"),
-            keep=parse_amount("50%", "--keep"),
+            top=parse_amount("50%"),
+            keep=parse_amount("50%"),
             batch_size=64,
             seed=seed,
         ),

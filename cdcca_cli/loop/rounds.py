@@ -32,8 +32,10 @@ from cdcca_cli.formats.update import write_update
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.models import load, load_device
 from cdcca_cli.scoring.scores import Scores
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
-from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.sampling import sample_frames
+from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ class Cycle:
         self.mirror = mirror_of(device, work) if mirror is None else mirror
         self._last: Adaptation | None = None
 
-    def predict(self, frames: Frames, description: str) -> list[Prediction]:
-        """The device's answers to all that is asked of `frames`."""
+    def predict(
+        self, frames: Frames, description: str, skipped: Skipped | None = None
+    ) -> list[Prediction]:
+        """The device's answers to all questions about `frames`; without `skipped` none is bad."""
         how = AnswerSettings(batch_size=self.settings.sample.batch_size)
         tracked = progress.track(frames, description=description)
-        return list(answer_frames(self.student, tracked, how))
+        return list(answer_frames(self.student, tracked, how, skipped))
 
     def score(self, probe: ValidationSet, description: str) -> Scores:
         """The device's scores on labelled frames."""
@@ -94,7 +98,9 @@ class Cycle:
         start = time.monotonic()
         folder = self.work / f"round-{number}"
         files.make_folder(folder)
-        predictions = self.predict(frames, f"round {number}: infer")
+        skipped = Skipped()
+        predictions = self.predict(frames, f"round {number}: infer", skipped)
+        skipped.refuse_if_all()
         with streams.text_output(str(folder / "predictions.jsonl")) as out:
             write_predictions(out, predictions)
         uplink = folder / "uplink.tokens"
@@ -139,7 +145,7 @@ class Cycle:
             streams.binary_output(str(path), "uplink.tokens") as file,
             shard.writer(file) as write,
         ):
-            for item in sample_frames(self.student, frames, how, predictions):
+            for item in sample_frames(self.student, frames, how, predictions, Skipped()):
                 write(item)
                 asks.append(len(item.asks))
         return asks

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
-from cdcca_cli.models import decoding, digests, overlay, quantization
+from cdcca_cli.models import decoding, digests, overlay, quantization, thin
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import (
     CausalLanguage,
@@ -186,6 +186,8 @@ class LoadedModel(ABC):
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """(B, 3, H, W) float32 on the compute device, as the checkpoint's processor makes them."""
+        if thin.crops_centre(self.image_processor):
+            images = [thin.centre(image) for image in images]
         made = self.image_processor(
             images=[image.convert("RGB") for image in images], return_tensors="pt"
         )

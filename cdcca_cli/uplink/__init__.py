@@ -1,9 +1,10 @@
 """U, the uplink: what the device answers, how sure it is, and what of that is worth sending.
 
-`entropy` is Equation 2, `variance` Equations 3 and 4, `selection` the rules that turn both into a
-choice, `answers` the pass that `cdcca infer` and `cdcca sample` share, `sampling` the pipeline from
-frames to shards, `seen` what a device that runs it from cron remembers.
+In the order in which a frame passes: `answers` is the pass that `cdcca infer` and `cdcca sample`
+share, `uncertainty` holds Equations 2, 3 and 4, `selection` the rules that pick by them, `sampling`
+the pipeline from frames to shards, with its `spool` on disk. `seen` is what a device that samples
+from cron remembers, `settings` the settings of both commands.
 
 Does not read or write files of any format (`formats`, `datasets`), but for `seen`, and knows no
-model class (`families`).
+model class (`models`).
 """

@@ -1,16 +1,18 @@
-"""The pass over frames that answers their asks and says how sure each answer is: `cdcca infer`.
+"""Answers every question of every frame, with the entropy of the answer: `cdcca infer`.
 
-Legend: F frames of a window, B asks of a batch, N visual tokens, C channels.
+Legend: F frames of a window, B questions of a batch, N visual tokens, C channels.
 
 Frames are taken in windows of a few batches. In a window each frame goes through the vision tower
-once, however much is asked of it; its asks are then sorted by task, by whether there are choices
-and by length, so that a batch pads little, and answered in batches. Predictions come out in the
-order of the input, and a window is all that memory holds.
+once; the questions are then sorted by task, by whether there are choices and by length, so that a
+batch pads little, and answered in batches. Predictions come out in the order of the input, and
+memory holds one window.
 
-Every ask gets a free answer by greedy decoding, whose token entropies come from the same pass; one
-with choices gets the summed log-likelihood of each of them too, and the likeliest as its `choice`.
+Every question gets a free answer by greedy decoding, whose token entropies come from the same pass;
+one with choices also gets the summed log-likelihood of each of them, and the likeliest as `choice`.
 
-Does not choose anything by what it finds: `sampling` does.
+A frame that cannot be read and a question that the model cannot take are left out (`Skipped`).
+
+Does not select anything by entropy: `sampling` does.
 """
 
 import math
@@ -22,34 +24,20 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
-from cdcca_cli.uplink.entropy import summarise
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink.settings import AnswerSettings
+from cdcca_cli.uplink.uncertainty import summarise
 
 _WINDOW_BATCHES = 2
 
 
 @dataclass(frozen=True)
-class AnswerSettings:
-    """How asks are answered. `score_choices` is off where only the entropy is wanted."""
-
-    batch_size: int = 32
-    max_new_tokens: int | None = None
-    per_token: bool = False
-    score_choices: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size {self.batch_size}: expected 1 or more")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens {self.max_new_tokens}: expected 1 or more")
-
-
-@dataclass(frozen=True)
 class _Job:
-    """One ask on its way through a batch: `row` is its frame's place in the window."""
+    """One question on its way through a batch: `row` is its frame's place in the window."""
 
     row: int
     place: int
@@ -58,29 +46,41 @@ class _Job:
 
     @property
     def batch_key(self) -> tuple[str, bool]:
-        """Only asks that agree in this share a batch."""
+        """Only questions that agree in this share a batch."""
         return (self.ask.task, bool(self.ask.choices))
 
 
 def answer_frames(
-    model: LoadedModel, frames: Iterable[Frame], settings: AnswerSettings | None = None
+    model: LoadedModel,
+    frames: Iterable[Frame],
+    settings: AnswerSettings | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Prediction]:
-    """Answer every ask of every frame, in order.
+    """Answer every question of every frame, in order.
 
-    Raises: BadData for an image that cannot be read, or a model whose figures are not finite.
+    Args: skipped: counts what is left out because it is bad; None: nothing may be.
+    Raises: BadData, MissingInput for the first bad frame or question where nothing may be left out.
     """
     settings = settings or AnswerSettings()
+    skipped = skipped or Skipped(strict=True)
     for window in windows(frames, settings.batch_size):
+        read = [(frame, pixels_of(model, frame, skipped)) for frame in window]
+        sound = [(frame, pixels_13HW) for frame, pixels_13HW in read if pixels_13HW is not None]
+        if not sound:
+            continue
         tokens = [
-            vision_tokens(model, window[start : start + settings.batch_size])
-            for start in range(0, len(window), settings.batch_size)
+            _vision_tokens(
+                model, [pixels for _, pixels in sound[start : start + settings.batch_size]]
+            )
+            for start in range(0, len(sound), settings.batch_size)
         ]
-        for predictions in answer_window(model, window, torch.cat(tokens), settings):
-            yield from predictions
+        kept = [frame for frame, _ in sound]
+        for predictions in answer_window(model, kept, torch.cat(tokens), settings, skipped):
+            yield from (prediction for prediction in predictions if prediction is not None)
 
 
 def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
-    """Frames in runs that hold a few batches of asks each; a frame is never divided."""
+    """Frames in runs that hold a few batches of questions each; a frame is never divided."""
     window: list[Frame] = []
     num_asks = 0
     for frame in frames:
@@ -93,31 +93,41 @@ def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
         yield window
 
 
+def pixels_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Tensor | None:
+    """The frame as the model takes it, (1, 3, H, W); None if it is bad and was left out."""
+    try:
+        return model.preprocess([load_image(frame)])
+    except (BadData, MissingInput) as error:
+        skipped.add("frame", error)
+        return None
+
+
 @torch.no_grad()
-def vision_tokens(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
+def _vision_tokens(model: LoadedModel, pixels: Sequence[Tensor]) -> Tensor:
     """The vision tower's tokens of some frames, as one batch: (F, N, C)."""
-    return model.vision_tokens(model.preprocess([load_image(frame) for frame in frames]))
+    return model.vision_tokens(torch.cat(list(pixels)))
 
 
 @torch.no_grad()
 def answer_window(
-    model: LoadedModel, frames: Sequence[Frame], tokens_FNC: Tensor, settings: AnswerSettings
-) -> list[list[Prediction]]:
-    """Answer the asks of frames whose tokens are there.
+    model: LoadedModel,
+    frames: Sequence[Frame],
+    tokens_FNC: Tensor,
+    settings: AnswerSettings,
+    skipped: Skipped,
+) -> list[list[Prediction | None]]:
+    """Answer the questions of frames whose tokens are there.
 
-    Returns: for each frame, one prediction for each of its asks.
+    Returns: for each frame, one prediction for each of its questions; None: it was left out.
     """
-    jobs = [
-        _Job(row, place, ask, model.format_prompt(ask.prompt, ask.task))
-        for row, frame in enumerate(frames)
-        for place, ask in enumerate(frame.asks)
-    ]
-    answered: dict[tuple[int, int], Prediction] = {}
+    jobs = []
+    for row, frame in enumerate(frames):
+        for place, ask in enumerate(frame.asks):
+            jobs.append(_Job(row, place, ask, model.format_prompt(ask.prompt, ask.task)))
+    answered: dict[tuple[int, int], Prediction | None] = {}
     for batch in _batches(jobs, settings.batch_size):
-        tokens_BNC = tokens_FNC[[job.row for job in batch]]
-        for job, prediction in zip(
-            batch, _answer_batch(model, frames, batch, tokens_BNC, settings), strict=True
-        ):
+        answers = _answer_batch(model, frames, batch, tokens_FNC, settings, skipped)
+        for job, prediction in zip(batch, answers, strict=True):
             answered[job.row, job.place] = prediction
     return [
         [answered[row, place] for place in range(len(frame.asks))]
@@ -126,7 +136,7 @@ def answer_window(
 
 
 def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Job]]:
-    """Asks of one kind and about one length together; one limit on the answer holds for a batch."""
+    """Questions of one kind and about one length together, so one length limit is for all."""
     batch: list[_Job] = []
     for job in sorted(jobs, key=lambda job: (*job.batch_key, len(job.text))):
         if batch and (len(batch) == batch_size or batch[0].batch_key != job.batch_key):
@@ -141,23 +151,53 @@ def _answer_batch(
     model: LoadedModel,
     frames: Sequence[Frame],
     batch: Sequence[_Job],
-    tokens_BNC: Tensor,
+    tokens_FNC: Tensor,
     settings: AnswerSettings,
-) -> list[Prediction]:
+    skipped: Skipped,
+) -> list[Prediction | None]:
+    """Answer a batch; one that the model refuses is halved until the bad question is alone."""
     texts = [job.text for job in batch]
-    features_BLD = model.project(model.queries(tokens_BNC, prompts=texts))
-    spliced = model.splice(features_BLD, texts)
+    tokens_BNC = tokens_FNC[[job.row for job in batch]]
     limit = settings.max_new_tokens or MAX_NEW_TOKENS[batch[0].ask.task]
-    generated = model.generate(spliced, limit)
     scores: list[list[float]] | list[None] = [None] * len(batch)
-    if settings.score_choices and batch[0].ask.choices:
-        scores = model.score_choices(spliced, [job.ask.choices or [] for job in batch])
-    return [
-        _prediction(model, frames[job.row], job.ask, ids, entropies, score, settings.per_token)
-        for job, ids, entropies, score in zip(
-            batch, generated.ids, generated.entropies, scores, strict=True
-        )
-    ]
+    try:
+        spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
+        generated = model.generate(spliced, limit)
+        if settings.score_choices and batch[0].ask.choices:
+            scores = model.score_choices(spliced, [job.ask.choices or [] for job in batch])
+    except BadData as error:
+        if len(batch) == 1:
+            _leave_out(frames[batch[0].row], batch[0].ask, error, skipped)
+            return [None]
+        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        return [
+            prediction
+            for half in halves
+            for prediction in _answer_batch(model, frames, half, tokens_FNC, settings, skipped)
+        ]
+    answers: list[Prediction | None] = []
+    for job, ids, entropies, score in zip(
+        batch, generated.ids, generated.entropies, scores, strict=True
+    ):
+        frame = frames[job.row]
+        if all(math.isfinite(figure) for figure in (*entropies, *(score or ()))):
+            skipped.num_sound += 1
+            answers.append(
+                _prediction(model, frame, job.ask, ids, entropies, score, settings.per_token)
+            )
+        else:
+            fault = BadData(
+                "the model's figures are not finite: a damaged checkpoint or overlay, or values "
+                "too large for this `dtype`"
+            )
+            _leave_out(frame, job.ask, fault, skipped)
+            answers.append(None)
+    return answers
+
+
+def _leave_out(frame: Frame, ask: LabelledAsk, error: BadData, skipped: Skipped) -> None:
+    name = frame.id if ask.id == frame.id else f"{frame.id}: question {ask.id}"
+    skipped.add("question", BadData(f"{name}: {error}"))
 
 
 def _prediction(
@@ -169,11 +209,6 @@ def _prediction(
     scores: list[float] | None,
     per_token: bool,
 ) -> Prediction:
-    if not all(math.isfinite(figure) for figure in (*entropies, *(scores or ()))):
-        raise BadData(
-            f"{frame.id}: the model's figures for ask {ask.id} are not finite: "
-            "a damaged checkpoint or overlay, or values too large for this --dtype"
-        )
     choice = None
     if scores is not None and ask.choices is not None:
         choice = ask.choices[max(range(len(scores)), key=scores.__getitem__)]

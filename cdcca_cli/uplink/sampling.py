@@ -1,27 +1,29 @@
 """From frames to shards, coarse to fine: `cdcca sample`, Uncertainty-guided Token Sampling.
 
-Legend: K asks of a frame, N visual tokens, C channels.
+Legend: K questions of a frame, N visual tokens, C channels.
 
-Stage 1 gives every ask of every frame the entropy of its answer (Eq. 2), by the pass of `answers`
-or from predictions made earlier, and picks asks by it. A frame goes up if one of its asks was
-picked, with the picked asks only. Stage 2 gives every token of those frames a score, the variance
-over Monte Carlo dropout (Eq. 3, 4), and keeps the best; what is sent are the clean tokens.
+Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
+predictions, and picks questions by it. A frame goes up if one of its questions was picked, with the
+picked questions only. Stage 2 scores every token of those frames by its variance over Monte Carlo
+dropout (Eq. 3, 4) and keeps the best; the tokens that are sent are the clean ones.
 
 **Memory is flat and the tower runs once per frame.** What ranks high is known only at the end of
 the stream, so the trunk's hidden state of each frame that could still be picked waits in a spool on
-disk, and gives up its place when its last ask falls out of the ranking. At the end stage 2 goes on
-from there, in the order of the input. With `threshold` nothing waits: a frame is sent or not.
-With predictions the tower runs for the picked frames alone.
+disk, and gives up its place when its last question falls out of the ranking. At the end stage 2
+continues from there, in the order of the input. With `threshold` nothing waits: a frame is sent or
+not. With predictions the tower runs for the picked frames alone.
 
 **The same tokens whatever the batch.** Sums in floating point depend on the shape of a batch in
-their last bits, and a rank can hang on a bit. So the tower takes one frame at a time here, and
+their last bits, and a rank can depend on one bit. So the tower takes one frame at a time here, and
 stage 2 one frame's passes; only the language model of stage 1 runs in batches of `batch_size`.
+
+**A bad frame changes nothing for the others**: the shards are those of a source without it. Only
+with predictions, where a picture is read after it was picked, may there be one shard less.
 
 Does not write: a shard is a value, and `formats.shard` knows its bytes.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,91 +33,24 @@ from torch import Tensor
 
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.predictions import ENTROPIES, Prediction
+from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.text import Amount, parse_amount
-from cdcca_cli.uplink import selection, variance
-from cdcca_cli.uplink.answers import AnswerSettings, answer_window, image_name, windows
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink import selection, uncertainty
+from cdcca_cli.uplink.answers import answer_window, image_name, pixels_of, windows
 from cdcca_cli.uplink.selection import Ranking
+from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, AnswerSettings, SampleSettings
 from cdcca_cli.uplink.spool import Spool
 
-TOKEN_RULES = ("vis", "random", "norm")
-DEFAULT_TOP = parse_amount("10%", "--top")
-DEFAULT_KEEP = parse_amount("50%", "--keep")
-
 
 @dataclass(frozen=True)
-class SampleSettings:
-    """What is picked, and how it is sent. Nothing said: the top 10 % of asks, half the tokens.
-
-    Stage 1, one of: `top`, so many asks or such a share of them; `threshold`, entropy of at least
-    so many nats; `budget_bytes`, a whole stream of at most so many bytes, filled from the top.
-    Stage 2, one of: `keep`, so many tokens or such a share; `beta`, sigma^2 above it.
-
-    Raises: UsageError for a value out of range, or two rules at once.
-    """
-
-    top: Amount | None = None
-    threshold: float | None = None
-    budget_bytes: int | None = None
-    keep: Amount | None = None
-    beta: float | None = None
-    by: str = "vis"
-    entropy: str = "mean"
-    passes: int = 8
-    dropout: float = 0.1
-    blocks: int = 2
-    bits: int = 8
-    seed: int = 0
-    batch_size: int = 32
-    max_new_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        stage_1 = [self.top, self.threshold, self.budget_bytes]
-        if sum(rule is not None for rule in stage_1) > 1:
-            raise UsageError("--top, --threshold and --budget exclude each other: give one")
-        if self.keep is not None and self.beta is not None:
-            raise UsageError("--keep and --beta exclude each other: give one")
-        if self.beta is not None and self.by != "vis":
-            raise UsageError(f"--beta is a variance: it needs --by vis, not --by {self.by}")
-        for option, value in (("--threshold", self.threshold), ("--beta", self.beta)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{option} {value}: expected 0 or more")
-        for option, name, names in (
-            ("--by", self.by, TOKEN_RULES),
-            ("--entropy", self.entropy, ENTROPIES),
-        ):
-            if name not in names:
-                raise UsageError(f"{option} {name}: expected one of {', '.join(names)}")
-        if self.passes < 2:
-            raise UsageError(f"--passes {self.passes}: a variance needs 2 or more")
-        if not 0 < self.dropout < 1:
-            raise UsageError(
-                f"--dropout {self.dropout}: expected above 0 and below 1; without dropout "
-                "no token varies (--by norm and --by random need none)"
-            )
-        if self.blocks < 1:
-            raise UsageError(f"--blocks {self.blocks}: expected 1 or more")
-        if self.bits not in (8, 16, 32):
-            raise UsageError(f"--bits {self.bits}: expected 8, 16 or 32")
-        if self.budget_bytes is not None and self.budget_bytes < 1:
-            raise UsageError(f"--budget {self.budget_bytes}: expected 1 byte or more")
-        AnswerSettings(self.batch_size, self.max_new_tokens)
-
-    @property
-    def is_top(self) -> bool:
-        """Whether stage 1 is by `top`, the rule when nothing is said."""
-        return self.threshold is None and self.budget_bytes is None
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A frame after stage 1. entropies_K: None for an ask that has no figure.
+class _Candidate:
+    """A frame after stage 1. entropies_K: None for a question that has no figure.
 
     hidden_1NC: the trunk's output; None if it has not run.
     """
@@ -130,46 +65,71 @@ def sample_frames(
     frames: Iterable[Frame],
     settings: SampleSettings | None = None,
     predictions: Iterable[Prediction] | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Shard]:
-    """The most uncertain tokens of the most uncertain asks, as shards in the order of the input.
+    """The most uncertain tokens of the most uncertain questions, in the order of the input.
 
     Args:
-        frames: gone through twice, first to count the asks; without predictions, by threshold or
-            budget, once.
-        predictions: entropies to use instead of answering, matched by the asks' ids.
-    Raises: UsageError: more blocks than the tower has. BadData: an image, a figure or a prediction
-        is bad, no token of a frame varies, or no prediction belongs to the frames.
+        frames: gone through twice, first to count the questions; without predictions, by threshold
+            or budget, once.
+        predictions: entropies to use instead of answering, matched by the questions' ids.
+        skipped: counts what is left out because it is bad; None: nothing may be.
+    Raises: SettingError: more blocks than the tower has. BadData: no prediction belongs to the
+        frames. BadData, MissingInput for the first bad frame or question where nothing may be left
+        out.
     """
     settings = settings or SampleSettings()
+    skipped = skipped or Skipped(strict=True)
     if settings.blocks > model.num_blocks:
-        raise UsageError(
-            f"--blocks {settings.blocks}: the vision tower has {model.num_blocks} that are used"
+        raise SettingError(
+            "blocks", f"the vision tower has {model.num_blocks} that are used", settings.blocks
         )
     if predictions is None:
         num_asks = sum(len(frame.asks) for frame in frames) if settings.is_top else 0
-        judged = _answered(model, frames, settings)
+        candidates = _answered(model, frames, settings, skipped)
     else:
         figures = _figures(model, predictions, settings.entropy)
         num_asks = _matched(frames, figures)
         tracked = progress.track(frames, description="sample")
-        judged = (_Judged(frame, _look_up(frame, figures)) for frame in tracked)
+        candidates = (_Candidate(frame, _look_up(frame, figures)) for frame in tracked)
+
+    def make(item: _Candidate, asks: Sequence[int], hidden_1NC: Tensor | None) -> Shard | None:
+        try:
+            shard = make_shard(model, item.frame, item.entropies_K, asks, settings, hidden_1NC)
+        except (BadData, MissingInput) as error:
+            skipped.add("frame", error)
+            return None
+        skipped.num_sound += 1
+        return shard
+
     if settings.threshold is not None:
-        return _above(model, judged, settings, settings.threshold)
-    return _highest(model, judged, settings, num_asks)
+        return _above(candidates, settings.threshold, make)
+    return _highest(model.num_tokens, candidates, settings, num_asks, make)
+
+
+Make = Callable[[_Candidate, Sequence[int], Tensor | None], Shard | None]
+"""Stage 2 of a frame: with the places of its picked questions, and the trunk's output if there."""
 
 
 def _answered(
-    model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings
-) -> Iterator[_Judged]:
+    model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
+) -> Iterator[_Candidate]:
     """Stage 1 by answering: the trunk once per frame, everything else from its output."""
     how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
     for window in windows(progress.track(frames, description="sample"), settings.batch_size):
-        hidden = [_trunk(model, frame, settings) for frame in window]
+        kept, hidden = [], []
+        for frame in window:
+            pixels_13HW = pixels_of(model, frame, skipped)
+            if pixels_13HW is not None:
+                kept.append(frame)
+                hidden.append(_trunk(model, pixels_13HW, settings))
+        if not kept:
+            continue
         tokens_FNC = torch.cat([_tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
-        answers = answer_window(model, window, tokens_FNC, how)
-        for frame, hidden_1NC, predictions in zip(window, hidden, answers, strict=True):
-            entropies: list[float | None] = [p.entropy[settings.entropy] for p in predictions]
-            yield _Judged(frame, entropies, hidden_1NC)
+        answers = answer_window(model, kept, tokens_FNC, how, skipped)
+        for frame, hidden_1NC, predictions in zip(kept, hidden, answers, strict=True):
+            entropies = [None if p is None else p.entropy[settings.entropy] for p in predictions]
+            yield _Candidate(frame, entropies, hidden_1NC)
 
 
 def _figures(
@@ -194,45 +154,50 @@ def _look_up(frame: Frame, figures: Mapping[str, float]) -> list[float | None]:
 
 
 def _matched(frames: Iterable[Frame], figures: Mapping[str, float]) -> int:
-    """How many asks have a figure; says it where some have none."""
+    """How many questions have a figure; a line on stderr where some have none."""
     num_asks = num_matched = 0
     for frame in frames:
         num_asks += len(frame.asks)
         num_matched += sum(figure is not None for figure in _look_up(frame, figures))
     if num_asks and not num_matched:
         raise BadData(
-            f"--predictions: none of its {len(figures)} ids is asked of these frames "
-            f"({num_asks} asks): give the predictions that infer made of the same frames"
+            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
+            f"({num_asks} questions): give the predictions that infer made of the same frames"
         )
     if num_matched < num_asks:
         streams.message(
-            f"{num_asks - num_matched} of {num_asks} asks have no prediction and are left out"
+            f"{num_asks - num_matched} of {num_asks} questions have no prediction and are left out"
         )
     return num_matched
 
 
-def _above(
-    model: LoadedModel, judged: Iterable[_Judged], settings: SampleSettings, threshold: float
-) -> Iterator[Shard]:
-    for item in judged:
+def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Shard]:
+    for item in candidates:
         asks = [
             place
             for place, entropy in enumerate(item.entropies_K)
             if entropy is not None and entropy >= threshold
         ]
-        if asks:
-            yield make_shard(model, item.frame, item.entropies_K, asks, settings, item.hidden_1NC)
+        shard = make(item, asks, item.hidden_1NC) if asks else None
+        if shard is not None:
+            yield shard
 
 
 def _highest(
-    model: LoadedModel, judged: Iterable[_Judged], settings: SampleSettings, num_asks: int
+    num_tokens: int,
+    candidates: Iterable[_Candidate],
+    settings: SampleSettings,
+    num_asks: int,
+    make: Make,
 ) -> Iterator[Shard]:
     with Spool() as spool:
         ranking: Ranking | None = None
-        waiting: dict[int, _Judged] = {}
+        waiting: dict[int, _Candidate] = {}
         slots: dict[int, int] = {}
-        for order, item in enumerate(judged):
-            ranking = ranking or _ranking(settings, num_asks, model.num_tokens, item)
+        num_ranked = 0
+        for order, item in enumerate(candidates):
+            ranking = ranking or _ranking(settings, num_asks, num_tokens, item)
+            num_ranked += sum(entropy is not None for entropy in item.entropies_K)
             gone = ranking.offer(order, item.entropies_K)
             for other in gone & waiting.keys():
                 del waiting[other]
@@ -243,21 +208,25 @@ def _highest(
                 if item.hidden_1NC is not None:
                     slots[order] = spool.put(item.hidden_1NC)
 
-        def make(order: int, asks: Sequence[int]) -> Shard:
-            item = waiting[order]
+        def make_waiting(order: int, asks: Sequence[int]) -> Shard | None:
             hidden_1NC = spool.get(slots[order]) if order in slots else None
-            return make_shard(model, item.frame, item.entropies_K, asks, settings, hidden_1NC)
+            return make(waiting[order], asks, hidden_1NC)
 
         if ranking is None:
             return
         if settings.budget_bytes is not None:
-            yield from _within(settings.budget_bytes, ranking, waiting, make)
-        else:
-            for order, asks in ranking.by_frame().items():
-                yield make(order, asks)
+            yield from _within(settings.budget_bytes, ranking, waiting, make_waiting)
+            return
+        ranking.shorten((settings.top or DEFAULT_TOP).of(num_ranked))
+        for order, asks in ranking.by_frame().items():
+            shard = make_waiting(order, asks)
+            if shard is not None:
+                yield shard
 
 
-def _ranking(settings: SampleSettings, num_asks: int, num_tokens: int, first: _Judged) -> Ranking:
+def _ranking(
+    settings: SampleSettings, num_asks: int, num_tokens: int, first: _Candidate
+) -> Ranking:
     """A ranking no longer than what can be picked in the end."""
     if settings.is_top:
         return Ranking(max_asks=(settings.top or DEFAULT_TOP).of(num_asks))
@@ -273,28 +242,31 @@ def _ranking(settings: SampleSettings, num_asks: int, num_tokens: int, first: _J
 def _within(
     budget_bytes: int,
     ranking: Ranking,
-    waiting: Mapping[int, _Judged],
-    make: Callable[[int, Sequence[int]], Shard],
+    waiting: Mapping[int, _Candidate],
+    make: Callable[[int, Sequence[int]], Shard | None],
 ) -> Iterator[Shard]:
-    """Asks from the top while the whole stream, end record included, fits; then no more."""
+    """Questions from the top while the whole stream, end record included, fits; then no more."""
+    made: dict[int, Shard | None] = {}
     taken: dict[int, Shard] = {}
     places: dict[int, list[int]] = {}
     sizes: dict[int, int] = {}
     total = 0
     for order, place in ranking:
         asks = sorted([*places.get(order, []), place])
-        if order in taken:
-            item = waiting[order]
-            shard = replace(taken[order], asks=_asks(item.frame, item.entropies_K, asks))
-        else:
-            shard = make(order, asks)
+        if order not in made:
+            made[order] = make(order, asks)
+        shard = made[order]
+        if shard is None:
+            continue
+        item = waiting[order]
+        shard = replace(shard, asks=_asks(item.frame, item.entropies_K, asks))
         size = shard_format.encoded_bytes(shard)
         grown = total - sizes.get(order, 0) + size
         if grown + _end_bytes(len(taken.keys() | {order})) > budget_bytes:
             break
         taken[order], places[order], sizes[order], total = shard, asks, size, grown
     if not taken:
-        streams.message(f"a budget of {budget_bytes:,} bytes holds not one shard: nothing is sent")
+        streams.message(f"a budget of {budget_bytes:,} bytes holds no shard: nothing is sent")
     return (taken[order] for order in sorted(taken))
 
 
@@ -312,14 +284,16 @@ def make_shard(
     settings: SampleSettings,
     hidden_1NC: Tensor | None = None,
 ) -> Shard:
-    """Stage 2 of one frame: its best tokens, with those of its asks that were picked.
+    """Stage 2 of one frame: its best tokens, with those of its questions that were picked.
 
     Args:
-        entropies_K: of all its asks, in nats. asks: the places of the picked ones, ascending.
-        hidden_1NC: what the trunk gave for it; None: it runs now.
+        entropies_K: of all its questions, in nats. asks: the places of the picked ones, ascending.
+        hidden_1NC: the trunk's output; None: it runs now.
+    Raises: BadData, MissingInput: the picture is bad; BadData: a value is not finite, or no token
+        varies.
     """
     if hidden_1NC is None:
-        hidden_1NC = _trunk(model, frame, settings)
+        hidden_1NC = _trunk(model, model.preprocess([load_image(frame)]), settings)
     tokens_NC, scores_N = _scored(model, frame, hidden_1NC.to(model.device), settings)
     if settings.beta is not None:
         positions = selection.keep_above(scores_N, settings.beta)
@@ -340,7 +314,7 @@ def make_shard(
 
 
 def _asks(frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]) -> list[Ask]:
-    """What goes up of the asks: never their labels."""
+    """What goes up of the questions: never their labels."""
     picked = [(frame.asks[place], entropies_K[place]) for place in places]
     return [Ask(ask.id, ask.prompt, ask.task, ask.choices, entropy) for ask, entropy in picked]
 
@@ -350,7 +324,7 @@ def _scored(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The clean tokens (N, C) of one frame and the score of each, (N,), both float32."""
     if settings.by == "vis":
-        tokens_NC, variance_N = variance.token_variance(
+        tokens_NC, variance_N = uncertainty.token_variance(
             model,
             hidden_1NC,
             frame.id,
@@ -363,13 +337,12 @@ def _scored(
     tokens = _tail(model, hidden_1NC, settings)[0].float().cpu().numpy()
     if settings.by == "norm":
         return tokens, selection.token_norm(tokens)
-    generator = variance.frame_generator(settings.seed, frame.id)
+    generator = uncertainty.frame_generator(settings.seed, frame.id)
     return tokens, generator.random(len(tokens), dtype=np.float32)
 
 
 @torch.no_grad()
-def _trunk(model: LoadedModel, frame: Frame, settings: SampleSettings) -> Tensor:
-    pixels_13HW = model.preprocess([load_image(frame)])
+def _trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
     return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
 
 

@@ -1,12 +1,13 @@
-"""What a device that samples from cron has looked at already: `cdcca sample --state FILE`.
+"""The frames that a device has sampled already: `cdcca sample --state FILE`.
 
 The file, version 1, is JSON: `{"kind": "seen", "version": 1, "frames": {id: fingerprint}}`. The
-fingerprint is a digest of the image file's size and time of last change and of what is asked of it,
-so a file that is written anew, or asked something else, is new. A frame is seen when it was looked
-at, sent or not. Frames that are gone from the source are forgotten, so the file stays as large as
-the source; use one state file for one source.
+fingerprint is a digest of the image file's size and time of last change and of the questions, so a
+frame with a new file or other questions is new. A frame is seen once it was sampled: sent, not sent
+or left out because it is bad. So a bad frame is reported once, and tried again when its file
+changes. Frames that are gone from the source are forgotten, so the file stays as large as the
+source; use one state file for one source.
 
-Does not lock: two runs at once are kept apart by `flock`, as examples of a cron job do.
+Does not lock: a cron job keeps two runs apart with `flock`.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from cdcca_cli import files
 from cdcca_cli.datasets import Frame
 from cdcca_cli.datasets.frames import Frames
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
+from cdcca_cli.formats.records import load_json
 
 VERSION = 1
 
@@ -28,7 +30,7 @@ class Seen:
     """The frames of `source` that are not in the state file, to be gone through like `source`.
 
     Args: path: the state file; None, or one that is not there yet: every frame is new.
-    Raises: BadData, NewerFormat: not a state file; MissingInput: it, or an image, cannot be read.
+    Raises: BadData, NewerFormat: not a state file; MissingInput: it cannot be read.
     """
 
     def __init__(self, source: Frames, path: Path | None) -> None:
@@ -38,30 +40,36 @@ class Seen:
         self._known: set[str] = set()
         if path is not None:
             before = _read(path)
-            self._found = {frame.id: _fingerprint(frame) for frame in source}
-            self._known = {name for name, mark in self._found.items() if before.get(name) == mark}
+            self._found = {_key(frame): _fingerprint(frame) for frame in source}
+            self._known = {key for key, mark in self._found.items() if before.get(key) == mark}
 
     def __len__(self) -> int:
         return len(self._source) - len(self._known)
 
     def __iter__(self) -> Iterator[Frame]:
-        return (frame for frame in self._source if frame.id not in self._known)
+        return (frame for frame in self._source if _key(frame) not in self._known)
 
     def save(self) -> None:
-        """Remember every frame of the source; call it once what came of them is safely written."""
+        """Remember every frame of the source; call it when the shards are safely written."""
         if self._path is not None:
             state = {"kind": "seen", "version": VERSION, "frames": self._found}
             text = json.dumps(state, sort_keys=True, separators=(",", ":"))
             files.atomic_write_bytes(self._path, text.encode() + b"\n")
 
 
+def _key(frame: Frame) -> str:
+    """The frame's id; where that is no text, as a file's name may be, with escapes."""
+    return frame.id.encode("utf-8", "backslashreplace").decode()
+
+
 def _fingerprint(frame: Frame) -> str:
     try:
         status = os.stat(frame.image)
-    except OSError as error:
-        raise MissingInput(f"{frame.image}: {error.strerror or error}") from None
+        version = [status.st_size, status.st_mtime_ns]
+    except OSError:  # a link to nothing, or gone since the folder was read
+        version = [0, 0]
     asks = [(ask.id, ask.prompt, ask.task, ask.choices) for ask in frame.asks]
-    content = json.dumps([status.st_size, status.st_mtime_ns, asks])
+    content = json.dumps([*version, asks])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -71,12 +79,12 @@ def _read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise MissingInput(f"{path}: {error.strerror or error}") from None
+        raise MissingInput(files.reason(path, error)) from None
     try:
-        state: Any = json.loads(content)
-    except (ValueError, RecursionError):
+        state: Any = load_json(content, str(path))
+    except BadData:
         state = None
-    cure = "name another file with --state, or remove this one to look at every frame again"
+    cure = "name another file with `state`, or remove this one to sample every frame again"
     if not isinstance(state, dict) or state.get("kind") != "seen":
         raise BadData(f"{path}: not a state file of cdcca sample: {cure}")
     version, frames = state.get("version"), state.get("frames")

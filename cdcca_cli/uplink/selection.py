@@ -1,12 +1,12 @@
-"""Which asks and which tokens are sent: rules over figures, pure and in numpy.
+"""Which questions and which tokens are sent: rules over figures, pure and in numpy.
 
-Legend: K asks, N visual tokens, C channels.
+Legend: K questions, N visual tokens, C channels.
 
-Stage 1 ranks asks (one frame with one prompt, the paper's instance) by their entropy: the highest
+Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy: the highest
 first, and of equals the one that came first. Stage 2 ranks the tokens of one frame by a score: the
 highest first, of equals the one at the lower position.
 
-Does not know where the figures come from (`entropy`, `variance`), nor what a shard weighs.
+Does not know where the figures come from (`uncertainty`), nor the size of a shard.
 """
 
 from bisect import insort
@@ -19,7 +19,7 @@ from cdcca_cli.text import Amount
 
 
 class Ranking:
-    """The asks of highest entropy so far: `max_asks` of them at most, of `max_frames` frames.
+    """The questions of highest entropy so far: at most `max_asks`, of at most `max_frames` frames.
 
     With `max_frames` it is the longest prefix of the ranking that touches no more frames than
     that: what a fixed number of bytes could at most hold, taken from the top without a gap.
@@ -33,16 +33,25 @@ class Ranking:
         self._num_asks: Counter[int] = Counter()  # by frame
 
     def offer(self, frame: int, entropies_K: Sequence[float | None]) -> set[int]:
-        """Rank the asks of one frame, known by its place in the input.
+        """Rank the questions of one frame, known by its place in the input.
 
-        Args: entropies_K: one finite figure per ask, in nats; None leaves the ask out.
-        Returns: the frames that have no ask left in the ranking by this; `frame` may be in it.
+        Args: entropies_K: one finite figure per question, in nats; None leaves it out.
+        Returns: the frames that now have no question in the ranking; `frame` may be in it.
         """
         for ask, entropy in enumerate(entropies_K):
             if entropy is not None:
                 insort(self._ranked, (-entropy, frame, ask))
                 self._num_asks[frame] += 1
         gone: set[int] = set() if frame in self._num_asks else {frame}
+        return gone | self._cut()
+
+    def shorten(self, max_asks: int) -> None:
+        """Keep only the `max_asks` highest."""
+        self._max_asks = max_asks
+        self._cut()
+
+    def _cut(self) -> set[int]:
+        gone = set()
         while self._is_over():
             _, dropped, _ = self._ranked.pop()
             self._num_asks[dropped] -= 1
@@ -57,11 +66,11 @@ class Ranking:
         return over_asks or over_frames
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(frame, ask), the highest entropy first."""
+        """(frame, question), the highest entropy first."""
         return ((frame, ask) for _, frame, ask in self._ranked)
 
     def by_frame(self) -> dict[int, list[int]]:
-        """The ranked asks of each frame; frames and asks both in the order of the input."""
+        """The ranked questions of each frame; both in the order of the input."""
         asks: dict[int, list[int]] = {frame: [] for frame in sorted(self._num_asks)}
         for frame, ask in sorted(self):
             asks[frame].append(ask)

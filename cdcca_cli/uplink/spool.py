@@ -1,10 +1,10 @@
-"""Hidden states of the frames that may be sent, on disk while the rest of the stream is looked at.
+"""Hidden states of the frames that may be sent, on disk until the end of the stream.
 
 A temporary file without a name (gone with the process, however it ends) in slots of one size; a
-frame that falls out of the ranking gives its slot to the next. So the file is as large as the most
-frames that were candidates at once, and memory stays that of one frame.
+frame that falls out of the ranking gives its slot to the next. So the file grows with the largest
+number of candidates at one time, and memory stays that of one frame.
 
-It lies in the folder that TMPDIR names; where that is memory (tmpfs), name a disk.
+It is in the folder that TMPDIR names; where that is in memory (tmpfs), name a folder on a disk.
 """
 
 import os
@@ -36,11 +36,6 @@ class Spool:
     ) -> None:
         self._file.close()
 
-    @property
-    def num_slots(self) -> int:
-        """How many slots the file has, in use or free."""
-        return self._num_slots
-
     def put(self, tensor: Tensor) -> int:
         """Write `tensor` and return its slot."""
         tensor = tensor.detach().cpu().contiguous()
@@ -70,5 +65,5 @@ class Spool:
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def free(self, slot: int) -> None:
-        """Give `slot` back; what is in it is lost."""
+        """Give `slot` back; its content is lost."""
         self._free.append(slot)

@@ -54,8 +54,9 @@ from cdcca_cli.loop import demo
 from cdcca_cli.models import load, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
-from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.sampling import sample_frames
+from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 
 Overlay = Mapping[str, np.ndarray]
 CHECKPOINT = "shipped:student"
@@ -156,8 +157,8 @@ class Bench:
         """What the device sends of these frames."""
         predictions = list(answer_frames(self.student, frames, AnswerSettings(batch_size=64)))
         how = SampleSettings(
-            top=parse_amount(top, "--top"),
-            keep=parse_amount("50%", "--keep"),
+            top=parse_amount(top),
+            keep=parse_amount("50%"),
             batch_size=64,
             seed=seed,
         )

@@ -93,14 +93,15 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.models.initial import create_device
     from cdcca_cli.models.settings import InitSettings
     from cdcca_cli.text import parse_amount
-    from cdcca_cli.uplink.sampling import SampleSettings, make_shard
+    from cdcca_cli.uplink.sampling import make_shard
+    from cdcca_cli.uplink.settings import SampleSettings
 
     folder = Path(plan["folder"])
     create_device(
         folder / "mirror", "shipped:student", InitSettings(lora_rank=RANK, lora_alpha=ALPHA)
     )
     student = load("shipped:student", compute="cpu", dtype="float32")
-    how = SampleSettings(keep=parse_amount(plan["keep"], "--keep"), by="norm")
+    how = SampleSettings(keep=parse_amount(plan["keep"]), by="norm")
     frames = list(read_frames(ASSETS / "frames" / "stream"))[: plan["frames"]]
     clock, asks = Clock(), []
     with (

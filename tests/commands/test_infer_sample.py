@@ -165,18 +165,88 @@ class TestState:
         assert run("sample", frames, "-m", device, "-o", "/dev/full", "--state", state) == 73
         assert not state.exists()
 
-    def test_not_saved_when_a_frame_is_bad(
-        self, frames: Path, device: Path, tmp_path: Path
+    def test_a_bad_frame_is_left_out_named_and_remembered(
+        self, frames: Path, device: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         state, out = tmp_path / "state.json", tmp_path / "s"
         whole = (frames / "9.png").read_bytes()
         (frames / "9.png").write_bytes(whole[: len(whole) // 2])
-        command = ("sample", frames, "-m", device, "-o", out, "--state", state)
-        assert run(*command) == 65
-        assert not state.exists()
-        assert not out.exists()
+        command = ("sample", frames, "-m", device, "-o", out, "--state", state, "--top", "100%")
+        assert run(*command) == 0
+        assert len(shards_in(out)) == 9
+        lines = capfd.readouterr().err.splitlines()
+        assert "left out" in lines[0] and "9.png" in lines[0]
+        assert "9 of 10 frames picked" in lines[1] and "1 frame left out" in lines[1]
+        assert run(*command) == 0
+        assert "9.png" not in capfd.readouterr().err, "named once"
         (frames / "9.png").write_bytes(whole)
         assert run(*command) == 0
+        assert [shard.frame for shard in shards_in(out)] == ["9.png"]
+
+    def test_a_job_goes_on_when_all_that_is_new_is_bad(
+        self, frames: Path, device: Path, tmp_path: Path
+    ) -> None:
+        state, out = tmp_path / "state.json", tmp_path / "s"
+        command = ("sample", frames, "-m", device, "-o", out, "--state", state)
+        assert run(*command) == 0
+        (frames / "new.png").write_bytes(b"")
+        assert run(*command) == 0
+        assert shards_in(out) == []
+
+    def test_strict_saves_nothing(self, frames: Path, device: Path, tmp_path: Path) -> None:
+        state, out = tmp_path / "state.json", tmp_path / "s"
+        (frames / "9.png").write_bytes(b"")
+        command = ("sample", frames, "-m", device, "-o", out, "--state", state, "--strict")
+        assert run(*command) == 65
+        assert not state.exists() and not out.exists()
+
+
+class TestBadFrames:
+    @pytest.fixture
+    def mixed(self, frames: Path) -> Path:
+        """10 sound frames, an empty one, and one whose name is not UTF-8."""
+        (frames / "4x.png").write_bytes(b"")
+        (frames / os.fsdecode(b"caf\xe9.png")).write_bytes((frames / "0.png").read_bytes())
+        return frames
+
+    @pytest.mark.parametrize("options", [("infer",), ("sample", "--top", "100%")])
+    def test_named_counted_and_left_out(
+        self,
+        options: tuple[str, ...],
+        mixed: Path,
+        device: Path,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        out = tmp_path / "out"
+        assert run(options[0], mixed, "-m", device, "-o", out, *options[1:]) == 0
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 3
+        assert "4x.png: not an image (the file is empty)" in lines[0]
+        assert "caf\\udce9.png: its name is not UTF-8" in lines[1]
+        assert lines[2].endswith(", 2 frames left out")
+        ids = [f"{number}.png" for number in range(10)]
+        if options[0] == "infer":
+            assert [p.id for p in predictions_in(out)] == ids
+        else:
+            assert [shard.frame for shard in shards_in(out)] == ids
+
+    @pytest.mark.parametrize("verb", ["infer", "sample"])
+    def test_strict(self, verb: str, mixed: Path, device: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        assert run(verb, mixed, "-m", device, "-o", out, "--strict") == 65
+        assert not out.exists()
+
+    @pytest.mark.parametrize("verb", ["infer", "sample"])
+    def test_a_source_without_a_sound_frame_is_an_error(
+        self, verb: str, device: Path, tmp_path: Path
+    ) -> None:
+        folder, out = tmp_path / "bad", tmp_path / "out"
+        folder.mkdir()
+        for name in ("a.png", "b.png"):
+            (folder / name).write_bytes(b"")
+        assert run(verb, folder, "-m", device, "-o", out) == 65
+        assert not out.exists()
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs in ../shared/data/coco_mini")

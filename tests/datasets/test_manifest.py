@@ -160,12 +160,12 @@ def test_images_in_another_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "here", {"id": "x", "image": "../there/c.png", "prompt": "?"})
     (tmp_path / "there").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "there" / "c.png")
-    with pytest.raises(BadData, match="--images"):
+    with pytest.raises(BadData, match="`images`"):
         read_frames(path)
     path = write(tmp_path / "here", {"id": "x", "image": "there/c.png", "prompt": "?"})
     (frame,) = read_frames(path, images=tmp_path)
     assert frame.image == tmp_path / "there" / "c.png"
-    with pytest.raises(MissingInput, match="--images"):
+    with pytest.raises(MissingInput, match="`images`"):
         read_frames(path, images=tmp_path / "nowhere")
 
 

@@ -37,10 +37,10 @@ def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"task": "vqa"}, "--prompt"),
-        ({"task": "ocr"}, "--task"),
-        ({"prompt": "  "}, "--prompt"),
-        ({"images": "."}, "--images"),
+        ({"task": "vqa"}, "`prompt`"),
+        ({"task": "ocr"}, "`task`"),
+        ({"prompt": "  "}, "`prompt`"),
+        ({"images": "."}, "`images`"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str], said: str) -> None:
@@ -114,37 +114,48 @@ def test_bare_images_have_no_references(tmp_path: Path) -> None:
         read_references(tmp_path)
 
 
-def video(path: Path) -> None:
-    """Six frames of 32x32, frame k grey of level 40 k, as FFV1 (lossless)."""
-    av = pytest.importorskip("av", reason="PyAV is not installed")
-    import numpy as np
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "bgr0"
-        for level in range(6):
-            pixels = np.full((32, 32, 3), 40 * level, np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
 
 
-def test_video_frames_in_any_order(tmp_path: Path) -> None:
-    video(tmp_path / "clip.mkv")
-    frames = list(read_frames(tmp_path / "clip.mkv", prompt="?"))
-    assert [frame.id for frame in frames] == [f"clip.mkv#{position}" for position in range(6)]
-    for position in (0, 1, 2, 5, 3, 3, 0, 4):
-        assert load_image(frames[position]).getpixel((5, 5)) == (40 * position,) * 3
+def test_what_else_lies_in_a_folder_is_counted_by_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    for name in ("a.jpg", "b.jfif", "c.jpe", "d.pbm"):
+        picture(folder / name)
+    for name in ("e.HEIC", "f.heic", "g.mp4", "notes.txt", "Makefile", ".hidden.heic"):
+        (folder / name).write_bytes(HEIC)
+    (tmp_path / "far").mkdir()
+    (folder / "link").symlink_to(tmp_path / "far")
+    assert [frame.id for frame in read_frames(folder)] == ["a.jpg", "b.jfif", "c.jpe", "d.pbm"]
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "4 images; left out: 2 .heic (HEIC cannot be read here: convert" in line
+    assert "1 .mp4 (a video is a source of its own: name the file), 1 .txt" in line
+    assert "1 linked folder (not followed), 1 without an ending" in line
 
 
-def test_a_cut_video_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="PyAV is not installed")
-    (tmp_path / "clip.mp4").write_bytes(b"no video at all" * 100)
-    with pytest.raises(BadData, match=r"clip\.mp4"):
-        read_frames(tmp_path / "clip.mp4")
+def test_a_folder_without_images_names_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(BadData, match=r"no images.*found only 1 \.mp4 \(a video"):
+        read_frames(tmp_path)
+
+
+def test_heic_is_named(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
+    with pytest.raises(BadData, match=r"IMG_1\.HEIC: it is HEIC"):
+        read_frames(tmp_path / "IMG_1.HEIC")
+
+
+@pytest.mark.parametrize("name", ["", Path("a") / ""])
+def test_an_empty_name_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path
+) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for read in (read_frames, read_references):
+        with pytest.raises(MissingInput):
+            read(name)
 
 
 def test_video_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.datasets import Frame, LabelledAsk, load_image
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.models import LoadedModel, load
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames, image_name, windows
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink import answers
+from cdcca_cli.uplink.answers import answer_frames, image_name, windows
+from cdcca_cli.uplink.settings import AnswerSettings
 from tests.uplink.conftest import CHOICES
 
 
@@ -156,7 +159,7 @@ def test_a_damaged_model_is_said(blip2_llama: Path, frames: list[Frame]) -> None
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_new_tokens": 0}])
 def test_settings_out_of_range(options: dict[str, int]) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(SettingError):
         AnswerSettings(**options)
 
 
@@ -165,3 +168,73 @@ def test_no_path_of_this_machine_leaves_it() -> None:
     assert image_name(Frame("a/b.jpg", Path("/secret/place/a/b.jpg"))) == "a/b.jpg"
     assert image_name(Frame("42", Path("/secret/val2017/000042.jpg"))) == "000042.jpg"
     assert image_name(Frame("clip.mp4#3", Path("/secret/clip.mp4"), position=3)) == "clip.mp4"
+
+
+@pytest.fixture
+def damaged(frames: list[Frame], tmp_path: Path) -> Frame:
+    """A frame with questions whose picture is cut short."""
+    path = tmp_path / "damaged.png"
+    path.write_bytes(frames[0].image.read_bytes()[:150])
+    asks = [LabelledAsk("bad-1", "how many?", "vqa"), LabelledAsk("bad-2")]
+    return Frame(path.name, path, asks)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_damaged_frame_is_left_out_and_read_once(
+    model: LoadedModel,
+    frames: list[Frame],
+    damaged: Frame,
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loaded = Counter[str]()
+    monkeypatch.setattr(
+        answers, "load_image", lambda frame: loaded.update([frame.id]) or load_image(frame)
+    )
+    how = AnswerSettings(batch_size=batch_size, max_new_tokens=6)
+    skipped = Skipped()
+    gone = Frame("gone.png", damaged.image.parent / "gone.png", damaged.asks)
+    mixed = [*frames[:2], damaged, *frames[2:5], gone]
+    found = list(answer_frames(model, mixed, how, skipped))
+    expected = list(answer_frames(model, frames[:5], how))
+    assert [(p.id, p.answer) for p in found] == [(p.id, p.answer) for p in expected]
+    assert (skipped.count, skipped.num_sound) == (2, len(expected))
+    assert loaded["damaged.png"] == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "damaged.png" in lines[0] and "gone.png" in lines[1]
+
+
+def test_without_leave_a_damaged_frame_stops_the_run(
+    model: LoadedModel, frames: list[Frame], damaged: Frame
+) -> None:
+    for skipped in (None, Skipped(strict=True)):
+        with pytest.raises(BadData, match=r"damaged\.png"):
+            list(answer_frames(model, [*frames[:2], damaged], AnswerSettings(), skipped))
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_a_question_that_the_model_refuses_loses_only_itself(
+    model: LoadedModel,
+    frames: list[Frame],
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The model refuses a whole batch for one prompt of it."""
+    splice = model.splice
+
+    def refusing(features: torch.Tensor, prompts: list[str], **options: object) -> object:
+        if any("green triangle" in prompt for prompt in prompts):
+            raise BadData("a prompt of 900 positions, the model has 256")
+        return splice(features, prompts, **options)
+
+    expected = answered(model, frames, batch_size=batch_size)
+    monkeypatch.setattr(model, "splice", refusing)
+    skipped = Skipped()
+    how = AnswerSettings(max_new_tokens=6, batch_size=batch_size)
+    found = list(answer_frames(model, frames, how, skipped))
+    kept = [p for p in expected if "green triangle" not in (p.prompt or "")]
+    assert [(p.id, p.answer, p.choice) for p in found] == [(p.id, p.answer, p.choice) for p in kept]
+    assert skipped.count == len(expected) - len(kept) == 6
+    assert "02.png: question 2-1: a prompt of 900 positions" in capsys.readouterr().err

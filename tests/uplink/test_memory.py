@@ -10,8 +10,9 @@ import pytest
 from cdcca_cli.datasets import Frame
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
-from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.sampling import sample_frames
+from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 
 
 class Repeated:
@@ -45,7 +46,7 @@ def growth(model: LoadedModel, frame: Frame, verb: str, number: int) -> int:
             "threshold": SampleSettings(threshold=0.0, batch_size=8, max_new_tokens=1, passes=2),
             "budget": SampleSettings(
                 budget_bytes=65_536,
-                keep=parse_amount("50%", "--keep"),
+                keep=parse_amount("50%"),
                 batch_size=8,
                 max_new_tokens=1,
                 passes=2,

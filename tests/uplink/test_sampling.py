@@ -1,8 +1,10 @@
 """Coarse to fine: which asks and tokens go up, and that no batch, order or memory changes it."""
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,22 @@ import torch
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import sampling
-from cdcca_cli.uplink.answers import AnswerSettings, answer_frames
-from cdcca_cli.uplink.sampling import SampleSettings, sample_frames
+from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.sampling import sample_frames
+from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 from cdcca_cli.uplink.spool import Spool
 
 
 def amount(text: str) -> object:
-    return parse_amount(text, "--test")
+    return parse_amount(text)
 
 
 def settings(**options: object) -> SampleSettings:
@@ -143,7 +147,7 @@ class TestStage1:
         self, model: LoadedModel, frames: list[Frame], said: list[str]
     ) -> None:
         assert sampled(model, frames, budget_bytes=40) == []
-        assert "not one shard" in said[-1]
+        assert "holds no shard" in said[-1]
 
     def test_missing_predictions_are_said(
         self,
@@ -153,12 +157,12 @@ class TestStage1:
         said: list[str],
     ) -> None:
         assert len(picked(sampled(model, frames, predictions[:20], top="50%"))) == 10
-        assert said == ["10 of 30 asks have no prediction and are left out"]
+        assert said == ["10 of 30 questions have no prediction and are left out"]
 
     def test_predictions_of_other_frames_are_an_error(
         self, model: LoadedModel, frames: list[Frame], predictions: list[Prediction]
     ) -> None:
-        with pytest.raises(BadData, match="--predictions"):
+        with pytest.raises(BadData, match="`predictions`"):
             sampled(model, frames[:1], predictions[1:])
 
     def test_predictions_of_another_model_are_said(
@@ -311,20 +315,22 @@ class TestCost:
     def test_no_more_waits_than_can_be_picked(
         self, model: LoadedModel, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        spools: list[Spool] = []
+        slots: set[int] = set()
 
         class Watched(Spool):
-            def __init__(self) -> None:
-                super().__init__()
-                spools.append(self)
+            def put(self, tensor: torch.Tensor) -> int:
+                slot = super().put(tensor)
+                slots.add(slot)
+                return slot
 
         monkeypatch.setattr(sampling, "Spool", Watched)
         many = [Frame(f"{n}", f.image, f.asks) for n in range(4) for f in frames]
         assert len(sampled(model, many, top="3")) <= 3
-        assert spools[-1].num_slots <= 3
+        assert len(slots) <= 3
+        slots.clear()
         # 5 of 10 tokens of 32 channels in a byte each: 160 of payload, so 6 frames at the most.
         assert sampled(model, many, budget_bytes=1000)
-        assert 1 <= spools[-1].num_slots <= 6
+        assert 1 <= len(slots) <= 6
 
     def test_a_threshold_sends_at_once(self, model: LoadedModel, frames: list[Frame]) -> None:
         """A camera's stream never ends: the first shard must not wait for the last frame."""
@@ -338,6 +344,68 @@ class TestCost:
 
         next(sample_frames(model, Camera(), settings(threshold=0.0, batch_size=1)))
         assert taken["frames"] <= 4
+
+
+class TestBadFrames:
+    """A bad frame changes nothing for the others: the shards are those of a source without it."""
+
+    @pytest.fixture
+    def mixed(self, frames: list[Frame], tmp_path: Path) -> list[Frame]:
+        path = tmp_path / "damaged.png"
+        path.write_bytes(frames[0].image.read_bytes()[:150])
+        asks = [LabelledAsk(f"bad-{number}", "how many?", "vqa") for number in range(10)]
+        name = os.fsdecode(b"caf\xe9.png")
+        other = tmp_path / name
+        other.write_bytes(frames[0].image.read_bytes())
+        return [Frame("damaged.png", path, asks), *frames, Frame(name, other, asks)]
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"top": "50%"}, {"top": "4"}, {"threshold": 0.5}, {"budget_bytes": 9_000}]
+    )
+    def test_the_same_shards(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        mixed: list[Frame],
+        options: dict,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """20 questions more are asked of the bad frames: 10 % and 50 % are not of those."""
+        expected = sampled(model, frames, **options)
+        assert expected
+        capsys.readouterr()
+        skipped = Skipped()
+        shards = list(sample_frames(model, mixed, settings(**options), None, skipped))
+        assert stream_of(shards) == stream_of(expected)
+        assert skipped.count == 2
+        assert capsys.readouterr().err.count("\n") == 2, "one line for each"
+
+    @pytest.mark.parametrize("options", [{"top": "100%"}, {"budget_bytes": 30_000}])
+    def test_with_predictions_a_frame_that_went_bad_is_left_out(
+        self,
+        model: LoadedModel,
+        frames: list[Frame],
+        predictions: list[Prediction],
+        tmp_path: Path,
+        options: dict,
+    ) -> None:
+        (tmp_path / "02.png").write_bytes(b"")
+        changed = [*frames]
+        changed[2] = replace(frames[2], image=tmp_path / "02.png")
+        skipped = Skipped()
+        shards = list(sample_frames(model, changed, settings(**options), predictions, skipped))
+        assert len(shards) > 1
+        expected = [
+            s for s in sampled(model, frames, predictions, top="100%") if s.frame != "02.png"
+        ]
+        by_frame = {shard.frame: shard for shard in expected}
+        for shard in shards:
+            assert shard.tokens.tobytes() == by_frame[shard.frame].tokens.tobytes()
+        assert skipped.count == 1
+
+    def test_strict(self, model: LoadedModel, mixed: list[Frame]) -> None:
+        with pytest.raises(BadData, match=r"damaged\.png"):
+            list(sample_frames(model, mixed, settings(), None, Skipped(strict=True)))
 
 
 class TestSettings:
@@ -367,12 +435,14 @@ class TestSettings:
         ],
     )
     def test_out_of_range_or_two_at_once(self, options: dict) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(SettingError) as caught:
             settings(**options)
+        assert "--" not in str(caught.value)
+        assert caught.value.name in options
 
     def test_more_blocks_than_there_are(self, model: LoadedModel, frames: list[Frame]) -> None:
         assert sampled(model, frames[:1], blocks=3)
-        with pytest.raises(UsageError, match="--blocks 4: the vision tower has 3"):
+        with pytest.raises(SettingError, match="`blocks` 4: the vision tower has 3"):
             sampled(model, frames[:1], blocks=4)
 
 

@@ -100,3 +100,17 @@ def test_what_is_no_state_file_is_refused_and_kept(
 def test_a_state_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotWrite):
         look(folder, tmp_path / "missing" / "state.json")
+
+
+def test_a_link_to_nothing_and_a_name_that_is_not_utf8_are_remembered(
+    folder: Path, tmp_path: Path
+) -> None:
+    """They are left out when they are read; until they change, once is enough."""
+    state = tmp_path / "state.json"
+    bad = os.fsdecode(b"caf\xe9.png")
+    (folder / bad).write_bytes((folder / "0.png").read_bytes())
+    (folder / "link.png").symlink_to(tmp_path / "nowhere.png")
+    assert set(look(folder, state)) == {"0.png", "1.png", "2.png", "link.png", bad}
+    assert look(folder, state) == []
+    (tmp_path / "nowhere.png").write_bytes((folder / "0.png").read_bytes())
+    assert look(folder, state) == ["link.png"]

@@ -69,19 +69,19 @@ def test_ranking_of_so_many_frames_is_a_prefix(seed: int) -> None:
 def test_keep_highest_by_hand() -> None:
     """Of 3, 9, 1, 9, 5 the best three are 9, 9, 5: positions 1, 3 and 4, ascending."""
     scores = np.array([3, 9, 1, 9, 5], np.float32)
-    kept = keep_highest(scores, parse_amount("3", "--keep"))
+    kept = keep_highest(scores, parse_amount("3"))
     assert kept.tolist() == [1, 3, 4]
     assert kept.dtype == np.int32
 
 
 def test_keep_highest_takes_the_lower_position_of_equals() -> None:
     scores = np.zeros(10, np.float32)
-    assert keep_highest(scores, parse_amount("30%", "--keep")).tolist() == [0, 1, 2]
+    assert keep_highest(scores, parse_amount("30%")).tolist() == [0, 1, 2]
 
 
 def test_more_kept_contains_less_kept() -> None:
     scores = np.random.default_rng(0).random(37, dtype=np.float32)
-    kept = [set(keep_highest(scores, parse_amount(f"{p}%", "--keep"))) for p in (25, 50, 75, 100)]
+    kept = [set(keep_highest(scores, parse_amount(f"{p}%"))) for p in (25, 50, 75, 100)]
     assert kept[0] < kept[1] < kept[2] < kept[3] == set(range(37))
     assert [len(part) for part in kept] == [10, 19, 28, 37]
 

@@ -1,11 +1,15 @@
-"""Variance over Monte Carlo dropout: stage 2 of Uncertainty-guided Token Sampling (Eq. 3, 4).
+"""How sure an answer is, and how much a token depends on chance (Eq. 2, 3, 4).
 
 Legend: B frames, M passes, N visual tokens, C channels.
 
-The frame goes through the frozen trunk of the vision tower once. Its last blocks then run M + 1
-times as one batch: once as they are, which gives the tokens that are sent, and M times with dropout
-on the output of each attention and each MLP. F_m, the tokens of pass m, differ; their variance says
-how much a token depends on what single units happened to contribute.
+**Equation 2**, stage 1. H_j = - sum_v p_jv log p_jv of each answer token j, in nats and float32, of
+the model's own logits, is `models.decoding.step_entropy`: it is taken in the pass that chooses the
+token, the end token's included. `summarise` makes one figure of them.
+
+**Equations 3 and 4**, stage 2. The frame goes through the frozen trunk of the vision tower once.
+Its last blocks then run M + 1 times as one batch: once as they are, which gives the tokens that are
+sent, and M times with dropout on the output of each attention and each MLP. F_m, the tokens of pass
+m, differ; their variance says how much a token depends on single units.
 
 **Why not on the encoded tokens themselves.** Stock checkpoints have no dropout in the tower, and
 the nearest reading of 'dropout on the encoded multimodal input' would drop channels of the finished
@@ -14,14 +18,15 @@ tokens x. With inverted dropout each channel is then x / (1 - p) or 0, so that
     var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2
 
 exactly: a constant times the mean square of the token, which needs no passes and knows nothing of
-uncertainty. `selection.token_norm` is that ranking, and `--by norm` offers it for comparison.
+uncertainty. `selection.token_norm` is that ranking, and `by` norm offers it for comparison.
 
 Masks are drawn on the CPU from a generator of the frame's own, keyed by the seed and the frame's
 id, so neither the batch size, nor the order, nor the machine changes them.
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +36,21 @@ from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.models import LoadedModel
+
+
+def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
+    """One figure for an answer of N >= 1 tokens, by each name of ENTROPIES, in nats.
+
+    `mean` does not grow with the length of the answer, `sum` (Eq. 2 as printed) does; `max` is the
+    least sure token, `first` the first one.
+    """
+    total = math.fsum(entropies_N)
+    return {
+        "mean": total / len(entropies_N),
+        "sum": total,
+        "max": max(entropies_N),
+        "first": entropies_N[0],
+    }
 
 
 def pass_variance(tokens_MNC: Tensor) -> Tensor:
@@ -106,6 +126,6 @@ def token_variance(
         raise BadData(
             f"{frame}: no token changed in {passes} passes with dropout {rate} in the last "
             f"{blocks} blocks of the vision tower, so there is nothing to choose by: "
-            "raise --dropout, --passes or --blocks, or choose --by norm"
+            "raise `dropout`, `passes` or `blocks`, or choose `by` norm"
         )
     return tokens_BNC[0], variance_N

@@ -1,0 +1,109 @@
+"""How frames are answered and sampled: the settings of `cdcca infer` and `cdcca sample`.
+
+Nothing heavy is imported here, because `--help` is made from these fields.
+"""
+
+from dataclasses import dataclass
+
+from cdcca_cli.errors import SettingError
+from cdcca_cli.settings import check, setting
+from cdcca_cli.text import Amount, parse_amount, parse_bytes
+
+ENTROPIES = ("mean", "sum", "max", "first")
+TOKEN_RULES = ("vis", "random", "norm")
+DEFAULT_TOP = parse_amount("10%")
+DEFAULT_KEEP = parse_amount("50%")
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How questions are answered. `score_choices` is off where only the entropy is wanted."""
+
+    batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
+    max_new_tokens: int | None = setting(
+        None, "Length limit of an answer", at_least=1, unit="tokens", usually="16; captions 40"
+    )
+    per_token: bool = setting(False, "Give the entropy of each answer token too")
+    score_choices: bool = True
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What is picked, and how it is sent. By default the top 10 % of questions, half the tokens.
+
+    Stage 1, one of: `top`, a number or a share of the questions; `threshold`, a least entropy;
+    `budget_bytes`, the size limit of the whole stream, filled from the top.
+    Stage 2, one of: `keep`, a number or a share of the tokens; `beta`, a variance to be exceeded.
+
+    Raises: SettingError for a value out of range, or two rules at once.
+    """
+
+    top: Amount | None = setting(
+        None,
+        "Send the questions of highest entropy: a share like 10%, or a number",
+        parse=parse_amount,
+        usually=str(DEFAULT_TOP),
+    )
+    threshold: float | None = setting(
+        None, "Send the questions of at least this entropy", at_least=0, unit="nats"
+    )
+    budget_bytes: int | None = setting(
+        None,
+        "Size limit of the whole stream, such as 64KiB, filled from the highest entropy down",
+        parse=parse_bytes,
+        at_least=1,
+        unit="bytes",
+        option="budget",
+    )
+    entropy: str = setting(
+        "mean", "How the entropies of an answer's tokens become one", choices=ENTROPIES
+    )
+    keep: Amount | None = setting(
+        None,
+        "Tokens kept of each frame: a share like 50%, or a number",
+        parse=parse_amount,
+        usually=str(DEFAULT_KEEP),
+    )
+    beta: float | None = setting(
+        None, "Keep the tokens whose variance exceeds this", at_least=0, methods=("vis",)
+    )
+    by: str = setting(
+        "vis",
+        "How tokens are ranked: by variance under dropout (vis), by norm or at random",
+        choices=TOKEN_RULES,
+    )
+    passes: int = setting(
+        8, "Number of forward passes with dropout", at_least=2, methods=("vis",), is_tuning=True
+    )
+    dropout: float = setting(
+        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis",), is_tuning=True
+    )
+    blocks: int = setting(
+        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",), is_tuning=True
+    )
+    bits: int = setting(8, "Bits per number of a token", choices=(8, 16, 32))
+    seed: int = setting(0, "Seed of dropout and of random ranking")
+    batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
+    max_new_tokens: int | None = setting(
+        None, "Length limit of an answer", at_least=1, unit="tokens", usually="16; captions 40"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        self._refuse_two("top", "threshold", "budget_bytes")
+        self._refuse_two("keep", "beta")
+        if self.beta is not None and self.by != "vis":
+            raise SettingError("beta", f"is a variance, which needs `by` vis, not {self.by}")
+
+    def _refuse_two(self, *names: str) -> None:
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise SettingError(given[1], f"cannot be combined with `{given[0]}`")
+
+    @property
+    def is_top(self) -> bool:
+        """Whether stage 1 is by `top`, the default rule."""
+        return self.threshold is None and self.budget_bytes is None

@@ -1,0 +1,148 @@
+"""Videos: any order, turned as players turn them, and no damaged frame passes for a whole one."""
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdcca_cli.datasets import load_image, read_frames
+from cdcca_cli.errors import BadData
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+
+def video(path: Path, codec: str, pictures: list[np.ndarray], pixel_format: str) -> None:
+    with av.open(str(path), "w") as container:
+        try:
+            stream = container.add_stream(codec, rate=10)
+        except Exception:
+            pytest.skip(f"this PyAV does not write {codec}")
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pixel_format
+        for picture in pictures:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def levels(path: Path) -> None:
+    """Six frames of 32x32, frame k grey of level 40 k, as FFV1 (lossless)."""
+    greys = [np.full((32, 32, 3), 40 * level, np.uint8) for level in range(6)]
+    video(path, "ffv1", greys, "bgr0")
+
+
+def moving(number: int = 30) -> list[np.ndarray]:
+    """A texture that moves, so that each frame is built on the one before."""
+    rough = np.random.default_rng(1).integers(0, 256, (25, 25, 3), dtype=np.uint8)
+    texture = np.asarray(Image.fromarray(rough).resize((200, 200)))
+    return [np.ascontiguousarray(texture[k : k + 96, 2 * k : 2 * k + 96]) for k in range(number)]
+
+
+def test_video_frames_in_any_order(tmp_path: Path) -> None:
+    levels(tmp_path / "clip.mkv")
+    frames = list(read_frames(tmp_path / "clip.mkv", prompt="?"))
+    assert [frame.id for frame in frames] == [f"clip.mkv#{position}" for position in range(6)]
+    for position in (0, 1, 2, 5, 3, 3, 0, 4):
+        assert load_image(frames[position]).getpixel((5, 5)) == (40 * position,) * 3
+
+
+def test_a_video_is_known_by_its_content(tmp_path: Path) -> None:
+    levels(tmp_path / "clip.mkv")
+    (tmp_path / "clip.mkv").rename(tmp_path / "upload.bin")
+    assert len(read_frames(tmp_path / "upload.bin")) == 6
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.3gp", "clip.mkv"])
+def test_what_is_no_video_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no video at all" * 100)
+    with pytest.raises(BadData, match=name):
+        read_frames(tmp_path / name)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mkv")
+    levels(tmp_path / "clip.mkv")
+    (tmp_path / "clip.mkv").rename(path)
+    with pytest.raises(BadData, match="not UTF-8"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size", "red"),
+    [
+        ((0, 1, -1, 0), (64, 96), (32, 3)),  # a quarter clockwise: the left side is on top
+        ((-1, 0, 0, -1), (96, 64), (92, 32)),  # half a turn: on the right
+        ((0, -1, 1, 0), (64, 96), (32, 92)),  # a quarter counter-clockwise: at the bottom
+        ((1, 0, 0, 1), (96, 64), (3, 32)),
+    ],
+)
+def test_a_phone_video_is_turned_as_players_turn_it(
+    tmp_path: Path, matrix: tuple[int, ...], size: tuple[int, int], red: tuple[int, int]
+) -> None:
+    """Red on the left, blue on the right; the display matrix of the track says how to turn it."""
+    wide = np.zeros((64, 96, 3), np.uint8)
+    wide[:, :48], wide[:, 48:] = (255, 0, 0), (0, 0, 255)
+    video(tmp_path / "a.mp4", "mpeg4", [wide] * 3, "yuv420p")
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    box = data.index(b"tkhd") + 4  # version 0: 40 bytes before the matrix
+    a, b, c, d = (value << 16 for value in matrix)
+    data[box + 40 : box + 76] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(data)
+    for frame in read_frames(tmp_path / "a.mp4"):
+        image = load_image(frame)
+        assert image.size == size
+        r, _, b = image.getpixel(red)
+        assert r > 200 and b < 50
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.ts", "libx264"), ("a.avi", "mjpeg"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")],
+)
+def test_a_cut_video_gives_whole_frames_or_refuses_them(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    path = tmp_path / name
+    video(path, codec, moving(), "yuvj420p" if codec == "mjpeg" else "yuv420p")
+    whole = path.read_bytes()
+    expected = {load_image(frame).tobytes() for frame in read_frames(path)}
+    num_refused = num_whole = 0
+    for cut in range(len(whole) // 10, len(whole), len(whole) // 15):
+        path.write_bytes(whole[:cut])
+        try:
+            frames = read_frames(path)
+        except BadData:
+            continue
+        for frame in frames:
+            try:
+                image = load_image(frame)
+            except BadData as error:
+                assert str(path) in str(error)
+                num_refused += 1
+            else:
+                assert image.tobytes() in expected, (cut, frame.id)
+                num_whole += 1
+    assert num_whole > 50
+    assert num_refused > 3 or name.endswith(".mkv")  # which drops the packet that is cut
+
+
+def test_frames_after_a_damaged_one_are_refused_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    """MJPEG has key frames alone: one damaged picture is one refused frame."""
+    path = tmp_path / "a.avi"
+    video(path, "mjpeg", moving(6), "yuvj420p")
+    data = bytearray(path.read_bytes())
+    third = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"][2]
+    data[third + 700 : third + 1000] = bytes(300)
+    path.write_bytes(data)
+    found = []
+    for frame in read_frames(path):
+        try:
+            found.append(load_image(frame).size)
+        except BadData as error:
+            found.append(str(error)[-60:])
+    assert len(found) == 6
+    assert [size for size in found if isinstance(size, tuple)] == [(96, 96)] * 5

@@ -1,0 +1,51 @@
+"""A thin picture costs no more than another, and the crop changes no pixel of the result."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from cdcca_cli.models import thin
+
+
+def processor(edge: int) -> CLIPImageProcessor:
+    return CLIPImageProcessor(
+        size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge}
+    )
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(
+        np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 100), (100, 1), (1, 101), (2, 64), (2, 65), (3, 80), (7, 160)]
+)
+def test_the_same_pixels_as_without_the_crop(size: tuple[int, int]) -> None:
+    """The scale is a whole number here (84 = 1, 2, 3, 7 times another), so nothing is rounded."""
+    make, image = processor(84), noise(*size)
+    cropped = thin.centre(image)
+    assert max(cropped.size) < max(image.size)
+    assert min(cropped.size) == min(image.size)
+    whole, part = (
+        make(images=[one], return_tensors="np")["pixel_values"] for one in (image, cropped)
+    )
+    assert whole.shape == part.shape == (1, 3, 84, 84)
+    assert np.abs(whole - part).max() <= 0.02  # a step of 1/255 is 0.015 after normalisation
+
+
+def test_pictures_of_usual_shapes_are_left_alone() -> None:
+    for size in ((16, 16), (640, 480), (17, 1), (3000, 200)):
+        image = Image.new("RGB", size)
+        assert thin.centre(image) is image
+
+
+def test_only_where_the_centre_is_kept() -> None:
+    """BLIP squeezes the whole picture into a square: nothing may be cut off there."""
+    from transformers import BlipImageProcessor
+
+    assert thin.crops_centre(processor(336))
+    assert not thin.crops_centre(BlipImageProcessor())
+    assert not thin.crops_centre(CLIPImageProcessor(do_center_crop=False))
