@@ -34,10 +34,6 @@ def command(
         float | None,
         typer.Option(help="As small as possible with at most this relative error of the change."),
     ] = None,
-    gain: Annotated[
-        bool,
-        typer.Option("--gain", help="Let the held-out loss make the change longer, up to 1.3."),
-    ] = False,
     codec: Annotated[
         str | None,
         typer.Option(help="usq, nf4, ternary, sign or exact.  [default: usq]"),
@@ -89,22 +85,26 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli.commands import measuring, settings
-    from cdcca_cli.downlink import sender, signing
+    from cdcca_cli.downlink import keys as key_files
+    from cdcca_cli.downlink import sender, signatures
+    from cdcca_cli.downlink.settings import CompressSettings, parse_expiry
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
     from cdcca_cli.text import parse_bytes, parse_share
 
-    keys = signing.read_private_keys(sign or [], at_least=0)
-    how = sender.settings_of(
+    keys = key_files.read_private_keys(sign or [], at_least=0)
+    how = CompressSettings(
         preset=preset,
-        select=select,
+        select=None if select is None else tuple(part.strip() for part in select.split(",")),
         codec=codec,
         budget_bytes=None if budget is None else parse_bytes(budget, "--budget"),
         bits=bits,
         max_loss=None if max_loss is None else parse_share(max_loss, "--max-loss", 1.0),
         max_error=max_error,
-        gain=gain,
-    ).addressed(since=since, expires=expires, num_signatures=len(keys))
+        since=since,
+        expires=None if expires is None else parse_expiry(expires),
+        num_signatures=len(keys),
+    )
     if curve is not None:
         measuring.check_curve(curve, adaptation, how.is_catch_up)
     runtime = settings.runtime(compute, dtype, threads)
@@ -123,6 +123,6 @@ def command(
     if curve is not None and drawn is not None:
         measuring.write_curve(curve, drawn)
     with streams.binary_output(output, "update.cdcca", force=force) as out:
-        write_update(out, signing.sign(made.update, keys))
-    for line in (*made.notes, *signing.missing(mirror.trust, keys), made.summary()):
+        write_update(out, signatures.sign(made.update, keys))
+    for line in (*made.notes, *key_files.missing(mirror.trust, keys), made.summary()):
         streams.message(line)

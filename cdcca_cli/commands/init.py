@@ -56,10 +56,10 @@ def command(
     Example: cdcca init device --checkpoint Salesforce/instructblip-vicuna-7b --quantize nf4
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import rotation
+    from cdcca_cli.downlink import keys
 
     # Before torch and the checkpoint: a key that cannot be read is said at once.
-    trusted = rotation.first_trust(trust or [], threshold)
+    trusted = keys.first_trust(trust or [], threshold)
     from cdcca_cli.models.initial import create_device
 
     made = create_device(

@@ -24,10 +24,10 @@ def command(
     Example: cdcca keygen fleet.key && cdcca init device/ --trust fleet.key.pub
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink import keys, signatures
 
-    made = signing.generate()
-    public = signing.write_key_pair(key, made, comment)
+    made = signatures.generate()
+    public = keys.write_key_pair(key, made, comment)
     streams.message(f"{key}, {public}: key {made.public}")
     if json:
         streams.emit_json({"private": str(key), "public": str(public), "key": made.public})

@@ -78,14 +78,14 @@ def command(
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.distillation.training import DistillSettings
-    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink.keys import read_private_keys
     from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.loop import rounds as cycles
     from cdcca_cli.loop.history import COLUMNS
     from cdcca_cli.probe import read_probe
     from cdcca_cli.uplink.sampling import SampleSettings
 
-    keys = tuple(signing.read_private_keys(sign or [], at_least=0))
+    keys = tuple(read_private_keys(sign or [], at_least=0))
     source = read_frames(frames, images=images)
     runtime = settings.runtime(compute, dtype, threads)
     how = cycles.RoundSettings(

@@ -34,12 +34,13 @@ def command(
     Example: cdcca sign update.cdcca --key second.key -o update.cdcca
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink import signatures
+    from cdcca_cli.downlink.keys import read_private_keys
 
-    keys = signing.read_private_keys(key or [])
+    keys = read_private_keys(key or [])
     with streams.binary_input(file) as source:
-        found = signing.read_signable(source, where=streams.input_name(file))
-    signed = signing.sign(found, keys)
+        found = signatures.read_signable(source, where=streams.input_name(file))
+    signed = signatures.sign(found, keys)
     with streams.binary_output(output, "signed.cdcca", force=force) as out:
-        signing.write_signable(out, signed)
+        signatures.write_signable(out, signed)
     streams.message(f"signed by {', '.join(entry.key[:16] for entry in signed.signatures)}")

@@ -40,12 +40,12 @@ def command(
     Example: cdcca trust --after mirror/ --key new.key.pub --sign old.key --sign new.key -o 2.trust
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import rotation, signing
+    from cdcca_cli.downlink import keys, signatures
     from cdcca_cli.formats.trust import write_trust_list
 
-    before = None if after is None else rotation.trust_of(after)
-    made = rotation.next_list(before, [signing.read_public_key(path) for path in key], threshold)
-    made = signing.sign(made, signing.read_private_keys(sign or [], at_least=0))
+    before = None if after is None else keys.trust_of(after)
+    made = keys.next_list(before, [keys.read_public_key(path) for path in key], threshold)
+    made = signatures.sign(made, keys.read_private_keys(sign or [], at_least=0))
     with streams.binary_output(output, "trust.cdcca", force=force) as out:
         write_trust_list(out, made)
-    streams.message(rotation.summary(before, made))
+    streams.message(keys.summary(before, made))

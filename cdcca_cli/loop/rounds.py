@@ -21,7 +21,7 @@ from cdcca_cli import files, progress, streams
 from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.training import DistillSettings, distill
-from cdcca_cli.downlink import receiver, sender, signing
+from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
@@ -46,7 +46,7 @@ class RoundSettings:
     sample: SampleSettings
     distill: DistillSettings
     compress: sender.CompressSettings
-    keys: tuple[signing.PrivateKey, ...] = ()
+    keys: tuple[signatures.PrivateKey, ...] = ()
 
 
 class Cycle:
@@ -101,7 +101,7 @@ class Cycle:
         shards = self._sample(uplink, frames, predictions, number)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
         made = self._compress(adaptation)
-        update = signing.sign(made.update, self.settings.keys)
+        update = signatures.sign(made.update, self.settings.keys)
         with streams.binary_output(str(folder / "update.cdcca"), "update.cdcca") as file:
             write_update(file, update)
         receiver.apply(self.device, update)

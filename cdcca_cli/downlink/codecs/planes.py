@@ -55,7 +55,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.payload import read_frame, write_frame
+from cdcca_cli.downlink.codecs.payload import read_frame, write_frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.uniform import LARGEST_CODE
 
