@@ -85,7 +85,8 @@ class Steps:
             codes = quantize(delta, step)
             new = change.base[name]
             if codes.any():
-                new = added(new, restore(codes, step))
+                with np.errstate(over="ignore"):
+                    new = added(new, restore(codes, step))
             decoded[name] = new
         return decoded
 

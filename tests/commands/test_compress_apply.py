@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink import signing
+from cdcca_cli.downlink import keys as key_files
+from cdcca_cli.downlink import signatures
 from cdcca_cli.formats.adaptation import write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.update import read_update
@@ -220,8 +221,8 @@ class TestCompress:
     ) -> None:
         keys = []
         for name in ("one", "two"):
-            key = signing.generate()
-            signing.write_key_pair(tmp_path / name, key)
+            key = signatures.generate()
+            key_files.write_key_pair(tmp_path / name, key)
             keys.append(key.public)
         out = tmp_path / "update"
         signed = ["--sign", tmp_path / "one", "--sign", tmp_path / "two"]

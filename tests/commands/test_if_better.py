@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from cdcca_cli import probation
-from cdcca_cli.downlink import receiver, sender, signing
+from cdcca_cli.downlink import keys as key_files
+from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import WrongBase
 from cdcca_cli.formats.adaptation import write_adaptation
@@ -294,8 +295,8 @@ class TestNotMeasured:
         assert files(spoilt) == files(world.spoilt)
 
     def test_a_trust_list(self, world: World, device: Path, tmp_path: Path) -> None:
-        key = signing.generate()
-        signing.write_key_pair(tmp_path / "ann", key)
+        key = signatures.generate()
+        key_files.write_key_pair(tmp_path / "ann", key)
         made = tmp_path / "1.trust"
         how = ["--after", device, "--sign", tmp_path / "ann", "-o", made]
         assert run("trust", "--key", tmp_path / "ann.pub", *how) == 0
@@ -396,11 +397,11 @@ class TestNotMeasured:
 
 class TestSigned:
     @pytest.fixture
-    def key(self) -> signing.PrivateKey:
-        return signing.generate()
+    def key(self) -> signatures.PrivateKey:
+        return signatures.generate()
 
     @pytest.fixture
-    def trusting(self, spoilt: Path, key: signing.PrivateKey) -> Path:
+    def trusting(self, spoilt: Path, key: signatures.PrivateKey) -> Path:
         Device.open(spoilt).install_trust(Trust(1, 1, (key.public,)))
         return spoilt
 
@@ -419,10 +420,10 @@ class TestSigned:
         assert files(trusting) == before
 
     def test_a_signed_one_is_measured_and_applied(
-        self, world: World, trusting: Path, key: signing.PrivateKey, tmp_path: Path
+        self, world: World, trusting: Path, key: signatures.PrivateKey, tmp_path: Path
     ) -> None:
         with world.good.open("rb") as source:
-            update = signing.sign(read_update(source), [key])
+            update = signatures.sign(read_update(source), [key])
         path = tmp_path / "signed.cdcca"
         path.write_bytes(worlds.file_of(update))
         assert run("apply", trusting, path, "--if-better", world.probe) == 0

@@ -130,15 +130,16 @@ def test_a_curve_that_cannot_be_is_refused_before_anything_is_written(
 def test_too_few_keys_for_the_mirror_are_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink import keys as key_files
+    from cdcca_cli.downlink import signatures
     from cdcca_cli.formats.trust import Trust
 
-    first, second = signing.generate(), signing.generate()
+    first, second = signatures.generate(), signatures.generate()
     trust = Trust(1, 2, tuple(sorted((first.public, second.public))))
-    assert signing.missing(None, []) == []
-    assert signing.missing(trust, [first, second]) == []
-    (line,) = signing.missing(trust, [first])
+    assert key_files.missing(None, []) == []
+    assert key_files.missing(trust, [first, second]) == []
+    (line,) = key_files.missing(trust, [first])
     assert line.startswith("signed by 1 of the 2 trusted keys")
     path = tmp_path / "key"
-    signing.write_key_pair(path, first)
-    assert len(signing.read_private_keys([path, path])) == 1
+    key_files.write_key_pair(path, first)
+    assert len(key_files.read_private_keys([path, path])) == 1
