@@ -149,7 +149,7 @@ def check(
 
     Args, Raises: as `receive`.
     """
-    now = clock()
+    now = _now(update, clock)
     with device.lock():
         named = device.current
         current = device.read_overlay()  # the newest sound one; its slot is current from here on
@@ -160,6 +160,11 @@ def check(
         base = current if is_current else device.read_slot(admitted.base)
         new = verify.outcome(update, base)
         return Checked(device.digest, current, new, admitted.signed_by)
+
+
+def _now(update: Update, clock: Clock) -> float:
+    """One reading of the clock; none for an update without expiry, which needs none."""
+    return 0.0 if update.expires is None else clock()
 
 
 def _standing(device: Device, named: Slot) -> verify.Standing:
@@ -189,7 +194,7 @@ def apply(
     Args: onto: the digest that the device must be at (`Checked.digest`); None: any that it is at.
     Others, Raises: as `receive`; WrongBase if the device is not at `onto`.
     """
-    now = clock()
+    now = _now(update, clock)
     with device.lock():
         checked = check(device, update, unsigned=unsigned, clock=lambda: now)
         if checked.new is None:
