@@ -1,9 +1,76 @@
-"""Shares, counts and bytes as people write them."""
+"""JSON that is not trusted; shares, counts and bytes as people write them."""
+
+import time
 
 import pytest
 
-from cdcca_cli.errors import UsageError
-from cdcca_cli.text import parse_amount, parse_bytes, parse_share
+from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.text import is_text, load_json, parse_amount, parse_bytes, parse_share
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "not JSON (column 1: Expecting value)"),
+        ("{", "not JSON (column 2: "),
+        ("[\n1,\n]", "not JSON (line 3, column 1: Expecting value)"),
+        ('{"a":1,"a":1}', "the key 'a' occurs twice"),
+        ("NaN", "NaN is not a finite number"),
+        ("-Infinity", "-Infinity is not a finite number"),
+        ("[1e400]", "1e400 is not a finite number"),
+        ("[" * 200_000, "JSON nested too deeply"),
+        ("[" * 65 + "]" * 65, "JSON nested too deeply"),
+        ('{"a":' * 65 + "1" + "}" * 65, "JSON nested too deeply"),
+        ("1" * 65, "a number of 65 digits"),
+        ("-" + "1" * 9000, "a number of 9,001 digits"),
+        ("1 2", "Extra data"),
+        ('"\\ud800"', "lone surrogate"),
+        ('{"\\udfff": 1}', "lone surrogate"),
+        ('["\\ude00\\ud83d"]', "lone surrogate"),
+        (b"\xef\xbb\xbf1", "not JSON"),
+        (b'"\xff"', "not UTF-8 (byte 1)"),
+        (b'"\xed\xa0\x80"', "not UTF-8 (byte 1)"),
+    ],
+)
+def test_json_that_is_refused(text: str | bytes, fault: str) -> None:
+    with pytest.raises(BadData) as refusal:
+        load_json(text, "here")
+    assert str(refusal.value).startswith("here: ") and fault in str(refusal.value)
+    assert len(str(refusal.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a":[1,2.5,true,null,"\\ud83d\\ude00"]}', {"a": [1, 2.5, True, None, "\U0001f600"]}),
+        ("9" * 64, 10**64 - 1),
+        (" 1e300 ", 1e300),
+        ('"\\\\ud800"', "\\ud800"),  # an escaped backslash: six plain characters
+        ("[" * 64 + "]" * 64, eval("[" * 64 + "]" * 64)),
+    ],
+)
+def test_json_that_is_read(text: str, value: object) -> None:
+    assert load_json(text, "here") == load_json(bytearray(text.encode()), "here") == value
+
+
+def test_many_keys_of_which_the_last_occurs_twice_take_no_time() -> None:
+    """Looking for the key was quadratic once: it took two minutes here."""
+    text = "{" + ",".join(f'"{number}":0' for number in range(60_000)) + ',"x":0,"x":1}'
+    began = time.perf_counter()
+    with pytest.raises(BadData, match="the key 'x' occurs twice"):
+        load_json(text, "it")
+    assert time.perf_counter() - began < 5
+
+
+def test_text_is_what_utf_8_can_hold() -> None:
+    assert is_text("") and is_text("é \U0001f600")
+    assert not is_text("\ud800") and not is_text("a\udce9")
+
+
+@pytest.mark.parametrize("parse", [parse_amount, parse_bytes, lambda t, o: parse_share(t, o, 0.5)])
+def test_amounts_of_thousands_of_digits_are_refused(parse: object) -> None:
+    with pytest.raises(UsageError):
+        parse("9" * 5000, "--top")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.errors import BadData
+from cdcca_cli.text import DECODER
 
 MAX_VALUE_CHARS = 1 << 24
 _CHUNK_BYTES = 1 << 20
@@ -29,13 +30,15 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 Entry = tuple[str | None, int | None, Any]
 
 
-def entries(source: BinaryIO, where: str) -> Iterator[Entry]:
+def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> Iterator[Entry]:
     """The entries of one JSON list or object, from UTF-8 with or without a byte order mark.
+
+    Args: most_chars: of one entry; None: MAX_VALUE_CHARS.
 
     Raises: BadData (65), `where` first, for anything that is not one JSON list or object, holds an
         object with the same key twice inside an entry, or is larger than fields.MAX_JSON_BYTES.
     """
-    text = _Text(source, where)
+    text = _Text(source, where, most_chars or MAX_VALUE_CHARS)
     opening = text.peek()
     if opening == "[":
         for number, value in text.items():
@@ -71,8 +74,8 @@ def _members(text: "_Text", where: str) -> Iterator[Entry]:
 class _Text:
     """Decoded text with a place in it, read on as needed."""
 
-    def __init__(self, source: BinaryIO, where: str) -> None:
-        self._source, self._where = source, where
+    def __init__(self, source: BinaryIO, where: str, most_chars: int) -> None:
+        self._source, self._where, self._most_chars = source, where, most_chars
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
         self._place = 0  # in _text
@@ -121,7 +124,7 @@ class _Text:
             self.refuse("cut short")
         while True:
             try:
-                value, end = fields.DECODER.raw_decode(self._text, self._place)
+                value, end = DECODER.raw_decode(self._text, self._place)
             except RecursionError:
                 raise BadData(f"{self._where}: JSON nested too deeply") from None
             except JSONDecodeError as error:
@@ -133,8 +136,8 @@ class _Text:
                 if self._ended or len(self._text) - end >= _NUMBER_TAIL:
                     self._place = end
                     return value
-            if len(self._text) - self._place > MAX_VALUE_CHARS:
-                self.refuse(f"one value of more than {MAX_VALUE_CHARS:,} characters")
+            if len(self._text) - self._place > self._most_chars:
+                self.refuse(f"one value of more than {self._most_chars:,} characters")
             self._read()
 
     def _may_be_cut(self, error: JSONDecodeError) -> bool:

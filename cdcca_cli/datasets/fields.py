@@ -5,51 +5,20 @@ values as "False"): the readers here take those, and nothing vaguer.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.records import is_text
+from cdcca_cli.text import is_text, load_json
 
 MAX_JSON_BYTES = 1 << 30
 """Larger JSON files are refused: VQAv2's annotations of its training set are 0.37 GB."""
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two values would be meant by a key that is there twice, nobody can say."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {describe(key)} is there twice")
-            seen.add(key)
-    return found
-
-
-DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_object)
-"""NaN and Infinity are not JSON, and an object's keys differ."""
-
-
 def parse_json(text: str | bytes, where: str) -> Any:
-    """One JSON value, by DECODER. `where` names the place in the message."""
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
-        return DECODER.decode(text)
-    except UnicodeDecodeError as error:
-        raise BadData(f"{where}: not UTF-8 (byte {error.start})") from None
-    except RecursionError:
-        raise BadData(f"{where}: JSON nested too deeply") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise BadData(f"{where}: not JSON ({place}column {error.colno}: {error.msg})") from None
-    except ValueError as error:
-        raise BadData(f"{where}: not JSON ({error})") from None
+    """One JSON value, from UTF-8 with or without a byte order mark. `where` names the place."""
+    return load_json(text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text, where)
 
 
 def an_object(value: object, where: str) -> dict[str, Any]:

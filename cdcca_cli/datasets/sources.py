@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdcca_cli.datasets import fields, foreign
+from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.annotations import Annotations, Source, read_pictures
 from cdcca_cli.datasets.frames import (
     IMAGE_SUFFIXES,
@@ -27,6 +27,7 @@ from cdcca_cli.datasets.frames import (
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.datasets.video import VIDEO_SUFFIXES, Video
 from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.formats.kind import HEAD_BYTES, describe
 
 MANIFEST_NAME = "frames.jsonl"
 _NAMES_AN_IMAGE = re.compile(rb'"image"\s*:')
@@ -226,7 +227,7 @@ def _kind_of(path: Path) -> str:
     if suffix in VIDEO_SUFFIXES:
         return "video"
     with open(path, "rb") as file:
-        head = file.read(foreign.HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if opening.startswith(b"["):
         return "annotations"
@@ -234,7 +235,7 @@ def _kind_of(path: Path) -> str:
         return _kind_of_line(opening.split(b"\n")[0], path)
     if head.startswith(_MAGIC):
         return "image"
-    found = foreign.describe(head) or "a file that begins with neither { nor ["
+    found = describe(head) or "a file that begins with neither { nor ["
     raise BadData(f"{path}: expected images, a manifest or an annotation file, found {found}")
 
 

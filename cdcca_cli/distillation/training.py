@@ -88,7 +88,6 @@ def distill(
             "num_frames_kept": 0 if held_out is None else len(held_out.shards),
         },
         held_out=held_out,
-        sensitivity=dict.fromkeys(start, 0.0) | run.sensitivity(),
         rate_aware=None if last is None else last.quantiser(),
     )
 

@@ -146,12 +146,13 @@ def read(
 
 
 def _other_kind(data: bytes) -> str | None:
-    """What a file is that is neither an update nor a trust list, if it has a name."""
-    from cdcca_cli.datasets.foreign import HEAD_BYTES, describe
+    """What a file is that is neither an update nor a trust list, damaged or not, if it has a name."""
+    from cdcca_cli.formats.kind import HEAD_BYTES, describe
 
     found = describe(data[:HEAD_BYTES])
-    is_ours = found is not None and found.startswith(("an update", "a trust list"))
-    return None if is_ours else found
+    if found is None or found.startswith(("an update", "a trust list")):
+        return None
+    return None if data[8:9] == b"{" and "UTF-16" in found else found  # a damaged record
 
 
 def admit(update: Update, device: Standing, now: float, *, unsigned: bool = False) -> Admitted:

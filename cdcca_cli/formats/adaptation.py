@@ -1,4 +1,4 @@
-"""The adaptation, versions 1 and 2: the overlay as it is after training, and what judged it.
+"""The adaptation, version 3: the overlay as it is after training, and what it was judged by.
 
 **Version 1.** A record (`records`) whose tensors are the whole overlay, float32, finite, by
 parameter name. Header, all keys always present:
@@ -8,14 +8,12 @@ parameter name. Header, all keys always present:
     sequence  that overlay's sequence, >= 0
     method    string, not empty: akd, pseudo-label, ...
     seed      whole number >= 0
-    report    object: what training has to say for itself; nothing in it is needed to use the file
+    report    object: training's own report; nothing in it is needed to use the file
 
 Nothing may follow the record.
 
-**Version 2** has three more keys in the header, always present:
+**Version 3** has two more keys in the header, always present:
 
-    sensitivity  null, or a list of numbers >= 0, one for each tensor in ascending order of the
-                 names: the mean squared gradient of its elements at the end of training
     rate_aware   null, or {"bits": number >= 0, "num_steps": 1 to 2^31 - 1, "step": number}:
                  the last num_steps steps of training went through a quantiser, and what was judged
                  is base + restore(quantize(overlay - base, step), step) of `uniform`; bits is the
@@ -27,24 +25,26 @@ If held_out is null, nothing may follow the record. Else two things follow it, a
 
     a record of kind "answers", version 1, no other header keys, with one tensor `text`, U8, one
     dimension: UTF-8 JSON, a list with one list for each frame, which has one string, not empty,
-    for each of the frame's asks: the teacher's answer;
-    a token stream (`shard`) of exactly that many frames: the held-out ones, each with the asks
+    for each of the frame's questions: the teacher's answer;
+    a token stream (`shard`) of exactly that many frames: the held-out ones, each with the questions
     that the teacher answered, at least one.
 
-A token is stored in the bits in which it came, if it is the same number when it is read again, else
+A token is stored in the bits in which it came if it is the same number when it is read again, else
 in 32. The frames, their order and the answers are those that training judged by, so the loss on
 them is the same number (`distillation.held_out_loss`). At most 512 MiB of token values (4 bytes
 each) are held out; training stores as many frames as fit.
 
-A writer writes version 1 where it has nothing of version 2 to say. An adaptation is no delta:
-`compress` takes the difference against the mirror's overlay, so a file can be compressed again
-against a later mirror. This module does not know which names an overlay must have; whoever has the
-base does.
+**Version 2** is version 3 with one more key in the header: `sensitivity`, null, or a list of as
+many numbers >= 0 as there are tensors. It is checked and has no use any more.
+
+A writer writes version 1 where held_out and rate_aware are both null. An adaptation is not a
+difference: `compress` takes the difference from the mirror's overlay, so one file can be compressed
+again for a later mirror. This module does not know which names an overlay must have; a reader that
+has the base does.
 """
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -58,15 +58,17 @@ from cdcca_cli.formats.device import OVERLAY_LIMITS, check_overlay
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.numerics import uniform
+from cdcca_cli.text import is_text, load_json
 
-VERSION = 2
+VERSION = 3
 KINDS = {"adaptation": VERSION}
 ANSWER_KINDS = {"answers": 1}
 HELD_OUT_BYTES = 1 << 29
 _ANSWER_LIMITS = records.Limits(record_bytes=1 << 27)
 _FRAME_LIMITS = records.Limits(record_bytes=1 << 27)
 _KEYS_V1 = {"kind", "version", "base", "sequence", "method", "seed", "report"}
-_KEYS_V2 = _KEYS_V1 | {"sensitivity", "rate_aware", "held_out"}
+_KEYS_V3 = _KEYS_V1 | {"rate_aware", "held_out"}
+_KEYS = {1: _KEYS_V1, 2: _KEYS_V3 | {"sensitivity"}, 3: _KEYS_V3}
 
 
 @dataclass(eq=False)
@@ -103,8 +105,7 @@ class RateAware:
 class Adaptation:
     """An overlay after training, and where it came from.
 
-    sensitivity: mean squared gradient of each tensor by its name, of the training loss (Eq. 6, its
-        gradient clipped): how much a unit of error there matters, in units of its own.
+    file_version: of the file that it was read from; None if it was made here.
     """
 
     overlay: Mapping[str, np.ndarray]
@@ -114,13 +115,13 @@ class Adaptation:
     seed: int
     report: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None
-    sensitivity: Mapping[str, float] | None = None
     rate_aware: RateAware | None = None
+    file_version: int | None = None
 
     @property
     def version(self) -> int:
         """The oldest format version that holds all of it."""
-        return 1 if self.held_out is self.sensitivity is self.rate_aware is None else VERSION
+        return 1 if self.held_out is self.rate_aware is None else VERSION
 
 
 # ---------------------------------------------------------------- writing
@@ -142,26 +143,15 @@ def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
     held_out = adaptation.held_out
     if adaptation.version > 1:
         header |= {
-            "sensitivity": _listed(adaptation),
             "rate_aware": None if adaptation.rate_aware is None else vars(adaptation.rate_aware),
             "held_out": None if held_out is None else len(held_out.shards),
         }
     # What we would not read, we do not write.
-    _check(header, sorted(adaptation.overlay), where)
+    _check(header, len(adaptation.overlay), where)
     if held_out is not None:
         _check_held_out(held_out, where)
     num_bytes = records.write_record(out, adaptation.overlay, header)
     return num_bytes + (0 if held_out is None else _write_held_out(out, held_out))
-
-
-def _listed(adaptation: Adaptation) -> list[float] | None:
-    sensitivity = adaptation.sensitivity
-    if sensitivity is None:
-        return None
-    if sensitivity.keys() != adaptation.overlay.keys():
-        name = min(sensitivity.keys() ^ adaptation.overlay.keys())
-        raise BadData(f"the adaptation: {name[:80]!r} has a sensitivity or a value, not both")
-    return [float(sensitivity[name]) for name in sorted(sensitivity)]
 
 
 def _write_held_out(out: Writable, held_out: HeldOut) -> int:
@@ -188,7 +178,7 @@ def as_stored(shard: Shard) -> Shard:
 
 
 class _Counted:
-    """Passes bytes on, and counts them."""
+    """Passes bytes on and counts them."""
 
     def __init__(self, out: Writable) -> None:
         self._out = out
@@ -208,15 +198,15 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
     record = records.read_record(stream, kinds=KINDS, limits=OVERLAY_LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
-    header, names = record.header, sorted(record.tensors)
-    _check(header, names, where)
+    header = record.header
+    _check(header, len(record.tensors), where)
     check_overlay(record.tensors, where)
     held_out = None
     if (num_frames := header.get("held_out")) is not None:
         held_out = _read_held_out(stream, num_frames, where)
     elif stream.read(1):
         raise BadData(f"{where}: goes on after the end of the adaptation")
-    sensitivity, quantiser = header.get("sensitivity"), header.get("rate_aware")
+    quantiser = header.get("rate_aware")
     return Adaptation(
         overlay=record.tensors,
         base=header["base"],
@@ -225,8 +215,8 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
         seed=header["seed"],
         report=header["report"],
         held_out=held_out,
-        sensitivity=sensitivity and dict(zip(names, map(float, sensitivity), strict=True)),
         rate_aware=quantiser and _rate_aware(quantiser),
+        file_version=header["version"],
     )
 
 
@@ -243,7 +233,7 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
     text = record.tensors["text"]
     if text.ndim != 1:
         raise BadData(f"{where}: answers of {text.ndim} dimensions; expected 1")
-    answers = records.load_json(text.tobytes(), f"{where}: the answers")
+    answers = load_json(text.tobytes(), f"{where}: the answers")
     shards: list[Shard] = []
     held_bytes = 0
     frames = f"{where}: held-out frames"
@@ -263,8 +253,9 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
 # ---------------------------------------------------------------- checks
 
 
-def _check(header: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    records.exact_keys(header, _KEYS_V1 if header["version"] == 1 else _KEYS_V2, where)
+def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
+    version = header["version"]
+    records.exact_keys(header, _KEYS[version], where)
     records.field(header, "report", dict, where)
     if not is_digest(header["base"]):
         raise BadData(f"{where}: 'base' is not a digest")
@@ -273,41 +264,36 @@ def _check(header: Mapping[str, Any], names: Sequence[str], where: str) -> None:
     for name in ("sequence", "seed"):
         if records.field(header, name, int, where) < 0:
             raise BadData(f"{where}: {name} is {header[name]}")
-    if header["version"] > 1:
-        _check_second(header, names, where)
-
-
-def _check_second(header: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    if version == 1:
+        return
     num_frames = records.field(header, "held_out", int, where, optional=True)
     if num_frames is not None:
         _check_count(num_frames, "held_out", where)
-    sensitivity = records.field(header, "sensitivity", list, where, optional=True)
-    if sensitivity is not None:
-        if len(sensitivity) != len(names):
-            raise BadData(f"{where}: {len(sensitivity):,} sensitivities for {len(names):,} tensors")
-        for value in sensitivity:
-            _check_number(value, "a sensitivity", where)
+    if version == 2:
+        _check_sensitivity(header, num_tensors, where)
     quantiser = records.field(header, "rate_aware", dict, where, optional=True)
     if quantiser is not None:
         records.exact_keys(quantiser, {"bits", "num_steps", "step"}, f"{where}: rate_aware")
         for name in ("step", "bits"):
-            _check_number(quantiser[name], f"rate_aware: {name}", where)
+            if records.field(quantiser, name, float, f"{where}: rate_aware") < 0:
+                raise BadData(f"{where}: rate_aware: {name} is below 0")
         uniform.check_step(quantiser["step"], f"{where}: rate_aware")
         _check_count(
             records.field(quantiser, "num_steps", int, where), "rate_aware: num_steps", where
         )
 
 
+def _check_sensitivity(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
+    values = records.list_of(header, "sensitivity", float, where, optional=True)
+    if values is not None and len(values) != num_tensors:
+        raise BadData(f"{where}: {len(values):,} sensitivities for {num_tensors:,} tensors")
+    if any(value < 0 for value in values or ()):
+        raise BadData(f"{where}: a sensitivity below 0")
+
+
 def _check_count(count: int, name: str, where: str) -> None:
     if not 1 <= count < 1 << 31:
         raise BadData(f"{where}: {name} is {str(count)[:20]}; expected 1 to 2^31 - 1")
-
-
-def _check_number(value: object, name: str, where: str) -> None:
-    """Refuse what is not a number of 0 or more that a float can hold."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 <= value <= sys.float_info.max):  # type: ignore[operator]
-        raise BadData(f"{where}: {name} is no number of 0 or more")
 
 
 def _check_size(held_bytes: int, where: str) -> None:
@@ -326,9 +312,9 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
         if not isinstance(row, list) or len(row) != len(shard.asks) or not row:
             raise BadData(
                 f"{where}: held-out frame {shard.frame[:80]}: expected an answer for each of its "
-                f"{len(shard.asks):,} asks, one at least"
+                f"{len(shard.asks):,} questions, one at least"
             )
-        if not all(isinstance(a, str) and a and records.is_text(a) for a in row):
+        if not all(isinstance(a, str) and a and is_text(a) for a in row):
             raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")
     towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
     if len(towers) > 1:

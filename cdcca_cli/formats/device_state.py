@@ -13,6 +13,7 @@ from cdcca_cli.errors import BadData, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
+from cdcca_cli.text import load_json
 
 VERSION = 2
 FILE_NAME = "device.json"
@@ -100,7 +101,7 @@ def read_state(path: Path) -> Any:
         ) from None
     if len(text) > 1 << 20:
         raise BadData(f"{file}: larger than {1 << 20:,} bytes")
-    return records.load_json(text, str(file))
+    return load_json(text, str(file))
 
 
 def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:

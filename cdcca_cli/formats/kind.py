@@ -1,4 +1,5 @@
-"""Which kind of file something is, from its first bytes; never from its name.
+"""Which kind of file something is, from its first bytes, never from its name; and how messages
+name a file that was given where another kind was expected.
 
     shards, lessons, adaptation, update,  records: the "kind" in the first record's header
     overlay, trust
@@ -9,16 +10,21 @@
     image, video                          its magic number
     device, checkpoint, frames            folders: by device.json or config.json in them, or neither
 
-Kinds are guesses about intent, not a check: the reader of the kind does that.
+A kind is a guess about intent, not a check: the reader of that kind checks.
 """
 
+import io
+import os
 import re
+import struct
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from cdcca_cli.errors import BadData, CdccaError
-from cdcca_cli.formats import device, records
+from cdcca_cli.formats import records
+from cdcca_cli.formats.device_state import FILE_NAME
 from cdcca_cli.streams import pushed_back
+from cdcca_cli.text import load_json
 
 Kind = Literal[
     "shards",
@@ -39,7 +45,10 @@ Kind = Literal[
     "frames",
 ]
 
-WEIGHTS_LIMITS = records.Limits(header_bytes=100 << 20, record_bytes=1 << 50)
+WEIGHTS_HEADER_BYTES = 100_000_000
+"""The longest header that the safetensors library reads."""
+HEAD_BYTES = (1 << 20) + 8
+"""How much of a file `describe` looks at: the longest header of a record."""
 _RECORDS: dict[str, Kind] = {
     "shard": "shards",
     "end": "shards",
@@ -62,9 +71,9 @@ _LINE_BYTES = 1 << 20
 
 def kind_of_folder(path: Path) -> Kind:
     """What a folder is: its device.json or config.json decides."""
-    if (path / device.FILE_NAME).exists():
+    if os.path.lexists(path / FILE_NAME):
         return "device"
-    return "checkpoint" if (path / "config.json").exists() else "frames"
+    return "checkpoint" if os.path.lexists(path / "config.json") else "frames"
 
 
 def sniff(stream: BinaryIO, where: str) -> tuple[Kind, BinaryIO]:
@@ -82,16 +91,17 @@ def sniff(stream: BinaryIO, where: str) -> tuple[Kind, BinaryIO]:
         line = head if b"\n" in head else head + stream.readline(_LINE_BYTES)
         return _kind_of_json(line), pushed_back(line, stream)
     if len(head) >= 9 and head[8:9] == b"{":
+        (length,) = struct.unpack("<Q", head[:8])
+        if records.DEFAULT_LIMITS.header_bytes < length <= WEIGHTS_HEADER_BYTES:
+            return "weights", pushed_back(head, stream)
         source = pushed_back(head, stream)
-        full_head = records.read_head(source, limits=WEIGHTS_LIMITS, where=where) or b""
+        full_head = records.read_head(source, where=where) or b""
         return _kind_of_record(full_head, where), pushed_back(full_head, source)
     raise BadData(f"{where}: not a file that cdcca knows")
 
 
 def _kind_of_record(head: bytes, where: str) -> Kind:
-    if len(head) > records.DEFAULT_LIMITS.header_bytes + 8:
-        return "weights"
-    table = records.load_json(head[8:], f"{where}: the record's header")
+    table = load_json(head[8:], f"{where}: the record's header")
     metadata = table.get("__metadata__") if isinstance(table, dict) else None
     if not isinstance(metadata, dict) or "cdcca" not in metadata:
         return "weights"
@@ -103,7 +113,7 @@ def _kind_of_record(head: bytes, where: str) -> Kind:
 
 def _kind_of_json(line: bytes) -> Kind:
     try:
-        first = records.load_json(line.removeprefix(b"\xef\xbb\xbf"), "the first line")
+        first = load_json(line.removeprefix(b"\xef\xbb\xbf"), "the first line")
     except CdccaError:
         return "annotations"  # one value over several lines, or a very long one
     if not isinstance(first, dict):
@@ -113,3 +123,52 @@ def _kind_of_json(line: bytes) -> Kind:
     if "v" in first and "model" in first:
         return "predictions"
     return "manifest" if "image" in first and "images" not in first else "annotations"
+
+
+# ---------------------------------------------------------------- in words
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip data: unpack it first (gunzip)"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "zstd data: unpack it first (unzstd)"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+    (b"%PDF", "a PDF document"),
+    (b"SQLite format 3", "an SQLite database"),
+)
+_WORDS: dict[Kind | None, str] = {
+    "shards": "token shards, which cdcca sample writes and cdcca distill takes",
+    "lessons": "a teacher's labels, which cdcca distill keeps in its cache",
+    "adaptation": "an adaptation, which cdcca distill writes and cdcca compress takes",
+    "update": "an update, which cdcca compress writes and cdcca apply takes",
+    "overlay": "the overlay of a device folder",
+    "trust": "a trust list, which cdcca trust writes and cdcca apply takes",
+    "weights": "a safetensors file of weights",
+    "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
+    "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",
+    "seen": "the state file of cdcca sample",
+    "image": "an image",
+    "video": "a video",
+}
+
+
+def describe(head: bytes) -> str | None:
+    """What a file with these first bytes is, in words; None if it has no name here.
+
+    Args: head: the whole file, or HEAD_BYTES of it.
+    """
+    if not head:
+        return "an empty file"
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if not head.strip(b"\0 \t\r\n"):
+        return "blanks or zeros"
+    found: Kind | None
+    try:
+        found, _ = sniff(io.BytesIO(head), "")
+    except CdccaError:
+        found = None
+    if found is None and b"\0" in head:
+        return "text in UTF-16 or no text at all: save it as UTF-8"
+    return _WORDS.get(found)

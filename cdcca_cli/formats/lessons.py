@@ -196,8 +196,6 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
     if not is_digest(header["key"]):
         raise BadData(f"{where}: 'key' is not a digest")
     answers = records.list_of(header, "answers", str, where) or []
-    if not all(map(records.is_text, answers)):
-        raise BadData(f"{where}: half of a character in an answer")
     nats = records.list_of(header, "nats", float, where) or []
     lists = {
         name: records.list_of(header, name, int, where) or []

@@ -32,6 +32,7 @@ from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.shard import Task
+from cdcca_cli.text import load_json
 
 VERSION = 1
 ENTROPIES = ("mean", "sum", "max", "first")
@@ -83,7 +84,7 @@ def read_predictions(text: Iterable[str], *, where: str = "predictions") -> Iter
 
 def decode_line(line: str, where: str) -> Prediction:
     """One line's prediction. BadData, NewerFormat."""
-    row = records.load_json(line, where)
+    row = load_json(line, where)
     if not isinstance(row, dict) or "v" not in row:
         raise BadData(f"{where}: not a prediction (an object with a version 'v'): see cdcca infer")
     version = records.field(row, "v", int, where)

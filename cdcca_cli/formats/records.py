@@ -14,12 +14,13 @@ random order, and the same content must give the same bytes.)
 
 D is one of F32 F16 I8 U8 I32 I64 U16. A writer stores tensors in ascending order of their names; a
 reader accepts any order, but together they must cover the bytes exactly, without hole or overlap,
-and each range must be as long as its shape and dtype say. Since a record says where it stops,
-records can follow each other in a stream with nothing between them.
+and each range must be as long as its shape and dtype say. A record says where it ends, so records
+can follow each other in a stream with nothing between them.
 
-A reader refuses: a header over 1 MiB or a record over 1 GiB (both are options), duplicate keys,
-numbers that are not finite, more than 8 dimensions, and anything cut short. `kind` and `version`
-are looked at before the tensors are, so a newer format is called newer, not damaged.
+A reader refuses: a header over 1 MiB or a record over 1 GiB (both are options), JSON that `text`
+does not read (duplicate keys, numbers that are not finite, deep nesting), more than 8 dimensions, a
+shape whose dimensions other than 0 multiply to more than 2^40, and anything cut short. It looks at
+`kind` and `version` before it looks at the tensors, so a newer format is called newer, not damaged.
 
 This module does not know what a kind means, and it never decompresses (`streams` does).
 """
@@ -27,7 +28,6 @@ This module does not know what a kind means, and it never decompresses (`streams
 import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, overload
@@ -37,6 +37,8 @@ import numpy as np
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.files import Writable
 from cdcca_cli.formats.digest import DTYPES, dtype_name, little_endian_bytes
+from cdcca_cli.text import is_text
+from cdcca_cli.text import load_json as load_json
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8
@@ -273,11 +275,12 @@ def _check_table(
         if len(shape) > _MAX_DIMENSIONS or len(offsets) != 2:
             raise BadData(f"{place}: {len(shape)} dimensions, {len(offsets)} offsets")
         begin, end = offsets
+        if math.prod(size for size in shape if size) > _MAX_DIMENSION:
+            raise BadData(f"{place}: the shape {shape} has more than {_MAX_DIMENSION:,} elements")
         needed = math.prod(shape) * dtype.itemsize
         if end - begin != needed:
-            takes = f"{needed:,}" if needed <= _MAX_DIMENSION else f"more than {_MAX_DIMENSION:,}"
             raise BadData(
-                f"{place}: {entry['dtype']} of shape {shape} takes {takes} bytes, "
+                f"{place}: {entry['dtype']} of shape {shape} takes {needed:,} bytes, "
                 f"its offsets {begin:,} to {end:,} give {end - begin:,}"
             )
         slots[name] = (dtype, tuple(shape), begin, end)
@@ -290,36 +293,9 @@ def _check_table(
     return slots, reached
 
 
-# ---------------------------------------------------------------- JSON that is not trusted
+# ---------------------------------------------------------------- a header's fields
 
 T = TypeVar("T")
-
-
-def load_json(text: str | bytes | bytearray, where: str) -> Any:
-    """Parse JSON; BadData for duplicate keys, NaN and infinities, and bottomless nesting."""
-    try:
-        if not isinstance(text, str):
-            text = text.decode("utf-8")
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite
-        )
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{where} is not sound JSON: {str(error)[:200]}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice[:80]!r} occurs twice")
-    return result
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is not a finite number")
-    return number
 
 
 @overload
@@ -331,7 +307,10 @@ def field(
 def field(
     header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
 ) -> T | None:
-    """A field of the type it must have (whole numbers count as floats, booleans as neither)."""
+    """A field of the type it must have: a whole number is a float too, a boolean is neither.
+
+    Raises: BadData, also for a text that UTF-8 cannot hold.
+    """
     value = header.get(name)
     if value is None and optional:
         return None
@@ -343,6 +322,10 @@ def field(
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         found = "nothing" if value is None else type(value).__name__
         raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {found}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadData(f"{where}: {name!r} is not a finite number")
+    if isinstance(value, str) and not is_text(value):
+        raise BadData(f"{where}: {name!r} has a lone surrogate, which is not text")
     return value
 
 
@@ -354,17 +337,6 @@ def list_of(
     if values is None:
         return None
     return [field({name: value}, name, kind, where) for value in values]
-
-
-def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: JSON's \\u escapes let halves of characters in."""
-    if value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def exact_keys(header: Mapping[str, Any], names: set[str], where: str) -> None:

@@ -185,7 +185,7 @@ def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
 
 
 class NotFinite(BadData):
-    """A record that is sound but for values that are no numbers: its tower's fault."""
+    """A record whose only fault is that tokens or scores are not finite: the tower made them."""
 
 
 def read_shards(
@@ -198,8 +198,8 @@ def read_shards(
     """Shards one after the other, each checked; memory holds one.
 
     Args:
-        refused: told of each shard whose tokens or scores are not finite, which is then left out;
-            None: such a shard is an error.
+        refused: called with a message for each shard whose tokens or scores are not finite, which
+            is then left out; None: such a shard is an error.
     Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
     """
     count = total = 0
@@ -306,7 +306,7 @@ def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
 
 def _decode_ask(ask: object, where: str) -> Ask:
     if not isinstance(ask, dict):
-        raise BadData(f"{where}: an ask that is not an object")
+        raise BadData(f"{where}: a question that is not an object")
     records.exact_keys(ask, {"id", "prompt", "task", "choices", "entropy"}, where)
     task = records.field(ask, "task", str, where)
     if task not in ("vqa", "caption"):
@@ -315,8 +315,6 @@ def _decode_ask(ask: object, where: str) -> Ask:
     if choices is not None and not choices:
         raise BadData(f"{where}: an empty list of choices")
     prompt = records.field(ask, "prompt", str, where, optional=True)
-    if not all(map(records.is_text, [prompt or "", *(choices or [])])):
-        raise BadData(f"{where}: half of a character in a prompt or a choice")
     entropy = records.field(ask, "entropy", float, where, optional=True)
     if entropy is not None and entropy < 0:
         raise BadData(f"{where}: an entropy of {entropy}")

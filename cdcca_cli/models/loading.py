@@ -11,7 +11,6 @@ Families are found in this package: every module with a list `FAMILIES`.
 """
 
 import importlib
-import json
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import torch
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
 from cdcca_cli.models import digests, quantization
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.text import load_json
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
@@ -232,9 +232,7 @@ def _config(source: _Source, named: str, options: dict[str, Any]) -> Any:
 def _model_type(path: Path, named: str) -> str:
     """`model_type` of a config.json, read without transformers, which may not know the type."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{named}: config.json is not valid JSON: {_line(error)}") from error
+        table = load_json(path.read_bytes(), f"{named}: config.json")
     except OSError as error:
         raise MissingInput(f"{named}: config.json cannot be read: {error.strerror}") from error
     model_type = table.get("model_type") if isinstance(table, dict) else None

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import fields, foreign
+from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
-from cdcca_cli.formats.records import is_text
+from cdcca_cli.formats.kind import HEAD_BYTES, describe
+from cdcca_cli.text import is_text
 
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
@@ -119,13 +120,13 @@ def read_answers(paths: Sequence[str | None]) -> Answers:
 
 
 def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
-    head = source.read(foreign.HEAD_BYTES)
+    head = source.read(HEAD_BYTES)
     opening = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not opening and len(head) < foreign.HEAD_BYTES:
+    if not opening and len(head) < HEAD_BYTES:
         return
     first = _first_line(opening.split(b"\n")[0], where)
     is_json = opening.startswith((b"{", b"["))
-    known = foreign.describe(head)
+    known = describe(head)
     if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
         raise BadData(f"{where}: predictions are expected, found {known}")
     source = streams.pushed_back(head, source)

@@ -14,12 +14,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cdcca_cli import files
 from cdcca_cli.datasets import Frame
 from cdcca_cli.datasets.frames import Frames
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
+from cdcca_cli.text import load_json
 
 VERSION = 1
 
@@ -70,18 +70,18 @@ def _read(path: Path) -> dict[str, str]:
         content = path.read_bytes()
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise MissingInput(f"{path}: {error.strerror or error}") from None
-    try:
-        state: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        state = None
+    except (OSError, ValueError) as error:
+        raise MissingInput(files.reason(path, error)) from None
     cure = "name another file with --state, or remove this one to look at every frame again"
+    try:
+        state = load_json(content, str(path))
+    except BadData as error:
+        raise BadData(f"{error}: {cure}") from None
     if not isinstance(state, dict) or state.get("kind") != "seen":
         raise BadData(f"{path}: not a state file of cdcca sample: {cure}")
     version, frames = state.get("version"), state.get("frames")
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is int and version > VERSION:
         raise NewerFormat(f"{path}: state of version {version}, this cdcca reads {VERSION}: {cure}")
-    if version != VERSION or not isinstance(frames, dict):
+    if type(version) is not int or version != VERSION or not isinstance(frames, dict):
         raise BadData(f"{path}: damaged state file: {cure}")
     return {name: mark for name, mark in frames.items() if isinstance(mark, str)}

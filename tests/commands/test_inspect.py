@@ -17,7 +17,7 @@ import safetensors.numpy
 import zstandard
 
 from cdcca_cli.formats import shard
-from cdcca_cli.inspection.summary import summarize
+from cdcca_cli.inspection.contents import summarize
 from cdcca_cli.main import main
 from tests.golden import make
 

@@ -71,14 +71,14 @@ def test_a_cut_file_is_refused(value: Any, draw: st.DataObject) -> None:
         (b'{"a" 1}', "character 5: : was expected"),
         (b"{1: 2}", "a key was expected"),
         (b"[] []", "something follows"),
-        (b"[NaN]", "NaN is not JSON"),
-        (b"[-Infinity]", "-Infinity is not JSON"),
-        (b'[{"a": 1, "a": 1}]', "the key .a. is there twice"),
+        (b"[NaN]", "NaN is not a finite number"),
+        (b"[-Infinity]", "-Infinity is not a finite number"),
+        (b'[{"a": 1, "a": 1}]', "the key .a. occurs twice"),
         (b"[\xff]", r"not UTF-8 \(byte 1\)"),
         (b'["' + "ä".encode() + b'\xc3"]', r"not UTF-8 \(byte 4\)"),
         (b'["a\nb"]', "Invalid control character"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[" + b"1" * 5000 + b"]", "4300 digits"),
+        (b"[" + b"1" * 5000 + b"]", " digits"),
     ],
 )
 def test_a_fault_is_named(

@@ -325,7 +325,7 @@ class TestExpiry:
 
     def test_the_clock_is_ten_years_ahead(self, device: Device) -> None:
         update = signed(update_to(device, expires=NOW + YEAR), 0)
-        words = "this device's clock says 2037-01-12 08:00 UTC"
+        words = "this device's clock is at 2037-01-12 08:00 UTC"
         refused(device, update, StaleUpdate, words, clock=at(NOW + 10 * YEAR))
 
     def test_the_clock_is_ten_years_behind(self, device: Device) -> None:
@@ -561,8 +561,8 @@ class TestRotation:
         made = key_files.next_list(key_files.trust_of(device.path), public, 2)
         assert made.trust == trust(0, 2, threshold=2, version=2)
         words = key_files.summary(device.trust, made)
-        assert "signed by 0 of the keys before, 1 must" in words
-        assert "signed by 0 of its own keys, 2 must" in words
+        assert "has 0 of 1 signature by the keys trusted before" in words
+        assert "0 of 2 signatures by its own keys" in words
         path = tmp_path / "list"
         path.write_bytes(file_of(made))
         assert key_files.trust_of(path) == made.trust

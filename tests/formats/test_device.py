@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli import files, streams
+from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.digest import overlay_digest
@@ -57,10 +57,10 @@ def test_install_and_rollback(device: Device) -> None:
     assert (again.sequence, again.previous, again.highest_sequence) == (1, None, 2)
     assert again.read_overlay()["w"][0, 0] == 1
     assert len(list((device.path / "overlay").iterdir())) == 1
-    before = files(device.path)
+    before = contents(device.path)
     with pytest.raises(MissingInput, match="no earlier overlay"):
         again.rollback()
-    assert files(device.path) == before
+    assert contents(device.path) == before
 
 
 def test_as_many_are_kept_as_the_folder_says(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_newest_sound_overlay_is_used_in_a_damaged_ones_place(
                     "another's": other,
                 }[damage]
             )
-    before = files(device.path)
+    before = contents(device.path)
     found = Device.open(device.path)
     assert found.read_overlay()["w"][0, 0] == 1
     assert (found.sequence, found.highest_sequence) == (1, 3)
@@ -130,7 +130,7 @@ def test_the_newest_sound_overlay_is_used_in_a_damaged_ones_place(
     assert found.digest == overlay_digest(overlay(1))
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "using the newest sound one kept, of sequence 1" in said
-    assert files(device.path) == before
+    assert contents(device.path) == before
     found.rollback()  # makes it last
     again = Device.open(device.path)
     assert (again.sequence, again.highest_sequence) == (1, 3)
@@ -142,7 +142,7 @@ def test_what_a_killed_process_left_goes_with_the_next_change(device: Device) ->
     for name in left:
         (device.path / name).write_bytes(b"half")
     device.install_trust(Trust(1, 1, (KEY,)))
-    assert files(device.path).keys() == {"device.json", "lock", device.current.file}
+    assert contents(device.path).keys() == {"device.json", "lock", device.current.file}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -152,7 +152,7 @@ def test_a_sync_that_fails(
     """Overlay, its folder, device.json: nothing has changed. The last folder: it has, and all that
     the state before needs is still there, in case that the power fails now.
     """
-    before, real, count = files(device.path), os.fsync, [0]
+    before, real, count = contents(device.path), os.fsync, [0]
 
     def failing(descriptor: int) -> None:
         count[0] += 1
@@ -164,13 +164,13 @@ def test_a_sync_that_fails(
     if number < 4:
         with pytest.raises(CannotWrite, match="input/output error"):
             device.install(overlay(1), 1)
-        assert files(device.path) == before | {"lock": b""}
+        assert contents(device.path) == before | {"lock": b""}
         assert Device.open(device.path).sequence == device.sequence == 0
     else:
         device.install(overlay(1), 1)
         assert "a power failure may bring the state before back" in capfd.readouterr().err
         assert Device.open(device.path).sequence == device.sequence == 1
-        assert before.keys() < files(device.path).keys()
+        assert before.keys() < contents(device.path).keys()
     assert count[0] == number
 
 
@@ -194,10 +194,10 @@ def test_rolling_back_to_a_damaged_overlay_changes_nothing(device: Device) -> No
     device.install(overlay(1), 1)
     assert device.previous is not None
     (device.path / device.previous.file).write_bytes(b"junk")
-    before = files(device.path)
+    before = contents(device.path)
     with pytest.raises(BadData):
         device.rollback()
-    assert files(device.path) == before
+    assert contents(device.path) == before
     assert (device.sequence, Device.open(device.path).sequence) == (1, 1)
 
 
@@ -209,10 +209,10 @@ def test_installing_the_same_overlay_again_keeps_the_one_before(device: Device) 
 
 def test_an_existing_folder_is_kept(device: Device, tmp_path: Path) -> None:
     device.install(overlay(5), 1)
-    before = files(device.path)
+    before = contents(device.path)
     with pytest.raises(CannotWrite, match="--force"):
         Device.create(device.path, SETTINGS, overlay(9))
-    assert files(device.path) == before
+    assert contents(device.path) == before
     Device.create(device.path, SETTINGS, overlay(9), force=True)
     found = Device.open(device.path)
     assert (found.sequence, found.highest_sequence, found.previous) == (0, 0, None)
@@ -222,7 +222,7 @@ def test_an_existing_folder_is_kept(device: Device, tmp_path: Path) -> None:
     for force in (False, True):
         with pytest.raises(CannotWrite, match="other things"):
             Device.create(tmp_path / "photos", SETTINGS, overlay(0), force=force)
-    assert files(tmp_path / "photos") == {"cat.jpg": b""}
+    assert contents(tmp_path / "photos") == {"cat.jpg": b""}
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,10 @@ def test_an_existing_folder_is_kept(device: Device, tmp_path: Path) -> None:
 def test_an_unsound_overlay_is_not_installed(
     device: Device, unsound: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    before = files(device.path)
+    before = contents(device.path)
     with pytest.raises(BadData, match="'w'"):
         device.install(unsound, 1)
-    assert files(device.path) == before
+    assert contents(device.path) == before
     with pytest.raises(BadData):
         Device.create(tmp_path / "new", SETTINGS, unsound)
     assert not (tmp_path / "new").exists()
@@ -278,7 +278,7 @@ def test_a_failure_in_the_middle_changes_nothing(
             raise error
         write(path, data)
 
-    monkeypatch.setattr(streams, "atomic_write_bytes", fail)
+    monkeypatch.setattr(files, "atomic_write_bytes", fail)
     with pytest.raises(type(error)):
         device.install(overlay(2), 2)
     monkeypatch.undo()
@@ -354,7 +354,7 @@ def test_what_device_json_says_is_sorted_json(device: Device) -> None:
 def test_a_disk_that_fills_before_device_json_leaves_no_stray_overlay(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = files(device.path)
+    before = contents(device.path)
     write = files.atomic_write_bytes
 
     def full(path: Path, data: bytes) -> None:
@@ -362,10 +362,10 @@ def test_a_disk_that_fills_before_device_json_leaves_no_stray_overlay(
             raise CannotWrite("no space left on device")
         write(path, data)
 
-    monkeypatch.setattr(streams, "atomic_write_bytes", full)
+    monkeypatch.setattr(files, "atomic_write_bytes", full)
     with pytest.raises(CannotWrite):
         device.install(overlay(1), 1)
-    assert files(device.path) == before | {"lock": b""}
+    assert contents(device.path) == before | {"lock": b""}
 
 
 def test_ctrl_c_just_after_the_rename_leaves_the_new_state_whole(
@@ -378,7 +378,7 @@ def test_ctrl_c_just_after_the_rename_leaves_the_new_state_whole(
         if path.name == "device.json":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(streams, "atomic_write_bytes", interrupted)
+    monkeypatch.setattr(files, "atomic_write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         device.install(overlay(1), 1)
     found = Device.open(device.path)

@@ -26,7 +26,7 @@ from cdcca_cli.errors import BadData, CannotWrite, CdccaError, MissingInput, New
 from cdcca_cli.formats import lessons, records
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile, key_of
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.inspection.summary import summarize
+from cdcca_cli.inspection.contents import summarize
 from tests.golden import make
 
 ROOT = Path(__file__).parents[2]

@@ -111,6 +111,9 @@ def shard_i8(**tensors: Tensor) -> bytes:
     return record(SHARD_I8, {**TENSORS_I8, **tensors})
 
 
+# No bytes at all, but more elements than any array may have if the 0 is left out.
+HUGE_AND_EMPTY: dict[str, Tensor] = {"payload": ("U8", [0, 1 << 40, 1 << 40], b"")}
+
 OVERLAY = {
     "a.weight": ("F32", [2, 2], floats(1.0, 2.0, 3.0, 4.0)),
     "b.bias": ("F32", [3], floats(0.5, -0.5, 0.0)),
@@ -183,13 +186,13 @@ ADAPTATION = {
     "seed": 7,
     "report": {"loss": 0.25},
 }
-ADAPTATION_2 = {
+ADAPTATION_3 = {
     **ADAPTATION,
-    "version": 2,
-    "sensitivity": [0.25, 0.0],
+    "version": 3,
     "rate_aware": {"bits": 1.125, "num_steps": 60, "step": 0.5},
     "held_out": 1,
 }
+ADAPTATION_2 = {**ADAPTATION_3, "version": 2, "sensitivity": [0.25, 0.0]}
 PAYLOAD = bytes(range(40))
 UPDATE = {
     "kind": "update",
@@ -302,7 +305,18 @@ def adaptation_2(
     answered: str = '[["chat é"]]', frames: bytes | None = None, **change: Any
 ) -> bytes:
     """Version 2, with one held-out frame and its answer."""
-    head = record({**ADAPTATION_2, **change}, OVERLAY)
+    return _held_out({**ADAPTATION_2, **change}, answered, frames)
+
+
+def adaptation_3(
+    answered: str = '[["chat é"]]', frames: bytes | None = None, **change: Any
+) -> bytes:
+    """Version 3, with the same."""
+    return _held_out({**ADAPTATION_3, **change}, answered, frames)
+
+
+def _held_out(header: dict[str, Any], answered: str, frames: bytes | None) -> bytes:
+    head = record(header, OVERLAY)
     return head + answers(answered) + (shard() + end(1) if frames is None else frames)
 
 
@@ -390,6 +404,7 @@ def valid() -> dict[str, bytes]:
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
         "adaptation_v2.adaptation": adaptation_2(),
+        "adaptation_v3.adaptation": adaptation_3(),
         "update_v1.update": update(),
         "update_v2.update": update_2(),
         "trust_v1.trust": trust(),
@@ -449,6 +464,16 @@ def deep_update() -> bytes:
 
 
 DEEP = "[" * 100_000
+TRUST_HEADER = {"kind": "trust", "version": 1, "signed": TRUST, "signatures": []}
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress(shard() + end(1))
 NAN, INF = float("nan"), float("inf")
 FAULTS: dict[str, tuple[int, str, bytes]] = {
@@ -503,18 +528,26 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "header would be",
         struct.pack("<Q", 1 << 40) + b"{}" + bytes(60),
     ),
+    "tensor_of_zero_times_2_80.shards": (65, "elements", record(SHARD, HUGE_AND_EMPTY)),
+    "tensor_of_zero_times_2_80.lessons": (65, "elements", lessons(record(LESSON, HUGE_AND_EMPTY))),
+    "tensor_of_zero_times_2_80.trust": (65, "elements", record(TRUST_HEADER, HUGE_AND_EMPTY)),
+    "frame_half_a_character.shards": (65, "surrogate", shard({"frame": "caf\udce9.jpg"})),
+    "image_half_a_character.shards": (65, "surrogate", shard({"image": "caf\udce9.jpg"})),
+    "domain_half_a_character.shards": (65, "surrogate", shard({"domain": "\ud800"})),
+    "ask_id_half_a_character.shards": (65, "surrogate", shard({"asks": [{**ASK, "id": "\udce9"}]})),
+    "header_65_deep.shards": (65, "nested", shard({"asks": nested(65)})),
     "header_empty.shards": (65, "header would be 0", shard() + struct.pack("<Q", 0) + bytes(8)),
-    "header_not_json.shards": (65, "sound JSON", shard() + raw_shard('{"a": }')),
+    "header_not_json.shards": (65, "not JSON", shard() + raw_shard('{"a": }')),
     "header_not_utf8.shards": (
         65,
-        "sound JSON",
+        "not UTF-8",
         shard() + struct.pack("<Q", 8) + b'{"\xff\xfe":1 ',
     ),
     "header_a_list.shards": (65, "not one of cdcca's", shard() + raw_shard("[1, 2]")),
-    "header_deep.shards": (65, "sound JSON", shard() + raw_shard('{"a":' + DEEP)),
+    "header_deep.shards": (65, "nested too deeply", shard() + raw_shard('{"a":' + DEEP)),
     "header_huge_number.shards": (
         65,
-        "sound JSON",
+        "5,000 digits",
         shard() + raw_shard('{"a":' + "9" * 5000 + "}"),
     ),
     "header_duplicate_keys.shards": (65, "twice", shard() + raw_shard('{"a": 1, "a": 2}')),
@@ -553,7 +586,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "are read",
         with_table(entry("tokens", shape=[2, 1 << 36], data_offsets=[12, 12 + (1 << 39)])),
     ),
-    "shape_overflows.shards": (65, "takes", with_table(entry("tokens", shape=[1 << 40] * 8))),
+    "shape_overflows.shards": (65, "elements", with_table(entry("tokens", shape=[1 << 40] * 8))),
     "shape_past_limit.shards": (
         65,
         "whole numbers",
@@ -686,7 +719,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     ),
     "queries_missing.lessons": (65, "with the tensors", lessons(lesson(queries=None))),
     "unknown_tensor.lessons": (65, "with the tensors", lessons(lesson(labels=SCORES))),
-    "tensor_with_half_a_name.lessons": (65, "with the tensors", lessons(half_a_name())),
+    "tensor_with_half_a_name.lessons": (65, "surrogate", lessons(half_a_name())),
     "codes_without_scales.lessons": (
         65,
         "with the tensors",
@@ -742,11 +775,11 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "answers_a_number.lessons": (65, "a string", lessons(lesson({"answers": ["a", 2]}))),
     "answers_half_a_character.lessons": (
         65,
-        "half of a character",
+        "surrogate",
         lessons(lesson({"answers": ["\ud83d", ""]})),
     ),
     "nats_negative.lessons": (65, "below 0", lessons(lesson({"nats": [0.25, -1]}))),
-    "nats_huge.lessons": (65, "too large", lessons(lesson({"nats": [0.25, 10**400]}))),
+    "nats_huge.lessons": (65, "401 digits", lessons(lesson({"nats": [0.25, 10**400]}))),
     "nats_text.lessons": (65, "a number", lessons(lesson({"nats": [0.25, "1"]}))),
     "input_not_there.lessons": (65, "not there", lessons(lesson({"inputs": [0, 1]}))),
     # -- adaptation
@@ -770,7 +803,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "held_out_zero.adaptation": (65, "held_out is 0", adaptation_2(held_out=0)),
     "answers_too_few.adaptation": (65, "an answer for each", adaptation_2("[[]]")),
     "answers_a_number.adaptation": (65, "no text", adaptation_2("[[1]]")),
-    "answers_deep.adaptation": (65, "sound JSON", adaptation_2(DEEP)),
+    "answers_deep.adaptation": (65, "nested too deeply", adaptation_2(DEEP)),
     "step_zero.adaptation": (
         65,
         "step",
@@ -783,7 +816,14 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     ),
     "sensitivity_short.adaptation": (65, "2 tensors", adaptation_2(sensitivity=[1])),
     "sensitivity_negative.adaptation": (65, "sensitivity", adaptation_2(sensitivity=[1, -1])),
+    "sensitivity_in_version_3.adaptation": (
+        65,
+        "unknown key 'sensitivity'",
+        adaptation_3(sensitivity=None),
+    ),
+    "tensor_of_zero_times_2_80.adaptation": (65, "elements", record(ADAPTATION, HUGE_AND_EMPTY)),
     # -- update
+    "tensor_of_zero_times_2_80.update": (65, "elements", record(UPDATE, HUGE_AND_EMPTY)),
     "cut.update": (65, "cut short", update()[:-1]),
     "trailing_bytes.update": (65, "goes on", update() + b"\n"),
     "newer_version.update": (76, "upgrade", update(version=3)),
@@ -828,7 +868,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "coding_a_list.update": (65, "'coding'", update_2(coding=[4, 0])),
     "coding_a_fraction.update": (65, "'coding'", update_2(coding={"step": 0.5})),
     "coding_deep.update": (65, "'coding'", update_2(coding={"a": [[[[[[1]]]]]]})),
-    "coding_deeper.update": (65, "sound JSON", deep_update()),
+    "coding_deeper.update": (65, "nested too deeply", deep_update()),
     "bits_in_version_2.update": (65, "unknown key 'bits'", update_2(header={"bits": [4, 0]})),
     "not_canonical.update": (
         65,
@@ -873,7 +913,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "task_unknown.predictions": (65, "task", prediction(task="chat")),
     "model_no_digest.predictions": (65, "'model'", prediction(model="gpt")),
     # -- device.json
-    "cut.device": (65, "sound JSON", device()[:100]),
+    "cut.device": (65, "not JSON", device()[:100]),
     "newer_version.device": (76, "upgrade", device(version=3, colour="blue")),
     "previous_in_version_2.device": (65, "unknown key 'previous'", device_2(previous=None)),
     "kept_newer.device": (65, "not older", device_2(kept=[slot_2(4)])),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli.datasets import read_frames, read_references
-from cdcca_cli.datasets.foreign import describe
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.kind import describe
 from cdcca_cli.formats.records import encode_header
 
 PREDICTION = {"v": 1, "id": "q", "image": "a.jpg", "answer": "b", "model": "sha256:" + "0" * 64}
@@ -27,6 +27,7 @@ PREDICTION = {"v": 1, "id": "q", "image": "a.jpg", "answer": "b", "model": "sha2
         (encode_header({}, {"kind": "shard", "version": 1}), "token shards"),
         (encode_header({}, {"kind": "end", "version": 1}), "token shards"),
         (encode_header({}, {"kind": "update", "version": 1}), "an update"),
+        (encode_header({}, {"kind": "lessons", "version": 1}), "a teacher's labels"),
         ((1 << 22).to_bytes(8, "little") + b"{" + b" " * (1 << 20), "weights"),
         (b"\xff\xd8\xff" + b"x" * 20, "an image"),
         (json.dumps(PREDICTION).encode(), "predictions"),

@@ -1,0 +1,358 @@
+"""What a stream holds, one reader for each kind.
+
+Token streams, labels and predictions are read one record at a time, and weights one entry of their
+header at a time, so memory does not grow with their length.
+"""
+
+import hashlib
+import math
+import re
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from cdcca_cli import streams
+from cdcca_cli.datasets.entries import entries
+from cdcca_cli.errors import BadData
+from cdcca_cli.formats import adaptation as adaptation_format
+from cdcca_cli.formats import device as device_format
+from cdcca_cli.formats import lessons as lessons_format
+from cdcca_cli.formats import predictions as predictions_format
+from cdcca_cli.formats import records
+from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import trust as trust_format
+from cdcca_cli.formats import update as update_format
+from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES, Kind
+from cdcca_cli.inspection.summary import Names, Summary
+from cdcca_cli.text import load_json
+
+_SEEN_BYTES = 1 << 28
+_WEIGHTS_ENTRY_CHARS = 1 << 22
+_WEIGHTS_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
+_MOST_DTYPES = 64
+
+
+class _Measured:
+    """A stream that counts and hashes what is read from it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self._sha = source, hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._seen(self._source.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._seen(self._source.readline(size))
+
+    def _seen(self, data: bytes) -> bytes:
+        self.num_bytes += len(data)
+        self._sha.update(data)
+        return data
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._sha.hexdigest()}"
+
+
+def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
+    """Read a stream of this kind to its end. BadData and what else its reader raises."""
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise BadData(f"{where}: {kind} cannot be read from a stream: name the file itself")
+    measured = _Measured(stream)
+    summary = reader(cast(BinaryIO, measured), where)
+    if kind != "weights":  # only its header was read
+        summary.digests["content"] = measured.digest
+    return summary
+
+
+def _shards(stream: BinaryIO, where: str) -> Summary:
+    summary = Summary("shards", {"format": shard_format.VERSION})
+    counts = dict.fromkeys(("shards", "asks", "kept_tokens", "all_tokens"), 0)
+    towers, domains, bits, channels = Names(), Names(), Names(), Names()
+    ledger: Counter[str] = Counter(payload=0, scales=0, positions=0, scores=0, header=0)
+    for shard in shard_format.read_shards(stream, where=where):
+        counts["shards"] += 1
+        counts["asks"] += len(shard.asks)
+        counts["kept_tokens"] += len(shard.tokens)
+        counts["all_tokens"] += shard.num_tokens
+        towers.add(shard.tower)
+        domains.add(shard.domain)
+        bits.add(shard.bits)
+        channels.add(shard.tokens.shape[1])
+        ledger.update(shard_format.shard_bytes(shard))
+    summary.counts = {
+        **counts,
+        "by_domain": domains.as_json(),
+        "by_bits": bits.as_json(),
+        "by_channels": channels.as_json(),
+    }
+    summary.digests["towers"] = towers.as_json()
+    summary.ledger = dict(ledger)
+    summary.ledger["end records"] = cast(_Measured, stream).num_bytes - sum(ledger.values())
+    return summary
+
+
+def _lessons(stream: BinaryIO, where: str) -> Summary:
+    """Record by record: labels that are in the file twice are counted twice."""
+    measured = cast(_Measured, stream)
+    kinds, limits = {"lessons": lessons_format.VERSION}, lessons_format.LIMITS
+    first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
+    assert first is not None  # the kind was found in it
+    head = lessons_format.parse_head(first.header, first.tensors, where)
+    counts = dict.fromkeys(("lessons", "asks", "answered_with_nothing", "lessons_with_logits"), 0)
+    ledger = dict.fromkeys((*lessons_format.TENSORS, "scales", "header"), 0)
+    ledger["header"] = end = first.num_bytes
+    try:
+        while True:
+            place = f"{where}: the lesson at byte {end:,}"
+            kinds = {"lesson": lessons_format.VERSION}
+            record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
+            if record is None:
+                break
+            lesson = lessons_format.decode(record, place)
+            end = measured.num_bytes
+            counts["lessons"] += 1
+            counts["asks"] += len(lesson.answers)
+            counts["answered_with_nothing"] += lesson.answers.count("")
+            counts["lessons_with_logits"] += lesson.logits is not None
+            sizes = {name: array.nbytes for name, array in record.tensors.items()}
+            for name, size in sizes.items():
+                ledger["scales" if name.endswith(".scales") else name] += size
+            ledger["header"] += record.num_bytes - sum(sizes.values())
+    except records.CutShort:
+        pass  # its writer is at work, or was killed: the next writer goes on from here
+    ledger["unfinished"] = measured.num_bytes - end
+    return Summary(
+        "lessons",
+        {
+            "format": lessons_format.VERSION,
+            "bits": head.bits,
+            "unfinished_bytes": ledger["unfinished"],
+        },
+        {"teacher": head.teacher, "vocabulary": head.vocabulary},
+        counts,
+        ledger,
+    )
+
+
+def _predictions(stream: BinaryIO, where: str) -> Summary:
+    models, tasks, domains = Names(), Names(), Names()
+    sums = dict.fromkeys(predictions_format.ENTROPIES, 0.0)
+    count = with_choices = 0
+    lines = streams.lines(stream, where)
+    for prediction in predictions_format.read_predictions(lines, where=where):
+        count += 1
+        with_choices += prediction.choices is not None
+        models.add(prediction.model)
+        tasks.add(prediction.task)
+        domains.add(prediction.domain)
+        for name in sums:
+            sums[name] += prediction.entropy[name]
+    return Summary(
+        "predictions",
+        {"format": predictions_format.VERSION},
+        {"models": models.as_json()},
+        {
+            "predictions": count,
+            "with_choices": with_choices,
+            "by_task": tasks.as_json(),
+            "by_domain": domains.as_json(),
+            "average_entropy_nats": {
+                name: min(total, sys.float_info.max) / max(count, 1) for name, total in sums.items()
+            },
+        },
+        {"lines": cast(_Measured, stream).num_bytes},
+    )
+
+
+def _adaptation(stream: BinaryIO, where: str) -> Summary:
+    adaptation = adaptation_format.read_adaptation(stream, where=where)
+    held_out, quantiser = adaptation.held_out, adaptation.rate_aware
+    facts = {
+        "format": adaptation.file_version,
+        "sequence": adaptation.sequence,
+        "method": adaptation.method,
+        "seed": adaptation.seed,
+        "rate_aware": None if quantiser is None else vars(quantiser),
+        "report": adaptation.report,
+    }
+    digests = {"base": adaptation.base, "overlay": overlay_digest(adaptation.overlay)}
+    arrays = adaptation.overlay.values()
+    summary = _overlay_summary("adaptation", facts, digests, arrays, stream)
+    if held_out is not None:
+        summary.counts |= {
+            "held_out_frames": len(held_out.shards),
+            "held_out_asks": held_out.num_asks,
+        }
+        frames = sum(shard.num_bytes for shard in held_out.shards)
+        summary.ledger |= {"held-out frames": frames, "header": summary.ledger["header"] - frames}
+    return summary
+
+
+def _overlay(stream: BinaryIO, where: str) -> Summary:
+    tensors, sequence = device_format.read_overlay_file(stream, where=where)
+    facts = {"format": device_format.OVERLAY_KINDS["overlay"], "sequence": sequence}
+    digests = {"overlay": overlay_digest(tensors)}
+    return _overlay_summary("overlay", facts, digests, tensors.values(), stream)
+
+
+def _overlay_summary(
+    kind: Kind,
+    facts: dict[str, Any],
+    digests: dict[str, Any],
+    arrays: Iterable[np.ndarray],
+    stream: BinaryIO,
+) -> Summary:
+    sizes = [array.size for array in arrays]
+    counts = {"tensors": len(sizes), "parameters": sum(sizes)}
+    payload = 4 * sum(sizes)
+    ledger = {"payload": payload, "header": cast(_Measured, stream).num_bytes - payload}
+    return Summary(kind, facts, digests, counts, ledger)
+
+
+def _update(stream: BinaryIO, where: str) -> Summary:
+    """An update, its payload divided by what its codec spends bytes on. NewerFormat, BadData."""
+    from cdcca_cli.downlink import codecs
+
+    update = update_format.read_update(stream, where=where)
+    num_bytes = cast(_Measured, stream).num_bytes
+    payload = {f"payload: {kind}": size for kind, size in codecs.byte_kinds(update).items()}
+    return Summary(
+        "update",
+        {
+            "format": update.version,
+            "sequence": update.sequence,
+            "codec": update.codec,
+            "bits_per_parameter": 8 * num_bytes / max(update.num_parameters, 1),
+            "expires": None if update.expires is None else update_format.utc(update.expires),
+            "signatures_of": [signature.key for signature in update.signatures],
+            **codecs.facts(update),
+        },
+        {"base": update.base, "target": update.target, "model": update.model},
+        {"parameters": update.num_parameters},
+        payload | _header_bytes(update.header(), num_bytes - len(update.payload)),
+    )
+
+
+def _header_bytes(header: dict[str, Any], num_bytes: int) -> dict[str, int]:
+    """How the bytes around the payload divide: what is signed, the signatures, the framing.
+
+    The header is JSON in a string of JSON, so every quotation mark in it takes two bytes.
+    """
+    parts = {"header": "signed", "signatures": "signatures"}
+    held = {
+        kind: len(records.dump_json(records.dump_json(header[name]))) - 2
+        for kind, name in parts.items()
+        if name in header
+    }
+    return {**held, "framing": num_bytes - sum(held.values())}
+
+
+def _trust(stream: BinaryIO, where: str) -> Summary:
+    found = trust_format.read_trust_list(stream, where=where)
+    signatures = trust_format.signature_objects(found.signatures)
+    trust = found.trust.as_json()
+    return Summary(
+        "trust",
+        {
+            "format": trust_format.VERSION,
+            "trust": trust,
+            "signatures_of": [signature.key for signature in found.signatures],
+        },
+        counts={"keys": len(found.trust.keys), "signatures": len(found.signatures)},
+        ledger=_header_bytes(
+            {"signed": trust, "signatures": signatures}, cast(_Measured, stream).num_bytes
+        ),
+    )
+
+
+def weights(stream: BinaryIO, where: str) -> Summary:
+    """The header of a safetensors file, without its tensors.
+
+    Raises: BadData for a header that the safetensors library would not have written.
+    """
+    head = stream.read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    if not 2 <= length <= WEIGHTS_HEADER_BYTES:
+        raise BadData(f"{where}: not a safetensors file: a header of {length:,} bytes")
+    where = f"{where}: the header"
+    parameters: Counter[str] = Counter()
+    names = set()
+    num_tensors = payload = 0
+    header = cast(BinaryIO, _Part(stream, length))
+    for name, _, entry in entries(header, where, most_chars=_WEIGHTS_ENTRY_CHARS):
+        if name is None or not isinstance(entry, dict) or name in names:
+            raise BadData(f"{where}: not a sound safetensors header (entry {len(names):,})")
+        names.add(name)
+        if name != "__metadata__":
+            dtype, size, end = _weights_entry(entry, f"{where}: tensor {name[:80]!r}")
+            num_tensors += 1
+            parameters[dtype] += size
+            payload = max(payload, end)
+            if len(parameters) > _MOST_DTYPES:
+                raise BadData(f"{where}: more than {_MOST_DTYPES} dtypes")
+    return Summary(
+        "weights",
+        counts={"tensors": num_tensors, "parameters_by_dtype": dict(sorted(parameters.items()))},
+        ledger={"payload": payload, "header": 8 + length},
+    )
+
+
+def _weights_entry(entry: dict[str, Any], where: str) -> tuple[str, int, int]:
+    """One tensor's dtype, number of elements, and end. BadData."""
+    dtype = records.field(entry, "dtype", str, where)
+    shape = records.list_of(entry, "shape", int, where) or []
+    offsets = records.list_of(entry, "data_offsets", int, where) or []
+    if not _WEIGHTS_DTYPE.fullmatch(dtype):
+        raise BadData(f"{where}: dtype {dtype[:40]!r}")
+    if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] < 1 << 63:
+        raise BadData(f"{where}: its offsets are not two numbers in ascending order")
+    if len(shape) > 64 or any(not 0 <= size < 1 << 63 for size in shape):
+        raise BadData(f"{where}: a shape that no tensor has")
+    size = math.prod(shape)
+    if size >= 1 << 63:
+        raise BadData(f"{where}: a shape of more than 2^63 elements")
+    return dtype, size, offsets[1]
+
+
+class _Part:
+    """The next bytes of a stream, as a stream of their own."""
+
+    def __init__(self, source: BinaryIO, num_bytes: int) -> None:
+        self._source, self._left = source, num_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _seen(stream: BinaryIO, where: str) -> Summary:
+    state = load_json(stream.read(_SEEN_BYTES), where)
+    if not isinstance(state, dict) or not isinstance(state.get("frames"), dict):
+        raise BadData(f"{where}: not a state file of cdcca sample")
+    version = records.field(state, "version", int, where)
+    ledger = {"text": cast(_Measured, stream).num_bytes}
+    return Summary(
+        "seen", {"format": version}, counts={"frames": len(state["frames"])}, ledger=ledger
+    )
+
+
+_READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
+    "shards": _shards,
+    "lessons": _lessons,
+    "predictions": _predictions,
+    "adaptation": _adaptation,
+    "overlay": _overlay,
+    "update": _update,
+    "trust": _trust,
+    "weights": weights,
+    "seen": _seen,
+}

@@ -1,0 +1,133 @@
+"""What a folder holds: a device, a checkpoint, or frames; and frames of other sources too."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cdcca_cli import files, streams
+from cdcca_cli.errors import BadData, MissingInput
+from cdcca_cli.formats.device import VERSION, Device
+from cdcca_cli.formats.kind import Kind
+from cdcca_cli.inspection.contents import weights
+from cdcca_cli.inspection.summary import Summary
+from cdcca_cli.text import load_json
+
+_CONFIG_BYTES = 1 << 24
+
+
+def summarize_device(path: Path) -> Summary:
+    """A device folder, the digests of all its overlays verified. MissingInput, BadData."""
+    device = Device.open(path)
+    overlay = device.read_slot(device.current)  # not another in its place if it is damaged
+    for slot in device.kept:
+        device.read_slot(slot)
+    state = device.as_json()
+    settings = ("checkpoint", "revision", "family", "qformer_layers", "quantize", "groups", "lora")
+    try:
+        sizes = {
+            file.relative_to(path).as_posix(): file.stat().st_size
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+    except OSError as error:
+        raise MissingInput(files.reason(path, error)) from None
+    return Summary(
+        "device",
+        {
+            "format": VERSION,
+            "sequence": device.sequence,
+            "highest_sequence": device.highest_sequence,
+            **{name: state[name] for name in settings},
+            "signed_by": state["current"]["signed_by"],
+            "trust": state["trust"],
+            "keep": device.keep,
+            "kept": [
+                {name: slot[name] for name in ("sequence", "digest", "signed_by")}
+                for slot in state["kept"]
+            ],
+        },
+        {"current": device.digest, "tower": device.tower, "model": device.model},
+        {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
+        sizes,
+    )
+
+
+def summarize_checkpoint(path: Path) -> Summary:
+    """A transformers checkpoint: its family, and what its safetensors headers hold.
+
+    Raises: MissingInput if a file cannot be read, BadData.
+    """
+    config_file = path / "config.json"
+    try:
+        with open(config_file, "rb") as source:
+            text = source.read(_CONFIG_BYTES + 1)
+        sizes = {
+            entry.name: entry.stat().st_size
+            for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
+            if entry.is_file()
+        }
+    except OSError as error:
+        raise MissingInput(files.reason(path, error)) from None
+    if len(text) > _CONFIG_BYTES:
+        raise BadData(f"{config_file}: larger than {_CONFIG_BYTES:,} bytes")
+    config = load_json(text, str(config_file))
+    if not isinstance(config, dict):
+        raise BadData(f"{config_file}: expected an object")
+    parameters: Counter[str] = Counter()
+    num_tensors = 0
+    for name in sizes:
+        if name.endswith(".safetensors"):
+            with streams.binary_input(path / name) as stream:
+                counts = weights(stream, str(path / name)).counts
+            num_tensors += counts["tensors"]
+            parameters.update(counts["parameters_by_dtype"])
+    return Summary(
+        "checkpoint",
+        {
+            "family": str(config.get("model_type")),
+            "architectures": config.get("architectures"),
+            "has_weights": num_tensors > 0,
+        },
+        counts={
+            "tensors": num_tensors,
+            "parameters": sum(parameters.values()),
+            "parameters_by_dtype": dict(sorted(parameters.items())),
+        },
+        ledger=sizes,
+    )
+
+
+def summarize_frames(path: Path, kind: Kind) -> Summary:
+    """Frames and what is asked of them; the images of a manifest or annotations need not be there.
+
+    Raises: what `datasets` raises for a source that is not sound.
+    """
+    from cdcca_cli.datasets import load_image, read_frames
+    from cdcca_cli.datasets.annotations import read_pictures
+    from cdcca_cli.datasets.manifest import Manifest
+    from cdcca_cli.datasets.sources import MANIFEST_NAME
+
+    summary = Summary(kind)
+    manifest = path / MANIFEST_NAME if path.is_dir() else path
+    if kind == "annotations":
+        frames: Iterable[Any] = read_pictures(path).values()
+    elif kind == "manifest" or (kind == "frames" and manifest.exists() and path.is_dir()):
+        frames = Manifest(manifest, check_images=False)
+    else:
+        frames = read_frames(path)
+        if kind == "image":
+            width, height = load_image(next(iter(frames))).size
+            summary.facts = {"width": width, "height": height}
+    counts, domains = Counter[str](), Counter[str]()
+    for frame in frames:
+        counts["frames"] += 1
+        counts["asks"] += len(frame.asks)
+        domains[str(frame.domain or "(none)")] += 1
+        for ask in frame.asks:
+            counts[ask.task] += 1
+            for label in ("choices", "answers", "captions"):
+                counts[f"with_{label}"] += getattr(ask, label) is not None
+    summary.counts = {**counts, "by_domain": dict(sorted(domains.items()))}
+    return summary

@@ -1,0 +1,34 @@
+"""From a path or standard input to the reader of its kind."""
+
+import os
+from pathlib import Path
+
+from cdcca_cli import streams
+from cdcca_cli.formats.kind import kind_of_folder, sniff
+from cdcca_cli.inspection import contents, folders
+from cdcca_cli.inspection.summary import Summary
+
+_FRAMES = ("image", "video", "manifest", "annotations")
+
+
+def look(file: str | None) -> Summary:
+    """What a file or folder is, checked from end to end; None and "-": standard input.
+
+    Raises: whatever the reader of its kind raises.
+    """
+    path = Path(file or "-")
+    if path.name in ("device.json", "config.json"):
+        path = path.parent
+    if os.path.isdir(path):
+        kind = kind_of_folder(path)
+        if kind == "device":
+            return folders.summarize_device(path)
+        if kind == "checkpoint":
+            return folders.summarize_checkpoint(path)
+        return folders.summarize_frames(path, kind)
+    name = streams.input_name(file)
+    with streams.binary_input(file) as source:
+        kind, stream = sniff(source, name)
+        if kind not in _FRAMES or path == Path("-"):
+            return contents.summarize(kind, stream, name)
+    return folders.summarize_frames(path, kind)
