@@ -12,6 +12,8 @@ This module knows no format, and it does not exit: see `main.py`. POSIX only.
 import io
 import json
 import os
+import select
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -313,6 +315,25 @@ def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
             raise MissingInput(files.reason(path, error)) from None
     with source:
         yield source
+
+
+def has_piped_data() -> bool:
+    """Whether a file or pipe on standard input holds anything; waits for its first byte or its end.
+
+    A terminal, a device (/dev/null, as under cron) and a closed stream hold nothing.
+    """
+    try:
+        status = os.fstat(0)
+    except OSError:
+        return False
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size > os.lseek(0, 0, os.SEEK_CUR)
+    if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+        return False
+    if not select.select([0], [], [], 1.0)[0]:
+        message("waiting for standard input to begin or to end: < /dev/null if nothing will come")
+    with _raw_input(None) as source:
+        return bool(source.read(1))
 
 
 @contextmanager

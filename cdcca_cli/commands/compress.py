@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.errors import UsageError
 
 
 def command(
@@ -110,6 +111,11 @@ def command(
     runtime = settings.runtime(compute, dtype, threads)
     drawn = None
     if adaptation is None and how.is_catch_up:
+        if streams.has_piped_data():
+            raise UsageError(
+                "an adaptation on standard input, which a catch-up would ignore: name it - to code "
+                "it exactly against `since`, or take it away (< /dev/null) for the catch-up"
+            )
         mirror = settings.device(base, "student")
         made = sender.catch_up(mirror, how, start=measuring.start_of(mirror))
     else:

@@ -146,7 +146,7 @@ def read(
 
 
 def _other_kind(data: bytes) -> str | None:
-    """What a file is that is neither an update nor a trust list, damaged or not, if it has a name."""
+    """What a file is, if it has a name and is neither an update nor a trust list."""
     from cdcca_cli.formats.kind import HEAD_BYTES, describe
 
     found = describe(data[:HEAD_BYTES])

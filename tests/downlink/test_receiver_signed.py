@@ -238,7 +238,7 @@ class TestSignatures:
         update = update_to(device, codec="nf4-mixed", coding={"bits": [4] * 200_000})
         with pytest.raises(BadData, match="at most 262,144 are read"):
             file_of(update)
-        refused(device, (1 << 18).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "not sound")
+        refused(device, (1 << 18).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "not JSON")
         refused(device, (1 + (1 << 18)).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "2 to")
 
     def test_keys_that_changed_while_it_was_read(self, device: Device) -> None:
