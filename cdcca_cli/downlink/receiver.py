@@ -22,11 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cdcca_cli import files
 from cdcca_cli.downlink import verify
+from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import MissingInput, WrongBase
 from cdcca_cli.formats.device import Device, Slot
 from cdcca_cli.formats.digest import short
@@ -37,7 +35,6 @@ _HEADER_BYTES = 1 << 20
 
 Status = Literal["applied", "already applied", "would apply", "rolled back"]
 Clock = Callable[[], float]
-Overlay = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

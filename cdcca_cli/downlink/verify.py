@@ -4,11 +4,11 @@ Pure: bytes and what a device is at (`Standing`) go in, an update, its base and 
 out, or a refusal. No file, no lock, no clock: the time is an argument, read once. `receiver` locks,
 reads, calls this and writes.
 
-**What is trusted.** The device folder and whoever may write it, the checkpoint, the holders of the
-private keys of the device as far as `threshold` of them agree, and the device's clock, for expiry
-alone. Not trusted: the file and every way by which it comes. Keys get into a folder by
-`cdcca init --trust`, or by a trust list. A device without keys takes any update that passes the
-other checks: then the channel has to be trusted.
+**What is trusted.** The device folder and those who may write it, the checkpoint, the holders of
+the private keys as far as `threshold` of them agree, and the device's clock, for expiry alone. Not
+trusted: the file and every way by which it comes. Keys get into a folder by `cdcca init --trust`,
+or by a trust list. A device without keys takes any update that passes the other checks: then the
+channel has to be trusted.
 
 **The checks, in order.** Everything is done in memory; nothing is written before all have passed.
 
@@ -58,22 +58,19 @@ nothing for a device that has keys.
 **The clock.** One that is behind accepts what has expired meanwhile; one that is ahead refuses with
 a message that names it. It decides nothing else, and an update without expiry needs none.
 
-**What is not defended.** Whoever can write the device folder. A threshold of keys in wrong hands:
-until a trust list without them has come, what they sign is installed, and a sequence that they
-drove up stays up. Withholding: a device that gets nothing does not know it, unless by expiry. Two
-fleets with the same keys: each takes the other's updates, if model and base are the same. Secrecy:
-updates and trust lists are not encrypted, and an update shows its reader something of what was
-learnt; ssh or TLS hides them. What training learns from is in the cloud's hands.
+**What is not defended.** Someone who can write the device folder. A threshold of keys in wrong
+hands: until a trust list without them has come, what they sign is installed, and a sequence that
+they drove up stays up. Withholding: a device that gets nothing does not know it, unless by expiry.
+Two fleets with the same keys: each takes the other's updates, if model and base are the same.
+Secrecy: updates and trust lists are not encrypted, and an update shows its reader something of
+what was learnt; ssh or TLS hides them. What training learns from is in the cloud's hands.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cdcca_cli.downlink import codecs, signatures
+from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import BadData, SignatureRefused, StaleUpdate, WrongBase
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
@@ -182,7 +179,7 @@ def admit(update: Update, device: Standing, now: float, *, unsigned: bool = Fals
     return Admitted(_base(update, device), signed_by)
 
 
-def outcome(update: Update, base: Mapping[str, NDArray[np.float32]]) -> codecs.Decoded:
+def outcome(update: Update, base: Overlay) -> codecs.Decoded:
     """The overlay that an admitted update makes of its base, which is not changed: 11 to 13.
 
     Raises: NewerFormat, BadData.

@@ -139,7 +139,7 @@ def test_too_few_keys_for_the_mirror_are_told(
     assert key_files.missing(None, []) == []
     assert key_files.missing(trust, [first, second]) == []
     (line,) = key_files.missing(trust, [first])
-    assert line.startswith("signed by 1 of the 2 trusted keys")
+    assert line.startswith("the update has 1 of the 2 signatures")
     path = tmp_path / "key"
     key_files.write_key_pair(path, first)
     assert len(key_files.read_private_keys([path, path])) == 1
