@@ -68,14 +68,14 @@ class CompressSettings:
         parse=partial(parse_bytes, option="`budget_bytes`"),
     )
     max_error: float | None = setting(
-        None, "Largest relative error of the change; the smallest such update", above=0, below=1
+        None, "Smallest update with at most this relative error of the change", above=0, below=1
     )
     bits: float | None = setting(
         None, "Largest size of the update file in bits per changed parameter", above=0, at_most=32
     )
     max_loss: float | None = setting(
         None,
-        "Largest growth of the held-out loss; the smallest such update",
+        "Smallest update with at most this growth of the held-out loss",
         at_least=0,
         at_most=1,
         usually=f"{MAX_LOSS:.0%}",
@@ -83,7 +83,9 @@ class CompressSettings:
     )
     codec: str | None = setting(None, "How the change is coded", choices=CODECS, usually=CODECS[0])
     preset: str | None = setting(
-        None, "paper: norm, bias and query in NF4, as the paper sends", choices=("paper",)
+        None,
+        "What the paper sends, as the paper codes it: norm, bias and query in NF4",
+        choices=("paper",),
     )
     since: int | None = setting(
         None, "Sequence that the receiving device is still at; 0 for a new device", at_least=0
@@ -108,8 +110,8 @@ class CompressSettings:
             self._set(select=PAPER, codec="nf4", preset=None)
         self._set(codec=self.codec or CODECS[0])
         if len(limits) > 1:
-            names = " and ".join(f"`{name}`" for name in limits)
-            raise UsageError(f"{names} exclude each other: give one")
+            both = " and ".join(f"`{name}`" for name in limits)
+            raise UsageError(f"{both} exclude each other: give one")
         possible = _LIMITS_OF.get(self.codec or "", ())
         if limits and limits[0] not in possible:
             takes = " or ".join(f"`{name}`" for name in possible) or "neither a budget nor a limit"
