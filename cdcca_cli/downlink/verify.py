@@ -147,9 +147,10 @@ def _other_kind(data: bytes) -> str | None:
     from cdcca_cli.formats.kind import HEAD_BYTES, describe
 
     found = describe(data[:HEAD_BYTES])
-    if found is None or found.startswith(("an update", "a trust list")):
-        return None
-    return None if data[8:9] == b"{" and "UTF-16" in found else found  # a damaged record
+    if data[8:9] != b"{":  # else a record, whose own fault is the better answer
+        return found or "no file of cdcca"
+    is_ours = found is None or found.startswith(("an update", "a trust list"))
+    return None if is_ours or "UTF-16" in found else found
 
 
 def admit(update: Update, device: Standing, now: float, *, unsigned: bool = False) -> Admitted:

@@ -434,15 +434,14 @@ class TestApply:
     def test_a_file_of_another_kind_is_named(
         self, device: Path, adaptation: Path, tmp_path: Path, capfd: Capture
     ) -> None:
-        predictions = (
-            b'{"id":"a.jpg","ask":"0","task":"vqa","answer":"cat","entropy":0.1,'
-            b'"model":"sha256:' + 64 * b"0" + b'"}\n'
-        )
+        golden = Path(__file__).parents[1] / "golden" / "valid"
+        predictions = (golden / "predictions_v1.predictions").read_bytes()
         for name, content, words in (
             ("predictions", predictions, "predictions"),
             ("adaptation", adaptation.read_bytes(), "an adaptation"),
             ("image", b"\x89PNG\r\n\x1a\n" + bytes(40), "an image"),
             ("empty", b"", "an empty file"),
+            ("text", b"once upon a time", "no file of cdcca"),
         ):
             (tmp_path / name).write_bytes(content)
             assert run("apply", device, tmp_path / name) == 65
