@@ -5,15 +5,18 @@ one file is, so a command starts as fast as what it needs. See `errors` for the 
 """
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import files, streams
+from cdcca_cli import config, files, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -25,32 +28,51 @@ from cdcca_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    import typer
+    from cdcca_cli.options import Expanded
 
-COMMANDS = (
-    *("init", "infer", "sample", "distill", "compress", "apply"),
-    *("eval", "inspect", "loop", "demo", "keygen", "sign", "trust"),
-)
+GROUPS = {
+    "Stages": ("infer", "sample", "distill", "compress", "apply", "eval"),
+    "Around them": ("init", "inspect", "loop", "demo", "completion"),
+    "Keys": ("keygen", "sign", "trust"),
+}
+"""The commands as `cdcca --help` groups them; each is `cdcca_cli/commands/<name>.py`."""
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+_COMPLETE = "_CDCCA_COMPLETE"  # set by the script of `cdcca completion`
+_SLOW_SECONDS = 1.0
 
 
-def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
-    """The app with these commands: each `cdcca_cli/commands/<name>.py` has a `command`.
+def expanded(name: str) -> "Expanded":
+    """A command with the options that its settings become."""
+    from cdcca_cli.options import Expanded
+
+    return Expanded(import_module(f"cdcca_cli.commands.{name}").command, name)
+
+
+def build(commands: Iterable["Expanded"]) -> Any:
+    """The command line with these commands, as click's group.
 
     The list in `cdcca --help` shows what their module docstrings say after the colon.
     """
     import typer
-    from typer.core import TyperCommand
+    from typer.core import TyperGroup
 
-    class Command(TyperCommand):
-        """Takes stdout for data once the command line has been read; help still goes there."""
+    from cdcca_cli.options import Command
 
-        def invoke(self, ctx: Any) -> Any:
-            streams.claim_stdout()
-            return super().invoke(ctx)
+    class Group(TyperGroup):
+        """Shows its commands in groups."""
+
+        def format_commands(self, ctx: Any, formatter: Any) -> None:
+            limit = formatter.width - 6 - max(map(len, self.commands))
+            for title, names in GROUPS.items():
+                found = [self.commands[name] for name in names if name in self.commands]
+                with formatter.section(title):
+                    formatter.write_dl([(one.name, one.get_short_help_str(limit)) for one in found])
 
     app = typer.Typer(
         name="cdcca",
-        help="Adapt the small multimodal model on a device with the large one in the cloud.",
+        cls=Group,
+        help="Adapt the small vision-language model on a device with the large one in the cloud.",
+        epilog="Options can also stand in cdcca.toml, in a table for each command.",
         add_completion=False,
         rich_markup_mode=None,  # rich's help is 60 ms slower
         pretty_exceptions_enable=False,
@@ -68,16 +90,18 @@ def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
     def options(
         version: Annotated[
             bool,
-            typer.Option("--version", is_eager=True, callback=show_version, help="Say which."),
+            typer.Option(
+                "--version", is_eager=True, callback=show_version, help="Print the version."
+            ),
         ] = False,
     ) -> None:
         pass
 
-    for name in names:
-        module = import_module(f"cdcca_cli.commands.{name}")
-        purpose = (module.__doc__ or "").split("\n")[0].partition(": ")[2].rstrip(".")
-        app.command(name, cls=Command, short_help=purpose)(module.command)
-    return app
+    for command in commands:
+        doc = sys.modules[command.__module__].__doc__ or ""
+        purpose = doc.split("\n")[0].partition(": ")[2].rstrip(".")
+        app.command(command.name, cls=Command, short_help=purpose)(command)
+    return typer.main.get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = os.environ.get("CDCCA_DEBUG", "") not in ("", "0")
     try:
         with _stopped_by_signals():
+            if instruction := os.environ.get(_COMPLETE):
+                return _complete(instruction)
             return _run(list(arguments))
     except KeyboardInterrupt:
         streams.complain("interrupted")
@@ -108,26 +134,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         streams.release_stdout()
         streams.set_quiet(False)
+        streams.set_stage("cdcca")
+        config.use(config.Toml())
 
 
 def _run(arguments: list[str]) -> int:
     import typer
 
-    needed = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
-    command = typer.main.get_command(build(needed))
+    name = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
+    commands = [expanded(one) for one in ((name,) if name else COMMANDS)]
+    if name is not None:
+        spelling = commands[0].spelling()
+        streams.set_stage(f"cdcca {name}", partial(_spell, spelling))
+    group = build(commands)
+    start = time.monotonic()
     try:
-        # Not command.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
-        with command.make_context("cdcca", [*arguments] or ["--help"]) as context:
-            command.invoke(context)
+        # Not group.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
+        with group.make_context("cdcca", arguments or ["--help"]) as context:
+            if name is not None and not {"-h", "--help"} & set(arguments):
+                context.default_map = {name: commands[0].defaults(_read_toml(commands[0]))}
+            group.invoke(context)
     except typer.Exit as done:
         if not arguments:
             raise UsageError("no command given") from None
         return done.exit_code
+    seconds = time.monotonic() - start
+    streams.end_stage(seconds if seconds >= _SLOW_SECONDS else None)
     return 0
 
 
+def _read_toml(command: "Expanded") -> "config.Toml":
+    """cdcca.toml, after a check of the names in the tables that this command reads."""
+    toml = config.read(COMMANDS)
+    for table in command.tables:
+        if table in toml.tables:
+            known = command if table == command.name else expanded(table)
+            toml.check_names(table, known.names())
+    config.use(toml)
+    return toml
+
+
+def _spell(spelling: Mapping[str, str], text: str) -> str:
+    """A message with the settings in backticks as the command's options are spelled."""
+    return re.sub(r"`([a-z]\w*)`", lambda found: spelling.get(found[1], found[1]), text)
+
+
+def _complete(instruction: str) -> int:
+    """Answer the shell's script, which passes the words typed so far in the environment."""
+    from typer import completion
+
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    name = words[1] if len(words) > 2 and words[1] in COMMANDS else None
+    group = build(expanded(one) for one in ((name,) if name else COMMANDS))
+    completion.completion_init()
+    try:
+        return completion.shell_complete(group, {}, "cdcca", _COMPLETE, instruction)
+    except SystemExit as done:  # fish asks by the exit code
+        return done.code if isinstance(done.code, int) else 0
+
+
 def _named(error: BaseException) -> CdccaError:
-    """The error of ours that an error is."""
+    """The error of this package that stands for any error."""
     if isinstance(error, CdccaError):
         return error
     if hasattr(error, "format_message"):  # typer's own, whose class has moved between versions
@@ -137,7 +204,7 @@ def _named(error: BaseException) -> CdccaError:
     if isinstance(error, OSError) and error.errno in files.NO_ROOM:
         return CannotWrite(f"{error.filename or 'output'}: {(error.strerror or '').lower()}")
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        return Unavailable(f"out of memory ({error}): try a smaller --batch-size")
+        return Unavailable(f"out of memory ({error}): try a smaller `batch_size`")
     words = " ".join(str(error).split())
     return CdccaError(
         f"a bug in cdcca: {type(error).__name__}: {words[:300]} (CDCCA_DEBUG=1 shows where)"
@@ -153,7 +220,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with suppress(ValueError):  # not the main thread: somebody else's process
+        with suppress(ValueError):  # not the main thread
             if (
                 signal.getsignal(number) is signal.SIG_DFL
             ):  # under nohup SIGHUP is ignored: leave it

@@ -12,6 +12,7 @@ This module knows no format, and it does not exit: see `main.py`. POSIX only.
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 _quiet = False
 _stage = "cdcca"
 _spell: Callable[[str], str] = str
+_summary = ""
 _claimed: int | None = None  # a private duplicate of the real stdout; -1: it was closed
 
 
@@ -124,8 +126,24 @@ def set_stage(stage: str, spell: Callable[[str], str] = str) -> None:
     Args: stage: such as `cdcca sample`, which begins each line, because several stages of a pipe
         share one stderr. spell: from a text with settings in backticks to what people type.
     """
-    global _stage, _spell
-    _stage, _spell = stage, spell
+    global _stage, _spell, _summary
+    _stage, _spell, _summary = stage, spell, ""
+
+
+def summary(text: str) -> None:
+    """What a command has done, in one line, which `end_stage` writes: counts, sizes, scores."""
+    global _summary
+    _summary = text
+
+
+def end_stage(seconds: float | None) -> None:
+    """Write the command's summary, with the time it took if that is given (a long stage)."""
+    if seconds is None:
+        if _summary:
+            message(_summary)
+        return
+    took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    message(f"{_summary} (in {took})" if _summary else f"done in {took}")
 
 
 def message(text: str) -> None:
@@ -178,13 +196,17 @@ def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[objec
     table = Table(title=Text(one_line(title)) if title else None, title_justify="left")
     table.box = box.SIMPLE_HEAD
     for index, column in enumerate(columns):
-        numbers = all(not isinstance(line[index], str) or line[index] == "" for line in lines)
+        numbers = all(_is_number(line[index]) for line in lines)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(_cell(cell)) for cell in line))
     terminal = is_terminal("stdout")
     with text_output(None) as out:
         Console(file=out, force_terminal=terminal, width=None if terminal else 160).print(table)
+
+
+def _is_number(cell: object) -> bool:
+    return not isinstance(cell, str) or re.fullmatch(r"([+-]?[\d,]*\.?\d+)?", cell) is not None
 
 
 def _cell(value: object) -> str:

@@ -25,6 +25,8 @@ LAYERS = {
     "formats": 1,
     "inspection": 3,
     "numerics": 0,
+    "options": 3,
+    "config": 2,
     "progress": 0,
     "streams": 0,
     "files": 0,

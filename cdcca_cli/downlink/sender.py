@@ -30,7 +30,7 @@ from cdcca_cli.downlink.change import Change, Overlay
 from cdcca_cli.downlink.choice import Choice, Measured, file_bytes
 from cdcca_cli.downlink.curve import Curve
 from cdcca_cli.downlink.groups import selected
-from cdcca_cli.downlink.settings import PRESETS, CompressSettings, settings_of
+from cdcca_cli.downlink.settings import CompressSettings, settings_of
 from cdcca_cli.downlink.steps import Loss
 from cdcca_cli.errors import MissingInput, UsageError, WrongBase
 from cdcca_cli.formats.adaptation import Adaptation
@@ -39,7 +39,6 @@ from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.update import Update
 
 __all__ = [
-    "PRESETS",
     "Choice",
     "CompressSettings",
     "Compressed",

@@ -32,7 +32,7 @@ ALL = [
     NF4,
     CompressSettings(budget_bytes=1300, codec="nf4-mixed"),
     CompressSettings(max_error=0.01, codec="nf4-mixed"),
-    sender.PRESETS["paper"],
+    sender.CompressSettings(preset="paper"),
     CompressSettings(codec="ternary"),
     CompressSettings(codec="ternary", budget_bytes=1100),
     CompressSettings(codec="sign"),
@@ -196,7 +196,7 @@ def test_nf4_bits_go_where_the_change_is(mirror: Device) -> None:
 
 
 def test_the_paper_sends_everything_but_lora_in_nf4(mirror: Device) -> None:
-    update = made(mirror, sender.PRESETS["paper"]).update
+    update = made(mirror, sender.CompressSettings(preset="paper")).update
     names = sorted(mirror.read_overlay())
     assert update.codec == "nf4-mixed"
     assert update.coding == {"bits": [0 if "lora" in name else 4 for name in names]}
