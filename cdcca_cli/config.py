@@ -19,9 +19,6 @@ them names one, it is that of the shipped pair, with a message on stderr.
 import atexit
 import os
 import re
-import shutil
-import tempfile
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +103,8 @@ def read(commands: Collection[str]) -> Toml:
     Args: commands: the tables that there may be.
     Raises: MissingInput if it cannot be read, UsageError if it is not what it should be.
     """
+    import tomllib
+
     try:
         with open(TOML, "rb") as source:
             data = source.read(_MOST_BYTES + 1)
@@ -181,6 +180,9 @@ def device(option: str | None, role: str = "device") -> "Device":
     if named is not None:
         return Device.open(Path(named))
     streams.message(f"no {role} folder named: using the shipped student")
+    import shutil
+    import tempfile
+
     from cdcca_cli.models.initial import create_device
 
     folder = Path(tempfile.mkdtemp(prefix="cdcca-"))

@@ -10,7 +10,6 @@ Knows no format and no standard stream (`streams`). POSIX only.
 import errno
 import io
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -94,7 +93,7 @@ def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         with _opened(path, target, os.O_WRONLY) as (out, _):
             yield out, folder
         return
-    hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
+    hidden = f".{os.path.basename(target)[:100]}.{os.urandom(6).hex()}"
     beside = os.path.join(folder, hidden)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

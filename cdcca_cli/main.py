@@ -150,7 +150,7 @@ def _run(arguments: list[str]) -> int:
     start = time.monotonic()
     try:
         # Not group.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
-        with group.make_context("cdcca", arguments or ["--help"]) as context:
+        with group.make_context("cdcca", [*arguments] or ["--help"]) as context:
             if name is not None and not {"-h", "--help"} & set(arguments):
                 context.default_map = {name: commands[0].defaults(_read_toml(commands[0]))}
             group.invoke(context)

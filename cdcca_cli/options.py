@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -153,9 +153,9 @@ class _Part:
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         """The options, as parameters of a command; None is a value that was not given."""
-        hints, usual = get_type_hints(self.owner), settings.defaults(self.owner)
+        hints, usual = settings.hints(self.owner), settings.defaults(self.owner)
         for name in self.with_option:
-            known, kind = self.settings[name], settings.plain_type(hints[name])
+            known, kind = self.settings[name], hints[name]
             spelled = [_spelled(self.option(name))]
             if known.short:
                 spelled.append(known.short)
@@ -214,6 +214,9 @@ class _Part:
                 raise SettingError("set", "expected NAME=VALUE, or help", word)
             if name in self.names and self.names[name] not in self.tuning:
                 raise SettingError("set", f"expected `{name}`, an option of its own", word)
+            if name not in self.tuning:
+                near = ", ".join(settings.sorted_by_likeness(name, self.tuning)[:5])
+                raise SettingError("set", f"no such setting: expected one of {near}, ...", word)
             settings.value_of(self.owner, name, value)
             found[name] = value
         return found

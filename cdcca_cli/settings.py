@@ -24,7 +24,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cdcca_cli.errors import SettingError, UsageError
 
-
 GROUPS = ("norm", "bias", "query", "lora")
 """The groups of parameters that can be trained and sent."""
 _LARGEST = 2.0**63
@@ -117,6 +116,11 @@ def described(owner: type) -> dict[str, Setting]:
     return {one.name: one.metadata["setting"] for one in fields(owner) if "setting" in one.metadata}
 
 
+def hints(owner: type) -> dict[str, Any]:
+    """The type of each field, without `| None`."""
+    return {name: plain_type(hint) for name, hint in get_type_hints(owner).items()}
+
+
 def defaults(owner: type) -> dict[str, Any]:
     """The default of each setting of a dataclass."""
     return {one.name: one.default for one in fields(owner) if one.default is not MISSING}
@@ -150,7 +154,7 @@ def value_of(owner: type, name: str, text: str) -> Any:
     if known is None:
         names = ", ".join(sorted_by_likeness(name, described(owner)))
         raise SettingError(name, f"no such setting: expected one of {names}")
-    kind = plain_type(get_type_hints(owner)[name])
+    kind = hints(owner)[name]
     if not text:
         raise SettingError(name, "expected a value, found an empty one")
     if kind is Path and text == "-":

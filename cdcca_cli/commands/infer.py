@@ -37,10 +37,11 @@ def command(
     from cdcca_cli.uplink.answers import answer_frames
 
     model = load_device(config.device(device), compute=on.compute, dtype=on.dtype)
-    count = 0
+    num_answers = 0
     with streams.text_output(output) as out:
         tracked = progress.track(source, description="infer")
-        for count, prediction in enumerate(answer_frames(model, tracked, how), 1):
+        for prediction in answer_frames(model, tracked, how):
             out.write(encode_line(prediction))
             out.flush()  # the reader of the pipe gets each answer at once
-    streams.summary(f"{count:,} questions answered")
+            num_answers += 1
+    streams.summary(f"{num_answers:,} questions answered")

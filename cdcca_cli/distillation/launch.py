@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Together:
-    """Several processes of one `accelerate launch`: only the first one writes files and messages."""
+    """Several processes of one `accelerate launch`: only the first writes and prints."""
 
     def __init__(self, paths: Sequence[str | None]) -> None:
         """Args: paths: of the shards. Raises: UsageError for a pipe."""

@@ -21,7 +21,6 @@ Does not write: a shard is a value, and `formats.shard` knows its bytes.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
