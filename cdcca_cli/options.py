@@ -166,8 +166,20 @@ class _Part:
                 show_default=False,
                 autocompletion=completing([str(one) for one in known.choices or ()]),
             )
-            hint: Any = (bool | None) if kind is bool else (str | None)
-            yield _parameter(self.option(name), Annotated[hint, option])
+            hint: Any = bool if kind is bool else list[str] if self.repeats(name) else str
+            yield _parameter(self.option(name), Annotated[hint | None, option])
+
+    def repeats(self, name: str) -> bool:
+        """Whether an option is given once for each value: that of a tuple whose default is ()."""
+        return settings.defaults(self.owner).get(name) == ()
+
+    def value(self, name: str, given: Any) -> Any:
+        """The value of a setting for what an option or cdcca.toml gives. Raises: SettingError."""
+        if not self.repeats(name):
+            return settings.value_of(self.owner, name, config.as_text(given))
+        if not isinstance(given, list) or not all(one and isinstance(one, str) for one in given):
+            raise SettingError(name, "expected a list of texts in quotes", config.as_text(given))
+        return tuple(given)
 
     def build(self, given: Mapping[str, Any], toml: config.Toml) -> Any:
         """The dataclass, from the values of the command line and those of the table.
@@ -183,16 +195,14 @@ class _Part:
                 if name is None or (table != self.table and name not in self.with_option):
                     continue
                 try:
-                    found[name] = settings.value_of(self.owner, name, config.as_text(value))
+                    found[name] = self.value(name, value)
                 except SettingError as error:
                     raise toml.refusal(table, option, error.reason, value) from None
                 tables[name] = table
         for option, value in given.items():
             name = self.names.get(option)
             if name in self.with_option or (self.is_whole and name in self.tuning):
-                found[name] = settings.value_of(
-                    self.owner, name, "true" if value is True else value
-                )
+                found[name] = self.value(name, value)
                 tables.pop(name, None)
         # A method chosen on the command line makes what the table says of others idle, not wrong.
         counted = found.keys() - (tables if "method" in given else {})
@@ -239,12 +249,15 @@ class Expanded:
         self.parts: dict[str, _Part] = {}
         self.own: dict[str, inspect.Parameter] = {}  # options that are declared by hand
         shown: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        parameters = inspect.signature(command, eval_str=True).parameters
+        for parameter in parameters.values():
             hint, *notes = _without_annotated(parameter.annotation)
             if isinstance(hint, type) and is_dataclass(hint):
                 only = next((note for note in notes if isinstance(note, Only)), None)
                 part = self.parts[parameter.name] = _Part(hint, name, only)
-                names = {one.name for one in shown}  # two parts may share an option
+                # Two parts may share an option, and an operand or an option that is declared by hand
+                # may take the place of one.
+                names = {*parameters, *(one.name for one in shown)}
                 shown += [one for one in part.parameters() if one.name not in names]
             else:
                 self.own[parameter.name] = parameter

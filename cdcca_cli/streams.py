@@ -406,7 +406,7 @@ def binary_output(
     named = path
     if path is None and terminal:
         if os.path.lexists(usual_name) and not force:
-            raise CannotWrite(f"{usual_name} exists: give -o FILE, or --force to replace it")
+            raise CannotWrite(f"{usual_name} exists: give -o FILE, or `force` to replace it")
         named = usual_name
     elif path is not None and _is_standard(path, "stdout") and terminal:
         raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")

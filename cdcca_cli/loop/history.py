@@ -84,7 +84,8 @@ class History:
         """One line for people."""
         up = sum(done.uplink_bytes for done in self.rounds)
         down = sum(done.downlink_bytes for done in self.rounds)
-        return f"{len(self.rounds)} rounds, {up:,} bytes up, {down:,} bytes down"
+        number = f"{len(self.rounds)} round{'s' if len(self.rounds) > 1 else ''}"
+        return f"{number}, {up:,} bytes up, {down:,} bytes down"
 
     def rows(self) -> Iterator[list[object]]:
         """One row for source only and one for each round, as `COLUMNS`."""
