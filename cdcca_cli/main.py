@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
@@ -31,12 +31,29 @@ if TYPE_CHECKING:
     from cdcca_cli.options import Expanded
 
 GROUPS = {
-    "Stages": ("infer", "sample", "distill", "compress", "apply", "eval"),
-    "Around them": ("init", "inspect", "loop", "demo", "completion"),
-    "Keys": ("keygen", "sign", "trust"),
+    "Stages": {
+        "infer": "frames to predictions",
+        "sample": "frames to token shards, the uplink",
+        "distill": "token shards to an adaptation, on the cloud",
+        "compress": "an adaptation to an update, the downlink",
+        "apply": "an update into a device folder",
+        "eval": "predictions to scores, and the link's ledger",
+    },
+    "Around them": {
+        "init": "a device folder from a checkpoint",
+        "inspect": "what any of the files is",
+        "loop": "Algorithm 1 on one machine",
+        "demo": "the whole loop on the shipped models and frames",
+        "completion": "a script that completes command lines in a shell",
+    },
+    "Keys": {
+        "keygen": "a key to sign updates with",
+        "sign": "one more signature on an update or a trust list",
+        "trust": "a list of the keys that devices trust",
+    },
 }
-"""The commands as `cdcca --help` groups them; each is `cdcca_cli/commands/<name>.py`."""
-COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+"""The commands as `cdcca --help` shows them; each is `cdcca_cli/commands/<name>.py`."""
+COMMANDS = {name: purpose for rows in GROUPS.values() for name, purpose in rows.items()}
 _COMPLETE = "_CDCCA_COMPLETE"  # set by the script of `cdcca completion`
 _SLOW_SECONDS = 1.0
 
@@ -48,13 +65,13 @@ def expanded(name: str) -> "Expanded":
     return Expanded(import_module(f"cdcca_cli.commands.{name}").command, name)
 
 
-def build(commands: Iterable["Expanded"]) -> Any:
-    """The command line with these commands, as click's group.
+def build(command: "Expanded | None") -> Any:
+    """The command line, as click's group; of the commands, all but this one are names alone.
 
-    The list in `cdcca --help` shows what their module docstrings say after the colon.
+    So a command imports what it needs itself, and `cdcca --help` imports none of them.
     """
     import typer
-    from typer.core import TyperGroup
+    from typer.core import TyperCommand, TyperGroup
 
     from cdcca_cli.options import Command
 
@@ -62,11 +79,9 @@ def build(commands: Iterable["Expanded"]) -> Any:
         """Shows its commands in groups."""
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
-            limit = formatter.width - 6 - max(map(len, self.commands))
-            for title, names in GROUPS.items():
-                found = [self.commands[name] for name in names if name in self.commands]
+            for title, rows in GROUPS.items():
                 with formatter.section(title):
-                    formatter.write_dl([(one.name, one.get_short_help_str(limit)) for one in found])
+                    formatter.write_dl([*rows.items()])
 
     app = typer.Typer(
         name="cdcca",
@@ -97,11 +112,15 @@ def build(commands: Iterable["Expanded"]) -> Any:
     ) -> None:
         pass
 
-    for command in commands:
-        doc = sys.modules[command.__module__].__doc__ or ""
-        purpose = doc.split("\n")[0].partition(": ")[2].rstrip(".")
-        app.command(command.name, cls=Command, short_help=purpose)(command)
-    return typer.main.get_command(app)
+    if command is not None:
+        app.command(command.name, cls=Command)(command)
+    group = typer.main.get_command(app)
+    real = group.commands
+    group.commands = {
+        name: real.get(name) or TyperCommand(name, short_help=purpose)
+        for name, purpose in COMMANDS.items()
+    }
+    return group
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,18 +160,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     import typer
 
-    name = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
-    commands = [expanded(one) for one in ((name,) if name else COMMANDS)]
-    if name is not None:
-        spelling = commands[0].spelling()
-        streams.set_stage(f"cdcca {name}", partial(_spell, spelling))
-    group = build(commands)
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    command = None if name is None else expanded(name)
+    if command is not None:
+        streams.set_stage(f"cdcca {name}", partial(_spell, command.spelling()))
+    group = build(command)
     start = time.monotonic()
     try:
         # Not group.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
         with group.make_context("cdcca", [*arguments] or ["--help"]) as context:
-            if name is not None and not {"-h", "--help"} & set(arguments):
-                context.default_map = {name: commands[0].defaults(_read_toml(commands[0]))}
+            if command is not None and not {"-h", "--help"} & set(arguments):
+                context.default_map = {command.name: command.defaults(_read_toml(command))}
             group.invoke(context)
     except typer.Exit as done:
         if not arguments:
@@ -184,8 +202,7 @@ def _complete(instruction: str) -> int:
     from typer import completion
 
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
-    name = words[1] if len(words) > 2 and words[1] in COMMANDS else None
-    group = build(expanded(one) for one in ((name,) if name else COMMANDS))
+    group = build(expanded(words[1]) if len(words) > 1 and words[1] in COMMANDS else None)
     completion.completion_init()
     try:
         return completion.shell_complete(group, {}, "cdcca", _COMPLETE, instruction)

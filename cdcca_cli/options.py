@@ -199,10 +199,9 @@ class _Part:
                 except SettingError as error:
                     raise toml.refusal(table, option, error.reason, value) from None
                 tables[name] = table
-        for option, value in given.items():
-            name = self.names.get(option)
-            if name in self.with_option or (self.is_whole and name in self.tuning):
-                found[name] = self.value(name, value)
+        for name in (*self.with_option, *(self.tuning if self.is_whole else ())):
+            if (option := self.option(name)) in given:
+                found[name] = self.value(name, given[option])
                 tables.pop(name, None)
         # A method chosen on the command line makes what the table says of others idle, not wrong.
         counted = found.keys() - (tables if "method" in given else {})

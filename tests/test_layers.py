@@ -196,7 +196,7 @@ def test_the_check_finds_each_fault(place: str, source: str, words: str) -> None
         ("loop/a.py", "from cdcca_cli import uplink, downlink"),
         ("uplink/a.py", "from cdcca_cli.uplink import entropy\nmodel.eval()"),
         ("models/a.py", "f(trust_remote_code=False)"),
-        ("loop/a.py", "\"\"\"As --force.\"\"\"\nx = '`force` -- or not'\ny = 'a---b'"),
+        ("loop/a.py", '"""As --force."""\nx = \'`force` -- or not\'\ny = \'a---b\''),
         ("commands/a.py", "x = '--set'"),
     ],
 )

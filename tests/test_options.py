@@ -21,7 +21,7 @@ OLD_HELP = {"inspect"}
 
 
 def click_command(name: str) -> Any:
-    return build([expanded(name)]).commands[name]
+    return build(expanded(name)).commands[name]
 
 
 def options_of(name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""`cdcca completion`: a script that completes commands, options and choices in a shell."""
+"""`cdcca completion`: a script that completes command lines in a shell."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`cdcca demo`: the whole loop on the models and frames that come with the package."""
+"""`cdcca demo`: the whole loop on the shipped models and frames."""
 
 from pathlib import Path
 from typing import Annotated

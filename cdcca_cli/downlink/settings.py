@@ -64,7 +64,7 @@ class CompressSettings:
         parse=partial(parse_share, option="`max_loss`", largest=1.0),
     )
     gain: bool = setting(False, "Let the held-out loss make the change longer, up to 1.3")
-    codec: str | None = setting(
+    codec: str = setting(
         None, "How the change is coded", choices=(*CODECS, "nf4-mixed"), usually=CODECS[0]
     )
     preset: str | None = setting(

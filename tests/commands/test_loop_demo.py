@@ -107,7 +107,7 @@ def test_an_earlier_run_is_not_replaced_unless_asked(
     err = capfd.readouterr().err
     assert "is of an earlier run" in err and "give --force to replace it" in err
     assert earlier_files(tmp_path / "rounds") == before
-    assert main([*arguments, "--teacher", "gone.labels", "--force"]) == 66
+    assert main([*arguments, "--teacher", "gone.lessons", "--force"]) == 66
     assert earlier_files(tmp_path / "rounds") == before
     assert main([*arguments, "--force"]) == 0
     (update,) = (tmp_path / "rounds").rglob("*.cdcca")
