@@ -153,7 +153,7 @@ def current() -> Toml:
 
 
 def _lines(text: str) -> dict[tuple[str, str], int]:
-    """The line of each table and of each key, as far as lines alone can tell."""
+    """The line of each table and each key, found without parsing values."""
     found: dict[tuple[str, str], int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), 1):

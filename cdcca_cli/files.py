@@ -38,7 +38,7 @@ def reason(path: str | Path, error: OSError | ValueError) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A file descriptor whose failures say what could not be written."""
+    """A file descriptor whose errors name the file."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor, self._name = descriptor, name

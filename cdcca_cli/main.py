@@ -1,7 +1,7 @@
 """The Typer app, and the only place that turns errors into exit codes.
 
-Nothing heavy is imported here or at the top of a command's file, and for `cdcca apply …` only that
-one file is, so a command starts as fast as what it needs. See `errors` for the codes.
+Nothing heavy is imported here or at the top of a command's file, and only the file of the command
+that runs is imported at all. See `errors` for the codes.
 """
 
 import os
@@ -87,7 +87,7 @@ def build(command: "Expanded | None") -> Any:
         name="cdcca",
         cls=Group,
         help="Adapt the small vision-language model on a device with the large one in the cloud.",
-        epilog="Options can also stand in cdcca.toml, in a table for each command.",
+        epilog="Options can also be set in cdcca.toml, in a table for each command.",
         add_completion=False,
         rich_markup_mode=None,  # rich's help is 60 ms slower
         pretty_exceptions_enable=False,
@@ -211,7 +211,7 @@ def _complete(instruction: str) -> int:
 
 
 def _named(error: BaseException) -> CdccaError:
-    """The error of this package that stands for any error."""
+    """The error of this package for any error."""
     if isinstance(error, CdccaError):
         return error
     if hasattr(error, "format_message"):  # typer's own, whose class has moved between versions
@@ -230,7 +230,7 @@ def _named(error: BaseException) -> CdccaError:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that nothing half-written stays behind."""
+    """Make SIGTERM and SIGHUP unwind as Ctrl-C does, so that no half-written file is left."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Terminated(number)

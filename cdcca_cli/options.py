@@ -4,7 +4,7 @@
 
 `expand` replaces each parameter whose type is a settings dataclass (`cdcca_cli.settings`) by one
 option a field; help, range and default come from the field. A field with `is_tuning` gets no
-option: it is set with `--set NAME=VALUE`. Every option and every tuning setting can also stand in
+option: it is set with `--set NAME=VALUE`. Every option and every tuning setting can also be set in
 the command's table in cdcca.toml (`cdcca_cli.config`). In order: command line, environment, table,
 default.
 
@@ -50,6 +50,7 @@ def one_of(names: Sequence[str]) -> Callable[[typer.CallbackParam, str | None], 
             raise SettingError(param.name or "", f"expected one of {', '.join(names)}", value)
         return value
 
+    checked.names = tuple(names)  # type: ignore[attr-defined]
     return checked
 
 
@@ -203,7 +204,7 @@ class _Part:
             if (option := self.option(name)) in given:
                 found[name] = self.value(name, given[option])
                 tables.pop(name, None)
-        # A method chosen on the command line makes what the table says of others idle, not wrong.
+        # With a method from the command line, settings of other methods in the table are no error.
         counted = found.keys() - (tables if "method" in given else {})
         try:
             made = self.owner(**found)
@@ -254,8 +255,7 @@ class Expanded:
             if isinstance(hint, type) and is_dataclass(hint):
                 only = next((note for note in notes if isinstance(note, Only)), None)
                 part = self.parts[parameter.name] = _Part(hint, name, only)
-                # Two parts may share an option, and an operand or an option that is declared by hand
-                # may take the place of one.
+                # An operand or option declared by hand, or of another part, takes the place of one.
                 names = {*parameters, *(one.name for one in shown)}
                 shown += [one for one in part.parameters() if one.name not in names]
             else:
@@ -289,7 +289,7 @@ class Expanded:
         return {self.name, *(part.table for part in self.parts.values())}
 
     def names(self) -> list[str]:
-        """What can stand in this command's table: its options and its tuning settings."""
+        """The names allowed in this command's table: its options and its tuning settings."""
         found = [name for name, parameter in self.own.items() if _is_option(parameter)]
         for part in self.parts.values():
             found += [part.option(name) for name in part.with_option]
@@ -311,7 +311,7 @@ class Expanded:
         """How people write each setting of this command."""
         found = {}
         for name, parameter in self.own.items():
-            found[name] = _spelled(name) if _is_option(parameter) else name.upper()
+            found[name] = _declared(name, parameter) if _is_option(parameter) else name.upper()
         for part in self.parts.values():
             for name in part.settings:
                 option = part.option(name)
@@ -338,6 +338,12 @@ def _without_annotated(hint: Any) -> tuple[Any, ...]:
 def _info(parameter: inspect.Parameter) -> Any:
     """Typer's declaration of a parameter."""
     return next(iter(_without_annotated(parameter.annotation)[1:]), None)
+
+
+def _declared(name: str, parameter: inspect.Parameter) -> str:
+    info = _info(parameter)
+    spelled = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
+    return next((one for one in spelled if one.startswith("--")), _spelled(name))
 
 
 def _is_option(parameter: inspect.Parameter) -> bool:
@@ -367,7 +373,12 @@ def _mismatch(parameter: inspect.Parameter, value: Any) -> str | None:
         fits = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
         return None if fits else "a list of texts in quotes"
     if kind in (str, Path):
-        return None if isinstance(value, str) and value else "text in quotes"
+        if not isinstance(value, str) or not value:
+            return "text in quotes"
+        if kind is Path and value == "-":
+            return "a name on disk; ./- is the file called -"
+        names = getattr(_info(parameter).callback, "names", (value,))
+        return None if value in names else f"one of {', '.join(names)}"
     if type(value) is not kind and not (kind is float and type(value) is int):
         return _WORDS[kind]
     least = getattr(_info(parameter), "min", None)
@@ -378,7 +389,7 @@ def _mismatch(parameter: inspect.Parameter, value: Any) -> str | None:
 
 
 class Command(TyperCommand):
-    """A command whose values are checked as they stand on the command line."""
+    """A command that refuses empty values, and `-` where it has no meaning."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:

@@ -34,8 +34,8 @@ _LARGEST = 2.0**63
 class Setting:
     """What is known of one field.
 
-    help: one line that stands alone, without a full stop; `default` in words is added where the
-        real one depends on something (`usually`).
+    help: one line that is clear by itself, without a full stop.
+    usually: the default in words, where it is not the field's, such as one that depends on others.
     at_least, above, at_most, below: the range of a number, in `unit`.
     choices: the values allowed.
     parse: from the text of an option to the value; raises ValueError with what was expected.

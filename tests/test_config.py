@@ -152,6 +152,7 @@ def test_a_method_of_the_command_line_makes_other_settings_of_the_table_idle(
         ("[distill]\nquiet = 'yes'", "[distill] quiet: expected true or false, found 'yes'"),
         ("[distill]\noutput = ''", "cdcca.toml:2: [distill] output: expected a value, found ''"),
         ("[distill]\nlog = 3", "cdcca.toml:2: [distill] log: expected text in quotes, found '3'"),
+        ("[distill]\nlog = '-'", "[distill] log: expected a name on disk; ./- is the file"),
         ("[distill.epochs]\nx = 1", "[distill] epochs: expected a value"),
         ("[distill]\ntrain = ['norm', 'x']", "[distill] train: expected one of norm, bias"),
         ("[distill]\nholdout = '95%'", "[distill] holdout: expected a share from 0% to 90%"),
@@ -167,6 +168,18 @@ def test_a_mistake_is_refused_with_its_line(
     assert main(["distill"]) == 2
     out, err = capfd.readouterr()
     assert words in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_choice_declared_by_hand_is_refused_with_its_line(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "cdcca.toml").write_text("[infer]\ntask = 'vqa2'\n[init]\nkeep = 0\n")
+    assert main(["infer", "x"]) == 2
+    assert "cdcca.toml:2: [infer] task: expected one of vqa, caption, found 'vqa2'" in (
+        capfd.readouterr().err
+    )
+    assert main(["init", "x"]) == 2
+    assert "cdcca.toml:4: [init] keep: expected 1 or more, found '0'" in capfd.readouterr().err
 
 
 def test_what_cannot_be_read_is_66(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

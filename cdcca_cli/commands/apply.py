@@ -29,7 +29,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and change nothing")
     ] = False,
-    back: Annotated[
+    rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the overlay before the current one")
     ] = False,
     unsigned: Annotated[
@@ -72,8 +72,8 @@ def command(
     from cdcca_cli.downlink import receiver
     from cdcca_cli.formats.device import Device
 
-    if back and (update is not None or dry_run or unsigned or if_better is not None):
-        raise UsageError("--rollback takes no update, `dry_run`, `unsigned` or `if_better`")
+    if rollback and (update is not None or dry_run or unsigned or if_better is not None):
+        raise UsageError("`rollback` takes no update, `dry_run`, `unsigned` or `if_better`")
     receive: Callable[..., Applied | Rotated | Tried] = receiver.receive
     if if_better is not None:
         from cdcca_cli import probation
@@ -88,7 +88,7 @@ def command(
     folder = Device.open(device)
     done: Applied | Rotated | Tried
     try:
-        if back:
+        if rollback:
             done = receiver.rollback(folder)
         else:
             with streams.binary_input(update) as source:

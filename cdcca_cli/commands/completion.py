@@ -20,7 +20,7 @@ def command(
         ),
     ],
 ) -> None:
-    """Print a script that completes commands, options and choices, to be sourced by the shell.
+    """Print a script with which the shell completes commands, options and choices.
 
     bash: eval "$(cdcca completion bash)" in ~/.bashrc. zsh: the same in ~/.zshrc, after compinit.
     fish: cdcca completion fish > ~/.config/fish/completions/cdcca.fish
