@@ -13,7 +13,6 @@ import fcntl
 import io
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +42,7 @@ def reason(path: str | Path, error: OSError | ValueError) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A file descriptor whose failures say what could not be written."""
+    """A file descriptor whose errors name the file."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor, self._name = descriptor, name
@@ -125,7 +124,7 @@ def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:
     another is made. CannotWrite.
     """
     while True:
-        beside = prefix + secrets.token_hex(6)
+        beside = prefix + os.urandom(6).hex()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         descriptor = _opened(named, beside, flags)
         try:

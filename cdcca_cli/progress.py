@@ -1,6 +1,6 @@
-"""Progress on stderr, only where a person is watching: a terminal, and not --quiet.
+"""Progress bars on stderr, shown on a terminal only and not with --quiet.
 
-This module measures nothing and keeps no state; without a watcher they do nothing.
+Elsewhere these functions show nothing; `streams.end_stage` writes one line at the end instead.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -40,9 +40,9 @@ def track(items: Iterable[T], total: int | None = None, description: str = "") -
 
 @contextmanager
 def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yield a function to be called after each of the steps, with what is to be shown beside it.
+    """Yield a function to call after each step, with the text to show beside the bar.
 
-    Args: total: of all steps. done: how many there were before.
+    Args: total: number of steps. done: number of steps before this run.
     """
     if not _watched():
         yield lambda _: None
@@ -57,7 +57,7 @@ def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show that something without countable steps is under way."""
+    """Show that work without countable steps is under way."""
     if not _watched():
         yield
         return

@@ -19,13 +19,16 @@ they are by default. The picture shows the same: bits to the right, upwards the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+from cdcca_cli import streams
 from cdcca_cli.downlink import codecs
 from cdcca_cli.downlink.codecs import exact, usq
 from cdcca_cli.downlink.encode import Choice, Measured, file_bytes
 from cdcca_cli.downlink.rate import around_rms
 from cdcca_cli.downlink.settings import CODECS, CompressSettings
+from cdcca_cli.formats.records import dump_json
 from cdcca_cli.formats.update import Update
 
 VERSION = 2
@@ -78,6 +81,18 @@ class Curve:
             else {"base": measured.base, "adaptation": measured.adaptation},
             "points": [point.as_json() for point in self.points],
         }
+
+    def write(self, path: Path) -> None:
+        """JSON at `path`, and a picture beside it if matplotlib is there. Raises: CannotWrite."""
+        with streams.text_output(path) as out:
+            out.write(dump_json(self.as_json()) + "\n")
+        try:
+            picture = self.picture()
+        except ImportError:
+            streams.message(f"{path}: no picture of it (matplotlib is not installed)")
+            return
+        with streams.binary_output(path.with_suffix(".png"), "curve.png") as file:
+            file.write(picture)
 
     def picture(self) -> bytes:
         """A PNG of it. Raises: ImportError where matplotlib is not installed."""

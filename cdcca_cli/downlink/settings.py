@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from functools import partial
 
 from cdcca_cli.errors import SettingError, UsageError
-from cdcca_cli.settings import check, setting
+from cdcca_cli.settings import GROUPS, check, setting
 from cdcca_cli.text import parse_bytes, parse_share
 
-GROUPS = ("norm", "bias", "query", "lora")
 PAPER = ("norm", "bias", "query")
 """The paper sends 266,240 + 1,359,872 + 24,576 = 1,650,688 parameters: all groups but LoRA."""
 MAX_LOSS = 0.01

@@ -22,30 +22,15 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.datasets import Frame, LabelledAsk, load_image
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.uplink.entropy import summarise
+from cdcca_cli.uplink.settings import AnswerSettings
 
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
 """The longest answer by task, in tokens, if nothing else is asked for."""
 _WINDOW_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How asks are answered. `score_choices` is off where only the entropy is wanted."""
-
-    batch_size: int = 32
-    max_new_tokens: int | None = None
-    per_token: bool = False
-    score_choices: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size {self.batch_size}: expected 1 or more")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens {self.max_new_tokens}: expected 1 or more")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ Does not write: a shard is a value, and `formats.shard` knows its bytes.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,82 +34,14 @@ from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.predictions import ENTROPIES, Prediction
+from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.text import Amount, parse_amount
 from cdcca_cli.uplink import selection, variance
 from cdcca_cli.uplink.answers import AnswerSettings, answer_window, image_name, windows
 from cdcca_cli.uplink.selection import Ranking
+from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, SampleSettings
 from cdcca_cli.uplink.spool import Spool
-
-TOKEN_RULES = ("vis", "random", "norm")
-DEFAULT_TOP = parse_amount("10%", "--top")
-DEFAULT_KEEP = parse_amount("50%", "--keep")
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """What is picked, and how it is sent. Nothing said: the top 10 % of asks, half the tokens.
-
-    Stage 1, one of: `top`, so many asks or such a share of them; `threshold`, entropy of at least
-    so many nats; `budget_bytes`, a whole stream of at most so many bytes, filled from the top.
-    Stage 2, one of: `keep`, so many tokens or such a share; `beta`, sigma^2 above it.
-
-    Raises: UsageError for a value out of range, or two rules at once.
-    """
-
-    top: Amount | None = None
-    threshold: float | None = None
-    budget_bytes: int | None = None
-    keep: Amount | None = None
-    beta: float | None = None
-    by: str = "vis"
-    entropy: str = "mean"
-    passes: int = 8
-    dropout: float = 0.1
-    blocks: int = 2
-    bits: int = 8
-    seed: int = 0
-    batch_size: int = 32
-    max_new_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        stage_1 = [self.top, self.threshold, self.budget_bytes]
-        if sum(rule is not None for rule in stage_1) > 1:
-            raise UsageError("--top, --threshold and --budget exclude each other: give one")
-        if self.keep is not None and self.beta is not None:
-            raise UsageError("--keep and --beta exclude each other: give one")
-        if self.beta is not None and self.by != "vis":
-            raise UsageError(f"--beta is a variance: it needs --by vis, not --by {self.by}")
-        for option, value in (("--threshold", self.threshold), ("--beta", self.beta)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{option} {value}: expected 0 or more")
-        for option, name, names in (
-            ("--by", self.by, TOKEN_RULES),
-            ("--entropy", self.entropy, ENTROPIES),
-        ):
-            if name not in names:
-                raise UsageError(f"{option} {name}: expected one of {', '.join(names)}")
-        if self.passes < 2:
-            raise UsageError(f"--passes {self.passes}: a variance needs 2 or more")
-        if not 0 < self.dropout < 1:
-            raise UsageError(
-                f"--dropout {self.dropout}: expected above 0 and below 1; without dropout "
-                "no token varies (--by norm and --by random need none)"
-            )
-        if self.blocks < 1:
-            raise UsageError(f"--blocks {self.blocks}: expected 1 or more")
-        if self.bits not in (8, 16, 32):
-            raise UsageError(f"--bits {self.bits}: expected 8, 16 or 32")
-        if self.budget_bytes is not None and self.budget_bytes < 1:
-            raise UsageError(f"--budget {self.budget_bytes}: expected 1 byte or more")
-        AnswerSettings(self.batch_size, self.max_new_tokens)
-
-    @property
-    def is_top(self) -> bool:
-        """Whether stage 1 is by `top`, the rule when nothing is said."""
-        return self.threshold is None and self.budget_bytes is None
 
 
 @dataclass(frozen=True)

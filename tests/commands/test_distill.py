@@ -174,7 +174,7 @@ def test_every_method_gives_an_adaptation_that_names_it(
     method: str, tmp_path: Path, shards: list[Shard], mirror: Path
 ) -> None:
     tokens = write(tmp_path / "up.tokens", shards[:4])
-    views = ["--cotta-views", 2] if method == "cotta" else []
+    views = ["--set", "cotta_views=2"] if method == "cotta" else []
     assert run(tokens, "-o", "out", "--method", method, *views) == 0
     made = adaptation_in((tmp_path / "out").read_bytes())
     device = Device.open(mirror)
@@ -234,7 +234,7 @@ def test_earlier_shards_are_learnt_again(tmp_path: Path, shards: list[Shard]) ->
     """Two frames of 2 asks and 3; the one that is in both streams counts as new."""
     tokens = write(tmp_path / "up.tokens", shards[:3])
     earlier = write(tmp_path / "earlier.tokens", shards[2:5])
-    options = ["--replay", earlier, "--replay-share", "100%"]
+    options = ["--replay", earlier, "--set", "replay_share=100%"]
     assert run(tokens, "-o", "out", *options) == 0
     report = adaptation_in((tmp_path / "out").read_bytes()).report
     assert (report["num_replayed"], report["num_asks"]) == (5, 7 + 5)
@@ -518,42 +518,45 @@ def test_what_is_refused_writes_nothing(
     [
         (["--method", "nonsense"], "--method nonsense: expected akd, pseudo-label,"),
         (["--method", "tent", "--kl", "forward"], "--method tent has no teacher"),
-        (["--method", "tent", "--query-weight", "1"], "--method tent has no teacher"),
+        (["--method", "tent", "--set", "query_weight=1"], "--method tent has no teacher"),
         (["--method", "cotta", "--confidence"], "--method cotta has no teacher"),
         (["--method", "none", "--rate-aware", "5"], "--rate-aware goes with a teacher"),
-        (["--method", "pseudo-label", "--repr-weight", "1"], "that is akd"),
-        (["--kl-weight", "2"], "give --kl forward or --kl reverse"),
-        (["--kl-temperature", "2"], "give --kl forward or --kl reverse"),
-        (["--kl", "forward", "--kl-weight", "0"], "its --kl-weight is 0"),
-        (["--patience", "1", "--holdout", "0%"], "--holdout is 0%"),
-        (["--tau", "2"], "--tau does nothing with --method akd: it is for cwd"),
-        (["--method", "pseudo-label", "--repr-at", "both"], "--repr-at does nothing with"),
-        (["--method", "tent", "--balance", "none"], "--balance does nothing with"),
+        (["--method", "pseudo-label", "--set", "repr_weight=1"], "that is akd"),
+        (["--set", "kl_weight=2"], "give --kl forward or --kl reverse"),
+        (["--set", "kl_temperature=2"], "give --kl forward or --kl reverse"),
+        (["--kl", "forward", "--set", "kl_weight=0"], "its --kl-weight is 0"),
+        (["--set", "patience=1", "--holdout", "0%"], "--holdout is 0%"),
+        (["--set", "tau=2"], "--tau does nothing with --method akd: it is for cwd"),
+        (["--method", "pseudo-label", "--set", "repr_at=both"], "--repr-at does nothing with"),
+        (["--method", "tent", "--set", "balance=none"], "--balance does nothing with"),
         (["--method", "none", "--replay", "up.tokens"], "--replay does nothing with"),
-        (["--cotta-ema", "0"], "--cotta-ema does nothing with --method akd: it is for cotta"),
-        (["--replay-share", "50%"], "of the frames of --replay: name them"),
-        (["--teacher", "up.tokens", "--cache-bits", "8"], "leave --cache out, and its bits"),
+        (["--set", "cotta_ema=0"], "--cotta-ema does nothing with --method akd: it is for cotta"),
+        (["--set", "replay_share=50%"], "of the frames of --replay: name them"),
+        (["--teacher", "up.tokens", "--set", "cache_bits=8"], "leave --cache out, and its bits"),
         (["--log", "-"], "--log -: expected a file"),
         (["--method", "tent", "--teacher-quantize", "nf4"], "how to load a teacher, and none is"),
-        (["--teacher", "up.tokens", "--teacher-device-map", "auto"], "how to load a teacher"),
+        (["--teacher", "up.tokens", "--set", "teacher_device_map=auto"], "how to load a teacher"),
         (["--kl", "sideways"], "--kl sideways: expected none, forward, reverse"),
-        (["--kl", "forward", "--kl-temperature", "0"], "--kl-temperature"),
-        (["--method", "cwd", "--tau", "0"], "--tau 0"),
-        (["--balance", "scales"], "--balance"),
-        (["--repr-at", "top"], "--repr-at"),
-        (["--query-weight", "-1"], "--query-weight"),
-        (["--ce-weight", "nan"], "--ce-weight"),
-        ([*("--query-weight", "0", "--repr-weight", "0"), "--ce-weight", "0"], "nothing would be"),
-        (["--confidence", "--ce-weight", "0"], "--confidence"),
+        (["--kl", "forward", "--set", "kl_temperature=0"], "--kl-temperature"),
+        (["--method", "cwd", "--set", "tau=0"], "--tau 0"),
+        (["--set", "balance=scales"], "--balance"),
+        (["--set", "repr_at=top"], "--repr-at"),
+        (["--set", "query_weight=-1"], "--query-weight"),
+        (["--set", "ce_weight=nan"], "--ce-weight"),
+        (
+            [*("--set", "query_weight=0", "--set", "repr_weight=0"), "--set", "ce_weight=0"],
+            "nothing would be",
+        ),
+        (["--confidence", "--set", "ce_weight=0"], "--confidence"),
         (["--train", ""], "--train"),
         (["--train", "norm,tower"], "--train tower: expected"),
-        (["--ema", "1"], "--ema"),
-        (["--micro-batch-size", "0"], "--micro-batch-size"),
-        (["--patience", "0"], "--patience"),
-        (["--replay", "up.tokens", "--replay-share", "200%"], "--replay-share"),
-        (["--cache-bits", "4"], "--cache-bits"),
-        (["--method", "cotta", "--cotta-views", "0"], "--cotta-views 0: expected"),
-        (["--method", "cotta", "--cotta-ema", "2"], "--cotta-ema 2.0: expected"),
+        (["--set", "ema=1"], "--ema"),
+        (["--set", "micro_batch_size=0"], "--micro-batch-size"),
+        (["--set", "patience=0"], "--patience"),
+        (["--replay", "up.tokens", "--set", "replay_share=200%"], "--replay-share"),
+        (["--set", "cache_bits=4"], "--cache-bits"),
+        (["--method", "cotta", "--set", "cotta_views=0"], "--cotta-views 0: expected"),
+        (["--method", "cotta", "--set", "cotta_ema=2"], "--cotta-ema 2.0: expected"),
         (["--epochs", "0"], "--epochs"),
         (["--seed", "-1"], "--seed"),
         (["--compute", "abacus"], "--compute"),
