@@ -51,7 +51,7 @@ def test_a_day_that_has_begun() -> None:
         ({"bits": float("nan")}, "`bits` nan"),
         ({"budget_bytes": 0}, "1 or more bytes"),
         ({"max_error": 1.0}, "more than 0, less than 1"),
-        ({"max_loss": 1.1}, "at most 1"),
+        ({"max_loss": 1.1}, "`max_loss` 1.1: expected"),
         ({"since": -1}, "`since` -1"),
         ({"codec": "gzip"}, "expected one of usq, nf4, ternary, sign, exact"),
         ({"codec": "nf4-mixed"}, "expected one of usq, nf4"),
