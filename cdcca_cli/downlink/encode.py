@@ -138,7 +138,7 @@ class Choice:
     @property
     def _why_unmeasured(self) -> str:
         if self._adaptation.held_out is None:
-            return "no held-out frames: distil with a `holdout`"
+            return "no held-out frames: distil with a share held out"
         return "no model: leave out `no_measure`"
 
     def _bytes(self, payload: bytes) -> int:
@@ -269,7 +269,7 @@ def _on_verdict(held_out: Any) -> list[str]:
     if verdict == "worse":
         return [
             f"warning: the adaptation makes the student worse on its held-out frames{figures}: "
-            "distil again, or let the device decide with `if_better`"
+            "distil again, or apply it only if the device gets better by it"
         ]
     return [f"a gain on the held-out frames is not measurable here{figures}"]
 

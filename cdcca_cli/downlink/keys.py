@@ -231,7 +231,7 @@ def summary(before: Trust | None, made: TrustList) -> str:
         "must sign"
     )
     if before is None:
-        line += "; a device without keys takes it with `unsigned`"
+        line += "; a device without keys takes it unsigned only"
     lacking = _lacking(made, made.trust, "by its own keys")
     if before is not None and (words := _lacking(made, before, "by the keys trusted before")):
         lacking = f"{words}, {lacking}" if lacking else words

@@ -146,7 +146,7 @@ class TestCompress:
             (["--max-error", "1e-7"], 2, "cannot be reached"),
             (["--bits", "0"], 2, "0.0: expected more than 0, at most 32"),
             (["--bits", "2", "--budget", "1KB"], 2, "exclude each other: give one"),
-            (["--max-loss", "2%"], 2, "no held-out frames: distil with a "),
+            (["--max-loss", "2%"], 2, "no held-out frames: distil with a share held out"),
             (["--max-loss", "much"], 2, "--max-loss much: expected a share"),
             (["--codec", "gzip"], 2, "expected one of usq, nf4"),
             (["--codec", "sign", "--bits", "2"], 2, "neither a budget nor a limit"),
