@@ -149,8 +149,9 @@ def _other_kind(data: bytes) -> str | None:
     found = describe(data[:HEAD_BYTES])
     if data[8:9] != b"{":  # else a record, whose own fault is the better answer
         return found or "no file of cdcca"
-    is_ours = found is None or found.startswith(("an update", "a trust list"))
-    return None if is_ours or "UTF-16" in found else found
+    if found is None or found.startswith(("an update", "a trust list", "text in UTF-16")):
+        return None
+    return found
 
 
 def admit(update: Update, device: Standing, now: float, *, unsigned: bool = False) -> Admitted:
