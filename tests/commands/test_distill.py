@@ -543,7 +543,10 @@ def test_what_is_refused_writes_nothing(
         (["--set", "repr_at=top"], "--repr-at"),
         (["--set", "query_weight=-1"], "--query-weight"),
         (["--set", "ce_weight=nan"], "--ce-weight"),
-        ([*("--set", "query_weight=0", "--set", "repr_weight=0"), "--set", "ce_weight=0"], "nothing would be"),
+        (
+            [f"--set={term}_weight=0" for term in ("query", "repr", "ce")],
+            "there is nothing to learn",
+        ),
         (["--confidence", "--set", "ce_weight=0"], "--confidence"),
         (["--train", ""], "--train"),
         (["--train", "norm,tower"], "--train tower: expected"),
