@@ -158,6 +158,6 @@ def settings_of(
         bits=bits,
         max_loss=max_loss,
         gain=gain,
-        codec=codec,
+        codec=codec,  # type: ignore[arg-type]
         preset=preset,
     )

@@ -140,17 +140,17 @@ class TestCompress:
                 "a budget of 10 bytes is too small for any of what changed: gi",
             ),
             (["--budget", "much"], 2, "--budget much: expected bytes"),
-            (["--preset", "best"], 2, "--preset best: expected paper"),
+            (["--preset", "best"], 2, "--preset best: expected one of paper"),
             (["--preset", "paper", "--budget", "1KB"], 2, "leave out"),
-            (["--select", "weights"], 2, "expected some of norm, bias, query, lora"),
-            (["--max-error", "2"], 2, "expected a number between 0 and 1"),
+            (["--select", "weights"], 2, "expected one of norm, bias, query, lora"),
+            (["--max-error", "2"], 2, "expected more than 0, less than 1"),
             (["--max-error", "1e-7"], 2, "cannot be reached"),
-            (["--bits", "0"], 2, "--bits 0: expected a number above 0"),
+            (["--bits", "0"], 2, "--bits 0.0: expected more than 0"),
             (["--bits", "2", "--budget", "1KB"], 2, "--budget and --bits exclude each other"),
             (["--max-loss", "2%"], 2, "no held-out frames: distil with --holdout"),
             (["--max-loss", "much"], 2, "--max-loss much: expected a share"),
-            (["--codec", "gzip"], 2, "expected one of nf4, usq"),
-            (["--codec", "sign", "--bits", "2"], 2, "sign cannot be used with --bits"),
+            (["--codec", "gzip"], 2, "expected one of usq, nf4"),
+            (["--codec", "sign", "--bits", "2"], 2, "--codec sign: cannot be used with --bits"),
             (["--expires", "soon"], 2, "--expires soon: expected a span like 30d"),
             (["--since", "3"], 66, "sequence 3"),
             (["--sign", "/nowhere/key"], 66, "/nowhere/key"),
@@ -371,7 +371,7 @@ class TestApply:
             path.write_bytes(content)
             assert (name, run("apply", device, path)) == (name, code)
             error = capfd.readouterr().err
-            assert error.startswith("cdcca: ") and error.count("\n") == 1
+            assert error.startswith("cdcca apply: ") and error.count("\n") == 1
         assert run("apply", device, tmp_path / "absent") == 66
         assert run("apply", tmp_path / "absent", update) == 66
         assert worlds.bytes_of(Device.open(device)) == before
