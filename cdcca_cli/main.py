@@ -114,7 +114,7 @@ def build(command: "Expanded | None") -> Any:
 
     if command is not None:
         app.command(command.name, cls=Command)(command)
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     real = group.commands
     group.commands = {
         name: real.get(name) or TyperCommand(name, short_help=purpose)

@@ -2,7 +2,7 @@
 
     def command(how: DistillSettings, on: Runtime, quiet: Quiet = False) -> None: ...
 
-`expand` replaces each parameter whose type is a settings dataclass (`cdcca_cli.settings`) by one
+`Expanded` replaces each parameter whose type is a settings dataclass (`cdcca_cli.settings`) by one
 option a field; help, range and default come from the field. A field with `is_tuning` gets no
 option: it is set with `--set NAME=VALUE`. Every option and every tuning setting can also be set in
 the command's table in cdcca.toml (`cdcca_cli.config`). In order: command line, environment, table,

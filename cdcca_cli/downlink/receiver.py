@@ -4,7 +4,7 @@
 `verify` checks; its docstring lists the checks and the attacks. Here the folder is locked, its
 state read again, the file checked against it, and what passed is installed: a new file, to which
 `formats.device` flips by one rename, so the highest sequence, the overlay and who signed it change
-together. `check` installs nothing: to try the new overlay first (`probation`), call it, then
+together. `check` installs nothing: to try the new overlay first (`acceptance`), call it, then
 `apply` with `onto`, which checks everything again, and that the device is still where it was.
 
 **After a rollback** (`rollback`) the update that was left cannot come back: it is refused as old

@@ -426,7 +426,7 @@ class TestApply:
             path.write_bytes(content)
             assert (name, run("apply", device, path)) == (name, code)
             error = capfd.readouterr().err
-            assert error.startswith("cdcca") and error.count("\n") == 1
+            assert error.startswith("cdcca apply: ") and error.count("\n") == 1
         assert run("apply", device, tmp_path / "absent") == 66
         assert run("apply", tmp_path / "absent", update) == 66
         assert worlds.bytes_of(Device.open(device)) == before

