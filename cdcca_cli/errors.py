@@ -17,7 +17,7 @@ class CdccaError(Exception):
 
 class BelowMark(CdccaError):
     exit_code = 3
-    meaning = "a score is under the mark given with --fail-under"
+    meaning = "a score is below its mark"
 
 
 class UsageError(CdccaError):
@@ -85,7 +85,7 @@ class MadeWorse(CdccaError):
     """report: what was measured, for --json."""
 
     exit_code = 80
-    meaning = "the update made the device worse (--if-better)"
+    meaning = "the update made the device worse on its labelled frames"
 
     def __init__(self, message: str, report: Mapping[str, object]) -> None:
         super().__init__(message)

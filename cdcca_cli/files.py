@@ -1,16 +1,18 @@
 """Files: written as a whole or not at all, durably, with errors that name the file.
 
 A file is written beside its target under a hidden name, fsynced, then renamed; whatever goes
-wrong, the hidden file is removed and the target stays as it was. Devices, pipes and sockets
-(`-o /dev/null`) are written directly, because a rename would replace them.
+wrong, the hidden file is removed and the target stays as it was. The hidden file is locked (flock)
+while it is written, so the next write of the same target can remove what a killed process left.
+Devices, pipes and sockets (`-o /dev/null`) are written directly: a rename would replace them.
 
 Knows no format and no standard stream (`streams`). POSIX only.
 """
 
 import errno
+import fcntl
 import io
 import os
-import secrets
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})
 """What an OSError that has not been named yet is about: the output."""
+_HIDDEN = re.compile(r"[0-9a-f]{12}")
 
 
 class Writable(Protocol):
@@ -39,7 +42,7 @@ def reason(path: str | Path, error: OSError | ValueError) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A file descriptor whose failures say what could not be written."""
+    """A file descriptor whose errors name the file."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor, self._name = descriptor, name
@@ -91,14 +94,14 @@ def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
     if not os.path.isdir(folder):
         raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
     if status is not None and not stat.S_ISREG(status.st_mode):
-        with _opened(path, target, os.O_WRONLY) as (out, _):
+        with buffered(_opened(path, target, os.O_WRONLY), str(path)) as out:
             yield out, folder
         return
-    hidden = f".{os.path.basename(target)[:100]}.{secrets.token_hex(6)}"
-    beside = os.path.join(folder, hidden)
+    hidden = os.path.join(folder, f".{os.path.basename(target)[:100]}.")
+    _remove_leftovers(hidden)
+    descriptor, beside = _hidden_file(path, hidden)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with _opened(path, beside, flags) as (out, descriptor):
+        with buffered(descriptor, str(path)) as out:
             yield out, folder
             out.flush()
             if status is not None:
@@ -114,15 +117,60 @@ def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         raise
 
 
-@contextmanager
-def _opened(named: str | Path, path: str, flags: int) -> Iterator[tuple[BinaryIO, int]]:
-    """A buffered writer on a new descriptor, and the descriptor; flushed only if all goes well."""
+def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:
+    """A new file whose name begins with `prefix`, open and locked: descriptor and name.
+
+    Between its making and its lock another process may take it for a leftover and remove it; then
+    another is made. CannotWrite.
+    """
+    while True:
+        beside = prefix + os.urandom(6).hex()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = _opened(named, beside, flags)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: nothing is removed there
+            return descriptor, beside
+        if _is_named(descriptor, beside):
+            return descriptor, beside
+        os.close(descriptor)
+
+
+def _remove_leftovers(prefix: str) -> None:
+    """Remove what killed processes left of files whose hidden names begin so: those not locked."""
+    folder, start = os.path.split(prefix)
+    with suppress(OSError):
+        names = [name for name in os.listdir(folder) if name.startswith(start)]
+        for name in names:
+            if _HIDDEN.fullmatch(name, len(start)):
+                with suppress(OSError):
+                    _remove_unlocked(os.path.join(folder, name))
+
+
+def _remove_unlocked(path: str) -> None:
+    """Remove a hidden file unless a process is writing it; OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(descriptor, path):  # a writer may have renamed it before we had the lock
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: str) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _opened(named: str | Path, path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
     except (OSError, ValueError) as error:
         raise CannotWrite(reason(named, error)) from None
-    with buffered(descriptor, str(named)) as out:
-        yield out, descriptor
 
 
 @contextmanager

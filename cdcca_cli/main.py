@@ -1,19 +1,22 @@
 """The Typer app, and the only place that turns errors into exit codes.
 
-Nothing heavy is imported here or at the top of a command's file, and for `cdcca apply …` only that
-one file is, so a command starts as fast as what it needs. See `errors` for the codes.
+Nothing heavy is imported here or at the top of a command's file, and only the file of the command
+that runs is imported at all. See `errors` for the codes.
 """
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import files, streams
+from cdcca_cli import config, files, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -25,32 +28,66 @@ from cdcca_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    import typer
+    from cdcca_cli.options import Expanded
 
-COMMANDS = (
-    *("init", "infer", "sample", "distill", "compress", "apply"),
-    *("eval", "inspect", "loop", "demo", "keygen", "sign", "trust"),
-)
+GROUPS = {
+    "Stages": {
+        "infer": "frames to predictions",
+        "sample": "frames to token shards, the uplink",
+        "distill": "token shards to an adaptation, on the cloud",
+        "compress": "an adaptation to an update, the downlink",
+        "apply": "an update into a device folder",
+        "eval": "predictions to scores, and the link's ledger",
+    },
+    "Around them": {
+        "init": "a device folder from a checkpoint",
+        "inspect": "what any of the files is",
+        "loop": "Algorithm 1 on one machine",
+        "demo": "the whole loop on the shipped models and frames",
+        "completion": "a script that completes command lines in a shell",
+    },
+    "Keys": {
+        "keygen": "a key to sign updates with",
+        "sign": "one more signature on an update or a trust list",
+        "trust": "a list of the keys that devices trust",
+    },
+}
+"""The commands as `cdcca --help` shows them; each is `cdcca_cli/commands/<name>.py`."""
+COMMANDS = {name: purpose for rows in GROUPS.values() for name, purpose in rows.items()}
+_COMPLETE = "_CDCCA_COMPLETE"  # set by the script of `cdcca completion`
+_SLOW_SECONDS = 1.0
 
 
-def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
-    """The app with these commands: each `cdcca_cli/commands/<name>.py` has a `command`.
+def expanded(name: str) -> "Expanded":
+    """A command with the options that its settings become."""
+    from cdcca_cli.options import Expanded
 
-    The list in `cdcca --help` shows what their module docstrings say after the colon.
+    return Expanded(import_module(f"cdcca_cli.commands.{name}").command, name)
+
+
+def build(command: "Expanded | None") -> Any:
+    """The command line, as click's group; of the commands, all but this one are names alone.
+
+    So a command imports what it needs itself, and `cdcca --help` imports none of them.
     """
     import typer
-    from typer.core import TyperCommand
+    from typer.core import TyperCommand, TyperGroup
 
-    class Command(TyperCommand):
-        """Takes stdout for data once the command line has been read; help still goes there."""
+    from cdcca_cli.options import Command
 
-        def invoke(self, ctx: Any) -> Any:
-            streams.claim_stdout()
-            return super().invoke(ctx)
+    class Group(TyperGroup):
+        """Shows its commands in groups."""
+
+        def format_commands(self, ctx: Any, formatter: Any) -> None:
+            for title, rows in GROUPS.items():
+                with formatter.section(title):
+                    formatter.write_dl([*rows.items()])
 
     app = typer.Typer(
         name="cdcca",
-        help="Adapt the small multimodal model on a device with the large one in the cloud.",
+        cls=Group,
+        help="Adapt the small vision-language model on a device with the large one in the cloud.",
+        epilog="Options can also be set in cdcca.toml, in a table for each command.",
         add_completion=False,
         rich_markup_mode=None,  # rich's help is 60 ms slower
         pretty_exceptions_enable=False,
@@ -68,16 +105,22 @@ def build(names: Sequence[str] = COMMANDS) -> "typer.Typer":
     def options(
         version: Annotated[
             bool,
-            typer.Option("--version", is_eager=True, callback=show_version, help="Say which."),
+            typer.Option(
+                "--version", is_eager=True, callback=show_version, help="Print the version."
+            ),
         ] = False,
     ) -> None:
         pass
 
-    for name in names:
-        module = import_module(f"cdcca_cli.commands.{name}")
-        purpose = (module.__doc__ or "").split("\n")[0].partition(": ")[2].rstrip(".")
-        app.command(name, cls=Command, short_help=purpose)(module.command)
-    return app
+    if command is not None:
+        app.command(command.name, cls=Command)(command)
+    group: Any = typer.main.get_command(app)
+    real = group.commands
+    group.commands = {
+        name: real.get(name) or TyperCommand(name, short_help=purpose)
+        for name, purpose in COMMANDS.items()
+    }
+    return group
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = os.environ.get("CDCCA_DEBUG", "") not in ("", "0")
     try:
         with _stopped_by_signals():
+            if instruction := os.environ.get(_COMPLETE):
+                return _complete(instruction)
             return _run(list(arguments))
     except KeyboardInterrupt:
         streams.complain("interrupted")
@@ -108,26 +153,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         streams.release_stdout()
         streams.set_quiet(False)
+        streams.set_stage("cdcca")
+        config.use(config.Toml())
 
 
 def _run(arguments: list[str]) -> int:
     import typer
 
-    needed = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
-    command = typer.main.get_command(build(needed))
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    command = None if name is None else expanded(name)
+    if command is not None:
+        streams.set_stage(f"cdcca {name}", partial(_spell, command.spelling()))
+    group = build(command)
+    start = time.monotonic()
     try:
-        # Not command.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
-        with command.make_context("cdcca", [*arguments] or ["--help"]) as context:
-            command.invoke(context)
+        # Not group.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
+        with group.make_context("cdcca", [*arguments] or ["--help"]) as context:
+            if command is not None and not {"-h", "--help"} & set(arguments):
+                context.default_map = {command.name: command.defaults(_read_toml(command))}
+            group.invoke(context)
     except typer.Exit as done:
         if not arguments:
             raise UsageError("no command given") from None
         return done.exit_code
+    seconds = time.monotonic() - start
+    streams.end_stage(seconds if seconds >= _SLOW_SECONDS else None)
     return 0
 
 
+def _read_toml(command: "Expanded") -> "config.Toml":
+    """cdcca.toml, after a check of the names in the tables that this command reads."""
+    toml = config.read(COMMANDS)
+    for table in command.tables:
+        if table in toml.tables:
+            known = command if table == command.name else expanded(table)
+            toml.check_names(table, known.names())
+    config.use(toml)
+    return toml
+
+
+def _spell(spelling: Mapping[str, str], text: str) -> str:
+    """A message with the settings in backticks as the command's options are spelled."""
+    return re.sub(r"`([a-z]\w*)`", lambda found: spelling.get(found[1], found[1]), text)
+
+
+def _complete(instruction: str) -> int:
+    """Answer the shell's script, which passes the words typed so far in the environment."""
+    from typer import completion
+
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    group = build(expanded(words[1]) if len(words) > 1 and words[1] in COMMANDS else None)
+    completion.completion_init()
+    try:
+        return completion.shell_complete(group, {}, "cdcca", _COMPLETE, instruction)
+    except SystemExit as done:  # fish asks by the exit code
+        return done.code if isinstance(done.code, int) else 0
+
+
 def _named(error: BaseException) -> CdccaError:
-    """The error of ours that an error is."""
+    """The error of this package for any error."""
     if isinstance(error, CdccaError):
         return error
     if hasattr(error, "format_message"):  # typer's own, whose class has moved between versions
@@ -137,7 +221,7 @@ def _named(error: BaseException) -> CdccaError:
     if isinstance(error, OSError) and error.errno in files.NO_ROOM:
         return CannotWrite(f"{error.filename or 'output'}: {(error.strerror or '').lower()}")
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        return Unavailable(f"out of memory ({error}): try a smaller --batch-size")
+        return Unavailable(f"out of memory ({error}): try a smaller `batch_size`")
     words = " ".join(str(error).split())
     return CdccaError(
         f"a bug in cdcca: {type(error).__name__}: {words[:300]} (CDCCA_DEBUG=1 shows where)"
@@ -146,14 +230,14 @@ def _named(error: BaseException) -> CdccaError:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that nothing half-written stays behind."""
+    """Make SIGTERM and SIGHUP unwind as Ctrl-C does, so that no half-written file is left."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Terminated(number)
 
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with suppress(ValueError):  # not the main thread: somebody else's process
+        with suppress(ValueError):  # not the main thread
             if (
                 signal.getsignal(number) is signal.SIG_DFL
             ):  # under nohup SIGHUP is ignored: leave it

@@ -1,4 +1,7 @@
-"""Progress on stderr, only on a terminal and unless quiet. Elsewhere these functions do nothing."""
+"""Progress bars on stderr, shown on a terminal only and not with --quiet.
+
+Elsewhere these functions show nothing; `streams.end_stage` writes one line at the end instead.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -37,9 +40,9 @@ def track(items: Iterable[T], total: int | None = None, description: str = "") -
 
 @contextmanager
 def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yield a function to be called after each step, with the text to show beside the bar.
+    """Yield a function to call after each step, with the text to show beside the bar.
 
-    Args: total: the number of all steps. done: the number of steps before this run.
+    Args: total: number of steps. done: number of steps before this run.
     """
     if not _watched():
         yield lambda _: None
@@ -54,7 +57,7 @@ def steps(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Show that work without countable steps is going on."""
+    """Show that work without countable steps is under way."""
     if not _watched():
         yield
         return

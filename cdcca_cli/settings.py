@@ -16,27 +16,31 @@ Code below `commands` does not know how an option is spelled. A message names a 
 backticks (`kl_weight`), and `main` writes the option's spelling in their place.
 """
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import SettingError, UsageError
+
+_LARGEST = 2.0**63
+"""No number is as large as this; it is also where whole numbers of other libraries end."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is known of one field.
 
-    help: one line that stands alone, without a full stop; `default` in words is added where the
-        real one depends on something (`usually`).
+    help: one line that is clear by itself, without a full stop.
+    usually: the default in words, where it is not the field's, such as one that depends on others.
     at_least, above, at_most, below: the range of a number, in `unit`.
     choices: the values allowed.
     parse: from the text of an option to the value; raises ValueError with what was expected.
     methods: the methods that the setting does something for; None: all of them.
     is_tuning: given with `--set` or in cdcca.toml only.
-    option: how the option is called, where not as the field.
+    option: the name of the option and of the key in cdcca.toml, where it is not the field's.
+    short: the option's short form, such as `-n`.
     """
 
     help: str
@@ -51,12 +55,29 @@ class Setting:
     methods: tuple[str, ...] | None = None
     is_tuning: bool = False
     option: str | None = None
+    short: str | None = None
+
+    def line(self, default: Any, *, with_choices: bool = False) -> str:
+        """The help, with default, range and methods in brackets.
+
+        Args: default: of the field. with_choices: name them, where nothing else shows them.
+        """
+        usual = self.usually or ("" if default is None or default is False else str(default))
+        notes = [f"default: {usual}"] if usual else []
+        bounds = (self.at_least, self.above, self.at_most, self.below)
+        if any(bound is not None for bound in bounds) or (with_choices and self.choices):
+            notes.append(self.expected())
+        if self.methods is not None:
+            notes.append(f"for {', '.join(self.methods)}")
+        return self.help + (f"  [{'; '.join(notes)}]" if notes else "")
 
     def expected(self) -> str:
         """The values allowed, in words."""
         if self.choices is not None:
             return f"one of {', '.join(map(str, self.choices))}"
         unit = f" {self.unit}" if self.unit else ""
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}{unit}"
         lower = upper = ""
         if self.at_least is not None:
             lower = f"{self.at_least:g} or more"
@@ -75,7 +96,7 @@ class Setting:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
         return (
-            math.isfinite(value)
+            -_LARGEST < value < _LARGEST  # also not NaN
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -91,6 +112,11 @@ def setting(default: Any, help: str, **known: Any) -> Any:
 def described(owner: type) -> dict[str, Setting]:
     """The settings of a dataclass by name, in order; fields without metadata are left out."""
     return {one.name: one.metadata["setting"] for one in fields(owner) if "setting" in one.metadata}
+
+
+def hints(owner: type) -> dict[str, Any]:
+    """The type of each field, without `| None`."""
+    return {name: plain_type(hint) for name, hint in get_type_hints(owner).items()}
 
 
 def defaults(owner: type) -> dict[str, Any]:
@@ -124,9 +150,13 @@ def value_of(owner: type, name: str, text: str) -> Any:
     """
     known = described(owner).get(name)
     if known is None:
-        names = ", ".join(_sorted_by_likeness(name, described(owner)))
+        names = ", ".join(sorted_by_likeness(name, described(owner)))
         raise SettingError(name, f"no such setting: expected one of {names}")
-    kind = plain_type(get_type_hints(owner)[name])
+    kind = hints(owner)[name]
+    if not text:
+        raise SettingError(name, "expected a value, found an empty one")
+    if kind is Path and text == "-":
+        raise SettingError(name, "expected a name on disk; ./- is the file called -", text)
     try:
         if known.parse is not None:
             return known.parse(text)
@@ -137,8 +167,12 @@ def value_of(owner: type, name: str, text: str) -> Any:
         return kind(text)
     except KeyError:
         raise SettingError(name, "expected true or false", text) from None
+    except SettingError:
+        raise
+    except UsageError as error:  # of a `parse`: the reason alone
+        raise SettingError(name, str(error).partition(": ")[2], text) from None
     except ValueError as error:
-        words = {int: "a whole number", float: "a number"}.get(kind)
+        words = None if known.parse else {int: "a whole number", float: "a number"}.get(kind)
         raise SettingError(name, f"expected {words}" if words else str(error), text) from None
 
 
@@ -149,16 +183,8 @@ def plain_type(hint: Any) -> Any:
     return hint
 
 
-def table(owners: Iterable[type]) -> Iterator[tuple[str, str, str]]:
-    """Rows for people: name, default in words, help with the range."""
-    for owner in owners:
-        usual = defaults(owner)
-        for name, known in described(owner).items():
-            default = known.usually or ("" if usual[name] is None else str(usual[name]))
-            yield name, default, known.help
-
-
-def _sorted_by_likeness(name: str, names: Collection[str]) -> list[str]:
+def sorted_by_likeness(name: str, names: Collection[str]) -> list[str]:
+    """The names, those that `name` may be a misspelling of first."""
     import difflib
 
     near = difflib.get_close_matches(name, names, 3)

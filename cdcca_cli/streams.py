@@ -12,6 +12,9 @@ This module knows no format, and it does not exit: see `main.py`. POSIX only.
 import io
 import json
 import os
+import re
+import select
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +37,7 @@ _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 _quiet = False
 _stage = "cdcca"
 _spell: Callable[[str], str] = str
+_summary = ""
 _claimed: int | None = None  # a private duplicate of the real stdout; -1: it was closed
 
 
@@ -41,7 +45,7 @@ _claimed: int | None = None  # a private duplicate of the real stdout; -1: it wa
 
 
 def claim_stdout() -> None:
-    """Keep the real stdout for data and send everybody else's fd 1 to stderr. Idempotent."""
+    """Keep the real stdout for data and send what others write to fd 1 to stderr. Idempotent."""
     global _claimed
     if _claimed is not None:
         return
@@ -71,7 +75,7 @@ def release_stdout() -> None:
 
 
 def abandon_stdout() -> None:
-    """Drop whatever is still buffered for a reader that went away, silently."""
+    """Drop what is still buffered for a reader that has closed the pipe."""
     global _claimed
     if _claimed is not None and _claimed >= 0:
         os.close(_claimed)
@@ -94,7 +98,7 @@ def _flush(stream: TextIO | None) -> None:
 
 
 def is_terminal(which: Literal["stdin", "stdout", "stderr"]) -> bool:
-    """Whether a person is at this end; for stdout, the real one."""
+    """Whether this is a terminal; for stdout, the real one."""
     descriptor = _NAMES[which]
     if which == "stdout" and _claimed is not None:
         descriptor = _claimed
@@ -119,13 +123,28 @@ def one_line(text: str) -> str:
 
 
 def set_stage(stage: str, spell: Callable[[str], str] = str) -> None:
-    """Name the command that speaks on stderr, and how it spells its settings.
+    """Set the name that begins each line on stderr, which several stages of a pipe share.
 
-    Args: stage: such as `cdcca sample`, which begins each line, because several stages of a pipe
-        share one stderr. spell: from a text with settings in backticks to what people type.
+    Args: stage: such as `cdcca sample`. spell: replaces settings in backticks by their options.
     """
-    global _stage, _spell
-    _stage, _spell = stage, spell
+    global _stage, _spell, _summary
+    _stage, _spell, _summary = stage, spell, ""
+
+
+def summary(text: str) -> None:
+    """What a command has done, in one line, which `end_stage` writes: counts, sizes, scores."""
+    global _summary
+    _summary = text
+
+
+def end_stage(seconds: float | None) -> None:
+    """Write the command's summary, with the time it took if that is given (a long stage)."""
+    if seconds is None:
+        if _summary:
+            message(_summary)
+        return
+    took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    message(f"{_summary} (in {took})" if _summary else f"done in {took}")
 
 
 def message(text: str) -> None:
@@ -145,7 +164,7 @@ def complain(text: str) -> None:
             sys.stderr.flush()
         except ValueError:  # closed
             pass
-        except OSError:  # nobody listens; Python would complain about it once more at its end
+        except OSError:  # no reader; Python would report it once more at exit
             _point_at_devnull(2)
 
 
@@ -178,13 +197,17 @@ def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[objec
     table = Table(title=Text(one_line(title)) if title else None, title_justify="left")
     table.box = box.SIMPLE_HEAD
     for index, column in enumerate(columns):
-        numbers = all(not isinstance(line[index], str) or line[index] == "" for line in lines)
+        numbers = all(_is_number(line[index]) for line in lines)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(_cell(cell)) for cell in line))
     terminal = is_terminal("stdout")
     with text_output(None) as out:
         Console(file=out, force_terminal=terminal, width=None if terminal else 160).print(table)
+
+
+def _is_number(cell: object) -> bool:
+    return not isinstance(cell, str) or re.fullmatch(r"([+-]?[\d,]*\.?\d+)?", cell) is not None
 
 
 def _cell(value: object) -> str:
@@ -301,7 +324,7 @@ def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
             descriptor = os.dup(0)
         except OSError:
             raise UsageError("no input: standard input is closed; name a file") from None
-        if sys.stdin is None:  # closed when Python started; fd 0 is ours or somebody's file
+        if sys.stdin is None:  # closed when Python started; fd 0 is another file
             os.close(descriptor)
             raise UsageError("no input: standard input is closed; name a file")
         os.set_blocking(descriptor, True)
@@ -315,6 +338,25 @@ def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
         yield source
 
 
+def has_piped_data() -> bool:
+    """Whether a file or pipe on standard input holds anything; waits for its first byte or its end.
+
+    A terminal, a device (/dev/null, as under cron) and a closed stream hold nothing.
+    """
+    try:
+        status = os.fstat(0)
+    except OSError:
+        return False
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size > os.lseek(0, 0, os.SEEK_CUR)
+    if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+        return False
+    if not select.select([0], [], [], 1.0)[0]:
+        message("waiting for standard input to begin or to end: < /dev/null if nothing will come")
+    with _raw_input(None) as source:
+        return bool(source.read(1))
+
+
 @contextmanager
 def text_input(path: str | Path | None) -> Iterator[Iterator[str]]:
     """The lines of a UTF-8 file or standard input, without their newlines; zstd is taken off."""
@@ -323,7 +365,7 @@ def text_input(path: str | Path | None) -> Iterator[Iterator[str]]:
 
 
 def lines(source: BinaryIO, where: str) -> Iterator[str]:
-    """UTF-8 lines without their newlines; BadData names the line that is none, or has no end."""
+    """UTF-8 lines without their newlines; BadData for one that is not UTF-8, or too long."""
     number = 0
     while line := source.readline(_LINE_CHARS):
         number += 1
@@ -370,7 +412,7 @@ def _with_zstd(out: BinaryIO, path: str | Path | None) -> Iterator[BinaryIO]:
 def binary_output(
     path: str | Path | None, usual_name: str, *, force: bool = False
 ) -> Iterator[BinaryIO]:
-    """Open where a command's bytes go; what is there afterwards is whole or as it was.
+    """Open where a command's bytes go; afterwards it is written as a whole, or as it was.
 
     Args:
       path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
@@ -384,7 +426,7 @@ def binary_output(
     named = path
     if path is None and terminal:
         if os.path.lexists(usual_name) and not force:
-            raise CannotWrite(f"{usual_name} exists: give -o FILE, or --force to replace it")
+            raise CannotWrite(f"{usual_name} exists: give -o FILE, or `force` to replace it")
         named = usual_name
     elif path is not None and _is_standard(path, "stdout") and terminal:
         raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")
@@ -409,7 +451,7 @@ def text_output(path: str | Path | None) -> Iterator[TextIO]:
 
 
 class _Utf8(io.TextIOBase):
-    """Text into a binary stream that somebody else closes."""
+    """Text into a binary stream that the caller closes."""
 
     def __init__(self, out: BinaryIO, flush_each: bool) -> None:
         self._out, self._flush_each = out, flush_each

@@ -334,6 +334,36 @@ def test_instructblip_commands_on_a_tiny_pair_of_that_family(
     assert (tmp_path / "update.cdcca").stat().st_size <= 800_000
 
 
+def test_a_run_kept_in_one_toml_file_and_a_makefile(
+    tmp_path: Path, frames: Path, commands: Path
+) -> None:
+    """A second `make` has nothing to do, and a mistake in the file is refused with its line."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    folder = Path(shutil.copytree(EXAMPLES / "toml", tmp_path / "run"))
+    (folder / "frames").mkdir()
+    make = ["make", f"FRAMES={frames}", f"HELD_OUT={frames}"]
+
+    def made() -> subprocess.CompletedProcess[str]:
+        env = environment(commands)
+        return subprocess.run(make, cwd=folder, env=env, capture_output=True, text=True)
+
+    done = made()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert current(folder / "device") == current(folder / "mirror")
+    assert current(folder / "device")[0] == 1
+    assert (folder / "update.cdcca").stat().st_size <= 65536
+    assert json.loads((folder / "scores.json").read_text())["scores"]
+    assert made().stdout == "make: 'scores.json' is up to date.\n"
+    settings = folder / "cdcca.toml"
+    settings.write_text(settings.read_text().replace("epochs = 2", "epochs = 'two'"))
+    (folder / "adaptation.safetensors").unlink()
+    done = made()
+    number = settings.read_text().split("epochs =")[0].count("\n") + 1
+    assert f"cdcca.toml:{number}: [distill] epochs: expected a whole number" in done.stderr
+    assert done.returncode != 0 and not (folder / "adaptation.safetensors").exists()
+
+
 def test_every_script_is_executed_here() -> None:
     text = Path(__file__).read_text()
     for script in EXAMPLES.glob("*.sh"):

@@ -99,7 +99,7 @@ def test_ctrl_c(stage: str, world: tuple[Path, Path, Path], tmp_path: Path) -> N
         until_hidden_file(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=WAIT_SECONDS)[1].decode()
-    assert (process.returncode, said) == (130, "cdcca: interrupted\n")
+    assert (process.returncode, said) == (130, f"cdcca {stage}: interrupted\n")
     assert list(tmp_path.iterdir()) == []
     assert state_of(world[0]) == before
 

@@ -98,7 +98,7 @@ def test_without_an_output_a_pipe_gets_the_bytes(tmp_path: Path) -> None:
 def test_bytes_never_go_to_a_terminal_but_to_the_usual_file(tmp_path: Path) -> None:
     with Terminal() as terminal:
         done = run_python(write(), tmp_path, stdout=terminal.child)
-        assert (done.returncode, done.stderr) == (0, b"wrote usual.tokens\n")
+        assert (done.returncode, done.stderr) == (0, b"cdcca inspect: wrote usual.tokens\n")
         assert (tmp_path / "usual.tokens").read_bytes() == b"x" * 3000
         again = run_python(write(times=1), tmp_path, stdout=terminal.child)
         assert again.returncode == 73 and b"usual.tokens exists" in again.stderr
@@ -139,7 +139,7 @@ def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     code = "    streams.emit('caf\\u00e9'); streams.message('na\\u00efve')"
     done = run_python(code, tmp_path, stdout=subprocess.PIPE, env=env)
     assert (done.returncode, done.stdout) == (0, "café\n".encode())
-    assert done.stderr == b"na\\xefve\n"
+    assert done.stderr == b"cdcca inspect: na\\xefve\n"
 
 
 @pytest.mark.parametrize("code", [write(times=1000), "    streams.emit('x' * 1_000_000)"])
@@ -352,9 +352,9 @@ SLOW = """
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
-        (signal.SIGINT, 130, b"cdcca: interrupted\n"),
-        (signal.SIGTERM, 143, b"cdcca: stopped by signal 15\n"),
-        (signal.SIGHUP, 129, b"cdcca: stopped by signal 1\n"),
+        (signal.SIGINT, 130, b"cdcca inspect: interrupted\n"),
+        (signal.SIGTERM, 143, b"cdcca inspect: stopped by signal 15\n"),
+        (signal.SIGHUP, 129, b"cdcca inspect: stopped by signal 1\n"),
     ],
 )
 def test_a_signal_leaves_nothing_half_written(
@@ -367,7 +367,7 @@ def test_a_signal_leaves_nothing_half_written(
         env=ENVIRONMENT,
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == b"ready\n"
+        assert process.stderr.readline() == b"cdcca inspect: ready\n"
         assert len(os.listdir(tmp_path)) == 1
         process.send_signal(number)
         rest = process.stderr.read()
@@ -399,7 +399,7 @@ def test_a_keyboard_is_not_read(tmp_path: Path) -> None:
             done = run_python(code, tmp_path, stdin=terminal.child)
             assert (done.returncode, done.stderr) == (
                 2,
-                b"cdcca: no input: name a file, or pipe one in\n",
+                b"cdcca inspect: no input: name a file, or pipe one in\n",
             )
 
 
@@ -508,7 +508,7 @@ def test_pushed_back_bytes_come_first() -> None:
 
 def test_messages_are_one_line_and_hide_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     streams.message("a\nb\x1b[31m\u202e \udc80é")
-    assert capfd.readouterr().err == "a\\nb\\x1b[31m\\u202e \\udc80é\n"
+    assert capfd.readouterr().err == "cdcca: a\\nb\\x1b[31m\\u202e \\udc80é\n"
 
 
 def test_quiet_hides_messages_but_not_errors(capfd: pytest.CaptureFixture[str]) -> None:
@@ -518,7 +518,7 @@ def test_quiet_hides_messages_but_not_errors(capfd: pytest.CaptureFixture[str]) 
         streams.complain("an error")
     finally:
         streams.set_quiet(False)
-    assert capfd.readouterr().err == "an error\n"
+    assert capfd.readouterr().err == "cdcca: an error\n"
 
 
 def test_tables_and_facts(capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.config import Runtime
 from cdcca_cli.errors import MadeWorse, UsageError
+from cdcca_cli.options import BatchSize, Json, Quiet, choice
 
 if TYPE_CHECKING:
     from cdcca_cli.acceptance import Accepted
@@ -16,79 +18,78 @@ if TYPE_CHECKING:
 
 
 def command(
-    device: Annotated[Path, typer.Argument(help="The device folder.", show_default=False)],
+    *,
+    device: Annotated[Path, typer.Argument(help="Device folder", show_default=False)],
     update: Annotated[
         str | None,
         typer.Argument(
-            help="The update of compress, or a list of trust.  [default: stdin]", show_default=False
+            help="Update of compress, or trust list of trust  [default: stdin]", show_default=False
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, change nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and change nothing")
     ] = False,
-    back: Annotated[
-        bool, typer.Option("--rollback", help="Go back to the overlay before the current one.")
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to the overlay before the current one")
     ] = False,
     unsigned: Annotated[
         bool,
         typer.Option(
-            "--unsigned", help="Take it without the signatures it lacks; the folder records that."
+            "--unsigned", help="Accept missing signatures; the device folder records this"
         ),
     ] = False,
     if_better: Annotated[
         Path | None,
-        typer.Option(help="Labelled frames to measure on: refuse it (80) if they get worse."),
+        typer.Option(help="Labelled frames: refuse the update (80) if their score gets worse"),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="da, mc or cider.  [default: the first that the labels allow]"),
+        choice(
+            ("da", "mc", "cider"),
+            "Score that decides  [default: the first that the labels allow]",
+        ),
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Points by which the score may get worse.")
-    ] = 0.0,
+    tolerance: Annotated[float, typer.Option(help="Points by which the score may get worse")] = 0.0,
     images: Annotated[
-        Path | None, typer.Option(help="The folder that image names of --if-better start from.")
+        Path | None, typer.Option(help="Folder that image names of --if-better are relative to")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Asks answered at once.")] = 32,
-    compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    batch_size: BatchSize = 32,
+    on: Runtime,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Bring a device folder to the state that an update leads to, wholly or not at all.
 
     Apply every update to the device and to its mirror in the cloud: both reach the same digest.
-    The same update again changes nothing and is no error. A device that trusts keys takes only what
-    enough of them have signed; a trust list, signed too, changes which keys these are. Needs
-    neither torch nor the checkpoint, but for --if-better: then the device's own model answers
+    The same update again changes nothing and is not an error. A device that trusts keys takes only
+    what enough of them have signed; a trust list, signed too, changes which keys these are. Needs
+    neither torch nor the checkpoint, except for --if-better: then the device's own model answers
     labelled frames without the update and with it. A trust list is not measured.
 
-    Example: cdcca apply device/ update.cdcca --if-better probe/
+    Example: cdcca apply device/ update.cdcca --if-better labelled/
     """
     streams.set_quiet(quiet)
     from cdcca_cli.downlink import receiver
     from cdcca_cli.formats.device import Device
 
-    if back and (update is not None or dry_run or unsigned or if_better is not None):
-        raise UsageError("--rollback takes no update, --dry-run, --unsigned or --if-better")
+    if rollback and (update is not None or dry_run or unsigned or if_better is not None):
+        raise UsageError("`rollback` takes no update, `dry_run`, `unsigned` or `if_better`")
     receive: Callable[..., Applied | Rotated | Accepted] = receiver.receive
     if if_better is not None:
         from cdcca_cli import acceptance
-        from cdcca_cli.commands import settings
         from cdcca_cli.scoring.settings import AcceptanceSettings
 
-        on = settings.runtime(compute, dtype, threads)
-        test = AcceptanceSettings(
+        on.set_threads()
+        how = AcceptanceSettings(
             if_better, images, metric, tolerance, batch_size, on.compute, on.dtype
         )
-        receive = partial(acceptance.receive, settings=test)
+        receive = partial(acceptance.receive, settings=how)
     elif metric is not None or tolerance or images is not None:
-        raise UsageError("--metric, --tolerance and --images go with --if-better")
+        raise UsageError("`metric`, `tolerance` and `images` go with `if_better`")
     folder = Device.open(device)
     done: Applied | Rotated | Accepted
     try:
-        if back:
+        if rollback:
             done = receiver.rollback(folder)
         else:
             with streams.binary_input(update) as source:
@@ -103,6 +104,6 @@ def command(
         if json:
             streams.emit_json({"device": str(device), **refused.report})
         raise
-    streams.message(f"{device}: {done.summary()}")
     if json:
         streams.emit_json({"device": str(device), **done.as_json()})
+    streams.summary(f"{device}: {done.summary()}")

@@ -1,128 +1,125 @@
 """`cdcca compress`: an adaptation to an update, the downlink."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.downlink.settings import CompressSettings
+from cdcca_cli.errors import SettingError, UsageError
+from cdcca_cli.options import Base, Force, Output, Quiet, Sign
+
+if TYPE_CHECKING:
+    from cdcca_cli.formats.adaptation import Adaptation
+    from cdcca_cli.formats.device import Device
+
+_LARGEST_BATCH = 1024
 
 
 def command(
+    *,
     adaptation: Annotated[
         str | None,
-        typer.Argument(help="The adaptation of distill.  [default: stdin]", show_default=False),
+        typer.Argument(help="Adaptation of distill  [default: stdin]", show_default=False),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="The mirror: the device folder that the adaptation was made from."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="The most the update may weigh, as a file: 200KB, 64KiB, 65536."),
-    ] = None,
-    bits: Annotated[
-        float | None, typer.Option(help="The same in bits a parameter, whole file: 2.2.")
-    ] = None,
-    max_loss: Annotated[
-        str | None,
-        typer.Option(
-            help="Coarser steps while the held-out loss grows by at most this.  [default: 1%]"
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="As small as possible with at most this relative error of the change."),
-    ] = None,
-    gain: Annotated[
-        bool,
-        typer.Option("--gain", help="Let the held-out loss make the change longer, up to 1.3."),
-    ] = False,
-    codec: Annotated[
-        str | None,
-        typer.Option(help="usq, nf4, ternary, sign or exact.  [default: usq]"),
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option(help="Send these groups only: norm, bias, query, lora.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="paper: norm, bias and query in NF4, as the paper sends.")
-    ] = None,
-    since: Annotated[
-        int | None,
-        typer.Option(help="For a device that is still at this sequence; 0 is a new one.", min=0),
-    ] = None,
-    expires: Annotated[
-        str | None,
-        typer.Option(help="When devices refuse it: 30d, 12h, or a day like 2027-01-31 (UTC)."),
-    ] = None,
-    sign: Annotated[
-        list[Path] | None,
-        typer.Option(help="Sign with this private key (repeatable).", envvar="CDCCA_SIGN"),
-    ] = None,
+    base: Base = None,
+    how: CompressSettings,
+    on: Runtime,
+    sign: Sign = None,
     curve: Annotated[
         Path | None,
-        typer.Option(help="Also write rate against loss: JSON here, a picture beside it (.png)."),
+        typer.Option(help="JSON file for rate against loss, with a picture beside it (.png)"),
     ] = None,
     no_measure: Annotated[
-        bool, typer.Option("--no-measure", help="Do not load the model to measure the loss.")
+        bool, typer.Option("--no-measure", help="Do not load the model to measure the loss")
     ] = False,
-    compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="The update's file; - is stdout.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the usual file, where no -o is given.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
+    output: Output = None,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Code what changed, against what the device holds, in as few bytes as asked for.
+    """Code what changed, against what the device holds, in few bytes.
 
-    Without a wish, steps get coarser while the loss on the adaptation's held-out frames is at most
-    1% larger; after --rate-aware training, the step is the one trained for. Apply the update to the
-    mirror too: the next one is taken against it. With --codec exact, --since and no ADAPTATION, a
-    device that missed some, or a new one (--since 0), comes to exactly where the mirror is.
+    Without a limit, steps get coarser while the loss on the adaptation's held-out frames grows by
+    at most 1%; after --rate-aware training, the step is the one trained for. Apply the update to
+    the mirror too: the next one is taken against it. With --codec exact, --since and no ADAPTATION,
+    a device that missed updates, or a new one (--since 0), gets exactly what the mirror holds.
 
     Example: cdcca compress adaptation.safetensors --base mirror/ --budget 200KB -o update.cdcca
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.commands import measuring, settings
-    from cdcca_cli.downlink import sender, signing
+    from cdcca_cli import config
+    from cdcca_cli.downlink import keys as key_files
+    from cdcca_cli.downlink import sender, signatures
     from cdcca_cli.formats.adaptation import read_adaptation
     from cdcca_cli.formats.update import write_update
-    from cdcca_cli.text import parse_bytes, parse_share
 
-    keys = signing.read_private_keys(sign or [], at_least=0)
-    how = sender.settings_of(
-        preset=preset,
-        select=select,
-        codec=codec,
-        budget_bytes=settings.parsed("budget", parse_bytes, budget),
-        bits=bits,
-        max_loss=settings.parsed("max_loss", parse_share, max_loss),
-        max_error=max_error,
-        gain=gain,
-    ).addressed(since=since, expires=expires, num_signatures=len(keys))
-    if curve is not None:
-        measuring.check_curve(curve, adaptation, how.is_catch_up)
-    runtime = settings.runtime(compute, dtype, threads)
+    keys = key_files.read_private_keys(sign or [], at_least=0)
+    how = replace(how, num_signatures=len(keys))
+    is_catch_up = adaptation is None and how.is_catch_up
+    if curve is not None and is_catch_up:
+        raise SettingError("curve", "without an adaptation there is nothing to choose")
+    if curve is not None and curve.suffix == ".png":
+        raise SettingError("curve", "that is the picture's name: name the JSON file (.json)", curve)
+    on.set_threads()
     drawn = None
-    if adaptation is None and how.is_catch_up:
-        mirror = settings.device(base, "student")
-        made = sender.catch_up(mirror, how, start=measuring.start_of(mirror))
+    if is_catch_up:
+        if streams.has_piped_data():
+            raise UsageError(
+                "an adaptation on standard input, which a catch-up would ignore: name it - to code "
+                "it exactly against `since`, or take it away (< /dev/null) for the catch-up"
+            )
+        mirror = config.device(base, "student")
+        made = sender.catch_up(mirror, how, start=partial(_start_of, mirror))
     else:
         with streams.binary_input(adaptation) as source:
             learnt = read_adaptation(source, where=streams.input_name(adaptation))
-        mirror = settings.device(base, "student")
-        loss = None if no_measure else measuring.loss_of(learnt, mirror, runtime)
-        choice = sender.choose(learnt, mirror, how, loss=loss, start=measuring.start_of(mirror))
+        mirror = config.device(base, "student")
+        loss = None if no_measure else _loss_of(learnt, mirror, on)
+        choice = sender.choose(learnt, mirror, how, loss=loss, start=partial(_start_of, mirror))
         made = sender.finished(choice, choice.update())
         drawn = None if curve is None else sender.curve(choice, made)
     if curve is not None and drawn is not None:
-        measuring.write_curve(curve, drawn)
+        drawn.write(curve)
     with streams.binary_output(output, "update.cdcca", force=force) as out:
-        write_update(out, signing.sign(made.update, keys))
-    for line in (*made.notes, *signing.missing(mirror.trust, keys), made.summary()):
+        write_update(out, signatures.sign(made.update, keys))
+    for line in (*made.notes, *key_files.missing(mirror.trust, keys)):
         streams.message(line)
+    streams.summary(made.summary())
+
+
+def _loss_of(
+    adaptation: "Adaptation", mirror: "Device", on: Runtime
+) -> Callable[[Mapping[str, Any]], float] | None:
+    """The loss of an overlay on the held-out frames, with the model loaded at the first call.
+
+    None if the adaptation holds no frames out.
+    """
+    held_out = adaptation.held_out
+    if held_out is None or not held_out.num_asks:
+        return None
+
+    @cache
+    def loaded() -> Callable[[Mapping[str, Any]], float]:
+        from cdcca_cli.distillation.held_out_loss import HeldOutLoss
+        from cdcca_cli.distillation.settings import DistillSettings
+        from cdcca_cli.models import load_device
+
+        student = load_device(mirror, compute=on.compute, dtype=on.dtype)
+        size = adaptation.report.get("batch_size")  # a file from elsewhere may hold anything
+        if type(size) is not int or not 1 <= size <= _LARGEST_BATCH:
+            size = DistillSettings.batch_size
+        return HeldOutLoss(student, held_out, mirror.lora.alpha, size)
+
+    return lambda overlay: loaded()(overlay)
+
+
+def _start_of(mirror: "Device") -> Mapping[str, Any]:
+    """The overlay that `cdcca init` gave the mirror, made again from its checkpoint and seed."""
+    from cdcca_cli.models.initial import start_of
+
+    return start_of(mirror)

@@ -1,4 +1,4 @@
-"""`cdcca demo`: the whole loop on the models and frames that ship with the package."""
+"""`cdcca demo`: the whole loop on the shipped models and frames."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,43 +6,43 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.options import Json, Only, Quiet, Seed
 
 
 def command(
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 3,
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds")] = 3,
     export: Annotated[
-        Path | None,
-        typer.Option(help="Only copy the shipped frames to this new folder, to try things on."),
+        Path | None, typer.Option(help="New folder to copy the shipped frames to, and stop")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A folder to keep every round's files in."),
+        Path | None, typer.Option("--output", "-o", help="Folder to keep the files of each round")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and training.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    seed: Seed = 0,
+    on: Annotated[Runtime, Only("demo", ("threads",))],
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
-    """Watch a small model being kept good: rounds of the loop on the shipped pair and frames.
+    """Run rounds of the loop on the shipped pair of models and the shipped frames.
 
-    The device adapts to a stream of target frames without any label, and is scored on others that
-    are never sent. Nothing is downloaded.
+    The device adapts to a stream of target frames without labels. It is scored on other target
+    frames, which are never sent. Nothing is downloaded.
 
     Example: cdcca demo --rounds 5 --json > curve.json
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.commands import settings
     from cdcca_cli.loop import demo
 
     if export is not None:
         demo.export(export)
-        streams.message(f"{export}: the shipped frames are in it")
+        streams.summary(f"{export}: the shipped frames are in it")
         return
-    settings.runtime("cpu", "float32", threads)
-    story = demo.run(rounds, seed=seed, keep=output)
+    on.set_threads()
+    result = demo.run(rounds, seed=seed, keep=output)
     if json:
-        streams.emit_json(story.as_json())
+        streams.emit_json(result.as_json())
     else:
-        streams.emit_table(story.title, story.columns, story.rows())
-        for sentence in story.sentences():
+        streams.emit_table(result.title, result.columns, result.rows())
+        for sentence in result.sentences():
             streams.emit(sentence)

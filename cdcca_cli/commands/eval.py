@@ -5,36 +5,43 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.options import Quiet, Seed, choice
 
 
 def command(
     predictions: Annotated[
         list[str] | None,
-        typer.Argument(help="Prediction files; none, or -, is stdin.", show_default=False),
+        typer.Argument(help="Prediction files  [default: stdin]", show_default=False),
     ] = None,
     references: Annotated[
         list[str] | None,
-        typer.Option(help="A manifest, a folder with frames.jsonl, or an annotation file."),
+        typer.Option(
+            help="Manifest, folder with frames.jsonl, or annotation file, with the labels"
+        ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="aokvqa, vqa, caption, nocaps or manifest; that of the references."),
+        choice(
+            ("aokvqa", "vqa", "caption", "nocaps", "manifest"),
+            "Benchmark  [default: that of the references]",
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="These instead of the task's, such as da,da_all or cider,meteor."),
+        typer.Option(help="Metrics instead of the task's, such as da,da_all or cider,meteor"),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="python or java, which tokenise captions alike.")
+        str,
+        choice(("python", "java"), "Tokenizer of captions; both give the same words"),
     ] = "python",
     against: Annotated[
-        str | None, typer.Option(help="Other predictions: show the paired difference to them.")
+        str | None, typer.Option(help="Other predictions to show the paired difference to")
     ] = None,
     answered_only: Annotated[
         bool,
         typer.Option(
             "--answered-only",
-            help="Leave out asks without a prediction; otherwise they are wrong. Not with --round.",
+            help="Leave out questions without a prediction, which count as wrong otherwise",
         ),
     ] = False,
     duplicates: Annotated[
@@ -42,49 +49,53 @@ def command(
     ] = "refuse",
     fail_under: Annotated[
         str | None,
-        typer.Option(help="Marks: mc=50,cider=70,da.domain.fog=40; exit 3 if one is missed."),
+        typer.Option(help="Lowest scores, such as mc=50,da.domain.fog=40; exit 3 if one is missed"),
     ] = None,
     round: Annotated[
         list[str] | None,
-        typer.Option(help="[DOMAIN=]FILE, once a round: what each round did to each domain."),
+        typer.Option(
+            help="Predictions after a round, [DOMAIN=]FILE (repeatable): the effect of each round "
+            "on each domain"
+        ),
     ] = None,
     uplink: Annotated[
-        list[str] | None, typer.Option(help="Token shards whose bytes to account for.")
+        list[str] | None, typer.Option(help="Token shards to count the bytes of (repeatable)")
     ] = None,
     downlink: Annotated[
-        list[str] | None, typer.Option(help="Updates whose bytes to account for.")
+        list[str] | None, typer.Option(help="Updates to count the bytes of (repeatable)")
     ] = None,
     raw: Annotated[
-        str | None, typer.Option(help="The frames that were sampled, to compare bytes with.")
+        str | None, typer.Option(help="Frames that were sampled, to compare the bytes with")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="The folder that the image names of --raw start from.")
+        str | None, typer.Option(help="Folder that the image names of --raw are relative to")
     ] = None,
     encoder_size: Annotated[
         str | None,
-        typer.Option(help="Pixels such as 224 or 448x336: compare with --raw at this size too."),
+        typer.Option(help="Size to compare with --raw at too, in pixels: 224 or 448x336"),
     ] = None,
     link: Annotated[
-        str | None, typer.Option(help="A link such as 1gbit,1ms: model the time of transfer.")
+        str | None, typer.Option(help="Link to model the time of transfer on, such as 1gbit,1ms")
     ] = None,
     plot: Annotated[
-        str | None, typer.Option(help="Draw the report to a .png, .svg or .pdf file.")
+        str | None, typer.Option(help="File to draw the report to: .png, .svg or .pdf")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of intervals and p-values.")] = 0,
+    seed: Seed = 0,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object; off a terminal it is that anyway.")
+        bool, typer.Option("--json", help="Print one JSON object on a terminal too")
     ] = False,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="A file for the JSON object.")
+        str | None, typer.Option("--output", "-o", help="File to write the JSON object to")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score predictions as the benchmarks do, each metric with n and a 95 % interval.
 
-    A-OKVQA (MC, DA), VQAv2, COCO captions and nocaps (BLEU, CIDEr, ROUGE-L) from their published
-    files, or a manifest's own asks; also by domain and by kind of question. With --against the
-    paired difference, its p-value and what changed. With --uplink, --downlink and --raw, what the
-    link carried in bytes, against the frames as pixels, as stored, and coded.
+    A-OKVQA (multiple choice MC, direct answer DA), VQAv2, COCO captions and nocaps (BLEU, CIDEr,
+    ROUGE-L) from their published files, or the questions of a manifest; also by domain and by kind
+    of question. With --against: the paired difference, its p-value and what changed. With --uplink,
+    --downlink and --raw: the bytes that the link carried, against the frames as pixels, as stored,
+    and coded.
 
     Example: cdcca infer frames/ -m device/ | cdcca eval --references frames/ --fail-under mc=50
     """

@@ -6,75 +6,47 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.models.settings import InitSettings
+from cdcca_cli.options import Json, Quiet
 
 
 def command(
-    device: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    *,
+    device: Annotated[Path, typer.Argument(help="Folder to make", show_default=False)],
     checkpoint: Annotated[
         str,
-        typer.Option(help="A checkpoint folder, a hub id, shipped:student or shipped:teacher."),
+        typer.Option(help="Checkpoint folder, hub id, shipped:student or shipped:teacher"),
     ] = "shipped:student",
-    groups: Annotated[
-        str, typer.Option(help="What may be trained and sent: norm, bias, query, lora.")
-    ] = "norm,bias,query,lora",
-    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices.")] = 16,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA's scale is alpha / rank.  [default: 2 x rank]")
-    ] = None,
-    qformer_layers: Annotated[
-        int | None, typer.Option(min=1, help="Keep only the first N layers of the Q-Former.")
-    ] = None,
-    quantize: Annotated[
-        str, typer.Option(help="Load the language model as: none, int8 or nf4.")
-    ] = "none",
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of LoRA's start; both sides need the same.")] = 0,
+    how: InitSettings,
     trust: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Take only updates that this public key signed (repeatable); or a trust list."
-        ),
+        typer.Option(help="Public key that must have signed updates (repeatable), or a trust list"),
     ] = None,
     threshold: Annotated[
         int | None,
-        typer.Option(min=1, help="How many of the trusted keys must sign.  [default: 1]"),
+        typer.Option(min=1, help="Number of trusted keys that must sign  [default: 1]"),
     ] = None,
-    keep: Annotated[
-        int, typer.Option(min=1, help="How many overlays before the current one stay.")
-    ] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Make a device folder: a reference to a frozen checkpoint and the first overlay.
 
-    The checkpoint itself is never written. Run it with the same options on the device and in the
-    cloud: both then hold the same overlay, and only changes travel. With --trust, apply takes only
-    updates signed by so many of these keys (cdcca keygen) as --threshold says. A mirror that keeps
-    more than one overlay can serve devices that missed some (compress --since).
+    The checkpoint itself is never written. Run it with the same options and seed on the device and
+    in the cloud: both then hold the same overlay, and only changes travel. With --trust, apply
+    takes only updates signed by --threshold of these keys (cdcca keygen). A mirror that keeps more
+    than one overlay can serve devices that missed some (compress --since).
 
     Example: cdcca init device --checkpoint Salesforce/instructblip-vicuna-7b --quantize nf4
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import rotation
+    from cdcca_cli.downlink import keys
 
-    # Before torch and the checkpoint: a key that cannot be read is said at once.
-    trusted = rotation.first_trust(trust or [], threshold)
-    from cdcca_cli.models.settings import InitSettings
-
-    settings = InitSettings(
-        groups=tuple(group.strip() for group in groups.split(",") if group.strip()),
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        qformer_layers=qformer_layers,
-        quantize=quantize,
-        revision=revision,
-        seed=seed,
-        keep=keep,
-    )
+    # Before torch and the checkpoint, so that a key that cannot be read is refused at once.
+    trusted = keys.first_trust(trust or [], threshold)
     from cdcca_cli.models.initial import create_device
 
-    made = create_device(device, checkpoint, settings, trust=trusted, force=force)
-    streams.message(f"{device}: {made.summary()}")
+    made = create_device(device, checkpoint, how, trust=trusted, force=force)
     if json:
         streams.emit_json(made.as_json())
+    streams.summary(f"{device}: {made.summary()}")

@@ -6,116 +6,79 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.downlink.settings import CompressSettings
+from cdcca_cli.options import Device, FramesOperand, Images, Json, Only, Quiet, Sign, Teacher
+from cdcca_cli.uplink.settings import SampleSettings
 
 
 def command(
-    frames: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder of images, an image, a manifest, an annotation file or a video.",
-            show_default=False,
-        ),
-    ],
-    device: Annotated[
-        str | None, typer.Option("--device", "-m", help="The device folder to adapt.")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The teacher: a checkpoint folder or a hub id.")
-    ] = None,
+    *,
+    frames: FramesOperand,
+    device: Device = None,
+    teacher: Teacher = None,
     student: Annotated[
         str | None,
-        typer.Option(help="The mirror of the device.  [default: a copy in the output folder]"),
+        typer.Option(help="Mirror  [default: a copy of the device in the output folder]"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Stop after so many rounds at most.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Largest number of rounds")] = 10,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Labelled frames to score before and after each round; never sent."),
+        typer.Option(help="Labelled frames to score before and after each round; never sent"),
     ] = None,
     probe_images: Annotated[
-        Path | None, typer.Option(help="The folder that the probe's image names start from.")
+        Path | None, typer.Option(help="Folder that the probe's image names are relative to")
     ] = None,
-    top: Annotated[str, typer.Option(help="Send the asks of highest entropy: 10%, or 12.")] = "10%",
-    keep: Annotated[str, typer.Option(help="Keep the best tokens of a frame: 50%, or 18.")] = "50%",
-    method: Annotated[
-        str, typer.Option(help="akd, pseudo-label, pkd, cwd, tent, cotta or none.")
-    ] = "akd",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Keep what the teacher says in this file; ask only for what it lacks."),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Times over the shards in a round.")] = 3,
-    lr: Annotated[float | None, typer.Option(help="Step size.  [default: by width]")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="The most that an update may have, such as 800KB.")
-    ] = None,
-    sign: Annotated[
-        list[Path] | None,
-        typer.Option(help="Sign updates with this private key (repeatable).", envvar="CDCCA_SIGN"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="The folder that a manifest's image names start from.")
-    ] = None,
+    sample: Annotated[SampleSettings, Only("sample", ("top", "keep", "seed", "batch_size"))],
+    distill: Annotated[
+        DistillSettings,
+        Only("distill", ("method", "cache", "epochs", "lr", "seed", "batch_size")),
+    ],
+    compress: Annotated[CompressSettings, Only("compress", ("budget_bytes",))],
+    sign: Sign = None,
+    images: Images = None,
+    on: Runtime,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for every round's files.")
+        Path, typer.Option("--output", "-o", help="Folder for the files of each round")
     ] = Path("rounds"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and training.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Asks at once.")] = 16,
-    compute: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the rounds of an earlier run in that folder")
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Sample, distil, compress and apply, round after round, until nothing is gained.
 
-    A round has gained if the 95 % interval of its held-out part's gain lies above zero. The files
-    of each round stay in the output folder; device and mirror end with the same digest.
+    A round has gained if the 95 % interval of the gain on its held-out frames is above zero. The
+    files of each round stay in the output folder; device and mirror end with the same digest. The
+    other settings of the stages come from [sample], [distill] and [compress] in cdcca.toml.
 
     Example: cdcca loop frames/ -m device/ --teacher t/ --rounds 3 --probe heldout/
     """
     streams.set_quiet(quiet)
-    from cdcca_cli import text
+    from cdcca_cli import config
     from cdcca_cli.acceptance import read_validation_set
-    from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.distillation.training import DistillSettings
-    from cdcca_cli.downlink import signing
-    from cdcca_cli.downlink.settings import CompressSettings
-    from cdcca_cli.loop import rounds as cycles
+    from cdcca_cli.downlink.keys import read_private_keys
+    from cdcca_cli.loop import rounds as loop
     from cdcca_cli.loop.history import COLUMNS
-    from cdcca_cli.uplink.settings import SampleSettings
 
-    keys = tuple(signing.read_private_keys(sign or [], at_least=0))
+    keys = read_private_keys(sign or [], at_least=0)
     source = read_frames(frames, images=images)
-    runtime = settings.runtime(compute, dtype, threads)
-    how = cycles.RoundSettings(
-        sample=SampleSettings(
-            top=settings.parsed("top", text.parse_amount, top),
-            keep=settings.parsed("keep", text.parse_amount, keep),
-            batch_size=batch_size,
-            seed=seed,
-        ),
-        distill=DistillSettings(
-            method=method, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, cache=cache
-        ),
-        compress=CompressSettings(
-            budget_bytes=settings.parsed("budget", text.parse_bytes, budget),
-            num_signatures=len(keys),
-        ),
-        keys=keys,
-    )
     labelled = None if probe is None else read_validation_set(probe, probe_images)
-    folder = settings.device(device)
-    cycle = cycles.Cycle(
-        folder,
-        None if student is None else settings.device(student, "student"),
-        settings.teacher(teacher),
-        how,
-        output,
-        compute=runtime.compute,
-        dtype=runtime.dtype,
+    work = loop.Work(output, force=force)
+    on.set_threads()
+    cycle = loop.Cycle(
+        config.device(device),
+        None if student is None else config.device(student, "student"),
+        config.teacher(teacher),
+        loop.RoundSettings(sample, distill, compress, tuple(keys)),
+        work,
+        on,
     )
-    history = cycles.follow(cycle, source, rounds, labelled)
+    history = loop.run(cycle, source, rounds, labelled)
+    streams.summary(history.summary())
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(history.as_json())
     else:

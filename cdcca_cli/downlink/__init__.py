@@ -1,15 +1,14 @@
 """C of Equation 1: what the cloud learnt, down to the device in as few bytes as possible.
 
-`sender.compress` makes an update from an adaptation, `receiver.apply` installs one, `signing` and
-`rotation` say whose updates a device takes. In between:
+In the cloud, `sender.compress` makes an update from an adaptation:
 
-- `codecs`, the door to all of them: `usq` and `ternary` (on `planes`), `nf4_mixed` (on `nf4`,
-  `linear`, `scales`), `sign`, `exact`. A codec's docstring is its specification; `payload` is what
-  they share.
-- what is sent, and how exactly: `change` (Eq. 7), `groups`, `settings`, then `choice`, which asks
-  `steps` (from bytes, an error or the held-out loss), `mixture` and `allocation` (bits by tensor);
-  `curve` draws what each would have cost; `expiry`.
-- `delta`: the subtraction of Eq. 7 and the addition of Eq. 8.
+- `settings`: what is sent, and how exactly; `change`: the difference that is coded (Eq. 7);
+- `encode`: one change into one update; `rate`: the step, from a size, an error or the held-out
+  loss; `curve`: what every other way would cost;
+- `codecs`: the door to all of them; the docstring of each codec is its specification.
 
-numpy and zstandard only to decode: a device needs no torch to apply an update.
+On the device, `receiver` installs what `verify` lets through (Eq. 8). Whose updates that is:
+`signatures`, and `keys`, which reads key files and makes trust lists.
+
+Decoding needs numpy and zstandard only: a device needs no torch to apply an update.
 """

@@ -1,7 +1,13 @@
-"""What is to be coded: the difference of two overlays, and what coding leaves of it.
+"""The change of an overlay: the subtraction of Eq. 7, the addition of Eq. 8, and its groups.
 
-Tensors are in name order. Those that are not selected have a change of zero here: whatever a codec
-does with zeros, it must not change them.
+Tensors are in name order. One that is not selected has a change of zero, which no codec changes.
+The four groups follow from the names of an overlay alone:
+
+- `lora`: ends in `.lora_A` or `.lora_B`;
+- `norm`: a `.weight`, and a `.bias` beside one: linear layers have their weights frozen, so a
+  weight in an overlay is a normalisation's;
+- `bias`: any other `.bias`;
+- `query`: the rest.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,10 +17,52 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.delta import difference
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, SettingError
 
 Overlay = Mapping[str, NDArray[np.float32]]
+
+
+def difference(updated: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is quantised: Theta_updated - Theta_base (Eq. 7), elementwise, in float32.
+
+    The base is the device's own state, not the cloud's exact weights: what the quantiser of the
+    last round rounded off is part of this difference, so errors never add up.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.subtract(updated, base, dtype=np.float32)
+
+
+def added(base: NDArray[np.float32], delta: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The new parameter: Theta_edge = Theta_base + Theta_compressed (Eq. 8), on a copy.
+
+    One addition and one rounding to float32 an element, so every machine gets the same bits.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add(base, delta, dtype=np.float32)
+
+
+def group_of(name: str, names: Collection[str]) -> str:
+    """The group of one name of the overlay that holds `names`."""
+    if name.endswith((".lora_A", ".lora_B")):
+        return "lora"
+    stem, _, own = name.rpartition(".")
+    if own == "weight" or (own == "bias" and f"{stem}.weight" in names):
+        return "norm"
+    return "bias" if own == "bias" else "query"
+
+
+def selected(names: Collection[str], groups: Collection[str] | None) -> frozenset[str]:
+    """The names that belong to one of the groups; all of them for None.
+
+    Raises: SettingError if the overlay has none of them.
+    """
+    if groups is None:
+        return frozenset(names)
+    chosen = frozenset(name for name in names if group_of(name, names) in groups)
+    if not chosen:
+        held = ", ".join(sorted({group_of(name, names) for name in names}))
+        raise SettingError("select", f"the base has only {held}", ",".join(groups))
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +98,7 @@ class Change:
             if not np.isfinite(delta).all():
                 raise BadData(
                     f"the adaptation's change of {name[:80]} is not finite: "
-                    "training diverged, distil again with a lower --lr"
+                    "training diverged: distil again with a lower `lr`"
                 )
         return cls(base, names, deltas)
 

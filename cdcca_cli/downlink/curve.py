@@ -2,32 +2,36 @@
 
 A JSON object:
 
-    kind "curve", version 1
+    kind "curve", version 2
     parameters  whole number: in tensors that changed
     loss        {"base", "adaptation"}: held-out losses, nats per answer token; null if not measured
-    points      list of {"codec", "step", "gain", "bytes", "bits", "relative_error", "loss",
-                "loss_change", "gain_kept"}, one of them "chosen": true. bytes: of the whole file;
-                bits: a parameter; step, gain: null but for usq; loss_change: the share by which
-                coding makes the loss larger; gain_kept: the share of what was learnt that is left;
-                the last three null if not measured
+    points      list of {"codec", "step", "bytes", "bits", "relative_error", "loss",
+                "loss_change", "gain_kept", "chosen"}; "chosen" is true for one of them. bytes: of
+                the whole file; bits: a parameter; step: null but for usq; loss_change: the share by
+                which coding makes the loss larger; gain_kept: the share of what was learnt that is
+                left; the last three null if not measured
 
-The steps of `usq` are half octaves around the change's root mean square, with a gain of 1; the
-other codecs are as they are by default. The picture shows the same, bits to the right, upwards the
-change of the loss (or the relative error).
+The steps of `usq` are half octaves around the change's root mean square; the other codecs are as
+they are by default. The picture shows the same: bits to the right, upwards the change of the loss
+(or the relative error). (Version 1, of cdcca 0.3, also had a "gain" for each point.)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from cdcca_cli.downlink import codecs, exact, usq
-from cdcca_cli.downlink.choice import Choice, Measured, file_bytes
-from cdcca_cli.downlink.settings import CompressSettings
-from cdcca_cli.downlink.steps import Uniform, around_rms
+from cdcca_cli import streams
+from cdcca_cli.downlink import codecs
+from cdcca_cli.downlink.codecs import exact, usq
+from cdcca_cli.downlink.encode import Choice, Measured, file_bytes
+from cdcca_cli.downlink.rate import around_rms
+from cdcca_cli.downlink.settings import CODECS, CompressSettings
+from cdcca_cli.formats.records import dump_json
 from cdcca_cli.formats.update import Update
 
-VERSION = 1
+VERSION = 2
 _HALF_OCTAVES = range(-4, 5)
 
 
@@ -40,15 +44,14 @@ class Point:
     bits: float
     relative_error: float
     measured: Measured | None
-    how: Uniform | None = None
+    step: float | None = None
     chosen: bool = False
 
     def as_json(self) -> dict[str, Any]:
         found = self.measured
         return {
             "codec": self.codec,
-            "step": None if self.how is None else self.how.step,
-            "gain": None if self.how is None else self.how.gain,
+            "step": self.step,
             "bytes": self.num_bytes,
             "bits": self.bits,
             "relative_error": self.relative_error,
@@ -79,6 +82,18 @@ class Curve:
             "points": [point.as_json() for point in self.points],
         }
 
+    def write(self, path: Path) -> None:
+        """JSON at `path`, and a picture beside it if matplotlib is there. Raises: CannotWrite."""
+        with streams.text_output(path) as out:
+            out.write(dump_json(self.as_json()) + "\n")
+        try:
+            picture = self.picture()
+        except ImportError:
+            streams.message(f"{path}: no picture of it (matplotlib is not installed)")
+            return
+        with streams.binary_output(path.with_suffix(".png"), "curve.png") as file:
+            file.write(picture)
+
     def picture(self) -> bytes:
         """A PNG of it. Raises: ImportError where matplotlib is not installed."""
         from matplotlib.figure import Figure
@@ -91,10 +106,10 @@ class Curve:
         is_measured = all(point.measured is not None for point in self.points)
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        steps = [point for point in self.points if point.how is not None and not point.chosen]
+        steps = [point for point in self.points if point.step is not None and not point.chosen]
         axes.plot([p.bits for p in steps], [height(p) for p in steps], "o-", label=usq.CODEC)
         for point in self.points:
-            if point.chosen or point.how is None:
+            if point.chosen or point.step is None:
                 mark = "*" if point.chosen else "s"
                 name = f"this update ({point.codec})" if point.chosen else point.codec
                 axes.plot([point.bits], [height(point)], mark, markersize=9, label=name)
@@ -110,16 +125,16 @@ class Curve:
         return out.getvalue()
 
 
-def measure(choice: Choice, chosen: Update) -> Curve:
+def measure(choice: Choice, made: Update) -> Curve:
     """Code the same change in every way, and measure the loss of each if there is one to measure.
 
-    Args: choice: how `chosen` came about; its change, its base, its loss.
+    Args: choice: how `made` came about; its change, its base, its loss.
     """
     change = choice.change
     if not change.num_changed:
         return Curve(0, [])
 
-    def point(update: Update, how: Uniform | None = None, is_chosen: bool = False) -> Point:
+    def point(update: Update, step: float | None = None, is_chosen: bool = False) -> Point:
         decoded = codecs.decode(update, change.base)
         size = file_bytes(update, choice.settings.num_signatures)
         return Point(
@@ -128,17 +143,15 @@ def measure(choice: Choice, chosen: Update) -> Curve:
             bits=8 * size / change.num_changed,
             relative_error=change.relative_error(decoded),
             measured=choice.measured(decoded, always=True),
-            how=how,
+            step=step,
             chosen=is_chosen,
         )
 
-    points = [
-        point(choice.uniform(how), how)
-        for how in (around_rms(change, exponent / 2) for exponent in reversed(_HALF_OCTAVES))
-    ]
-    for codec in codecs.CODECS:
+    steps = [around_rms(change, exponent / 2) for exponent in reversed(_HALF_OCTAVES)]
+    points = [point(choice.uniform(step), step) for step in steps]
+    for codec in CODECS:
         if codec not in (usq.CODEC, exact.CODEC):
             plain = CompressSettings(codec=codec, select=choice.settings.select)
             points.append(point(choice.with_settings(plain).update()))
-    points.append(point(chosen, choice.how, is_chosen=True))
+    points.append(point(made, choice.step, is_chosen=True))
     return Curve(change.num_changed, points)

@@ -1,58 +1,46 @@
 """An adaptation into an update: Theta_compressed = Quantize(Theta_updated - Theta_base, Q) (Eq. 7).
 
 The base is the mirror's current overlay, which is the device's, bit for bit; not the weights that
-training started from or the last adaptation. So what one round's coding rounded off is part of the
-next round's change: error feedback. The update's sequence follows the highest that the mirror has
-ever had: the base's plus one, unless the mirror was rolled back.
+training started from or the last adaptation. So what the coding of one round rounded off is part of
+the next round's change: error feedback. The update's sequence follows the highest that the mirror
+has ever had: the base's plus one, unless the mirror was rolled back.
 
 **For devices that missed some** the base can be an earlier overlay that the mirror still keeps
-(`since`): with an adaptation the update leads on, past what was missed; without one (`catch_up`) it
+(`since`): with an adaptation the update leads past what was missed; without one (`catch_up`) it
 leads to exactly where the fleet is, and the mirror stays as it is. Sequence 0 is the start, so a
 new device takes the same way.
 
 **How exactly** is decided, for `usq`, by the first of these that there is: a budget or bits, within
 which the step that training went through (`rate_aware`) is taken if it fits; an error; a largest
 loss that was asked for; the trained step, whose loss was measured in training and is not again; the
-loss on the held-out share, at most 1 % more; the change's root mean square, and a note that nothing
-was measured. `steps` says how each is searched for. A gain goes with a searched loss or size alone.
-The other codecs are there to compare with.
+loss on the held-out frames, at most 1 % more, if they have enough questions to tell 1 %
+(`rate.questions_to_tell`); a relative error that is safe (`rate.SAFE_ERROR`), with a note. `rate`
+searches for the step. The other codecs are there to compare with.
 
 What is sent is what the receiver decodes: the target digest is taken from the coded bytes, read
-back, not from what they should have said. `formats.update` writes the result, `signing` signs it.
+back. `formats.update` writes the result, `keys` signs it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cdcca_cli.downlink import codecs, exact
+from cdcca_cli.downlink import codecs
 from cdcca_cli.downlink import curve as curves
-from cdcca_cli.downlink.change import Change, Overlay
-from cdcca_cli.downlink.choice import Choice, Measured, file_bytes
+from cdcca_cli.downlink.change import Change, Overlay, selected
+from cdcca_cli.downlink.codecs import exact
 from cdcca_cli.downlink.curve import Curve
-from cdcca_cli.downlink.groups import selected
-from cdcca_cli.downlink.settings import PRESETS, CompressSettings, settings_of
-from cdcca_cli.downlink.steps import Loss
-from cdcca_cli.errors import MissingInput, UsageError, WrongBase
+from cdcca_cli.downlink.encode import Choice, Measured, file_bytes
+from cdcca_cli.downlink.rate import Loss
+from cdcca_cli.downlink.settings import CompressSettings
+from cdcca_cli.errors import MissingInput, SettingError, UsageError, WrongBase
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.update import Update
 
 __all__ = [
-    "PRESETS",
-    "Choice",
-    "CompressSettings",
-    "Compressed",
-    "Loss",
-    "Measured",
-    "Start",
-    "catch_up",
-    "choose",
-    "compress",
-    "curve",
-    "file_bytes",
-    "finished",
-    "settings_of",
+    *("Choice", "CompressSettings", "Compressed", "Loss", "Measured", "Start"),
+    *("catch_up", "choose", "compress", "curve", "finished"),
 ]
 
 Start = Callable[[], Overlay]
@@ -93,9 +81,7 @@ class Compressed:
                 f", held-out loss {self.measured.adaptation:.4f} -> {self.measured.coded:.4f} nats "
                 f"({self.measured.change:+.2%}; before {self.measured.base:.4f})"
             )
-        how = self.update.codec
-        if not self.num_sent:
-            how = "none sent"
+        how = self.update.codec if self.num_sent else "none sent"
         return (
             f"update {self.update.sequence}: {self.num_bytes:,} bytes for {self.num_changed:,} of "
             f"{self.update.num_parameters:,} parameters ({self.bits_per_parameter:.2f} bits each; "
@@ -144,7 +130,7 @@ def choose(
         base=digest,
         target=digest,
         sequence=base.highest_sequence + 1,
-        codec=settings.codec,
+        codec=settings.codec_id,
         coding={},
         num_parameters=change.num_parameters,
         payload=b"",
@@ -182,15 +168,13 @@ def catch_up(base: Device, settings: CompressSettings, *, start: Start | None = 
     Raises: UsageError without `since`, or if nothing lies between; MissingInput.
     """
     if settings.since is None:
-        raise UsageError("without an adaptation, --since must say from which sequence on")
+        raise UsageError("without an adaptation, `since` must name the sequence to start from")
     if settings.select is not None or settings.codec != exact.CODEC:
-        raise UsageError("what a device missed is sent whole: give --codec exact, no --select")
+        raise UsageError("a catch-up is sent whole: give `codec` exact, and no `select`")
     digest, overlay = _base(base, settings.since, start)
     if base.sequence < 1 or digest == base.digest:
-        raise UsageError(
-            f"--since {settings.since}: the mirror is at sequence {base.sequence}: "
-            "there is nothing to catch up with"
-        )
+        reason = f"the mirror is at sequence {base.sequence}: there is nothing to catch up with"
+        raise SettingError("since", reason, settings.since)
     target = base.read_overlay()
     update = Update(
         base=digest,
@@ -203,13 +187,8 @@ def catch_up(base: Device, settings: CompressSettings, *, start: Start | None = 
         model=base.model,
         expires=settings.expires,
     )
-    return Compressed(
-        update=update,
-        num_bytes=file_bytes(update, settings.num_signatures),
-        num_changed=update.num_parameters,
-        num_sent=update.num_parameters,
-        relative_error=0.0,
-    )
+    size = file_bytes(update, settings.num_signatures)
+    return Compressed(update, size, update.num_parameters, update.num_parameters, 0.0)
 
 
 def _base(base: Device, since: int | None, start: Start | None) -> tuple[str, Overlay]:

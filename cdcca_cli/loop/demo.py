@@ -1,8 +1,8 @@
-"""What `cdcca demo` runs: Algorithm 1 on the shipped pair, told as a table and two sentences.
+"""`cdcca demo`: Algorithm 1 on the shipped pair, with a table and two sentences as the result.
 
-The frames lie in `assets/frames`: `stream` (target domain, what the device sees and adapts to),
-`heldout` (target domain, never sent: what the table shows) and `source` (what must not be
-forgotten). Their labels are used for scores alone.
+`assets/frames` holds three sets of frames: `stream` (target domain, what the device sees and adapts
+to), `heldout` (target domain, never sent: what the table shows) and `source` (the domain that must
+not be forgotten). Their labels are used for scores alone.
 """
 
 import shutil
@@ -12,38 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cdcca_cli
 from cdcca_cli import streams
 from cdcca_cli.acceptance import read_validation_set, score_predictions
-from cdcca_cli.distillation.training import DistillSettings
+from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER, Runtime
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.loop.history import COLUMNS, History
-from cdcca_cli.loop.rounds import Cycle, RoundSettings
+from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
-from cdcca_cli.text import parse_amount
+from cdcca_cli.settings import value_of
 from cdcca_cli.uplink.settings import SampleSettings
 
-FRAMES = Path(__file__).parent / "assets" / "frames"
+FRAMES = Path(cdcca_cli.__file__).parent / "assets" / "frames"
 STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"
 
 
 def settings(seed: int) -> RoundSettings:
-    """How the demonstration's rounds work: half of the asks, half of the tokens."""
+    """The settings of the rounds: half of the questions, half of the tokens."""
+    half = {name: value_of(SampleSettings, name, "50%") for name in ("top", "keep")}
     return RoundSettings(
-        sample=SampleSettings(
-            top=parse_amount("50%"),
-            keep=parse_amount("50%"),
-            batch_size=64,
-            seed=seed,
-        ),
+        sample=SampleSettings(**half, batch_size=64, seed=seed),
         distill=DistillSettings(seed=seed),
         compress=CompressSettings(),
     )
 
 
 @dataclass(frozen=True)
-class Story:
-    """What the demonstration gave."""
+class Result:
+    """The table and the sentences of a run."""
 
     history: History
 
@@ -62,9 +60,9 @@ class Story:
         number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
         return (
             f"After {number}, {up:,} bytes up and {down:,} bytes down, the small model changed on "
-            f"target frames that were never sent by {history.gain_words(HELD_OUT)}, taught by the "
-            "larger model's answers alone: no label was used.",
-            "On the very stream it adapted to, as the paper scores, it changed by "
+            f"target frames that were never sent by {history.gain_words(HELD_OUT)}. It learned "
+            "from the larger model's answers alone: no label was used.",
+            "On the stream that it adapted to, which is what the paper scores, it changed by "
             f"{history.gain_words(STREAM)}; on its source domain by {history.gain_words(SOURCE)}.",
         )
 
@@ -72,26 +70,26 @@ class Story:
         return self.history.as_json() | {"sentences": list(self.sentences())}
 
 
-def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Story:
-    """Run so many rounds from a fresh device and mirror of the shipped student.
+def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Result:
+    """Run rounds from a new device and mirror of the shipped student.
 
     Args: keep: a folder for the files of every round; a temporary one is used and removed if None.
     """
     with tempfile.TemporaryDirectory(prefix="cdcca-") as temporary:
-        work = Path(temporary) if keep is None else keep
+        path = Path(temporary) if keep is None else keep
+        work = Work(path)
         cycle = Cycle(
-            create_device(work / "device", "shipped:student"),
-            create_device(work / "mirror", "shipped:student"),
-            "shipped:teacher",
+            create_device(path / "device", SHIPPED_STUDENT),
+            create_device(path / "mirror", SHIPPED_STUDENT),
+            SHIPPED_TEACHER,
             settings(seed),
             work,
-            compute="cpu",
-            dtype="float32",
+            Runtime("cpu", "float32"),
         )
-        return Story(_told(cycle, rounds))
+        return Result(_scored_rounds(cycle, rounds))
 
 
-def _told(cycle: Cycle, rounds: int) -> History:
+def _scored_rounds(cycle: Cycle, rounds: int) -> History:
     probes = {name: read_validation_set(FRAMES / name) for name in (STREAM, HELD_OUT, SOURCE)}
     stream = probes[STREAM]
     history = History(HELD_OUT)
@@ -118,7 +116,7 @@ def export(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
-        # copytree gathers its errors as (source, target, reason).
+        # copytree collects its errors as (source, target, reason).
         first = error.args[0] if error.args else ""
         reason = error.strerror or (first[0][2] if isinstance(first, list) else str(error))
         raise CannotWrite(f"{folder}: {str(reason).lower()}") from None

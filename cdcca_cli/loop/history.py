@@ -1,7 +1,8 @@
-"""What the rounds gave: scores before and after each, as one table, two sentences, one object.
+"""The results of the rounds: scores before and after each, as a table, in words, as JSON.
 
 Scores are kept for several probes (sets of labelled frames) by name; the table shows the main one.
 Differences are paired: both sides are scored on the same draws of frames (`scoring.statistics`).
+Scores and gains have two decimals everywhere.
 
 Does not run anything (`rounds`).
 """
@@ -21,7 +22,7 @@ COLUMNS = ("", *(NAMES[name] for name in METRICS), "uplink bytes", "downlink byt
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did. `held_out` is the adaptation's own report, None if nothing was held."""
+    """What one round did. held_out: the adaptation's report on its held-out part, None if empty."""
 
     number: int
     num_frames: int
@@ -34,7 +35,7 @@ class Round:
 
     @property
     def has_gained(self) -> bool:
-        """Whether the held-out part got better, its interval above zero (true if none was held)."""
+        """Whether the interval of the held-out gain is above zero; true if nothing was held out."""
         return self.held_out is None or self.held_out["gain"]["low"] > 0
 
     def summary(self) -> str:
@@ -80,6 +81,13 @@ class History:
         """The scores of a probe at the next point: source only, then after each round."""
         self.scores.setdefault(probe, []).append(scores)
 
+    def summary(self) -> str:
+        """One line for people."""
+        up = sum(done.uplink_bytes for done in self.rounds)
+        down = sum(done.downlink_bytes for done in self.rounds)
+        number = f"{len(self.rounds)} round{'s' if len(self.rounds) > 1 else ''}"
+        return f"{number}, {up:,} bytes up, {down:,} bytes down"
+
     def rows(self) -> Iterator[list[object]]:
         """One row for source only and one for each round, as `COLUMNS`."""
         points = self.scores.get(self.main, [])
@@ -87,10 +95,10 @@ class History:
             cells: list[object] = ["source only" if number == 0 else f"round {number}"]
             for metric in METRICS:
                 found = points[number].all(metric) if number < len(points) else None
-                cells.append(None if found is None else round(found.value, 2))
+                cells.append(None if found is None else f"{found.value:.2f}")
             if number:
                 done = self.rounds[number - 1]
-                cells += [done.uplink_bytes, done.downlink_bytes, round(done.seconds, 1)]
+                cells += [done.uplink_bytes, done.downlink_bytes, f"{done.seconds:.1f}"]
             else:
                 cells += [None, None, None]
             yield cells
@@ -123,7 +131,10 @@ class History:
                 for probe, points in self.scores.items()
             },
             "gains": {
-                probe: {metric: gain.as_json() for metric, gain in self.gains(probe).items()}
+                probe: {
+                    metric: _two_decimals(gain.as_json())
+                    for metric, gain in self.gains(probe).items()
+                }
                 for probe in self.scores
             },
         }
@@ -132,12 +143,21 @@ class History:
 def _scores_json(scores: Scores) -> dict[str, Any]:
     found = {metric: scores.all(metric) for metric in NAMES}
     return {
-        metric: {
-            "value": score.value,
-            "low": None if score.interval is None else score.interval.low,
-            "high": None if score.interval is None else score.interval.high,
-            "n": score.sample.n,
-        }
+        metric: _two_decimals(
+            {
+                "value": score.value,
+                "low": None if score.interval is None else score.interval.low,
+                "high": None if score.interval is None else score.interval.high,
+                "n": score.sample.n,
+            }
+        )
         for metric, score in found.items()
         if score is not None
+    }
+
+
+def _two_decimals(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, 2) if name in ("value", "low", "high") and value is not None else value
+        for name, value in values.items()
     }

@@ -1,34 +1,39 @@
-"""Algorithm 1 on one machine: device and cloud by turns, joined by the very files they would send.
+"""Algorithm 1 on one machine: device and cloud take turns, joined by the files they would send.
 
     repeat: the device answers the frames and samples (U); the cloud distils (K) and compresses (C);
             device and mirror apply the update
 
 Each round leaves its files in a folder of its own (`predictions.jsonl`, `uplink.tokens`,
-`adaptation.safetensors`, `update.cdcca`), which are what the same stages leave in a shell. The
-rounds have converged when the held-out part of the uplink shows no gain: the 95 % interval of its
-cross-entropy's gain reaches zero. No label of the frames is used; where they have some, the
-predictions are scored for the report.
+`adaptation.safetensors`, `update.cdcca`), the same that these stages leave in a shell. The rounds
+have converged when the held-out part of the uplink shows no gain: the 95 % interval of the gain in
+its cross-entropy reaches zero. No label of the frames is used for training; where they have some,
+the predictions are scored for the report.
 
-Does not parse options, and prints nothing (`commands`).
+Does not parse options and does not print results (`commands`).
 """
 
+import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdcca_cli import files, progress, streams
 from cdcca_cli.acceptance import ValidationSet, score_predictions
+from cdcca_cli.config import Runtime
 from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-from cdcca_cli.distillation.training import DistillSettings, distill
-from cdcca_cli.downlink import receiver, sender, signing
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.training import distill
+from cdcca_cli.downlink import receiver, sender, signatures
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, write_predictions
-from cdcca_cli.formats.update import write_update
+from cdcca_cli.formats.update import Update, write_update
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.models import load, load_device
 from cdcca_cli.scoring.scores import Scores
@@ -40,15 +45,57 @@ from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """How each stage works; the seeds of sampling and training go up with each round.
+    """How each stage works; the seeds of sampling and training go up by 1 with each round.
 
-    keys: what updates are signed with, for devices that ask for it.
+    keys: private keys to sign updates with.
     """
 
     sample: SampleSettings
     distill: DistillSettings
-    compress: sender.CompressSettings
-    keys: tuple[signing.PrivateKey, ...] = ()
+    compress: CompressSettings
+    keys: tuple[signatures.PrivateKey, ...] = ()
+
+
+class Work:
+    """The folder of a run: `round-1`, `round-2` and so on, and `mirror` where none was named."""
+
+    def __init__(self, path: Path, *, force: bool = False) -> None:
+        """Args: force: replace an earlier run. Raises: CannotWrite if there is one otherwise."""
+        self.path = path
+        if (earlier := next(self._rounds(), None)) is not None and not force:
+            raise CannotWrite(
+                f"{earlier}: is of an earlier run: name another folder with `output`, "
+                "or give `force` to replace it"
+            )
+
+    def _rounds(self) -> Iterator[Path]:
+        if self.path.is_dir():
+            yield from (one for one in self.path.iterdir() if re.fullmatch(r"round-\d+", one.name))
+
+    def clear(self) -> None:
+        """Remove the rounds of an earlier run. Raises: CannotWrite."""
+        for folder in [*self._rounds()]:
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise CannotWrite(files.reason(folder, error)) from None
+
+    def round(self, number: int) -> Path:
+        """The new folder of a round. Raises: CannotWrite."""
+        folder = self.path / f"round-{number}"
+        files.make_folder(folder)
+        return folder
+
+    def mirror(self, device: Device) -> Device:
+        """A copy of a device folder. Raises: CannotWrite."""
+        folder = self.path / "mirror"
+        files.make_folder(self.path)
+        try:
+            shutil.copytree(device.path, folder)
+        except OSError as error:
+            reason = "exists already: name another folder" if folder.exists() else error.strerror
+            raise CannotWrite(f"{folder}: {reason}") from None
+        return Device.open(folder)
 
 
 class Cycle:
@@ -60,25 +107,24 @@ class Cycle:
         mirror: Device | None,
         teacher: str,
         settings: RoundSettings,
-        work: Path,
-        *,
-        compute: str = "auto",
-        dtype: str = "auto",
+        work: Work,
+        on: Runtime,
     ) -> None:
         """Load both models.
 
-        Args: mirror: None: a copy of the device, as `mirror` in the work folder.
+        Args: mirror: None: a copy of the device in the work folder.
         Raises: BadData if device and mirror do not hold the same overlay, and what `load` raises.
         """
         if mirror is not None:
             _check_alike(device, mirror)
-        self.device = device
-        self.settings = settings
-        self.work = work
+        signed = replace(settings.compress, num_signatures=len(settings.keys))
+        self.settings = replace(settings, compress=signed)
+        self.device, self.work = device, work
         with progress.stage("loading the models"):
-            self.teacher = load(teacher, compute=compute, dtype=dtype)
-            self.student = load_device(device, compute=compute, dtype=dtype)
-        self.mirror = mirror_of(device, work) if mirror is None else mirror
+            self.teacher = load(teacher, compute=on.compute, dtype=on.dtype)
+            self.student = load_device(device, compute=on.compute, dtype=on.dtype)
+        work.clear()
+        self.mirror = work.mirror(device) if mirror is None else mirror
         self._last: Adaptation | None = None
 
     def predict(
@@ -94,66 +140,51 @@ class Cycle:
         return score_predictions(self.predict(probe.frames, description), probe.references)
 
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
-        """One round; also the device's answers at its start, made on the way."""
+        """Run one round; also returns the device's answers at its start."""
         start = time.monotonic()
-        folder = self.work / f"round-{number}"
-        files.make_folder(folder)
+        folder = self.work.round(number)
         skipped = Skipped()
         predictions = self.predict(frames, f"round {number}: infer", skipped)
         skipped.refuse_if_all()
-        with streams.text_output(str(folder / "predictions.jsonl")) as out:
+        with streams.text_output(folder / "predictions.jsonl") as out:
             write_predictions(out, predictions)
         uplink = folder / "uplink.tokens"
-        shards = self._sample(uplink, frames, predictions, number)
+        num_asks = self._sample(uplink, frames, predictions, number)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
-        made = self._compress(adaptation)
-        update = signing.sign(made.update, self.settings.keys)
-        with streams.binary_output(str(folder / "update.cdcca"), "update.cdcca") as file:
+        num_bytes, update = self._compress(adaptation)
+        with files.output(folder / "update.cdcca") as file:
             write_update(file, update)
         receiver.apply(self.device, update)
         applied = receiver.apply(self.mirror, update)
         self.student.install_overlay(self.device.read_overlay(), self.device.lora.alpha)
         done = Round(
             number=number,
-            num_frames=len(shards),
-            num_asks=sum(shards),
+            num_frames=len(num_asks),
+            num_asks=sum(num_asks),
             uplink_bytes=uplink.stat().st_size,
-            downlink_bytes=made.num_bytes,
+            downlink_bytes=num_bytes,
             seconds=time.monotonic() - start,
             digest=applied.digest,
             held_out=adaptation.report["held_out"],
         )
         return done, predictions
 
-    def _compress(self, adaptation: Adaptation) -> sender.Compressed:
-        """The update, its step chosen by the loss on the adaptation's held-out frames."""
-        held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
-        size = self.settings.distill.batch_size
-        loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha, size)
-        made = sender.compress(adaptation, self.mirror, self.settings.compress, loss=loss)
-        for note in made.notes:
-            streams.message(note)
-        return made
-
     def _sample(
         self, path: Path, frames: Frames, predictions: list[Prediction], number: int
     ) -> list[int]:
-        """Write the uplink; returns how many asks went with each frame."""
+        """Write the uplink; returns the number of questions of each frame in it."""
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
-        asks = []
-        with (
-            streams.binary_output(str(path), "uplink.tokens") as file,
-            shard.writer(file) as write,
-        ):
+        num_asks = []
+        with files.output(path) as file, shard.writer(file) as write:
             for item in sample_frames(self.student, frames, how, predictions, Skipped()):
                 write(item)
-                asks.append(len(item.asks))
-        return asks
+                num_asks.append(len(item.asks))
+        return num_asks
 
     def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
-        """Go on from the last adaptation: what its coding rounded off is sent now."""
+        """Train from the last adaptation: what its coding rounded off is sent now."""
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
-        with streams.binary_input(str(uplink)) as file:
+        with streams.binary_input(uplink) as file:
             adaptation = distill(
                 shard.read_shards(file, where=str(uplink)),
                 self.teacher,
@@ -162,14 +193,24 @@ class Cycle:
                 resume=self._last,
                 student=self.student,
             )
-        with streams.binary_output(str(path), "adaptation.safetensors") as out:
+        with files.output(path) as out:
             write_adaptation(out, adaptation)
         self._last = adaptation
         return adaptation
 
+    def _compress(self, adaptation: Adaptation) -> tuple[int, Update]:
+        """The signed update and its bytes; the held-out frames decide how coarse it is."""
+        held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
+        size = self.settings.distill.batch_size
+        loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha, size)
+        made = sender.compress(adaptation, self.mirror, self.settings.compress, loss=loss)
+        for note in made.notes:
+            streams.message(note)
+        return made.num_bytes, signatures.sign(made.update, self.settings.keys)
 
-def follow(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
-    """Rounds until one shows no gain on its held-out part, or `most` of them.
+
+def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
+    """Run rounds until one shows no gain on its held-out part, or `most` of them.
 
     Args: probe: labelled frames to score before the first round and after each.
     """
@@ -199,15 +240,3 @@ def _check_alike(device: Device, mirror: Device) -> None:
             f"{mirror.path}: the mirror is at {mirror.digest}, the device at {device.digest}: "
             "both must start from the same overlay"
         )
-
-
-def mirror_of(device: Device, work: Path) -> Device:
-    """A copy of a device folder, as `mirror` in the work folder. Raises: CannotWrite."""
-    folder = work / "mirror"
-    files.make_folder(work)
-    try:
-        shutil.copytree(device.path, folder)
-    except OSError as error:
-        reason = "exists already: name another -o" if folder.exists() else str(error.strerror)
-        raise CannotWrite(f"{folder}: {reason}") from None
-    return Device.open(folder)

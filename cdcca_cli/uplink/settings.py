@@ -75,14 +75,12 @@ class SampleSettings:
         "How tokens are ranked: by variance under dropout (vis), by norm or at random",
         choices=TOKEN_RULES,
     )
-    passes: int = setting(
-        8, "Number of forward passes with dropout", at_least=2, methods=("vis",), is_tuning=True
-    )
+    passes: int = setting(8, "Number of forward passes with dropout", at_least=2, methods=("vis",))
     dropout: float = setting(
-        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis",), is_tuning=True
+        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis",)
     )
     blocks: int = setting(
-        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",), is_tuning=True
+        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",)
     )
     bits: int = setting(8, "Bits per number of a token", choices=(8, 16, 32))
     seed: int = setting(0, "Seed of dropout and of random ranking")

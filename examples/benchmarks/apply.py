@@ -101,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = options.runs
     bits = 2.2 if (options.codec, options.bits) == ("usq", None) else options.bits
-    how = sender.settings_of(codec=options.codec, bits=bits)
+    how = sender.CompressSettings(codec=options.codec, bits=bits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = make(folder, how)

@@ -37,10 +37,10 @@ import numpy as np
 import zstandard
 from apply import paper_shapes, settings
 
-from cdcca_cli.downlink import codecs, nf4_mixed, sender, sign, ternary, usq
-from cdcca_cli.downlink.change import Change
-from cdcca_cli.downlink.groups import group_of
-from cdcca_cli.downlink.steps import Loss, Steps, Uniform
+from cdcca_cli.downlink import codecs, sender
+from cdcca_cli.downlink.change import Change, group_of
+from cdcca_cli.downlink.codecs import bitdelta, nf4, ternary, usq
+from cdcca_cli.downlink.rate import Loss, Steps
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.update import Update, write_update
@@ -190,33 +190,32 @@ def table(change: Change, runs: int, loss: Loss | None = None) -> list[dict[str,
     header = 700
     for bits in USQ_BITS:
         budget = int(bits * change.num_changed / 8) - header
-        how: Uniform = search.within_bytes(budget, len)
-        codes = quantize(every, how.step)
+        step = search.within_bytes(budget, len)
+        codes = quantize(every, step)
         found.add(
             f"usq {bits:g}",
             usq.CODEC,
-            lambda how=how: search.payload(how),  # type: ignore[misc]
+            lambda step=step: search.payload(step),  # type: ignore[misc]
             entropy=round(entropy_bits(codes), 4),
-            decode_ms=changes_ms(change, search.payload(how), runs),
+            decode_ms=changes_ms(change, search.payload(step), runs),
             over_entropy=round(
-                8 * len(search.payload(how)) / codes.size / entropy_bits(codes) - 1, 5
+                8 * len(search.payload(step)) / codes.size / entropy_bits(codes) - 1, 5
             ),
         )
-    for bits, name in ((4, "nf4"), (8, "int8"), (2, "2 bits")):
-
-        def encode(bits: int = bits) -> bytes:
-            coded = [nf4_mixed.quantize(delta, bits) for delta in deltas if delta.size]
-            return nf4_mixed.write_payload(1, coded)
-
-        coding = {"bits": [bits if delta.size else 0 for delta in deltas]}
-        found.add(name, nf4_mixed.CODEC, encode, coding=coding)
+    bits_of, _ = nf4.encode(deltas, change.energies, 1)
+    found.add(
+        "nf4",
+        nf4.CODEC,
+        lambda: nf4.encode(deltas, change.energies, 1)[1],
+        coding={"bits": bits_of},
+    )
     for density in (0.1, ternary.DENSITY, 0.5):
         found.add(
             f"ternary {density:g}",
             ternary.CODEC,
             lambda density=density: ternary.encode(deltas, 1, density, 1.5),  # type: ignore[misc]
         )
-    found.add("sign", sign.CODEC, lambda: sign.encode(deltas, 1))
+    found.add("sign", bitdelta.CODEC, lambda: bitdelta.encode(deltas, 1))
     halves = [delta.astype(np.float16) for delta in deltas]
     packed = zstandard.ZstdCompressor(level=19).compress(b"".join(h.tobytes() for h in halves))
     found.add_other("fp16 + zstd 19", len(packed), [half.astype(np.float32) for half in halves])

@@ -44,7 +44,7 @@ from cdcca_cli.distillation.held_out_loss import HeldOutLoss
 from cdcca_cli.distillation.teacher import Asking, ask
 from cdcca_cli.distillation.training import DistillSettings, distill
 from cdcca_cli.downlink import receiver, sender
-from cdcca_cli.downlink.groups import group_of
+from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.sender import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
@@ -68,7 +68,7 @@ COMPARED = {
     "usq, 2.2 bits": CompressSettings(bits=2.2),
     "usq, 1.25 bits": CompressSettings(bits=1.25),
     "usq, 0.75 bits": CompressSettings(bits=0.75),
-    "nf4": CompressSettings(codec="nf4-mixed"),
+    "nf4": CompressSettings(codec="nf4"),
     "ternary": CompressSettings(codec="ternary"),
     "sign": CompressSettings(codec="sign"),
 }

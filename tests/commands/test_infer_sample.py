@@ -287,7 +287,7 @@ class TestRefused:
         assert run(verb, source, "-m", device, "-o", out) == code
         assert not out.exists()
         error = capfd.readouterr().err.strip()
-        assert error.startswith("cdcca: ")
+        assert error.startswith("cdcca ")
         assert error.count("\n") == 0
 
     @pytest.mark.parametrize(

@@ -84,6 +84,40 @@ def test_a_start_that_fails_leaves_the_folder_free(
     assert not (tmp_path / "work").exists()
 
 
+def earlier_run(work: Path) -> dict[str, bytes]:
+    """The files of a run of two rounds."""
+    for number in (1, 2):
+        folder = work / f"round-{number}"
+        folder.mkdir(parents=True)
+        (folder / "update.cdcca").write_bytes(b"earlier")
+    return earlier_files(work)
+
+
+def test_an_earlier_run_is_not_replaced_unless_asked(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Refused (73) before a model is loaded; with --force no file of the earlier run stays."""
+    before = earlier_run(tmp_path / "rounds")
+    for side in ("device", "mirror"):
+        assert main(["init", str(tmp_path / side), "--quiet"]) == 0
+    arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
+    arguments += ["--student", str(tmp_path / "mirror"), "-o", str(tmp_path / "rounds")]
+    arguments += ["--rounds", "1", "--epochs", "1", "--top", "4"]
+    assert main(arguments) == 73
+    err = capfd.readouterr().err
+    assert "is of an earlier run" in err and "give --force to replace it" in err
+    assert earlier_files(tmp_path / "rounds") == before
+    assert main([*arguments, "--teacher", "gone.lessons", "--force"]) == 66
+    assert earlier_files(tmp_path / "rounds") == before
+    assert main([*arguments, "--force"]) == 0
+    (update,) = (tmp_path / "rounds").rglob("*.cdcca")
+    assert update.read_bytes() != b"earlier"
+
+
+def earlier_files(work: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in work.rglob("*.cdcca")}
+
+
 def test_demo_tells_a_table_and_two_sentences(
     few: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +127,7 @@ def test_demo_tells_a_table_and_two_sentences(
     lines = [line for line in said.out.splitlines() if line.strip()]
     for words in ("source only", "round 1", "uplink bytes", "MC"):
         assert any(words in line for line in lines), words
-    assert lines[-2].startswith("After 1 round,") and lines[-1].startswith("On the very stream")
+    assert lines[-2].startswith("After 1 round,") and lines[-1].startswith("On the stream")
     assert "round 1: " in said.err
 
 

@@ -1,4 +1,4 @@
-"""What `compress` borrows from distillation and families, and that it borrows late."""
+"""The loss that `compress` measures, and that the model is loaded late."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cdcca_cli import distillation, models
-from cdcca_cli.commands import measuring
-from cdcca_cli.commands.settings import Runtime
+from cdcca_cli.commands import compress
+from cdcca_cli.config import Runtime
 from cdcca_cli.formats.adaptation import HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -21,9 +21,9 @@ RUNTIME = Runtime("cpu", "float32")
 def test_without_held_out_frames_there_is_no_loss(tmp_path: Path) -> None:
     mirror = worlds.device(tmp_path / "mirror")
     adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
-    assert measuring.loss_of(adaptation, mirror, RUNTIME) is None
+    assert compress._loss_of(adaptation, mirror, RUNTIME) is None
     adaptation.held_out = HeldOut([], [])
-    assert measuring.loss_of(adaptation, mirror, RUNTIME) is None
+    assert compress._loss_of(adaptation, mirror, RUNTIME) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
     adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
     adaptation.held_out = HeldOut([], [["yes"]])
     adaptation.report = {} if batch_size is None else {"batch_size": batch_size}
-    loss = measuring.loss_of(adaptation, mirror, RUNTIME)
+    loss = compress._loss_of(adaptation, mirror, RUNTIME)
     assert loss is not None and loads == []
     assert [loss({}), loss({"a": np.zeros(1)})] == [0, 1]
     assert loads == [(mirror, "cpu", "float32")]
@@ -68,7 +68,7 @@ def test_the_start_is_made_again_bit_for_bit(tmp_path: Path) -> None:
     mirror = create_device(
         tmp_path / "mirror", "shipped:student", InitSettings(lora_rank=2, seed=3)
     )
-    assert overlay_digest(measuring.start_of(mirror)()) == mirror.digest
+    assert overlay_digest(compress._start_of(mirror)) == mirror.digest
 
 
 @pytest.mark.slow
@@ -133,15 +133,16 @@ def test_a_curve_that_cannot_be_is_refused_before_anything_is_written(
 def test_too_few_keys_for_the_mirror_are_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cdcca_cli.downlink import signing
+    from cdcca_cli.downlink import keys as key_files
+    from cdcca_cli.downlink import signatures
     from cdcca_cli.formats.trust import Trust
 
-    first, second = signing.generate(), signing.generate()
+    first, second = signatures.generate(), signatures.generate()
     trust = Trust(1, 2, tuple(sorted((first.public, second.public))))
-    assert signing.missing(None, []) == []
-    assert signing.missing(trust, [first, second]) == []
-    (line,) = signing.missing(trust, [first])
-    assert line.startswith("signed by 1 of the 2 trusted keys")
+    assert key_files.missing(None, []) == []
+    assert key_files.missing(trust, [first, second]) == []
+    (line,) = key_files.missing(trust, [first])
+    assert line.startswith("the update has 1 of the 2 signatures")
     path = tmp_path / "key"
-    signing.write_key_pair(path, first)
-    assert len(signing.read_private_keys([path, path])) == 1
+    key_files.write_key_pair(path, first)
+    assert len(key_files.read_private_keys([path, path])) == 1

@@ -75,7 +75,7 @@ def test_killed_at_ten_moments(
         for shard in shards:
             write(shard)
     models = ["--teacher", str(tiny_pair[0]), "--student", str(mirror.path)]
-    how = "--epochs 15 --batch-size 4 --holdout 25% --lr 1e-4 --ema 0.5 --rate-aware 10"
+    how = "--epochs 15 --batch-size 4 --holdout 25% --lr 1e-4 --set ema=0.5 --rate-aware 10"
     common = ["distill", "up.tokens", *models, *how.split(), "--compute", "cpu", "--threads", "1"]
     unbroken = begin(tmp_path, 0, [*common, "-o", "unbroken", "--work", "other"])
     assert unbroken.communicate()[1].count("\n") == 1

@@ -25,15 +25,16 @@ from tests.distillation.conftest import assert_near
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
-    "akd": "--batch-size 8 --query-weight 1 --repr-weight 1",
-    "akd-parts": "--batch-size 8 --query-weight 1 --repr-weight 1 --micro-batch-size 4",
-    "cotta-parts": "--batch-size 8 --method cotta --micro-batch-size 4 --cotta-threshold 1 "
-    "--cotta-views 1 --cotta-restore 0.1 --cotta-ema 0.5",
-    "last-parts": "--batch-size 8 --method pseudo-label --micro-batch-size 4 --ema 0.5 "
+    "akd": "--batch-size 8 --set query_weight=1 --set repr_weight=1",
+    "akd-parts": "--batch-size 8 --set query_weight=1 --set repr_weight=1 --set micro_batch_size=4",
+    "cotta-parts": "--batch-size 8 --method cotta --set micro_batch_size=4 --set cotta_threshold=1 "
+    "--set cotta_views=1 --set cotta_restore=0.1 --set cotta_ema=0.5",
+    "last-parts": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 --set ema=0.5 "
     "--rate-aware 4 --work last-parts.work",
     "usual": "",
     "pkd": "--batch-size 8 --method pkd --cache left.lessons",
-    "cotta": "--batch-size 8 --method cotta --cotta-threshold 1 --cotta-views 1 --cotta-ema 0.5",
+    "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
+    "--set cotta_views=1 --set cotta_ema=0.5",
     "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""

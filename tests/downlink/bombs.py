@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from cdcca_cli.downlink import exact
-from cdcca_cli.downlink.payload import with_sequence
+from cdcca_cli.downlink.codecs import exact
+from cdcca_cli.downlink.codecs.payload import with_sequence
 from cdcca_cli.formats import records
 from tests.downlink import changes, forged
 from tests.downlink.forged import made, raw, sealed
@@ -137,7 +137,7 @@ def _usq(codec: str) -> Bombs:
     for name, value in UNSOUND.items():
         yield f"a step that is {name}", other(steps=step(_F32.pack(value)))
     if codec == "usq":
-        yield "a gain of 1e38", other(steps=step(_F32.pack(1e38)))
+        yield "a step of 1e38", other(steps=step(_F32.pack(1e38)))
         yield "a change that is no float32", other(steps=step(_F32.pack(1e36)))
         assert header[2] == 2, "codes beyond the last plane take two bytes here"
         three = header[:2] + b"\3" + header[3:]

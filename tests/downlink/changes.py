@@ -14,8 +14,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from cdcca_cli.downlink import exact, receiver, signing
-from cdcca_cli.downlink.signing import PrivateKey
+from cdcca_cli.downlink import receiver, signatures
+from cdcca_cli.downlink.codecs import exact
+from cdcca_cli.downlink.signatures import PrivateKey
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -43,7 +44,7 @@ def trust(*numbers: int, threshold: int = 1, version: int = 1) -> Trust:
 def trust_file(made: Trust, *signers: int) -> bytes:
     """A trust list, signed by these keys."""
     out = BytesIO()
-    write_trust_list(out, signing.sign(TrustList(made), [key(number) for number in signers]))
+    write_trust_list(out, signatures.sign(TrustList(made), [key(number) for number in signers]))
     return out.getvalue()
 
 
@@ -66,7 +67,7 @@ def update_of(device: Device, seed: int = 1) -> Update:
 
 def next_file(device: Device, seed: int = 1) -> bytes:
     """The file of one more round, signed by key 0."""
-    return worlds.file_of(signing.sign(update_of(device, seed), [key(0)]))
+    return worlds.file_of(signatures.sign(update_of(device, seed), [key(0)]))
 
 
 def apply(path: Path, file: bytes) -> str:

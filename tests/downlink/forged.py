@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from cdcca_cli.downlink import codecs, exact, nf4_mixed, sign, signing, ternary, usq
-from cdcca_cli.downlink.planes import PARTS, part_lengths
+from cdcca_cli.downlink import codecs, signatures
+from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary
+from cdcca_cli.downlink.codecs.planes import PARTS, part_lengths
 from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.update import Update
-from tests.downlink import changes, worlds
+from tests.downlink import changes, earlier, worlds
 
 MODEL = "sha256:" + 64 * "7"
 OTHER = "sha256:" + 64 * "8"
@@ -68,17 +69,17 @@ def made(codec: str) -> Update:
         # Two steps; codes far beyond the last plane in the first two tensors; one unchanged.
         steps = [5e-6, 5e-6] + 5 * [8e-3]
         deltas[4] = np.zeros_like(deltas[4])
-        payload = usq.encode(deltas, 1, [float(np.float32(step)) for step in steps])
+        payload = earlier.usq_payload(deltas, 1, [float(np.float32(step)) for step in steps])
     elif codec == "nf4-mixed":
         bits = {"bits": [8, 4, 2, 4, 0, 8, 4]}
         pairs = zip(deltas, bits["bits"], strict=True)
-        coded = [nf4_mixed.quantize(delta, number) for delta, number in pairs if number]
-        payload = nf4_mixed.write_payload(1, coded)
+        coded = [earlier.quantize(delta, number) for delta, number in pairs if number]
+        payload = nf4.write_payload(1, coded)
     elif codec == "ternary":
         payload = ternary.encode(deltas, 1, 0.2, 1.5)
     elif codec == "sign":
         deltas[4] = np.zeros_like(deltas[4])
-        payload = sign.encode(deltas, 1)
+        payload = bitdelta.encode(deltas, 1)
     else:
         payload = exact.encode(after, before, 1)
     unaimed = update(codec, payload, bits)
@@ -87,7 +88,7 @@ def made(codec: str) -> Update:
 
 def sealed(found: Update) -> bytes:
     """The file, signed by key 0."""
-    return worlds.file_of(signing.sign(found, [changes.key(0)]))
+    return worlds.file_of(signatures.sign(found, [changes.key(0)]))
 
 
 def unsigned(found: Update) -> bytes:

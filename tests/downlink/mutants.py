@@ -394,7 +394,6 @@ def _adaptation() -> bytes:
         7,
         {"loss": 0.25},
         held_out,
-        {"a": 0.25, "b": 0.0},
         RateAware(0.5, 1.125, 60),
     )
     return _written(lambda out: write_adaptation(out, found))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink.change import Change
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.change import Change, group_of, selected
+from cdcca_cli.downlink.settings import PAPER
+from cdcca_cli.errors import BadData, UsageError
 
 BASE = {"a": np.array([1, 2], np.float32), "b": np.zeros((2, 2), np.float32), "c": np.ones(3, "f4")}
 
@@ -45,3 +46,29 @@ def test_a_difference_that_float32_cannot_hold() -> None:
     largest = np.finfo(np.float32).max
     with pytest.raises(BadData, match="change of a is not finite"):
         Change.between({"a": np.array([largest])}, {"a": np.array([-largest])}, {"a"})
+
+
+EXPECTED = {
+    "lm.layers.0.self_attn.q_proj.bias": "bias",
+    "lm.layers.0.self_attn.q_proj.lora_A": "lora",
+    "lm.layers.0.self_attn.q_proj.lora_B": "lora",
+    "lm.layers.0.input_layernorm.weight": "norm",
+    "lm.final_layer_norm.weight": "norm",
+    "lm.final_layer_norm.bias": "norm",
+    "query_tokens": "query",
+}
+
+
+def test_groups_are_told_from_names() -> None:
+    assert {name: group_of(name, EXPECTED) for name in EXPECTED} == EXPECTED
+
+
+def test_selection() -> None:
+    assert selected(EXPECTED, None) == set(EXPECTED)
+    assert selected(EXPECTED, ["query"]) == {"query_tokens"}
+    assert selected(EXPECTED, PAPER) == {n for n in EXPECTED if "lora" not in n}
+
+
+def test_groups_that_the_base_does_not_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="the base has only query"):
+        selected(["query_tokens"], ["lora"])

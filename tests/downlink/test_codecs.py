@@ -11,11 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cdcca_cli.downlink import codecs, exact, nf4_mixed, sign, ternary, usq
-from cdcca_cli.downlink.payload import with_sequence
+from cdcca_cli.downlink import codecs
+from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary, usq
+from cdcca_cli.downlink.codecs.payload import with_sequence
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats.update import Update
-from tests.downlink import slow_decoder, worlds
+from tests.downlink import earlier, slow_decoder, worlds
 
 DIGEST = "sha256:" + 64 * "0"
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
@@ -66,17 +67,20 @@ def assert_both_agree(made: Update, base: worlds.Overlay) -> worlds.Overlay:
 @settings(max_examples=200, deadline=None)
 @given(DELTAS, st.data())
 def test_usq(deltas: Deltas, data: st.DataObject) -> None:
-    """One step for each tensor, any gain: what is restored is round(delta / step) * step * gain."""
-    steps = [data.draw(STEPS) for _ in deltas]
-    gain = data.draw(st.sampled_from([1.0, 1.1, 1.35]))
+    """What is restored is round(delta / step) * step; also where each tensor has its own step, as
+    in updates of cdcca 0.3."""
+    one = data.draw(STEPS)
+    is_one = data.draw(st.booleans())
+    steps = [one if is_one else data.draw(STEPS) for _ in deltas]
     base = overlay(deltas)
-    made = update("usq", usq.encode(deltas, 5, steps, gain), base)
+    payload = usq.encode(deltas, 5, one) if is_one else earlier.usq_payload(deltas, 5, steps)
+    assert not is_one or usq.encode(deltas, 5, one) == payload
+    made = update("usq", payload, base)
     decoded = assert_both_agree(made, base)
     for name, delta, step in zip(sorted(base), deltas, steps, strict=True):
-        unit = np.float32(step * gain)
-        assert (decoded[name] == base[name] + np.rint(delta / np.float32(step)) * unit).all()
-    assert usq.encode(deltas, 5, steps, gain) == made.payload
-    assert set(codecs.facts(made)["steps"]) <= {float(np.float32(s * gain)) for s in steps}
+        unit = np.float32(step)
+        assert (decoded[name] == base[name] + np.rint(delta / unit) * unit).all()
+    assert set(codecs.facts(made)["steps"]) <= {float(np.float32(s)) for s in steps}
 
 
 @settings(max_examples=100, deadline=None)
@@ -95,7 +99,7 @@ def test_ternary(deltas: Deltas, density: float) -> None:
 @given(DELTAS)
 def test_sign(deltas: Deltas) -> None:
     base = overlay(deltas)
-    assert_both_agree(update("sign", sign.encode(deltas, 5), base), base)
+    assert_both_agree(update("sign", bitdelta.encode(deltas, 5), base), base)
 
 
 @settings(max_examples=100, deadline=None)
@@ -113,8 +117,8 @@ def test_exact_is_exact(deltas: Deltas) -> None:
 def test_nf4_mixed(deltas: Deltas, data: st.DataObject) -> None:
     base = overlay(deltas)
     bits = [data.draw(st.sampled_from([0, 2, 4, 8])) if delta.size else 0 for delta in deltas]
-    coded = [nf4_mixed.quantize(d, b) for d, b in zip(deltas, bits, strict=True) if b]
-    assert_both_agree(update("nf4-mixed", nf4_mixed.write_payload(5, coded), base, bits=bits), base)
+    coded = [earlier.quantize(d, b) for d, b in zip(deltas, bits, strict=True) if b]
+    assert_both_agree(update("nf4-mixed", nf4.write_payload(5, coded), base, bits=bits), base)
 
 
 def test_a_large_tensor_of_each_codec() -> None:
@@ -125,7 +129,7 @@ def test_a_large_tensor_of_each_codec() -> None:
     for codec, payload in (
         ("usq", usq.encode(deltas, 5, 0.5)),
         ("ternary", ternary.encode(deltas, 5, 0.2, 1.5)),
-        ("sign", sign.encode(deltas, 5)),
+        ("sign", bitdelta.encode(deltas, 5)),
         ("exact", exact.encode(overlay(deltas, 1), base, 5)),
     ):
         assert_both_agree(update(codec, payload, base), base)
@@ -145,7 +149,7 @@ def test_what_sign_restores() -> None:
     """The mean magnitude of each tensor: (1 + 2 + 6) / 3 = 3; zeros only are not sent."""
     deltas = [np.array([1, -2, 6], np.float32), np.zeros(2, np.float32)]
     base = {"a": np.zeros(3, np.float32), "b": np.ones(2, np.float32)}
-    decoded = codecs.decode(update("sign", sign.encode(deltas, 5), base), base)
+    decoded = codecs.decode(update("sign", bitdelta.encode(deltas, 5), base), base)
     assert decoded["a"].tolist() == [3, -3, 3]
     assert decoded["b"] is base["b"]
 
@@ -154,7 +158,7 @@ BASE = {"a": np.zeros(8, np.float32), "b": np.ones((), np.float32), "c": np.ones
 CHANGE = [np.arange(8, dtype=np.float32), np.float32(2) * np.ones(()), np.ones(0)]
 CHANGE = [np.asarray(one, np.float32) for one in CHANGE]
 USQ = usq.encode(CHANGE, 5, 1.0)
-SIGN = sign.encode(CHANGE, 5)
+SIGN = bitdelta.encode(CHANGE, 5)
 EXACT = exact.encode(dict(zip("abc", CHANGE, strict=True)), BASE, 5)
 
 
@@ -167,16 +171,16 @@ def with_step(value: float) -> bytes:
     ("made", "reason"),
     [
         (update("usq", USQ, {"a": BASE["a"]}), "for 8 parameters; its base has 9"),
-        (update("usq", USQ, BASE, step=1), "no 'coding' of its own"),
-        (update("sign", SIGN, BASE, step=1), "no 'coding' of its own"),
-        (update("exact", EXACT, BASE, step=1), "no 'coding' of its own"),
+        (update("usq", USQ, BASE, step=1), "takes no 'coding'"),
+        (update("sign", SIGN, BASE, step=1), "takes no 'coding'"),
+        (update("exact", EXACT, BASE, step=1), "takes no 'coding'"),
         (update("nf4-mixed", b"", BASE), "list of whole numbers"),
         (update("nf4-mixed", b"", BASE, bits=[4, "4", 0]), "list of whole numbers"),
         (update("nf4-mixed", b"", BASE, bits=[4, 4]), "for 2 tensors, its base has 3"),
         (update("nf4-mixed", b"", BASE, bits=[4, 4, 4]), "4 bits for c, of 0 values"),
         (update("nf4-mixed", b"", BASE, bits=[4, 3, 0]), "3 bits for b"),
         (update("usq", usq.encode(CHANGE, 6, 1.0), BASE), "its payload 6"),
-        (update("sign", sign.encode(CHANGE, 6), BASE), "its payload 6"),
+        (update("sign", bitdelta.encode(CHANGE, 6), BASE), "its payload 6"),
         (update("exact", with_sequence(6, EXACT[8:]), BASE), "its payload 6"),
         (update("usq", b"", BASE), "cut short"),
         (update("usq", USQ[:8], BASE), "cut short"),

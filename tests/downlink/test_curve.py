@@ -23,7 +23,7 @@ def test_every_point_is_what_it_says(choice: sender.Choice) -> None:
     the loss is relative error squared times what was learnt, over the adaptation's loss."""
     made = sender.finished(choice, choice.update())
     drawn = sender.curve(choice, made).as_json()
-    assert (drawn["kind"], drawn["version"], drawn["parameters"]) == ("curve", 1, 918)
+    assert (drawn["kind"], drawn["version"], drawn["parameters"]) == ("curve", 2, 918)
     steps = [p for p in drawn["points"] if p["codec"] == "usq" and not p["chosen"]]
     for key, order in (("bytes", 1), ("relative_error", -1), ("loss", -1), ("step", -1)):
         found = [order * point[key] for point in steps]
@@ -58,7 +58,7 @@ def test_nothing_changed(tmp_path: Path) -> None:
     drawn = sender.curve(choice, sender.finished(choice, choice.update()))
     assert drawn.as_json() == {
         "kind": "curve",
-        "version": 1,
+        "version": 2,
         "parameters": 0,
         "loss": None,
         "points": [],

@@ -7,8 +7,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcca_cli.downlink import payload
-from cdcca_cli.downlink.payload import after_sequence, read_frame, with_sequence, write_frame
+from cdcca_cli.downlink.codecs import payload
+from cdcca_cli.downlink.codecs.payload import after_sequence, read_frame, with_sequence, write_frame
 from cdcca_cli.errors import BadData
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cdcca_cli.downlink import planes
-from cdcca_cli.downlink.payload import write_frame
+from cdcca_cli.downlink.codecs import planes
+from cdcca_cli.downlink.codecs.payload import write_frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.uniform import entropy_bits, quantize
 from tests.downlink import slow_decoder

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink import nf4_mixed, payload
+from cdcca_cli.downlink import codecs
+from cdcca_cli.downlink.codecs import nf4, payload
 from cdcca_cli.errors import (
     BadData,
     CdccaError,
@@ -128,15 +129,15 @@ def test_a_sum_that_is_not_finite(tmp_path: Path) -> None:
     """-3e38 - 3e38 is no float32, though both are."""
     base = {"a.bias": np.full(4, -3e38, np.float32)}
     folder = Device.create(tmp_path / "device", worlds.SETTINGS, base)
-    tensor = nf4_mixed.quantize(np.full(4, -3e38, np.float32), 4)
+    tensor = nf4.quantize(np.full(4, -3e38, np.float32))
     update = Update(
         base=folder.digest,
         target=OTHER,
         sequence=1,
-        codec=nf4_mixed.CODEC,
+        codec=nf4.CODEC,
         coding={"bits": [4]},
         num_parameters=4,
-        payload=nf4_mixed.write_payload(1, [tensor]),
+        payload=nf4.write_payload(1, [tensor]),
     )
     found = refused(folder, worlds.file_of(update))
     assert type(found) is BadData and "would not be finite" in str(found)
@@ -227,11 +228,9 @@ def test_a_damaged_folder_takes_no_update(tmp_path: Path, damage: Callable[[Path
 
 
 def test_the_base_is_not_changed_in_place(device: Device, update: Update) -> None:
-    from cdcca_cli.downlink import receiver
-
     base = device.read_overlay()
     copies = {name: value.copy() for name, value in base.items()}
-    decoded = receiver.decode(update, base)
+    decoded = codecs.decode(update, base)
     assert all((base[name] == copies[name]).all() for name in base)
     assert all(value.dtype == np.float32 for value in decoded.values())
     assert any((decoded[name] != base[name]).any() for name in base)

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink import exact, receiver, rotation, signing
-from cdcca_cli.downlink.signing import PrivateKey
+from cdcca_cli.downlink import keys as key_files
+from cdcca_cli.downlink import receiver, signatures
+from cdcca_cli.downlink.codecs import exact
+from cdcca_cli.downlink.signatures import PrivateKey
 from cdcca_cli.errors import BadData, CdccaError, SignatureRefused, StaleUpdate, WrongBase
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -33,7 +35,7 @@ OTHER_MODEL = "sha256:" + 64 * "8"
 @lru_cache
 def keys() -> tuple[PrivateKey, ...]:
     """Four people's keys."""
-    return tuple(signing.generate() for _ in range(4))
+    return tuple(signatures.generate() for _ in range(4))
 
 
 def trust(*numbers: int, threshold: int = 1, version: int = 1) -> Trust:
@@ -76,7 +78,7 @@ def update_to(device: Device, after: worlds.Overlay | None = None, **fields: Any
 
 
 def signed(update: Update, *numbers: int) -> Update:
-    return signing.sign(update, [keys()[number] for number in numbers])
+    return signatures.sign(update, [keys()[number] for number in numbers])
 
 
 def at(seconds: float) -> Callable[[], float]:
@@ -236,7 +238,7 @@ class TestSignatures:
         update = update_to(device, codec="nf4-mixed", coding={"bits": [4] * 200_000})
         with pytest.raises(BadData, match="at most 262,144 are read"):
             file_of(update)
-        refused(device, (1 << 18).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "not sound")
+        refused(device, (1 << 18).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "not JSON")
         refused(device, (1 + (1 << 18)).to_bytes(8, "little") + b"{" * (1 << 18), BadData, "2 to")
 
     def test_keys_that_changed_while_it_was_read(self, device: Device) -> None:
@@ -323,7 +325,7 @@ class TestExpiry:
 
     def test_the_clock_is_ten_years_ahead(self, device: Device) -> None:
         update = signed(update_to(device, expires=NOW + YEAR), 0)
-        words = "this device's clock says 2037-01-12 08:00 UTC"
+        words = "this device's clock is at 2037-01-12 08:00 UTC"
         refused(device, update, StaleUpdate, words, clock=at(NOW + 10 * YEAR))
 
     def test_the_clock_is_ten_years_behind(self, device: Device) -> None:
@@ -460,7 +462,7 @@ def damage(device: Device) -> None:
 
 class TestRotation:
     def made(self, device: Device, new: Trust, *numbers: int) -> TrustList:
-        return signing.sign(TrustList(new), [keys()[number] for number in numbers])
+        return signatures.sign(TrustList(new), [keys()[number] for number in numbers])
 
     def test_to_other_keys(self, device: Device) -> None:
         new = trust(2, 3, threshold=2, version=2)
@@ -542,7 +544,7 @@ class TestRotation:
     ) -> None:
         device = folder(tmp_path / "open", None)
         listed = self.made(device, trust(0), 0)
-        refused(device, listed, SignatureRefused, "--unsigned takes it on your word")
+        refused(device, listed, SignatureRefused, "`unsigned` takes it on your word")
         refused(device, TrustList(trust(0)), SignatureRefused, "not signed", unsigned=True)
         assert status(receive(device, listed, unsigned=True)) == "applied"
         refused(device, update_to(device), SignatureRefused, "not signed")
@@ -556,11 +558,11 @@ class TestRotation:
         self, device: Device, tmp_path: Path
     ) -> None:
         public = [keys()[2].public, keys()[0].public]
-        made = rotation.next_list(rotation.trust_of(device.path), public, 2)
+        made = key_files.next_list(key_files.trust_of(device.path), public, 2)
         assert made.trust == trust(0, 2, threshold=2, version=2)
-        words = rotation.summary(device.trust, made)
-        assert "signed by 0 of the keys before, 1 must" in words
-        assert "signed by 0 of its own keys, 2 must" in words
+        words = key_files.summary(device.trust, made)
+        assert "has 0 of 1 signature by the keys trusted before" in words
+        assert "0 of 2 signatures by its own keys" in words
         path = tmp_path / "list"
         path.write_bytes(file_of(made))
-        assert rotation.trust_of(path) == made.trust
+        assert key_files.trust_of(path) == made.trust

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink import signing
+from cdcca_cli.downlink import signatures
 from cdcca_cli.formats import adaptation, device, lessons, predictions, shard, trust, update
 from cdcca_cli.main import main
 from tests.golden import make
@@ -47,7 +47,7 @@ def test_invalid_file_is_refused_in_one_line(
     out, err = capfd.readouterr()
     assert (found, out) == (code, "")
     assert words in err
-    assert err.startswith("cdcca: ") and err.count("\n") == 1 and len(err) < 400, err
+    assert err.startswith("cdcca ") and err.count("\n") == 1 and len(err) < 400, err
     assert "a bug" not in err
 
 
@@ -199,7 +199,7 @@ def test_update_of_version_2() -> None:
         expires=4102444800,
     )
     assert [signature.key for signature in found.signatures] == sorted(make.KEYS)
-    assert signing.signers(found.signed_bytes(), found.signatures, make.KEYS) == (
+    assert signatures.signers(found.signed_bytes(), found.signatures, make.KEYS) == (
         *sorted(make.KEYS),
     )
     out = BytesIO()
@@ -211,7 +211,7 @@ def test_trust_list() -> None:
     data = (VALID / "trust_v1.trust").read_bytes()
     found = trust.read_trust_list(BytesIO(data))
     assert found.trust == trust.Trust(3, 2, tuple(sorted(make.KEYS)))
-    assert signing.signers(found.signed_bytes(), found.signatures, make.KEYS) == found.trust.keys
+    assert signatures.signers(found.signed_bytes(), found.signatures, make.KEYS) == found.trust.keys
     out = BytesIO()
     assert trust.write_trust_list(out, found) == len(data)
     assert out.getvalue() == data

@@ -418,7 +418,7 @@ def check(folder: Path, pair: Pair, side: str, data: bytes, capfd: Any) -> int:
     if code:
         newer = side == "predictions" and sound.layout == "jsonl" and b'"v"' in data
         assert code == 65 or (code == 76 and newer), said
-        assert len(said) == 1 and said[0].startswith("cdcca: ") and len(said[0]) < 700, said
+        assert len(said) == 1 and said[0].startswith("cdcca ") and len(said[0]) < 700, said
         return code
     content = load(sound.layout, data)
     clean = dump(sound.layout, content).replace(b"Infinity", b"1e999")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink import usq
+from cdcca_cli.downlink.codecs import usq
 from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "ternary"
@@ -36,12 +36,10 @@ def encode(
     mean_square = np.square(every, dtype=np.float64).sum() / max(len(every), 1)
     step = float(np.float32(alpha * np.sqrt(mean_square)))
     if not num_kept or step < SMALLEST_STEP:
-        return usq.write_payload(
-            sequence, [np.zeros(d.shape, np.int8) for d in deltas], [1.0] * len(deltas)
-        )
+        return usq.write_payload(sequence, [np.zeros(d.shape, np.int8) for d in deltas], 1.0)
     least = np.partition(magnitudes, len(magnitudes) - num_kept)[len(magnitudes) - num_kept]
     codes = [
         (np.sign(delta) * (np.abs(delta) >= max(least, np.finfo(np.float32).tiny))).astype(np.int8)
         for delta in deltas
     ]
-    return usq.write_payload(sequence, codes, [step] * len(codes))
+    return usq.write_payload(sequence, codes, step)

@@ -14,18 +14,15 @@ empty.
 `coding` in the update's header is empty. A target that is not finite makes the update invalid.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.payload import after_sequence, read_frame, with_sequence, write_frame
+from cdcca_cli.downlink.change import Overlay
+from cdcca_cli.downlink.codecs.payload import after_sequence, read_frame, with_sequence, write_frame
 
 CODEC = "exact"
 
 _PLANES = 4
-
-Overlay = Mapping[str, NDArray[np.float32]]
 
 
 def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:

@@ -16,25 +16,22 @@ A tensor of class 0 does not change. For one of class c
 A change or a new value that is not finite makes the update invalid. `coding` in the update's header
 is empty.
 
-The writer gives all tensors one global step, or one times a multiplier. Several classes may have
-the same step, because a class is also what has tables of its own: tensors of alike energy stand
-together where that makes the payload smaller. Reconstruction is plain: the
-step that is written is the quantiser's own, or that times a gain above 1 for the whole file; never
-a centroid, which shrinks the update, and a short update loses far more of the task than its squared
-error says. One step for all is what reverse water-filling asks for: tensors that changed little get
-few bits by themselves.
-
-Chooses no step: that is `sender`'s.
+The writer gives all tensors one step, which is what reverse water-filling asks for: tensors that
+changed little get few bits by themselves. (cdcca 0.1 to 0.3 could write several.) Several classes
+have the same step, because a class is also what has tables of its own: tensors of similar energy
+share one where that makes the payload smaller. The step that is written is the quantiser's own,
+never a centroid: centroids shrink the update, and a short update loses far more of the task than
+its squared error suggests. `rate` chooses the step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink import planes
-from cdcca_cli.downlink.delta import added
-from cdcca_cli.downlink.payload import SEQUENCE_BYTES, after_sequence, with_sequence
+from cdcca_cli.downlink.change import Overlay, added
+from cdcca_cli.downlink.codecs import planes
+from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, with_sequence
 from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.uniform import SMALLEST_STEP, quantize
 
@@ -42,38 +39,25 @@ CODEC = "usq"
 
 _STEP = np.dtype("<f4")
 _CLASS_PARAMETERS = 48_000  # fewer, and a table of their own costs more than it saves
-_CLASSES_A_STEP = 8
+_MOST_CLASSES = 8
 _LARGE = 1 << 22  # from so many parameters on, tables cost next to nothing
 
-Overlay = Mapping[str, NDArray[np.float32]]
 
-
-def encode(
-    deltas: Sequence[NDArray[np.float32]],
-    sequence: int,
-    steps: float | Sequence[float],
-    gain: float = 1.0,
-) -> bytes:
+def encode(deltas: Sequence[NDArray[np.float32]], sequence: int, step: float) -> bytes:
     """The payload for these changes, in name order.
 
-    Args:
-        deltas: of every tensor of the base; those that are not to be sent are zeros.
-        steps: float32 above 0, one for all, or one for each tensor.
-        gain: what a code stands for, in steps.
+    Args: deltas: of every tensor of the base; those that are not to be sent are zeros. step: a
+        float32 above 0.
     Raises: BadData if a value is more than 2^24 steps from zero.
     """
-    each = [steps] * len(deltas) if isinstance(steps, float | np.floating) else list(steps)
-    codes = [_narrow(quantize(delta, step)) for delta, step in zip(deltas, each, strict=True)]
-    return write_payload(sequence, codes, [float(np.float32(step * gain)) for step in each])
+    return write_payload(sequence, [_narrow(quantize(delta, step)) for delta in deltas], step)
 
 
-def write_payload(
-    sequence: int, codes: Sequence[NDArray[np.integer]], steps: Sequence[float]
-) -> bytes:
-    """The payload of codes (any shape) whose units are these steps, in name order."""
+def write_payload(sequence: int, codes: Sequence[NDArray[np.integer]], step: float) -> bytes:
+    """The payload of codes (any shape) whose unit is this step, in name order."""
     small = sum(one.size for one in codes) < _LARGE
-    tried = (1, _CLASSES_A_STEP) if small else (_CLASSES_A_STEP,)
-    return min((_written(sequence, codes, steps, most) for most in tried), key=len)
+    tried = (1, _MOST_CLASSES) if small else (_MOST_CLASSES,)
+    return min((_written(sequence, codes, step, most) for most in tried), key=len)
 
 
 def _narrow(codes: NDArray[np.int32]) -> NDArray[np.integer]:
@@ -82,39 +66,34 @@ def _narrow(codes: NDArray[np.int32]) -> NDArray[np.integer]:
     return small if (small == codes).all() else codes
 
 
-def _written(
-    sequence: int, codes: Sequence[NDArray[np.integer]], steps: Sequence[float], most: int
-) -> bytes:
-    """The payload with at most so many classes a step."""
-    classes, of_class = _classes(codes, steps, most)
-    head = bytes([len(of_class)]) + np.array(of_class, _STEP).tobytes()
+def _written(sequence: int, codes: Sequence[NDArray[np.integer]], step: float, most: int) -> bytes:
+    """The payload with at most so many classes."""
+    classes = _classes(codes, most)
+    steps = np.full(max(classes, default=0), step, _STEP)
+    head = bytes([len(steps)]) + steps.tobytes()
     return with_sequence(sequence, head + planes.write_body(classes, codes))
 
 
-def _classes(
-    codes: Sequence[NDArray[np.integer]], steps: Sequence[float], most: int
-) -> tuple[list[int], list[float]]:
-    """The class of each tensor, and the step of each class from 1 on.
+def _classes(codes: Sequence[NDArray[np.integer]], most: int) -> list[int]:
+    """The class of each tensor, 0 for zeros only.
 
-    The tensors of a step are sorted by the mean square of their codes and cut into classes of about
-    as many parameters each.
+    The tensors are sorted by the mean square of their codes and cut into classes of about as many
+    parameters each.
     """
     energies = [_mean_square(one) for one in codes]
     classes = [0] * len(codes)
-    of_class: list[float] = []
-    for step in sorted(set(steps)):
-        own = [t for t, energy in enumerate(energies) if energy > 0 and steps[t] == step]
-        own.sort(key=lambda tensor: (energies[tensor], tensor))
-        total = sum(codes[tensor].size for tensor in own)
-        wanted = min(max(total // _CLASS_PARAMETERS, 1), most)
-        before, number = 0, -1
-        for tensor in own:
-            if before * wanted // total > number:
-                number = before * wanted // total
-                of_class.append(step)
-            classes[tensor] = len(of_class)
-            before += codes[tensor].size
-    return classes, of_class
+    sent = [tensor for tensor, energy in enumerate(energies) if energy > 0]
+    sent.sort(key=lambda tensor: (energies[tensor], tensor))
+    total = sum(codes[tensor].size for tensor in sent)
+    wanted = min(max(total // _CLASS_PARAMETERS, 1), most)
+    before, at, number = 0, -1, 0
+    for tensor in sent:
+        if before * wanted // total > at:
+            at = before * wanted // total
+            number += 1
+        classes[tensor] = number
+        before += codes[tensor].size
+    return classes
 
 
 def _mean_square(codes: NDArray[np.integer]) -> float:

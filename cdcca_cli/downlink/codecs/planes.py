@@ -6,7 +6,7 @@ class 0 are zero and nothing is stored for it. Within a class the tensors stand 
 values in C order: N codes end to end. The planes of a class are
 
     plane k (k = 1..P)   one bit for each code q of |q| >= k-1: 1 if |q| >= k. P is the class's own
-                         number of planes, 0..15; no bit of plane P is 1 for nothing but zeros
+                         number of planes, 0..15: a writer's is the largest |q|, 15 at most
     signs                one bit for each code but zero: 1 if it is below zero
     rests                for each code of |q| >= P, W bytes, little-endian: |q| - P; W is the
                          class's own width, 0..3. If W is 0, they are all 0
@@ -55,7 +55,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.payload import read_frame, write_frame
+from cdcca_cli.downlink.codecs.payload import read_frame, write_frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.uniform import LARGEST_CODE
 

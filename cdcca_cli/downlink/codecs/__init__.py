@@ -1,34 +1,33 @@
 """Every codec that an update can name, and the one door to them: `decode`.
 
-| id          | is                                                   | specification |
-|-------------|------------------------------------------------------|---------------|
-| `usq`       | whole multiples of a step at their entropy; the default | `usq`      |
-| `nf4-mixed` | the paper's NF4, with 0, 2, 4 or 8 bits a tensor     | `nf4_mixed`   |
-| `ternary`   | ComPEFT: the largest changes by their signs          | `ternary`     |
-| `sign`      | BitDelta: one bit a change                           | `sign`        |
-| `exact`     | any bits of the target                               | `exact`       |
+| id          | is                                                      | specification |
+|-------------|---------------------------------------------------------|---------------|
+| `usq`       | whole multiples of a step at their entropy; the default | `usq`         |
+| `nf4-mixed` | the paper's NF4                                         | `nf4`         |
+| `ternary`   | ComPEFT: the signs of the largest changes               | `ternary`     |
+| `sign`      | BitDelta: one bit a change                              | `bitdelta`    |
+| `exact`     | any bits of the target                                  | `exact`       |
 
-A codec is one module, whose docstring is enough to write a reader from. Decoding needs numpy and
-zstandard, and gives the same bits on every machine: whole numbers, one float32 multiplication, one
-addition. Encoding and its choices are `sender`'s; digests and signatures are looked at elsewhere.
+A codec is one module, whose docstring is enough to write a reader from; `payload` is what they
+share. Decoding needs numpy and zstandard, and gives the same bits on every machine: whole numbers,
+one float32 multiplication, one addition. What is encoded, and how exactly, is for `encode` to
+choose; `verify` checks digests and signatures.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink import exact, nf4_mixed, sign, ternary, usq
+from cdcca_cli.downlink.change import Overlay
+from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary, usq
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats.update import Update
 
-Overlay = Mapping[str, NDArray[np.float32]]
 Decoded = dict[str, NDArray[np.float32]]
-
-DEFAULT = usq.CODEC
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Codec:
     Args:
         decode: the new overlay, from the update and its base; raises BadData.
         byte_kinds: what the payload's bytes are for, adding up to its length; raises BadData.
-        facts: what `inspect` tells of an update beyond sizes.
+        facts: what `inspect` shows of an update beside sizes.
     """
 
     decode: Callable[[Update, Overlay], Decoded]
@@ -46,28 +45,19 @@ class Codec:
     facts: Callable[[Update], dict[str, Any]]
 
 
-def _uniform(update: Update, base: Overlay) -> Decoded:
-    _expect_no_coding(update)
-    return usq.decode(update.payload, update.sequence, base)
+def _plain(read: Callable[[bytes, int, Overlay], Decoded]) -> Callable[[Update, Overlay], Decoded]:
+    """The decoder of a codec with nothing of its own in the header."""
+
+    def decode(update: Update, base: Overlay) -> Decoded:
+        if update.coding:
+            raise BadData(f"update: codec {update.codec} takes no 'coding': fetch it again")
+        return read(update.payload, update.sequence, base)
+
+    return decode
 
 
 def _mixed(update: Update, base: Overlay) -> Decoded:
-    return nf4_mixed.decode(update.payload, update.sequence, update.coding, base)
-
-
-def _sign(update: Update, base: Overlay) -> Decoded:
-    _expect_no_coding(update)
-    return sign.decode(update.payload, update.sequence, base)
-
-
-def _exact(update: Update, base: Overlay) -> Decoded:
-    _expect_no_coding(update)
-    return exact.decode(update.payload, update.sequence, base)
-
-
-def _expect_no_coding(update: Update) -> None:
-    if update.coding:
-        raise BadData(f"update: codec {update.codec} has no 'coding' of its own: fetch it again")
+    return nf4.decode(update.payload, update.sequence, update.coding, base)
 
 
 def _whole(payload: bytes) -> dict[str, int]:
@@ -79,7 +69,7 @@ def _steps(update: Update) -> dict[str, Any]:
 
 
 def _bits(update: Update) -> dict[str, Any]:
-    bits = nf4_mixed.bits_of(update.coding)
+    bits = nf4.bits_of(update.coding)
     return {"tensors_by_bits": {str(number): Counter(bits)[number] for number in sorted({*bits})}}
 
 
@@ -88,11 +78,11 @@ def _nothing(_: Update) -> dict[str, Any]:
 
 
 CODECS: dict[str, Codec] = {
-    usq.CODEC: Codec(_uniform, usq.byte_kinds, _steps),
-    nf4_mixed.CODEC: Codec(_mixed, _whole, _bits),
-    ternary.CODEC: Codec(_uniform, usq.byte_kinds, _steps),
-    sign.CODEC: Codec(_sign, _whole, _nothing),
-    exact.CODEC: Codec(_exact, _whole, _nothing),
+    usq.CODEC: Codec(_plain(usq.decode), usq.byte_kinds, _steps),
+    nf4.CODEC: Codec(_mixed, _whole, _bits),
+    ternary.CODEC: Codec(_plain(usq.decode), usq.byte_kinds, _steps),
+    bitdelta.CODEC: Codec(_plain(bitdelta.decode), _whole, _nothing),
+    exact.CODEC: Codec(_plain(exact.decode), _whole, _nothing),
 }
 
 
@@ -126,7 +116,7 @@ def byte_kinds(update: Update) -> dict[str, int]:
 
 
 def facts(update: Update) -> dict[str, Any]:
-    """What a codec tells of an update beyond sizes: steps, bits. NewerFormat, BadData."""
+    """What `inspect` shows of an update beside sizes: steps, bits. NewerFormat, BadData."""
     return codec_of(update).facts(update)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcca_cli.downlink import signing
+from cdcca_cli.downlink import keys, signatures
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError, MissingInput, UsageError
 from cdcca_cli.formats.trust import Signature
 from tests import slow_ed25519
@@ -44,10 +44,10 @@ needs_ssh_keygen = pytest.mark.skipif(
 )
 
 
-def key_of(seed: str) -> signing.PrivateKey:
+def key_of(seed: str) -> signatures.PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return signing.PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
+    return signatures.PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed)))
 
 
 @pytest.mark.parametrize(("seed", "public", "message", "signature"), VECTORS)
@@ -58,11 +58,11 @@ def test_rfc_8032(seed: str, public: str, message: str, signature: str) -> None:
     assert key_of(seed).sign(text) == Signature(public, signature)
     assert slow_ed25519.public_key(bytes.fromhex(seed)).hex() == public
     assert slow_ed25519.signature(bytes.fromhex(seed), text).hex() == signature
-    assert signing.signers(text, [Signature(public, signature)], [public]) == (public,)
+    assert signatures.signers(text, [Signature(public, signature)], [public]) == (public,)
 
 
 def test_signatures_of_two_hands_agree() -> None:
-    key = signing.generate()
+    key = signatures.generate()
     made = key.sign(b"some words")
     raw = bytes.fromhex(made.signature)
     assert slow_ed25519.is_valid(bytes.fromhex(key.public), b"some words", raw)
@@ -83,44 +83,72 @@ def test_one_changed_bit_and_the_signature_is_nobodys(bit: int, message: bytes) 
         (message + b"\0", good.signature),
         (message, good.signature[:64] + higher.to_bytes(32, "little").hex()),
     ):
-        assert signing.signers(false[0], [Signature(public, false[1])], [public]) == ()
+        assert signatures.signers(false[0], [Signature(public, false[1])], [public]) == ()
 
 
 def test_each_key_counts_once() -> None:
     good = key_of(VECTORS[0][0]).sign(b"m")
-    assert signing.signers(b"m", [good, good], [good.key, good.key]) == (good.key,)
-    assert signing.signers(b"m", [good], []) == ()
+    assert signatures.signers(b"m", [good, good], [good.key, good.key]) == (good.key,)
+    assert signatures.signers(b"m", [good], []) == ()
 
 
 class TestFiles:
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
-        key = signing.generate()
-        public = signing.write_key_pair(tmp_path / "k", key, "someone")
+        key = signatures.generate()
+        public = keys.write_key_pair(tmp_path / "k", key, "someone")
         assert public == tmp_path / "k.pub"
-        assert signing.read_private_key(tmp_path / "k").public == key.public
-        assert signing.read_public_key(public) == key.public
+        assert keys.read_private_key(tmp_path / "k").public == key.public
+        assert keys.read_public_key(public) == key.public
         assert public.read_text().startswith("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI")
         assert public.read_text().endswith(" someone\n")
 
     def test_the_private_key_is_for_its_owner_alone(self, tmp_path: Path) -> None:
         before = os.umask(0)
         try:
-            signing.write_key_pair(tmp_path / "k", signing.generate())
+            keys.write_key_pair(tmp_path / "k", signatures.generate())
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "k").stat().st_mode) == 0o600
+
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o610, 0o666, 0o602])
+    def test_a_key_that_others_can_read_is_refused(self, tmp_path: Path, mode: int) -> None:
+        """As ssh does (sshkey_perm_ok: mode & 077); the cure in the message works."""
+        keys.write_key_pair(tmp_path / "k", signatures.generate())
+        (tmp_path / "k").chmod(mode)
+        with pytest.raises(UsageError, match=rf"mode {mode:04o}\): chmod 600 {tmp_path}/k$"):
+            keys.read_private_key(tmp_path / "k")
+        for sound in (0o600, 0o400, 0o700):
+            (tmp_path / "k").chmod(sound)
+            keys.read_private_key(tmp_path / "k")
+
+    def test_another_users_key_is_not_judged(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with ssh: a key that root has given a group, say."""
+        keys.write_key_pair(tmp_path / "k", signatures.generate())
+        (tmp_path / "k").chmod(0o640)
+        monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path / "k").st_uid + 1)
+        keys.read_private_key(tmp_path / "k")
+
+    @needs_ssh_keygen
+    def test_ssh_refuses_the_same(self, tmp_path: Path) -> None:
+        keys.write_key_pair(tmp_path / "k", signatures.generate())
+        for mode, is_refused in ((0o600, False), (0o640, True), (0o601, True), (0o400, False)):
+            (tmp_path / "k").chmod(mode)
+            command = ["ssh-keygen", "-y", "-f", str(tmp_path / "k")]
+            assert (subprocess.run(command, capture_output=True).returncode != 0) == is_refused
 
     @pytest.mark.parametrize("there", ["k", "k.pub"])
     def test_a_key_is_never_replaced(self, tmp_path: Path, there: str) -> None:
         (tmp_path / there).write_text("old")
         with pytest.raises(CannotWrite, match="never replaced"):
-            signing.write_key_pair(tmp_path / "k", signing.generate())
+            keys.write_key_pair(tmp_path / "k", signatures.generate())
         assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(there, "old")]
 
     def test_a_link_to_nowhere_is_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "k").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CannotWrite, match="never replaced"):
-            signing.write_key_pair(tmp_path / "k", signing.generate())
+            keys.write_key_pair(tmp_path / "k", signatures.generate())
         assert not (tmp_path / "elsewhere").exists()
 
     def test_no_half_of_a_pair_is_left(
@@ -136,12 +164,12 @@ class TestFiles:
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(CannotWrite, match="no space"):
-            signing.write_key_pair(tmp_path / "k", signing.generate())
+            keys.write_key_pair(tmp_path / "k", signatures.generate())
         assert list(tmp_path.iterdir()) == []
 
     @needs_ssh_keygen
     def test_ssh_keygen_reads_ours(self, tmp_path: Path) -> None:
-        signing.write_key_pair(tmp_path / "k", signing.generate())
+        keys.write_key_pair(tmp_path / "k", signatures.generate())
         command = ["ssh-keygen", "-y", "-f", str(tmp_path / "k")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.split()[:2] == (tmp_path / "k.pub").read_text().split()[:2]
@@ -150,9 +178,9 @@ class TestFiles:
     def test_we_read_ssh_keygens(self, tmp_path: Path) -> None:
         make = ["ssh-keygen", "-q", "-t", "ed25519", "-C", "a b", "-f", str(tmp_path / "k")]
         subprocess.run([*make, "-N", ""], check=True)
-        key = signing.read_private_key(tmp_path / "k")
-        assert signing.read_public_key(tmp_path / "k.pub") == key.public
-        assert signing.signers(b"m", [key.sign(b"m")], [key.public]) == (key.public,)
+        key = keys.read_private_key(tmp_path / "k")
+        assert keys.read_public_key(tmp_path / "k.pub") == key.public
+        assert signatures.signers(b"m", [key.sign(b"m")], [key.public]) == (key.public,)
 
     @needs_ssh_keygen
     @pytest.mark.parametrize(
@@ -163,17 +191,17 @@ class TestFiles:
         command = ["ssh-keygen", "-q", *options, "-f", str(tmp_path / "k")]
         subprocess.run(command, check=True)
         with pytest.raises(UsageError, match=words):
-            signing.read_private_key(tmp_path / "k")
+            keys.read_private_key(tmp_path / "k")
         if "ecdsa" in options:
             with pytest.raises(UsageError, match="expected an ssh-ed25519 key, found ecdsa"):
-                signing.read_public_key(tmp_path / "k.pub")
+                keys.read_public_key(tmp_path / "k.pub")
 
     def test_one_for_the_other(self, tmp_path: Path) -> None:
-        signing.write_key_pair(tmp_path / "k", signing.generate())
+        keys.write_key_pair(tmp_path / "k", signatures.generate())
         with pytest.raises(UsageError, match="is a public key"):
-            signing.read_private_key(tmp_path / "k.pub")
+            keys.read_private_key(tmp_path / "k.pub")
         with pytest.raises(UsageError, match="is a private key"):
-            signing.read_public_key(tmp_path / "k")
+            keys.read_public_key(tmp_path / "k")
 
     @pytest.mark.parametrize(
         "content",
@@ -190,10 +218,11 @@ class TestFiles:
     )
     def test_files_that_are_no_keys(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "k").write_bytes(content)
-        for read in (signing.read_private_key, signing.read_public_key):
+        (tmp_path / "k").chmod(0o600)
+        for read in (keys.read_private_key, keys.read_public_key):
             with pytest.raises(CdccaError) as caught:
                 read(tmp_path / "k")
             assert isinstance(caught.value, BadData | UsageError)
             assert "\n" not in str(caught.value)
         with pytest.raises(MissingInput):
-            signing.read_public_key(tmp_path / "absent")
+            keys.read_public_key(tmp_path / "absent")

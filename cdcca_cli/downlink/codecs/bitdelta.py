@@ -16,13 +16,13 @@ Nothing may follow; `coding` in the update's header is empty. The new value is b
 base - size, one float32 addition.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.delta import added
-from cdcca_cli.downlink.payload import after_sequence, with_sequence
+from cdcca_cli.downlink.change import Overlay, added
+from cdcca_cli.downlink.codecs.payload import after_sequence, with_sequence
 from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
@@ -43,9 +43,7 @@ def encode(deltas: Sequence[NDArray[np.float32]], sequence: int) -> bytes:
     return with_sequence(sequence, b"".join([np.array(sizes, _SIZE).tobytes(), *signs]))
 
 
-def decode(
-    payload: bytes, sequence: int, base: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float32]]:
+def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
     """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
     names = sorted(base)
     rest = after_sequence(payload, sequence)

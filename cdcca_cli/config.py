@@ -1,0 +1,199 @@
+"""`cdcca.toml` in the working folder, and the folders and hardware that a command works with.
+
+    device = "device"              # for every command that has this option
+    student = "mirror"
+    teacher = "Salesforce/instructblip-vicuna-13b"
+
+    [distill]                      # a table for each command
+    epochs = 5                     # any of its options
+    kl_weight = 0.5                # any setting that its --set takes
+
+Names are those of the options, with underscores. `loop` reads [sample], [distill] and [compress]
+too, so that one file keeps a whole run. A wrong table, name or value is refused with its line.
+
+A folder is looked for on the command line, in an environment variable (`CDCCA_DEVICE`,
+`CDCCA_STUDENT`, `CDCCA_TEACHER`), in the command's table, and at the top of cdcca.toml. If none of
+them names one, it is that of the shipped pair, with a message on stderr.
+"""
+
+import atexit
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdcca_cli import files, streams
+from cdcca_cli.errors import MissingInput, UsageError
+from cdcca_cli.settings import check, setting, sorted_by_likeness
+
+if TYPE_CHECKING:
+    from cdcca_cli.formats.device import Device
+
+TOML = "cdcca.toml"
+FOLDERS = ("device", "student", "teacher")
+SHIPPED_STUDENT = "shipped:student"
+SHIPPED_TEACHER = "shipped:teacher"
+_MOST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a model is computed on: `compute` and `dtype` are arguments of `models.load`."""
+
+    compute: str = setting("auto", "Hardware to compute on", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = setting(
+        "auto",
+        "Number format to compute in",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    threads: int | None = setting(None, "Number of CPU threads", at_least=1, usually="all cores")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def set_threads(self) -> None:
+        """Make torch compute with this many threads."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
+
+# ---------------------------------------------------------------- cdcca.toml
+
+
+@dataclass(frozen=True)
+class Toml:
+    """What cdcca.toml holds. top: the folders. tables: by command. lines: of keys, from 1."""
+
+    top: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def refusal(self, table: str, name: str, reason: str, value: object = None) -> UsageError:
+        """The error for a name or a value; table "" is the top of the file."""
+        line = self.lines.get((table, name)) or self.lines.get((table, ""))
+        place = f"{TOML}:{line}" if line else TOML
+        found = "" if value is None else f", found {str(as_text(value))[:80]!r}"
+        return UsageError(f"{place}: {f'[{table}] ' if table else ''}{name}: {reason}{found}")
+
+    def check_names(self, table: str, names: Collection[str]) -> None:
+        """Refuse what is no option of the command whose table it is. Raises: UsageError."""
+        for name, value in self.tables.get(table, {}).items():
+            if name not in names:
+                near = ", ".join(sorted_by_likeness(name, names)[:5])
+                more = ", ..." if len(names) > 5 else ""
+                raise self.refusal(table, name, f"no such setting: expected one of {near}{more}")
+            if value == "" or isinstance(value, dict):
+                raise self.refusal(table, name, "expected a value", value)
+
+
+def as_text(value: object) -> str:
+    """A value of cdcca.toml as it would be written on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(as_text, value)) if isinstance(value, list) else str(value)
+
+
+def read(commands: Collection[str]) -> Toml:
+    """The cdcca.toml of the working folder; an empty one if there is none.
+
+    Args: commands: the tables that there may be.
+    Raises: MissingInput if it cannot be read, UsageError if it is not what it should be.
+    """
+    import tomllib
+
+    try:
+        with open(TOML, "rb") as source:
+            data = source.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return Toml()
+    except OSError as error:
+        raise MissingInput(files.reason(TOML, error)) from None
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{TOML}: expected at most {_MOST_BYTES:,} bytes")
+    try:
+        text = data.decode()
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        words = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        at = re.search(r" \(at line (\d+), column \d+\)$", words)
+        place = f"{TOML}:{at[1]}" if at else TOML
+        raise UsageError(f"{place}: not valid TOML: {words[: at.start() if at else 200]}") from None
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    top = {name: value for name, value in content.items() if name not in tables}
+    toml = Toml(top, tables, _lines(text))
+    for name in tables:
+        if name not in commands:
+            near = ", ".join(sorted_by_likeness(name, commands))
+            raise toml.refusal(name, "", f"no such table: expected one of {near}")
+    for name, value in top.items():
+        if name not in FOLDERS:
+            near = ", ".join([*FOLDERS, *(f"[{command}]" for command in commands)])
+            raise toml.refusal("", name, f"no such setting: expected one of {near}")
+        if not isinstance(value, str) or not value:
+            raise toml.refusal("", name, "expected a path in quotes", value)
+    return toml
+
+
+_current = Toml()
+
+
+def use(toml: Toml) -> None:
+    """Make this the file that the rest of the process reads."""
+    global _current
+    _current = toml
+
+
+def current() -> Toml:
+    """The file that `main` has read."""
+    return _current
+
+
+def _lines(text: str) -> dict[tuple[str, str], int]:
+    """The line of each table and each key, found without parsing values."""
+    found: dict[tuple[str, str], int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]", line):
+            table = header[1]
+            found.setdefault((table, ""), number)
+        elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
+            found.setdefault((table, key[1]), number)
+    return found
+
+
+# ---------------------------------------------------------------- the folders
+
+
+def device(option: str | None, role: str = "device") -> "Device":
+    """The device folder that the option or the top of cdcca.toml names.
+
+    Args: role: `device` or `student`, the key in cdcca.toml.
+    Returns: the open folder; the shipped student's, in a temporary folder, when none is named.
+    """
+    from cdcca_cli.formats.device import Device
+
+    named = option or _current.top.get(role)
+    if named is not None:
+        return Device.open(Path(named))
+    streams.message(f"no {role} folder named: using the shipped student")
+    import shutil
+    import tempfile
+
+    from cdcca_cli.models.initial import create_device
+
+    folder = Path(tempfile.mkdtemp(prefix="cdcca-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return create_device(folder / role, SHIPPED_STUDENT)
+
+
+def teacher(option: str | None) -> str:
+    """The teacher's checkpoint: a folder, a hub id, or the shipped one."""
+    named = option or os.environ.get("CDCCA_TEACHER") or _current.top.get("teacher")
+    if named is not None:
+        return named
+    streams.message("no teacher named: using the shipped teacher")
+    return SHIPPED_TEACHER

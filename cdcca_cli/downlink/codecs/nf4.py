@@ -1,0 +1,298 @@
+"""The codec `nf4-mixed`: 4-bit NormalFloat, the paper's quantiser (Eq. 7). Its specification.
+
+The 16 levels are those of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of
+a normal distribution, scaled to [-1, 1], with an exact zero. A block is 64 values times one scale,
+its largest magnitude. The scales take one byte each: double quantisation as in bitsandbytes costs
+as much at its second level alone. A writer uses 4 bits; files of cdcca 0.1 to 0.3 have 2 and 8 too.
+
+What is known beforehand: the base's tensors in name order, and for each its number of values n and
+its bits, 0, 2, 4 or 8, which the list "bits" of `coding` in the update's header holds. A tensor of
+0 bits is not in the payload and does not change; a tensor without values has 0 bits. All others are
+*sent*. Values are taken in C order and in blocks of 64; the last block of a tensor may be shorter.
+
+The payload is exactly one zstd frame that declares its content size and carries a checksum. Its
+content begins with the update's sequence, 8 bytes, unsigned and little-endian, which must be the
+header's (everything else in the header is held by a digest or a size; the sequence by this). Then
+come five planes, end to end, each holding the sent tensors in name order:
+
+1. exponents: for each sent tensor one signed byte e;
+2. scales: for each sent tensor one byte for each block, ceil(n / 64) of them;
+3. codes of the tensors of 8 bits: n bytes a tensor;
+4. codes of the tensors of 4 bits: ceil(n / 2) bytes a tensor; of the two codes of a byte, the
+   first is in its low half;
+5. codes of the tensors of 2 bits: ceil(n / 4) bytes a tensor; of the four codes of a byte, the
+   first is in its two lowest bits.
+
+Bits of a tensor's last byte that no value needs are written as zero and not read.
+
+A scale byte c with its tensor's exponent e stands for the scale
+    0 if c = 0, otherwise (16 + (c mod 16)) * 2**(c div 16) * 2**e    (a float32 exactly)
+and a code q for the level
+    8 bits: q as a signed byte, -128..127
+    4 bits: entry q of the NF4 table (`NF4`, rounded to float32)
+    2 bits: -3, -1, 1, 3 for q = 0, 1, 2, 3
+A value's change is level * scale, one float32 multiplication; the new value is the base's value
+plus the change, one float32 addition. A scale, a change or a new value that is not finite makes the
+update invalid.
+
+Each plane is given to zstd in blocks of its own, because a Huffman table is for one block and a
+scale's bytes are not distributed as a code's. Level 1: on Gaussian changes level 3 is 0.1 % larger,
+and level 19 is a hundred times slower for nothing. A reader need not know of either.
+
+Shapes: K blocks, S = 64 values in a block (fewer in a tensor's last one).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from cdcca_cli.downlink.change import Overlay, added
+from cdcca_cli.downlink.codecs.payload import (
+    SEQUENCE_BYTES,
+    after_sequence,
+    read_frame,
+    with_sequence,
+)
+from cdcca_cli.errors import BadData
+
+CODEC = "nf4-mixed"
+BLOCK = 64
+BITS = (0, 2, 4, 8)
+NEGLIGIBLE = 1e-6
+"""The share of the squared change that tensors may hold together and still not be sent.
+
+What NF4 itself rounds off is 8,000 times as much, and the next round finds again what is left out.
+"""
+
+NF4: NDArray[np.float32] = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+_MANTISSAS = 16
+_OCTAVES = 16
+# Smaller exponents would lead to numbers that some processors are set to flush to zero.
+_SMALLEST_EXPONENT = -100
+_UNITS = np.array(
+    [0]
+    + [(_MANTISSAS + c % _MANTISSAS) << (c // _MANTISSAS) for c in range(1, _MANTISSAS * _OCTAVES)],
+    np.float32,
+)
+_BETWEEN = (NF4[1:] + NF4[:-1]) / 2
+_LEVEL = 1
+
+
+def _packed_levels(bits: int, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(256, 8 / bits): the levels of the codes in each byte, first code first."""
+    shifts = np.arange(0, 8, bits)
+    return levels[(np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)]
+
+
+_PACKED_LEVELS = {
+    2: _packed_levels(2, np.array([-3, -1, 1, 3], np.float32)),
+    4: _packed_levels(4, NF4),
+    8: _packed_levels(8, np.arange(256).astype(np.uint8).view(np.int8).astype(np.float32)),
+}
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """One sent tensor: its part of each plane."""
+
+    bits: int
+    exponent: int
+    scales: bytes
+    codes: bytes
+
+
+# ---------------------------------------------------------------- writing
+
+
+def encode(
+    deltas: Sequence[NDArray[np.float32]], energies: Sequence[float], sequence: int
+) -> tuple[list[int], bytes]:
+    """The bits of each tensor and the payload of these finite changes, in name order.
+
+    Args: energies: the squared change of each tensor.
+    """
+    bits = [4 if matters else 0 for matters in _matter(energies)]
+    sent = [quantize(delta) for delta, number in zip(deltas, bits, strict=True) if number]
+    return bits, write_payload(sequence, sent)
+
+
+def _matter(energies: Sequence[float]) -> list[bool]:
+    """Which tensors are sent: not those whose squared changes are the smallest and come to no more
+    than `NEGLIGIBLE` of the sum of all; unchanged ones are among them.
+    """
+    allowed = NEGLIGIBLE * sum(energies)
+    matter = [True] * len(energies)
+    left_out = 0.0
+    for tensor in sorted(range(len(energies)), key=energies.__getitem__):
+        left_out += energies[tensor]
+        if left_out > allowed:
+            break
+        matter[tensor] = False
+    return matter
+
+
+def quantize(delta: NDArray[np.float32]) -> CodedTensor:
+    """The nearest level of each value, of a tensor of any shape with at least one value.
+
+    A scale at or above the block's largest magnitude leaves at most half a step of error.
+    """
+    values = np.ascontiguousarray(delta, np.float32).reshape(-1)
+    blocks_KS = np.zeros((-(-len(values) // BLOCK), BLOCK), np.float32)
+    blocks_KS.reshape(-1)[: len(values)] = values
+    scale_codes_K, exponent = encode_scales(np.abs(blocks_KS).max(axis=1))
+    scales_K = decode_scales(scale_codes_K, exponent)
+    relative_KS = blocks_KS / np.where(scales_K > 0, scales_K, np.float32(1))[:, None]
+    codes = np.searchsorted(_BETWEEN, relative_KS).astype(np.uint8).reshape(-1)[: len(values)]
+    codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
+    packed = codes[0::2] | codes[1::2] << 4
+    return CodedTensor(4, exponent, scale_codes_K.tobytes(), packed.tobytes())
+
+
+def encode_scales(scales_K: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int]:
+    """The codes (K,) of finite scales that are not negative, and the tensor's exponent e.
+
+    A scale is rounded up, by 6 % at most (to code 1, which is 17, by 10), so no value of its block
+    is cut off. Scales more than 65,000 times smaller than the tensor's largest become 0.
+    """
+    fraction_K, power_K = np.frexp(scales_K)  # scale = fraction * 2**power, fraction in [1/2, 1)
+    mantissa_K = np.ceil(fraction_K * (2 * _MANTISSAS)).astype(np.int64)
+    power_K = power_K.astype(np.int64) - 5
+    power_K, mantissa_K = (
+        np.where(mantissa_K == 2 * _MANTISSAS, power_K + 1, power_K),
+        np.where(mantissa_K == 2 * _MANTISSAS, _MANTISSAS, mantissa_K),
+    )
+    sent_K = scales_K > 0
+    if not sent_K.any():
+        return np.zeros(len(scales_K), np.uint8), 0
+    exponent = max(int(power_K[sent_K].max()) - (_OCTAVES - 1), _SMALLEST_EXPONENT)
+    octave_K = power_K - exponent
+    codes_K = np.maximum(octave_K * _MANTISSAS + mantissa_K - _MANTISSAS, 1)
+    return np.where(sent_K & (octave_K >= 0), codes_K, 0).astype(np.uint8), exponent
+
+
+def write_payload(sequence: int, tensors: Sequence[CodedTensor]) -> bytes:
+    """The payload of the sent tensors, in name order. The same tensors give the same bytes."""
+    planes = [
+        with_sequence(sequence, b""),
+        b"".join(tensor.exponent.to_bytes(1, "little", signed=True) for tensor in tensors),
+        b"".join(tensor.scales for tensor in tensors),
+        *(b"".join(t.codes for t in tensors if t.bits == bits) for bits in (8, 4, 2)),
+    ]
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    frame = compressor.compressobj(size=sum(map(len, planes)))
+    pieces = []
+    for plane in planes:
+        if plane:
+            pieces += [frame.compress(plane), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*pieces, frame.flush()])
+
+
+# ---------------------------------------------------------------- reading
+
+
+def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
+    """The changes (num_values,) that a coded tensor stands for: level * scale, in float32.
+
+    Raises: BadData if one is not finite.
+    """
+    packed = np.frombuffer(coded.codes, np.uint8)
+    levels = _PACKED_LEVELS[coded.bits][packed].reshape(-1)[:num_values]
+    scales_K = decode_scales(np.frombuffer(coded.scales, np.uint8), coded.exponent)
+    with np.errstate(over="ignore"):
+        delta = np.multiply(levels, np.repeat(scales_K, BLOCK)[:num_values], dtype=np.float32)
+    if not np.isfinite(delta).all():
+        raise BadData("update: a change is not finite: fetch it again")
+    return delta
+
+
+def read_payload(
+    payload: bytes, sequence: int, bits: Sequence[int], num_values: Sequence[int]
+) -> list[CodedTensor]:
+    """The sent tensors of a payload, in name order.
+
+    Nothing is decompressed before the frame is known to be exactly as large as it must be.
+
+    Args: bits, num_values: of every tensor of the base, in name order; bits in {0, 2, 4, 8}.
+    Raises: BadData.
+    """
+    sent = [(b, n) for b, n in zip(bits, num_values, strict=True) if b]
+    blocks = [-(-n // BLOCK) for _, n in sent]
+    sizes = [-(-n * b // 8) for b, n in sent]
+    expected = SEQUENCE_BYTES + len(sent) + sum(blocks) + sum(sizes)
+    unfolded = read_frame(payload, expected, "coded changes", has_checksum=True)
+    content = BytesIO(after_sequence(unfolded, sequence))
+    exponents = np.frombuffer(content.read(len(sent)), np.int8)
+    scale_bytes = [content.read(count) for count in blocks]
+    order = sorted(range(len(sent)), key=lambda index: -sent[index][0])  # 8, 4, 2; stable
+    code_bytes = {index: content.read(sizes[index]) for index in order}
+    return [
+        CodedTensor(b, int(exponents[index]), scale_bytes[index], code_bytes[index])
+        for index, (b, _) in enumerate(sent)
+    ]
+
+
+def decode(
+    payload: bytes, sequence: int, coding: Mapping[str, Any], base: Overlay
+) -> dict[str, NDArray[np.float32]]:
+    """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
+    bits = bits_of(coding)
+    names = sorted(base)
+    sizes = [base[name].size for name in names]
+    if len(bits) != len(names):
+        raise BadData(
+            f"update: for {len(bits):,} tensors, its base has {len(names):,}: fetch it again"
+        )
+    for name, size, number in zip(names, sizes, bits, strict=True):
+        if number not in BITS or (number and not size):
+            raise BadData(
+                f"update: {number} bits for {name[:80]}, of {size:,} values: fetch it again"
+            )
+    tensors = iter(read_payload(payload, sequence, bits, sizes))
+    overlay = dict(base)
+    for name, size, number in zip(names, sizes, bits, strict=True):
+        if number:
+            delta = restore(next(tensors), size).reshape(base[name].shape)
+            overlay[name] = added(base[name], delta)
+    return overlay
+
+
+def bits_of(coding: Mapping[str, Any]) -> list[int]:
+    """The bits of each tensor, as the update's header has them. BadData."""
+    bits = coding.get("bits")
+    if set(coding) != {"bits"} or type(bits) is not list or any(type(b) is not int for b in bits):
+        raise BadData("update: 'coding' of nf4-mixed must be a list of whole numbers, 'bits'")
+    return bits
+
+
+def decode_scales(codes_K: NDArray[np.uint8], exponent: int) -> NDArray[np.float32]:
+    """The scales (K,) of the codes. Raises: BadData if one is too large for float32."""
+    with np.errstate(over="ignore"):
+        scales_K: NDArray[np.float32] = np.ldexp(_UNITS, exponent)[codes_K]
+    if not np.isfinite(scales_K).all():
+        raise BadData(f"update: a block scale is not finite (exponent {exponent}): fetch it again")
+    return scales_K

@@ -1,0 +1,107 @@
+"""Ed25519 signatures (RFC 8032) on updates and trust lists.
+
+A signature is over the message itself, without ssh's framing. `verify` decides whose signatures are
+enough, `keys` reads key files. The `cryptography` package is imported where a key is used: a device
+that trusts no key never loads it.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
+
+from cdcca_cli.files import Writable
+from cdcca_cli.formats import trust, update
+from cdcca_cli.formats.trust import Signature, TrustList, read_strict_record, write_trust_list
+from cdcca_cli.formats.update import Update, write_update
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+class Signable(Protocol):
+    """An update or a trust list."""
+
+    @property
+    def signatures(self) -> tuple[Signature, ...]: ...
+
+    def signed_bytes(self) -> bytes: ...
+
+    def with_signatures(self, signatures: tuple[Signature, ...]) -> Self: ...
+
+
+Signed = TypeVar("Signed", bound=Signable)
+
+
+class PrivateKey:
+    """What signs. Its public half is `public`, 64 hexadecimal digits."""
+
+    def __init__(self, key: "Ed25519PrivateKey") -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw().hex()
+
+    def sign(self, message: bytes) -> Signature:
+        """The signature of a message; the same message gives the same one."""
+        return Signature(self.public, self._key.sign(message).hex())
+
+    def openssh_bytes(self) -> bytes:
+        """The private key's file."""
+        from cryptography.hazmat.primitives import serialization
+
+        return self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+
+
+def generate() -> PrivateKey:
+    """A new key, from the system's randomness."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return PrivateKey(Ed25519PrivateKey.generate())
+
+
+def sign(signed: Signed, keys: Sequence[PrivateKey]) -> Signed:
+    """The same with these keys' signatures added; a key that has signed before signs afresh.
+
+    An update of format version 1 becomes one of version 2, which alone has room for signatures.
+    """
+    message = signed.signed_bytes()
+    signatures = {signature.key: signature for signature in signed.signatures}
+    signatures |= {key.public: key.sign(message) for key in keys}
+    return signed.with_signatures(tuple(signatures[key] for key in sorted(signatures)))
+
+
+def signers(
+    message: bytes, signatures: Iterable[Signature], trusted: Sequence[str]
+) -> tuple[str, ...]:
+    """The trusted keys that have signed this message, ascending; each counts once.
+
+    Signatures of other keys are not looked at, and one that is false counts for nothing.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    found = set()
+    for signature in signatures:
+        if signature.key in trusted:
+            with suppress(InvalidSignature, ValueError):
+                key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key))
+                key.verify(bytes.fromhex(signature.signature), message)
+                found.add(signature.key)
+    return tuple(sorted(found))
+
+
+def read_signable(stream: BinaryIO, *, where: str) -> Update | TrustList:
+    """An update or a trust list, whichever it is. BadData, NewerFormat."""
+    record = read_strict_record(stream, update.KINDS | trust.KINDS, where)
+    if record.header["kind"] == "trust":
+        return trust.trust_list_of(record, where)
+    return update.envelope_of(record, where).open(where)
+
+
+def write_signable(out: Writable, signed: Update | TrustList) -> int:
+    """Write it again; returns its bytes."""
+    if isinstance(signed, TrustList):
+        return write_trust_list(out, signed)
+    return write_update(out, signed)

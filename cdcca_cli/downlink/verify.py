@@ -1,0 +1,323 @@
+"""The checks that a file from the downlink has to pass, and the attack that each of them answers.
+
+Pure: bytes and what a device is at (`Standing`) go in, an update, its base and the new overlay come
+out, or a refusal. No file, no lock, no clock: the time is an argument, read once. `receiver` locks,
+reads, calls this and writes.
+
+**What is trusted.** The device folder and those who may write it, the checkpoint, the holders of
+the private keys as far as `threshold` of them agree, and the device's clock, for expiry alone. Not
+trusted: the file and every way by which it comes. Keys get into a folder by `cdcca init --trust`,
+or by a trust list. A device without keys takes any update that passes the other checks: then the
+channel has to be trusted.
+
+**The checks, in order.** Everything is done in memory; nothing is written before all have passed.
+
+ 1. size        no larger than an update of this overlay can be (65)               `read`
+ 2. form        one whole record of kind update or trust, nothing after it, byte for byte as
+                `formats` writes it (65), of a version this cdcca reads (76)
+ 3. signature   `threshold` different trusted keys have signed the header (77)
+ 4. header      every field there and of its kind (65)
+ 5. payload     as long as the header says, and with its SHA-256 (65)
+ 6. model       the device's, where both name one (78)                             `admit`
+ 7. repetition  the update that the device is at: done, nothing to do (0)
+ 8. expiry      the device's clock is before it (79)
+ 9. sequence    above the highest the device has ever had (79), by 2**20 at most (65)
+10. base        the digest of the current overlay, or of an older one that the folder keeps (78)
+11. codec       one that this cdcca knows (76); sizes exactly as the base demands (65)   `outcome`
+12. finite      every step, change and new value, applied to a copy (65)
+13. target      the digest of the new overlay (65)
+
+`admit` makes 3 again, because the device's keys may have changed since the file was read. Expiry
+and sequence come before the base: an old update is for another base nearly always, and 'it is old'
+is the better answer.
+
+**A trust list** goes through 1, 2 and 4, then `admit_list`: the one that the device has already is
+no fault (0); its version is the device's plus one, so none is skipped (79 if it is not newer, 78 if
+one is missing); it needs signatures by a threshold of the device's keys *and* by a threshold of its
+own (77), as in TUF's root rotation: the old ones allow it, the new ones prove that they are held. A
+device without keys takes its first list on the word of its operator (`unsigned`), which changes
+nothing for a device that has keys.
+
+**Which attack each check answers**
+
+- another's update, a changed one      3: any bit of the header; 5 and 13: any bit of the rest
+- mix and match                        3, 5: payload and header are one; 10, 13: change and base
+- one key stolen                       3: the threshold; each key counts once, whatever it signs;
+                                       then a trust list without it
+- a list that hands the device over    signatures of the old keys and of the new
+- rollback, replay                     9: the highest sequence never falls, not even by a rollback
+- freeze (an old update kept coming)   8, if the updates have an expiry; the same update again is no
+                                       error even when expired, and a note reports it
+- fast-forward to the last sequence    9: 2**20 at a time, of 2**53
+- endless data, bombs                  1, 2, and each codec before it decompresses
+- a state written before it was        nothing is written before 13, the sequence least of all (as
+  checked                              in tough's CVE-2025-2888)
+- a kind of file whose number is       updates have 9, trust lists their version (go-tuf's
+  never compared                       CVE-2022-29173 was one role without)
+
+**The clock.** One that is behind accepts what has expired meanwhile; one that is ahead refuses with
+a message that names it. It decides nothing else, and an update without expiry needs none.
+
+**What is not defended.** Someone who can write the device folder. A threshold of keys in wrong
+hands: until a trust list without them has come, what they sign is installed, and a sequence that
+they drove up stays up. Withholding: a device that gets nothing does not know it, unless by expiry.
+Two fleets with the same keys: each takes the other's updates, if model and base are the same.
+Secrecy: updates and trust lists are not encrypted, and an update shows its reader something of
+what was learnt; ssh or TLS hides them. What training learns from is in the cloud's hands.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from cdcca_cli.downlink import codecs, signatures
+from cdcca_cli.downlink.change import Overlay
+from cdcca_cli.errors import BadData, SignatureRefused, StaleUpdate, WrongBase
+from cdcca_cli.formats import trust as trust_format
+from cdcca_cli.formats import update as update_format
+from cdcca_cli.formats.device_state import Slot
+from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.trust import Signature, Trust, TrustList, read_strict_record, trust_list_of
+from cdcca_cli.formats.update import Update, envelope_of, utc
+
+KINDS = update_format.KINDS | trust_format.KINDS
+MOST_AHEAD = 1 << 20
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a device is at and has had, as far as a file from the downlink is checked against it.
+
+    Args:
+        model: digest of all that never changes; None if the folder does not know it.
+        trust: the keys that must sign; None: any update is taken.
+        current: the newest sound overlay. kept: those before it, newest first.
+        highest_sequence: that the device has ever had.
+        named: the overlay that the folder names as current: another one if its file is damaged.
+    """
+
+    model: str | None
+    trust: Trust | None
+    current: Slot
+    kept: tuple[Slot, ...]
+    highest_sequence: int
+    named: Slot
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An update that has passed checks 3 and 6 to 10.
+
+    Args: base: the overlay that it is against; None if the device is at the update already.
+        signed_by: the trusted keys that signed.
+    """
+
+    base: Slot | None
+    signed_by: tuple[str, ...]
+
+
+def read(
+    data: bytes, trust: Trust | None, most_bytes: int, *, where: str, unsigned: bool = False
+) -> Update | TrustList:
+    """The update or trust list in a file: checks 1 to 5.
+
+    Args:
+        trust: the keys that must sign an update. most_bytes: that an update can have.
+        unsigned: take an update without the signatures that the trusted keys ask for.
+    Raises: SignatureRefused, NewerFormat, BadData.
+    """
+    if len(data) > most_bytes:
+        raise BadData(
+            f"{where}: more than {most_bytes:,} bytes: too large for an update of this device"
+        )
+    try:
+        record = read_strict_record(BytesIO(data), KINDS, where)
+    except BadData:
+        if (found := _other_kind(data)) is None:
+            raise
+        raise BadData(f"{where}: expected an update or a trust list, found {found}") from None
+    if record.header["kind"] == "trust":
+        return trust_list_of(record, where)
+    envelope = envelope_of(record, where)
+    _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
+    return envelope.open(where)
+
+
+def _other_kind(data: bytes) -> str | None:
+    """What a file is, if it has a name and is neither an update nor a trust list."""
+    from cdcca_cli.formats.kind import HEAD_BYTES, describe
+
+    found = describe(data[:HEAD_BYTES])
+    if data[8:9] != b"{":  # else a record, whose own fault is the better answer
+        return found or "no file of cdcca"
+    if found is None or found.startswith(("an update", "a trust list", "text in UTF-16")):
+        return None
+    return found
+
+
+def admit(update: Update, device: Standing, now: float, *, unsigned: bool = False) -> Admitted:
+    """Whether a device at this standing may take an update: checks 3 and 6 to 10.
+
+    Args: now: seconds since 1970.
+    Raises: SignatureRefused, WrongBase, StaleUpdate, BadData.
+    """
+    where = f"update {update.sequence}"
+    message = update.signed_bytes()
+    signed_by = _signers(device.trust, message, update.signatures, where, unsigned)
+    if None not in (device.model, update.model) and device.model != update.model:
+        raise WrongBase(
+            f"{where} is for model {short(str(update.model))}, this device has "
+            f"{short(str(device.model))}: make mirror and device with the same checkpoint and "
+            "options of init"
+        )
+    if _leads_to(update, device.current):
+        return Admitted(None, signed_by)
+    if is_late(update, now):
+        raise StaleUpdate(
+            f"{where} expired on {utc(update.expires or 0)}, this device's clock is at {utc(now)}: "
+            "fetch a newer one, or set the clock if it is wrong"
+        )
+    if not _leads_to(update, device.named):  # else it repairs what is damaged
+        _expect_newer(update, device)
+    return Admitted(_base(update, device), signed_by)
+
+
+def outcome(update: Update, base: Overlay) -> codecs.Decoded:
+    """The overlay that an admitted update makes of its base, which is not changed: 11 to 13.
+
+    Raises: NewerFormat, BadData.
+    """
+    where = f"update {update.sequence}"
+    new = codecs.decode(update, base, where=where)
+    if (digest := overlay_digest(new)) != update.target:
+        raise BadData(
+            f"{where} leads to {short(digest)}, not to its target {short(update.target)}: "
+            "it is damaged, fetch it again"
+        )
+    return new
+
+
+def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False) -> bool:
+    """Whether a trust list is to replace what a device trusts; False if that is the same already.
+
+    Args: unsigned: take the first list of a device without keys.
+    Raises: SignatureRefused, StaleUpdate, WrongBase.
+    """
+    new = found.trust
+    where = f"trust list {new.version}"
+    if new == trust:
+        return False
+    message = found.signed_bytes()
+    if trust is None and not unsigned:
+        raise SignatureRefused(
+            f"{where}: this device trusts no key yet, so no signature can vouch for the list: "
+            "`unsigned` takes it on your word"
+        )
+    if trust is not None:
+        if new.version <= trust.version:
+            raise StaleUpdate(
+                f"{where} is not newer than {trust.version}, the one of this device: "
+                "a newer one is needed"
+            )
+        if new.version > trust.version + 1:
+            raise WrongBase(
+                f"{where} does not follow {trust.version}, the one of this device: "
+                f"apply list {trust.version + 1} first"
+            )
+        _expect_signers(message, found.signatures, trust, f"{where}, the device's keys")
+    _expect_signers(message, found.signatures, new, f"{where}, its own keys")
+    return True
+
+
+def is_late(update: Update, now: float) -> bool:
+    """Whether an update has expired."""
+    return update.expires is not None and now >= update.expires
+
+
+def _signers(
+    trust: Trust | None,
+    message: bytes,
+    signed: tuple[Signature, ...],
+    where: str,
+    unsigned: bool,
+) -> tuple[str, ...]:
+    """The device's trusted keys that have signed; refused if they are too few, unless `unsigned`.
+
+    A message that is empty cannot be signed at all (update version 1).
+    """
+    if trust is None:
+        return ()
+    if not unsigned:
+        return _expect_signers(message, signed, trust, where)
+    return signatures.signers(message, signed, trust.keys) if message else ()
+
+
+def _expect_signers(
+    message: bytes, signed: tuple[Signature, ...], trust: Trust, where: str
+) -> tuple[str, ...]:
+    if not message or not signed:
+        raise SignatureRefused(
+            f"{where}: not signed; {trust.threshold} of {len(trust.keys)} trusted keys must sign: "
+            "sign it with cdcca sign, or take it with `unsigned`"
+        )
+    found = signatures.signers(message, signed, trust.keys)
+    if len(found) < trust.threshold:
+        strangers = sum(signature.key not in trust.keys for signature in signed)
+        false = len(signed) - strangers - len(found)
+        raise SignatureRefused(
+            f"{where}: signed by {len(found)} of {len(trust.keys)} trusted keys, "
+            f"{trust.threshold} must sign ({strangers} signatures are of unknown keys, {false} are "
+            "false): fetch it again, or sign it with cdcca sign"
+        )
+    return found
+
+
+def _leads_to(update: Update, slot: Slot) -> bool:
+    return (update.sequence, update.target) == (slot.sequence, slot.digest)
+
+
+def _expect_newer(update: Update, device: Standing) -> None:
+    highest = device.highest_sequence
+    if update.sequence > highest + MOST_AHEAD:
+        raise BadData(
+            f"update {update.sequence} is more than {MOST_AHEAD:,} ahead of {highest}, the newest "
+            "that this device has had: such a jump is no round of training, check its sequence"
+        )
+    if update.sequence > highest:
+        return
+    cure = "a newer one is needed"
+    if device.current.sequence < highest:
+        cure = _roll_back(device)
+    raise StaleUpdate(
+        f"update {update.sequence} is not newer than {highest}, "
+        f"the newest that this device has had: {cure}"
+    )
+
+
+def _base(update: Update, device: Standing) -> Slot:
+    """The overlay that the update is against: the current one, or an older one that is kept."""
+    for slot in (device.current, *device.kept):
+        if slot.digest == update.base:
+            return slot
+    if device.current.sequence < device.highest_sequence:
+        cure = _roll_back(device)
+    elif update.sequence - 1 > device.current.sequence:
+        cure = f"fetch {_missing(device.current.sequence + 1, update.sequence - 1)} first"
+    else:
+        cure = "compress it against a mirror of this device"
+    raise WrongBase(
+        f"update {update.sequence} is for base {short(update.base)}, "
+        f"this device is at {short(device.current.digest)}: {cure}"
+    )
+
+
+def _roll_back(device: Standing) -> str:
+    return (
+        f"the device was rolled back to {device.current.sequence}: roll the mirror back too "
+        "(cdcca apply MIRROR `rollback`), then distil and compress again"
+    )
+
+
+def _missing(first: int, last: int) -> str:
+    if first == last:
+        return f"update {first}"
+    return f"updates {first} {'and' if last == first + 1 else 'to'} {last}"
