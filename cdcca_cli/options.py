@@ -210,9 +210,9 @@ class _Part:
             made = self.owner(**found)
             settings.refuse_idle(self.owner, getattr(made, "method", ""), counted)
         except SettingError as error:
-            if (table := tables.get(error.name)) is None:
+            if (source := tables.get(error.name)) is None:
                 raise
-            raise toml.refusal(table, self.option(error.name), error.reason) from None
+            raise toml.refusal(source, self.option(error.name), error.reason) from None
         return made
 
     def set_values(self, words: Sequence[str]) -> dict[str, str]:
