@@ -112,13 +112,6 @@ Sign = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first frame that cannot be used")
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="Setting that tunes one method (repeatable); help: print all of them",
-    ),
-]
 
 
 # ---------------------------------------------------------------- options from settings
@@ -170,6 +163,15 @@ class _Part:
             hint: Any = bool if kind is bool else list[str] if self.repeats(name) else str
             yield _parameter(self.option(name), Annotated[hint | None, option])
 
+    def set_option(self) -> Any:
+        """`--set`, as the type of a parameter."""
+        option = typer.Option(
+            metavar="NAME=VALUE",
+            help="Setting that tunes one method (repeatable); help: print all of them",
+            autocompletion=completing([*(f"{name}=" for name in self.tuning), "help"]),
+        )
+        return Annotated[list[str] | None, option]
+
     def repeats(self, name: str) -> bool:
         """Whether an option is given once for each value: that of a tuple whose default is ()."""
         return settings.defaults(self.owner).get(name) == ()
@@ -210,9 +212,9 @@ class _Part:
             made = self.owner(**found)
             settings.refuse_idle(self.owner, getattr(made, "method", ""), counted)
         except SettingError as error:
-            if (place := tables.get(error.name)) is None:
+            if (source := tables.get(error.name)) is None:
                 raise
-            raise toml.refusal(place, self.option(error.name), error.reason) from None
+            raise toml.refusal(source, self.option(error.name), error.reason) from None
         return made
 
     def set_values(self, words: Sequence[str]) -> dict[str, str]:
@@ -262,7 +264,7 @@ class Expanded:
                 self.own[parameter.name] = parameter
                 shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         if self.tuned is not None:
-            shown.append(_parameter("set", Set))
+            shown.append(_parameter("set", self.tuned.set_option()))
         self.__signature__ = inspect.Signature(shown)
         self.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
 

@@ -248,6 +248,7 @@ CASES = [
     (["distill", "--method", "p"], {"pseudo-label", "pkd"}),
     (["sample", "f", "--by", ""], {"vis", "random", "norm"}),
     (["infer", "--task", "v"], {"vqa"}),
+    (["distill", "--set", "kl"], {"kl_weight", "kl_temperature"}),
     (["completion", ""], {"bash", "zsh", "fish"}),
 ]
 
