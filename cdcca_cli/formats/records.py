@@ -233,7 +233,7 @@ def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str)
 
 def _named(kind: str) -> str:
     words = {"shard": "token shards", "end": "the end of a token stream", "trust": "a trust list"}
-    words |= dict.fromkeys(("lessons", "lesson"), "a teacher's labels")
+    words |= {"lessons": "a teacher's labels", "lesson": "one frame's labels"}
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 

@@ -501,7 +501,7 @@ def test_what_is_no_file_of_lessons(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no such file"):
         lessons.open_lessons(path)
     path.write_bytes(b"")
-    with pytest.raises(BadData, match="empty; expected a teacher's lessons"):
+    with pytest.raises(BadData, match="empty; expected a teacher's labels"):
         lessons.open_lessons(path)
 
 
