@@ -1,8 +1,10 @@
 """`cdcca distill`: token shards to an adaptation, on the cloud."""
 
+import io
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -267,92 +269,121 @@ def command(
     """
     streams.set_quiet(quiet)
     paths: list[str | None] = [*shards] if shards else [None]
-    from cdcca_cli.commands import distilling
+    from cdcca_cli.commands import settings
+    from cdcca_cli.distillation import distributed
+    from cdcca_cli.distillation.settings import DistillSettings
+    from cdcca_cli.errors import SettingError, UsageError
+    from cdcca_cli.settings import refuse_idle, value_of
 
-    together = distilling.Together(paths)
-    if distilling.asks_a_teacher(teacher, method):
-        together.check_folder(work or cache or distilling.lessons_file(teacher))
+    is_first = distributed.announced_rank() == 0
+    if not is_first:
+        streams.set_quiet(True)
+    said = {
+        "holdout": holdout,
+        "replay_share": replay_share,
+        "train": train,
+    }
+    given = {
+        **{name: value_of(DistillSettings, name, text) for name, text in said.items() if text},
+        **{
+            name: value
+            for name, value in {
+                "query_weight": query_weight,
+                "repr_weight": repr_weight,
+                "ce_weight": ce_weight,
+                "kl_weight": kl_weight,
+                "kl_temperature": kl_temperature,
+                "balance": balance,
+                "repr_at": repr_at,
+                "tau": tau,
+                "cache": cache,
+                "cache_bits": cache_bits,
+                "teacher_device_map": teacher_device_map,
+                "lr": lr,
+                "micro_batch_size": micro_batch_size,
+                "ema": ema,
+                "patience": patience,
+                "bits": bits,
+                "cotta_ema": cotta_ema,
+                "cotta_restore": cotta_restore,
+                "cotta_threshold": cotta_threshold,
+                "cotta_views": cotta_views,
+                "work": work,
+            }.items()
+            if value is not None
+        },
+    }
+    if bits is not None and not rate_aware:
+        raise SettingError("bits", "is what `rate_aware` trains for: give both or neither")
+    if replay_share is not None and not replay:
+        raise SettingError("replay_share", "is of the frames of `replay`: name them")
+    if log == Path("-"):
+        raise UsageError("`log` -: expected a file; /dev/stderr is one")
+    if train == "":
+        raise SettingError("train", "expected some of norm, bias, query, lora", train)
+    how = DistillSettings(
+        method=method,
+        epochs=epochs,
+        batch_size=batch_size,
+        kl=kl,
+        confidence=confidence,
+        teacher_quantize=teacher_quantize,
+        rate_aware=rate_aware,
+        seed=seed,
+        **given,
+    )
+    refuse_idle(DistillSettings, method, {*given, *(["replay_share"] if replay else [])})
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
-        out = opened.enter_context(together.output(output, force))
+        out: BinaryIO = io.BytesIO()
+        if is_first:
+            opening = streams.binary_output(output, "adaptation.safetensors", force=force)
+            out = opened.enter_context(opening)
 
-        from cdcca_cli.commands import settings
-        from cdcca_cli.distillation import trainable, training
-        from cdcca_cli.distillation.settings import LARGEST_HOLDOUT, CottaSettings
+        from cdcca_cli.distillation import peft_export
+        from cdcca_cli.distillation.distill import (
+            check_processes,
+            distill,
+            load_student,
+            load_teacher,
+            summary,
+        )
         from cdcca_cli.distillation.step_log import StepLog
-        from cdcca_cli.errors import UsageError
-        from cdcca_cli.formats.adaptation import write_adaptation
-        from cdcca_cli.text import parse_share
+        from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
+        from cdcca_cli.formats.shard import Shard, read_shards
 
-        if bits is not None and not rate_aware:
-            raise UsageError("--bits says what --rate-aware trains for: give both or neither")
-        if replay_share is not None and not replay:
-            raise UsageError("--replay-share is of the frames of --replay: name them")
-        if log == Path("-"):
-            raise UsageError("--log -: expected a file; /dev/stderr is one")
-        share = None if replay_share is None else parse_share(replay_share, "--replay-share", 1.0)
-        cotta = distilling.given(
-            ema=cotta_ema, restore=cotta_restore, threshold=cotta_threshold, views=cotta_views
-        )
-        how = training.DistillSettings(
-            method=method,
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            query_weight=query_weight,
-            repr_weight=repr_weight,
-            ce_weight=ce_weight,
-            kl=kl,
-            kl_weight=kl_weight,
-            kl_temperature=kl_temperature,
-            balance=balance,
-            confidence=confidence,
-            groups=distilling.groups(train),
-            ema=ema,
-            cotta=CottaSettings(**cotta),
-            holdout=parse_share(holdout, "--holdout", LARGEST_HOLDOUT),
-            patience=patience,
-            rate_aware=rate_aware,
-            seed=seed,
-            work=work,
-            cache=cache,
-            cache_bits=cache_bits,
-            **distilling.given(tau=tau, repr_at=repr_at, replay=share, bits=bits),
-        )
-        distilling.refuse_idle(
-            method,
-            {
-                "--tau": tau,
-                "--repr-at": repr_at,
-                "--balance": balance,
-                "--replay": replay or None,
-                "--cotta-ema": cotta_ema,
-                "--cotta-restore": cotta_restore,
-                "--cotta-threshold": cotta_threshold,
-                "--cotta-views": cotta_views,
-            },
-        )
-        earlier = distilling.adaptation(resume)
+        def read(names: list[str | None], opened: list[BinaryIO]) -> Iterator[Shard]:
+            for name, source in zip(names, opened, strict=True):
+                where = streams.input_name(name)
+                yield from read_shards(source, where=where, refused=streams.message)
+
+        earlier = None
+        if resume is not None:
+            with streams.binary_input(resume) as file:
+                earlier = read_adaptation(file, where=streams.input_name(resume))
         mirror = settings.device(student, "student")
         if peft is not None:
-            trainable.check_peft(peft, mirror, force)
+            peft_export.check_peft(peft, mirror, force)
         runtime = settings.runtime(compute, dtype, threads)
-        together.start(runtime)
-        large, how = distilling.teacher(teacher, how, runtime, teacher_quantize, teacher_device_map)
-        adaptation = training.distill(
-            distilling.shards(paths, sources),
+        check_processes(paths, how, teacher)
+        is_asked = teacher is not None or how.needs_teacher
+        named = settings.teacher(teacher) if is_asked else None
+        distributed.start(runtime.compute)
+        large, how = load_teacher(named, how, runtime.compute, runtime.dtype)
+        steps = opened.enter_context(StepLog(log if is_first else None))
+        adaptation = distill(
+            read(paths, sources),
             large,
             mirror,
             how,
             resume=earlier,
-            student=training.load_student(mirror, large, runtime.compute, runtime.dtype),
-            earlier=distilling.shards(replay or [], replayed),
-            log=StepLog(together.first_only(log)),
+            student=load_student(mirror, large, runtime.compute, runtime.dtype),
+            earlier=read([*(replay or [])], replayed),
+            log=steps,
         )
         write_adaptation(out, adaptation)
-        if peft is not None and together.is_first:
-            trainable.export_peft(peft, adaptation.overlay, mirror)
-    for line in training.summary(adaptation):
+        if peft is not None and is_first:
+            peft_export.export_peft(peft, adaptation.overlay, mirror)
+    for line in summary(adaptation):
         streams.message(line)

@@ -77,7 +77,7 @@ def command(
     from cdcca_cli import text
     from cdcca_cli.commands import settings
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.distillation.training import DistillSettings
+    from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.downlink import signing
     from cdcca_cli.downlink.settings import CompressSettings
     from cdcca_cli.loop import rounds as cycles

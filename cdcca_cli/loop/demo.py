@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import streams
-from cdcca_cli.distillation.training import DistillSettings
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.loop.history import COLUMNS, History

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from cdcca_cli import files, progress, streams
 from cdcca_cli.datasets import Frames
-from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-from cdcca_cli.distillation.training import DistillSettings, distill
+from cdcca_cli.distillation.distill import DistillSettings, distill
+from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.downlink import receiver, sender, signing
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard

@@ -33,7 +33,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
     batch_size: object, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its batches are those of training, if the adaptation says so and it can be."""
-    import cdcca_cli.distillation.held_out_loss  # noqa: F401
+    import cdcca_cli.distillation.evaluation  # noqa: F401
 
     loads: list[tuple[Any, ...]] = []
 
