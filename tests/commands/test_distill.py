@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation import teacher as teaching
+from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.settings import METHODS
 from cdcca_cli.formats import lessons, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
@@ -50,7 +50,7 @@ def kept_lessons(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
-        teaching.ask(model, shards[:2], teaching.Asking(batch_size=8), path)
+        teaching.ask(model, shards[:2], teaching.TeacherQuery(batch_size=8), path)
     return path
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import processes, run, taught
-from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
-from cdcca_cli.distillation.training import distill
+from cdcca_cli.distillation import distributed, encoding, trainer
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.methods import akd
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
-from tests.distillation.conftest import a_run, assert_near, make_shards
-from tests.distillation.test_training import cousin
+from tests.distillation.conftest import a_trainer, assert_near, make_shards
+from tests.distillation.test_distill import cousin
 
 QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
 
@@ -38,9 +39,9 @@ def test_ema_writes_the_running_mean(
     settings = replace(QUICK, ema=decay, lr=1e-4)
     slow: list[np.ndarray] = []
     after_epoch: list[np.ndarray] = []
-    inner = run.Run._step
+    inner = trainer.Trainer.step
 
-    def step(this: run.Run, *rest: Any) -> Any:
+    def step(this: trainer.Trainer, *rest: Any) -> Any:
         if not slow:
             slow.append(this.overlay.values.double().numpy().copy())
         made = inner(this, *rest)
@@ -49,7 +50,7 @@ def test_ema_writes_the_running_mean(
             after_epoch.append(slow[-1])
         return made
 
-    monkeypatch.setattr(run.Run, "_step", step)
+    monkeypatch.setattr(trainer.Trainer, "step", step)
     made = distill(shards, teacher, mirror, settings)
     assert made.report["ema"] == decay
     best = made.report["best_epoch"]
@@ -115,17 +116,16 @@ def test_parts_have_the_gradients_of_the_whole(
     """Of the overlay and of phi; the means of each term, too. Confidence: each has its weight."""
     whole = replace(QUICK, kl=kl, confidence=True, query_weight=1.0, repr_weight=1.0)
     runs = [
-        a_run(shards, teacher, mirror, settings)
+        a_trainer(shards, teacher, mirror, settings)
         for settings in (whole, replace(whole, micro_batch_size=size))
     ]
     gradients, means = [], []
     for one in runs:
         assert one.method is not None
-        one.method.prepare()
         one.method.weights = {"query": 2.0, "repr": 0.5, "ce": 1.0, "kl": 3.0}
         if kl == "none":
             del one.method.weights["kl"]
-        means.append(one.backward(one.lessons.train[:8]))
+        means.append(one.backward(one.dataset.train[:8]))
         gradients.append([flat.gradient.clone() for flat in (one.overlay, *one.method.flats)])
     for ours, theirs in zip(*gradients, strict=True):
         assert theirs.abs().max() > 1e-3
@@ -149,13 +149,13 @@ def test_no_more_asks_than_a_part_have_gradients_at_once(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While phi and weights are made, too: that is what parts are for."""
-    inner, sizes = taught.Taught._features, set()
+    inner, sizes = akd.FeatureDistillation._features, set()
 
-    def features(this: taught.Taught, batch: list[int]) -> Any:
+    def features(this: akd.FeatureDistillation, batch: list[int]) -> Any:
         sizes.add(len(batch))
         return inner(this, batch)
 
-    monkeypatch.setattr(taught.Taught, "_features", features)
+    monkeypatch.setattr(akd.FeatureDistillation, "_features", features)
     distill(shards, teacher, mirror, replace(QUICK, epochs=1, micro_batch_size=3))
     assert max(sizes) == 3
 
@@ -175,12 +175,12 @@ def test_a_frozen_connector_changes_no_gradient(
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), rank=2)
     shards = make_shards(teacher, 4, keep=(5, 2))
-    settings = replace(QUICK, groups=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
+    settings = replace(QUICK, train=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
     gradients, connected = [], []
     for is_kept in (True, False):
         if not is_kept:
-            monkeypatch.setattr(run, "is_connector_frozen", lambda *_: False)
-        one = a_run(shards, teacher, mirror, settings)
+            monkeypatch.setattr(encoding, "is_connector_frozen", lambda *_: False)
+        one = a_trainer(shards, teacher, mirror, settings)
         assert one.method is not None
         rows, inner = [], one.student.queries
         monkeypatch.setattr(
@@ -188,8 +188,7 @@ def test_a_frozen_connector_changes_no_gradient(
             "queries",
             lambda t, *rest, f=inner, r=rows: r.append(len(t)) or f(t, *rest),
         )
-        one.method.prepare()
-        one.backward(one.lessons.train)
+        one.backward(one.dataset.train)
         gradients.append(one.overlay.gradient.clone())
         connected.append(sum(rows))
     scale = float(gradients[1].abs().max())
@@ -197,7 +196,7 @@ def test_a_frozen_connector_changes_no_gradient(
     assert connected[0] == len(
         {
             (e.shard.frame, e.ask.id if one.student.reads_prompt else "")
-            for e in (one.lessons.examples[number] for number in one.lessons.train)
+            for e in (one.dataset.examples[number] for number in one.dataset.train)
         }
     )
     assert connected[1] >= 3 * connected[0]
@@ -210,10 +209,10 @@ def test_all_processes_go_by_the_first_ones_judgement(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another card may judge otherwise in the last digit: all must stop at the same epoch."""
-    one = a_run(shards, teacher, mirror, QUICK)
-    own = one.examine()
-    monkeypatch.setattr(processes, "share", lambda values: values.fill_(0.25))
-    held = one.examine()
+    one = a_trainer(shards, teacher, mirror, QUICK)
+    own = one.evaluate()
+    monkeypatch.setattr(distributed, "broadcast", lambda values: values.fill_(0.25))
+    held = one.evaluate()
     assert own.cross_entropy != 0.25 == held.cross_entropy
     assert len(held) == len(own)
 
@@ -225,7 +224,7 @@ def test_only_the_first_keeps_states(
     for is_first, count in ((False, 0), (True, 2)):
         settings = replace(QUICK, epochs=1, rate_aware=2, work=tmp_path / str(is_first))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(processes, "is_first", lambda value=is_first: value)
+            patch.setattr(distributed, "is_first", lambda value=is_first: value)
             distill(shards, teacher, mirror, settings)
         assert len(list((tmp_path / str(is_first)).glob("training-*"))) == count
 
@@ -234,16 +233,21 @@ def test_pseudo_labels_alone_have_no_phi(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     """Not even an empty one, which would lie on the CPU and which no card can add up."""
-    one = a_run(shards, teacher, mirror, replace(QUICK, method="pseudo-label"))
+    one = a_trainer(shards, teacher, mirror, replace(QUICK, method="pseudo-label"))
     assert one.method is not None
-    one.method.prepare()
     assert one.method.flats == []
 
 
 def test_cotta_needs_no_teacher_in_parts(mirror: Device, shards: list[Shard]) -> None:
     """Each part has views and a confidence of its own; parts are counted."""
-    how = CottaSettings(views=1, threshold=1.0)
-    settings = replace(QUICK, method="cotta", epochs=1, micro_batch_size=4, cotta=how)
+    settings = replace(
+        QUICK,
+        method="cotta",
+        epochs=1,
+        micro_batch_size=4,
+        cotta_views=1,
+        cotta_threshold=1.0,
+    )
     report = distill(shards, None, mirror, settings).report["cotta"]
     assert (report["batches"], report["augmented"]) == (5, 5)  # 20 asks in batches of 8, 8 and 4
 
@@ -253,5 +257,5 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(UsageError):
             DistillSettings(**wrong)  # type: ignore[arg-type]
     for method in ("cotta", "none"):
-        with pytest.raises(UsageError, match=f"--ema does not go with --method {method}"):
+        with pytest.raises(UsageError, match=f"`ema`: does not go with `method` {method}"):
             DistillSettings(method=method, ema=0.5)

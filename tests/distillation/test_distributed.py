@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import processes
+from cdcca_cli.distillation import distributed
 from cdcca_cli.errors import Unavailable
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
@@ -44,8 +44,9 @@ SCRIPT = """
 import sys
 import torch
 torch.set_num_threads(1)
-from cdcca_cli.distillation import own_answers, teacher
-own_answers.MAX_NEW_TOKENS = teacher.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+from cdcca_cli.distillation import teacher_outputs
+from cdcca_cli.distillation.methods import tent
+tent.MAX_NEW_TOKENS = teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 from cdcca_cli.main import main
 for line in open(sys.argv[1]):
     if main(line.split()):
@@ -81,10 +82,10 @@ def leave_behind(lessons_file: Path, folder: Path) -> None:
     assert file.head is not None
     keys = [*file.places][::-1]
     for rank, some in enumerate((keys[:5], keys[5:])):
-        with lessons.writing(folder / f"left.lessons.part-abc-{rank}", file.head) as part:
+        with lessons.writing(folder / f"left.dataset.part-abc-{rank}", file.head) as part:
             for key in some:
                 part.append_record(file.raw(key))
-    (folder / "left.lessons.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
+    (folder / "left.dataset.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_the_first_speaks_and_writes_for_both(both: Both) -> None:
     ]
     assert names[0] == names[1]
     assert len([name for name in names[0] if name.startswith("last-parts.work/training-")]) == 2
-    assert len(re.findall("asks trained on", both.said)) == len(RUNS)
+    assert len(re.findall("questions trained on", both.said)) == len(RUNS)
     for run in RUNS:
         logs = [(side / f"{run}.log").read_text().count("\n") for side in (one, two)]
         assert logs[0] == logs[1] > 6
@@ -200,14 +201,14 @@ def test_what_a_killed_launch_has_left_is_taken_up(both: Both) -> None:
 
 def test_alone_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    processes.start("cpu")
+    distributed.start("cpu")
     values = torch.arange(3.0)
-    processes.add_up(values)
-    processes.share(values)
-    processes.wait()
+    distributed.add_up(values)
+    distributed.broadcast(values)
+    distributed.wait()
     assert values.tolist() == [0, 1, 2]
-    assert (processes.announced(), processes.count(), processes.rank()) == (1, 1, 0)
-    assert processes.is_first()
+    assert (distributed.announced(), distributed.count(), distributed.rank()) == (1, 1, 0)
+    assert distributed.is_first()
 
 
 def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +221,6 @@ def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerate, "PartialState", fail)
     with pytest.raises(Unavailable, match=r"cannot be joined: connection refused$") as caught:
-        processes.start("cpu")
+        distributed.start("cpu")
     assert caught.value.exit_code == 69
-    assert processes.count() == 1
+    assert distributed.count() == 1
