@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -371,7 +371,7 @@ def command(
         named = settings.teacher(teacher) if is_asked else None
         distributed.start(runtime.compute)
         large, how = load_teacher(named, how, runtime.compute, runtime.dtype)
-        steps = opened.enter_context(StepLog(log if is_first else None))
+        steps = opened.enter_context(closing(StepLog(log if is_first else None)))
         adaptation = distill(
             read(paths, sources),
             large,

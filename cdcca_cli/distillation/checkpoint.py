@@ -18,6 +18,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,39 +91,31 @@ class Checkpoint:
             with open(self.path, "rb") as source:
                 record = records.read_only_record(source, KINDS, limits=LIMITS, where=where)
             header, arrays = record.header, record.tensors
-            state = State(
-                done=records.field(header, "epoch", int, where),
-                best_at=records.field(header, "best_epoch", int, where),
-                steps=records.field(header, "steps", int, where),
-                curves=records.field(header, "curves", dict, where),
-                arrays=arrays,
-                results={},
+            done, best_at, steps = (
+                records.field(header, name, int, where) for name in ("epoch", "best_epoch", "steps")
             )
+            kept_curves = records.field(header, "curves", dict, where)
         except FileNotFoundError:
             return None
-        except (BadData, NewerFormat) as error:
-            streams.message(f"{error}: training starts again")
+        except (BadData, NewerFormat, OSError) as error:
+            words = files.reason(where, error) if isinstance(error, OSError) else error
+            streams.message(f"{words}: training starts again")
             return None
-        except OSError as error:
-            streams.message(f"{files.reason(where, error)}: training starts again")
+        parts = {role: (f"{role}.nats", f"{role}.agrees") for role in roles}
+        expected = dict(shapes) | dict.fromkeys(chain(*parts.values()), (num_examples,))
+        is_own = header.get("key") == self.key and kept_curves.keys() == set(curves)
+        if not (is_own and {name: array.shape for name, array in arrays.items()} == expected):
             return None
-        expected = dict(shapes)
-        for role in roles:
-            expected |= {f"{role}.nats": (num_examples,), f"{role}.agrees": (num_examples,)}
-        found = {name: array.shape for name, array in arrays.items()}
-        is_own = header.get("key") == self.key and found == expected
-        if not (is_own and state.curves.keys() == set(curves) and _are_numbers(state.curves)):
+        if not all(map(_are_numbers, kept_curves.values())):
             return None
-        for role in roles:
-            state.results[role] = HeldOutResult(
-                arrays.pop(f"{role}.nats"), arrays.pop(f"{role}.agrees")
-            )
-        return state
+        results = {
+            role: HeldOutResult(arrays[nats], arrays[agrees])
+            for role, (nats, agrees) in parts.items()
+        }
+        return State(done, best_at, steps, kept_curves, arrays, results)
 
 
-def _are_numbers(curves: Mapping[str, Any]) -> bool:
-    return all(
-        isinstance(row, list)
-        and all(type(value) in (int, float) and math.isfinite(value) for value in row)
-        for row in curves.values()
+def _are_numbers(row: Any) -> bool:
+    return isinstance(row, list) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in row
     )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from cdcca_cli.errors import UsageError
+from cdcca_cli.formats.names import LORA_A, LORA_B
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.models.lora import A_SUFFIX, B_SUFFIX
 
 WARMUP = 0.05
 
@@ -173,7 +173,7 @@ def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for group, names in student.trainable_groups().items():
         if group == "lora" and group in groups:
-            found |= {name + suffix for name in names for suffix in (A_SUFFIX, B_SUFFIX)}
+            found |= {name + suffix for name in names for suffix in (LORA_A, LORA_B)}
         elif group in groups:
             found |= set(names)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 from cdcca_cli import files
 from cdcca_cli.errors import CannotWrite, SettingError
 from cdcca_cli.formats.device import Device
-from cdcca_cli.models.lora import A_SUFFIX, B_SUFFIX
+from cdcca_cli.formats.names import LORA_A, LORA_B
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -37,7 +37,7 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
 
     Raises: CannotWrite.
     """
-    linears = sorted(name.removesuffix(A_SUFFIX) for name in overlay if name.endswith(A_SUFFIX))
+    linears = sorted(name.removesuffix(LORA_A) for name in overlay if name.endswith(LORA_A))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it has advice
     from peft import LoraConfig
     from safetensors.numpy import save
@@ -52,8 +52,8 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
     )
     tensors: dict[str, np.ndarray] = {}
     for name in linears:
-        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + A_SUFFIX]
-        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + B_SUFFIX]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + LORA_A]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + LORA_B]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))

@@ -5,17 +5,20 @@ Methods differ in what is in `METHODS`; everything else is the same for all of t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cdcca_cli.errors import SettingError, UsageError
-from cdcca_cli.formats.device_state import GROUPS
+from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.settings import check, setting
 from cdcca_cli.text import parse_share
 
 LARGEST_HOLDOUT = 0.9
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = ("akd", "pseudo-label", "pkd", "cwd")
-_WITHOUT_TEACHER = ("tent", "cotta", "none")
+_tuning = partial(setting, is_tuning=True)
+_taught = partial(_tuning, methods=_WITH_TEACHER)
+_cotta = partial(_tuning, methods=("cotta",))
 
 
 @dataclass(frozen=True)
@@ -99,127 +102,81 @@ class DistillSettings:
         "How the teacher's language model is quantised when it is loaded",
         choices=("none", "int8", "nf4"),
     )
-    query_weight: float | None = setting(
+    query_weight: float | None = _taught(
         None,
         "Weight of the query alignment",
         at_least=0,
         usually="0.03 for akd, 6 for pkd, 3 for cwd",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    repr_weight: float | None = setting(
+    repr_weight: float | None = _taught(
         None,
         "Weight of the representation alignment",
         at_least=0,
         usually="0.1 for akd, 6 for pkd, 3 for cwd",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    ce_weight: float | None = setting(
-        None,
-        "Weight of the cross-entropy on the teacher's answers",
-        at_least=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    ce_weight: float | None = _taught(
+        None, "Weight of the cross-entropy on the teacher's answers", at_least=0, usually="1"
     )
-    balance: str | None = setting(
+    balance: str | None = _taught(
         None,
         "Scale each term by its gradient relative to the cross-entropy's, or leave it as it is",
         choices=("gradients", "none"),
         usually="gradients for akd, none for the others",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    repr_at: str = setting(
+    repr_at: str = _tuning(
         "both",
         "Positions where representations are compared",
         choices=("visual", "answer", "both"),
         methods=_FEATURES,
-        is_tuning=True,
     )
-    tau: float = setting(
-        4.0, "Temperature of channel-wise divergence", above=0, methods=("cwd",), is_tuning=True
+    tau: float = _tuning(4.0, "Temperature of channel-wise divergence", above=0, methods=("cwd",))
+    kl_weight: float | None = _taught(None, "Weight of the KL divergence", at_least=0, usually="1")
+    kl_temperature: float | None = _taught(
+        None, "Temperature of both distributions in the KL divergence", above=0, usually="1"
     )
-    kl_weight: float | None = setting(
-        None,
-        "Weight of the KL divergence",
-        at_least=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    cache_bits: int | None = _tuning(
+        None, "Bits a number in a new cache file", choices=(32, 16, 8), usually="16"
     )
-    kl_temperature: float | None = setting(
-        None,
-        "Temperature of both distributions in the KL divergence",
-        above=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
-    )
-    cache_bits: int | None = setting(
-        None, "Bits a number in a new cache file", choices=(32, 16, 8), usually="16", is_tuning=True
-    )
-    micro_batch_size: int | None = setting(
+    micro_batch_size: int | None = _tuning(
         None,
         "Questions in one forward pass; gradients add up over a step",
         at_least=1,
         usually="8 or fewer, one pass a process; for pkd and cotta the whole batch",
-        is_tuning=True,
     )
-    ema: float | None = setting(
+    ema: float | None = _tuning(
         None,
         "Decay of a running mean of the overlay, which is then what is written",
         at_least=0,
         below=1,
         methods=(*_WITH_TEACHER, "tent"),
-        is_tuning=True,
     )
-    patience: int | None = setting(
-        None,
-        "Epochs without a gain on the held-out frames before training stops",
-        at_least=1,
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    patience: int | None = _taught(
+        None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
-    replay_share: float = setting(
+    replay_share: float = _tuning(
         0.25,
         "Share of the replayed frames that is trained on again",
         at_least=0,
         at_most=1,
         parse=_share_of(1.0),
         methods=(*_WITH_TEACHER, "tent", "cotta"),
-        is_tuning=True,
     )
-    cotta_ema: float = setting(
-        0.999,
-        "Decay of the mean teacher",
-        at_least=0,
-        at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
-    )
-    cotta_restore: float = setting(
+    cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
+    cotta_restore: float = _cotta(
         0.01,
         "Share of the parameters that each step puts back to the source model",
         at_least=0,
         at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
     )
-    cotta_threshold: float = setting(
+    cotta_threshold: float = _cotta(
         0.92,
         "Confidence of the source model below which augmented views are averaged",
         at_least=0,
         at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
     )
-    cotta_views: int = setting(
-        32, "Number of augmented views", at_least=1, methods=("cotta",), is_tuning=True
-    )
-    teacher_device_map: str | None = setting(
-        None, "How the teacher is spread over GPUs and memory", choices=("auto",), is_tuning=True
+    cotta_views: int = _cotta(32, "Number of augmented views", at_least=1)
+    teacher_device_map: str | None = _tuning(
+        None, "How the teacher is spread over GPUs and memory", choices=("auto",)
     )
 
     def __post_init__(self) -> None:

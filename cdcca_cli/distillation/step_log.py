@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -46,17 +45,6 @@ class StepLog:
                 self._out = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             except OSError as error:
                 raise CannotWrite(files.reason(path, error)) from None
-
-    def __enter__(self) -> "StepLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; nothing is written any more."""

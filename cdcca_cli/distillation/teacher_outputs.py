@@ -39,7 +39,7 @@ from cdcca_cli.formats import lessons
 from cdcca_cli.formats.lessons import Head, Lesson, LessonFile, key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, Spliced
-from cdcca_cli.models.decoding import MAX_NEW_TOKENS
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 USUAL_BITS = 16
 """Bits a number in a new file of lessons."""
@@ -55,12 +55,14 @@ class TeacherQuery:
 
     batch_size: questions answered at once, at least; a frame's questions stay together. logits:
     whether the distributions of the answers are kept too. bits: how lessons are stored (32, 16 or
-    8); None: as the file has them, and 16 in a new one.
+    8); None: as the file has them, and 16 in a new one. path: the file of lessons, made if there is
+    none; None: a temporary one.
     """
 
     batch_size: int
     logits: bool = False
     bits: int | None = None
+    path: Path | None = None
 
 
 class TeacherOutputs:
@@ -137,11 +139,12 @@ def teacher_outputs(
         return None
     logits = settings.kl != "none"
     if teacher is not None:
-        query = TeacherQuery(TEACHER_BATCHES * settings.batch_size, logits, settings.cache_bits)
         path = settings.cache
         if path is None and settings.work is not None:
             path = settings.work / f"{teacher.digest.removeprefix('sha256:')[:16]}.lessons"
-        return TeacherOutputs(ask(teacher, shards, query, path), shards)
+        size = TEACHER_BATCHES * settings.batch_size
+        query = TeacherQuery(size, logits, settings.cache_bits, path)
+        return TeacherOutputs(ask(teacher, shards, query), shards)
     cache = settings.cache
     if cache is None and settings.needs_teacher:
         raise UsageError(f"`method` {settings.method} needs a teacher, or its lessons")
@@ -167,12 +170,9 @@ def teacher_outputs(
 # ---------------------------------------------------------------- asking
 
 
-def ask(
-    teacher: LoadedModel, shards: Sequence[Shard], query: TeacherQuery, path: Path | None
-) -> LessonFile:
+def ask(teacher: LoadedModel, shards: Sequence[Shard], query: TeacherQuery) -> LessonFile:
     """Make sure that there is a lesson for every shard; returns the file that has them.
 
-    Args: path: the file of lessons, made if there is none; None: a temporary one.
     Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for
         lessons of another teacher, or kept otherwise; CannotWrite.
     """
@@ -182,22 +182,20 @@ def ask(
     head = Head(teacher.digest, teacher.vocabulary_digest, dtype, query.bits or USUAL_BITS)
     chunks = list(_chunks(shards, query.batch_size))
     if distributed.count() > 1:
-        assert path is not None
-        return _ask_together(teacher, chunks, query, path, head)
-    if path is not None and (file := _complete(path, head, shards, query)) is not None:
-        return file
-    with lessons.writing(path, head) as file:
+        return _ask_together(teacher, chunks, query, head)
+    if (complete := _complete(head, shards, query)) is not None:
+        return complete
+    with lessons.writing(query.path, head) as file:
         _check_bits(file, query)
         for chunk in progress.track(chunks, description="teacher"):
             _fill(teacher, chunk, query, file, file)
     return file
 
 
-def _complete(
-    path: Path, head: Head, shards: Sequence[Shard], query: TeacherQuery
-) -> LessonFile | None:
+def _complete(head: Head, shards: Sequence[Shard], query: TeacherQuery) -> LessonFile | None:
     """A read-only file that has everything; None for any other."""
-    if os.access(path, os.W_OK) or not os.access(path, os.R_OK):
+    path = query.path
+    if path is None or os.access(path, os.W_OK) or not os.access(path, os.R_OK):
         return None
     file = lessons.open_lessons(path)
     lessons.expect(file.head, head, str(path))
@@ -216,9 +214,11 @@ def _check_bits(file: LessonFile, query: TeacherQuery) -> None:
 
 
 def _ask_together(
-    teacher: LoadedModel, chunks: list[list[Shard]], query: TeacherQuery, path: Path, head: Head
+    teacher: LoadedModel, chunks: list[list[Shard]], query: TeacherQuery, head: Head
 ) -> LessonFile:
     """The same by all processes, each its share of the chunks."""
+    path = query.path
+    assert path is not None
     launch = torch.tensor(secrets.randbelow(2**31), device=teacher.device)
     distributed.broadcast(launch)
     if distributed.is_first():

@@ -15,9 +15,6 @@ from torch import Tensor
 
 from cdcca_cli.models.language import Language, Spliced
 
-MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
-"""The longest answer by task, in tokens, where no other limit is given."""
-
 
 @dataclass(frozen=True)
 class Generated:

@@ -175,7 +175,7 @@ class Bench:
         """All asks about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        said = ask(self.teacher, shards, TeacherQuery(batch_size=64), None)
+        said = ask(self.teacher, shards, TeacherQuery(batch_size=64))
         held = HeldOut([], [])
         for shard in shards:
             answers = said.read(key_of(shard)).answers

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_the_file_is_closed(tmp_path: Path) -> None:
     """After the block, also where it was left by an error; closing twice is nothing."""
-    with pytest.raises(KeyError), StepLog(tmp_path / "log") as log:
+    with pytest.raises(KeyError), closing(StepLog(tmp_path / "log")) as log:
         file = log._out
         assert file is not None and not file.closed
         raise KeyError

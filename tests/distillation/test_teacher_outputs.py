@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ HOW = TeacherQuery(batch_size=8, bits=32)
 def everything(
     teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: TeacherQuery = HOW
 ) -> list[Lesson]:
-    file = ask(teacher, shards, how, path)
+    file = ask(teacher, shards, replace(how, path=path))
     return [file.read(key_of(shard)) for shard in shards]
 
 
@@ -214,7 +215,7 @@ def test_lessons_of_the_same_weights_read_otherwise_are_refused(
     with pytest.raises(BadData, match="vocabulary was sha256:"), lessons.writing(path, head):
         pass
     with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
-        ask(teacher, shards[:3], TeacherQuery(4, bits=8), path)
+        ask(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
     assert path.read_bytes() == whole
 
 
@@ -264,6 +265,45 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
     with pytest.raises(BadData, match="not finite"):
         everything(teacher, shards[:1])
+
+
+# ---- files of several launches
+
+
+def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another launch joins and removes it between its opening and its lock, twice over."""
+    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
+    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    (key, lesson) = key_of(shards[0]), everything(teacher, shards[:1])[0]
+    inner, removed = lessons._lock, []
+
+    def join_first(file: BinaryIO, where: str) -> None:
+        if where == str(part) and len(removed) < 2:
+            with lessons.writing(common, head) as other:
+                teaching.join(other, [part])
+            removed.append(part.exists())
+        inner(file, where)
+
+    monkeypatch.setattr(lessons, "_lock", join_first)
+    with lessons.writing(part, head) as own:
+        own.append(key, lesson)
+    assert removed == [False, False]
+    with lessons.writing(common, head) as other:
+        teaching.join(other, [part])
+        assert_same([other.read(key)], [lesson])
+    assert not part.exists()
+
+
+def test_a_part_that_is_being_written_is_left_alone(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path
+) -> None:
+    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
+    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    with lessons.writing(part, head), lessons.writing(common, head) as other:
+        teaching.join(other, [part])
+        assert part.exists()
 
 
 # ---- as it is loaded

@@ -23,7 +23,8 @@ from torch import Tensor
 from cdcca_cli.distillation.losses import answer_entropy
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.models import Spliced
-from cdcca_cli.models.decoding import MAX_NEW_TOKENS, right_padded
+from cdcca_cli.models.decoding import right_padded
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 
 class Tent(Method):

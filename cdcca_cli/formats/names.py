@@ -1,0 +1,10 @@
+"""Names that files, settings and models share. Imports nothing.
+
+GROUPS: of an overlay's parameters. LORA_A, LORA_B: how the names of LoRA's two matrices end.
+QUANTIZATIONS: how a device holds its language model. DTYPES: what a model computes in.
+"""
+
+GROUPS = ("norm", "bias", "query", "lora")
+LORA_A, LORA_B = ".lora_A", ".lora_B"
+QUANTIZATIONS = ("none", "int8", "nf4")
+DTYPES = ("float32", "bfloat16", "float16")
