@@ -49,8 +49,8 @@ def test_every_line_of_a_trainer(
     """20 asks in batches of 8, 8 and 4. Norms and means are those that the steps returned."""
     inner, returned = trainer.Trainer.step, []
 
-    def step(this: trainer.Trainer, method: Any, batch: list[int], *rest: Any) -> Any:
-        made = inner(this, method, batch, *rest)
+    def step(this: trainer.Trainer, batch: list[int], *rest: Any) -> Any:
+        made = inner(this, batch, *rest)
         returned.append((len(batch), *made))
         return made
 
