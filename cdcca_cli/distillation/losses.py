@@ -3,8 +3,7 @@
 None of them reduces over the batch: each returns one value per example, so that the caller takes
 the mean, and 'masked equals left out' can be tested. Values are float32 or wider.
 
-    features     query_alignment, representation_alignment (Eq. 5), pearson_distance (PKD),
-                 channel_wise_divergence (CWD)
+    features     feature_alignment (Eq. 5), pearson_distance (PKD), channel_wise_divergence (CWD)
     the answer   answer_cross_entropy (Eq. 6), forward_kl, reverse_kl, answer_entropy (Tent),
                  soft_cross_entropy and answer_confidence (CoTTA): means over an example's answer
                  tokens, in nats a token; a logit may be -inf
@@ -33,38 +32,30 @@ Projection = Callable[[Tensor], Tensor]
 # ---------------------------------------------------------------- features
 
 
-def query_alignment(
+def feature_alignment(
     teacher_BLC: Tensor, student_BLS: Tensor, phi: Projection, mask_BL: Tensor | None = None
 ) -> Tensor:
-    """How far the student's queries, seen through phi, are from the teacher's (Eq. 5).
+    """How far the student's features, seen through phi, are from the teacher's (Eq. 5).
 
     L_query = 1 / (L C) * || Q_t - phi(Q_s) ||^2   for each example;
 
-    the mean over the batch is Eq. 5, 1 / (B L C) * || Q_t - phi(Q_s) ||^2.
+    the mean over the batch is Eq. 5, 1 / (B L C) * || Q_t - phi(Q_s) ||^2. Of the representation
+    (the output of the language model's last attention, at L positions), with a phi of its own, it
+    is L_repr of Eq. 6.
 
     Args:
-        teacher_BLC: Q_t, the teacher's queries.
-        student_BLS: Q_s, the student's queries.
+        teacher_BLC: the teacher's queries, or its representation.
+        student_BLS: the student's.
         phi: a linear layer S -> C; trained with the student, never shipped.
         mask_BL: bool, true where a token exists; L is then the number of true ones in a row.
             None: all exist.
     Returns: (B,), >= 0; 0 for a row without any token.
     """
-    return _mean_square_distance(teacher_BLC, phi(student_BLS), mask_BL)
-
-
-def representation_alignment(
-    teacher_BLC: Tensor, student_BLS: Tensor, phi: Projection, mask_BL: Tensor | None = None
-) -> Tensor:
-    """Eq. 5 on the multimodal representation: L_repr of Eq. 6.
-
-    The representation is the output of the language model's last attention, at the visual
-    positions or where the answer's tokens are predicted: L positions. The arguments are those of
-    `query_alignment`, with a phi of its own.
-
-    Returns: (B,), >= 0; 0 for a row without any token.
-    """
-    return _mean_square_distance(teacher_BLC, phi(student_BLS), mask_BL)
+    gap_BLC = _at_least_float32(teacher_BLC) - _at_least_float32(phi(student_BLS))
+    square_BL = gap_BLC.square().mean(-1)
+    if mask_BL is None:
+        return square_BL.mean(-1)
+    return square_BL.masked_fill(~mask_BL, 0).sum(-1) / mask_BL.sum(-1).clamp(min=1)
 
 
 def pearson_distance(teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor) -> Tensor:
@@ -203,13 +194,6 @@ def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float])
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _mean_square_distance(left_BLC: Tensor, right_BLC: Tensor, mask_BL: Tensor | None) -> Tensor:
-    square_BL = (_at_least_float32(left_BLC) - _at_least_float32(right_BLC)).square().mean(-1)
-    if mask_BL is None:
-        return square_BL.mean(-1)
-    return square_BL.masked_fill(~mask_BL, 0).sum(-1) / mask_BL.sum(-1).clamp(min=1)
 
 
 def _standardised(values_MC: Tensor) -> Tensor:

@@ -289,57 +289,40 @@ def _fill(
                 file.append(key, lesson)
 
 
-@dataclass(eq=False)
-class _Output:
-    """What the teacher says of one question. queries: of the question's input."""
-
-    answer: str
-    nats: float
-    input: str
-    queries: np.ndarray
-    visual: np.ndarray
-    answer_rows: np.ndarray | None
-    logits: np.ndarray | None
-
-
 @torch.no_grad()
 def _compute(teacher: LoadedModel, chunk: Sequence[Shard], query: TeacherQuery) -> list[Lesson]:
     """Examples of one task share a batch, so that no answer waits for a caption."""
     examples = [Example(shard, ask) for shard in chunk for ask in shard.asks]
-    outputs: dict[int, _Output] = {}
+    outputs: dict[int, tuple[str, Lesson]] = {}
     for task, most in MAX_NEW_TOKENS.items():
         places = [place for place, example in enumerate(examples) if example.ask.task == task]
         if places:
             batch = [examples[place] for place in places]
             outputs.update(zip(places, _compute_batch(teacher, batch, most, query), strict=True))
     rows = iter(outputs[place] for place in range(len(examples)))
-    return [_lesson([next(rows) for _ in shard.asks]) for shard in chunk]
+    return [_joined([next(rows) for _ in shard.asks]) for shard in chunk]
 
 
-def _lesson(outputs: list[_Output]) -> Lesson:
-    """Of the questions of one shard; queries of one input are kept once."""
-    inputs: dict[str, int] = {}
-    queries: list[np.ndarray] = []
-    for one in outputs:
-        if one.input not in inputs:
-            inputs[one.input] = len(queries)
-            queries.append(one.queries)
-    answer = [one.answer_rows for one in outputs if one.answer_rows is not None]
-    logits = [one.logits for one in outputs if one.logits is not None]
+def _joined(outputs: list[tuple[str, Lesson]]) -> Lesson:
+    """One lesson of a shard's questions, each with its input; queries of an input are kept once."""
+    of_input = {key: one.queries[0] for key, one in reversed(outputs)}
+    keys = list(dict.fromkeys(key for key, _ in outputs))
+    each = [one for _, one in outputs]
     return Lesson(
-        answers=[one.answer for one in outputs],
-        nats=[one.nats for one in outputs],
-        inputs=[inputs[one.input] for one in outputs],
-        queries=queries,
-        visual=[one.visual for one in outputs],
-        answer=answer or None,
-        logits=logits or None,
+        answers=[one.answers[0] for one in each],
+        nats=[one.nats[0] for one in each],
+        inputs=[keys.index(key) for key, _ in outputs],
+        queries=[of_input[key] for key in keys],
+        visual=[one.visual[0] for one in each],
+        answer=[one.answer[0] for one in each if one.answer] or None,
+        logits=[one.logits[0] for one in each if one.logits] or None,
     )
 
 
 def _compute_batch(
     teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, query: TeacherQuery
-) -> list[_Output]:
+) -> list[tuple[str, Lesson]]:
+    """For each example its input and a lesson of this question alone."""
     batch = batch_inputs(teacher, examples)
     encoded = encode_inputs(teacher, batch)
     answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
@@ -348,30 +331,35 @@ def _compute_batch(
     nats_B = answer_cross_entropy(forward.logits, answer_BA).tolist()
     counts = forward.hidden_mask.sum(1).tolist()
     lengths = (answer_BA != IGNORED).sum(1).tolist()
-    queries_BLC = encoded.queries.float().cpu().numpy()
-    visual_BLD = forward.hidden.float().cpu().numpy()
-    rows_BAD = None
-    if forward.answer_hidden is not None:
-        rows_BAD = forward.answer_hidden.float().cpu().numpy()
-    logits_BAV = forward.logits.float().cpu().numpy() if query.logits else None
-    made = (queries_BLC, visual_BLD, rows_BAD, logits_BAV)
-    if not all(values is None or np.isfinite(values).all() for values in made):
-        raise BadData(
-            f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs are "
-            "not finite: try `dtype` float32"
-        )
+    queries_BLC, visual_BLD = _array(encoded.queries), _array(forward.hidden)
+    rows_BAD = _array(forward.answer_hidden)
+    logits_BAV = _array(forward.logits if query.logits else None)
+    for values in (queries_BLC, visual_BLD, rows_BAD, logits_BAV):
+        if values is not None and not np.isfinite(values).all():
+            raise BadData(
+                f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs "
+                "are not finite: try `dtype` float32"
+            )
+    assert queries_BLC is not None and visual_BLD is not None
     return [
-        _Output(
-            answer=answer,
-            nats=max(nats_B[b], 0.0),
-            input=batch.inputs[row] if teacher.reads_prompt else "",
-            queries=queries_BLC[b, : counts[b]],
-            visual=visual_BLD[b, : counts[b]],
-            answer_rows=None if rows_BAD is None else rows_BAD[b, : lengths[b]],
-            logits=None if logits_BAV is None else logits_BAV[b, : lengths[b]],
+        (
+            batch.inputs[row] if teacher.reads_prompt else "",
+            Lesson(
+                answers=[answers[b]],
+                nats=[max(nats_B[b], 0.0)],
+                inputs=[0],
+                queries=[queries_BLC[b, : counts[b]]],
+                visual=[visual_BLD[b, : counts[b]]],
+                answer=None if rows_BAD is None else [rows_BAD[b, : lengths[b]]],
+                logits=None if logits_BAV is None else [logits_BAV[b, : lengths[b]]],
+            ),
         )
-        for b, (answer, row) in enumerate(zip(answers, batch.rows_B.tolist(), strict=True))
+        for b, row in enumerate(batch.rows_B.tolist())
     ]
+
+
+def _array(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.float().cpu().numpy()
 
 
 def _answers(

@@ -12,11 +12,10 @@ leaves it out); weights are the sources' 6 and 3, and CWD's temperature 4. phi s
 where student and teacher differ in width, and nowhere else.
 
 **The representation** is the output of the language model's last attention. At the visual
-positions it is what Eq. 6 aligns, but nothing reads it there in a decoder: the next layers are the
-last MLP and the head, which read the answer's positions. So it is also compared where the answer's
-tokens are predicted, where the last attention has gathered the picture and the question; the mean
-over the visual positions and the mean over the answer's count alike. For that both must speak of
-the same tokens; else, and for an encoder-decoder, only the visual positions are compared.
+positions it is what Eq. 6 aligns, but in a decoder only the last MLP and the head follow, which
+read the answer's positions. So it is also compared where the answer's tokens are predicted; the
+mean over the visual positions and the mean over the answer's count alike. For that both need one
+vocabulary; else, and for an encoder-decoder, only the visual positions are compared.
 
 **One scale.** Eq. 5's terms are divided by the mean square of what the teacher gives, so that a
 term of 1 means 'nothing learnt'. Then, for AKD, every term's gradient over the overlay is measured
@@ -34,7 +33,7 @@ Shapes: B batch, E rows, L query tokens, A answer tokens, C teacher channels, S 
 vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,16 +256,13 @@ class FeatureDistillation(Method):
             return losses.pearson_distance(target, phi(own), mask)
         if settings.method == "cwd":
             return losses.channel_wise_divergence(target, phi(own), mask, settings.tau)
-        aligned = losses.query_alignment if part == "queries" else losses.representation_alignment
-        return aligned(target, own, phi, mask) / self.scales[part]
+        return losses.feature_alignment(target, own, phi, mask) / self.scales[part]
 
     def _kl(self, batch: Sequence[int], features: Features) -> Tensor:
-        settings = self.settings
-        kl: Callable[..., Tensor] = getattr(losses, f"{settings.kl}_kl")
+        kl = losses.forward_kl if self.settings.kl == "forward" else losses.reverse_kl
+        temperature = self.settings.kl_temperature or 1.0
         target_BAV = self._target(batch, "logits")
-        return kl(
-            target_BAV, features.logits_BAV, features.answer_BA, settings.kl_temperature or 1.0
-        )
+        return kl(target_BAV, features.logits_BAV, features.answer_BA, temperature)
 
     def _target(self, batch: Sequence[int], part: str) -> Tensor:
         """(B, L, C): what the teacher gave, padded on the right with zeros."""
