@@ -79,7 +79,7 @@ def build_dataset(
     is_training = settings.method != "none"
     if is_training and all(is_held_out(shard.frame, settings.holdout) for shard in fresh):
         raise BadData(
-            f"all {len({shard.frame for shard in fresh})} frames of the stream are held out "
+            f"every frame of the stream ({len({shard.frame for shard in fresh})}) is held out "
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
     replayed = _replayed(_with_questions(earlier, student), fresh, settings)

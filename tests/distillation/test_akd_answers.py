@@ -46,7 +46,7 @@ def test_kl_is_that_of_the_lessons_logits(
     with torch.no_grad():
         found_B = run.method.losses(batch)["kl"].tolist()
     for number, found in zip(batch, found_B, strict=True):
-        example, stored = run.dataset.examples[number], run.dataset.rows(number, "logits")
+        example, stored = run.dataset.examples[number], run.dataset.teacher_rows(number, "logits")
         with torch.no_grad():
             rows = []
             for model in (teacher, run.student):
