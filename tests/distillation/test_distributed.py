@@ -92,10 +92,10 @@ def leave_behind(lessons_file: Path, folder: Path) -> None:
     assert file.head is not None
     keys = [*file.places][::-1]
     for rank, some in enumerate((keys[:5], keys[5:])):
-        with lessons.writing(folder / f"left.dataset.part-abc-{rank}", file.head) as part:
+        with lessons.writing(folder / f"left.lessons.part-abc-{rank}", file.head) as part:
             for key in some:
                 part.append_record(file.raw(key))
-    (folder / "left.dataset.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
+    (folder / "left.lessons.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
 
 
 @pytest.fixture(scope="module")
