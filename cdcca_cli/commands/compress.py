@@ -105,7 +105,7 @@ def _loss_of(
 
     @cache
     def loaded() -> Callable[[Mapping[str, Any]], float]:
-        from cdcca_cli.distillation.held_out_loss import HeldOutLoss
+        from cdcca_cli.distillation.evaluation import HeldOutLoss
         from cdcca_cli.distillation.settings import DistillSettings
         from cdcca_cli.models import load_device
 

@@ -1,15 +1,21 @@
 """`cdcca distill`: token shards to an adaptation, on the cloud."""
 
-from contextlib import ExitStack
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.errors import SettingError
 from cdcca_cli.options import Force, Output, Quiet, Student, Teacher
+
+if TYPE_CHECKING:
+    from cdcca_cli.formats.shard import Shard
 
 
 def command(
@@ -60,45 +66,65 @@ def command(
     Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
     """
     streams.set_quiet(quiet)
-    paths: list[str | None] = [*shards] if shards else [None]
-    from cdcca_cli.distillation import launch
+    from cdcca_cli.distillation import distributed
 
-    together = launch.Together(paths)
-    if launch.asks_a_teacher(teacher, how):
-        together.check_folder(how.work or how.cache or launch.labels_file(teacher))
+    is_first = distributed.announced_rank() == 0
+    if not is_first:
+        streams.set_quiet(True)
+    if how.replay_share != DistillSettings.replay_share and not replay:
+        raise SettingError("replay_share", "is of the frames of `replay`: name them")
+    if replay and how.method == "none":
+        raise SettingError("replay", "does nothing with `method` none")
+    paths: list[str | None] = [*shards] if shards else [None]
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
-        out = opened.enter_context(together.output(output, force))
+        out: BinaryIO = io.BytesIO()
+        if is_first:
+            file = streams.binary_output(output, "adaptation.safetensors", force=force)
+            out = opened.enter_context(file)
 
         from cdcca_cli import config
-        from cdcca_cli.distillation import trainable, training
+        from cdcca_cli.distillation import distill as distilling
+        from cdcca_cli.distillation import peft_export
         from cdcca_cli.distillation.step_log import StepLog
-        from cdcca_cli.formats.adaptation import write_adaptation
+        from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
 
-        launch.check(how, replay or [])
-        earlier = launch.adaptation(resume)
+        earlier = None
+        if resume is not None:
+            with streams.binary_input(resume) as adapted:
+                earlier = read_adaptation(adapted, where=streams.input_name(resume))
         mirror = config.device(student, "student")
         if peft is not None:
-            trainable.check_peft(peft, mirror, force)
+            peft_export.check_peft(peft, mirror, force)
+        distilling.check_processes(paths, how, teacher)
+        is_asked = teacher is not None or how.needs_teacher
+        named = config.teacher(teacher) if is_asked else None
         on.set_threads()
-        together.start(on.compute)
-        named = config.teacher(teacher) if launch.asks_a_teacher(teacher, how) else None
-        large, how = launch.teacher(named, how, on.compute, on.dtype)
-        adaptation = training.distill(
-            launch.shards(paths, sources),
+        distributed.start(on.compute)
+        large, how = distilling.load_teacher(named, how, on.compute, on.dtype)
+        adaptation = distilling.distill(
+            _read(paths, sources),
             large,
             mirror,
             how,
             resume=earlier,
-            student=training.load_student(mirror, large, on.compute, on.dtype),
-            earlier=launch.shards(replay or [], replayed),
-            log=StepLog(together.first_only(log)),
+            student=distilling.load_student(mirror, large, on.compute, on.dtype),
+            earlier=_read(replay or [], replayed),
+            log=opened.enter_context(closing(StepLog(log if is_first else None))),
         )
         write_adaptation(out, adaptation)
-        if peft is not None and together.is_first:
-            trainable.export_peft(peft, adaptation.overlay, mirror)
-    *lines, last = training.summary(adaptation)
+        if peft is not None and is_first:
+            peft_export.export_peft(peft, adaptation.overlay, mirror)
+    *lines, last = distilling.summary(adaptation)
     for line in lines:
         streams.message(line)
     streams.summary(last)
+
+
+def _read(paths: Sequence[str | None], sources: Sequence[BinaryIO]) -> "Iterator[Shard]":
+    """The shards of several streams; one with values that are not finite is named and left out."""
+    from cdcca_cli.formats.shard import read_shards
+
+    for path, source in zip(paths, sources, strict=True):
+        yield from read_shards(source, where=streams.input_name(path), refused=streams.message)

@@ -1,12 +1,18 @@
-"""The terms of adapter-based knowledge distillation (paper, Eq. 5 and 6) as pure functions.
+"""The terms that the methods minimise, as pure functions.
 
-None of them reduces over the batch: each returns one value per example, so that the caller
-takes the mean, and 'masked equals left out' can be tested.
+None of them reduces over the batch: each returns one value per example, so that the caller takes
+the mean, and 'masked equals left out' can be tested. Values are float32 or wider.
 
-Shapes: B batch, L query tokens (P family: visual tokens), C teacher channels, S student
-channels, A answer tokens, V vocabulary.
+    features     feature_alignment (Eq. 5), pearson_distance (PKD), channel_wise_divergence (CWD)
+    the answer   answer_cross_entropy (Eq. 6), forward_kl, reverse_kl, answer_entropy (Tent),
+                 soft_cross_entropy and answer_confidence (CoTTA): means over an example's answer
+                 tokens, in nats a token; a logit may be -inf
+    together     distillation_loss (Eq. 6)
 
-Does not choose the weights (`taught`) nor compute what is compared (`teacher`, families).
+Shapes: B batch, L query tokens (or positions of a representation), C teacher channels, S student
+channels, M real positions of a batch, A answer tokens, V vocabulary.
+
+Does not choose the weights and does not compute what is compared (`methods`).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,43 +23,82 @@ from torch.nn import functional
 
 IGNORED = -100
 """The answer id that is padding."""
+EPSILON = 1e-6
 
 Projection = Callable[[Tensor], Tensor]
 """phi of Eq. 5: (B, L, S) -> (B, L, C)."""
 
 
-def query_alignment(
+# ---------------------------------------------------------------- features
+
+
+def feature_alignment(
     teacher_BLC: Tensor, student_BLS: Tensor, phi: Projection, mask_BL: Tensor | None = None
 ) -> Tensor:
-    """How far the student's queries, seen through phi, are from the teacher's (Eq. 5).
+    """How far the student's features, seen through phi, are from the teacher's (Eq. 5).
 
     L_query = 1 / (L C) * || Q_t - phi(Q_s) ||^2   for each example;
 
-    the mean over the batch is Eq. 5, 1 / (B L C) * || Q_t - phi(Q_s) ||^2.
+    the mean over the batch is Eq. 5, 1 / (B L C) * || Q_t - phi(Q_s) ||^2. Of the representation
+    (the output of the language model's last attention, at L positions), with a phi of its own, it
+    is L_repr of Eq. 6.
 
     Args:
-        teacher_BLC: Q_t, the teacher's queries.
-        student_BLS: Q_s, the student's queries.
+        teacher_BLC: the teacher's queries, or its representation.
+        student_BLS: the student's.
         phi: a linear layer S -> C; trained with the student, never shipped.
         mask_BL: bool, true where a token exists; L is then the number of true ones in a row.
             None: all exist.
-    Returns: (B,), float32 or wider, >= 0; 0 for a row without any token.
+    Returns: (B,), >= 0; 0 for a row without any token.
     """
-    return _mean_square_distance(teacher_BLC, phi(student_BLS), mask_BL)
+    gap_BLC = _at_least_float32(teacher_BLC) - _at_least_float32(phi(student_BLS))
+    square_BL = gap_BLC.square().mean(-1)
+    if mask_BL is None:
+        return square_BL.mean(-1)
+    return square_BL.masked_fill(~mask_BL, 0).sum(-1) / mask_BL.sum(-1).clamp(min=1)
 
 
-def representation_alignment(
-    teacher_BLC: Tensor, student_BLS: Tensor, phi: Projection, mask_BL: Tensor | None = None
+def pearson_distance(teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor) -> Tensor:
+    """One minus the correlation of each channel, up to a factor (PKD, Cao et al. 2022).
+
+    PKD comes from dense prediction; for tokens a map (N, C, H, W) is (B, C, L, 1). Each channel is
+    brought to zero mean and unit standard deviation (unbiased, plus 1e-6) over the m = sum(mask)
+    positions of the batch, on either side; then, over the batch,
+
+        PKD = 1 / (2 m C) * sum_blc (t^_blc - s^_blc)^2 = (m - 1) / m * (1 - mean_c r_c)
+
+    with Pearson's r_c. It does not see a channel's scale or offset. The statistics are of the whole
+    batch, so one example's value depends on the others in it.
+
+    Args: teacher_BLC, student_BLC: alike in shape. mask_BL: bool, true where a position exists.
+    Returns: (B,), >= 0: B / (2 m C) * sum_lc of each example.
+    """
+    gap_MC = _standardised(teacher_BLC[mask_BL]) - _standardised(student_BLC[mask_BL])
+    square_M = gap_MC.square().mean(-1)
+    square_BL = square_M.new_zeros(mask_BL.shape).masked_scatter(mask_BL, square_M)
+    return square_BL.sum(-1) * (len(mask_BL) / (2 * max(len(square_M), 1)))
+
+
+def channel_wise_divergence(
+    teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor, tau: float
 ) -> Tensor:
-    """Eq. 5 on the multimodal representation: L_repr of Eq. 6.
+    """How differently each channel spreads over the positions (CWD, Shu et al. 2021).
 
-    The representation is the output of the language model's last attention, at the visual
-    positions or where the answer's tokens are predicted (`taught`): L positions. The arguments are
-    those of `query_alignment`, with a phi of its own.
+        CWD = tau^2 / C * sum_c KL( softmax_l(t_lc / tau) || softmax_l(s_lc / tau) )
 
-    Returns: (B,), float32 or wider, >= 0; 0 for a row without any token.
+    for each example; the mean over the batch is the source's tau^2 / (N C) * sum.
+
+    Args: teacher_BLC, student_BLC: alike in shape. mask_BL: bool, true where a position exists;
+        the others take no part in the softmax. tau: temperature, > 0.
+    Returns: (B,), >= 0; 0 for a row without any position.
     """
-    return _mean_square_distance(teacher_BLC, phi(student_BLS), mask_BL)
+    log_t_BLC = _log_shares(teacher_BLC, mask_BL, tau)
+    log_s_BLC = _log_shares(student_BLC, mask_BL, tau)
+    terms_BLC = log_t_BLC.exp() * (log_t_BLC - log_s_BLC)
+    return terms_BLC.masked_fill(~mask_BL[..., None], 0).sum(1).mean(-1) * tau**2
+
+
+# ---------------------------------------------------------------- the answer
 
 
 def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
@@ -64,13 +109,73 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
     Args:
         logits_BAV: the student's, `logits_BAV[:, a]` predicting `answer_ids_BA[:, a]`.
         answer_ids_BA: the teacher's answer, padded with -100, which counts for nothing.
-    Returns: (B,), float32 or wider, >= 0; 0 for a row without any answer token.
+    Returns: (B,), >= 0; 0 for a row without any answer token.
     """
     logits_BVA = _at_least_float32(logits_BAV).transpose(1, 2)
     nats_BA = functional.cross_entropy(
         logits_BVA, answer_ids_BA, ignore_index=IGNORED, reduction="none"
     )
     return nats_BA.sum(1) / (answer_ids_BA != IGNORED).sum(1).clamp(min=1)
+
+
+def forward_kl(
+    teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """KL(teacher || student) (Hinton et al. 2015): the student covers all the teacher would say.
+
+        tau^2 / A * sum_a sum_v p_av (log p_av - log q_av)
+
+    with p = softmax(t / tau) and q = softmax(s / tau).
+
+    Args: teacher_BAV, student_BAV: logits over one vocabulary. temperature: tau, > 0.
+    Returns: (B,), >= 0.
+    """
+    log_p_BAV, log_q_BAV = _log_p(teacher_BAV, temperature), _log_p(student_BAV, temperature)
+    nats_BA = _expectation(log_p_BAV.exp(), log_p_BAV - log_q_BAV)
+    return temperature**2 * _mean(nats_BA, answer_ids_BA)
+
+
+def reverse_kl(
+    teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """KL(student || teacher) (Gu et al. 2024): the student keeps to what the teacher finds likely.
+
+    As `forward_kl` with the two sides exchanged. Returns: (B,), >= 0.
+    """
+    return forward_kl(student_BAV, teacher_BAV, answer_ids_BA, temperature)
+
+
+def answer_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
+    """What Tent minimises (Wang et al. 2021): the entropy of each answer token's distribution.
+
+        H = - 1/A * sum_a sum_v p_av log p_av
+
+    Returns: (B,), each in [0, log V].
+    """
+    log_p_BAV = _log_p(logits_BAV, 1.0)
+    return _mean(-_expectation(log_p_BAV.exp(), log_p_BAV), answer_ids_BA)
+
+
+def soft_cross_entropy(teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
+    """CoTTA's consistency (Wang et al. 2022): cross-entropy with the mean teacher's distribution.
+
+        - 1/A * sum_a sum_v p_av log q_av,  p of the teacher, q of the student
+
+    Returns: (B,), >= 0; at least the teacher's entropy.
+    """
+    p_BAV, log_q_BAV = _log_p(teacher_BAV, 1.0).exp(), _log_p(student_BAV, 1.0)
+    return _mean(-_expectation(p_BAV, log_q_BAV), answer_ids_BA)
+
+
+def answer_confidence(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
+    """How sure each answer token is: the mean of the largest probability, (B,), each in (0, 1].
+
+    CoTTA compares the frozen source model's, averaged over a batch, with its threshold p_th.
+    """
+    return _mean(_log_p(logits_BAV, 1.0).exp().amax(-1), answer_ids_BA)
+
+
+# ---------------------------------------------------------------- together
 
 
 def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -84,12 +189,40 @@ def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float])
     return torch.stack([weights[name] * term_B for name, term_B in terms.items()]).sum(0)
 
 
-def _mean_square_distance(left_BLC: Tensor, right_BLC: Tensor, mask_BL: Tensor | None) -> Tensor:
-    square_BL = (_at_least_float32(left_BLC) - _at_least_float32(right_BLC)).square().mean(-1)
-    if mask_BL is None:
-        return square_BL.mean(-1)
-    return square_BL.masked_fill(~mask_BL, 0).sum(-1) / mask_BL.sum(-1).clamp(min=1)
+# ---------------------------------------------------------------- parts
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _standardised(values_MC: Tensor) -> Tensor:
+    """Zero mean and unit deviation for each channel over the M real positions of the batch."""
+    values_MC = _at_least_float32(values_MC)
+    centred_MC = values_MC - values_MC.mean(0)
+    variance_C = centred_MC.square().sum(0) / max(len(values_MC) - 1, 1)
+    # sqrt has no slope at 0: a channel that never varies stays out of the gradient.
+    deviation_C = torch.where(variance_C > 0, variance_C, torch.ones_like(variance_C)).sqrt()
+    deviation_C = torch.where(variance_C > 0, deviation_C, torch.zeros_like(deviation_C))
+    return centred_MC / (deviation_C + EPSILON)
+
+
+def _log_shares(values_BLC: Tensor, mask_BL: Tensor, tau: float) -> Tensor:
+    """log softmax over the real positions; finite everywhere."""
+    scaled_BLC = _at_least_float32(values_BLC) / tau
+    lowest = torch.finfo(scaled_BLC.dtype).min / 4
+    return scaled_BLC.masked_fill(~mask_BL[..., None], lowest).log_softmax(1)
+
+
+def _log_p(logits_BAV: Tensor, temperature: float) -> Tensor:
+    return (_at_least_float32(logits_BAV) / temperature).log_softmax(-1)
+
+
+def _expectation(p_BAV: Tensor, values_BAV: Tensor) -> Tensor:
+    """sum_v p_v x_v, (B, A); 0 times log 0 is 0, since a logit may be -inf."""
+    return (p_BAV * values_BAV.masked_fill(p_BAV == 0, 0)).sum(-1)
+
+
+def _mean(values_BA: Tensor, answer_ids_BA: Tensor) -> Tensor:
+    real_BA = answer_ids_BA != IGNORED
+    return values_BA.masked_fill(~real_BA, 0).sum(1) / real_BA.sum(1).clamp(min=1)

@@ -1,157 +1,129 @@
-"""The last steps through the quantiser: the overlay learns to be what few bits can say of it.
+"""The second phase: the overlay learns to be what few bits can say of it.
 
-    seen = base + restore(quantize(latent - base, step), step)         (`formats.uniform`)
+    seen = base + restore(quantize(overlay - base, step), step)         (`numerics.uniform`)
 
-Each step's forward and backward see `seen`, the gradient there goes straight through to `latent`
-(Bengio et al. 2013), and Adam, its moments kept from the epochs before, moves that. The base is the
+Each step's forward and backward see `seen`, the gradient there goes straight through to the overlay
+(Bengio et al. 2013), and Adam, its moments kept from the epochs, moves that. The base is the
 mirror's overlay, against which the update will be taken.
 
 The quantiser's step is the finest at which the change costs the bits asked for. The change goes on
 growing while it is trained (a step held fixed ended at 1.38 bits for 1.2), so the step follows it:
-within a leg in proportion to the change's root mean square, and at each leg's end it is found anew
+within a leg in proportion to the change's root mean square, and at each leg's end it is found again
 from the bits. So the result costs what was asked for.
 
 The steps go in LEGS, judged after each on the held-out part through the quantiser, and before the
 first. The best such state is the result; the mirror's own overlay is among them, so the device gets
-nothing worse than it has. What is written is the latent: quantised at the step that is written with
-it, it is, code for code, what was judged.
-
-With a work folder the state after each leg is kept, like an epoch's (`state`).
+nothing worse than it has. What is written is the overlay before the quantiser: quantised at the
+step that is written with it, it is, code for code, what was judged.
 
 Shapes: P parameters laid end to end.
 Does not code: how many bytes the codes take is the downlink's business.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import chain, count, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cdcca_cli import progress, streams
-from cdcca_cli.distillation import processes, state
-from cdcca_cli.distillation.held_out import Judgement
-from cdcca_cli.distillation.run import CLIP_NORM, Run, schedule
-from cdcca_cli.formats import records
+from cdcca_cli.distillation.checkpoint import Checkpoint
+from cdcca_cli.distillation.evaluation import HeldOutResult
+from cdcca_cli.distillation.optimiser import schedule
+from cdcca_cli.distillation.trainer import Advance, Epochs, Phase, Trainer
 from cdcca_cli.formats.adaptation import RateAware
-from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.numerics import uniform
 
 LR_SHARE = 0.5
-"""Of the epochs' step size, at the highest."""
+"""Of the epochs' learning rate, at the highest."""
 LEGS = 5
 MIRROR = -1
 """The 'leg' whose state is the mirror's own overlay: nothing is sent."""
 
 
-@dataclass
-class _Curves:
-    """Means over each leg; held_out and bits begin before the first."""
+class RateAwareSteps(Phase):
+    """What follows the epochs, on the same student, examples and optimiser."""
 
-    loss: list[float] = field(default_factory=list)
-    answer: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-    bits: list[float] = field(default_factory=list)
+    unit, title = "leg", "rate-aware leg"
+    num_segments = LEGS
 
-
-class RateAwareSteps:
-    """What follows the epochs of a `Run`, on its models, examples and optimiser."""
-
-    def __init__(self, run: Run, base: Mapping[str, np.ndarray]) -> None:
-        """Args: base: the mirror's overlay."""
-        self.run = run
-        self.base_P = run.overlay.laid_out(base)
-        self.latent_P = run.best_P.clone()
-        self.best_P = self.latent_P.clone()
-        self.num_steps = run.settings.rate_aware
-        self.curves = _Curves()
-        self.leg = self.best_leg = 0
-        self.path: Path | None = None
-        if run.settings.work is not None:
-            said = [run.key, "rate-aware", self.num_steps, run.settings.bits, LR_SHARE, LEGS]
-            text = np.frombuffer(records.dump_json(said).encode(), np.uint8)
-            self.key = overlay_digest({"key": text})
-            self.path = state.path_of(run.settings.work, self.key)
-
-    def train(self) -> None:
-        """All legs that are still to do; call it in the student's training mode."""
-        if not self._restore():
-            self._begin()
-        ends = [round(self.num_steps * leg / LEGS) for leg in range(LEGS + 1)]
-        while self.leg < LEGS:
-            self._train_leg(ends[self.leg], ends[self.leg + 1])
-            self._judge()
-            self._save()
+    def __init__(self, trainer: Trainer, epochs: Epochs, base: Mapping[str, np.ndarray]) -> None:
+        """Begins at the best state of the epochs. Args: base: the mirror's overlay."""
+        settings = trainer.settings
+        checkpoint = None
+        if settings.work is not None and epochs.checkpoint is not None:
+            identity = [settings.rate_aware, settings.bits, LR_SHARE, LEGS]
+            checkpoint = Checkpoint(settings.work, [epochs.checkpoint.key, "rate-aware", *identity])
+        trainer.overlay.values.copy_(epochs.best_P)
+        super().__init__(trainer, checkpoint, ("loss", "answer", "held_out", "bits"))
+        self.base_P = trainer.overlay.laid_out(base)
+        self.num_steps = settings.rate_aware
+        self._unquantised = epochs.best
+        self._ratio = 1.0
+        kept = self._restore("best")
+        if kept is not None:
+            self.best = kept["best"]
+            return
+        self.best = self._evaluate_coded()
+        with trainer.overlay.holding(self.base_P):
+            mirror = trainer.evaluate()
+        if mirror.cross_entropy < self.best.cross_entropy:
+            self._keep(mirror, MIRROR, self.base_P)
 
     def quantiser(self) -> RateAware:
         """What the written state is to be coded with."""
-        step = self._step_for(self.best_P)
-        bits = self._bits(self.best_P, step)
-        return RateAware(step=float(step), bits=bits, num_steps=self.num_steps)
+        step = self._quantiser_step(self.best_P)
+        return RateAware(float(step), self._bits(self.best_P, step), self.num_steps)
 
     def report(self) -> dict[str, Any]:
         """What the adaptation's header says of these steps."""
-        best = self.run.best
+        before = self._unquantised
         return {
             **vars(self.quantiser()),
-            "target_bits": self.run.settings.bits,
-            "lr": LR_SHARE * self.run.lr,
-            "best_leg": self.best_leg,
+            "target_bits": self.trainer.settings.bits,
+            "lr": LR_SHARE * self.trainer.lr,
+            "best_leg": self.best_at,
             "legs": LEGS,
-            "unquantised_cross_entropy": best.cross_entropy if len(best) else None,
-            "curves": {
-                name: [round(value, 6) for value in values]
-                for name, values in asdict(self.curves).items()
-            },
+            "unquantised_cross_entropy": before.cross_entropy if len(before) else None,
+            "curves": self.rounded_curves(),
         }
 
     # ---- steps
 
-    def _train_leg(self, begin: int, end: int) -> None:
-        """Steps number `begin` to `end` - 1."""
-        run = self.run
-        endless = chain.from_iterable(run.batches(epoch) for epoch in count(run.settings.epochs))
-        batches = list(islice(endless, begin, end))
-        sums, num_examples = torch.zeros(1 + len(run.terms), dtype=torch.float64), 0
-        title = f"rate-aware steps to {end} of {self.num_steps}"
-        ratio = float(self._step_for(self.latent_P)) / (self._rms(self.latent_P) or 1.0)
-        for number, batch in enumerate(progress.track(batches, description=title), begin):
-            # Where nothing has changed yet, any step sees nothing.
-            self._show(self.latent_P, ratio * self._rms(self.latent_P) or 1.0)
-            means = run.backward(batch)
-            sums += means.double() * len(batch)
-            num_examples += len(batch)
-            run.overlay.values.copy_(self.latent_P)
-            lr = LR_SHARE * run.lr * schedule(number, self.num_steps)
-            norm = run.adam.step(lr, CLIP_NORM)
-            self.latent_P.copy_(run.overlay.values)
-            named = dict(zip(("loss", *run.terms), means.tolist(), strict=True))
-            at = {"leg": self.leg + 1}
-            run.log.step(number + 1, self.num_steps, at, lr, named, norm, len(batch))
-        when = f"in the rate-aware steps {begin + 1} to {end}"
-        if not self.latent_P.isfinite().all():
-            raise run.diverged(when)
-        if batches:
-            of_leg = dict(run.means(sums, num_examples, when))
-            self.curves.loss.append(of_leg["loss"])
-            self.curves.answer.append(of_leg.get("ce", 0.0))
-        self.leg += 1
+    def _first_step(self, segment: int) -> int:
+        return round(self.num_steps * segment / LEGS)
 
-    def _show(self, latent_P: Tensor, step: float) -> None:
-        """Give the student the overlay that a device would have."""
-        self.run.overlay.values.copy_(seen(latent_P, self.base_P, step))
+    def _batches(self) -> list[list[int]]:
+        epochs = map(self.trainer.batches, count(self.trainer.settings.epochs))
+        ends = self._first_step(self.done), self._first_step(self.done + 1)
+        return list(islice(chain.from_iterable(epochs), *ends))
+
+    def _train_segment(self, advance: Advance) -> dict[str, float]:
+        latent_P = self.trainer.overlay.values
+        self._ratio = float(self._quantiser_step(latent_P)) / (self._rms(latent_P) or 1.0)
+        means = super()._train_segment(advance)
+        if not latent_P.isfinite().all():
+            raise self.trainer.diverged(f"in {self.title} {self.done + 1}")
+        if means:
+            self.curves["loss"].append(means["loss"])
+            self.curves["answer"].append(means.get("ce", 0.0))
+        return means
+
+    def _step(self, batch: Sequence[int], number: int) -> tuple[float, Tensor, Tensor]:
+        latent_P = self.trainer.overlay.values
+        # Where nothing has changed yet, any step sees nothing.
+        seen_P = seen(latent_P, self.base_P, self._ratio * self._rms(latent_P) or 1.0)
+        lr = LR_SHARE * self.trainer.lr * schedule(number, self.num_steps)
+        return lr, *self.trainer.step(batch, lr, seen_P)
 
     def _rms(self, latent_P: Tensor) -> float:
         """The root of the mean square of the change."""
         return float((latent_P - self.base_P).double().square().mean().sqrt())
 
-    def _step_for(self, latent_P: Tensor) -> np.float32:
+    def _quantiser_step(self, latent_P: Tensor) -> np.float32:
         """The finest step at which the change costs the bits asked for."""
-        return uniform.step_for_bits(self._delta(latent_P), self.run.settings.bits)
+        return uniform.step_for_bits(self._delta(latent_P), self.trainer.settings.bits)
 
     def _bits(self, latent_P: Tensor, step: np.float32) -> float:
         return uniform.entropy_bits(uniform.quantize(self._delta(latent_P), float(step)))
@@ -161,64 +133,21 @@ class RateAwareSteps:
 
     # ---- which state is best
 
-    def _begin(self) -> None:
-        """Judge the mirror's own overlay, and the epochs' result as it would be decoded."""
-        run = self.run
-        run.overlay.values.copy_(self.base_P)
-        mirror = run.examine()
-        self.best = self._examined()
-        if mirror.cross_entropy < self.best.cross_entropy:
-            self._keep(mirror, MIRROR, self.base_P)
-
     def _judge(self) -> None:
-        held = self._examined()
+        held = self._evaluate_coded()
         if not len(held) or held.cross_entropy < self.best.cross_entropy:
-            self._keep(held, self.leg, self.latent_P)
+            self._keep(held, self.done, self.trainer.overlay.values)
 
-    def _keep(self, held: Judgement, leg: int, latent_P: Tensor) -> None:
-        self.best, self.best_leg = held, leg
-        self.best_P.copy_(latent_P)
-
-    def _examined(self) -> Judgement:
-        """What the present state is worth as it would be decoded; noted in the curves."""
-        step = self._step_for(self.latent_P)
-        self._show(self.latent_P, float(step))
-        held = self.run.examine()
-        self.curves.bits.append(self._bits(self.latent_P, step))
-        if len(held):
-            self.curves.held_out.append(held.cross_entropy)
-            self.run.log.judged({"leg": self.leg}, held)
+    def _evaluate_coded(self) -> HeldOutResult:
+        """The present state as it would be decoded; noted in the curves."""
+        trainer = self.trainer
+        latent_P = trainer.overlay.values
+        step = self._quantiser_step(latent_P)
+        with trainer.overlay.holding(seen(latent_P, self.base_P, float(step))):
+            held = trainer.evaluate()
+        self.curves["bits"].append(self._bits(latent_P, step))
+        self._note(held)
         return held
-
-    # ---- on disk
-
-    def _save(self) -> None:
-        if self.path is None or not processes.is_first():
-            return
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-        arrays |= state.judged(best=self.best)
-        steps, curves = self.run.adam.steps, asdict(self.curves)
-        state.save(self.path, self.key, state.State(self.leg, self.best_leg, steps, curves, arrays))
-
-    def _restore(self) -> bool:
-        if self.path is None:
-            return False
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-        shapes |= state.judged_shapes(len(self.run.lessons.held_out), "best")
-        kept = state.restore(self.path, self.key, shapes)
-        if kept is None:
-            return False
-        for name, tensor in self._tensors().items():
-            tensor.copy_(torch.from_numpy(kept.arrays[name]))
-        self.run.adam.steps = kept.steps
-        self.best = kept.judgement("best")
-        self.leg, self.best_leg = kept.epoch, kept.best_epoch
-        self.curves = _Curves(**kept.curves)
-        streams.message(f"going on after rate-aware leg {self.leg} of {LEGS}")
-        return True
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"best": self.best_P} | self.run.adam_tensors(self.latent_P)
 
 
 def seen(latent_P: Tensor, base_P: Tensor, step: float) -> Tensor:

@@ -3,7 +3,6 @@
 Methods differ in what is in `METHODS`; everything else is the same for all of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,9 @@ from cdcca_cli.text import parse_share
 LARGEST_HOLDOUT = 0.9
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = ("akd", "pseudo-label", "pkd", "cwd")
-_WITHOUT_TEACHER = ("tent", "cotta", "none")
+_tuning = partial(setting, is_tuning=True)
+_taught = partial(_tuning, methods=_WITH_TEACHER)
+_cotta = partial(_tuning, methods=("cotta",))
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,6 @@ METHODS: dict[str, MethodDefaults] = {
 }
 
 
-def _share_of(largest: float) -> Callable[[str], float]:
-    """How a share like 10% is read."""
-    return partial(parse_share, largest=largest)
-
-
-@dataclass(frozen=True)
-class Defaults:
-    weights: dict[str, float]
-    balance: str
-    groups: tuple[str, ...] | None
-    needs_teacher: bool
-
-
-DEFAULTS = {
-    name: Defaults(one.weights, one.balance, one.groups, name in _WITH_TEACHER)
-    for name, one in METHODS.items()
-}
-
-
-@dataclass(frozen=True)
-class CottaSettings:
-    ema: float = 0.999
-    restore: float = 0.01
-    threshold: float = 0.92
-    views: int = 32
-
-
 @dataclass(frozen=True)
 class DistillSettings:
     """How to train. The weights are the lambdas of Eq. 6; None is the method's default."""
@@ -87,9 +61,7 @@ class DistillSettings:
         methods=_WITH_TEACHER,
     )
     confidence: bool = setting(
-        False,
-        "Weigh each answer by the teacher's probability of it",
-        methods=_WITH_TEACHER,
+        False, "Weigh each answer by the teacher's probability of it", methods=_WITH_TEACHER
     )
     train: tuple[str, ...] | None = setting(
         None, "Parameter groups to train", choices=GROUPS, usually="all; norm for tent"
@@ -99,7 +71,7 @@ class DistillSettings:
         "Share of the frames that is held out to judge the result",
         at_least=0,
         at_most=LARGEST_HOLDOUT,
-        parse=_share_of(LARGEST_HOLDOUT),
+        parse=partial(parse_share, largest=LARGEST_HOLDOUT),
     )
     rate_aware: int = setting(
         0,
@@ -117,134 +89,81 @@ class DistillSettings:
         "How the teacher's language model is quantised when it is loaded",
         choices=("none", "int8", "nf4"),
     )
-    query_weight: float | None = setting(
+    query_weight: float | None = _taught(
         None,
         "Weight of the query alignment",
         at_least=0,
         usually="0.03 for akd, 6 for pkd, 3 for cwd",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    repr_weight: float | None = setting(
+    repr_weight: float | None = _taught(
         None,
         "Weight of the representation alignment",
         at_least=0,
         usually="0.1 for akd, 6 for pkd, 3 for cwd",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    ce_weight: float | None = setting(
-        None,
-        "Weight of the cross-entropy on the teacher's answers",
-        at_least=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    ce_weight: float | None = _taught(
+        None, "Weight of the cross-entropy on the teacher's answers", at_least=0, usually="1"
     )
-    balance: str | None = setting(
+    balance: str | None = _taught(
         None,
         "Scale each term by its gradient relative to the cross-entropy's, or leave it as it is",
         choices=("gradients", "none"),
         usually="gradients for akd, none for the others",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
     )
-    repr_at: str = setting(
+    repr_at: str = _tuning(
         "both",
         "Positions where representations are compared",
         choices=("visual", "answer", "both"),
         methods=_FEATURES,
-        is_tuning=True,
     )
-    tau: float = setting(
-        4.0, "Temperature of channel-wise divergence", above=0, methods=("cwd",), is_tuning=True
+    tau: float = _tuning(4.0, "Temperature of channel-wise divergence", above=0, methods=("cwd",))
+    kl_weight: float | None = _taught(None, "Weight of the KL divergence", at_least=0, usually="1")
+    kl_temperature: float | None = _taught(
+        None, "Temperature of both distributions in the KL divergence", above=0, usually="1"
     )
-    kl_weight: float | None = setting(
-        None,
-        "Weight of the KL divergence",
-        at_least=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    cache_bits: int | None = _tuning(
+        None, "Bits a number in a new cache file", choices=(32, 16, 8), usually="16"
     )
-    kl_temperature: float | None = setting(
-        None,
-        "Temperature of both distributions in the KL divergence",
-        above=0,
-        usually="1",
-        methods=_WITH_TEACHER,
-        is_tuning=True,
-    )
-    cache_bits: int | None = setting(
-        None,
-        "Bits a number in a new cache file",
-        choices=(32, 16, 8),
-        usually="16",
-        is_tuning=True,
-    )
-    micro_batch_size: int | None = setting(
+    micro_batch_size: int | None = _tuning(
         None,
         "Questions in one forward pass; gradients add up over a step",
         at_least=1,
         usually="8 or fewer, one pass a process; for pkd and cotta the whole batch",
-        is_tuning=True,
     )
-    ema: float | None = setting(
+    ema: float | None = _tuning(
         None,
         "Decay of a running mean of the overlay, which is then what is written",
         at_least=0,
         below=1,
         methods=(*_WITH_TEACHER, "tent"),
-        is_tuning=True,
     )
-    patience: int | None = setting(
-        None,
-        "Epochs without a gain on the held-out frames before training stops",
-        at_least=1,
-        methods=_WITH_TEACHER,
-        is_tuning=True,
+    patience: int | None = _taught(
+        None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
-    replay_share: float = setting(
+    replay_share: float = _tuning(
         0.25,
         "Share of the replayed frames that is trained on again",
         at_least=0,
         at_most=1,
-        parse=_share_of(1.0),
+        parse=parse_share,
         methods=(*_WITH_TEACHER, "tent", "cotta"),
-        is_tuning=True,
     )
-    cotta_ema: float = setting(
-        0.999,
-        "Decay of the mean teacher",
-        at_least=0,
-        at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
-    )
-    cotta_restore: float = setting(
+    cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
+    cotta_restore: float = _cotta(
         0.01,
         "Share of the parameters that each step puts back to the source model",
         at_least=0,
         at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
     )
-    cotta_threshold: float = setting(
+    cotta_threshold: float = _cotta(
         0.92,
         "Confidence of the source model below which augmented views are averaged",
         at_least=0,
         at_most=1,
-        methods=("cotta",),
-        is_tuning=True,
     )
-    cotta_views: int = setting(
-        32, "Number of augmented views", at_least=1, methods=("cotta",), is_tuning=True
-    )
-    teacher_device_map: str | None = setting(
-        None,
-        "How the teacher is spread over GPUs and memory",
-        choices=("auto",),
-        is_tuning=True,
+    cotta_views: int = _cotta(32, "Number of augmented views", at_least=1)
+    teacher_device_map: str | None = _tuning(
+        None, "How the teacher is spread over GPUs and memory", choices=("auto",)
     )
 
     def __post_init__(self) -> None:
@@ -252,6 +171,8 @@ class DistillSettings:
         if self.ema is not None and self.method in ("cotta", "none"):
             has = "has `cotta_ema`" if self.method == "cotta" else "takes no step"
             raise SettingError("ema", f"does not go with `method` {self.method}, which {has}")
+        if self.bits != type(self).bits and not self.rate_aware:
+            raise SettingError("bits", "is what `rate_aware` steps train for: give both or neither")
         if self.patience is not None and not self.holdout:
             raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
         if not self.needs_teacher:
@@ -278,24 +199,6 @@ class DistillSettings:
     def trained_groups(self) -> tuple[str, ...] | None:
         """What is trained of the overlay; None: all of it."""
         return self.train or METHODS[self.method].groups
-
-    @property
-    def groups(self) -> tuple[str, ...] | None:
-        return self.train
-
-    @property
-    def balanced(self) -> bool:
-        return self.is_balanced
-
-    @property
-    def replay(self) -> float:
-        return self.replay_share
-
-    @property
-    def cotta(self) -> CottaSettings:
-        return CottaSettings(
-            self.cotta_ema, self.cotta_restore, self.cotta_threshold, self.cotta_views
-        )
 
     @property
     def is_balanced(self) -> bool:

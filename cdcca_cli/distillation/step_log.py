@@ -1,4 +1,4 @@
-"""What training does, as JSON lines: one a step, one for each look at the held-out part.
+"""What training does, as JSON lines: one a step, one for each evaluation of the held-out part.
 
     {"what": "begin", "method", "epochs", "batch_size", "lr", "terms", "seed"}
     {"what": "step", "step", "of", "epoch", "lr", "loss", each term by its name, "gradient_norm",
@@ -6,8 +6,8 @@
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
 The rate-aware steps after the epochs have a "leg" in place of the epoch, and count from 1 again.
-Terms are means over the batch, without their weights (with `--confidence` the cross-entropy's are
-in it); the norm is that of all gradients before it is clipped; seconds are since this process began
+Terms are means over the batch, without their weights (with `confidence` the cross-entropy's are in
+it); the norm is that of all gradients before it is clipped; seconds are since this process began
 to train, with what comes before the first step (scales, gradients). A number that is not finite is
 null. A file that exists is added to, so that a run that was stopped and goes on has one log. Each
 line is written at once. Where a reader of a pipe goes away, training goes on without a log.
@@ -17,13 +17,14 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import Tensor
 
-from cdcca_cli import streams
-from cdcca_cli.distillation.held_out import Judgement
+from cdcca_cli import files, streams
+from cdcca_cli.distillation.evaluation import HeldOutResult
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import CannotWrite
 
@@ -43,7 +44,14 @@ class StepLog:
             try:
                 self._out = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             except OSError as error:
-                raise CannotWrite(f"{path}: {(error.strerror or str(error)).lower()}") from None
+                raise CannotWrite(files.reason(path, error)) from None
+
+    def close(self) -> None:
+        """Close the file; nothing is written any more."""
+        if self._out is not None:
+            with suppress(OSError):  # what could not be written was reported when it was
+                self._out.close()
+            self._out = None
 
     def start(self) -> None:
         """The clock: from now on this process trains."""
@@ -92,8 +100,8 @@ class StepLog:
             seconds_left=round(left, 1),
         )
 
-    def judged(self, place: Mapping[str, int], held: Judgement) -> None:
-        """After a look at the held-out part; epoch or leg 0 is before the first step."""
+    def judged(self, place: Mapping[str, int], held: HeldOutResult) -> None:
+        """After an evaluation of the held-out part; epoch or leg 0 is before the first step."""
         self._write(
             what="held_out",
             **place,
@@ -113,10 +121,9 @@ class StepLog:
             self._out.write(json.dumps(line) + "\n")
         except BrokenPipeError:
             streams.message(f"{self._path}: its reader went away: nothing more is logged")
-            self._out = None
+            self.close()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CannotWrite(f"{self._path}: {reason}") from None
+            raise CannotWrite(files.reason(str(self._path), error)) from None
 
 
 def _number(value: float) -> float | None:

@@ -31,7 +31,7 @@ If held_out is null, nothing may follow the record. Else two things follow it, a
 
 A token is stored in the bits in which it came if it is the same number when it is read again, else
 in 32. The frames, their order and the answers are those that training judged by, so the loss on
-them is the same number (`distillation.held_out_loss`). At most 512 MiB of token values (4 bytes
+them is the same number (`distillation.evaluation`). At most 512 MiB of token values (4 bytes
 each) are held out; training stores as many frames as fit.
 
 **Version 2** is version 3 with one more key in the header: `sensitivity`, null, or a list of as

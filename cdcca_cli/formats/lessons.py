@@ -44,7 +44,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -65,6 +65,7 @@ VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
+_OPENINGS = 100
 _HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "dtype", "bits"}
 _KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
 _KEYS |= {"answer"}
@@ -386,21 +387,9 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
     Raises: BadData for lessons of another teacher, or of one with another vocabulary or dtype;
         CannotWrite.
     """
-    import tempfile
-
     where = str(path or "the lessons")
-    try:
-        if path is None:
-            file: Any = tempfile.TemporaryFile(prefix="cdcca-", buffering=0)  # noqa: SIM115
-        else:
-            files.make_folder(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            # Unbuffered: what could not be written must not be tried again once others may write.
-            file = os.fdopen(descriptor, "r+b", buffering=0)
-    except (OSError, ValueError) as error:
-        raise CannotWrite(files.reason(where, error)) from None
     # The file stays open (and locked no longer) for those who read from it afterwards.
-    lock(file, where)
+    file = _locked(path, where)
     try:
         _forget_cut_head(file, head)
         lessons = LessonFile(file, where)
@@ -417,6 +406,28 @@ def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
         yield lessons
     finally:
         unlock(file)
+
+
+def _locked(path: Path | None, where: str) -> Any:
+    """The file, open and locked: another launch may remove it (as one it has joined) in between."""
+    import tempfile
+
+    for _ in range(_OPENINGS):
+        try:
+            if path is None:
+                return tempfile.TemporaryFile(prefix="cdcca-", buffering=0)
+            files.make_folder(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # Unbuffered: what could not be written must not be tried again once others may write.
+            file = os.fdopen(descriptor, "r+b", buffering=0)
+        except OSError as error:
+            raise CannotWrite(files.reason(where, error)) from None
+        lock(file, where)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return file
+        file.close()
+    raise CannotWrite(f"{where}: is removed whenever it is opened: name another place")
 
 
 def _forget_cut_head(file: Any, head: Head) -> None:

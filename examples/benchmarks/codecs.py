@@ -290,7 +290,7 @@ def real(adaptation: str, mirror: str) -> tuple[Change, Loss | None]:
     base = device.read_overlay()
     loss = None
     if learnt.held_out is not None:
-        from cdcca_cli.distillation.held_out_loss import HeldOutLoss
+        from cdcca_cli.distillation.evaluation import HeldOutLoss
         from cdcca_cli.models import load_device
 
         student = load_device(device, compute="cpu")

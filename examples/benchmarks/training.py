@@ -126,8 +126,8 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     from cdcca_cli import streams
-    from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-    from cdcca_cli.distillation.training import DistillSettings, distill
+    from cdcca_cli.distillation.distill import DistillSettings, distill
+    from cdcca_cli.distillation.evaluation import HeldOutLoss
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.lessons import key_of, open_lessons

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation import teacher as teaching
+from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.settings import METHODS
 from cdcca_cli.formats import lessons, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
@@ -51,7 +51,7 @@ def kept_lessons(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
-        teaching.ask(model, shards[:2], teaching.Asking(batch_size=8), path)
+        teaching.ask(model, shards[:2], teaching.TeacherQuery(batch_size=8), path)
     return path
 
 
@@ -97,7 +97,9 @@ def adaptation_in(data: bytes) -> Adaptation:
 
 
 def run(*arguments: object) -> int:
-    return main(["distill", *map(str, arguments), *QUICK])
+    given = [*map(str, arguments)]
+    holdout = [] if "--holdout" in given else ["--holdout", "30%"]  # frames 0 and 5
+    return main(["distill", *given, *QUICK, *holdout])
 
 
 @pytest.mark.usefixtures("models")
@@ -272,6 +274,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     tokens = write(tmp_path / "up.tokens", shards)
     (tmp_path / "log").write_text('{"what": "earlier"}\n')
     arguments = ["distill", str(tokens), *QUICK, "--epochs", "2", "--log", "log"]
+    arguments += ["--holdout", "30%"]
     assert main(arguments) == 0
     piped = capfdbinary.readouterr()
     made = adaptation_in(piped.out)
@@ -306,7 +309,7 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
         r"[\d.]+",
         curves,
     )
-    assert "asks trained on" in summary
+    assert "questions trained on" in summary
     write(tmp_path / "rest.tokens", [shards[0], *shards[2:4]])
     assert run("rest.tokens", "-o", "rest") == 0
     assert (tmp_path / "out").read_bytes() == (tmp_path / "rest").read_bytes()
@@ -330,7 +333,7 @@ def test_a_teacher_that_answers_with_nothing_is_refused(
     free = [replace(shard, asks=shard.asks[:1]) for shard in shards[:3]]
     tokens = write(tmp_path / "up.tokens", free)
     assert run(tokens, "-o", "out") == 65
-    assert "answered with nothing to all 3 asks" in capfd.readouterr().err
+    assert "answered with nothing to all 3 questions" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

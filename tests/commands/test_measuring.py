@@ -33,7 +33,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
     batch_size: object, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its batches are those of training, if the adaptation says so and it can be."""
-    import cdcca_cli.distillation.held_out_loss  # noqa: F401
+    import cdcca_cli.distillation.evaluation  # noqa: F401
 
     loads: list[tuple[Any, ...]] = []
 
@@ -50,7 +50,7 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
             return float(len(overlay))
 
     monkeypatch.setattr(models, "load_device", load_device)
-    monkeypatch.setattr(distillation.held_out_loss, "HeldOutLoss", Counted)
+    monkeypatch.setattr(distillation.evaluation, "HeldOutLoss", Counted)
     mirror = worlds.device(tmp_path / "mirror")
     adaptation = worlds.adaptation(mirror.read_overlay(), mirror)
     adaptation.held_out = HeldOut([], [["yes"]])

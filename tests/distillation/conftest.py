@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import lessons, own_answers, run
-from cdcca_cli.distillation import teacher as teaching
+from cdcca_cli.distillation import teacher_outputs
+from cdcca_cli.distillation.dataset import build_dataset
+from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.trainer import Epochs, Trainer
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.models import LoadedModel, load, load_device
@@ -29,7 +31,7 @@ CHOICES = ["red", "a blue circle", "two"]
 def short_answers() -> Iterator[None]:
     """Random models never end an answer of their own accord: end it for them, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (teaching, own_answers):
+        for module in (teacher_outputs, tent):
             patch.setattr(module, "MAX_NEW_TOKENS", MOST)
         yield
 
@@ -68,21 +70,30 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
     return shards
 
 
-def a_run(
+def a_trainer(
     shards: list[Shard],
     teacher: LoadedModel | None,
     mirror: Device,
     settings: DistillSettings,
     start: dict[str, np.ndarray] | None = None,
-) -> run.Run:
-    """A run that has done nothing yet, on a student of its own.
+) -> Trainer:
+    """One that has done no step yet, on a student of its own.
 
     Args: start: where the overlay begins; None: the mirror's.
     """
     student = load_device(mirror, compute="cpu")
-    gathered = lessons.gather(shards, teacher, student, settings)
+    dataset = build_dataset(shards, teacher, student, settings)
     start = mirror.read_overlay() if start is None else start
-    return run.Run(student, mirror, start, gathered, settings, source=lambda: start_of(mirror))
+    with student.training_mode():
+        return Trainer(student, mirror, start, dataset, settings, source=lambda: start_of(mirror))
+
+
+def train_epochs(trainer: Trainer, mirror: Device) -> Epochs:
+    """All epochs of a trainer that has done no step yet."""
+    with trainer.student.training_mode():
+        epochs = Epochs(trainer, trainer.overlay.arrays(trainer.overlay.values), mirror)
+        epochs.train()
+    return epochs
 
 
 def assert_near(
@@ -106,16 +117,16 @@ class Stopped(Exception):
 @contextmanager
 def stopped_at_step(number: int) -> Iterator[list[int]]:
     """Inside, training breaks off as it begins step `number`, counted from 1; gives the count."""
-    inner, taken = run.Run._step, [0]
+    inner, taken = Trainer.step, [0]
 
-    def step(this: run.Run, *rest: Any) -> Any:
+    def step(this: Trainer, *rest: Any) -> Any:
         taken[0] += 1
         if taken[0] == number:
             raise Stopped
         return inner(this, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Run, "_step", step)
+        patch.setattr(Trainer, "step", step)
         yield taken
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.settings import CottaSettings
+from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.models import load_device
 from cdcca_cli.models.initial import start_of
@@ -20,7 +20,9 @@ Overlay = dict[str, np.ndarray]
 class Slow:
     """A student, its mean and its source, on a model of their own."""
 
-    def __init__(self, mirror: Device, start: Mapping[str, np.ndarray], how: CottaSettings) -> None:
+    def __init__(
+        self, mirror: Device, start: Mapping[str, np.ndarray], how: DistillSettings
+    ) -> None:
         self.model, self.alpha = load_device(mirror, compute="cpu"), mirror.lora.alpha
         self.how = how
         self.source = start_of(mirror)
@@ -35,7 +37,7 @@ class Slow:
 
     def logits(self, example: Example, answer: list[int]) -> Tensor:
         """(A, V) of one example."""
-        seen = look(self.model, [example]).spliced
+        seen = encode(self.model, [example]).spliced
         return self.model.forward(seen, torch.tensor([answer])).logits[0].double()
 
     def answer(self, example: Example) -> list[int]:
@@ -66,7 +68,7 @@ class Slow:
             seen = [
                 [self.logits(*pair) for pair in zip(view, answers, strict=True)] for view in views
             ]
-            unsure = self.confidence(self.source, examples, answers) < self.how.threshold
+            unsure = self.confidence(self.source, examples, answers) < self.how.cotta_threshold
         if unsure:
             targets = [torch.stack(rows).mean(0) for rows in zip(*seen, strict=True)]
         self.put_on(self.student)
@@ -80,7 +82,7 @@ class Slow:
         loss.backward()
         self.adam(number, {name: p.grad.double().numpy() for name, p in named.items()}, lr)  # type: ignore[union-attr]
         for name, own in self.student.items():
-            self.mean[name] = self.how.ema * self.mean[name] + (1 - self.how.ema) * own
+            self.mean[name] = self.how.cotta_ema * self.mean[name] + (1 - self.how.cotta_ema) * own
         self.restore(number, seed)
         return unsure
 
@@ -101,5 +103,7 @@ class Slow:
         draws = np.random.Generator(np.random.Philox(key=key))
         for name in sorted(self.student):
             own, source = self.student[name], self.source[name]
-            back = draws.random(own.size, dtype=np.float32).reshape(own.shape) < self.how.restore
+            back = (
+                draws.random(own.size, dtype=np.float32).reshape(own.shape) < self.how.cotta_restore
+            )
             self.student[name] = np.where(back, source, own)

@@ -1,15 +1,15 @@
 """CoTTA against a slow second form of three steps, and what each of its settings does."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import cotta
-from cdcca_cli.distillation.run import Run
-from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
-from cdcca_cli.distillation.training import distill
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.methods import cotta
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
@@ -17,7 +17,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import start_of
-from tests.distillation.conftest import a_run
+from tests.distillation.conftest import a_trainer, train_epochs
 from tests.distillation.slow_cotta import Slow
 
 ONE = DistillSettings(method="cotta", epochs=1, batch_size=8, holdout=0.3, seed=5)
@@ -26,18 +26,14 @@ NEVER, ALWAYS = 0.0, 1.0
 
 def with_(**how: float) -> DistillSettings:
     """One epoch, three steps; two views where there are any."""
-    return replace(ONE, cotta=CottaSettings(**({"views": 2} | how)))  # type: ignore[arg-type]
+    given: dict[str, Any] = {f"cotta_{name}": value for name, value in ({"views": 2} | how).items()}
+    return replace(ONE, **given)
 
 
 @pytest.fixture(scope="module")
 def elsewhere(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> Adaptation:
     """A round before: where this one starts is not the source any more."""
     return distill(shards, teacher, mirror, DistillSettings(epochs=2, batch_size=8))
-
-
-def epoch(run: Run) -> None:
-    with run.student.training_mode():
-        run.train()
 
 
 # ---- three steps
@@ -53,20 +49,20 @@ def test_three_steps_equal_the_slow_form(
     gradient but rounding, which Adam would blow up.
     """
     settings = with_(ema=0.7, restore=0.2, threshold=threshold)
-    run = a_run(shards, None, mirror, settings, elsewhere.overlay)
+    run = a_trainer(shards, None, mirror, settings, elsewhere.overlay)
     assert isinstance(run.method, cotta.Cotta)
-    slow = Slow(mirror, elsewhere.overlay, settings.cotta)
+    slow = Slow(mirror, elsewhere.overlay, settings)
     behind = {name: 0.9 * a + 0.1 * slow.source[name] for name, a in elsewhere.overlay.items()}
     slow.mean = dict(behind)
     run.method.mean.values.copy_(run.overlay.laid_out(behind))  # type: ignore[union-attr]
     batches = run.batches(0)
     assert len(batches) == 3
     for number, batch in enumerate(batches):
-        examples = [run.lessons.examples[place] for place in batch]
+        examples = [run.dataset.examples[place] for place in batch]
         views = list(run.method._views(batch)) if threshold else []
         lr = run.lr * [1, 1, 0.75][number]  # one step of warm-up, then 0.5 (1 + cos(0, pi/3))
         assert slow.step(number, examples, views, lr, settings.seed) == (threshold == ALWAYS)
-    epoch(run)
+    train_epochs(run, mirror)
     for ours, theirs in (
         (run.overlay.values, slow.student),
         (run.method.mean.values, slow.mean),  # type: ignore[union-attr]
@@ -85,15 +81,15 @@ def test_the_mean_teacher_is_judged_and_written(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     settings = with_(ema=0.7)
-    run = a_run(shards, teacher, mirror, settings)
-    epoch(run)
+    run = a_trainer(shards, teacher, mirror, settings)
+    train_epochs(run, mirror)
     made = distill(shards, teacher, mirror, settings)
     assert run.method is not None and run.method.mean is not None
     assert not torch.equal(run.method.mean.values, run.overlay.values)
     means = run.overlay.arrays(run.method.mean.values)
     assert overlay_digest(made.overlay) == overlay_digest(means)
     run.overlay.values.copy_(run.method.mean.values)
-    after = run.examination.judge().cross_entropy
+    after = run.evaluator.evaluate().cross_entropy
     assert made.report["held_out"]["cross_entropy"]["after"] == after
 
 
@@ -109,7 +105,7 @@ def test_restore_puts_a_share_back_to_the_source(
     share: float, back: float, elsewhere: Adaptation, mirror: Device, shards: list[Shard]
 ) -> None:
     """To sequence 0, not to where this round started; another share after each step."""
-    run = a_run(shards, None, mirror, with_(restore=share), elsewhere.overlay)
+    run = a_trainer(shards, None, mirror, with_(restore=share), elsewhere.overlay)
     source_P = run.overlay.laid_out(start_of(mirror))
     moved_P = source_P != run.overlay.values
     assert moved_P.float().mean() > 0.9
@@ -145,11 +141,11 @@ def test_it_is_the_source_models_confidence(
     """Of the mean teacher's answers, just above the threshold and just below; not the teacher's."""
     source = start_of(mirror)
     far = {name: source[name] + 9 * (a - source[name]) for name, a in elsewhere.overlay.items()}
-    run = a_run(shards, None, mirror, with_(), far)
+    run = a_trainer(shards, None, mirror, with_(), far)
     assert isinstance(run.method, cotta.Cotta)
-    slow = Slow(mirror, far, with_().cotta)
-    batch = run.lessons.train[:6]
-    examples = [run.lessons.examples[number] for number in batch]
+    slow = Slow(mirror, far, with_())
+    batch = run.dataset.train[:6]
+    examples = [run.dataset.examples[number] for number in batch]
     slow.put_on(far)
     answers = [slow.answer(example) for example in examples]
     teachers, sources = (
@@ -157,7 +153,7 @@ def test_it_is_the_source_models_confidence(
     )
     assert abs(teachers / sources - 1) > 0.002
     for threshold, unsure in ((0.999 * sources, 0), (1.001 * sources, 1)):
-        run.method.how = CottaSettings(threshold=threshold, views=1)
+        run.method.settings = with_(threshold=threshold, views=1)
         run.method._now_2.zero_()
         run.method.losses(batch)
         assert run.method._now_2.tolist() == [1, unsure]
@@ -172,8 +168,8 @@ def test_more_views_are_another_target(mirror: Device, shards: list[Shard]) -> N
     "wrong", [{"ema": 1.1}, {"restore": -0.1}, {"threshold": 2.0}, {"views": 0}]
 )
 def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=f"--cotta-{next(iter(wrong))}"):
-        CottaSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=f"`cotta_{next(iter(wrong))}`"):
+        with_(**wrong)
 
 
 # ---- views
@@ -225,18 +221,18 @@ def test_a_view_keeps_a_token_at_least(count: int, shards: list[Shard]) -> None:
 
 def test_views_hang_on_seed_examples_and_number_alone(mirror: Device, shards: list[Shard]) -> None:
     """The asks of a frame share its view; another view, another seed: other numbers."""
-    run = a_run(shards, None, mirror, with_())
+    run = a_trainer(shards, None, mirror, with_())
     assert isinstance(run.method, cotta.Cotta)
-    batch = [number for number in run.lessons.train if number < 9]
+    batch = [number for number in run.dataset.train if number < 9]
     first, again = (list(run.method._views(batch)) for _ in range(2))
     assert len(first) == 2
     for view, same in zip(first, again, strict=True):
         for one, other, number in zip(view, same, batch, strict=True):
             assert np.array_equal(one.shard.tokens, other.shard.tokens)
-            assert one.ask is run.lessons.examples[number].ask
-            assert one.shard.frame == run.lessons.examples[number].shard.frame
+            assert one.ask is run.dataset.examples[number].ask
+            assert one.shard.frame == run.dataset.examples[number].shard.frame
     assert first[0][0].shard is first[0][1].shard
     assert not np.array_equal(first[0][0].shard.tokens, first[1][0].shard.tokens)
-    other = a_run(shards, None, mirror, replace(with_(), seed=6))
+    other = a_trainer(shards, None, mirror, replace(with_(), seed=6))
     (view, _) = other.method._views(batch)  # type: ignore[union-attr]
     assert not np.array_equal(first[0][0].shard.tokens, view[0].shard.tokens)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdcca_cli.distillation.feature_losses import channel_wise_divergence, pearson_distance
+from cdcca_cli.distillation.losses import channel_wise_divergence, pearson_distance
 
 EACH = pytest.mark.parametrize(
     "loss", [pearson_distance, partial(channel_wise_divergence, tau=4.0)], ids=["PKD", "CWD"]

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 KILLS = 10
 SCRIPT = """
 import sys, time
-from cdcca_cli.distillation import run, state, teacher
+from cdcca_cli.distillation import checkpoint, teacher_outputs, trainer
 from cdcca_cli.main import main
 
-teacher.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 ticks, pace = open(sys.argv[1], "wb", buffering=0), float(sys.argv[2])
 def ticking(place, name):
     inner = getattr(place, name)
@@ -32,9 +32,9 @@ def ticking(place, name):
         time.sleep(pace)
         return made
     setattr(place, name, call)
-ticking(teacher, "_fill")
-ticking(run.Run, "backward")
-ticking(state, "save")
+ticking(teacher_outputs, "_fill")
+ticking(trainer.Trainer, "backward")
+ticking(checkpoint.Checkpoint, "save")
 sys.exit(main(sys.argv[3:]))
 """
 """A tick before and after each chunk of lessons, each batch, and each state that is written."""

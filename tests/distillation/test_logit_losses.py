@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from cdcca_cli.distillation.logit_losses import (
+from cdcca_cli.distillation.losses import (
     answer_confidence,
+    answer_cross_entropy,
     answer_entropy,
     forward_kl,
     reverse_kl,
     soft_cross_entropy,
 )
-from cdcca_cli.distillation.losses import answer_cross_entropy
 
 ANSWERS_BA = torch.tensor([[1, 5, 0, 2], [3, 4, -100, -100], [-100, -100, -100, -100]])
 

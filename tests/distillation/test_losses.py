@@ -3,7 +3,6 @@
 import math
 import random
 
-import pytest
 import torch
 
 from cdcca_cli.distillation import losses
@@ -42,8 +41,7 @@ def _slow_alignment(teacher: list, student: list, weight: list, bias: list, mask
     return result
 
 
-@pytest.mark.parametrize("loss", [losses.query_alignment, losses.representation_alignment])
-def test_alignment_equals_the_slow_form(loss):
+def test_alignment_equals_the_slow_form():
     teacher, student = _random_list((3, 4, 5), 1), _random_list((3, 4, 2), 2)
     weight, bias = _random_list((5, 2), 3), _random_list((5,), 4)
     mask = [[True] * 4, [True, False, True, True], [False, False, True, False]]
@@ -52,13 +50,13 @@ def test_alignment_equals_the_slow_form(loss):
         phi.weight.copy_(_tensor(weight))
         phi.bias.copy_(_tensor(bias))
 
-    got_B = loss(_tensor(teacher), _tensor(student), phi, torch.tensor(mask))
+    got_B = losses.feature_alignment(_tensor(teacher), _tensor(student), phi, torch.tensor(mask))
     torch.testing.assert_close(
         got_B, _tensor(_slow_alignment(teacher, student, weight, bias, mask)), rtol=1e-12, atol=0
     )
     everything = [[True] * 4] * 3
     torch.testing.assert_close(
-        loss(_tensor(teacher), _tensor(student), phi),
+        losses.feature_alignment(_tensor(teacher), _tensor(student), phi),
         _tensor(_slow_alignment(teacher, student, weight, bias, everything)),
         rtol=1e-12,
         atol=0,
@@ -72,7 +70,7 @@ def test_batch_mean_is_equation_5():
     """
     teacher_BLC = torch.tensor([[[1.0, 2.0], [0.0, 3.0]], [[5.0, 6.0], [7.0, 8.0]]])
     student_BLS = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[5.0, 6.0], [7.0, 8.0]]])
-    loss_B = losses.query_alignment(teacher_BLC, student_BLS, phi=lambda values: values)
+    loss_B = losses.feature_alignment(teacher_BLC, student_BLS, phi=lambda values: values)
     assert loss_B.tolist() == [3.5, 0.0]
     assert loss_B.mean().item() == 1.75
 
@@ -81,12 +79,12 @@ def test_masked_tokens_equal_left_out_ones():
     """What stands at a masked position, NaN included, reaches neither the value nor a gradient."""
     torch.manual_seed(0)
     teacher_BLC, student_BLS = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    short_B = losses.query_alignment(teacher_BLC, student_BLS, lambda values: values)
+    short_B = losses.feature_alignment(teacher_BLC, student_BLS, lambda values: values)
 
     padded_BLS = torch.cat([student_BLS, torch.full((2, 2, 4), 7.0)], 1).requires_grad_()
     padded_BLC = torch.cat([teacher_BLC, torch.full((2, 2, 4), -9.0)], 1)
     mask_BL = torch.tensor([[True] * 3 + [False] * 2] * 2)
-    long_B = losses.query_alignment(padded_BLC, padded_BLS, lambda values: values, mask_BL)
+    long_B = losses.feature_alignment(padded_BLC, padded_BLS, lambda values: values, mask_BL)
     torch.testing.assert_close(long_B, short_B)
     long_B.sum().backward()
     assert padded_BLS.grad is not None
@@ -95,14 +93,14 @@ def test_masked_tokens_equal_left_out_ones():
 
     padded_BLC[:, 3:] = math.nan
     torch.testing.assert_close(
-        losses.query_alignment(padded_BLC, padded_BLS, lambda values: values, mask_BL), short_B
+        losses.feature_alignment(padded_BLC, padded_BLS, lambda values: values, mask_BL), short_B
     )
 
 
 def test_no_token_is_no_loss():
     values = torch.ones(1, 2, 3)
     nothing = torch.zeros(1, 2, dtype=torch.bool)
-    assert losses.query_alignment(values, 2 * values, lambda x: x, nothing).tolist() == [0.0]
+    assert losses.feature_alignment(values, 2 * values, lambda x: x, nothing).tolist() == [0.0]
 
 
 def test_answer_cross_entropy_equals_the_slow_form():
@@ -130,7 +128,7 @@ def test_uniform_logits_cost_the_log_of_the_vocabulary():
 def test_half_precision_is_computed_in_float32():
     """4096 squares of 200 overflow half precision (65504) but not the mean of them: 40000."""
     teacher = torch.full((1, 64, 64), 200.0, dtype=torch.float16)
-    got_B = losses.query_alignment(teacher, torch.zeros_like(teacher), lambda values: values)
+    got_B = losses.feature_alignment(teacher, torch.zeros_like(teacher), lambda values: values)
     assert got_B.dtype == torch.float32
     assert got_B.tolist() == [40000.0]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation.settings import METHODS, CottaSettings, DistillSettings
-from cdcca_cli.distillation.training import distill
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
@@ -22,7 +22,10 @@ QUICK = DistillSettings(
     epochs=2,
     batch_size=8,
     holdout=0.3,
-    cotta=CottaSettings(ema=0.8, restore=0.1, threshold=0.12, views=2),
+    cotta_ema=0.8,
+    cotta_restore=0.1,
+    cotta_threshold=0.12,
+    cotta_views=2,
 )
 STEPS = 2
 """Of an epoch: 11 asks in batches of 8."""
@@ -134,20 +137,15 @@ def test_the_others_train_all_groups(
 def test_train_names_what_moves(
     method: str, groups: tuple[str, ...], train: Train, mirror: Device, student: LoadedModel
 ) -> None:
-    made = train(replace(QUICK, method=method, groups=groups))
+    made = train(replace(QUICK, method=method, train=groups))
     assert moved_groups(made, mirror, student) == set(groups)
     assert made.report["groups"] == list(groups)
     assert set(made.overlay) == set(mirror.read_overlay())
-    assert all(  # Adam knows nothing of the others
-        (made.sensitivity[name] == 0)
-        for group in {"norm", "bias", "query"} - set(groups)
-        for name in student.trainable_groups()[group]
-    )
 
 
 def test_the_order_of_the_groups_does_not_matter(train: Train) -> None:
-    one = train(replace(QUICK, groups=("norm", "query")))
-    other = train(replace(QUICK, groups=("query", "norm")))
+    one = train(replace(QUICK, train=("norm", "query")))
+    other = train(replace(QUICK, train=("query", "norm")))
     assert overlay_digest(one.overlay) == overlay_digest(other.overlay)
 
 
@@ -162,5 +160,5 @@ def test_a_group_that_the_student_lacks_is_refused(
     from cdcca_cli.models.settings import InitSettings
 
     norms = create_device(tmp_path / "norms", str(tiny_pair[1]), InitSettings(groups=("norm",)))
-    with pytest.raises(UsageError, match="nothing of lora, bias to train"):
-        distill(few, teacher, norms, replace(QUICK, groups=("lora", "bias")))
+    with pytest.raises(UsageError, match="nothing of lora, bias: make it"):
+        distill(few, teacher, norms, replace(QUICK, train=("lora", "bias")))

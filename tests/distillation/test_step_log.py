@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import run
-from cdcca_cli.distillation.held_out import Judgement
-from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
+from cdcca_cli.distillation import trainer
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.evaluation import HeldOutResult
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
-from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import CannotWrite
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
@@ -38,7 +39,7 @@ def lines_of(path: Path, what: str | None = None) -> list[dict[str, Any]]:
     return [line for line in found if what in (None, line["what"])]
 
 
-def test_every_line_of_a_run(
+def test_every_line_of_a_trainer(
     teacher: LoadedModel,
     mirror: Device,
     shards: list[Shard],
@@ -46,14 +47,14 @@ def test_every_line_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """20 asks in batches of 8, 8 and 4. Norms and means are those that the steps returned."""
-    inner, returned = run.Run._step, []
+    inner, returned = trainer.Trainer.step, []
 
-    def step(this: run.Run, method: Any, batch: list[int], *rest: Any) -> Any:
-        made = inner(this, method, batch, *rest)
+    def step(this: trainer.Trainer, batch: list[int], *rest: Any) -> Any:
+        made = inner(this, batch, *rest)
         returned.append((len(batch), *made))
         return made
 
-    monkeypatch.setattr(run.Run, "_step", step)
+    monkeypatch.setattr(trainer.Trainer, "step", step)
     path = tmp_path / "log"
     made = distill(shards, teacher, mirror, QUICK, log=StepLog(path))
     lines = lines_of(path)
@@ -73,7 +74,7 @@ def test_every_line_of_a_run(
         assert set(line) == STEP | {"query", "repr", "ce"}
         assert (line["step"], line["of"]) == (number + 1, 6)
         assert (line["epoch"], line["asks"]) == (number // 3 + 1, count)
-        assert line["lr"] == made.report["lr"] * run.schedule(number, 6)
+        assert line["lr"] == made.report["lr"] * trainer.schedule(number, 6)
         terms = [line[name] for name in ("loss", "query", "repr", "ce")]
         assert terms == pytest.approx(means.tolist(), abs=1e-6)
         assert line["gradient_norm"] == pytest.approx(float(norm), abs=1e-6)
@@ -140,7 +141,7 @@ def test_terms_by_method(
         method=method,
         epochs=1,
         batch_size=8,
-        cotta=CottaSettings(views=1),
+        cotta_views=1,
         **({"query_weight": 0, "repr_weight": 0} if method == "pkd" else {}),  # type: ignore[arg-type]
     )
     distill(shards, teacher, mirror, settings, log=StepLog(tmp_path / "log"))
@@ -156,7 +157,9 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     log.begin(QUICK, 1e30, ["ce"])
     means = {"loss": math.nan, "ce": math.inf}
     log.step(1, 2, {"epoch": 1}, 1e30, means, torch.tensor(math.nan), 8)
-    log.judged({"epoch": 1}, Judgement(np.array([np.nan], np.float32), np.array([0], np.float32)))
+    log.judged(
+        {"epoch": 1}, HeldOutResult(np.array([np.nan], np.float32), np.array([0], np.float32))
+    )
     (step,), (held,) = (lines_of(tmp_path / "log", what) for what in ("step", "held_out"))
     assert (step["loss"], step["ce"], step["gradient_norm"]) == (None, None, None)
     assert held["cross_entropy"] is None
@@ -198,3 +201,15 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     silent = StepLog(None)
     silent.begin(QUICK, 0.1, ["ce"])
     silent.step(1, 2, {"epoch": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+
+
+def test_the_file_is_closed(tmp_path: Path) -> None:
+    """After the block, also where it was left by an error; closing twice is nothing."""
+    with pytest.raises(KeyError), closing(StepLog(tmp_path / "log")) as log:
+        file = log._out
+        assert file is not None and not file.closed
+        raise KeyError
+    assert file.closed
+    log.close()
+    log.judged({"epoch": 1}, HeldOutResult(np.zeros(1, np.float32), np.zeros(1, np.float32)))
+    assert (tmp_path / "log").read_text() == ""

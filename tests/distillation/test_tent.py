@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import tent, training
-from cdcca_cli.distillation.batches import Example, look
+from cdcca_cli.distillation.distill import distill, summary
+from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -21,7 +21,7 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import MOST, a_run, make_shards
+from tests.distillation.conftest import MOST, a_trainer, make_shards, train_epochs
 
 TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.3)
 
@@ -33,7 +33,7 @@ def entropies_of_own_answer(model: LoadedModel, example: Example, most: int) -> 
     found: list[float] = []
     while len(tokens) < most and end not in tokens:
         with torch.no_grad():
-            seen = look(model, [example]).spliced
+            seen = encode(model, [example]).spliced
             row = model.forward(seen, torch.tensor([[*tokens, end]])).logits[0, -1].tolist()
         highest = max(row)
         weights = [math.exp(value - highest) for value in row]
@@ -47,13 +47,13 @@ def test_the_loss_is_the_entropy_of_its_own_greedy_answers(
     mirror: Device, shards: list[Shard]
 ) -> None:
     """Of captions and answers in one batch, which end at 5 tokens and at 3."""
-    run = a_run(shards, None, mirror, TENT)
+    run = a_trainer(shards, None, mirror, TENT)
     assert isinstance(run.method, tent.Tent)
-    batch = run.lessons.train[:8]
+    batch = run.dataset.train[:8]
     loss_B = run.method.losses(batch)["entropy"]
     lengths = set()
     for number, loss in zip(batch, loss_B.tolist(), strict=True):
-        example = run.lessons.examples[number]
+        example = run.dataset.examples[number]
         by_hand = entropies_of_own_answer(run.student, example, MOST[example.ask.task])
         lengths.add(len(by_hand))
         assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
@@ -66,27 +66,25 @@ def test_of_every_family(checkpoint: str, request: pytest.FixtureRequest, tmp_pa
     source = request.getfixturevalue(checkpoint)
     mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = make_shards(load(source, compute="cpu"), 4, keep=(5, 2))
-    run = a_run(shards, None, mirror, replace(TENT, epochs=1))
+    run = a_trainer(shards, None, mirror, replace(TENT, epochs=1))
     assert run.method is not None
-    batch = run.lessons.train[:4]
+    batch = run.dataset.train[:4]
     for number, loss in zip(batch, run.method.losses(batch)["entropy"].tolist(), strict=True):
-        example = run.lessons.examples[number]
+        example = run.dataset.examples[number]
         by_hand = entropies_of_own_answer(run.student, example, MOST[example.ask.task])
         assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
-    with run.student.training_mode():
-        run.train()
-    assert run.epoch == 1
+    assert train_epochs(run, mirror).done == 1
 
 
 def test_an_answer_that_ends_is_counted_with_its_end(
     mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token that the student says first is made its end token: answers of one token."""
-    run = a_run(shards, None, mirror, TENT)
+    run = a_trainer(shards, None, mirror, TENT)
     assert run.method is not None
-    number = run.lessons.train[0]
-    example = run.lessons.examples[number]
-    (ids,) = run.student.generate(look(run.student, [example]).spliced, 1).ids
+    number = run.dataset.train[0]
+    example = run.dataset.examples[number]
+    (ids,) = run.student.generate(encode(run.student, [example]).spliced, 1).ids
     monkeypatch.setattr(run.student, "_end_ids", tuple(ids))
     (by_hand,) = entropies_of_own_answer(run.student, example, 3)
     assert run.method.losses([number])["entropy"].item() == pytest.approx(by_hand, rel=1e-5)
@@ -107,7 +105,7 @@ def test_norms_alone_move_unless_told_otherwise(
     assert made.report["groups"] == ["norm"]
     moved = {name for name in base if not np.array_equal(base[name], made.overlay[name])}
     assert moved == set(groups["norm"])
-    made = distill(shards, None, mirror, replace(TENT, epochs=1, groups=("bias", "query")))
+    made = distill(shards, None, mirror, replace(TENT, epochs=1, train=("bias", "query")))
     moved = {name for name in base if not np.array_equal(base[name], made.overlay[name])}
     assert moved == {*groups["bias"], *groups["query"]}
 
@@ -122,7 +120,7 @@ def test_nobody_need_be_asked(mirror: Device, shards: list[Shard]) -> None:
     assert (made.report["num_frames"], made.report["num_trained"]) == (12, 20)
     assert (made.report["epochs_done"], made.report["best_epoch"]) == (3, 3)
     assert made.held_out is None
-    assert "none held out" in training.summary(made)[-1]
+    assert "none held out" in summary(made)[-1]
 
 
 def test_a_teacher_judges_and_changes_nothing(

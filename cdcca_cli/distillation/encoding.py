@@ -1,16 +1,14 @@
-"""From token shards to batches: which asks go together, which are held out, padded tensors.
+"""From token shards to what a language model reads: padded tensors, connector, spliced prompts.
+
+An example is one question about one frame. Questions about the same frame share the connector's
+output, unless the connector reads the prompt too (InstructBLIP). Teacher and student are encoded
+alike.
 
 Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens,
 L query tokens, C/D channels.
-
-An example is one ask about one frame. Asks about the same frame share what the connector makes of
-it, unless the connector reads the prompt too (InstructBLIP).
-
-Does not know a teacher from a student: both look at a batch through `look`.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,12 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cdcca_cli.distillation.draws import For, draws
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Ask, Shard
 from cdcca_cli.models import LoadedModel, Spliced
+
+KEPT_BYTES = 1 << 30
+"""Connector outputs that are kept in memory; the others are computed again when they come up."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A batch as a model sees it. queries: (B, L, C) of the connector; spliced: B prompts."""
+class EncodedBatch:
+    """A batch as the language model reads it. queries: (B, L, C) of the connector; spliced: B
+    prompts."""
 
     queries: Tensor
     spliced: Spliced
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch before a model has seen it: nothing in it depends on an overlay.
+class BatchInputs:
+    """A batch before the connector: nothing in it depends on an overlay.
 
     tokens_UNC, mask_UN, positions_UN: padded, on the model's device. inputs: the prompts of the U
     inputs. rows_B: the input of each example.
@@ -59,13 +60,13 @@ class Prepared:
     rows_B: Tensor
 
 
-def look(model: LoadedModel, examples: Sequence[Example]) -> Look:
+def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
     """Stored tokens through the connector and into the prompts; keeps gradients."""
-    return look_at(model, prepare(model, examples))
+    return encode_inputs(model, batch_inputs(model, examples))
 
 
-def prepare(model: LoadedModel, examples: Sequence[Example]) -> Prepared:
-    """The tensors and prompts of a batch, to be looked at once or many times."""
+def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
+    """The tensors and prompts of a batch, to be encoded once or many times."""
     prompts = [model.format_prompt(example.ask.prompt, example.ask.task) for example in examples]
     inputs: dict[tuple[int, str], int] = {}
     firsts: list[int] = []
@@ -78,7 +79,7 @@ def prepare(model: LoadedModel, examples: Sequence[Example]) -> Prepared:
         rows.append(inputs[key])
     shards = [examples[place].shard for place in firsts]
     tokens_UNC, mask_UN, positions_UN = _padded(shards, model.device)
-    return Prepared(
+    return BatchInputs(
         tokens_UNC=tokens_UNC,
         mask_UN=mask_UN,
         positions_UN=positions_UN,
@@ -88,8 +89,8 @@ def prepare(model: LoadedModel, examples: Sequence[Example]) -> Prepared:
     )
 
 
-def look_at(model: LoadedModel, batch: Prepared) -> Look:
-    """`look` at what is prepared already."""
+def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
+    """As `encode`, from inputs made before."""
     mask_UN, rows_B = batch.mask_UN, batch.rows_B
     all_real = bool(mask_UN.all())
     queries_ULC = model.queries(batch.tokens_UNC, None if all_real else mask_UN, batch.inputs)
@@ -101,53 +102,66 @@ def look_at(model: LoadedModel, batch: Prepared) -> Look:
         mask_BN=mask_UN.index_select(0, rows_B),
         positions_BN=batch.positions_UN.index_select(0, rows_B),
     )
-    return Look(queries_ULC.index_select(0, rows_B), spliced)
+    return EncodedBatch(queries_ULC.index_select(0, rows_B), spliced)
 
 
-class Looker:
-    """Looks at batches of stored tokens with one model.
+class Encoder:
+    """Encodes batches with one model.
 
-    Where nothing of the connector is trained (`is_frozen`), what it makes of an input is computed
-    once and kept, on the CPU.
+    Where nothing of the connector is trained, what it makes of an input is computed once and kept
+    on the CPU, up to KEPT_BYTES; an input that does not fit is computed each time.
     """
 
-    def __init__(self, model: LoadedModel, is_frozen: bool) -> None:
-        self._model, self._is_frozen = model, is_frozen
+    def __init__(self, model: LoadedModel, trained: Iterable[str]) -> None:
+        """Args: trained: names of the parameters that are trained."""
+        self._model = model
+        self._is_frozen = is_connector_frozen(model, trained)
         self._kept: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._kept_bytes = 0
 
-    def __call__(self, examples: Sequence[Example]) -> Look:
-        """As `look`."""
+    def __call__(self, examples: Sequence[Example]) -> EncodedBatch:
+        """As `encode`."""
         if not self._is_frozen:
-            return look(self._model, examples)
+            return encode(self._model, examples)
         model = self._model
         prompts = [model.format_prompt(one.ask.prompt, one.ask.task) for one in examples]
-        keys = [
-            (id(one.shard), prompt if model.reads_prompt else "")
-            for one, prompt in zip(examples, prompts, strict=True)
-        ]
-        for one, key in zip(examples, keys, strict=True):
-            if key not in self._kept:
-                self._kept[key] = self._connect(one)
-        rows = [self._kept[key] for key in keys]
-        queries_BLC, features_BLD = (
-            pad_sequence(list(parts), batch_first=True).to(model.device)
-            for parts in zip(*rows, strict=True)
-        )
+        made: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        rows = []
+        for one, prompt in zip(examples, prompts, strict=True):
+            key = (id(one.shard), prompt if model.reads_prompt else "")
+            if key not in made:
+                made[key] = self._kept.get(key) or self._connect(key, one)
+            rows.append(made[key])
+        features_BLD = pad_sequence([row[1] for row in rows], batch_first=True).to(model.device)
+        queries_BLC = features_BLD
+        if rows[0][0] is not rows[0][1]:
+            queries_BLC = pad_sequence([row[0] for row in rows], batch_first=True).to(model.device)
         _, mask_BN, positions_BN = _padded([one.shard for one in examples], model.device)
         spliced = model.splice(features_BLD, prompts, mask_BN=mask_BN, positions_BN=positions_BN)
-        return Look(queries_BLC, spliced)
+        return EncodedBatch(queries_BLC, spliced)
 
     @torch.no_grad()
-    def _connect(self, example: Example) -> tuple[Tensor, Tensor]:
-        """Queries (L, C) and features (L, D) of one input, on the CPU."""
-        batch = prepare(self._model, [example])
+    def _connect(self, key: tuple[int, str], example: Example) -> tuple[Tensor, Tensor]:
+        """Queries (L, C) and features (L, D) of one input on the CPU: one tensor if they are."""
+        batch = batch_inputs(self._model, [example])
         queries_1LC = self._model.queries(batch.tokens_UNC, None, batch.inputs)
         features_1LD = self._model.project(queries_1LC)
-        return queries_1LC[0].cpu(), features_1LD[0].cpu()
+        features_LD = features_1LD[0].cpu()
+        made = (features_LD if features_1LD is queries_1LC else queries_1LC[0].cpu(), features_LD)
+        num_bytes = sum(one.nbytes for one in {id(part): part for part in made}.values())
+        if self._kept_bytes + num_bytes <= KEPT_BYTES:
+            self._kept_bytes += num_bytes
+            self._kept[key] = made
+        return made
+
+
+def is_connector_frozen(model: LoadedModel, trained: Iterable[str]) -> bool:
+    """Whether nothing that is trained lies before the language model."""
+    return all(name.startswith(model.row.language_path + ".") for name in trained)
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:
-    """How long a prompt is, in characters: near enough to batch alike ones."""
+    """The length of a prompt in characters: near enough to batch alike ones."""
     return len(model.format_prompt(example.ask.prompt, example.ask.task))
 
 
@@ -169,14 +183,14 @@ def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tens
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard whose tokens another vision tower made, or with a prompt in a template.
+    """Refuse a shard of another vision tower, or with a prompt that is in a template already.
 
     Args: role: `teacher` or `student`, for the message.
     Raises: BadData.
     """
     if shard.tower != model.tower_digest:
         raise BadData(
-            f"frame {shard.frame[:80]}: its tokens were made by the vision tower "
+            f"frame {shard.frame[:80]}: its tokens come from the vision tower "
             f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with a "
             f"device that shares the {role}'s tower, or name the {role} that shares the device's"
         )
@@ -190,19 +204,18 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
     for ask in shard.asks:
         if ask.prompt is not None and (found := template_of(ask.prompt)):
             raise BadData(
-                f"frame {shard.frame[:80]}: the prompt of {ask.id[:80]} stands in a template "
-                f"already ({found}), and every model puts its own around it: sample with the bare "
-                "question"
+                f"frame {shard.frame[:80]}: the prompt of {ask.id[:80]} is in a template already "
+                f"({found}), and every model puts its own around it: sample with the bare question"
             )
 
 
 def template_of(prompt: str) -> str | None:
-    """The family and template whose words stand before and behind a question; None: it is bare."""
+    """The family and template whose words surround a question; None: it is bare."""
     words = _words(prompt)
-    for before, after, said in _templates():
+    for before, after, name in _templates():
         rest = words.removeprefix(before).removesuffix(after)
         if len(words) - len(rest) == len(before) + len(after):
-            return said
+            return name
     return None
 
 
@@ -220,48 +233,5 @@ def _templates() -> list[tuple[str, str, str]]:
 
 
 def _words(text: str) -> str:
-    """Blanks as one, and without the picture's mark: a prompt has none where it is sent."""
+    """The words of a text without the image mark, which a prompt in a shard does not have."""
     return " ".join(text.replace(IMAGE_MARK, " ").split())
-
-
-def held_out_frames(frames: Sequence[str], share: float) -> set[str]:
-    """The frames that are not trained on: those whose ids hash below the share, about so many.
-
-    Each by its id alone, so a frame that is held out in one round is not trained on in another,
-    whatever else is sent (but where the share moves). With two frames or more and a share above 0,
-    at least one is held out, the lowest, and at least one is not, the highest.
-    """
-    distinct = sorted(set(frames), key=_place)
-    if share <= 0 or len(distinct) < 2:
-        return set()
-    count = sum(is_held_out(frame, share) for frame in distinct)
-    return set(distinct[: min(max(count, 1), len(distinct) - 1)])
-
-
-def is_held_out(frame: str, share: float) -> bool:
-    """Whether a frame is, in any stream where others are and others are not."""
-    return _place(frame) < share
-
-
-def _place(frame: str) -> float:
-    """Where an id lies between 0 and 1."""
-    return int.from_bytes(hashlib.sha256(frame.encode()).digest()[:8]) / 2**64
-
-
-def shuffled_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
-) -> Iterator[list[int]]:
-    """Batches of example numbers for one epoch: little padding, another order each time.
-
-    Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
-    batches shuffled. All of it depends on seed and epoch alone.
-    """
-    source = draws(seed, For.ORDER, epoch)
-    order = source.permutation(len(lengths))
-    batches: list[list[int]] = []
-    pool = 16 * batch_size
-    for start in range(0, len(order), pool):
-        ranked = sorted(order[start : start + pool].tolist(), key=lambda number: lengths[number])
-        batches += [ranked[at : at + batch_size] for at in range(0, len(ranked), batch_size)]
-    for number in source.permutation(len(batches)):
-        yield batches[number]

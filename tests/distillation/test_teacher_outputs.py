@@ -5,16 +5,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 
 from cdcca_cli.distillation import losses
-from cdcca_cli.distillation import teacher as teaching
-from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.teacher import Asking, ask, is_a_choice
-from cdcca_cli.distillation.training import DistillSettings, distill
+from cdcca_cli.distillation import teacher_outputs as teaching
+from cdcca_cli.distillation.distill import DistillSettings, distill
+from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.teacher_outputs import TeacherQuery, ask, is_a_choice
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.device import Device
@@ -25,13 +26,13 @@ from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import CHOICES, make_shards
 from tests.models.test_loading import stored_in_4_bits
 
-HOW = Asking(batch_size=8, bits=32)
+HOW = TeacherQuery(batch_size=8, bits=32)
 
 
 def everything(
-    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: Asking = HOW
+    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: TeacherQuery = HOW
 ) -> list[Lesson]:
-    file = ask(teacher, shards, how, path)
+    file = ask(teacher, shards, replace(how, path=path))
     return [file.read(key_of(shard)) for shard in shards]
 
 
@@ -57,7 +58,7 @@ def test_lessons_are_what_the_teacher_gives_for_each_ask_alone(
     lessons = everything(teacher, shards[:3], how=replace(HOW, logits=True))
     for example, lesson, place in said_of_each(shards[:3], lessons):
         with torch.no_grad():
-            seen = look(teacher, [example])
+            seen = encode(teacher, [example])
             ids = teacher.answer_ids([lesson.answers[place]])
             forward = teacher.forward(seen.spliced, ids)
             (nats,) = losses.answer_cross_entropy(forward.logits, ids).tolist()
@@ -105,7 +106,7 @@ def test_a_free_answer_that_is_no_choice_gives_way_to_the_likeliest_choice(
     with torch.no_grad():
         for choice in CHOICES:
             ids = teacher.answer_ids([choice])
-            logits = teacher.forward(look(teacher, [example]).spliced, ids).logits[0].double()
+            logits = teacher.forward(encode(teacher, [example]).spliced, ids).logits[0].double()
             likelihoods.append(
                 sum(
                     float(row[token] - row.exp().sum().log())
@@ -213,8 +214,8 @@ def test_lessons_of_the_same_weights_read_otherwise_are_refused(
     head = lessons.Head(teacher.digest, "sha256:" + "0" * 64, "float32", 16)
     with pytest.raises(BadData, match="vocabulary was sha256:"), lessons.writing(path, head):
         pass
-    with pytest.raises(BadData, match="keeps 32 bits a number: leave --cache-bits 8 out"):
-        ask(teacher, shards[:3], Asking(4, bits=8), path)
+    with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
+        ask(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
     assert path.read_bytes() == whole
 
 
@@ -264,6 +265,45 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
     with pytest.raises(BadData, match="not finite"):
         everything(teacher, shards[:1])
+
+
+# ---- files of several launches
+
+
+def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another launch joins and removes it between its opening and its lock, twice over."""
+    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
+    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    (key, lesson) = key_of(shards[0]), everything(teacher, shards[:1])[0]
+    inner, removed = lessons._lock, []
+
+    def join_first(file: BinaryIO, where: str) -> None:
+        if where == str(part) and len(removed) < 2:
+            with lessons.writing(common, head) as other:
+                teaching.join(other, [part])
+            removed.append(part.exists())
+        inner(file, where)
+
+    monkeypatch.setattr(lessons, "_lock", join_first)
+    with lessons.writing(part, head) as own:
+        own.append(key, lesson)
+    assert removed == [False, False]
+    with lessons.writing(common, head) as other:
+        teaching.join(other, [part])
+        assert_same([other.read(key)], [lesson])
+    assert not part.exists()
+
+
+def test_a_part_that_is_being_written_is_left_alone(
+    teacher: LoadedModel, shards: list[Shard], tmp_path: Path
+) -> None:
+    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
+    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    with lessons.writing(part, head), lessons.writing(common, head) as other:
+        teaching.join(other, [part])
+        assert part.exists()
 
 
 # ---- as it is loaded

@@ -1,29 +1,30 @@
 """K of Equation 1 as one call: shards, a teacher and a mirror to an adaptation.
 
-`lessons` asks the teacher, `run` trains; here they are joined. Neither file nor stream is opened
-here but the work folder.
+dataset (teacher_outputs)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps  ->  adaptation
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from cdcca_cli import files
-from cdcca_cli.distillation import lessons
+from cdcca_cli.distillation import distributed
+from cdcca_cli.distillation.dataset import Dataset, build_dataset
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
-from cdcca_cli.distillation.run import Run
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
-from cdcca_cli.distillation.trainable import check_overlay_names
+from cdcca_cli.distillation.trainer import Epochs, Trainer
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.models import LoadedModel, load_device
+from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
 
-__all__ = ["DistillSettings", "distill", "load_student", "summary"]
+__all__ = ["DistillSettings", "distill", "load_student", "load_teacher", "summary"]
 
 
 def distill(
@@ -37,7 +38,8 @@ def distill(
     earlier: Iterable[Shard] = (),
     log: StepLog | None = None,
 ) -> Adaptation:
-    """Teach the mirror's student what the teacher says of the shards (Eq. 6), or by another method.
+    """Train the mirror's student on what the teacher says of the shards (Eq. 6), or by another
+    method.
 
     Args:
         teacher: None: its lessons are in `settings.cache`, or the method needs none.
@@ -45,7 +47,7 @@ def distill(
         resume: go on from this adaptation's overlay, not from the mirror's; if its last steps went
             through the quantiser, from what they saw, which is what its update brings.
         student: the mirror's model, if it is loaded already; it is left with the overlay trained.
-        earlier: shards of earlier rounds, of which `settings.replay` is learnt again.
+        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an empty stream, a shard of another vision tower, a teacher that answers
@@ -54,34 +56,37 @@ def distill(
     """
     base = mirror.read_overlay()
     if resume is not None:
-        check_overlay_names(resume.overlay, base, "--resume")
+        check_overlay_names(resume.overlay, base, "`resume`")
     if settings.work is not None:
         files.make_folder(settings.work)
     if student is None:
         student = load_student(mirror, teacher)
-    gathered = lessons.gather(shards, teacher, student, settings, earlier=earlier)
+    dataset = build_dataset(shards, teacher, student, settings, earlier=earlier)
     start = _start(base, mirror, resume)
-    run = Run(student, mirror, start, gathered, settings, source=lambda: start_of(mirror), log=log)
     last: RateAwareSteps | None = None
     try:
         with student.training_mode():
-            run.train()
+            trainer = Trainer(
+                student, mirror, start, dataset, settings, source=lambda: start_of(mirror), log=log
+            )
+            epochs = Epochs(trainer, start, mirror)
+            epochs.train()
             if settings.rate_aware:
-                last = RateAwareSteps(run, base)
+                last = RateAwareSteps(trainer, epochs, base)
                 last.train()
     finally:
         student.freeze()
-    best_P, best = (run.best_P, run.best) if last is None else (last.best_P, last.best)
-    overlay = dict(start) | run.overlay.arrays(best_P)
+    final = last or epochs
+    overlay = dict(start) | trainer.overlay.arrays(final.best_P)
     student.install_overlay(overlay, mirror.lora.alpha)
-    held_out = kept_for_compress(gathered)
+    held_out = kept_for_compress(dataset)
     return Adaptation(
         overlay=overlay,
         base=mirror.digest,
         sequence=mirror.sequence,
         method=settings.method,
         seed=settings.seed,
-        report=run.report(best)
+        report=epochs.report(final.best)
         | {
             "resumed": resume is not None,
             "rate_aware": None if last is None else last.report(),
@@ -99,6 +104,57 @@ def load_student(
     if teacher is not None:
         compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
     return load_device(mirror, compute=compute, dtype=dtype)
+
+
+def load_teacher(
+    name: str | None, settings: DistillSettings, compute: str = "auto", dtype: str = "auto"
+) -> tuple[LoadedModel | None, DistillSettings]:
+    """The teacher, and the settings with the file of its lessons if that is what was named.
+
+    Args: name: a checkpoint folder, a hub id, or a file of lessons; None: no teacher is asked.
+    Raises: UsageError for settings of a teacher where none is loaded, and what `load` raises.
+    """
+    is_file = name is not None and Path(name).is_file()
+    if (name is None or is_file) and (
+        settings.teacher_quantize != "none" or settings.teacher_device_map is not None
+    ):
+        raise UsageError(
+            "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none is "
+            "loaded: leave them out"
+        )
+    if name is None:
+        return None, settings
+    if is_file:
+        if settings.cache is not None or settings.cache_bits is not None:
+            raise UsageError(
+                f"`teacher` {name}: is a file of lessons itself: leave `cache` and `cache_bits` out"
+            )
+        return None, replace(settings, cache=Path(name))
+    quantize, device_map = settings.teacher_quantize, settings.teacher_device_map
+    model = load(name, compute=compute, dtype=dtype, quantize=quantize, device_map=device_map)
+    return model, settings
+
+
+def check_processes(
+    inputs: Iterable[str | None], settings: DistillSettings, teacher: str | None
+) -> None:
+    """Refuse what several processes cannot share.
+
+    Args: inputs: of the shards; None and `-` are standard input. teacher: as it was named.
+    Raises: UsageError.
+    """
+    count = distributed.announced()
+    if count == 1:
+        return
+    if any(path in (None, "-") for path in inputs):
+        raise UsageError(f"{count} processes cannot share one pipe: name the shards' files")
+    is_asked = teacher is not None or settings.needs_teacher
+    is_file = teacher is not None and Path(teacher).is_file()
+    if is_asked and not (settings.work or settings.cache or is_file):
+        raise UsageError(
+            f"{count} processes share the teacher's lessons in a file: give `cache` or `work`, "
+            "where all of them can read it"
+        )
 
 
 def _start(
@@ -121,14 +177,14 @@ def _start(
     }
 
 
-def kept_for_compress(gathered: lessons.Lessons) -> HeldOut | None:
+def kept_for_compress(dataset: Dataset) -> HeldOut | None:
     """The held-out frames with the teacher's answers, as many as an adaptation holds."""
     frames: dict[int, tuple[Shard, list[Ask], list[str]]] = {}
-    for number in gathered.held_out:
-        example = gathered.examples[number]
+    for number in dataset.held_out:
+        example = dataset.examples[number]
         _, asks, answers = frames.setdefault(id(example.shard), (example.shard, [], []))
         asks.append(example.ask)
-        answers.append(gathered.answers[number])
+        answers.append(dataset.answers[number])
     kept = HeldOut([], [])
     num_bytes = 0
     for shard, asks, answers in frames.values():
@@ -141,7 +197,7 @@ def kept_for_compress(gathered: lessons.Lessons) -> HeldOut | None:
 
 
 def summary(adaptation: Adaptation) -> list[str]:
-    """What training came to: a line with each term's curve, and one of the held-out part."""
+    """What training achieved: a line with each term's curve, and one of the held-out part."""
     report = adaptation.report
     weights = report.get("effective_weights", {})
     curves = [
@@ -150,21 +206,39 @@ def summary(adaptation: Adaptation) -> list[str]:
         for name, values in report["curves"].items()
         if values and name not in ("loss", "held_out")
     ]
-    told = [f"epoch by epoch: {', '.join(curves)}"] if curves else []
-    trained = f"{report['num_trained']} asks trained on"
+    lines = [f"epoch by epoch: {', '.join(curves)}"] if curves else []
+    trained = f"{report['num_trained']} questions trained on"
     if report["num_unanswered"]:
         trained += f", {report['num_unanswered']} left out that the teacher answered with nothing"
     held = report["held_out"]
     if held is None:
-        return [*told, f"{trained}, none held out: the last epoch is written"]
+        return [*lines, f"{trained}, none held out: the last epoch is written"]
     entropy, agreement = held["cross_entropy"], held["agreement"]
-    last = report["rate_aware"]
+    last, verdict = report["rate_aware"], held["verdict"]
     coded = "" if last is None else f"; as coded at {last['bits']:.2f} bits a parameter"
     return [
-        *told,
+        *lines,
         f"{trained}; of {held['num_asks']} held out the student now answers "
         f"{agreement['after']:.0%} as the teacher does (before: {agreement['before']:.0%}); "
         f"cross-entropy {entropy['before']:.3f} -> {entropy['after']:.3f} nats "
-        f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}: {held['verdict']}), "
+        f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}: "
+        f"{verdict}{' here' if verdict == 'not measurable' else ''}), "
         f"best after epoch {report['best_epoch']} of {report['epochs']}{coded}",
     ]
+
+
+def check_overlay_names(
+    found: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Refuse to go on from an overlay of another student.
+
+    Raises: BadData naming the first parameter that differs.
+    """
+    for name in sorted(set(found) | set(mirror)):
+        shapes = [list(side[name].shape) if name in side else None for side in (found, mirror)]
+        if shapes[0] != shapes[1]:
+            has = ["nothing" if shape is None else str(shape) for shape in shapes]
+            raise BadData(
+                f"{where}: {name} is {has[0]} there, {has[1]} in the student's overlay: it is an "
+                "adaptation of another student: name the one it was made for"
+            )

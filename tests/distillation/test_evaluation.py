@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.held_out_loss import HeldOutLoss
-from cdcca_cli.distillation.training import DistillSettings, distill, kept_for_compress
+from cdcca_cli.distillation.dataset import build_dataset
+from cdcca_cli.distillation.distill import DistillSettings, distill, kept_for_compress
+from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.evaluation import (
+    HeldOutLoss,
+    HeldOutResult,
+    bootstrap_interval,
+    comparison,
+)
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as format_
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation
@@ -66,12 +72,12 @@ def test_it_is_the_mean_over_asks_by_another_way(
         for ask, answer in zip(shard.asks, answers, strict=True):
             ids_1A = student.answer_ids([answer])
             with torch.no_grad():
-                seen = look(student, [Example(shard, ask)])
+                seen = encode(student, [Example(shard, ask)])
                 logits_1AV = student.forward(seen.spliced, ids_1A).logits.double()
             chosen = logits_1AV.log_softmax(-1)[0, torch.arange(ids_1A.shape[1]), ids_1A[0]]
             nats.append(-float(chosen.mean()))
     assert loss(adapted.overlay) == pytest.approx(np.mean(nats), rel=1e-5)
-    assert loss.judge(adapted.overlay).nats_E.tolist() == pytest.approx(nats, rel=1e-4)
+    assert loss.evaluate(adapted.overlay).nats_E.tolist() == pytest.approx(nats, rel=1e-4)
 
 
 def test_another_batch_size_changes_the_last_bits_only(
@@ -111,7 +117,6 @@ def test_without_a_held_out_share_there_is_none(
     made = distill(shards, teacher, mirror, replace(QUICK, epochs=1, holdout=0))
     assert made.held_out is None
     assert made.report["held_out"] is None
-    assert made.sensitivity is not None
 
 
 def test_no_more_frames_are_kept_than_an_adaptation_holds(
@@ -121,13 +126,13 @@ def test_no_more_frames_are_kept_than_an_adaptation_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first ones, as many as fit."""
-    from cdcca_cli.distillation import lessons, training
+    from cdcca_cli.distillation import distill as distilling
 
-    gathered = lessons.gather(shards, teacher, load_device(mirror, compute="cpu"), QUICK)
+    gathered = build_dataset(shards, teacher, load_device(mirror, compute="cpu"), QUICK)
     whole = kept_for_compress(gathered)
     assert whole is not None
     first = whole.shards[0].tokens.nbytes
-    for module in (training, format_):
+    for module in (distilling, format_):
         monkeypatch.setattr(module, "HELD_OUT_BYTES", first)
     kept = kept_for_compress(gathered)
     assert kept is not None
@@ -145,16 +150,83 @@ def test_frames_of_another_tower_are_refused(
         HeldOutLoss(student, foreign, mirror.lora.alpha)
 
 
-def test_sensitivity_is_the_mean_squared_gradient(
-    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
-) -> None:
-    """After a single step the bias-corrected second moment is the clipped gradient, squared."""
-    assert adapted.sensitivity is not None
-    assert adapted.sensitivity.keys() == adapted.overlay.keys()
-    assert all(value >= 0 for value in adapted.sensitivity.values())
-    one = distill(shards, teacher, mirror, replace(QUICK, epochs=1, batch_size=1000))
-    assert one.sensitivity is not None
-    sizes = {name: array.size for name, array in one.overlay.items()}
-    energy = sum(value * sizes[name] for name, value in one.sensitivity.items())
-    assert 0 < energy <= 1 + 1e-5  # the norm of all gradients, phi's among them, is clipped to 1
-    assert energy > 0.01
+# ---- the gain and its interval
+
+
+def held(nats: list[float], agrees: list[float]) -> HeldOutResult:
+    return HeldOutResult(np.array(nats, np.float32), np.array(agrees, np.float32))
+
+
+def test_comparison_by_hand() -> None:
+    """Gains 1, 0.5, 0 and 0.5: mean 0.5. Agreement 1 of 4, then 3 of 4."""
+    report = comparison(
+        held([2, 1, 1, 2], [0, 1, 0, 0]), held([1, 0.5, 1, 1.5], [1, 1, 0, 1]), list("aabb"), 0
+    )
+    assert report is not None
+    assert (report["num_frames"], report["num_asks"]) == (2, 4)
+    assert report["cross_entropy"] == {"before": 1.5, "after": 1.0}
+    assert report["agreement"] == {"before": 0.25, "after": 0.75}
+    assert report["gain"]["mean"] == 0.5
+    assert (report["gain"]["low"], report["gain"]["high"]) == (0.25, 0.75)
+
+
+def test_nothing_held_out_is_no_comparison() -> None:
+    nothing = held([], [])
+    assert comparison(nothing, nothing, [], 0) is None
+    assert nothing.cross_entropy == float("inf")
+
+
+def test_interval_of_many_values_is_the_normal_one() -> None:
+    """400 independent draws: mean +- 1.96 s / sqrt(400), to a tenth of its width."""
+    values = np.random.default_rng(1).normal(2, 3, 400)
+    low, high = bootstrap_interval(values, [str(number) for number in range(400)], 0)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_frames_are_drawn_whole() -> None:
+    """Each value ten times in its frame is no more evidence than once: the same interval."""
+    values = np.random.default_rng(2).normal(0, 1, 50)
+    frames = [str(number) for number in range(50)]
+    assert bootstrap_interval(np.repeat(values, 10), np.repeat(frames, 10).tolist(), 0) == (
+        pytest.approx(bootstrap_interval(values, frames, 0))
+    )
+
+
+def test_one_frame_falls_back_to_its_examples() -> None:
+    low, high = bootstrap_interval(np.array([0.0, 1.0] * 20), ["only"] * 40, 0)
+    assert 0.3 < low < 0.5 < high < 0.7
+
+
+def test_interval_depends_on_the_seed_alone() -> None:
+    values, frames = np.arange(9.0), list("abcabcabc")
+    assert bootstrap_interval(values, frames, 3) == bootstrap_interval(values, frames, 3)
+
+
+def verdict(gains: list[float]) -> str:
+    """Of a loss of 2 nats before, a frame for each question."""
+    before = [2.0] * len(gains)
+    after = [2 - gain for gain in gains]
+    frames = [str(number) for number in range(len(gains))]
+    zeros = [0.0] * len(gains)
+    report = comparison(held(before, zeros), held(after, zeros), frames, 0)
+    assert report is not None
+    return str(report["verdict"])
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([0.1, 0.2] * 10, "better"),
+        ([-0.1, -0.2] * 10, "worse"),
+        ([0.0] * 3, "equal"),
+        ([0.01, -0.01] * 8, "equal"),  # the interval cannot leave +-0.01, and 1 % of 2 is 0.02
+        ([0.4, -0.3] * 4, "not measurable"),  # it reaches far beyond 0.02 on both sides
+        ([0.03, -0.001], "not measurable"),  # -0.001 to 0.03
+        ([0.5], "not measurable"),  # one question has no interval
+    ],
+)
+def test_the_verdict_is_by_the_interval(gains: list[float], expected: str) -> None:
+    """`equal` where all of it is within 1 % of the loss, else there were too few to tell."""
+    assert verdict(gains) == expected

@@ -10,37 +10,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdcca_cli.distillation.run import Run
-from cdcca_cli.distillation.settings import DEFAULTS, DistillSettings
-from cdcca_cli.distillation.taught import Taught
-from cdcca_cli.distillation.training import distill
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.methods.akd import FeatureDistillation
+from cdcca_cli.distillation.settings import METHODS, DistillSettings
+from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import a_run, make_shards
+from tests.distillation.conftest import a_trainer, make_shards
+from tests.distillation.test_distill import cousin
 from tests.distillation.test_feature_losses import _slow_divergence, _slow_pearson_distance
-from tests.distillation.test_training import cousin
 
 PLAIN = DistillSettings(epochs=1, batch_size=8, holdout=0.3)
 QUICK = replace(PLAIN, query_weight=1.0, repr_weight=1.0)
 
 
-def prepared(*arguments: Any, **options: Any) -> tuple[Run, Taught]:
+def prepared(*arguments: Any, **options: Any) -> tuple[Trainer, FeatureDistillation]:
     """A run before its first step, its weights and phi made."""
-    run = a_run(*arguments, **options)
-    assert isinstance(run.method, Taught)
-    run.method.prepare()
+    run = a_trainer(*arguments, **options)
+    assert isinstance(run.method, FeatureDistillation)
     return run, run.method
 
 
-def gradient_lengths(run: Run, method: Taught) -> dict[str, float]:
+def gradient_lengths(run: Trainer, method: FeatureDistillation) -> dict[str, float]:
     """Of each term over the overlay, by torch's own gradients of the mean over all examples."""
     parameters = [p for p in run.student.module.parameters() if p.requires_grad]
     found = {}
-    for term, term_E in method.losses(run.lessons.train).items():
+    for term, term_E in method.losses(run.dataset.train).items():
         gradients = torch.autograd.grad(
             term_E.mean(), parameters, allow_unused=True, retain_graph=True
         )
@@ -103,7 +102,7 @@ def test_balance_is_relative_to_the_next_term_where_ce_is_left_out(
 
 # ---- terms that nothing trained can change
 
-NORMS = replace(PLAIN, groups=("norm",))
+NORMS = replace(PLAIN, train=("norm",))
 """Norms of the language model: nothing before it, so the queries stay as they are."""
 
 
@@ -117,7 +116,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of what is a default, that is; what was asked for is refused. (phi alone can still learn.)"""
-    monkeypatch.setitem(DEFAULTS, "akd", replace(DEFAULTS["akd"], weights=DEFAULTS["pkd"].weights))
+    monkeypatch.setitem(METHODS, "akd", replace(METHODS["akd"], weights=METHODS["pkd"].weights))
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
@@ -130,7 +129,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
     assert set(method.losses([0])) == {"repr", "ce"}
     assert "query" not in method.report()["parts"]
     assert distill(shards, teacher, mirror, settings).report["epochs_done"] == 1
-    with pytest.raises(UsageError, match="--query-weight 0, or train more groups"):
+    with pytest.raises(UsageError, match="`query_weight` 0, or train more groups"):
         prepared(shards, teacher, mirror, replace(settings, query_weight=1.0))
     only = replace(settings, ce_weight=0.0, repr_weight=0.0)
     with pytest.raises(UsageError, match="the query term has no gradient"):
@@ -141,7 +140,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
 
 
 def features(
-    run: Run, method: Taught, batch: list[int]
+    run: Trainer, method: FeatureDistillation, batch: list[int]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """The teacher's rows, the student's and the mask of each part."""
     with torch.no_grad():
@@ -160,7 +159,7 @@ def test_baselines_compare_the_features_through_phi_where_widths_differ(
     settings = replace(PLAIN, method=method_name, tau=2.5)
     run, method = prepared(shards, teacher, mirror, settings)
     assert set(method.phis) == {"visual", "answer"}
-    batch = run.lessons.train[:5]
+    batch = run.dataset.train[:5]
     by_part = {}
     for part, (theirs, ours, mask) in features(run, method, batch).items():
         if part != "queries":
@@ -208,7 +207,7 @@ def test_representations_are_compared_where_it_says(
     """Eq. 5 in units of the teacher's mean square, by hand from what both give there."""
     run, method = prepared(shards, teacher, mirror, replace(QUICK, repr_at=at))
     assert method.report()["parts"] == {"query": ["queries"], "repr": parts}
-    batch = run.lessons.train[:5]
+    batch = run.dataset.train[:5]
     expected = np.zeros(len(batch))
     for part in parts:
         theirs, ours, mask = (t.double().numpy() for t in features(run, method, batch)[part])
@@ -229,8 +228,8 @@ def test_other_vocabularies_are_compared_at_the_picture_alone(
     assert foreign.vocabulary_digest != teacher.vocabulary_digest
     _, method = prepared(shards, foreign, mirror, QUICK)
     assert method.parts["repr"] == ("visual",)
-    with pytest.raises(UsageError, match=r"--repr-at answer: .* other vocabularies"):
-        a_run(shards, foreign, mirror, replace(QUICK, repr_at="answer"))
+    with pytest.raises(UsageError, match=r"`repr_at` answer: .* other vocabularies"):
+        a_trainer(shards, foreign, mirror, replace(QUICK, repr_at="answer"))
 
 
 def test_an_encoder_decoder_is_compared_at_the_picture_alone(
@@ -241,5 +240,5 @@ def test_an_encoder_decoder_is_compared_at_the_picture_alone(
     shards = make_shards(teacher, 4)
     _, method = prepared(shards, teacher, mirror, replace(QUICK, kl="forward"))
     assert method.parts["repr"] == ("visual",)
-    with pytest.raises(UsageError, match="--repr-at answer: an encoder-decoder"):
-        a_run(shards, teacher, mirror, replace(QUICK, repr_at="answer"))
+    with pytest.raises(UsageError, match="`repr_at` answer: an encoder-decoder"):
+        a_trainer(shards, teacher, mirror, replace(QUICK, repr_at="answer"))

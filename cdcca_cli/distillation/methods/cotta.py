@@ -1,4 +1,4 @@
-"""CoTTA (Wang et al., CVPR 2022) for a language model that sees: a mean teacher of its own.
+"""CoTTA (Wang et al., CVPR 2022) for a vision-language model: a mean teacher of its own.
 
 In the source's order, for each batch: the student; the frozen source model's confidence; the mean
 teacher's logits, plain, or averaged over augmented views where the confidence is below the
@@ -9,7 +9,7 @@ What the source leaves open for a language model and for stored tokens is decide
 
 - the answer is the mean teacher's own, greedy; the loss is the cross-entropy of the student's
   distribution of each of its tokens against the mean teacher's (`soft_cross_entropy`);
-- confidence: the source model's largest probability at each token of that answer, meant over
+- confidence: the source model's largest probability at each token of that answer, averaged over
   the tokens and the batch (the part of it that goes through at once, as for the views);
 - there are no pictures in the cloud, so views are of stored tokens: scaled by 0.9 to 1.1 (as
   contrast), noise of a tenth of each channel's deviation, a tenth of the tokens left out. Nothing
@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdcca_cli.distillation import processes
-from cdcca_cli.distillation.batches import Example, look
-from cdcca_cli.distillation.draws import For, draws
-from cdcca_cli.distillation.logit_losses import answer_confidence, soft_cross_entropy
-from cdcca_cli.distillation.methods import Course, Method
-from cdcca_cli.distillation.own_answers import own_answers
-from cdcca_cli.distillation.trainable import RunningMean
+from cdcca_cli.distillation import distributed
+from cdcca_cli.distillation.dataset import Purpose, draws
+from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.losses import answer_confidence, soft_cross_entropy
+from cdcca_cli.distillation.methods import Method, MethodContext
+from cdcca_cli.distillation.methods.tent import own_answers
+from cdcca_cli.distillation.optimiser import RunningMean
 from cdcca_cli.formats.shard import Shard
 
 SCALES = (0.9, 1.1)
@@ -48,53 +48,52 @@ class Cotta(Method):
 
     is_of_the_batch = True
 
-    def __init__(self, course: Course) -> None:
-        super().__init__(course, {"consistency": 1.0})
-        self.how = course.settings.cotta
-        self.mean = RunningMean(course.overlay, self.how.ema)
-        self.source_P = course.overlay.laid_out(course.source())
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, {"consistency": 1.0})
+        self.mean = RunningMean(context.overlay, self.settings.cotta_ema)
+        self.source_P = context.overlay.laid_out(context.source())
         # Parts of batches, and those of them whose views were averaged: of this step, of all.
         self._now_2 = torch.zeros(2, device=self.source_P.device)
         self._counts_2 = torch.zeros_like(self._now_2)
 
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
-        student = self.course.student
+        student = self.context.student
         teacher_BAV, answer_BA = self._teacher(batch)
-        seen = self.course.look(batch)
-        logits_BAV = student.forward(seen.spliced, answer_BA).logits
+        encoded = self.context.encode(batch)
+        logits_BAV = student.forward(encoded.spliced, answer_BA).logits
         return {"consistency": soft_cross_entropy(teacher_BAV, logits_BAV, answer_BA)}
 
     @torch.no_grad()
     def _teacher(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The mean teacher's logits (B, A, V) and its answers (B, A)."""
-        student, overlay = self.course.student, self.course.overlay
+        student, overlay = self.context.student, self.context.overlay
         assert self.mean is not None
         with overlay.holding(self.mean.values):
-            seen = self.course.look(batch)
-            answer_BA = own_answers(self.course, batch, seen.spliced)
-            teacher_BAV = student.forward(seen.spliced, answer_BA).logits.float()
+            encoded = self.context.encode(batch)
+            answer_BA = own_answers(self.context, batch, encoded.spliced)
+            teacher_BAV = student.forward(encoded.spliced, answer_BA).logits.float()
         with overlay.holding(self.source_P):
-            seen = self.course.look(batch)
-            anchor_BAV = student.forward(seen.spliced, answer_BA).logits
+            encoded = self.context.encode(batch)
+            anchor_BAV = student.forward(encoded.spliced, answer_BA).logits
         confidence = float(answer_confidence(anchor_BAV, answer_BA).mean())
-        is_unsure = confidence < self.how.threshold
+        is_unsure = confidence < self.settings.cotta_threshold
         self._now_2 += self._now_2.new_tensor([1, is_unsure])
         if is_unsure:
             with overlay.holding(self.mean.values):
                 total_BAV = torch.zeros_like(teacher_BAV)
                 for view in self._views(batch):
-                    spliced = look(student, view).spliced
+                    spliced = encode(student, view).spliced
                     total_BAV += student.forward(spliced, answer_BA).logits.float()
-            teacher_BAV = total_BAV / self.how.views
+            teacher_BAV = total_BAV / self.settings.cotta_views
         return teacher_BAV, answer_BA
 
     def _views(self, batch: Sequence[int]) -> Iterator[list[Example]]:
-        """Augmented copies of a batch; they hang on the seed, the examples and the view alone."""
-        examples = [self.course.lessons.examples[number] for number in batch]
+        """Augmented copies of a batch; they depend on seed, examples and view alone."""
+        examples = [self.context.dataset.examples[number] for number in batch]
         shards = {id(example.shard): example.shard for example in examples}
         first = min(batch)
-        for number in range(self.how.views):
-            source = draws(self.course.settings.seed, For.VIEWS, (first << 16) + number)
+        for number in range(self.settings.cotta_views):
+            source = draws(self.settings.seed, Purpose.VIEWS, (first << 16) + number)
             seen = {place: augmented(shard, source) for place, shard in shards.items()}
             yield [Example(seen[id(example.shard)], example.ask) for example in examples]
 
@@ -103,20 +102,22 @@ class Cotta(Method):
 
     def after_step(self, number: int) -> None:
         super().after_step(number)
-        processes.add_up(self._now_2)
+        distributed.add_up(self._now_2)
         self._counts_2 += self._now_2
         self._now_2.zero_()
-        if not self.how.restore:
+        if not self.settings.cotta_restore:
             return
-        values_P = self.course.overlay.values
-        source = draws(self.course.settings.seed, For.RESTORE, number)
+        values_P = self.context.overlay.values
+        source = draws(self.settings.seed, Purpose.RESTORE, number)
         drawn_P = source.random(len(values_P), dtype=np.float32)
-        back_P = torch.from_numpy(drawn_P < self.how.restore).to(values_P.device)
+        back_P = torch.from_numpy(drawn_P < self.settings.cotta_restore).to(values_P.device)
         values_P.copy_(torch.where(back_P, self.source_P, values_P))
 
     def report(self) -> dict[str, object]:
         batches, augmented = map(int, self._counts_2.tolist())
-        return {"cotta": {**vars(self.how), "batches": batches, "augmented": augmented}}
+        names = ("ema", "restore", "threshold", "views")
+        how = {name: getattr(self.settings, f"cotta_{name}") for name in names}
+        return {"cotta": {**how, "batches": batches, "augmented": augmented}}
 
 
 def augmented(shard: Shard, source: np.random.Generator) -> Shard:

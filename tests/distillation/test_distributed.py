@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import processes
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.distillation import distributed
+from cdcca_cli.errors import Unavailable, UsageError
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -42,11 +42,22 @@ LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machine
 LAUNCH += "--mixed_precision no --dynamo_backend no --main_process_port 0"
 """--multi_gpu, though it is on a CPU: with --cpu accelerate starts one process alone."""
 SCRIPT = """
-import sys
+import os, sys
 import torch
 torch.set_num_threads(1)
-from cdcca_cli.distillation import own_answers, teacher
-own_answers.MAX_NEW_TOKENS = teacher.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+from cdcca_cli.distillation import teacher_outputs
+from cdcca_cli.distillation.methods import tent
+tent.MAX_NEW_TOKENS = teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+from cdcca_cli.distillation.methods import akd
+if os.environ["RANK"] == "1":  # as another card would, but by far more
+    phi, first_ones = akd.initial_phi, akd.FeatureDistillation._first_ones
+    def other_phi(*rows):
+        made = phi(*rows)
+        made.weight.data.add_(0.5)
+        return made
+    def other_values(self, values):
+        return first_ones(self, [2 * value + 1 for value in values])
+    akd.initial_phi, akd.FeatureDistillation._first_ones = other_phi, other_values
 from cdcca_cli.main import main
 for line in open(sys.argv[1]):
     if main(line.split()):
@@ -143,6 +154,7 @@ def test_the_same_parts_give_the_same_bytes(run: str, both: Both) -> None:
     """One process adds the gradients of its two parts, two processes add theirs: the same sums.
 
     So do batches of 16 as they are. PKD and CoTTA, with terms of a whole batch, are not divided.
+    The second process computes another phi and other scales and gradients: the first one's count.
     """
     assert both.two[run].read_bytes() == both.one[run].read_bytes()
 
@@ -163,7 +175,7 @@ def test_the_first_speaks_and_writes_for_both(both: Both) -> None:
     ]
     assert names[0] == names[1]
     assert len([name for name in names[0] if name.startswith("last-parts.work/training-")]) == 2
-    assert len(re.findall("asks trained on", both.said)) == len(RUNS)
+    assert len(re.findall("questions trained on", both.said)) == len(RUNS)
     for run in RUNS:
         logs = [(side / f"{run}.log").read_text().count("\n") for side in (one, two)]
         assert logs[0] == logs[1] > 6
@@ -201,14 +213,44 @@ def test_what_a_killed_launch_has_left_is_taken_up(both: Both) -> None:
 
 def test_alone_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    processes.start("cpu")
+    distributed.start("cpu")
     values = torch.arange(3.0)
-    processes.add_up(values)
-    processes.share(values)
-    processes.wait()
+    distributed.add_up(values)
+    distributed.broadcast(values)
+    distributed.wait()
     assert values.tolist() == [0, 1, 2]
-    assert (processes.announced(), processes.count(), processes.rank()) == (1, 1, 0)
-    assert processes.is_first()
+    assert (distributed.announced(), distributed.count(), distributed.rank()) == (1, 1, 0)
+    assert distributed.is_first()
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK"),
+    ],
+)
+def test_variables_that_are_no_numbers_are_refused(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each, value in variables.items():
+        monkeypatch.setenv(each, value)
+    with pytest.raises(UsageError, match=f"environment variable {name} is '") as caught:
+        distributed.announced_rank()
+    assert len(str(caught.value)) < 250
+
+
+def test_a_rank_without_other_processes_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RANK that something else has left in the environment makes nobody write nothing."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert (distributed.announced(), distributed.announced_rank()) == (1, 0)
 
 
 def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +263,6 @@ def test_processes_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerate, "PartialState", fail)
     with pytest.raises(Unavailable, match=r"cannot be joined: connection refused$") as caught:
-        processes.start("cpu")
+        distributed.start("cpu")
     assert caught.value.exit_code == 69
-    assert processes.count() == 1
+    assert distributed.count() == 1

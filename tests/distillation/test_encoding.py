@@ -4,12 +4,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import batches
-from cdcca_cli.distillation.batches import Example, Looker, check_fit, look, template_of
+from cdcca_cli.distillation import encoding
+from cdcca_cli.distillation.encoding import Encoder, Example, check_fit, encode, template_of
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.formats.shard import Ask, Shard
@@ -27,10 +26,10 @@ def test_a_batch_equals_its_examples_one_by_one(
     examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
     answers = model.answer_ids(["red", "a blue circle", "two", "red", "", "one", "no"])
     with torch.no_grad():
-        together = look(model, examples)
+        together = encode(model, examples)
         forward = model.forward(together.spliced, answers)
         for row, example in enumerate(examples):
-            alone = look(model, [example])
+            alone = encode(model, [example])
             count = alone.queries.shape[1]
             torch.testing.assert_close(
                 together.queries[row, :count], alone.queries[0], rtol=1e-5, atol=1e-5
@@ -57,7 +56,7 @@ def test_the_connector_sees_each_input_once(
         model, "queries", lambda tokens, *rest: rows.append(len(tokens)) or inner(tokens, *rest)
     )
     with torch.no_grad():
-        look(model, examples)
+        encode(model, examples)
     assert len(examples) == 7
     assert rows == [expected]
 
@@ -72,7 +71,7 @@ def test_a_frozen_connector_is_run_once_for_each_input(
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
     shards = make_shards(model, 3, keep=(5, 2, 7))
     examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
-    plain, frozen = Looker(model, is_frozen=False), Looker(model, is_frozen=True)
+    plain, frozen = Encoder(model, ["query_tokens"]), Encoder(model, [])
     parts = [examples[4:], examples[1:5], examples[:3], examples]
     with torch.no_grad():
         live = [plain(part) for part in parts]
@@ -181,59 +180,36 @@ def test_a_shard_asked_in_a_template_is_refused(shards: list[Shard], teacher: Lo
         check_fit(replace(shards[0], asks=asks), teacher, "student")
 
 
-def test_held_out_frames_are_a_share_whatever_their_order() -> None:
-    frames = [f"frame {number}" for number in range(100)]
-    kept_back = batches.held_out_frames(frames, 0.1)
-    assert kept_back == batches.held_out_frames(frames[::-1] * 2, 0.1)
-    assert kept_back < batches.held_out_frames(frames, 0.2)
-    many = [str(number) for number in range(10_000)]
-    assert abs(len(batches.held_out_frames(many, 0.1)) - 1000) < 90  # three deviations
-
-
-def test_a_frame_held_out_once_stays_so_among_others() -> None:
-    """Another round sends other frames too; those it has in common are held out in both or none."""
-    first = {f"frame {number}" for number in range(100)}
-    second = {f"frame {number}" for number in range(30, 190)}
-    both = first & second
-    kept_back = batches.held_out_frames(sorted(first), 0.2) & both
-    assert kept_back
-    assert kept_back == batches.held_out_frames(sorted(second), 0.2) & both
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "share", "expected"),
-    [(1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (5, 0.0, 0), (10, 0.99, 9), (3, 0.99, 2)],
-)
-def test_one_frame_at_least_is_on_either_side(num_frames: int, share: float, expected: int) -> None:
-    frames = [str(number) for number in range(num_frames)]
-    assert len(batches.held_out_frames(frames, share)) == expected
-
-
-def test_an_epoch_takes_every_example_once_in_its_own_order() -> None:
-    lengths = [(7 * number) % 23 for number in range(101)]
-    epochs = [list(batches.shuffled_batches(lengths, 4, seed=5, epoch=e)) for e in (0, 1)]
-    for epoch in epochs:
-        assert sorted(number for batch in epoch for number in batch) == list(range(101))
-        assert sorted(len(batch) for batch in epoch) == [1, *[4] * 25]
-    assert epochs[0] != epochs[1]
-    assert epochs[0] == list(batches.shuffled_batches(lengths, 4, seed=5, epoch=0))
-    assert epochs[0] != list(batches.shuffled_batches(lengths, 4, seed=6, epoch=0))
-
-
-def test_batches_pad_little() -> None:
-    """Shuffled alone, the longest of 4 draws from 0 to 22 is 18 on average, 7 above the mean."""
-    lengths = [(7 * number) % 23 for number in range(92)]
-    waste = [
-        max(lengths[number] for number in batch) - lengths[number]
-        for batch in batches.shuffled_batches(lengths, 4, seed=0, epoch=0)
-        for number in batch
-    ]
-    assert np.mean(waste) < 1.5
-
-
 def test_paths_are_not_needed(shards: list[Shard], teacher: LoadedModel) -> None:
     """Tokens are all there is: the image a shard names does not exist."""
     assert not any(Path(shard.image).exists() for shard in shards)
     with torch.no_grad():
-        seen = look(teacher, [Example(shards[0], shards[0].asks[0])])
+        seen = encode(teacher, [Example(shards[0], shards[0].asks[0])])
     assert seen.queries.shape[:2] == (1, 4)
+
+
+@pytest.mark.parametrize("checkpoint", ["blip2_llama", "instructblip", "llava"])
+def test_what_is_kept_has_a_limit_and_the_same_bits(
+    checkpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing kept, about half, everything: equal; a projector's one tensor is counted once."""
+    model = load(request.getfixturevalue(checkpoint), compute="cpu")
+    shards = make_shards(model, 4, keep=(5, 2))
+    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    whole = Encoder(model, [])
+    expected = [whole(examples[:5]), whole(examples)]
+    sizes = [[part.nbytes for part in parts] for parts in whole._kept.values()]
+    is_projector = checkpoint == "llava"
+    assert all((parts[0] is parts[1]) == is_projector for parts in whole._kept.values())
+    total = sum(pair[0] if is_projector else sum(pair) for pair in sizes)
+    assert whole._kept_bytes == total
+    for limit in (0, total // 2):
+        monkeypatch.setattr(encoding, "KEPT_BYTES", limit)
+        encoder = Encoder(model, [])
+        for part, ours in zip((examples[:5], examples), expected, strict=True):
+            seen = encoder(part)
+            assert torch.equal(seen.queries, ours.queries)
+            assert torch.equal(seen.spliced.inputs_embeds, ours.spliced.inputs_embeds)
+        assert encoder._kept_bytes <= limit
+        assert len(encoder._kept) < len(whole._kept)
+        assert bool(encoder._kept) == bool(limit)

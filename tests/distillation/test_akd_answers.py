@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from cdcca_cli.distillation import losses
-from cdcca_cli.distillation.batches import look
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.encoding import encode
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.training import distill
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
-from tests.distillation.conftest import a_run
+from tests.distillation.conftest import a_trainer
 
 PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)
 
@@ -40,18 +40,18 @@ def test_kl_is_that_of_the_lessons_logits(
     Lessons of 32 bits are the teacher's own logits.
     """
     settings = replace(PL, kl=direction, kl_temperature=1.7, cache_bits=32)
-    run = a_run(shards, teacher, mirror, settings)
+    run = a_trainer(shards, teacher, mirror, settings)
     assert run.method is not None
-    batch = run.lessons.train[:6]
+    batch = run.dataset.train[:6]
     with torch.no_grad():
         found_B = run.method.losses(batch)["kl"].tolist()
     for number, found in zip(batch, found_B, strict=True):
-        example, stored = run.lessons.examples[number], run.lessons.rows(number, "logits")
+        example, stored = run.dataset.examples[number], run.dataset.teacher_rows(number, "logits")
         with torch.no_grad():
             rows = []
             for model in (teacher, run.student):
-                ids = model.answer_ids([run.lessons.answers[number]])
-                rows.append(model.forward(look(model, [example]).spliced, ids).logits[0])
+                ids = model.answer_ids([run.dataset.answers[number]])
+                rows.append(model.forward(encode(model, [example]).spliced, ids).logits[0])
         np.testing.assert_allclose(stored, rows[0].numpy(), atol=1e-4)
         tokens = []
         for theirs, ours in zip(stored.tolist(), rows[1].tolist(), strict=True):
@@ -75,7 +75,7 @@ def test_kl_brings_the_student_nearer(
 def test_kl_of_another_vocabulary_is_refused(
     foreign: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
-    with pytest.raises(UsageError, match="--kl forward: the teacher's tokens are not the") as said:
+    with pytest.raises(UsageError, match="`kl` forward: the teacher's tokens are not the") as said:
         distill(shards, foreign, mirror, replace(PL, kl="forward"))
     assert foreign.vocabulary_digest[:17] in str(said.value)
     assert distill(shards, foreign, mirror, PL).report["epochs_done"] == 1
@@ -88,18 +88,18 @@ def test_confidence_weighs_by_the_teachers_own_probability(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     """In proportion to exp(-nats), 1 on average over those trained on, the others not counted."""
-    sure = a_run(shards, teacher, mirror, replace(PL, confidence=True))
-    plain = a_run(shards, teacher, mirror, PL)
+    sure = a_trainer(shards, teacher, mirror, replace(PL, confidence=True))
+    plain = a_trainer(shards, teacher, mirror, PL)
     assert sure.method is not None and plain.method is not None
-    train, nats = sure.lessons.train, sure.lessons.nats
+    train, nats = sure.dataset.train, sure.dataset.nats
     with torch.no_grad():
         weighed, bare = (
             np.concatenate([run.method.losses([n])["ce"].numpy() for n in train])  # type: ignore[union-attr]
             for run in (sure, plain)
         )
         for number in train[:4]:
-            ids = teacher.answer_ids([sure.lessons.answers[number]])
-            seen = look(teacher, [sure.lessons.examples[number]]).spliced
+            ids = teacher.answer_ids([sure.dataset.answers[number]])
+            seen = encode(teacher, [sure.dataset.examples[number]]).spliced
             own = losses.answer_cross_entropy(teacher.forward(seen, ids).logits, ids)
             assert nats[number] == pytest.approx(own.item(), rel=1e-4)
     weights = weighed / bare

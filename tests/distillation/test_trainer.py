@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import processes, run, taught
-from cdcca_cli.distillation.settings import CottaSettings, DistillSettings
-from cdcca_cli.distillation.training import distill
+from cdcca_cli.distillation import distributed, encoding, trainer
+from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.methods import akd
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -18,8 +19,8 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import a_run, assert_near, make_shards
-from tests.distillation.test_training import cousin
+from tests.distillation.conftest import a_trainer, assert_near, make_shards
+from tests.distillation.test_distill import cousin
 
 QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
 
@@ -39,9 +40,9 @@ def test_ema_writes_the_running_mean(
     settings = replace(QUICK, ema=decay, lr=1e-4)
     slow: list[np.ndarray] = []
     after_epoch: list[np.ndarray] = []
-    inner = run.Run._step
+    inner = trainer.Trainer.step
 
-    def step(this: run.Run, *rest: Any) -> Any:
+    def step(this: trainer.Trainer, *rest: Any) -> Any:
         if not slow:
             slow.append(this.overlay.values.double().numpy().copy())
         made = inner(this, *rest)
@@ -50,7 +51,7 @@ def test_ema_writes_the_running_mean(
             after_epoch.append(slow[-1])
         return made
 
-    monkeypatch.setattr(run.Run, "_step", step)
+    monkeypatch.setattr(trainer.Trainer, "step", step)
     made = distill(shards, teacher, mirror, settings)
     assert made.report["ema"] == decay
     best = made.report["best_epoch"]
@@ -86,7 +87,8 @@ def test_patience_stops_and_says_so(
     settings = replace(QUICK, epochs=5, lr=3.0, patience=2, work=tmp_path)
     made = distill(shards, teacher, mirror, settings)
     said = capsys.readouterr().err
-    assert said == "no gain on the held-out part since epoch 0: stopped after 2 of 5\n"
+    assert said.endswith("no gain on the held-out part since epoch 0: stopped after 2 of 5\n")
+    assert said.count("\n") == 1
     assert (made.report["epochs_done"], made.report["best_epoch"]) == (2, 0)
     assert len(made.report["curves"]["held_out"]) == 3
     again = distill(shards, teacher, mirror, settings)
@@ -100,7 +102,7 @@ def test_patience_waits_while_there_is_a_gain(
     assert np.diff(made.report["curves"]["held_out"]).max() < 0
     assert made.report["epochs_done"] == 3
     alone = replace(QUICK, lr=0.5, patience=1)
-    spoiled = distill(shards[:1], teacher, mirror, alone)
+    spoiled = distill(shards[1:2], teacher, mirror, alone)
     assert spoiled.report["epochs_done"] == 3  # nothing is held out: nothing can tell
     assert capsys.readouterr().err == ""
 
@@ -116,17 +118,16 @@ def test_parts_have_the_gradients_of_the_whole(
     """Of the overlay and of phi; the means of each term, too. Confidence: each has its weight."""
     whole = replace(QUICK, kl=kl, confidence=True, query_weight=1.0, repr_weight=1.0)
     runs = [
-        a_run(shards, teacher, mirror, settings)
+        a_trainer(shards, teacher, mirror, settings)
         for settings in (whole, replace(whole, micro_batch_size=size))
     ]
     gradients, means = [], []
     for one in runs:
         assert one.method is not None
-        one.method.prepare()
         one.method.weights = {"query": 2.0, "repr": 0.5, "ce": 1.0, "kl": 3.0}
         if kl == "none":
             del one.method.weights["kl"]
-        means.append(one.backward(one.lessons.train[:8]))
+        means.append(one.backward(one.dataset.train[:8]))
         gradients.append([flat.gradient.clone() for flat in (one.overlay, *one.method.flats)])
     for ours, theirs in zip(*gradients, strict=True):
         assert theirs.abs().max() > 1e-3
@@ -150,13 +151,13 @@ def test_no_more_asks_than_a_part_have_gradients_at_once(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While phi and weights are made, too: that is what parts are for."""
-    inner, sizes = taught.Taught._features, set()
+    inner, sizes = akd.FeatureDistillation._features, set()
 
-    def features(this: taught.Taught, batch: list[int]) -> Any:
+    def features(this: akd.FeatureDistillation, batch: list[int]) -> Any:
         sizes.add(len(batch))
         return inner(this, batch)
 
-    monkeypatch.setattr(taught.Taught, "_features", features)
+    monkeypatch.setattr(akd.FeatureDistillation, "_features", features)
     distill(shards, teacher, mirror, replace(QUICK, epochs=1, micro_batch_size=3))
     assert max(sizes) == 3
 
@@ -176,21 +177,21 @@ def test_a_frozen_connector_changes_no_gradient(
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
     shards = make_shards(teacher, 4, keep=(5, 2))
-    settings = replace(QUICK, groups=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
-    gradients, connected = [], []
+    settings = replace(QUICK, train=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
+    gradients, connected, inner = [], [], type(teacher).queries
     for is_kept in (True, False):
         if not is_kept:
-            monkeypatch.setattr(run, "is_connector_frozen", lambda *_: False)
-        one = a_run(shards, teacher, mirror, settings)
-        assert one.method is not None
-        rows, inner = [], one.student.queries
-        monkeypatch.setattr(
-            one.student,
-            "queries",
-            lambda t, *rest, f=inner, r=rows: r.append(len(t)) or f(t, *rest),
-        )
-        one.method.prepare()
-        one.backward(one.lessons.train)
+            monkeypatch.setattr(encoding, "is_connector_frozen", lambda *_: False)
+        rows: list[int] = []
+
+        def queries(model: LoadedModel, tokens: Any, *rest: Any, rows: list[int] = rows) -> Any:
+            if model is not teacher:
+                rows.append(len(tokens))
+            return inner(model, tokens, *rest)
+
+        monkeypatch.setattr(type(teacher), "queries", queries)
+        one = a_trainer(shards, teacher, mirror, settings)
+        one.backward(one.dataset.train)
         gradients.append(one.overlay.gradient.clone())
         connected.append(sum(rows))
     scale = float(gradients[1].abs().max())
@@ -198,7 +199,7 @@ def test_a_frozen_connector_changes_no_gradient(
     assert connected[0] == len(
         {
             (e.shard.frame, e.ask.id if one.student.reads_prompt else "")
-            for e in (one.lessons.examples[number] for number in one.lessons.train)
+            for e in (one.dataset.examples[number] for number in one.dataset.train)
         }
     )
     assert connected[1] >= 3 * connected[0]
@@ -211,10 +212,10 @@ def test_all_processes_go_by_the_first_ones_judgement(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another card may judge otherwise in the last digit: all must stop at the same epoch."""
-    one = a_run(shards, teacher, mirror, QUICK)
-    own = one.examine()
-    monkeypatch.setattr(processes, "share", lambda values: values.fill_(0.25))
-    held = one.examine()
+    one = a_trainer(shards, teacher, mirror, QUICK)
+    own = one.evaluate()
+    monkeypatch.setattr(distributed, "broadcast", lambda values: values.fill_(0.25))
+    held = one.evaluate()
     assert own.cross_entropy != 0.25 == held.cross_entropy
     assert len(held) == len(own)
 
@@ -226,7 +227,7 @@ def test_only_the_first_keeps_states(
     for is_first, count in ((False, 0), (True, 2)):
         settings = replace(QUICK, epochs=1, rate_aware=2, work=tmp_path / str(is_first))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(processes, "is_first", lambda value=is_first: value)
+            patch.setattr(distributed, "is_first", lambda value=is_first: value)
             distill(shards, teacher, mirror, settings)
         assert len(list((tmp_path / str(is_first)).glob("training-*"))) == count
 
@@ -235,16 +236,21 @@ def test_pseudo_labels_alone_have_no_phi(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     """Not even an empty one, which would lie on the CPU and which no card can add up."""
-    one = a_run(shards, teacher, mirror, replace(QUICK, method="pseudo-label"))
+    one = a_trainer(shards, teacher, mirror, replace(QUICK, method="pseudo-label"))
     assert one.method is not None
-    one.method.prepare()
     assert one.method.flats == []
 
 
 def test_cotta_needs_no_teacher_in_parts(mirror: Device, shards: list[Shard]) -> None:
     """Each part has views and a confidence of its own; parts are counted."""
-    how = CottaSettings(views=1, threshold=1.0)
-    settings = replace(QUICK, method="cotta", epochs=1, micro_batch_size=4, cotta=how)
+    settings = replace(
+        QUICK,
+        method="cotta",
+        epochs=1,
+        micro_batch_size=4,
+        cotta_views=1,
+        cotta_threshold=1.0,
+    )
     report = distill(shards, None, mirror, settings).report["cotta"]
     assert (report["batches"], report["augmented"]) == (5, 5)  # 20 asks in batches of 8, 8 and 4
 
@@ -254,5 +260,5 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(UsageError):
             DistillSettings(**wrong)  # type: ignore[arg-type]
     for method in ("cotta", "none"):
-        with pytest.raises(UsageError, match=f"--ema does not go with --method {method}"):
+        with pytest.raises(UsageError, match=f"`ema`: does not go with `method` {method}"):
             DistillSettings(method=method, ema=0.5)

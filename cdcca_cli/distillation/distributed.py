@@ -4,42 +4,57 @@ Each process holds the whole student, takes every n-th part of a batch, and step
 gradients, so that the overlays stay alike. Without `accelerate launch` (no WORLD_SIZE in the
 environment) there is one process, accelerate is not imported, and every function does nothing.
 
-Does not know what is trained (`run`), and divides no model among processes.
+Does not know what is trained (`trainer`), and divides no model among processes.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_PROCESSES = 1 << 16
 _state: Any = None
 
 
 def announced() -> int:
-    """How many processes were launched, by the environment."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    """How many processes were launched, by the environment. UsageError if it is no number."""
+    return _variable("WORLD_SIZE", 1, 1, MOST_PROCESSES)
 
 
 def announced_rank() -> int:
-    """Which of them this is, by the environment."""
-    return int(os.environ.get("RANK") or 0)
+    """Which of them this is, by the environment; 0 where there is one. UsageError likewise."""
+    size = announced()
+    return 0 if size == 1 else _variable("RANK", 0, 0, size - 1)
+
+
+def _variable(name: str, usual: int, least: int, most: int) -> int:
+    text = os.environ.get(name) or str(usual)
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+    if not least <= number <= most:
+        raise UsageError(
+            f"the environment variable {name} is {text[:40]!r}: expected a whole number from "
+            f"{least} to {most}: start the processes with accelerate launch, or unset it"
+        )
+    return number
 
 
 def start(compute: str) -> None:
     """Join the other processes, if there are any. Unavailable (69) if they cannot be reached.
 
-    Args: compute: cpu, cuda, ...; each process takes a device of its own.
+    Args: compute: auto, cpu, cuda, ...; each process takes a device of its own.
     """
     global _state
     if announced() == 1 or _state is not None:
         return
+    import torch
     from accelerate import PartialState
 
+    on_cpu = compute == "cpu" or (compute == "auto" and not torch.cuda.is_available())
     try:
-        _state = PartialState(cpu=compute == "cpu")
+        _state = PartialState(cpu=on_cpu)
     except (RuntimeError, ValueError, OSError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0]
         raise Unavailable(f"the other processes cannot be joined: {first}") from None
@@ -56,7 +71,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this one reads, writes and speaks for all."""
+    """Whether this one reads, writes and reports for all."""
     return rank() == 0
 
 
@@ -74,7 +89,7 @@ def add_up(values: "Tensor") -> None:
         distributed.all_reduce(values)
 
 
-def share(values: "Tensor") -> None:
+def broadcast(values: "Tensor") -> None:
     """Replace a tensor by the first process's."""
     if count() > 1:
         import torch.distributed as distributed

@@ -1,0 +1,330 @@
+"""AKD (paper, Eq. 5 and 6) and what varies it: pseudo-labels alone, PKD and CWD.
+
+    akd           Eq. 6: query alignment, representation alignment, cross-entropy
+    pseudo-label  cross-entropy on the teacher's answers alone (the paper's first ablation)
+    pkd, cwd      the same features as akd, compared by correlation or channel by channel, beside
+                  the cross-entropy
+
+The terms are in `losses`. PKD and CWD come from dense prediction; what they leave open is decided
+here: the features are the connector's queries and the representation, as in AKD; the task's loss
+beside them is the cross-entropy on the teacher's answers, since there are no labels (`ce_weight` 0
+leaves it out); weights are the sources' 6 and 3, and CWD's temperature 4. phi stands before both
+where student and teacher differ in width, and nowhere else.
+
+**The representation** is the output of the language model's last attention. At the visual
+positions it is what Eq. 6 aligns, but in a decoder only the last MLP and the head follow, which
+read the answer's positions. So it is also compared where the answer's tokens are predicted; the
+mean over the visual positions and the mean over the answer's count alike. For that both need one
+vocabulary; else, and for an encoder-decoder, only the visual positions are compared.
+
+**One scale.** Eq. 5's terms are divided by the mean square of what the teacher gives, so that a
+term of 1 means 'nothing learnt'. Then, for AKD, every term's gradient over the overlay is measured
+on some examples, and its weight divided by that gradient's length, relative to the cross-entropy's:
+a weight of 1 pulls as hard as the pseudo-labels do, whatever the model. The defaults, 0.03 and
+0.1, let the alignment guide and not lead: at 0.1 and 1 the shipped student learnt the answers more
+slowly in as many steps (DA on the stream after a round 72.2 for 75.4). The other methods' terms
+stay as their sources have them.
+
+phi of Eq. 5 (one each for queries and both parts of the representation) starts as the ridge
+regression of the teacher's outputs on the student's. With several processes scales, phi and
+gradients are the first one's, so that all minimise the same.
+
+Shapes: B batch, E rows, L query tokens, A answer tokens, C teacher channels, S student channels, V
+vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from cdcca_cli import streams
+from cdcca_cli.distillation import distributed, losses
+from cdcca_cli.distillation.methods import Method, MethodContext
+from cdcca_cli.distillation.optimiser import Flat
+from cdcca_cli.distillation.teacher_outputs import TeacherOutputs
+from cdcca_cli.errors import BadData, SettingError, UsageError
+
+MEASURED = 64
+"""Examples by which phi starts and gradients are measured."""
+PARTS = {"query": ("queries",), "repr": ("visual", "answer")}
+"""What each alignment term compares: rows of the teacher's outputs, by name."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a batch gives. rows: (B, L, S) float32 by part; masks: (B, L) bool of each."""
+
+    rows: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    logits_BAV: Tensor
+    answer_BA: Tensor
+
+
+class FeatureDistillation(Method):
+    """Learns the teacher's answers, and aligns features with its."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, context.settings.weights())
+        assert context.dataset.outputs is not None
+        self.outputs: TeacherOutputs = context.dataset.outputs
+        self.is_of_the_batch = self.settings.method == "pkd"
+        self.parts = {term: parts for term in PARTS if (parts := self._parts(term))}
+        self.scales: dict[str, float] = {}
+        self.gradients: dict[str, float] = {}
+        self.phis: dict[str, nn.Module] = {}
+        self._confidence = self._confidences()
+        if "kl" in self.weights:
+            self._check_vocabulary()
+        train, size = context.dataset.train, self.pass_size()
+        chosen = train[:: max(1, len(train) // MEASURED)][:MEASURED]
+        batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+        self._make_phis(batches)
+        self._balance(batches)
+
+    # ---- before the first step
+
+    def _parts(self, term: str) -> tuple[str, ...]:
+        if term not in self.weights:
+            return ()
+        if term == "query":
+            return PARTS["query"]
+        at, why_not = self.settings.repr_at, self._why_no_answers()
+        if at == "visual" or (at == "both" and why_not):
+            return ("visual",)
+        if why_not:
+            raise SettingError("repr_at", why_not, at)
+        return ("answer",) if at == "answer" else PARTS["repr"]
+
+    def _why_no_answers(self) -> str | None:
+        """Why representations cannot be compared at the answer's positions."""
+        student = self.context.student
+        if self.outputs.head.vocabulary != student.vocabulary_digest:
+            return "teacher and student have other vocabularies: their answers' tokens differ"
+        if not student.language.reads_answers:
+            return "an encoder-decoder's last attention does not see the answer"
+        return None
+
+    def _confidences(self) -> list[float] | None:
+        """The weight of each example's pseudo-label, 1 on average over those trained on.
+
+        In proportion to exp(-nats), the geometric mean of the teacher's token probabilities.
+        """
+        dataset = self.context.dataset
+        if not self.settings.confidence:
+            return None
+        sure = torch.tensor(dataset.nats, dtype=torch.float64).neg().exp()
+        return (sure / sure[dataset.train].mean().clamp(min=1e-12)).tolist()
+
+    def _check_vocabulary(self) -> None:
+        ours, theirs = self.context.student.vocabulary_digest, self.outputs.head.vocabulary
+        if ours != theirs:
+            raise SettingError(
+                "kl",
+                f"the teacher's tokens are not the student's (its vocabulary is {theirs[:17]}, the "
+                f"student's {ours[:17]}), so their distributions cannot be compared: leave it out",
+                self.settings.kl,
+            )
+
+    def _make_phis(self, batches: list[list[int]]) -> None:
+        """The scale and phi of each part that is compared."""
+        parts = [part for parts in self.parts.values() for part in parts]
+        with torch.no_grad():
+            found = [self._features(batch) for batch in batches] if parts else []
+        for part in parts:
+            self._make_phi(part, batches, found)
+        named = {
+            f"{part}.{name}": parameter
+            for part, phi in self.phis.items()
+            for name, parameter in phi.named_parameters()
+        }
+        self.flats = [Flat(named)] if named else []
+        for flat in self.flats:
+            distributed.broadcast(flat.values)
+
+    def _make_phi(self, part: str, batches: list[list[int]], found: list[Features]) -> None:
+        """From what teacher and student give for the same tokens."""
+        theirs, ours = [], []
+        for batch, features in zip(batches, found, strict=True):
+            target_BLC, mask_BL = self._target(batch, part), features.masks[part]
+            if target_BLC.shape[:2] != features.rows[part].shape[:2]:
+                raise UsageError(
+                    f"the teacher gives {target_BLC.shape[1]} {part} vectors for a picture, the "
+                    f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: "
+                    "give `query_weight` 0 and `repr_weight` 0, or a teacher with as many"
+                )
+            theirs.append(target_BLC[mask_BL])
+            ours.append(features.rows[part][mask_BL])
+        their_EC, our_ES = torch.cat(theirs), torch.cat(ours)
+        (self.scales[part],) = self._first_ones([float(their_EC.double().square().mean())])
+        if not self.scales[part] > 0:
+            raise BadData("the teacher's queries or representation are all zero: a damaged teacher")
+        if self.settings.method == "akd" or their_EC.shape[1] != our_ES.shape[1]:
+            self.phis[part] = initial_phi(our_ES, their_EC)
+
+    def _balance(self, batches: list[list[int]]) -> None:
+        """Leave out terms without a gradient, and bring the others to one scale.
+
+        A term that was asked for by its weight must have one; another is left out with a message.
+        """
+        self.gradients = self._gradient_lengths(batches)
+        given = self.settings.given_weights()
+        for term in [term for term, length in self.gradients.items() if not length > 0]:
+            what = f"the {term} term has no gradient on what is trained"
+            if term in given or len(self.weights) == 1:
+                raise UsageError(
+                    f"{what}: teacher and student agree in it already, or nothing before it is "
+                    f"trained: give `{term}_weight` 0, or train more groups"
+                )
+            streams.message(f"{what}: left out")
+            del self.weights[term]
+            self.parts.pop(term, None)
+        if self.settings.is_balanced:
+            first = next(term for term in ("ce", "kl", "repr", "query") if term in self.weights)
+            for term in self.weights:
+                self.weights[term] *= self.gradients[first] / self.gradients[term]
+
+    def _gradient_lengths(self, batches: list[list[int]]) -> dict[str, float]:
+        """The length of each term's gradient over the overlay."""
+        overlay = self.context.overlay
+        sums = {term: torch.zeros_like(overlay.gradient) for term in self.weights}
+        for batch in batches:
+            terms = self.losses(batch)
+            for term in self.weights:
+                self._clear()
+                term_B = terms.pop(term)
+                if term_B.requires_grad:
+                    mean = term_B.sum() / sum(map(len, batches))
+                    mean.backward(retain_graph=bool(terms))
+                sums[term] += overlay.gradient
+        self._clear()
+        lengths = self._first_ones([float(gradient.norm()) for gradient in sums.values()])
+        return dict(zip(sums, lengths, strict=True))
+
+    def _first_ones(self, values: list[float]) -> list[float]:
+        """These numbers as the first process has them."""
+        shared = torch.tensor(values, dtype=torch.float64)
+        if distributed.count() > 1:
+            shared = shared.to(self.context.student.device)
+            distributed.broadcast(shared)
+        return shared.tolist()
+
+    def _clear(self) -> None:
+        for flat in (self.context.overlay, *self.flats):
+            flat.clear()
+
+    # ---- the terms
+
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        features = self._features(batch)
+        terms: dict[str, Tensor] = {}
+        for term, parts in self.parts.items():
+            values = [self._distance(batch, part, features) for part in parts]
+            terms[term] = torch.stack(values).mean(0)
+        if "ce" in self.weights:
+            terms["ce"] = losses.answer_cross_entropy(features.logits_BAV, features.answer_BA)
+            if self._confidence is not None:
+                weights = [self._confidence[number] for number in batch]
+                terms["ce"] = terms["ce"] * terms["ce"].new_tensor(weights)
+        if "kl" in self.weights:
+            terms["kl"] = self._kl(batch, features)
+        return {term: terms[term] for term in self.weights}
+
+    def _features(self, batch: Sequence[int]) -> Features:
+        student = self.context.student
+        encoded = self.context.encode(batch)
+        answer_BA = student.answer_ids([self.context.dataset.answers[n] for n in batch])
+        forward = student.forward(encoded.spliced, answer_BA)
+        mask_BL = forward.hidden_mask
+        rows = {"queries": encoded.queries.float(), "visual": forward.hidden.float()}
+        masks = {"queries": mask_BL, "visual": mask_BL}
+        if forward.answer_hidden is not None:
+            rows["answer"] = forward.answer_hidden.float()
+            masks["answer"] = answer_BA != losses.IGNORED
+        return Features(rows, masks, forward.logits, answer_BA)
+
+    def _distance(self, batch: Sequence[int], part: str, features: Features) -> Tensor:
+        """(B,): how far student and teacher are apart in one part."""
+        settings = self.settings
+        target, own, mask = self._target(batch, part), features.rows[part], features.masks[part]
+        phi = self.phis.get(part, _identity)
+        if settings.method == "pkd":
+            return losses.pearson_distance(target, phi(own), mask)
+        if settings.method == "cwd":
+            return losses.channel_wise_divergence(target, phi(own), mask, settings.tau)
+        return losses.feature_alignment(target, own, phi, mask) / self.scales[part]
+
+    def _kl(self, batch: Sequence[int], features: Features) -> Tensor:
+        kl = losses.forward_kl if self.settings.kl == "forward" else losses.reverse_kl
+        temperature = self.settings.kl_temperature or 1.0
+        target_BAV = self._target(batch, "logits")
+        return kl(target_BAV, features.logits_BAV, features.answer_BA, temperature)
+
+    def _target(self, batch: Sequence[int], part: str) -> Tensor:
+        """(B, L, C): what the teacher gave, padded on the right with zeros."""
+        dataset = self.context.dataset
+        rows = [torch.from_numpy(dataset.teacher_rows(number, part)) for number in batch]
+        return pad_sequence(rows, batch_first=True).to(self.context.student.device)
+
+    def report(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "weights": settings.weights(),
+            "effective_weights": self.weights,
+            "balance": "gradients" if settings.is_balanced else "none",
+            "gradients": self.gradients,
+            "scales": self.scales,
+            "parts": {term: list(parts) for term, parts in self.parts.items()},
+        }
+
+
+def _identity(values: Tensor) -> Tensor:
+    return values
+
+
+def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
+    """phi of Eq. 5 as it starts: the ridge regression of the teacher's rows on the student's.
+
+        W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = ridge * trace(X' X) / S
+
+    so that the first gradients say where the student differs from the teacher, not where an
+    untrained phi happens to look. The ridge is the one of RIDGES that predicts each half of the
+    rows best from the other half: with few rows a weak one would fit them all, and leave nothing to
+    learn.
+
+    Returns: a linear layer S -> C, float32, on the rows' device.
+    """
+    x_ES, y_EC = student_ES.cpu().double(), teacher_EC.cpu().double()
+    half = len(x_ES) // 2
+    ridge = RIDGES[-1]
+    if half:
+        first, second = (x_ES[:half], y_EC[:half]), (x_ES[half:], y_EC[half:])
+        errors = _errors(first, second) + _errors(second, first)
+        ridge = RIDGES[int(errors.argmin())]
+    weight_SC, bias_C = _regression(x_ES, y_EC, ridge)
+    phi = nn.Linear(x_ES.shape[1], y_EC.shape[1])
+    with torch.no_grad():
+        phi.weight.copy_(weight_SC.T)
+        phi.bias.copy_(bias_C)
+    return phi.to(student_ES.device)
+
+
+def _errors(seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]) -> Tensor:
+    """The squared error on unseen rows of the regression on seen ones, for each of RIDGES."""
+    x_ES, y_EC = unseen
+    fits = [_regression(*seen, ridge) for ridge in RIDGES]
+    return torch.stack([(x_ES @ weight + bias - y_EC).square().sum() for weight, bias in fits])
+
+
+def _regression(x_ES: Tensor, y_EC: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight (S, C) and bias (C,) of the ridge regression of y on x."""
+    x_S, y_C = x_ES.mean(0), y_EC.mean(0)
+    centred_ES = x_ES - x_S
+    gram_SS = centred_ES.T @ centred_ES
+    gram_SS.diagonal().add_(ridge * gram_SS.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    weight_SC = torch.linalg.solve(gram_SS, centred_ES.T @ (y_EC - y_C))
+    return weight_SC, y_C - x_S @ weight_SC

@@ -1,0 +1,191 @@
+"""What is trained, and how it steps: the opened overlay, Adam, the running mean, the schedule.
+
+The overlay's parameters (norms, biases, query tokens, LoRA) are opened by name on the loaded
+student; everything else stays frozen. LoRA is the models' own hook, the one that the device runs:
+what is trained is what is applied.
+
+Opened parameters become views into one flat float32 tensor, so that a step of the optimiser, a
+clipping and a copy of the best state are a few operations, however many parameters there are.
+
+Shapes: P parameters laid end to end.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cdcca_cli.errors import UsageError
+from cdcca_cli.formats.names import LORA_A, LORA_B
+from cdcca_cli.models import LoadedModel
+
+WARMUP = 0.05
+
+
+class Flat:
+    """Parameters laid end to end in one tensor, in the order of their names.
+
+    values: (P,) float32, of which each parameter is a view. gradient: (P,), likewise; `backward`
+    adds to it, `clear` empties it.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        self._shapes = {name: named[name].shape for name in sorted(named)}
+        parts = [named[name].detach().reshape(-1) for name in self._shapes]
+        self.values = torch.cat(parts) if parts else torch.zeros(0)
+        self.gradient = torch.zeros_like(self.values)
+        values, gradients = self._split(self.values), self._split(self.gradient)
+        for name, parameter in named.items():
+            parameter.data, parameter.grad = values[name], gradients[name]
+
+    def __len__(self) -> int:
+        return self.values.numel()
+
+    @property
+    def names(self) -> list[str]:
+        """In the order in which they lie."""
+        return list(self._shapes)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.gradient.zero_()
+
+    @contextmanager
+    def holding(self, values_P: Tensor) -> Iterator[None]:
+        """The parameters have these values inside, and their own again afterwards."""
+        own_P = self.values.clone()
+        self.values.copy_(values_P)
+        try:
+            yield
+        finally:
+            self.values.copy_(own_P)
+
+    def arrays(self, values_P: Tensor) -> dict[str, np.ndarray]:
+        """Float32 arrays by name, from values laid end to end."""
+        views = self._split(values_P.cpu())
+        return {name: view.numpy().copy() for name, view in views.items()}
+
+    def laid_out(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+        """Arrays by name, end to end as `values` is, on its device."""
+        parts = [torch.from_numpy(np.asarray(arrays[name])).reshape(-1) for name in self._shapes]
+        return torch.cat(parts).to(self.values.device) if parts else torch.zeros(0)
+
+    def _split(self, values_P: Tensor) -> dict[str, Tensor]:
+        parts = values_P.split([shape.numel() for shape in self._shapes.values()])
+        named = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in named}
+
+
+class Adam:
+    """torch's Adam on flat parameters, without weight decay, its state open for `checkpoint`.
+
+    Decay would pull norms and biases away from where the frozen model expects them, and every
+    parameter that moves costs downlink. `means`, `squares` and `steps` are all that it remembers.
+    """
+
+    BETAS = (0.9, 0.98)
+
+    def __init__(self, flats: Sequence[Flat]) -> None:
+        self._values = [flat.values for flat in flats]
+        self._torch = torch.optim.Adam(self._values, betas=self.BETAS)
+        for flat in flats:
+            flat.values.grad = flat.gradient
+            self._torch.state[flat.values] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(flat.values),
+                "exp_avg_sq": torch.zeros_like(flat.values),
+            }
+        states = [self._torch.state[values] for values in self._values]
+        self.means: list[Tensor] = [state["exp_avg"] for state in states]
+        self.squares: list[Tensor] = [state["exp_avg_sq"] for state in states]
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return int(self._torch.state[self._values[0]]["step"])
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        for values in self._values:
+            self._torch.state[values]["step"].fill_(steps)
+
+    def step(self, lr: float, clip_norm: float) -> Tensor:
+        """One step, after the gradients of all flats together are clipped to `clip_norm`.
+
+        Returns: the norm that they had before.
+        """
+        norm = nn.utils.clip_grad_norm_(self._values, clip_norm)
+        for group in self._torch.param_groups:
+            group["lr"] = lr
+        self._torch.step()
+        return norm
+
+
+class RunningMean:
+    """Flat parameters averaged over the steps: mean <- d * mean + (1 - d) * values.
+
+    values: (P,), at first the parameters as they are.
+    """
+
+    def __init__(self, flat: Flat, decay: float) -> None:
+        self._flat, self._decay = flat, decay
+        self.values = flat.values.clone()
+
+    def update(self) -> None:
+        """After a step."""
+        self.values.lerp_(self._flat.values, 1 - self._decay)
+
+
+def open_overlay(
+    student: LoadedModel,
+    overlay: Mapping[str, np.ndarray],
+    alpha: float,
+    groups: Sequence[str] | None = None,
+) -> Flat:
+    """Put `overlay` on the student and open its parameters; nothing else asks for gradients.
+
+    Args:
+        alpha: LoRA's scale is alpha / rank.
+        groups: open these alone; None: all.
+    Raises: UsageError if the overlay has nothing of these groups.
+    """
+    student.freeze()
+    student.install_overlay(overlay, alpha)
+    named = student.trainable()
+    if groups is not None:
+        wanted = _names_of(student, groups)
+        for name in named.keys() - wanted:
+            named[name].requires_grad_(False)
+        named = {name: named[name] for name in named.keys() & wanted}
+        if not named:
+            raise UsageError(
+                f"the student's overlay has nothing of {', '.join(groups)}: make it with these "
+                "`groups` (cdcca init), or give other groups to `train`"
+            )
+    return Flat(named)
+
+
+def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
+    """The parameters of these groups, LoRA's by their own names."""
+    found: set[str] = set()
+    for group, names in student.trainable_groups().items():
+        if group == "lora" and group in groups:
+            found |= {name + suffix for name in names for suffix in (LORA_A, LORA_B)}
+        elif group in groups:
+            found |= set(names)
+    return found
+
+
+def schedule(done: int, total: int) -> float:
+    """The share of the learning rate after `done` of `total` steps: a short rise, a cosine to zero.
+
+    torch's LambdaLR and CosineAnnealingLR keep a count of their own, which would have to be
+    restored with the optimiser's.
+    """
+    warmup = max(1, round(WARMUP * total))
+    if done < warmup:
+        return (done + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup + 1)))

@@ -1,0 +1,62 @@
+"""The LoRA part of an overlay as an ordinary PEFT adapter: the only place that knows peft."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cdcca_cli import files
+from cdcca_cli.errors import CannotWrite, SettingError
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.names import LORA_A, LORA_B
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def check_peft(folder: Path, device: Device, force: bool) -> None:
+    """Say before training whether an adapter can be written.
+
+    Raises: SettingError for a student without LoRA; CannotWrite for a folder that has an adapter.
+    """
+    if "lora" not in device.groups:
+        trains = ", ".join(device.groups)
+        raise SettingError(
+            "peft", f"the student trains {trains} and no LoRA: make a student with `groups` lora"
+        )
+    taken = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if taken and not force:
+        raise CannotWrite(f"{folder}: has {taken[0]} already: `force` replaces it")
+
+
+def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device) -> None:
+    """Write the overlay's LoRA as an ordinary PEFT adapter of the device's checkpoint.
+
+    `peft.PeftModel.from_pretrained(model, folder)` loads it. Norms, biases and query tokens have no
+    place in an adapter and are left out.
+
+    Raises: CannotWrite.
+    """
+    linears = sorted(name.removesuffix(LORA_A) for name in overlay if name.endswith(LORA_A))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it has advice
+    from peft import LoraConfig
+    from safetensors.numpy import save
+
+    config = LoraConfig(
+        r=device.lora.rank,
+        lora_alpha=device.lora.alpha,
+        target_modules=linears,
+        base_model_name_or_path=device.checkpoint,
+        revision=device.revision,
+        inference_mode=True,
+    )
+    tensors: dict[str, np.ndarray] = {}
+    for name in linears:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = overlay[name + LORA_A]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = overlay[name + LORA_B]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+    except OSError as error:
+        raise CannotWrite(files.reason(folder, error)) from None
+    files.atomic_write_bytes(folder / ADAPTER_FILES[1], save(tensors, {"format": "pt"}))
