@@ -58,11 +58,6 @@ ONLY_IN = {
 UNSAFE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 # The parts that may spell options; the others name a setting in backticks (`SettingError`).
 SPELLS = {"commands", "options", "main"}
-STILL_SPELLED = {
-    *("datasets", "distillation", "downlink", "formats", "inspection", "models", "scoring"),
-    *("uplink", "probation", "text"),
-}
-"""Parts that do not keep to this yet."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -147,10 +142,7 @@ def faults(path: Path, source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_file_keeps_to_its_layer(path: Path) -> None:
-    found = faults(path, path.read_text())
-    if part_of(path) in STILL_SPELLED:
-        found = [fault for fault in found if ": spells --" not in fault]
-    assert found == []
+    assert faults(path, path.read_text()) == []
 
 
 def test_every_part_of_the_package_is_in_a_layer() -> None:
