@@ -333,6 +333,7 @@ def command(
         **given,
     )
     refuse_idle(DistillSettings, method, {*given, *(["replay_share"] if replay else [])})
+    distributed.check_shared(paths, how, teacher)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -343,7 +344,6 @@ def command(
 
         from cdcca_cli.distillation import peft_export
         from cdcca_cli.distillation.distill import (
-            check_processes,
             distill,
             load_student,
             load_teacher,
@@ -366,7 +366,6 @@ def command(
         if peft is not None:
             peft_export.check_peft(peft, mirror, force)
         runtime = settings.runtime(compute, dtype, threads)
-        check_processes(paths, how, teacher)
         is_asked = teacher is not None or how.needs_teacher
         named = settings.teacher(teacher) if is_asked else None
         distributed.start(runtime.compute)
