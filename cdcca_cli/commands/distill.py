@@ -76,6 +76,7 @@ def command(
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
     paths: list[str | None] = [*shards] if shards else [None]
+    distributed.check_shared(paths, how, teacher)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -97,7 +98,6 @@ def command(
         mirror = config.device(student, "student")
         if peft is not None:
             peft_export.check_peft(peft, mirror, force)
-        distilling.check_processes(paths, how, teacher)
         is_asked = teacher is not None or how.needs_teacher
         named = config.teacher(teacher) if is_asked else None
         on.set_threads()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdcca_cli import files
-from cdcca_cli.distillation import distributed
+from cdcca_cli import files, models
 from cdcca_cli.distillation.dataset import Dataset, build_dataset
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
@@ -20,7 +19,7 @@ from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Ask, Shard
-from cdcca_cli.models import LoadedModel, load, load_device
+from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
 
@@ -103,7 +102,7 @@ def load_student(
     """The mirror's model, computed with as the teacher is, if there is one."""
     if teacher is not None:
         compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
-    return load_device(mirror, compute=compute, dtype=dtype)
+    return models.load_device(mirror, compute=compute, dtype=dtype)
 
 
 def load_teacher(
@@ -131,30 +130,10 @@ def load_teacher(
             )
         return None, replace(settings, cache=Path(name))
     quantize, device_map = settings.teacher_quantize, settings.teacher_device_map
-    model = load(name, compute=compute, dtype=dtype, quantize=quantize, device_map=device_map)
+    model = models.load(
+        name, compute=compute, dtype=dtype, quantize=quantize, device_map=device_map
+    )
     return model, settings
-
-
-def check_processes(
-    inputs: Iterable[str | None], settings: DistillSettings, teacher: str | None
-) -> None:
-    """Refuse what several processes cannot share.
-
-    Args: inputs: of the shards; None and `-` are standard input. teacher: as it was named.
-    Raises: UsageError.
-    """
-    count = distributed.announced()
-    if count == 1:
-        return
-    if any(path in (None, "-") for path in inputs):
-        raise UsageError(f"{count} processes cannot share one pipe: name the shards' files")
-    is_asked = teacher is not None or settings.needs_teacher
-    is_file = teacher is not None and Path(teacher).is_file()
-    if is_asked and not (settings.work or settings.cache or is_file):
-        raise UsageError(
-            f"{count} processes share the teacher's lessons in a file: give `cache` or `work`, "
-            "where all of them can read it"
-        )
 
 
 def _start(

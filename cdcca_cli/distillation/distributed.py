@@ -8,12 +8,16 @@ Does not know what is trained (`trainer`), and divides no model among processes.
 """
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from cdcca_cli.distillation.settings import DistillSettings
 
 MOST_PROCESSES = 1 << 16
 _state: Any = None
@@ -39,6 +43,28 @@ def _variable(name: str, usual: int, least: int, most: int) -> int:
             f"{least} to {most}: start the processes with accelerate launch, or unset it"
         )
     return number
+
+
+def check_shared(
+    inputs: Iterable[str | None], settings: "DistillSettings", teacher: str | None
+) -> None:
+    """Refuse what several processes cannot share.
+
+    Args: inputs: of the shards; None and `-` are standard input. teacher: as it was named.
+    Raises: UsageError.
+    """
+    num_processes = announced()
+    if num_processes == 1:
+        return
+    if any(path in (None, "-") for path in inputs):
+        raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
+    is_asked = teacher is not None or settings.needs_teacher
+    is_file = teacher is not None and Path(teacher).is_file()
+    if is_asked and not (settings.work or settings.cache or is_file):
+        raise UsageError(
+            f"{num_processes} processes share the teacher's labels in a file: give `cache` or "
+            "`work`, where all of them can read it"
+        )
 
 
 def start(compute: str) -> None:
