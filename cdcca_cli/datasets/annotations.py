@@ -134,7 +134,7 @@ _NUMBER_OF_IMAGE = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.[a-z]{3,4}", re.IGNO
 
 
 @dataclass(slots=True)
-class _Question:
+class _Entry:
     """A question or its labels, and where they stand."""
 
     ask: LabelledAsk
@@ -148,9 +148,9 @@ class _Question:
 class _Found:
     """What was found in the files so far; each entry is checked as it is read."""
 
-    listed: list[_Question] = field(default_factory=list)
-    questions: dict[str, _Question] = field(default_factory=dict)
-    labels: dict[str, _Question] = field(default_factory=dict)
+    listed: list[_Entry] = field(default_factory=list)
+    questions: dict[str, _Entry] = field(default_factory=dict)
+    labels: dict[str, _Entry] = field(default_factory=dict)
     images: dict[str, Picture] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)
     type_names: dict[str, str] = field(default_factory=dict)
@@ -185,12 +185,12 @@ class _Found:
         """An entry with everything about one question, or all captions of one image."""
         item = fields.an_object(value, place)
         if "question_id" in item:
-            self.listed.append(self._question(item, place))
+            self.listed.append(self._entry(item, place))
         elif "captions" in item:
             picture = _picture(item, fields.an_id(item, "image_id", place), place)
             captions = fields.optional_texts(item, "captions", place)
             ask = LabelledAsk(self._new(picture.id, place), captions=captions)
-            self.listed.append(_Question(ask, "caption", picture, place))
+            self.listed.append(_Entry(ask, "caption", picture, place))
         elif "caption" in item and "image" in item:
             self._lavis(item, place)
         elif "caption" in item:
@@ -219,8 +219,8 @@ class _Found:
     def _asked(self, value: object, place: str) -> None:
         """One of VQAv2's questions."""
         item = fields.an_object(value, place)
-        question = self._question(item, place)
-        self.questions[question.ask.id] = question
+        entry = self._entry(item, place)
+        self.questions[entry.ask.id] = entry
 
     def _annotation(self, value: object, place: str) -> None:
         """One of VQAv2's annotations, or one of COCO's captions."""
@@ -233,7 +233,7 @@ class _Found:
             ask_id = fields.an_id(item, "question_id", place)
             if ask_id in self.labels:
                 raise BadData(f"{place}: the id '{ask_id}' is there twice")
-            self.labels[ask_id] = self._question(item, place, labels=True)
+            self.labels[ask_id] = self._entry(item, place, labels=True)
         else:
             raise BadData(
                 f"{place}: no 'caption' and no 'question_id' in it: COCO's captions file is "
@@ -260,7 +260,7 @@ class _Found:
             self.captions.setdefault(picture_id, []).append(caption)
         return Picture(picture_id, name, part=sys.intern(split))
 
-    def _question(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Question:
+    def _entry(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Entry:
         choices = fields.optional_texts(item, "choices", place)
         key = "direct_answers" if "direct_answers" in item else "answers"
         ask_id = fields.an_id(item, "question_id", place)
@@ -279,7 +279,7 @@ class _Found:
         picture = _picture(item, fields.an_id(item, "image_id", place), place)
         source: Source = "aokvqa" if AOKVQA_KEYS & item.keys() else "vqa"
         question_type = fields.optional_text(item, "question_type", place)
-        return _Question(ask, source, picture, place, question_type and sys.intern(question_type))
+        return _Entry(ask, source, picture, place, question_type and sys.intern(question_type))
 
     def _new(self, ask_id: str, place: str) -> str:
         if ask_id in self._seen:
@@ -301,7 +301,7 @@ class _Found:
             raise BadData(f"{where}: holds no questions and no images")
         return pictures
 
-    def _joined(self, where: str) -> Iterator[_Question]:
+    def _joined(self, where: str) -> Iterator[_Entry]:
         """The questions with their labels; of labels alone, the labels."""
         if not self.questions:
             for ask_id, label in self.labels.items():
@@ -313,20 +313,20 @@ class _Found:
                 f"{where}: not one of {len(self.questions)} questions is among the "
                 f"{len(self.labels)} annotations: they are of different splits"
             )
-        for ask_id, question in self.questions.items():
+        for ask_id, entry in self.questions.items():
             labels = self.labels.get(ask_id)
             if labels is None:
-                yield question
+                yield entry
                 continue
-            if labels.picture.id != question.picture.id:
+            if labels.picture.id != entry.picture.id:
                 raise BadData(
                     f"{labels.place}: '{ask_id}' is about image {labels.picture.id} here, about "
-                    f"{question.picture.id} in {question.place}"
+                    f"{entry.picture.id} in {entry.place}"
                 )
-            ask = replace(labels.ask, prompt=question.ask.prompt)
-            yield replace(question, ask=ask, question_type=labels.question_type)
+            ask = replace(labels.ask, prompt=entry.ask.prompt)
+            yield replace(entry, ask=ask, question_type=labels.question_type)
 
-    def _captioned(self, where: str) -> Iterator[_Question]:
+    def _captioned(self, where: str) -> Iterator[_Entry]:
         """Each image with its captions. One without keeps its ask, without references."""
         if self.captions and not self.lists_images:
             self.images = {image_id: Picture(image_id) for image_id in self.captions}
@@ -340,7 +340,7 @@ class _Found:
         source: Source = "nocaps" if domains & NOCAPS_DOMAINS else "caption"
         for image_id, picture in self.images.items():
             ask = LabelledAsk(self._new(image_id, where), captions=self.captions.get(image_id))
-            yield _Question(ask, source, picture, where)
+            yield _Entry(ask, source, picture, where)
 
 
 _ENTRY_OF = {

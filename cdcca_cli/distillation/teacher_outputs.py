@@ -144,7 +144,7 @@ def teacher_outputs(
             path = settings.work / f"{teacher.digest.removeprefix('sha256:')[:16]}.lessons"
         size = TEACHER_BATCHES * settings.batch_size
         query = TeacherQuery(size, logits, settings.cache_bits, path)
-        return TeacherOutputs(ask(teacher, shards, query), shards)
+        return TeacherOutputs(query_teacher(teacher, shards, query), shards)
     cache = settings.cache
     if cache is None and settings.needs_teacher:
         raise UsageError(f"`method` {settings.method} needs a teacher, or its lessons")
@@ -170,7 +170,7 @@ def teacher_outputs(
 # ---------------------------------------------------------------- asking
 
 
-def ask(teacher: LoadedModel, shards: Sequence[Shard], query: TeacherQuery) -> LessonFile:
+def query_teacher(teacher: LoadedModel, shards: Sequence[Shard], query: TeacherQuery) -> LessonFile:
     """Make sure that there is a lesson for every shard; returns the file that has them.
 
     Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for

@@ -42,7 +42,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.distill import DistillSettings, distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
-from cdcca_cli.distillation.teacher_outputs import TeacherQuery, ask
+from cdcca_cli.distillation.teacher_outputs import TeacherQuery, query_teacher
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.sender import CompressSettings
@@ -176,7 +176,7 @@ class Bench:
         """All asks about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        said = ask(self.teacher, shards, TeacherQuery(batch_size=64))
+        said = query_teacher(self.teacher, shards, TeacherQuery(batch_size=64))
         held = HeldOut([], [])
         for shard in shards:
             answers = said.read(key_of(shard)).answers

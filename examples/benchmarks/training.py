@@ -167,8 +167,8 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = clock.seconds(), peak_bytes()
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
-    lessons = open_lessons(cache)
-    answers = [lessons.read(key_of(shard)).answers for shard in shards]
+    teacher_labels = open_lessons(cache)
+    answers = [teacher_labels.read(key_of(shard)).answers for shard in shards]
     loss = HeldOutLoss(student, HeldOut(shards, answers), ALPHA, plan["batch_size"])
     return {
         "seconds": seconds,

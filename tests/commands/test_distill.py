@@ -51,7 +51,7 @@ def kept_lessons(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
-        teaching.ask(model, shards[:2], teaching.TeacherQuery(batch_size=8, path=path))
+        teaching.query_teacher(model, shards[:2], teaching.TeacherQuery(batch_size=8, path=path))
     return path
 
 

@@ -15,7 +15,7 @@ from cdcca_cli.distillation import losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import DistillSettings, distill
 from cdcca_cli.distillation.encoding import Example, encode
-from cdcca_cli.distillation.teacher_outputs import TeacherQuery, ask, is_a_choice
+from cdcca_cli.distillation.teacher_outputs import TeacherQuery, query_teacher, is_a_choice
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import lessons
 from cdcca_cli.formats.device import Device
@@ -32,7 +32,7 @@ HOW = TeacherQuery(batch_size=8, bits=32)
 def everything(
     teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: TeacherQuery = HOW
 ) -> list[Lesson]:
-    file = ask(teacher, shards, replace(how, path=path))
+    file = query_teacher(teacher, shards, replace(how, path=path))
     return [file.read(key_of(shard)) for shard in shards]
 
 
@@ -215,7 +215,7 @@ def test_lessons_of_the_same_weights_read_otherwise_are_refused(
     with pytest.raises(BadData, match="vocabulary was sha256:"), lessons.writing(path, head):
         pass
     with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
-        ask(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
+        query_teacher(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
     assert path.read_bytes() == whole
 
 

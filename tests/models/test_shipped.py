@@ -28,13 +28,13 @@ def some_frames(count: int) -> tuple[list[Image.Image], list[str], list[list[str
     images, questions, choices = [], [], []
     for line in manifest.read_text().splitlines():
         table = json.loads(line)
-        asks = table.get("asks", table.get("prompts", [table]))
-        ask = next((a for a in asks if a.get("choices") and a.get("prompt")), None)
-        if ask is None:
+        found = table.get("asks", table.get("prompts", [table]))
+        one = next((a for a in found if a.get("choices") and a.get("prompt")), None)
+        if one is None:
             continue
         images.append(Image.open(manifest.parent / table["image"]).convert("RGB"))
-        questions.append(ask["prompt"])
-        choices.append(ask["choices"])
+        questions.append(one["prompt"])
+        choices.append(one["choices"])
         if len(images) == count:
             break
     return images, questions, choices

@@ -249,7 +249,7 @@ def test_any_metric(metric: str) -> None:
     rounds: list[dict[str, Answer]] = [{}, {}]
     for number in range(12):
         frame, domain = f"{number}.png", "ab"[number % 2]
-        question = LabelledAsk(
+        vqa = LabelledAsk(
             f"q{number}",
             "?",
             "vqa",
@@ -260,11 +260,11 @@ def test_any_metric(metric: str) -> None:
         caption = LabelledAsk(
             f"c{number}", None, "caption", captions=[" ".join(draw.choices(words, k=8))] * 2
         )
-        for ask in (question, caption):
+        for ask in (vqa, caption):
             references[ask.id] = Reference(ask, frame, domain)
         for answers in rounds:
             choice = draw.choice(words[:4])
-            answers[question.id] = Answer(text=choice, choice=choice)
+            answers[vqa.id] = Answer(text=choice, choice=choice)
             answers[caption.id] = Answer(text=" ".join(draw.choices(words, k=8)))
     it = matrix(rounds, [None, "b"], references, metric=metric)
     for answers, row in zip(rounds, it.cells_IJ, strict=True):
