@@ -60,14 +60,16 @@ class ValidationSet:
 
     def allows(self, metric: str) -> bool:
         """Whether any label is for this metric."""
-        return any(counts_for(metric, reference.ask) for reference in self.references.values())
+        return any(counts_for(metric, reference.question) for reference in self.references.values())
 
     def frames_for(self, metric: str) -> list[Frame]:
         """The frames with only the questions that this metric scores."""
         found = []
         for frame in self.frames:
-            if asks := [ask for ask in frame.asks if counts_for(metric, ask)]:
-                found.append(replace(frame, asks=asks))
+            if questions := [
+                question for question in frame.questions if counts_for(metric, question)
+            ]:
+                found.append(replace(frame, questions=questions))
         return found
 
 

@@ -206,7 +206,7 @@ def _complete(instruction: str) -> int:
     completion.completion_init()
     try:
         return completion.shell_complete(group, {}, "cdcca", _COMPLETE, instruction)
-    except SystemExit as done:  # fish asks by the exit code
+    except SystemExit as done:  # fish questions by the exit code
         return done.code if isinstance(done.code, int) else 0
 
 

@@ -26,11 +26,11 @@ def test_both_sides_learn_the_same_samples(tmp_path: Path, method: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    num_asks = figures["shards"]["asks"]
+    num_questions = figures["shards"]["questions"]
     (runs,) = figures["methods"][method]
     assert set(runs) == {"cdcca cold", "cdcca warm", "plain"}
-    assert {run["samples"] for run in runs.values()} == {num_asks}
-    assert {run["same_answers"] for run in runs.values()} == {num_asks}
+    assert {run["samples"] for run in runs.values()} == {num_questions}
+    assert {run["same_answers"] for run in runs.values()} == {num_questions}
     starts = [run["cross_entropy"][0] for run in runs.values()]
     assert starts == pytest.approx([starts[0]] * 3, rel=1e-3)
     for run in runs.values():

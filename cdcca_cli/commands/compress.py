@@ -100,7 +100,7 @@ def _loss_of(
     None if the adaptation holds no frames out.
     """
     held_out = adaptation.held_out
-    if held_out is None or not held_out.num_asks:
+    if held_out is None or not held_out.num_questions:
         return None
 
     @cache

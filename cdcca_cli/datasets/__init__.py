@@ -9,13 +9,13 @@ come entry by entry from `entries`). `frames` has the one Frame type and `load_i
 with the place. Nothing here scores, resizes for a model, or writes.
 """
 
-from cdcca_cli.datasets.frames import Frame, Frames, LabelledAsk, Task, load_image
+from cdcca_cli.datasets.frames import Frame, Frames, LabelledQuestion, Task, load_image
 from cdcca_cli.datasets.sources import Reference, read_frames, read_references, references_of
 
 __all__ = [
     "Frame",
     "Frames",
-    "LabelledAsk",
+    "LabelledQuestion",
     "Reference",
     "Task",
     "load_image",

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
-from cdcca_cli.datasets.frames import Frame, LabelledAsk, Task
+from cdcca_cli.datasets.frames import Frame, LabelledQuestion, Task
 from cdcca_cli.datasets.manifest import inside
 from cdcca_cli.datasets.pictures import require_file
 from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
@@ -49,7 +49,8 @@ Source = str
 
 @dataclass(slots=True)
 class Picture:
-    """One image of an annotation file: what the file calls it, its asks, and each one's source.
+    """One image of an annotation file: what the file calls it, its questions, and each one's
+    source.
 
     part: its split, in a file that holds several of them.
     """
@@ -59,7 +60,7 @@ class Picture:
     domain: str | None = None
     split: str = ""
     part: str | None = None
-    asks: list[LabelledAsk] = field(default_factory=list)
+    questions: list[LabelledQuestion] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
 
 
@@ -67,7 +68,7 @@ class Annotations:
     """The frames of an annotation file.
 
     path: the file. images: the folder its images lie in, otherwise the file's own. task: only the
-    asks of this task.
+    questions of this task.
 
     Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
         SettingError (2) if no question is of that task.
@@ -76,10 +77,14 @@ class Annotations:
     def __init__(self, path: Path, *, images: Path | None = None, task: Task | None = None) -> None:
         pictures = read_pictures(path)
         kept = [_only(picture, task) for picture in pictures.values()]
-        kept = [picture for picture in kept if picture.asks]
+        kept = [picture for picture in kept if picture.questions]
         if not kept:
             raise SettingError("task", f"{path} holds no such questions: leave it out", task)
-        if any(ask.task == "vqa" and ask.prompt is None for p in kept for ask in p.asks):
+        if any(
+            question.task == "vqa" and question.prompt is None
+            for p in kept
+            for question in p.questions
+        ):
             raise UsageError(
                 f"{path}: answers without their questions; name the questions file for frames, "
                 "this one for `references`"
@@ -100,11 +105,11 @@ class Annotations:
 
     def __iter__(self) -> Iterator[Frame]:
         for picture, image in self._found:
-            yield Frame(picture.id, image, list(picture.asks), picture.domain)
+            yield Frame(picture.id, image, list(picture.questions), picture.domain)
 
 
 def read_pictures(*paths: Path) -> dict[str, Picture]:
-    """The images of annotation files with their asks, by image id, in file order.
+    """The images of annotation files with their questions, by image id, in file order.
 
     Several files count as one, in any order: VQAv2's questions and its annotations, or the parts of
     a split.
@@ -137,7 +142,7 @@ _NUMBER_OF_IMAGE = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.[a-z]{3,4}", re.IGNO
 class _Entry:
     """A question or its labels, and where they stand."""
 
-    ask: LabelledAsk
+    question: LabelledQuestion
     source: Source
     picture: Picture
     place: str
@@ -189,8 +194,8 @@ class _Found:
         elif "captions" in item:
             picture = _picture(item, fields.an_id(item, "image_id", place), place)
             captions = fields.optional_texts(item, "captions", place)
-            ask = LabelledAsk(self._new(picture.id, place), captions=captions)
-            self.listed.append(_Entry(ask, "caption", picture, place))
+            question = LabelledQuestion(self._new(picture.id, place), captions=captions)
+            self.listed.append(_Entry(question, "caption", picture, place))
         elif "caption" in item and "image" in item:
             self._lavis(item, place)
         elif "caption" in item:
@@ -220,7 +225,7 @@ class _Found:
         """One of VQAv2's questions."""
         item = fields.an_object(value, place)
         entry = self._entry(item, place)
-        self.questions[entry.ask.id] = entry
+        self.questions[entry.question.id] = entry
 
     def _annotation(self, value: object, place: str) -> None:
         """One of VQAv2's annotations, or one of COCO's captions."""
@@ -230,10 +235,10 @@ class _Found:
             caption = fields.a_text(item, "caption", place)
             self.captions.setdefault(image_id, []).append(caption)
         elif "question_id" in item:
-            ask_id = fields.an_id(item, "question_id", place)
-            if ask_id in self.labels:
-                raise BadData(f"{place}: the id '{ask_id}' is there twice")
-            self.labels[ask_id] = self._entry(item, place, labels=True)
+            question_id = fields.an_id(item, "question_id", place)
+            if question_id in self.labels:
+                raise BadData(f"{place}: the id '{question_id}' is there twice")
+            self.labels[question_id] = self._entry(item, place, labels=True)
         else:
             raise BadData(
                 f"{place}: no 'caption' and no 'question_id' in it: COCO's captions file is "
@@ -263,9 +268,9 @@ class _Found:
     def _entry(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Entry:
         choices = fields.optional_texts(item, "choices", place)
         key = "direct_answers" if "direct_answers" in item else "answers"
-        ask_id = fields.an_id(item, "question_id", place)
-        ask = LabelledAsk(
-            id=ask_id if labels else self._new(ask_id, place),
+        question_id = fields.an_id(item, "question_id", place)
+        question = LabelledQuestion(
+            id=question_id if labels else self._new(question_id, place),
             prompt=fields.optional_text(item, "question", place),
             task="vqa",
             choices=choices,
@@ -279,24 +284,24 @@ class _Found:
         picture = _picture(item, fields.an_id(item, "image_id", place), place)
         source: Source = "aokvqa" if AOKVQA_KEYS & item.keys() else "vqa"
         question_type = fields.optional_text(item, "question_type", place)
-        return _Entry(ask, source, picture, place, question_type and sys.intern(question_type))
+        return _Entry(question, source, picture, place, question_type and sys.intern(question_type))
 
-    def _new(self, ask_id: str, place: str) -> str:
-        if ask_id in self._seen:
-            raise BadData(f"{place}: the id '{ask_id}' is there twice")
-        self._seen.add(ask_id)
-        return ask_id
+    def _new(self, question_id: str, place: str) -> str:
+        if question_id in self._seen:
+            raise BadData(f"{place}: the id '{question_id}' is there twice")
+        self._seen.add(question_id)
+        return question_id
 
     def pictures(self, where: str) -> dict[str, Picture]:
         """Everything that was found, joined."""
         pictures: dict[str, Picture] = {}
         for one in [*self.listed, *self._joined(where), *self._captioned(where)]:
-            ask = one.ask
+            question = one.question
             if one.question_type is not None and one.question_type in self.type_names:
-                ask = replace(ask, kind=self.type_names[one.question_type])
+                question = replace(question, kind=self.type_names[one.question_type])
             picture = pictures.setdefault(one.picture.id, one.picture)
-            picture.asks.append(ask)
-            picture.sources[ask.id] = one.source
+            picture.questions.append(question)
+            picture.sources[question.id] = one.source
         if not pictures:
             raise BadData(f"{where}: holds no questions and no images")
         return pictures
@@ -304,8 +309,8 @@ class _Found:
     def _joined(self, where: str) -> Iterator[_Entry]:
         """The questions with their labels; of labels alone, the labels."""
         if not self.questions:
-            for ask_id, label in self.labels.items():
-                self._new(ask_id, label.place)
+            for question_id, label in self.labels.items():
+                self._new(question_id, label.place)
                 yield label
             return
         if self.labels and not self.labels.keys() & self.questions.keys():
@@ -313,21 +318,21 @@ class _Found:
                 f"{where}: not one of {len(self.questions)} questions is among the "
                 f"{len(self.labels)} annotations: they are of different splits"
             )
-        for ask_id, entry in self.questions.items():
-            labels = self.labels.get(ask_id)
+        for question_id, entry in self.questions.items():
+            labels = self.labels.get(question_id)
             if labels is None:
                 yield entry
                 continue
             if labels.picture.id != entry.picture.id:
                 raise BadData(
-                    f"{labels.place}: '{ask_id}' is about image {labels.picture.id} here, about "
-                    f"{entry.picture.id} in {entry.place}"
+                    f"{labels.place}: '{question_id}' is about image {labels.picture.id} "
+                    f"here, about {entry.picture.id} in {entry.place}"
                 )
-            ask = replace(labels.ask, prompt=entry.ask.prompt)
-            yield replace(entry, ask=ask, question_type=labels.question_type)
+            question = replace(labels.question, prompt=entry.question.prompt)
+            yield replace(entry, question=question, question_type=labels.question_type)
 
     def _captioned(self, where: str) -> Iterator[_Entry]:
-        """Each image with its captions. One without keeps its ask, without references."""
+        """Each image with its captions. One without keeps its question, without references."""
         if self.captions and not self.lists_images:
             self.images = {image_id: Picture(image_id) for image_id in self.captions}
         lost = self.captions.keys() - self.images.keys()
@@ -339,8 +344,10 @@ class _Found:
         domains = {picture.domain for picture in self.images.values()}
         source: Source = "nocaps" if domains & NOCAPS_DOMAINS else "caption"
         for image_id, picture in self.images.items():
-            ask = LabelledAsk(self._new(image_id, where), captions=self.captions.get(image_id))
-            yield _Entry(ask, source, picture, where)
+            question = LabelledQuestion(
+                self._new(image_id, where), captions=self.captions.get(image_id)
+            )
+            yield _Entry(question, source, picture, where)
 
 
 _ENTRY_OF = {
@@ -372,7 +379,7 @@ def _picture(item: dict[str, Any], image_id: str, place: str) -> Picture:
 
 def _only(picture: Picture, task: Task | None) -> Picture:
     if task is not None:
-        picture.asks = [ask for ask in picture.asks if ask.task == task]
+        picture.questions = [question for question in picture.questions if question.task == task]
     return picture
 
 

@@ -23,10 +23,10 @@ TASKS: tuple[Task, ...] = ("vqa", "caption")
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledAsk:
+class LabelledQuestion:
     """One thing asked of a frame, with its labels where the source has them.
 
-    id: the question's id, unique in its source; a caption's ask has the id of its image.
+    id: the question's id, unique in its source; a caption has the id of its image.
     prompt: the question; None asks for a caption in the family's own words.
     answers: the human answers, usually ten. captions: the human captions, usually five.
     kind: the question's kind as its source names it (VQAv2's answer type, a manifest's `kind`).
@@ -54,7 +54,7 @@ class Frame:
 
     id: str
     image: Path
-    asks: list[LabelledAsk] = field(default_factory=list)
+    questions: list[LabelledQuestion] = field(default_factory=list)
     domain: str | None = None
     position: int | None = None
 

@@ -1,10 +1,11 @@
-"""The JSON-lines manifest: one ask a line.
+"""The JSON-lines manifest: one question per line.
 
     {"id": "q1", "image": "a.jpg", "prompt": "What is it?", "choices": ["cat", "dog"],
      "correct_choice_idx": 0, "answers": ["cat", ...], "captions": ["A cat.", ...],
      "task": "vqa", "domain": "night", "kind": "object"}
 
-Required are `id` (unique in the file) and `image`. Without `task`, a line without `prompt` asks
+Required are `id` (unique in the file) and `image`. Without `task`, a line without `prompt`
+questions
 for a caption and any other is a question. Lines with one image form one Frame wherever they stand
 in the file, frames in the order of their first lines; so the lines of an image agree on its domain.
 Empty lines are skipped, unknown keys ignored.
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli.datasets import fields
-from cdcca_cli.datasets.frames import TASKS, Frame, LabelledAsk, Task
+from cdcca_cli.datasets.frames import TASKS, Frame, LabelledQuestion, Task
 from cdcca_cli.datasets.pictures import require_file
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 
@@ -36,8 +37,8 @@ class Manifest:
     """The frames of a manifest: sized, lazy, to be gone through as often as wanted.
 
     path: the manifest. images: the folder its images lie in, if not its own.
-    task: only the asks of this task. check_images: refuse if an image is not there; scoring needs
-    none of them.
+    task: only the questions of this task. check_images: refuse if an image is not there; scoring
+    needs none of them.
 
     Raises: BadData (65) naming file and line; MissingInput (66) for the manifest or an image;
         SettingError (2) if no question is of that task.
@@ -64,12 +65,12 @@ class Manifest:
     def __iter__(self) -> Iterator[Frame]:
         with open(self._path, "rb") as file:
             for name, starts in self._starts.items():
-                asks, domain = [], None
+                questions, domain = [], None
                 for number, start in zip(starts[0::2], starts[1::2], strict=True):
                     file.seek(start)
-                    _, ask, domain = self._parse(file.readline(MAX_LINE_BYTES), number)
-                    asks.append(ask)
-                yield Frame(name, inside(self._root, name, str(self._path)), asks, domain)
+                    _, question, domain = self._parse(file.readline(MAX_LINE_BYTES), number)
+                    questions.append(question)
+                yield Frame(name, inside(self._root, name, str(self._path)), questions, domain)
 
     def _scan(self, check_images: bool) -> None:
         seen: set[str] = set()
@@ -83,17 +84,19 @@ class Manifest:
                     if empty > MAX_EMPTY_LINES:
                         raise BadData(f"{self._path}: more than {MAX_EMPTY_LINES:,} empty lines")
                     continue
-                name, ask, domain = self._parse(line, number)
+                name, question, domain = self._parse(line, number)
                 where = f"{self._path}:{number}"
-                if ask.id in seen:
-                    raise BadData(f"{where}: the id '{ask.id}' stands on an earlier line already")
-                seen.add(ask.id)
+                if question.id in seen:
+                    raise BadData(
+                        f"{where}: the id '{question.id}' stands on an earlier line already"
+                    )
+                seen.add(question.id)
                 if domains.setdefault(name, domain) != domain:
                     raise BadData(
                         f"{where}: '{name[:80]}' is of domain {fields.describe(domain)} here, "
                         f"of {fields.describe(domains[name])} on an earlier line"
                     )
-                if self._task is not None and ask.task != self._task:
+                if self._task is not None and question.task != self._task:
                     other_tasks += 1
                     continue
                 if name not in self._starts:
@@ -109,17 +112,17 @@ class Manifest:
         if not self._starts:
             raise BadData(f"{self._path}: an empty manifest: one JSON object a line is expected")
 
-    def _parse(self, line: bytes, number: int) -> tuple[str, LabelledAsk, str | None]:
+    def _parse(self, line: bytes, number: int) -> tuple[str, LabelledQuestion, str | None]:
         where = f"{self._path}:{number}"
         if len(line) >= MAX_LINE_BYTES:
             raise BadData(f"{where}: a line of more than {MAX_LINE_BYTES:,} bytes")
         item = fields.an_object(fields.parse_json(line, where), where)
         name = fields.a_text(item, "image", where)
-        return name, read_ask(item, where), fields.optional_text(item, "domain", where)
+        return name, read_question(item, where), fields.optional_text(item, "domain", where)
 
 
-def read_ask(item: dict[str, Any], where: str) -> LabelledAsk:
-    """The ask on one line of a manifest."""
+def read_question(item: dict[str, Any], where: str) -> LabelledQuestion:
+    """The question on one line of a manifest."""
     prompt = fields.optional_text(item, "prompt", where)
     choices = fields.optional_texts(item, "choices", where)
     correct = fields.optional_index(item, "correct_choice_idx", len(choices or ()), where)
@@ -130,7 +133,7 @@ def read_ask(item: dict[str, Any], where: str) -> LabelledAsk:
         raise BadData(f"{where}: 'task' must be vqa or caption, found {fields.describe(task)}")
     if task == "vqa" and prompt is None:
         raise BadData(f"{where}: a vqa line needs a 'prompt'")
-    return LabelledAsk(
+    return LabelledQuestion(
         id=fields.an_id(item, "id", where),
         prompt=prompt,
         task=task,

@@ -18,7 +18,7 @@ from pathlib import Path
 from cdcca_cli import files, streams
 from cdcca_cli.datasets import fields, pictures, video
 from cdcca_cli.datasets.annotations import Annotations, Source, no_labels, read_pictures
-from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledAsk, Task
+from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, Task
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
@@ -76,13 +76,15 @@ def read_frames(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The labels of one ask, the frame it belongs to, that frame's domain, and where they are from.
+    """The labels of one question, the frame it belongs to, that frame's domain, and where they are
+    from.
 
-    source: the kind of file; None for frames that no file was named for. split: the ask's split, in
+    source: the kind of file; None for frames that no file was named for. split: the question's
+    split, in
         a file that holds several.
     """
 
-    ask: LabelledAsk
+    question: LabelledQuestion
     frame: str
     domain: str | None = None
     source: Source | None = None
@@ -92,7 +94,7 @@ class Reference:
 def read_references(
     source: str | Path | Sequence[str | Path],
 ) -> Mapping[str, Reference]:
-    """The labels of a manifest, a folder with frames.jsonl, or an annotation file, by ask id.
+    """The labels of a manifest, a folder with frames.jsonl, or an annotation file, by question id.
 
     Several count as one, in any order: VQAv2's questions and annotations, nocaps by domain. Asks
     without any label are in it too, since a prediction for them is no unknown one. No image needs
@@ -118,14 +120,14 @@ def read_references(
             raise BadData(f"{path}: {_NO_LABELS}")
     if annotations:
         found = {
-            ask.id: Reference(
-                ask, picture.id, picture.domain, picture.sources[ask.id], picture.part
+            question.id: Reference(
+                question, picture.id, picture.domain, picture.sources[question.id], picture.part
             )
             for picture in read_pictures(*annotations).values()
-            for ask in picture.asks
+            for question in picture.questions
         }
         _add(references, found, annotations[0])
-    if not any(_is_labelled(reference.ask) for reference in references.values()):
+    if not any(_is_labelled(reference.question) for reference in references.values()):
         why = no_labels({reference.source for reference in references.values()})
         raise BadData(f"{', '.join(map(str, sources))}: {why}")
     return references
@@ -144,20 +146,20 @@ def _add(known: dict[str, Reference], more: Mapping[str, Reference], path: Path)
 
 
 def references_of(frames: Iterable[Frame], source: Source | None = None) -> dict[str, Reference]:
-    """The labels of frames that are there already, by ask id."""
+    """The labels of frames that are there already, by question id."""
     return {
-        ask.id: Reference(ask, frame.id, frame.domain, source)
+        question.id: Reference(question, frame.id, frame.domain, source)
         for frame in frames
-        for ask in frame.asks
+        for question in frame.questions
     }
 
 
-def _is_labelled(ask: LabelledAsk) -> bool:
-    return bool(ask.answers or ask.captions) or ask.correct_choice_idx is not None
+def _is_labelled(question: LabelledQuestion) -> bool:
+    return bool(question.answers or question.captions) or question.correct_choice_idx is not None
 
 
 class _BareImages:
-    """All images under a folder, sorted by path, or a single one; each with the same ask."""
+    """All images under a folder, sorted by path, or a single one; each with the same question."""
 
     def __init__(self, path: Path, task: Task, prompt: str | None, *, single: bool) -> None:
         self._root, self._task, self._prompt = path, task, prompt
@@ -172,7 +174,7 @@ class _BareImages:
 
     def __iter__(self) -> Iterator[Frame]:
         for name in self._names:
-            yield Frame(name, self._root / name, [LabelledAsk(name, self._prompt, self._task)])
+            yield Frame(name, self._root / name, [LabelledQuestion(name, self._prompt, self._task)])
 
 
 class _Asked:
@@ -186,8 +188,8 @@ class _Asked:
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self._frames:
-            ask = LabelledAsk(frame.id, self._prompt, self._task)
-            yield Frame(frame.id, frame.image, [ask], frame.domain, frame.position)
+            question = LabelledQuestion(frame.id, self._prompt, self._task)
+            yield Frame(frame.id, frame.image, [question], frame.domain, frame.position)
 
 
 class _Video:
@@ -205,8 +207,8 @@ class _Video:
     def __iter__(self) -> Iterator[Frame]:
         for position in range(self._length):
             name = f"{self._path.name}#{position}"
-            ask = LabelledAsk(name, self._prompt, self._task)
-            yield Frame(name, self._path, [ask], position=position)
+            question = LabelledQuestion(name, self._prompt, self._task)
+            yield Frame(name, self._path, [question], position=position)
 
 
 def _images_under(folder: Path, *, manifests: bool) -> list[str]:

@@ -22,7 +22,7 @@ from cdcca_cli.distillation.encoding import Example, check_fit
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import TeacherOutputs, teacher_outputs
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.lessons import key_of
+from cdcca_cli.formats.labels import key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 
@@ -67,11 +67,11 @@ def build_dataset(
     Questions that the teacher answers with nothing are left out, and counted.
 
     Args:
-        teacher: None: its lessons are in `settings.cache`, or the method needs none.
+        teacher: None: its labels are in `settings.cache`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
     Raises: BadData for an empty stream, a shard of another vision tower, a stream of held-out
         frames alone, a teacher that answers with nothing, and shards of which the cache has no
-        lesson.
+        entry.
     """
     fresh = _with_questions(shards, student)
     if not fresh:
@@ -90,13 +90,13 @@ def build_dataset(
     answers: dict[tuple[int, int], tuple[str, float]] = {}
     if outputs is not None:
         for shard in asked:
-            lesson = outputs.of(shard)
-            for place, answer in enumerate(zip(lesson.answers, lesson.nats, strict=True)):
+            entry = outputs.of(shard)
+            for place, answer in enumerate(zip(entry.answers, entry.nats, strict=True)):
                 answers[id(shard), place] = answer
     questions = [
         (shard, place)
         for shard in [*fresh, *replayed]
-        for place in range(len(shard.asks))
+        for place in range(len(shard.questions))
         if answers.get((id(shard), place), ("unasked", 0.0))[0]
     ]
     num_unanswered = sum(not answer for answer, _ in answers.values())
@@ -115,7 +115,7 @@ def build_dataset(
     found = [answers.get((id(shard), place), ("", 0.0)) for shard, place in questions]
     again = {id(shard) for shard in replayed}
     return Dataset(
-        examples=[Example(shard, shard.asks[place]) for shard, place in questions],
+        examples=[Example(shard, shard.questions[place]) for shard, place in questions],
         places=[place for _, place in questions],
         answers=[answer for answer, _ in found],
         nats=[nats for _, nats in found],
@@ -128,11 +128,11 @@ def build_dataset(
 
 
 def _with_questions(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
-    """Those that ask something, each checked as it comes."""
+    """Those that question something, each checked as it comes."""
     kept = []
     for shard in shards:
         check_fit(shard, student, "student")
-        if shard.asks:
+        if shard.questions:
             kept.append(shard)
     return kept
 

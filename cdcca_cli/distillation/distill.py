@@ -18,7 +18,7 @@ from cdcca_cli.distillation.trainer import Epochs, Trainer
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
@@ -41,7 +41,7 @@ def distill(
     method.
 
     Args:
-        teacher: None: its lessons are in `settings.cache`, or the method needs none.
+        teacher: None: its labels are in `settings.cache`, or the method needs none.
         mirror: the device folder as the cloud has it; it is not changed.
         resume: go on from this adaptation's overlay, not from the mirror's; if its last steps went
             through the quantiser, from what they saw, which is what its update brings.
@@ -108,9 +108,9 @@ def load_student(
 def load_teacher(
     name: str | None, settings: DistillSettings, compute: str = "auto", dtype: str = "auto"
 ) -> tuple[LoadedModel | None, DistillSettings]:
-    """The teacher, and the settings with the file of its lessons if that is what was named.
+    """The teacher, and the settings with the file of its labels if that is what was named.
 
-    Args: name: a checkpoint folder, a hub id, or a file of lessons; None: no teacher is asked.
+    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher is asked.
     Raises: UsageError for settings of a teacher where none is loaded, and what `load` raises.
     """
     is_file = name is not None and Path(name).is_file()
@@ -126,7 +126,7 @@ def load_teacher(
     if is_file:
         if settings.cache is not None or settings.cache_bits is not None:
             raise UsageError(
-                f"`teacher` {name}: is a file of lessons itself: leave `cache` and `cache_bits` out"
+                f"`teacher` {name}: is a file of labels itself: leave `cache` and `cache_bits` out"
             )
         return None, replace(settings, cache=Path(name))
     quantize, device_map = settings.teacher_quantize, settings.teacher_device_map
@@ -158,19 +158,19 @@ def _start(
 
 def kept_for_compress(dataset: Dataset) -> HeldOut | None:
     """The held-out frames with the teacher's answers, as many as an adaptation holds."""
-    frames: dict[int, tuple[Shard, list[Ask], list[str]]] = {}
+    frames: dict[int, tuple[Shard, list[Question], list[str]]] = {}
     for number in dataset.held_out:
         example = dataset.examples[number]
-        _, asks, answers = frames.setdefault(id(example.shard), (example.shard, [], []))
-        asks.append(example.ask)
+        _, questions, answers = frames.setdefault(id(example.shard), (example.shard, [], []))
+        questions.append(example.question)
         answers.append(dataset.answers[number])
     kept = HeldOut([], [])
     num_bytes = 0
-    for shard, asks, answers in frames.values():
+    for shard, questions, answers in frames.values():
         num_bytes += shard.tokens.nbytes
         if num_bytes > HELD_OUT_BYTES:
             break
-        kept.shards.append(replace(shard, asks=asks))
+        kept.shards.append(replace(shard, questions=questions))
         kept.answers.append(answers)
     return kept if kept.shards else None
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, IMAGE_MARK
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced
 
 KEPT_BYTES = 1 << 30
@@ -29,10 +29,10 @@ KEPT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Example:
-    """One ask about one frame."""
+    """One question about one frame."""
 
     shard: Shard
-    ask: Ask
+    question: Question
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
 
 def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
     """The tensors and prompts of a batch, to be encoded once or many times."""
-    prompts = [model.format_prompt(example.ask.prompt, example.ask.task) for example in examples]
+    prompts = [
+        model.format_prompt(example.question.prompt, example.question.task) for example in examples
+    ]
     inputs: dict[tuple[int, str], int] = {}
     firsts: list[int] = []
     rows: list[int] = []
@@ -124,7 +126,7 @@ class Encoder:
         if not self._is_frozen:
             return encode(self._model, examples)
         model = self._model
-        prompts = [model.format_prompt(one.ask.prompt, one.ask.task) for one in examples]
+        prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
         made: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         rows = []
         for one, prompt in zip(examples, prompts, strict=True):
@@ -162,7 +164,7 @@ def is_connector_frozen(model: LoadedModel, trained: Iterable[str]) -> bool:
 
 def prompt_length(model: LoadedModel, example: Example) -> int:
     """The length of a prompt in characters: near enough to batch alike ones."""
-    return len(model.format_prompt(example.ask.prompt, example.ask.task))
+    return len(model.format_prompt(example.question.prompt, example.question.task))
 
 
 def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,11 +203,12 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
             f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
             f"of {channels} channels: not this tower's shard"
         )
-    for ask in shard.asks:
-        if ask.prompt is not None and (found := template_of(ask.prompt)):
+    for question in shard.questions:
+        if question.prompt is not None and (found := template_of(question.prompt)):
             raise BadData(
-                f"frame {shard.frame[:80]}: the prompt of {ask.id[:80]} is in a template already "
-                f"({found}), and every model puts its own around it: sample with the bare question"
+                f"frame {shard.frame[:80]}: the prompt of {question.id[:80]} is already in a "
+                f"template ({found}), and every model puts its own around it: "
+                "sample with the bare question"
             )
 
 

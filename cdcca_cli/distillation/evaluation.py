@@ -131,7 +131,9 @@ class HeldOutLoss:
         """
         for shard in held_out.shards:
             check_fit(shard, student, "student")
-        examples = [Example(shard, ask) for shard in held_out.shards for ask in shard.asks]
+        examples = [
+            Example(shard, question) for shard in held_out.shards for question in shard.questions
+        ]
         answers = [answer for row in held_out.answers for answer in row]
         self._student, self._alpha = student, alpha
         self._evaluator = Evaluator(student, examples, answers, batch_size)

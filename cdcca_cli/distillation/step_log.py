@@ -2,7 +2,7 @@
 
     {"what": "begin", "method", "epochs", "batch_size", "lr", "terms", "seed"}
     {"what": "step", "step", "of", "epoch", "lr", "loss", each term by its name, "gradient_norm",
-     "asks", "seconds", "seconds_left"}
+     "questions", "seconds", "seconds_left"}
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
 The rate-aware steps after the epochs have a "leg" in place of the epoch, and count from 1 again.
@@ -77,7 +77,7 @@ class StepLog:
         lr: float,
         means: Mapping[str, float],
         norm: Tensor,
-        num_asks: int,
+        num_questions: int,
     ) -> None:
         """After step `number` of `total`, counted from 1. place: its epoch or leg."""
         if self._out is None:
@@ -95,7 +95,7 @@ class StepLog:
             lr=lr,
             **{name: _number(value) for name, value in means.items()},
             gradient_norm=_number(float(norm)),
-            asks=num_asks,
+            questions=num_questions,
             seconds=round(self._seconds(), 3),
             seconds_left=round(left, 1),
         )

@@ -43,7 +43,7 @@ from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.lessons import key_of
+from cdcca_cli.formats.labels import key_of
 from cdcca_cli.models import LoadedModel
 
 LR = 0.0057

@@ -73,7 +73,7 @@ class Choice:
         self._adaptation = adaptation
         self._loss = loss
         held_out = adaptation.held_out
-        self._num_questions = None if held_out is None else held_out.num_asks
+        self._num_questions = None if held_out is None else held_out.num_questions
         self._is_loss_needed = False
         self._ends: tuple[float, float] | None = None
 

@@ -76,15 +76,15 @@ _KEYS = {1: _KEYS_V1, 2: _KEYS_V3 | {"sensitivity"}, 3: _KEYS_V3}
 class HeldOut:
     """Frames that were not trained on, and what the teacher answers.
 
-    shards: as training had them, with the asks that the teacher answered.
-    answers: for each shard, one answer for each of its asks.
+    shards: as training had them, with the questions that the teacher answered.
+    answers: for each shard, one answer for each of its questions.
     """
 
     shards: list[Shard]
     answers: list[list[str]]
 
     @property
-    def num_asks(self) -> int:
+    def num_questions(self) -> int:
         return sum(len(answers) for answers in self.answers)
 
     @property
@@ -310,10 +310,10 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
     if not isinstance(answers, list) or len(answers) != len(held_out.shards):
         raise BadData(f"{where}: expected a list of answers for each held-out frame")
     for shard, row in zip(held_out.shards, answers, strict=True):
-        if not isinstance(row, list) or len(row) != len(shard.asks) or not row:
+        if not isinstance(row, list) or len(row) != len(shard.questions) or not row:
             raise BadData(
                 f"{where}: held-out frame {shard.frame[:80]}: expected an answer for each of its "
-                f"{len(shard.asks):,} questions, one at least"
+                f"{len(shard.questions):,} questions, one at least"
             )
         if not all(isinstance(a, str) and a and is_text(a) for a in row):
             raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")

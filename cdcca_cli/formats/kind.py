@@ -1,7 +1,7 @@
 """Which kind of file something is, from its first bytes, never from its name; and how messages
 name a file that was given where another kind was expected.
 
-    shards, lessons, adaptation, update,  records: the "kind" in the first record's header
+    shards, labels, adaptation, update,  records: the "kind" in the first record's header
     overlay, trust
     weights                               a safetensors file that is not one of cdcca's
     predictions, manifest                 JSON lines: the first line's keys
@@ -28,7 +28,7 @@ from cdcca_cli.text import load_json
 
 Kind = Literal[
     "shards",
-    "lessons",
+    "labels",
     "adaptation",
     "update",
     "overlay",
@@ -52,8 +52,8 @@ HEAD_BYTES = (1 << 20) + 8
 _RECORDS: dict[str, Kind] = {
     "shard": "shards",
     "end": "shards",
-    "lessons": "lessons",
-    "lesson": "lessons",
+    "lessons": "labels",
+    "lesson": "labels",
     "adaptation": "adaptation",
     "update": "update",
     "overlay": "overlay",
@@ -138,7 +138,7 @@ _MAGIC = (
 )
 _WORDS: dict[Kind | None, str] = {
     "shards": "token shards, which cdcca sample writes and cdcca distill takes",
-    "lessons": "a teacher's labels, which cdcca distill keeps in its cache",
+    "labels": "a teacher's labels, which cdcca distill keeps in its cache",
     "adaptation": "an adaptation, which cdcca distill writes and cdcca compress takes",
     "update": "an update, which cdcca compress writes and cdcca apply takes",
     "overlay": "the overlay of a device folder",

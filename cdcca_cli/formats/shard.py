@@ -61,7 +61,7 @@ Task = Literal["vqa", "caption"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Question:
     """One prompt about a frame. entropy: mean answer-token entropy in nats, if it was measured."""
 
     id: str
@@ -83,7 +83,7 @@ class Shard:
     scores: np.ndarray
     num_tokens: int
     tower: str
-    asks: list[Ask] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
     bits: int = 32
     num_bytes: int = 0  # of its record, as read; 0 if it was not read
 
@@ -136,15 +136,15 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not np.array_equal(tensors["positions"], shard.positions):
         raise BadData(f"{where}: positions that are no whole numbers from 0 on")
     tensors["scores"] = np.asarray(shard.scores, dtype=np.float32)
-    asks = [
+    questions = [
         {
-            "id": ask.id,
-            "prompt": ask.prompt,
-            "task": ask.task,
-            "choices": ask.choices,
-            "entropy": None if ask.entropy is None else float(ask.entropy),
+            "id": question.id,
+            "prompt": question.prompt,
+            "task": question.task,
+            "choices": question.choices,
+            "entropy": None if question.entropy is None else float(question.entropy),
         }
-        for ask in shard.asks
+        for question in shard.questions
     ]
     header = {
         "kind": "shard",
@@ -155,7 +155,7 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "tower": shard.tower,
         "num_tokens": int(shard.num_tokens),
         "bits": shard.bits,
-        "asks": asks,
+        "asks": questions,
     }
     # What we would not read, we do not write.
     _decode(records.Record(tensors, header, 0), "the shard")
@@ -275,7 +275,10 @@ def _decode(record: records.Record, where: str) -> Shard:
         positions=positions_N.astype(np.int32),
         num_tokens=num_tokens,
         tower=tower,
-        asks=[_decode_ask(ask, where) for ask in records.field(header, "asks", list, where)],
+        questions=[
+            _decode_question(question, where)
+            for question in records.field(header, "asks", list, where)
+        ],
         bits=bits,
         num_bytes=record.num_bytes,
         # Last: what is NotFinite is sound in all else.
@@ -304,22 +307,22 @@ def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
     return array
 
 
-def _decode_ask(ask: object, where: str) -> Ask:
-    if not isinstance(ask, dict):
+def _decode_question(question: object, where: str) -> Question:
+    if not isinstance(question, dict):
         raise BadData(f"{where}: a question that is not an object")
-    records.exact_keys(ask, {"id", "prompt", "task", "choices", "entropy"}, where)
-    task = records.field(ask, "task", str, where)
+    records.exact_keys(question, {"id", "prompt", "task", "choices", "entropy"}, where)
+    task = records.field(question, "task", str, where)
     if task not in ("vqa", "caption"):
         raise BadData(f"{where}: task {task[:40]!r}; expected vqa or caption")
-    choices = records.list_of(ask, "choices", str, where, optional=True)
+    choices = records.list_of(question, "choices", str, where, optional=True)
     if choices is not None and not choices:
         raise BadData(f"{where}: an empty list of choices")
-    prompt = records.field(ask, "prompt", str, where, optional=True)
-    entropy = records.field(ask, "entropy", float, where, optional=True)
+    prompt = records.field(question, "prompt", str, where, optional=True)
+    entropy = records.field(question, "entropy", float, where, optional=True)
     if entropy is not None and entropy < 0:
         raise BadData(f"{where}: an entropy of {entropy}")
-    return Ask(
-        id=records.field(ask, "id", str, where),
+    return Question(
+        id=records.field(question, "id", str, where),
         prompt=prompt,
         task=cast(Task, task),
         choices=choices,

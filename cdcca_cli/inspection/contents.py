@@ -19,7 +19,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
-from cdcca_cli.formats import lessons as lessons_format
+from cdcca_cli.formats import labels as labels_format
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
 from cdcca_cli.formats import records
@@ -74,12 +74,12 @@ def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
 
 def _shards(stream: BinaryIO, where: str) -> Summary:
     summary = Summary("shards", {"format": shard_format.VERSION})
-    counts = dict.fromkeys(("shards", "asks", "kept_tokens", "all_tokens"), 0)
+    counts = dict.fromkeys(("shards", "questions", "kept_tokens", "all_tokens"), 0)
     towers, domains, bits, channels = Names(), Names(), Names(), Names()
     ledger: Counter[str] = Counter(payload=0, scales=0, positions=0, scores=0, header=0)
     for shard in shard_format.read_shards(stream, where=where):
         counts["shards"] += 1
-        counts["asks"] += len(shard.asks)
+        counts["questions"] += len(shard.questions)
         counts["kept_tokens"] += len(shard.tokens)
         counts["all_tokens"] += shard.num_tokens
         towers.add(shard.tower)
@@ -99,29 +99,31 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
     return summary
 
 
-def _lessons(stream: BinaryIO, where: str) -> Summary:
+def _labels(stream: BinaryIO, where: str) -> Summary:
     """Record by record: labels that are in the file twice are counted twice."""
     measured = cast(_Measured, stream)
-    kinds, limits = {"lessons": lessons_format.VERSION}, lessons_format.LIMITS
+    kinds, limits = {"lessons": labels_format.VERSION}, labels_format.LIMITS
     first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
     assert first is not None  # the kind was found in it
-    head = lessons_format.parse_head(first.header, first.tensors, where)
-    counts = dict.fromkeys(("lessons", "asks", "answered_with_nothing", "lessons_with_logits"), 0)
-    ledger = dict.fromkeys((*lessons_format.TENSORS, "scales", "header"), 0)
+    head = labels_format.parse_head(first.header, first.tensors, where)
+    counts = dict.fromkeys(
+        ("entries", "questions", "answered_with_nothing", "entries_with_logits"), 0
+    )
+    ledger = dict.fromkeys((*labels_format.TENSORS, "scales", "header"), 0)
     ledger["header"] = end = first.num_bytes
     try:
         while True:
-            place = f"{where}: the lesson at byte {end:,}"
-            kinds = {"lesson": lessons_format.VERSION}
+            place = f"{where}: the entry at byte {end:,}"
+            kinds = {"lesson": labels_format.VERSION}
             record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
             if record is None:
                 break
-            lesson = lessons_format.decode(record, place)
+            entry = labels_format.decode(record, place)
             end = measured.num_bytes
-            counts["lessons"] += 1
-            counts["asks"] += len(lesson.answers)
-            counts["answered_with_nothing"] += lesson.answers.count("")
-            counts["lessons_with_logits"] += lesson.logits is not None
+            counts["entries"] += 1
+            counts["questions"] += len(entry.answers)
+            counts["answered_with_nothing"] += entry.answers.count("")
+            counts["entries_with_logits"] += entry.logits is not None
             sizes = {name: array.nbytes for name, array in record.tensors.items()}
             for name, size in sizes.items():
                 ledger["scales" if name.endswith(".scales") else name] += size
@@ -130,9 +132,9 @@ def _lessons(stream: BinaryIO, where: str) -> Summary:
         pass  # its writer is at work, or was killed: the next writer goes on from here
     ledger["unfinished"] = measured.num_bytes - end
     return Summary(
-        "lessons",
+        "labels",
         {
-            "format": lessons_format.VERSION,
+            "format": labels_format.VERSION,
             "bits": head.bits,
             "unfinished_bytes": ledger["unfinished"],
         },
@@ -189,7 +191,7 @@ def _adaptation(stream: BinaryIO, where: str) -> Summary:
     if held_out is not None:
         summary.counts |= {
             "held_out_frames": len(held_out.shards),
-            "held_out_asks": held_out.num_asks,
+            "held_out_asks": held_out.num_questions,
         }
         frames = sum(shard.num_bytes for shard in held_out.shards)
         summary.ledger |= {"held-out frames": frames, "header": summary.ledger["header"] - frames}
@@ -347,7 +349,7 @@ def _seen(stream: BinaryIO, where: str) -> Summary:
 
 _READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
     "shards": _shards,
-    "lessons": _lessons,
+    "labels": _labels,
     "predictions": _predictions,
     "adaptation": _adaptation,
     "overlay": _overlay,

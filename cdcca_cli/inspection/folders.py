@@ -123,11 +123,11 @@ def summarize_frames(path: Path, kind: Kind) -> Summary:
     counts, domains = Counter[str](), Counter[str]()
     for frame in frames:
         counts["frames"] += 1
-        counts["asks"] += len(frame.asks)
+        counts["questions"] += len(frame.questions)
         domains[str(frame.domain or "(none)")] += 1
-        for ask in frame.asks:
-            counts[ask.task] += 1
+        for question in frame.questions:
+            counts[question.task] += 1
             for label in ("choices", "answers", "captions"):
-                counts[f"with_{label}"] += getattr(ask, label) is not None
+                counts[f"with_{label}"] += getattr(question, label) is not None
     summary.counts = {**counts, "by_domain": dict(sorted(domains.items()))}
     return summary

@@ -26,7 +26,7 @@ class Round:
 
     number: int
     num_frames: int
-    num_asks: int
+    num_questions: int
     uplink_bytes: int
     downlink_bytes: int
     seconds: float
@@ -57,7 +57,7 @@ class Round:
         return {
             "round": self.number,
             "frames": self.num_frames,
-            "asks": self.num_asks,
+            "questions": self.num_questions,
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
             "seconds": round(self.seconds, 1),

@@ -148,7 +148,7 @@ class Cycle:
         with streams.text_output(folder / "predictions.jsonl") as out:
             write_predictions(out, predictions)
         uplink = folder / "uplink.tokens"
-        num_asks = self._sample(uplink, frames, predictions, number)
+        num_questions = self._sample(uplink, frames, predictions, number)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
         num_bytes, update = self._compress(adaptation)
         with files.output(folder / "update.cdcca") as file:
@@ -158,8 +158,8 @@ class Cycle:
         self.student.install_overlay(self.device.read_overlay(), self.device.lora.alpha)
         done = Round(
             number=number,
-            num_frames=len(num_asks),
-            num_asks=sum(num_asks),
+            num_frames=len(num_questions),
+            num_questions=sum(num_questions),
             uplink_bytes=uplink.stat().st_size,
             downlink_bytes=num_bytes,
             seconds=time.monotonic() - start,
@@ -173,12 +173,12 @@ class Cycle:
     ) -> list[int]:
         """Write the uplink; returns the number of questions of each frame in it."""
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
-        num_asks = []
+        num_questions = []
         with files.output(path) as file, shard.writer(file) as write:
             for item in sample_frames(self.student, frames, how, predictions, Skipped()):
                 write(item)
-                num_asks.append(len(item.asks))
-        return num_asks
+                num_questions.append(len(item.questions))
+        return num_questions
 
     def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
         """Train from the last adaptation: what its coding rounded off is sent now."""

@@ -84,7 +84,7 @@ def load(
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, named)
     if zero_biases:
-        _ask_for_biases(config)
+        _question_for_biases(config)
     wanted = _dtype(dtype, device)
     placed = dict(options)
     if device_map is not None:
@@ -270,7 +270,7 @@ def _cut_qformer(config: Any, layers: int, named: str) -> None:
     former.num_hidden_layers = layers
 
 
-def _ask_for_biases(config: Any) -> None:
+def _question_for_biases(config: Any) -> None:
     text = config.text_config
     for name in text_model(text.model_type).bias_settings:
         setattr(text, name, True)
@@ -317,7 +317,7 @@ def _module(
 
 
 def _zero_biases(module: Any, row: Family, missing: list[str]) -> list[str]:
-    """Set the biases that `_ask_for_biases` added to zero; returns what else is missing."""
+    """Set the biases that `_question_for_biases` added to zero; returns what else is missing."""
     text = text_model(module.config.text_config.model_type)
     added = [
         name

@@ -1,4 +1,4 @@
-"""What a model answered, by ask id, read from cdcca's predictions or other tools' result files.
+"""Answers by question id, read from cdcca's predictions or other tools' result files.
 
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
 - A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by ask id; how many were repeated, with one such id.
+    """All answers by question id; how many were repeated, with one such id.
 
     num_duplicates: repeated with the same answer. num_conflicts: repeated with another answer, of
     which the first was kept.
@@ -78,53 +78,58 @@ class Answers:
     a_conflict: str | None = None
     _file_of: dict[str, str] = field(default_factory=dict)
 
-    def add(self, ask_id: str, answer: Answer, where: str, *, keep_first: bool = False) -> None:
+    def add(
+        self, question_id: str, answer: Answer, where: str, *, keep_first: bool = False
+    ) -> None:
         """Add an answer from the file `where`.
 
         keep_first: of two different answers, instead of refusing them.
         """
-        if len(ask_id) > MAX_ID_CHARS:
+        if len(question_id) > MAX_ID_CHARS:
             raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
-        for text in (ask_id, answer.text or "", answer.choice or ""):
+        for text in (question_id, answer.text or "", answer.choice or ""):
             if len(text) > MAX_TEXT_CHARS:
                 raise BadData(
-                    f"{where}: the answer to '{ask_id}' has more than {MAX_TEXT_CHARS:,} characters"
+                    f"{where}: the answer to '{question_id}' has more than "
+                    f"{MAX_TEXT_CHARS:,} characters"
                 )
             if not is_text(text):
-                raise BadData(f"{where}: '{ask_id}': a lone surrogate (half a character) in it")
-        known = self.by_id.setdefault(ask_id, answer)
+                raise BadData(
+                    f"{where}: '{question_id}': a lone surrogate (half a character) in it"
+                )
+        known = self.by_id.setdefault(question_id, answer)
         if known is answer:
-            self._file_of[ask_id] = where
+            self._file_of[question_id] = where
             return
         both = [
             pair for pair in zip(_given(known), _given(answer), strict=True) if None not in pair
         ]
         if any(ours != theirs for ours, theirs in both):
             if not keep_first:
-                raise BadData(self._conflict(ask_id, where))
+                raise BadData(self._conflict(question_id, where))
             self.num_conflicts += 1
-            self.a_conflict = self.a_conflict or ask_id
+            self.a_conflict = self.a_conflict or question_id
             return
         if both:
             self.num_duplicates += 1
-            self.a_duplicate = self.a_duplicate or ask_id
+            self.a_duplicate = self.a_duplicate or question_id
         scored = answer if known.choice_scores is None else known
-        self.by_id[ask_id] = Answer(
+        self.by_id[question_id] = Answer(
             answer.text if known.text is None else known.text,
             answer.choice if known.choice is None else known.choice,
             scored.choices,
             scored.choice_scores,
         )
 
-    def _conflict(self, ask_id: str, where: str) -> str:
-        first = self._file_of.get(ask_id, where)
+    def _conflict(self, question_id: str, where: str) -> str:
+        first = self._file_of.get(question_id, where)
         if first == where:
             return (
-                f"{where}: '{ask_id}' is answered twice, differently: remove one of the answers, "
+                f"{where}: '{question_id}' is answered twice, differently: remove one answer, "
                 "or keep the first with `duplicates` first"
             )
         return (
-            f"{where}: '{ask_id}' is answered differently in {first}: score the files apart, or "
+            f"{where}: '{question_id}' is answered differently in {first}: score them apart, or "
             "keep the first answer with `duplicates` first"
         )
 
@@ -134,7 +139,7 @@ def _given(answer: Answer) -> tuple[str | None, str | None]:
 
 
 def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, Answer]]:
-    """Predictions that are in memory already, as (ask id, answer)."""
+    """Predictions that are in memory already, as (question id, answer)."""
     for one in given:
         choices = None if one.choices is None else tuple(one.choices)
         scores = None if one.choice_scores is None else tuple(one.choice_scores)
@@ -151,8 +156,8 @@ def read_answers(paths: Sequence[str | None], *, keep_first: bool = False) -> An
     for path in paths:
         where = streams.input_name(path)
         with streams.binary_input(path) as source:
-            for ask_id, answer in _read(source, where):
-                answers.add(ask_id, answer, where, keep_first=keep_first)
+            for question_id, answer in _read(source, where):
+                answers.add(question_id, answer, where, keep_first=keep_first)
     return answers
 
 
@@ -223,14 +228,14 @@ def _results(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
             yield _result(value, place)
             continue
         place = f"{where}: {fields.describe(key)}"
-        ask_id = fields.an_id({"question_id": key}, "question_id", place)
+        question_id = fields.an_id({"question_id": key}, "question_id", place)
         if isinstance(value, str):
-            yield ask_id, Answer(fields.a_text({key: value}, key, place))
+            yield question_id, Answer(fields.a_text({key: value}, key, place))
             continue
         item = fields.an_object(value, place)
         if not _OF_AOKVQA & item.keys():
             raise BadData(f"{place}: neither 'multiple_choice' nor 'direct_answer' in it")
-        yield ask_id, _aokvqa(item, place)
+        yield question_id, _aokvqa(item, place)
 
 
 def _aokvqa(item: Mapping[str, Any], place: str) -> Answer:
@@ -265,16 +270,16 @@ def _sample_id(item: Mapping[str, Any], place: str) -> str:
     """What one of lmms-eval's samples is about."""
     place = f"{place}, 'doc'"
     doc = fields.an_object(item.get("doc"), place)
-    ask_id = fields.an_id(doc, "question_id" if "question_id" in doc else "image_id", place)
-    image = _IMAGE_NAME.fullmatch(ask_id)
-    return image[1] if image else ask_id
+    question_id = fields.an_id(doc, "question_id" if "question_id" in doc else "image_id", place)
+    image = _IMAGE_NAME.fullmatch(question_id)
+    return image[1] if image else question_id
 
 
 def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
     reader = csv.reader((text + "\n" for text in lines), strict=True)
     try:
         header = next((row for row in reader if row), [])
-        ask, answer, choice = _columns(header, where)
+        question, answer, choice = _columns(header, where)
         for row in reader:
             if not row:
                 continue
@@ -284,7 +289,7 @@ def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
             item = dict(zip(header, row, strict=True))
             text = None if answer is None else fields.a_text(item, answer, place)
             chosen = None if choice is None else fields.a_text(item, choice, place)
-            yield fields.an_id(item, ask, place), Answer(text, chosen)
+            yield fields.an_id(item, question, place), Answer(text, chosen)
     except csv.Error as error:
         raise BadData(f"{where}: line {reader.line_num}: not CSV ({error})") from None
 

@@ -64,7 +64,7 @@ def _score(report: Report, inputs: EvaluationInputs, settings: EvaluationSetting
     is_last_round = bool(stages) and not inputs.predictions
     report.answers = stages[-1] if is_last_round else _answers(inputs.predictions, settings)
     references = _of_predicted_splits(references, report.answers.by_id)
-    report.source, report.num_asks = tasks.task_of(references), len(references)
+    report.source, report.num_questions = tasks.task_of(references), len(references)
     report.split = tasks.split_of(references)
 
     def scored(answers: Answers, *, intervals: bool = True) -> Scores:
@@ -116,12 +116,12 @@ def _of_predicted_splits(
 ) -> Mapping[str, Reference]:
     """Of a file with several splits (Karpathy's), the splits that the predictions belong to."""
     splits = {reference.split for reference in references.values()}
-    predicted = {references[ask_id].split for ask_id in ids if ask_id in references}
+    predicted = {references[question_id].split for question_id in ids if question_id in references}
     if not predicted or predicted == splits:
         return references
     kept = {
-        ask_id: reference
-        for ask_id, reference in references.items()
+        question_id: reference
+        for question_id, reference in references.items()
         if reference.split in predicted
     }
     names = ", ".join(sorted(name or "no split" for name in predicted))
@@ -170,11 +170,11 @@ def _print_notes_of(found: Scores, side: str) -> None:
     missing = {
         one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
     }
-    for metrics, (count, num_asks) in _alike(missing):
+    for metrics, (count, num_questions) in _alike(missing):
         if count:
             streams.message(
-                f"{side}{metrics}: {count} of {num_asks} questions have no prediction and count as "
-                "wrong (`answered_only` leaves them out)"
+                f"{side}{metrics}: {count} of {num_questions} questions have no prediction "
+                "and count as wrong (`answered_only` leaves them out)"
             )
 
 

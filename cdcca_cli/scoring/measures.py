@@ -19,7 +19,7 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.datasets import LabelledQuestion, Reference
 from cdcca_cli.numerics.statistics import Floats
 from cdcca_cli.scoring import vqa
 from cdcca_cli.scoring.answers import Answer
@@ -105,13 +105,13 @@ class Measures:
 
     def count(self, metric: str) -> int:
         """Number of questions that a metric scores, answered or not."""
-        return sum(counts_for(metric, reference.ask) for reference, _ in self._pairs)
+        return sum(counts_for(metric, reference.question) for reference, _ in self._pairs)
 
     def questions(self, metric: str) -> Questions:
         """The questions that a metric is measured over."""
         shared = "da" if metric == "da" else METRICS[metric].what
         if shared not in self._questions:
-            pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].ask)]
+            pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].question)]
             if self._answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
             questions = Questions(
@@ -130,11 +130,11 @@ class Measures:
         questions = self.questions(metric)
         pairs = zip(questions.references, questions.answers, strict=True)
         if what == "choice":
-            return _mean([self._choice(reference.ask, answer) for reference, answer in pairs])
+            return _mean([self._choice(reference.question, answer) for reference, answer in pairs])
         credit = _OF_ANSWER[metric]
         return _mean(
             [
-                credit(answer.text if answer else None, reference.ask.answers or [])
+                credit(answer.text if answer else None, reference.question.answers or [])
                 for reference, answer in pairs
             ]
         )
@@ -146,10 +146,10 @@ class Measures:
             return answer.text is not None
         return has_choice(answer) or (self._free_choice and answer.text is not None)
 
-    def _choice(self, ask: LabelledAsk, answer: Answer | None) -> float:
+    def _choice(self, question: LabelledQuestion, answer: Answer | None) -> float:
         if answer is None:
             return 0.0
-        choices = ask.choices or []
+        choices = question.choices or []
         chosen = answer.choice
         if chosen is None and self._free_choice:
             chosen = answer.text
@@ -158,13 +158,13 @@ class Measures:
             best = vqa.remapped(choices, answer.choices, answer.choice_scores)
             self.num_remapped += best is not None
             chosen = best
-        return vqa.multiple_choice(chosen, choices, ask.correct_choice_idx or 0)
+        return vqa.multiple_choice(chosen, choices, question.correct_choice_idx or 0)
 
     @cached_property
     def _corpus(self) -> scorers.Corpus:
         questions = self.questions("cider")
         texts = [(answer.text if answer else None) or "" for answer in questions.answers]
-        human = [reference.ask.captions or [] for reference in questions.references]
+        human = [reference.question.captions or [] for reference in questions.references]
         return scorers.tokenised(texts, human, self._tokenizer)
 
     @cached_property
@@ -200,19 +200,19 @@ def has_choice(answer: Answer) -> bool:
     return answer.choice is not None or answer.choice_scores is not None
 
 
-def counts_for(metric: str, ask: LabelledAsk) -> bool:
-    """Whether a metric scores an ask, whose labels are for it."""
+def counts_for(metric: str, question: LabelledQuestion) -> bool:
+    """Whether a metric scores a question, whose labels are for it."""
     what = METRICS[metric].what
     if what == "choice":
-        return bool(ask.choices) and ask.correct_choice_idx is not None
+        return bool(question.choices) and question.correct_choice_idx is not None
     if what == "answer":
-        is_difficult = metric == "da" and ask.difficult_direct_answer
-        return ask.task == "vqa" and bool(ask.answers) and not is_difficult
-    return ask.task == "caption" and bool(ask.captions)
+        is_difficult = metric == "da" and question.difficult_direct_answer
+        return question.task == "vqa" and bool(question.answers) and not is_difficult
+    return question.task == "caption" and bool(question.captions)
 
 
 def _mean(values: Floats | list[float]) -> Addends:
-    """A metric that is the mean of each ask's value in [0, 1], or [0, 10] of CIDEr."""
+    """A metric that is the mean of each question's value in [0, 1], or [0, 10] of CIDEr."""
     each_A = np.asarray(values, np.float64)
     return Addends(np.stack([each_A, np.ones(len(each_A))], axis=1), mean_percent, 100 * each_A)
 

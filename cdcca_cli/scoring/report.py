@@ -1,7 +1,7 @@
 """The report of an evaluation: what was scored, against what, over the rounds, and the link.
 
     {"v": 1, "kind": "scores", "task": "aokvqa",
-     "references": {"source": "aokvqa", "asks": 1145, "split": "val", "odd": null},
+     "references": {"source": "aokvqa", "questions": 1145, "split": "val", "odd": null},
      "predictions": 1145, "unknown_ids": 0, "duplicates": 0, "left_out": {"mc": 1145},
      "not_scored": {"meteor": "scored only if named among the metrics; needs Java"},
      "remapped": {"answers": 3, "none_of_the_choices": 5}, "tokenizer": "python",
@@ -51,7 +51,7 @@ class Report:
 
     answers: Answers = field(default_factory=Answers)
     source: str = "manifest"
-    num_asks: int = 0
+    num_questions: int = 0
     split: Split = field(default_factory=Split)
     tokenizer: str = "python"
     scores: Scores = field(default_factory=Scores)
@@ -80,7 +80,7 @@ class Report:
             "task": found.task,
             "references": {
                 "source": self.source,
-                "asks": self.num_asks,
+                "questions": self.num_questions,
                 "split": self.split.name,
                 "odd": self.split.odd,
             },
@@ -163,7 +163,7 @@ class Report:
 
     def _title(self) -> str:
         split = f", the size of {self.split.name}" if self.split.name else ""
-        return f"{tasks.TASKS[self.scores.task].title} ({self.num_asks:,} questions{split})"
+        return f"{tasks.TASKS[self.scores.task].title} ({self.num_questions:,} questions{split})"
 
     def _score_table(self) -> tuple[list[str], list[list[object]]]:
         columns = ["metric", "over", "score", "95 % interval", "n", "missing"]

@@ -132,7 +132,10 @@ def score(
             f"'{unknown[0]}' for one is not among their ids"
         )
     measures = Measures(
-        [(reference, answers.get(ask_id)) for ask_id, reference in sorted(references.items())],
+        [
+            (reference, answers.get(question_id))
+            for question_id, reference in sorted(references.items())
+        ],
         answered_only=answered_only,
         tokenizer=tokenizer,
         free_choice="mc" in (metrics or ()),
@@ -141,12 +144,12 @@ def score(
     left_out: dict[str, int] = {}
     scores: list[Score] = []
     for metric in names:
-        num_asks = measures.count(metric)
-        if not num_asks and metrics is not None:
+        num_questions = measures.count(metric)
+        if not num_questions and metrics is not None:
             raise SettingError("metrics", "these references hold nothing that it scores", metric)
-        if num_asks and not measures.questions(metric).is_answered_A.any():
-            left_out[metric] = num_asks
-        elif num_asks:
+        if num_questions and not measures.questions(metric).is_answered_A.any():
+            left_out[metric] = num_questions
+        elif num_questions:
             found = _Metric(metric, measures.questions(metric), measures.addends(metric), shared)
             scores.extend(found.scores(with_mean=chosen == "nocaps"))
     if not scores and not left_out:
@@ -191,14 +194,14 @@ def in_common(
 ) -> tuple[dict[str, Answer], dict[str, Answer]]:
     """The answers to questions that both sides answered, in the same respects."""
     mine, other = {}, {}
-    for ask_id in ours.keys() & theirs.keys():
-        a, b = ours[ask_id], theirs[ask_id]
+    for question_id in ours.keys() & theirs.keys():
+        a, b = ours[question_id], theirs[question_id]
         without: dict[str, None] = {}
         if a.text is None or b.text is None:
             without["text"] = None
         if not (has_choice(a) and has_choice(b)):
             without |= {"choice": None, "choices": None, "choice_scores": None}
-        mine[ask_id], other[ask_id] = replace(a, **without), replace(b, **without)
+        mine[question_id], other[question_id] = replace(a, **without), replace(b, **without)
     return mine, other
 
 
@@ -226,7 +229,9 @@ class _Metric:
         if with_mean and all(name in three for name in tasks.NOCAPS_DOMAINS):
             yield self._mean([three[name] for name in tasks.NOCAPS_DOMAINS])
         if tasks.METRICS[self.name].what != "caption":
-            for kind, members in questions.groups(lambda reference: reference.ask.kind).items():
+            for kind, members in questions.groups(
+                lambda reference: reference.question.kind
+            ).items():
                 yield self._over("kind", kind, members)
 
     def _over(self, by: By, group: str, members: Indices) -> Score:

@@ -231,7 +231,7 @@ def split_of(references: "Mapping[str, Reference]") -> Split:
         return Split(
             None, f"{found:,} {unit}: no published split has this size (published: {known})"
         )
-    direct = sum(not reference.ask.difficult_direct_answer for reference in everything)
+    direct = sum(not reference.question.difficult_direct_answer for reference in everything)
     expected = task.num_direct.get(name, direct)
     if direct != expected:
         return Split(

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdcca_cli.datasets import Frame, LabelledAsk, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
@@ -41,13 +41,13 @@ class _Job:
 
     row: int
     place: int
-    ask: LabelledAsk
+    question: LabelledQuestion
     text: str
 
     @property
     def batch_key(self) -> tuple[str, bool]:
         """Only questions that agree in this share a batch."""
-        return (self.ask.task, bool(self.ask.choices))
+        return (self.question.task, bool(self.question.choices))
 
 
 def answer_frames(
@@ -82,13 +82,13 @@ def answer_frames(
 def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
     """Frames in runs that hold a few batches of questions each; a frame is never divided."""
     window: list[Frame] = []
-    num_asks = 0
+    num_questions = 0
     for frame in frames:
         window.append(frame)
-        num_asks += len(frame.asks)
-        if max(num_asks, len(window)) >= _WINDOW_BATCHES * batch_size:
+        num_questions += len(frame.questions)
+        if max(num_questions, len(window)) >= _WINDOW_BATCHES * batch_size:
             yield window
-            window, num_asks = [], 0
+            window, num_questions = [], 0
     if window:
         yield window
 
@@ -122,15 +122,17 @@ def answer_window(
     """
     jobs = []
     for row, frame in enumerate(frames):
-        for place, ask in enumerate(frame.asks):
-            jobs.append(_Job(row, place, ask, model.format_prompt(ask.prompt, ask.task)))
+        for place, question in enumerate(frame.questions):
+            jobs.append(
+                _Job(row, place, question, model.format_prompt(question.prompt, question.task))
+            )
     answered: dict[tuple[int, int], Prediction | None] = {}
     for batch in _batches(jobs, settings.batch_size):
         answers = _answer_batch(model, frames, batch, tokens_FNC, settings, skipped)
         for job, prediction in zip(batch, answers, strict=True):
             answered[job.row, job.place] = prediction
     return [
-        [answered[row, place] for place in range(len(frame.asks))]
+        [answered[row, place] for place in range(len(frame.questions))]
         for row, frame in enumerate(frames)
     ]
 
@@ -158,16 +160,16 @@ def _answer_batch(
     """Answer a batch; one that the model refuses is halved until the bad question is alone."""
     texts = [job.text for job in batch]
     tokens_BNC = tokens_FNC[[job.row for job in batch]]
-    limit = settings.max_new_tokens or MAX_NEW_TOKENS[batch[0].ask.task]
+    limit = settings.max_new_tokens or MAX_NEW_TOKENS[batch[0].question.task]
     scores: list[list[float]] | list[None] = [None] * len(batch)
     try:
         spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
         generated = model.generate(spliced, limit)
-        if settings.score_choices and batch[0].ask.choices:
-            scores = model.score_choices(spliced, [job.ask.choices or [] for job in batch])
+        if settings.score_choices and batch[0].question.choices:
+            scores = model.score_choices(spliced, [job.question.choices or [] for job in batch])
     except BadData as error:
         if len(batch) == 1:
-            _leave_out(frames[batch[0].row], batch[0].ask, error, skipped)
+            _leave_out(frames[batch[0].row], batch[0].question, error, skipped)
             return [None]
         halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
         return [
@@ -183,43 +185,43 @@ def _answer_batch(
         if all(math.isfinite(figure) for figure in (*entropies, *(score or ()))):
             skipped.num_sound += 1
             answers.append(
-                _prediction(model, frame, job.ask, ids, entropies, score, settings.per_token)
+                _prediction(model, frame, job.question, ids, entropies, score, settings.per_token)
             )
         else:
             fault = BadData(
                 "the model's figures are not finite: a damaged checkpoint or overlay, or values "
                 "too large for this `dtype`"
             )
-            _leave_out(frame, job.ask, fault, skipped)
+            _leave_out(frame, job.question, fault, skipped)
             answers.append(None)
     return answers
 
 
-def _leave_out(frame: Frame, ask: LabelledAsk, error: BadData, skipped: Skipped) -> None:
-    name = frame.id if ask.id == frame.id else f"{frame.id}: question {ask.id}"
+def _leave_out(frame: Frame, question: LabelledQuestion, error: BadData, skipped: Skipped) -> None:
+    name = frame.id if question.id == frame.id else f"{frame.id}: question {question.id}"
     skipped.add("question", BadData(f"{name}: {error}"))
 
 
 def _prediction(
     model: LoadedModel,
     frame: Frame,
-    ask: LabelledAsk,
+    question: LabelledQuestion,
     ids: list[int],
     entropies: list[float],
     scores: list[float] | None,
     per_token: bool,
 ) -> Prediction:
     choice = None
-    if scores is not None and ask.choices is not None:
-        choice = ask.choices[max(range(len(scores)), key=scores.__getitem__)]
+    if scores is not None and question.choices is not None:
+        choice = question.choices[max(range(len(scores)), key=scores.__getitem__)]
     return Prediction(
-        id=ask.id,
+        id=question.id,
         image=image_name(frame),
-        task=ask.task,
-        prompt=ask.prompt,
+        task=question.task,
+        prompt=question.prompt,
         answer=model.decode(ids),
         choice=choice,
-        choices=ask.choices,
+        choices=question.choices,
         choice_scores=scores,
         entropy=summarise(entropies),
         token_entropies=list(entropies) if per_token else None,

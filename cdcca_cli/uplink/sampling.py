@@ -38,7 +38,7 @@ from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import selection, uncertainty
@@ -85,17 +85,17 @@ def sample_frames(
             "blocks", f"the vision tower has {model.num_blocks} that are used", settings.blocks
         )
     if predictions is None:
-        num_asks = sum(len(frame.asks) for frame in frames) if settings.is_top else 0
+        num_questions = sum(len(frame.questions) for frame in frames) if settings.is_top else 0
         candidates = _answered(model, frames, settings, skipped)
     else:
         figures = _figures(model, predictions, settings.entropy)
-        num_asks = _matched(frames, figures)
+        num_questions = _matched(frames, figures)
         tracked = progress.track(frames, description="sample")
         candidates = (_Candidate(frame, _look_up(frame, figures)) for frame in tracked)
 
-    def make(item: _Candidate, asks: Sequence[int], hidden_1NC: Tensor | None) -> Shard | None:
+    def make(item: _Candidate, questions: Sequence[int], hidden_1NC: Tensor | None) -> Shard | None:
         try:
-            shard = make_shard(model, item.frame, item.entropies_K, asks, settings, hidden_1NC)
+            shard = make_shard(model, item.frame, item.entropies_K, questions, settings, hidden_1NC)
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             return None
@@ -104,7 +104,7 @@ def sample_frames(
 
     if settings.threshold is not None:
         return _above(candidates, settings.threshold, make)
-    return _highest(model.num_tokens, candidates, settings, num_asks, make)
+    return _highest(model.num_tokens, candidates, settings, num_questions, make)
 
 
 Make = Callable[[_Candidate, Sequence[int], Tensor | None], Shard | None]
@@ -150,35 +150,36 @@ def _figures(
 
 
 def _look_up(frame: Frame, figures: Mapping[str, float]) -> list[float | None]:
-    return [figures.get(ask.id) for ask in frame.asks]
+    return [figures.get(question.id) for question in frame.questions]
 
 
 def _matched(frames: Iterable[Frame], figures: Mapping[str, float]) -> int:
     """How many questions have a figure; a line on stderr where some have none."""
-    num_asks = num_matched = 0
+    num_questions = num_matched = 0
     for frame in frames:
-        num_asks += len(frame.asks)
+        num_questions += len(frame.questions)
         num_matched += sum(figure is not None for figure in _look_up(frame, figures))
-    if num_asks and not num_matched:
+    if num_questions and not num_matched:
         raise BadData(
             f"`predictions`: none of its {len(figures)} ids is a question about these frames "
-            f"({num_asks} questions): give the predictions that infer made of the same frames"
+            f"({num_questions} questions): give the predictions that infer made of the same frames"
         )
-    if num_matched < num_asks:
+    if num_matched < num_questions:
         streams.message(
-            f"{num_asks - num_matched} of {num_asks} questions have no prediction and are left out"
+            f"{num_questions - num_matched} of {num_questions} questions have no prediction and are "
+            "left out"
         )
     return num_matched
 
 
 def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Shard]:
     for item in candidates:
-        asks = [
+        questions = [
             place
             for place, entropy in enumerate(item.entropies_K)
             if entropy is not None and entropy >= threshold
         ]
-        shard = make(item, asks, item.hidden_1NC) if asks else None
+        shard = make(item, questions, item.hidden_1NC) if questions else None
         if shard is not None:
             yield shard
 
@@ -187,7 +188,7 @@ def _highest(
     num_tokens: int,
     candidates: Iterable[_Candidate],
     settings: SampleSettings,
-    num_asks: int,
+    num_questions: int,
     make: Make,
 ) -> Iterator[Shard]:
     with Spool() as spool:
@@ -196,7 +197,7 @@ def _highest(
         slots: dict[int, int] = {}
         num_ranked = 0
         for order, item in enumerate(candidates):
-            ranking = ranking or _ranking(settings, num_asks, num_tokens, item)
+            ranking = ranking or _ranking(settings, num_questions, num_tokens, item)
             num_ranked += sum(entropy is not None for entropy in item.entropies_K)
             gone = ranking.offer(order, item.entropies_K)
             for other in gone & waiting.keys():
@@ -208,9 +209,9 @@ def _highest(
                 if item.hidden_1NC is not None:
                     slots[order] = spool.put(item.hidden_1NC)
 
-        def make_waiting(order: int, asks: Sequence[int]) -> Shard | None:
+        def make_waiting(order: int, questions: Sequence[int]) -> Shard | None:
             hidden_1NC = spool.get(slots[order]) if order in slots else None
-            return make(waiting[order], asks, hidden_1NC)
+            return make(waiting[order], questions, hidden_1NC)
 
         if ranking is None:
             return
@@ -218,18 +219,18 @@ def _highest(
             yield from _within(settings.budget_bytes, ranking, waiting, make_waiting)
             return
         ranking.shorten((settings.top or DEFAULT_TOP).of(num_ranked))
-        for order, asks in ranking.by_frame().items():
-            shard = make_waiting(order, asks)
+        for order, questions in ranking.by_frame().items():
+            shard = make_waiting(order, questions)
             if shard is not None:
                 yield shard
 
 
 def _ranking(
-    settings: SampleSettings, num_asks: int, num_tokens: int, first: _Candidate
+    settings: SampleSettings, num_questions: int, num_tokens: int, first: _Candidate
 ) -> Ranking:
     """A ranking no longer than what can be picked in the end."""
     if settings.is_top:
-        return Ranking(max_asks=(settings.top or DEFAULT_TOP).of(num_asks))
+        return Ranking(max_questions=(settings.top or DEFAULT_TOP).of(num_questions))
     if first.hidden_1NC is None:
         return Ranking()
     num_kept = 1
@@ -252,19 +253,19 @@ def _within(
     sizes: dict[int, int] = {}
     total = 0
     for order, place in ranking:
-        asks = sorted([*places.get(order, []), place])
+        questions = sorted([*places.get(order, []), place])
         if order not in made:
-            made[order] = make(order, asks)
+            made[order] = make(order, questions)
         shard = made[order]
         if shard is None:
             continue
         item = waiting[order]
-        shard = replace(shard, asks=_asks(item.frame, item.entropies_K, asks))
+        shard = replace(shard, questions=_questions(item.frame, item.entropies_K, questions))
         size = shard_format.encoded_bytes(shard)
         grown = total - sizes.get(order, 0) + size
         if grown + _end_bytes(len(taken.keys() | {order})) > budget_bytes:
             break
-        taken[order], places[order], sizes[order], total = shard, asks, size, grown
+        taken[order], places[order], sizes[order], total = shard, questions, size, grown
     if not taken:
         streams.message(f"a budget of {budget_bytes:,} bytes holds no shard: nothing is sent")
     return (taken[order] for order in sorted(taken))
@@ -280,15 +281,15 @@ def make_shard(
     model: LoadedModel,
     frame: Frame,
     entropies_K: Sequence[float | None],
-    asks: Sequence[int],
+    questions: Sequence[int],
     settings: SampleSettings,
     hidden_1NC: Tensor | None = None,
 ) -> Shard:
     """Stage 2 of one frame: its best tokens, with those of its questions that were picked.
 
     Args:
-        entropies_K: of all its questions, in nats. asks: the places of the picked ones, ascending.
-        hidden_1NC: the trunk's output; None: it runs now.
+        entropies_K: of all its questions, in nats. questions: the places of the picked ones,
+        ascending. hidden_1NC: the trunk's output; None: it runs now.
     Raises: BadData, MissingInput: the picture is bad; BadData: a value is not finite, or no token
         varies.
     """
@@ -308,15 +309,20 @@ def make_shard(
         scores=scores_N[positions],
         num_tokens=len(tokens_NC),
         tower=model.tower_digest,
-        asks=_asks(frame, entropies_K, asks),
+        questions=_questions(frame, entropies_K, questions),
         bits=settings.bits,
     )
 
 
-def _asks(frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]) -> list[Ask]:
+def _questions(
+    frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]
+) -> list[Question]:
     """What goes up of the questions: never their labels."""
-    picked = [(frame.asks[place], entropies_K[place]) for place in places]
-    return [Ask(ask.id, ask.prompt, ask.task, ask.choices, entropy) for ask, entropy in picked]
+    picked = [(frame.questions[place], entropies_K[place]) for place in places]
+    return [
+        Question(question.id, question.prompt, question.task, question.choices, entropy)
+        for question, entropy in picked
+    ]
 
 
 def _scored(

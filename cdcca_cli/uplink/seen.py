@@ -68,8 +68,11 @@ def _fingerprint(frame: Frame) -> str:
         version = [status.st_size, status.st_mtime_ns]
     except OSError:  # a link to nothing, or gone since the folder was read
         version = [0, 0]
-    asks = [(ask.id, ask.prompt, ask.task, ask.choices) for ask in frame.asks]
-    content = json.dumps([*version, asks])
+    questions = [
+        (question.id, question.prompt, question.task, question.choices)
+        for question in frame.questions
+    ]
+    content = json.dumps([*version, questions])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -19,18 +19,19 @@ from cdcca_cli.text import Amount
 
 
 class Ranking:
-    """The questions of highest entropy so far: at most `max_asks`, of at most `max_frames` frames.
+    """The questions of highest entropy so far: at most `max_questions`, of at most `max_frames`
+    frames.
 
     With `max_frames` it is the longest prefix of the ranking that touches no more frames than
     that: what a fixed number of bytes could at most hold, taken from the top without a gap.
     What falls out can never come back, so a stream of any length needs only this much memory.
     """
 
-    def __init__(self, *, max_asks: int | None = None, max_frames: int | None = None) -> None:
-        self._max_asks = max_asks
+    def __init__(self, *, max_questions: int | None = None, max_frames: int | None = None) -> None:
+        self._max_questions = max_questions
         self._max_frames = max_frames
-        self._ranked: list[tuple[float, int, int]] = []  # (-entropy, frame, ask), ascending
-        self._num_asks: Counter[int] = Counter()  # by frame
+        self._ranked: list[tuple[float, int, int]] = []  # (-entropy, frame, question), ascending
+        self._num_questions: Counter[int] = Counter()  # by frame
 
     def offer(self, frame: int, entropies_K: Sequence[float | None]) -> set[int]:
         """Rank the questions of one frame, known by its place in the input.
@@ -38,43 +39,43 @@ class Ranking:
         Args: entropies_K: one finite figure per question, in nats; None leaves it out.
         Returns: the frames that now have no question in the ranking; `frame` may be in it.
         """
-        for ask, entropy in enumerate(entropies_K):
+        for question, entropy in enumerate(entropies_K):
             if entropy is not None:
-                insort(self._ranked, (-entropy, frame, ask))
-                self._num_asks[frame] += 1
-        gone: set[int] = set() if frame in self._num_asks else {frame}
+                insort(self._ranked, (-entropy, frame, question))
+                self._num_questions[frame] += 1
+        gone: set[int] = set() if frame in self._num_questions else {frame}
         return gone | self._cut()
 
-    def shorten(self, max_asks: int) -> None:
-        """Keep only the `max_asks` highest."""
-        self._max_asks = max_asks
+    def shorten(self, max_questions: int) -> None:
+        """Keep only the `max_questions` highest."""
+        self._max_questions = max_questions
         self._cut()
 
     def _cut(self) -> set[int]:
         gone = set()
         while self._is_over():
             _, dropped, _ = self._ranked.pop()
-            self._num_asks[dropped] -= 1
-            if not self._num_asks[dropped]:
-                del self._num_asks[dropped]
+            self._num_questions[dropped] -= 1
+            if not self._num_questions[dropped]:
+                del self._num_questions[dropped]
                 gone.add(dropped)
         return gone
 
     def _is_over(self) -> bool:
-        over_asks = self._max_asks is not None and len(self._ranked) > self._max_asks
-        over_frames = self._max_frames is not None and len(self._num_asks) > self._max_frames
-        return over_asks or over_frames
+        over_questions = self._max_questions is not None and len(self._ranked) > self._max_questions
+        over_frames = self._max_frames is not None and len(self._num_questions) > self._max_frames
+        return over_questions or over_frames
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(frame, question), the highest entropy first."""
-        return ((frame, ask) for _, frame, ask in self._ranked)
+        return ((frame, question) for _, frame, question in self._ranked)
 
     def by_frame(self) -> dict[int, list[int]]:
         """The ranked questions of each frame; both in the order of the input."""
-        asks: dict[int, list[int]] = {frame: [] for frame in sorted(self._num_asks)}
-        for frame, ask in sorted(self):
-            asks[frame].append(ask)
-        return asks
+        questions: dict[int, list[int]] = {frame: [] for frame in sorted(self._num_questions)}
+        for frame, question in sorted(self):
+            questions[frame].append(question)
+        return questions
 
 
 def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:

@@ -12,7 +12,8 @@ as many more steps at 16 bits. (Every chain goes on from its own updates.) `gain
 share of the adaptation's own gain that arrives, `of all` that of the gain since the source model.
 
 Columns: bits a parameter of the whole file; `held out`, the change of the loss on the adaptation's
-own held-out frames, some fifty asks, by which the step was chosen; `probe`, the change on 544 asks
+own held-out frames, some fifty questions, by which the step was chosen; `probe`, the change on 544
+questions
 about frames that are never sent, against the teacher's answers, and both shares of the gain there;
 bits above the Gaussian bound for the same squared error. Losses are against the
 adaptation before coding; means over all rounds and seeds, and the worst. R(D) of the bound is the
@@ -48,7 +49,7 @@ from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.sender import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.lessons import key_of
+from cdcca_cli.formats.labels import key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.loop import demo
 from cdcca_cli.models import load, load_device
@@ -173,16 +174,18 @@ class Bench:
         return self._sampled[key]
 
     def _probe(self) -> HeldOut:
-        """All asks about the shipped frames that are never sent, and the teacher's answers."""
+        """All questions about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
         said = query_teacher(self.teacher, shards, TeacherQuery(batch_size=64))
         held = HeldOut([], [])
         for shard in shards:
             answers = said.read(key_of(shard)).answers
-            asks = [one for one, answer in zip(shard.asks, answers, strict=True) if answer]
-            if asks:
-                held.shards.append(replace(shard, asks=asks))
+            questions = [
+                one for one, answer in zip(shard.questions, answers, strict=True) if answer
+            ]
+            if questions:
+                held.shards.append(replace(shard, questions=questions))
                 held.answers.append([answer for answer in answers if answer])
         return held
 

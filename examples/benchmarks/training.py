@@ -4,7 +4,8 @@
         [--methods akd pseudo-label] [--keep 100%] [--try compile] [--try bfloat16]
 
 Both sides teach the shipped student by the shipped teacher: the first frames of the shipped stream
-and all their asks, the same batch size (of a step: cdcca's teacher, without gradients, takes four
+and all their questions, the same batch size (of a step: cdcca's teacher, without gradients, takes
+four
 times as many at once), epochs, step size and trained parameters (norms, biases, query tokens, LoRA
 of rank 16), float32, one thread, nothing held out. akd: query alignment and representation
 alignment (visual and answer positions) through linear phi, and cross-entropy on the teacher's
@@ -16,16 +17,17 @@ pixels to logits, a random batch is padded to its longest, AdamW. The teacher ge
 when it is first needed and it is kept, so later epochs generate nothing.
 
 **cdcca** is `training.distill` from token shards, as `cdcca distill` calls it: cold asks the
-teacher and writes its lessons, warm reads them. Its shards hold all tokens here (`--keep 50%`: what
+teacher and writes its labels, warm reads them. Its shards hold all tokens here (`--keep 50%`: what
 a device sends by default). Asks go without choices, or cdcca's teacher would also score those.
 
-A sample is one ask in one epoch. Seconds are those of training alone: models are loaded, nothing is
+A sample is one question in one epoch. Seconds are those of training alone: models are loaded,
+nothing is
 judged. The tower's pass that makes the shards is the device's; `with the tower` counts it on
 cdcca's side. `answers known` takes the teacher's generation off the plain side, as if it had been
 done the day before. Each run has a process of its own, in the order cdcca cold, plain, cdcca warm;
 ratios are of one repeat. Peak memory is the process's, and what it is over that of its imports.
-Cross-entropy (nats per answer token, mean over all asks) is taken outside the measured part, before
-and after: both sides start from the same model and the same answers, and both must learn.
+Cross-entropy (nats per answer token, mean over all questions) is taken outside the measured part,
+before and after: both sides start from the same model and the same answers, and both must learn.
 
 Prints Markdown tables. `--try` adds cdcca warm with torch.compile on the student's language model,
 or with bfloat16 autocast.
@@ -84,7 +86,8 @@ def peak_bytes(*imported: object) -> int:
 
 
 def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
-    """What training starts from: the mirror, shards.tokens, and asks.jsonl for the plain side."""
+    """What training starts from: the mirror, shards.tokens, and questions.jsonl for the plain
+    side."""
     import torch
 
     from cdcca_cli.datasets import read_frames
@@ -103,22 +106,26 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     student = load("shipped:student", compute="cpu", dtype="float32")
     how = SampleSettings(keep=parse_amount(plan["keep"]), by="norm")
     frames = list(read_frames(ASSETS / "frames" / "stream"))[: plan["frames"]]
-    clock, asks = Clock(), []
+    clock, questions = Clock(), []
     with (
         open(folder / "shards.tokens", "wb") as file,
         shard.writer(file) as write,
         torch.no_grad(),
     ):
         for frame in frames:
-            for ask in frame.asks:
-                prompt = student.format_prompt(ask.prompt, ask.task)
-                asks.append({"id": ask.id, "image": str(frame.image), "prompt": prompt})
-            without = [None] * len(frame.asks)
-            made = make_shard(student, frame, without, range(len(frame.asks)), how)
-            write(replace(made, asks=[replace(ask, choices=None) for ask in made.asks]))
+            for question in frame.questions:
+                prompt = student.format_prompt(question.prompt, question.task)
+                questions.append({"id": question.id, "image": str(frame.image), "prompt": prompt})
+            without = [None] * len(frame.questions)
+            made = make_shard(student, frame, without, range(len(frame.questions)), how)
+            write(
+                replace(
+                    made, questions=[replace(question, choices=None) for question in made.questions]
+                )
+            )
     seconds = clock.seconds()
-    (folder / "asks.jsonl").write_text("\n".join(map(json.dumps, asks)) + "\n")
-    return {"seconds": seconds, "asks": len(asks), "frames": len(frames)}
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)) + "\n")
+    return {"seconds": seconds, "questions": len(questions), "frames": len(frames)}
 
 
 def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.distillation.evaluation import HeldOutLoss
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
-    from cdcca_cli.formats.lessons import key_of, open_lessons
+    from cdcca_cli.formats.labels import key_of, open_labels
     from cdcca_cli.formats.shard import read_shards
     from cdcca_cli.models import load, load_device
 
@@ -138,7 +145,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
     streams.set_quiet(True)
     folder = Path(plan["folder"])
-    cache = folder / f"{plan['method']}.lessons"
+    cache = folder / f"{plan['method']}.labels"
     if plan["name"] == "cdcca cold":
         cache.unlink(missing_ok=True)
     settings = DistillSettings(
@@ -167,7 +174,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = clock.seconds(), peak_bytes()
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
-    teacher_labels = open_lessons(cache)
+    teacher_labels = open_labels(cache)
     answers = [teacher_labels.read(key_of(shard)).answers for shard in shards]
     loss = HeldOutLoss(student, HeldOut(shards, answers), ALPHA, plan["batch_size"])
     return {
@@ -180,7 +187,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
         "cross_entropy": [loss(mirror.read_overlay()), loss(adaptation.overlay)],
         "answers": dict(
             zip(
-                (ask.id for shard in shards for ask in shard.asks),
+                (question.id for shard in shards for question in shard.questions),
                 (answer for row in answers for answer in row),
                 strict=True,
             )
@@ -228,33 +235,33 @@ class Plain:
         named = self.student.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def encode(self, asks: Sequence[dict], texts: list[str], side: str) -> dict[str, Any]:
+    def encode(self, questions: Sequence[dict], texts: list[str], side: str) -> dict[str, Any]:
         from PIL import Image
 
-        images = [Image.open(ask["image"]).convert("RGB") for ask in asks]
+        images = [Image.open(question["image"]).convert("RGB") for question in questions]
         self.processor.tokenizer.padding_side = side
         made = self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         return dict(made)
 
-    def generate(self, asks: Sequence[dict]) -> list[str]:
+    def generate(self, questions: Sequence[dict]) -> list[str]:
         """The teacher's greedy answers."""
-        inputs = self.encode(asks, [ask["prompt"] for ask in asks], "left")
+        inputs = self.encode(questions, [question["prompt"] for question in questions], "left")
         ids = self.teacher.generate(**inputs, max_new_tokens=MOST_NEW_TOKENS, do_sample=False)
         behind = ids[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(behind, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def batch(self, asks: Sequence[dict], answers: Sequence[str]) -> dict[str, Any]:
+    def batch(self, questions: Sequence[dict], answers: Sequence[str]) -> dict[str, Any]:
         """Prompts with their answers; labels for the answers alone."""
         tokenizer = self.processor.tokenizer
         texts = [
-            f"{ask['prompt']} {answer}{tokenizer.eos_token}"
-            for ask, answer in zip(asks, answers, strict=True)
+            f"{question['prompt']} {answer}{tokenizer.eos_token}"
+            for question, answer in zip(questions, answers, strict=True)
         ]
-        inputs = self.encode(asks, texts, "right")
+        inputs = self.encode(questions, texts, "right")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-        for row, ask in enumerate(asks):
-            prompt = tokenizer(ask["prompt"])["input_ids"]
+        for row, question in enumerate(questions):
+            prompt = tokenizer(question["prompt"])["input_ids"]
             labels[row, : self.processor.num_query_tokens + len(prompt)] = -100
         return inputs | {"labels": labels}
 
@@ -268,8 +275,8 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
 
     named = transformers.AutoProcessor, peft.get_peft_model
     imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
-    lines = (Path(plan["folder"]) / "asks.jsonl").read_text().splitlines()
-    asks = [json.loads(line) for line in lines]
+    lines = (Path(plan["folder"]) / "questions.jsonl").read_text().splitlines()
+    questions = [json.loads(line) for line in lines]
     plain, is_akd = Plain(), plan["method"] == "akd"
     student, teacher = plain.student, plain.teacher
     start = {name: value.detach().clone() for name, value in plain.trained().items()}
@@ -278,15 +285,17 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
     waited = {"cpu": 0.0, "wall": 0.0}
 
     def answer(batch: Sequence[dict]) -> None:
-        new = [ask for ask in batch if ask["id"] not in answers]
+        new = [question for question in batch if question["id"] not in answers]
         if new:
             clock = Clock()
-            answers.update(zip((ask["id"] for ask in new), plain.generate(new), strict=True))
+            answers.update(
+                zip((question["id"] for question in new), plain.generate(new), strict=True)
+            )
             for kind, seconds in clock.seconds().items():
                 waited[kind] += seconds
 
     clock = Clock()
-    loader = DataLoader(asks, batch_size=plan["batch_size"], shuffle=True, collate_fn=list)
+    loader = DataLoader(questions, batch_size=plan["batch_size"], shuffle=True, collate_fn=list)
     phis = torch.nn.ModuleDict()
     if is_akd:
         from_to = {
@@ -297,7 +306,7 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
         phis["visual"] = torch.nn.Linear(*from_to["text_config"])
         phis["answer"] = torch.nn.Linear(*from_to["text_config"])
     else:
-        for batch in DataLoader(asks, batch_size=plan["batch_size"], collate_fn=list):
+        for batch in DataLoader(questions, batch_size=plan["batch_size"], collate_fn=list):
             answer(batch)
     parameters = [*plain.trained().values(), *phis.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
@@ -310,7 +319,7 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
     for _ in range(plan["epochs"]):
         for batch in loader:
             answer(batch)
-            inputs = plain.batch(batch, [answers[ask["id"]] for ask in batch])
+            inputs = plain.batch(batch, [answers[question["id"]] for question in batch])
             output = student(**inputs)
             loss = output.loss
             if is_akd:
@@ -333,11 +342,11 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
             scheduler.step()
             samples += len(batch)
     seconds, peak = clock.seconds(), peak_bytes()
-    after = plain_cross_entropy(plain, asks, answers, plan["batch_size"])
+    after = plain_cross_entropy(plain, questions, answers, plan["batch_size"])
     with torch.no_grad():
         for name, parameter in plain.trained().items():
             parameter.copy_(start[name])
-    before = plain_cross_entropy(plain, asks, answers, plan["batch_size"])
+    before = plain_cross_entropy(plain, questions, answers, plan["batch_size"])
     return {
         "seconds": seconds,
         "answer_seconds": waited,
@@ -351,23 +360,23 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_cross_entropy(
-    plain: Plain, asks: list[dict], answers: dict[str, str], batch_size: int
+    plain: Plain, questions: list[dict], answers: dict[str, str], batch_size: int
 ) -> float:
-    """Nats per answer token, each ask counting alike."""
+    """Nats per answer token, each question counting alike."""
     import torch
     from torch.nn.functional import cross_entropy
 
     plain.student.eval()
     total = 0.0
-    for at in range(0, len(asks), batch_size):
-        batch = asks[at : at + batch_size]
-        inputs = plain.batch(batch, [answers[ask["id"]] for ask in batch])
+    for at in range(0, len(questions), batch_size):
+        batch = questions[at : at + batch_size]
+        inputs = plain.batch(batch, [answers[question["id"]] for question in batch])
         labels = inputs.pop("labels")[:, 1:]
         with torch.no_grad():
             logits = plain.student(**inputs).logits[:, :-1]
         nats = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         total += float((nats.sum(1) / (labels != -100).sum(1)).sum())
-    return total / len(asks)
+    return total / len(questions)
 
 
 # ---------------------------------------------------------------- runs, each in a process
@@ -495,8 +504,8 @@ def ratio_rows(repeats: list[list[tuple[str, float, float | None]]]) -> Iterator
 def tables(result: dict[str, Any]) -> str:
     plan, tower = result["plan"], result["shards"]["seconds"]
     parts = [
-        f"{result['shards']['frames']} frames, {result['shards']['asks']} asks, {plan['epochs']} "
-        f"epochs, batches of {plan['batch_size']}, tokens kept: {plan['keep']}. The tower's pass "
+        f"{result['shards']['frames']} frames, {result['shards']['questions']} questions, "
+        f"{plan['epochs']} epochs, batches of {plan['batch_size']}, tokens kept: {plan['keep']}. The tower's pass "
         f"for the shards: {tower['cpu']:.2f} CPU seconds. Load of the machine (1, 5, 15 minutes): "
         f"{' '.join(f'{load:.1f}' for load in result['load'])} at the start, "
         f"{' '.join(f'{load:.1f}' for load in result['load_after'])} at the end, "
@@ -506,8 +515,8 @@ def tables(result: dict[str, Any]) -> str:
         one = repeats[0]["cdcca cold"]
         parts.append(
             f"**{method}**: {one['samples']} samples and {one['parameters']:,} trained parameters "
-            f"on either side; {one['same_answers']} of {result['shards']['asks']} answers of the "
-            f"teacher are the same.\n"
+            f"on either side; {one['same_answers']} of {result['shards']['questions']} answers "
+            f"of the teacher are the same.\n"
         )
         head = ["", "samples / CPU s (min / median / max)", "samples / wall s", "CPU s", "peak MB"]
         parts.append(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Table 3: what each stage adds, in one round: pseudo-labels (PL) on the whole stream; the alignment
-# (AKD) beside them; the most uncertain asks alone (UTS-1); their most uncertain tokens alone (UTS-2).
-# The last two take as many steps on fewer asks as the first two on all. Variables: see common.sh.
+# (AKD) beside them; the most uncertain questions alone (UTS-1); their most uncertain tokens alone (UTS-2).
+# The last two take as many steps on fewer questions as the first two on all. Variables: see common.sh.
 . "$(dirname "$0")/common.sh"
 whole=$epochs
 part=$(python3 -c "import sys; share = float(sys.argv[1].rstrip('%')) / 100; \
@@ -10,9 +10,9 @@ for seed in "${seeds[@]}"; do
   start "$seed"
   for variant in "pl 100% 100% $whole pseudo-label" "pl-akd 100% 100% $whole akd" \
     "pl-akd-uts1 $top 100% $part akd" "pl-akd-uts2 $top $keep $part akd"; do
-    read -r name asks tokens epochs method <<<"$variant"
+    read -r name questions tokens epochs method <<<"$variant"
     slot
-    chain "ablation/$name" "$seed" 1 "$asks" "$tokens" vis --method "$method" &
+    chain "ablation/$name" "$seed" 1 "$questions" "$tokens" vis --method "$method" &
   done
 done
 finish

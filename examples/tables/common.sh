@@ -80,7 +80,7 @@ chain() {
         --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
       once "$now/adaptation.safetensors" cdcca distill "$now/uplink.tokens" --teacher "$teacher" \
         --student "$folder/mirror" "${resume[@]}" --seed $((1000 * seed + round)) \
-        --cache "$out/teacher.lessons" --epochs "$epochs" "$@" "${more[@]}" \
+        --cache "$out/teacher.labels" --epochs "$epochs" "$@" "${more[@]}" \
         --log "$now/steps.jsonl" -o "$now/adaptation.safetensors" "${runtime[@]}"
       once "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
         --base "$folder/mirror" --max-error "$error" --no-measure -o "$now/update.cdcca" --quiet

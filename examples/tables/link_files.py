@@ -57,9 +57,9 @@ def write_manifest(frames: Sequence[Frame], folder: Path) -> None:
         for number, frame in enumerate(frames):
             name = f"{number}{frame.image.suffix}"
             shutil.copyfile(frame.image, folder / name)
-            for ask in frame.asks:
-                line: dict[str, Any] = {"id": ask.id, "image": name, "task": ask.task}
-                asked = {"prompt": ask.prompt, "choices": ask.choices}
+            for question in frame.questions:
+                line: dict[str, Any] = {"id": question.id, "image": name, "task": question.task}
+                asked = {"prompt": question.prompt, "choices": question.choices}
                 line |= {key: value for key, value in asked.items() if value is not None}
                 manifest.write(json.dumps(line) + "\n")
 

@@ -4,8 +4,8 @@
 
 A figure is a mean over seeds (and, where it says so, over rounds); BLEU-4 and CIDEr are of their
 pooled counts. Its 95 % interval is of that mean when frames are drawn with replacement: each frame
-keeps all of its asks, seeds and rounds, and two methods are compared on the same draws. The seeds'
-own values stand beside it where there are several: how much hangs on them.
+keeps all of its questions, seeds and rounds, and two methods are compared on the same draws. The
+seeds' own values stand beside it where there are several: how much hangs on them.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 
 def count(runs: Runs, which: str, metric: str) -> int:
-    """How many asks a metric is over."""
+    """How many questions a metric is over."""
     found = runs.score(runs.seeds[0], "start", 0, which, metric, "all")
     return 0 if found is None else found.sample.n
 
@@ -317,7 +317,7 @@ def ablation(runs: Runs) -> None:
     title = {
         "pl": "PL, the whole stream",
         "pl-akd": "+ AKD",
-        "pl-akd-uts1": "+ UTS-1 (asks)",
+        "pl-akd-uts1": "+ UTS-1 (questions)",
         "pl-akd-uts2": "+ UTS-2 (tokens)",
     }
     for which in ("heldout", "stream"):
@@ -394,7 +394,7 @@ def uplink(runs: Runs, pairs: Sequence[str]) -> None:
                 cells += [value_only(own)]
                 cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
             rows.append(cells)
-        header = ["asks/tokens", "uplink bytes", "of the whole", "of the stream's pixels"]
+        header = ["questions/tokens", "uplink bytes", "of the whole", "of the stream's pixels"]
         header += [word for m in SCORES for word in (METRICS[m], "to the whole")]
         n = f"n = {count(runs, which, 'mc')} MC, {count(runs, which, 'da')} DA"
         table(f"Uplink, {SETS[which]} ({n}; seeds {of(runs)})", header, rows)

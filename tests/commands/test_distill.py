@@ -15,11 +15,11 @@ import pytest
 
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.settings import METHODS
-from cdcca_cli.formats import lessons, records
+from cdcca_cli.formats import labels, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Ask, Shard, write_shard, writer
+from cdcca_cli.formats.shard import Question, Shard, write_shard, writer
 from cdcca_cli.main import main
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
@@ -43,11 +43,11 @@ def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def kept_lessons(
+def kept_labels(
     tiny_pair: tuple[Path, Path], shards: list[Shard], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """What the teacher says of the first two frames, without logits."""
-    path = tmp_path_factory.mktemp("kept") / "lessons"
+    path = tmp_path_factory.mktemp("kept") / "labels"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
@@ -202,7 +202,7 @@ def test_a_teacher_that_is_named_judges_a_method_without_one(
 
 
 @pytest.mark.usefixtures("models")
-def test_a_file_of_lessons_stands_in_for_a_teacher_that_is_gone(
+def test_a_file_of_labels_stands_in_for_a_teacher_that_is_gone(
     tmp_path: Path,
     shards: list[Shard],
     tiny_pair: tuple[Path, Path],
@@ -211,21 +211,21 @@ def test_a_file_of_lessons_stands_in_for_a_teacher_that_is_gone(
     """The same bytes; the file is not touched any more, and other methods learn from it too."""
     tokens = write(tmp_path / "up.tokens", shards)
     shutil.copytree(tiny_pair[0], tmp_path / "teacher")
-    assert run(tokens, "-o", "first", "--teacher", "teacher", "--cache", "kept/lessons") == 0
+    assert run(tokens, "-o", "first", "--teacher", "teacher", "--cache", "kept/labels") == 0
     shutil.rmtree(tmp_path / "teacher")
-    kept = (tmp_path / "kept/lessons").read_bytes()
+    kept = (tmp_path / "kept/labels").read_bytes()
     capfd.readouterr()
-    assert run(tokens, "-o", "second", "--teacher", "kept/lessons") == 0
+    assert run(tokens, "-o", "second", "--teacher", "kept/labels") == 0
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert run(tokens, "-o", "third", "--teacher", "kept/lessons", "--method", "pkd") == 0
+    assert run(tokens, "-o", "third", "--teacher", "kept/labels", "--method", "pkd") == 0
     assert adaptation_in((tmp_path / "third").read_bytes()).method == "pkd"
     assert capfd.readouterr().err.count("\n") == 4
-    assert (tmp_path / "kept/lessons").read_bytes() == kept
-    assert main(["inspect", "kept/lessons", "--json"]) == 0
+    assert (tmp_path / "kept/labels").read_bytes() == kept
+    assert main(["inspect", "kept/labels", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
     assert said["counts"] == {
-        "lessons": 6,
-        "asks": 14,
+        "entries": 6,
+        "questions": 14,
         "answered_with_nothing": 0,
         "lessons_with_logits": 0,
     }
@@ -260,7 +260,7 @@ LOGGED = {
     "begin": {"what", "method", "epochs", "batch_size", "lr", "terms", "seed"},
     "step": {
         *("what", "step", "of", "epoch", "lr", "loss", "query", "repr", "ce", "gradient_norm"),
-        *("asks", "seconds", "seconds_left"),
+        *("questions", "seconds", "seconds_left"),
     },
     "held_out": {"what", "epoch", "cross_entropy", "agreement", "seconds"},
 }
@@ -270,7 +270,7 @@ LOGGED = {
 def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     tmp_path: Path, shards: list[Shard], capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """13 asks or so, 8 a step, twice: what there was before is kept."""
+    """13 questions or so, 8 a step, twice: what there was before is kept."""
     tokens = write(tmp_path / "up.tokens", shards)
     (tmp_path / "log").write_text('{"what": "earlier"}\n')
     arguments = ["distill", str(tokens), *QUICK, "--epochs", "2", "--log", "log"]
@@ -289,7 +289,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     assert [(line["step"], line["of"], line["epoch"]) for line in steps] == [
         *((1, 4, 1), (2, 4, 1), (3, 4, 2), (4, 4, 2))
     ]
-    assert sum(line["asks"] for line in steps) == 2 * made.report["num_trained"]
+    assert sum(line["questions"] for line in steps) == 2 * made.report["num_trained"]
     held_out = [line["cross_entropy"] for line in lines if line["what"] == "held_out"]
     assert held_out == made.report["curves"]["held_out"]
     assert lines[0]["terms"] == ["query", "repr", "ce"]
@@ -330,7 +330,7 @@ def test_a_teacher_that_answers_with_nothing_is_refused(
 ) -> None:
     """Its first token always ends the answer."""
     monkeypatch.setattr(LoadedModel, "decode", lambda _model, _ids: "")
-    free = [replace(shard, asks=shard.asks[:1]) for shard in shards[:3]]
+    free = [replace(shard, questions=shard.questions[:1]) for shard in shards[:3]]
     tokens = write(tmp_path / "up.tokens", free)
     assert run(tokens, "-o", "out") == 65
     assert "answered with nothing to all 3 questions" in capfd.readouterr().err
@@ -339,17 +339,18 @@ def test_a_teacher_that_answers_with_nothing_is_refused(
 
 @pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("number", range(4))
-def test_lessons_of_another_shape_are_refused(
+def test_labels_of_another_shape_are_refused(
     number: int,
     tmp_path: Path,
     shards: list[Shard],
-    kept_lessons: Path,
+    kept_labels: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Sound, under the right keys, but with an ask too few or too many, or rows of other widths."""
-    kept = lessons.open_lessons(kept_lessons)
+    """Sound, under the right keys, but with a question too few or too many, or rows of other
+    widths."""
+    kept = labels.open_labels(kept_labels)
     assert kept.head is not None
-    first, second = (kept.read(lessons.key_of(shard)) for shard in shards[:2])
+    first, second = (kept.read(labels.key_of(shard)) for shard in shards[:2])
     wider = [np.pad(rows, ((0, 0), (0, 1))) for rows in second.visual]
     other = [
         first,
@@ -364,13 +365,13 @@ def test_lessons_of_another_shape_are_refused(
         replace(second, visual=wider),
         replace(second, queries=[np.pad(rows, ((0, 0), (0, 1))) for rows in second.queries]),
     ][number]
-    with lessons.writing(tmp_path / "lessons", kept.head) as file:
-        file.append(lessons.key_of(shards[0]), first)
-        file.append(lessons.key_of(shards[1]), other)
+    with labels.writing(tmp_path / "labels", kept.head) as file:
+        file.append(labels.key_of(shards[0]), first)
+        file.append(labels.key_of(shards[1]), other)
     tokens = write(tmp_path / "up.tokens", shards[:2])
-    assert run(tokens, "-o", "out", "--teacher", "lessons") == 65
+    assert run(tokens, "-o", "out", "--teacher", "labels") == 65
     said = capfd.readouterr().err
-    assert "frame 1: its lesson has" in said and said.count("\n") == 1
+    assert "frame 1: its entry has" in said and said.count("\n") == 1
 
 
 @pytest.mark.usefixtures("models")
@@ -383,18 +384,18 @@ def test_earlier_shards_of_which_nothing_is_learnt_are_said(
 
 
 @pytest.mark.usefixtures("models")
-def test_asks_that_the_teacher_does_not_answer_are_said(
-    tmp_path: Path, shards: list[Shard], kept_lessons: Path, capfd: pytest.CaptureFixture[str]
+def test_questions_that_the_teacher_does_not_answer_are_said(
+    tmp_path: Path, shards: list[Shard], kept_labels: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    kept = lessons.open_lessons(kept_lessons)
+    kept = labels.open_labels(kept_labels)
     assert kept.head is not None
-    with lessons.writing(tmp_path / "lessons", kept.head) as file:
+    with labels.writing(tmp_path / "labels", kept.head) as file:
         for number, shard in enumerate(shards[:2]):
-            lesson = kept.read(lessons.key_of(shard))
-            answers = [lesson.answers[0] if number == 1 else "", *lesson.answers[1:]]
-            file.append(lessons.key_of(shard), replace(lesson, answers=answers))
+            entry = kept.read(labels.key_of(shard))
+            answers = [entry.answers[0] if number == 1 else "", *entry.answers[1:]]
+            file.append(labels.key_of(shard), replace(entry, answers=answers))
     tokens = write(tmp_path / "up.tokens", shards[:2])
-    assert run(tokens, "-o", "out", "--teacher", "lessons") == 0
+    assert run(tokens, "-o", "out", "--teacher", "labels") == 0
     assert ", 1 left out that the teacher answered with nothing; " in capfd.readouterr().err
 
 
@@ -418,7 +419,7 @@ def test_a_log_that_nobody_reads_any_more_stops_no_training(
     ("options", "said"),
     [
         ([], "cannot share one pipe"),
-        (["-", "--cache", "lessons"], "cannot share one pipe"),
+        (["-", "--cache", "labels"], "cannot share one pipe"),
         (["up.tokens"], "give --cache or --work"),
     ],
 )
@@ -451,7 +452,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
     said = json.loads(capfd.readouterr().out)
     assert said["format"] == 2
     assert said["rate_aware"]["step"] == made.rate_aware.step
-    assert said["counts"]["held_out_asks"] == made.held_out.num_asks
+    assert said["counts"]["held_out_asks"] == made.held_out.num_questions
     assert said["bytes"]["total"] == (tmp_path / "out").stat().st_size
     assert run(tokens, "-o", "plain") == 0
     assert adaptation_in((tmp_path / "plain").read_bytes()).rate_aware is None
@@ -472,15 +473,15 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--bits", "0", "--rate-aware", "5"], 2, "--bits"),
         (["up.tokens", "--rate-aware", "-5"], 2, "--rate-aware"),
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
-        (["up.tokens", "--teacher", "mistyped.lessons"], 66, "mistyped.lessons: no such"),
+        (["up.tokens", "--teacher", "mistyped.lessons"], 66, "mistyped.labels: no such"),
         (["up.tokens", "--student", "nowhere"], 66, "nowhere"),
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
-        (["up.tokens", "--teacher", "lessons", "--cache", "mine"], 2, "leave out --cache"),
-        (["more.tokens", "--teacher", "lessons"], 65, "no lesson of frame frame 2"),
-        (["up.tokens", "--teacher", "lessons", "--kl", "forward"], 65, "no lesson with logits"),
+        (["up.tokens", "--teacher", "labels", "--cache", "mine"], 2, "leave out --cache"),
+        (["more.tokens", "--teacher", "labels"], 65, "no entry of frame frame 2"),
+        (["up.tokens", "--teacher", "labels", "--kl", "forward"], 65, "no entry with logits"),
         (["up.tokens", "--teacher", "up.tokens"], 65, "expected a teacher's labels, found token"),
         (["up.tokens", "--teacher", "cut.lessons"], 65, "cut short"),
         (["up.tokens", "--cache", "up.tokens"], 65, "expected a teacher's labels, found token"),
@@ -494,20 +495,20 @@ def test_what_is_refused_writes_nothing(
     said: str,
     tmp_path: Path,
     shards: list[Shard],
-    kept_lessons: Path,
+    kept_labels: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = write(tmp_path / "up.tokens", shards[:2]).read_bytes()
     write(tmp_path / "empty.tokens", [])
     write(tmp_path / "foreign.tokens", [replace(shards[0], tower="sha256:" + "1" * 64)])
     write(tmp_path / "more.tokens", shards[:3])
-    asked = Ask("q", "Question: What is it? Answer:", "vqa")
-    write(tmp_path / "template.tokens", [replace(shards[0], asks=[asked])])
+    asked = Question("q", "Question: What is it? Answer:", "vqa")
+    write(tmp_path / "template.tokens", [replace(shards[0], questions=[asked])])
     (tmp_path / "cut.tokens").write_bytes(data[:-30])
-    shutil.copy(kept_lessons, tmp_path / "lessons")
-    (tmp_path / "cut.lessons").write_bytes(kept_lessons.read_bytes()[:50])
-    head = lessons.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, "float32", 16)
-    with lessons.writing(tmp_path / "other.lessons", head):
+    shutil.copy(kept_labels, tmp_path / "labels")
+    (tmp_path / "cut.lessons").write_bytes(kept_labels.read_bytes()[:50])
+    head = labels.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, "float32", 16)
+    with labels.writing(tmp_path / "other.lessons", head):
         pass
     before = sorted(tmp_path.iterdir())
     assert run(*options, "-o", "out") == code

@@ -329,7 +329,8 @@ def test_the_task_and_every_definition_are_told(
     folder, lines = world
     report = json.loads(cdcca_eval(save(folder / "p", lines), "--references", folder).stdout)
     assert report["task"] == "manifest"
-    assert report["references"] == {"source": "manifest", "asks": 20, "split": None, "odd": None}
+    references = {"source": "manifest", "questions": 20, "split": None, "odd": None}
+    assert report["references"] == references
     assert report["definitions"] == {name: METRICS[name].definition for name in report["scores"]}
     assert set(report["not_scored"]) == {"meteor", "spice"}
     assert report["tokenizer"] == "python"

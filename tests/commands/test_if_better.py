@@ -158,12 +158,12 @@ class TestWorse:
         for without, metric in ((["answers"], "mc"), (["answers", "choices"], "cider")):
             lines = []
             for line in (world.probe / "frames.jsonl").read_text().splitlines():
-                ask = json.loads(line)
+                question = json.loads(line)
                 for key in without:
-                    ask.pop(key, None)
+                    question.pop(key, None)
                 if "choices" in without:
-                    ask.pop("correct_choice_idx", None)
-                lines.append(json.dumps(ask))
+                    question.pop("correct_choice_idx", None)
+                lines.append(json.dumps(question))
             probe = tmp_path / f"{metric}.jsonl"
             probe.write_text("\n".join(lines) + "\n")
             how = ["--if-better", probe, "--images", world.probe]

@@ -258,7 +258,7 @@ def test_photographs_with_their_questions(device: Path, tmp_path: Path) -> None:
     assert len(predictions_in(earlier)) == 45
     assert all(p.choice in (p.choices or []) for p in predictions_in(earlier))
     assert run("sample", *source, "-m", device, "--predictions", earlier, "-o", out) == 0
-    assert sum(len(shard.asks) for shard in shards_in(out)) == 5
+    assert sum(len(shard.questions) for shard in shards_in(out)) == 5
 
 
 class TestRefused:

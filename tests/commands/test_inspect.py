@@ -44,7 +44,7 @@ def test_shards(capfd: pytest.CaptureFixture[str]) -> None:
         "digests": {"towers": {make.TOWER: 2}},
         "counts": {
             "shards": 2,
-            "asks": 2,
+            "questions": 2,
             "kept_tokens": 4,
             "all_tokens": 36 + 70_000,
             "by_domain": {"night": 2},
@@ -75,73 +75,73 @@ def test_no_shards(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["bytes"]["total"] == found["bytes"]["end records"] == len(make.end(0))
 
 
-def test_lessons(capfd: pytest.CaptureFixture[str]) -> None:
+def test_labels(capfd: pytest.CaptureFixture[str]) -> None:
     """16 bits: 6 queries, 3 of answers, 6 logits of 2 bytes; 4 of visual, one too large, of 4."""
     found = inspect(VALID / "lessons_v1.lessons", capfd)
     ledger = found.pop("bytes")
     found["digests"].pop("content")
     assert found == {
         "file": str(VALID / "lessons_v1.lessons"),
-        "kind": "lessons",
+        "kind": "labels",
         "format": 1,
         "bits": 16,
         "unfinished_bytes": 0,
         "digests": {"teacher": make.MODEL, "vocabulary": make.BASE},
         "counts": {
-            "lessons": 1,
-            "asks": 2,
+            "entries": 1,
+            "questions": 2,
             "answered_with_nothing": 1,
             "lessons_with_logits": 1,
         },
     }
-    assert ledger.pop("total") == len(make.lessons(make.lesson())) == sum(ledger.values())
-    assert ledger.pop("header") == len(make.lessons(make.lesson())) - 12 - 16 - 6 - 12
+    assert ledger.pop("total") == len(make.labels(make.entry())) == sum(ledger.values())
+    assert ledger.pop("header") == len(make.labels(make.entry())) - 12 - 16 - 6 - 12
     sizes = {"queries": 12, "visual": 16, "answer": 6, "logits": 12, "scales": 0, "unfinished": 0}
     assert ledger == sizes
 
 
-def test_lessons_of_8_bits(capfd: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_8_bits(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "lessons_v1_i8.lessons", capfd)
     assert (found["bits"], found["counts"]["lessons_with_logits"]) == (8, 0)
     assert [found["bytes"][name] for name in ("queries", "visual", "scales")] == [6, 2, 12]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 9, 300, 600])
-def test_lessons_whose_last_is_not_finished(
+def test_labels_whose_last_is_not_finished(
     cut: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Cut near its end and near its beginning: what is whole is told, and how much is not."""
-    whole = make.lessons(make.lesson(), make.lesson())
-    for length in (len(whole) - cut, len(whole) - len(make.lesson()) + cut):
+    whole = make.labels(make.entry(), make.entry())
+    for length in (len(whole) - cut, len(whole) - len(make.entry()) + cut):
         (tmp_path / "cut").write_bytes(whole[:length])
         found = inspect(tmp_path / "cut", capfd)
-        assert found["counts"]["lessons"] == 1
-        rest = length - len(make.lessons(make.lesson()))
+        assert found["counts"]["entries"] == 1
+        rest = length - len(make.labels(make.entry()))
         assert found["unfinished_bytes"] == found["bytes"]["unfinished"] == rest
         assert found["bytes"]["total"] == length
 
 
-def test_memory_stays_flat_from_10_to_1000_lessons() -> None:
+def test_memory_stays_flat_from_10_to_1000_labels() -> None:
     def peak_bytes(times: int) -> int:
-        class Lessons(io.RawIOBase):
-            left, piece = times, make.lessons(bits=32)
+        class Labels(io.RawIOBase):
+            left, piece = times, make.labels(bits=32)
 
             def readable(self) -> bool:
                 return True
 
             def readinto(self, buffer: Any) -> int:
                 if not self.piece and self.left:
-                    self.left, self.piece = self.left - 1, make_lesson
+                    self.left, self.piece = self.left - 1, make_entry
                 taken, self.piece = self.piece[: len(buffer)], self.piece[len(buffer) :]
                 buffer[: len(taken)] = taken
                 return len(taken)
 
-        make_lesson = make.lesson()
+        make_entry = make.entry()
         tracemalloc.start()
-        found = summarize("lessons", io.BufferedReader(Lessons()), "here")
+        found = summarize("labels", io.BufferedReader(Labels()), "here")
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert found.counts["lessons"] == times
+        assert found.counts["entries"] == times
         return peak
 
     # The least of three: when cyclic garbage is collected moves a peak by some kilobytes.
@@ -298,7 +298,7 @@ def test_manifest_whose_images_are_elsewhere(
         found = inspect(place, capfd)
         assert found["counts"] == {
             "frames": 2,
-            "asks": 3,
+            "questions": 3,
             "vqa": 2,
             "caption": 1,
             "with_choices": 1,
@@ -428,7 +428,7 @@ def test_memory_stays_flat_from_100_to_10000_shards() -> None:
                     scores=np.ones(18, np.float32),
                     num_tokens=36,
                     tower=make.TOWER,
-                    asks=[shard.Ask("q", "What?", "vqa")],
+                    questions=[shard.Question("q", "What?", "vqa")],
                     bits=8,
                 )
             )

@@ -30,14 +30,14 @@ def test_the_loop_leaves_what_the_stages_leave(
     method: str, few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The update of its first round is the one that the separate commands make, byte for byte;
-    the teacher's lessons that it kept are all that they need."""
-    lessons = str(tmp_path / "teacher.lessons")
+    the teacher's labels that it kept are all that they need."""
+    labels = str(tmp_path / "teacher.lessons")
     for side in ("device", "other", "mirror"):
         assert main(["init", str(tmp_path / side), "--quiet"]) == 0
     stream, work = str(few / "stream"), tmp_path / "work"
     common = ["--batch-size", "16", "--quiet"]
     loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
-    loop += ["--epochs", "2", "--method", method, "--cache", lessons, "-o", str(work), *common]
+    loop += ["--epochs", "2", "--method", method, "--cache", labels, "-o", str(work), *common]
     probe = ["--probe", str(probe_elsewhere(few / "heldout", tmp_path))]
     assert main([*loop, *probe, "--probe-images", str(few / "heldout")]) == 0
     report = json.loads(capfd.readouterr().out)
@@ -57,7 +57,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     assert main([*sample, "-o", tokens, *common]) == 0
     assert Path(tokens).read_bytes() == (work / "round-1/uplink.tokens").read_bytes()
     distill = ["distill", tokens, "--student", mirror, "--epochs", "2", "-o", learnt, *common]
-    assert main([*distill, "--method", method, "--teacher", lessons]) == 0
+    assert main([*distill, "--method", method, "--teacher", labels]) == 0
     assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
     assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
 
@@ -80,7 +80,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
     arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
     arguments += ["--teacher", "no.lessons", "-o", str(tmp_path / "work")]
     assert main(arguments) == 66
-    assert "no.lessons: no such" in capfd.readouterr().err
+    assert "no.labels: no such" in capfd.readouterr().err
     assert not (tmp_path / "work").exists()
 
 

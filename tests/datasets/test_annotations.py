@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cdcca_cli.datasets import LabelledAsk, load_image, read_frames, read_references
+from cdcca_cli.datasets import LabelledQuestion, load_image, read_frames, read_references
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, UsageError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -54,8 +54,8 @@ def test_aokvqa(tmp_path: Path) -> None:
     (frame,) = read_frames(path, images=tmp_path / "images")
     assert frame.id == "461751"
     assert frame.image == tmp_path / "images/val2017/000000461751.jpg"
-    assert frame.asks == [
-        LabelledAsk(
+    assert frame.questions == [
+        LabelledQuestion(
             "22jb",
             "What is in the mouth?",
             "vqa",
@@ -76,8 +76,8 @@ def test_aokvqa_with_everything_as_text(tmp_path: Path) -> None:
         "image_path": "here.jpg",
     }
     (frame,) = read_frames(write(tmp_path, [item], "here.jpg"))
-    assert frame.asks[0].correct_choice_idx == 3
-    assert frame.asks[0].difficult_direct_answer is True
+    assert frame.questions[0].correct_choice_idx == 3
+    assert frame.questions[0].difficult_direct_answer is True
 
 
 def test_vqav2_in_two_files_and_in_one(tmp_path: Path) -> None:
@@ -88,19 +88,19 @@ def test_vqav2_in_two_files_and_in_one(tmp_path: Path) -> None:
 
     path = write(tmp_path, {"questions": questions}, image)
     (frame,) = read_frames(path)
-    assert frame.asks == [LabelledAsk("50", "Ripe?", "vqa")]
+    assert frame.questions == [LabelledQuestion("50", "Ripe?", "vqa")]
     with pytest.raises(BadData, match="no labels"):
         read_references(path)
 
     path = write(tmp_path, {"annotations": labels})
-    assert read_references(path)["50"].ask.answers == ["yes"] * 10
-    assert read_references(path)["50"].ask.kind == "yes/no"
+    assert read_references(path)["50"].question.answers == ["yes"] * 10
+    assert read_references(path)["50"].question.kind == "yes/no"
     with pytest.raises(UsageError, match="questions"):
         read_frames(path)
 
     path = write(tmp_path, {"questions": questions, "annotations": labels})
     (frame,) = read_frames(path)
-    assert (frame.asks[0].prompt, frame.asks[0].answers) == ("Ripe?", ["yes"] * 10)
+    assert (frame.questions[0].prompt, frame.questions[0].answers) == ("Ripe?", ["yes"] * 10)
 
 
 QUESTIONS = [{"image_id": 5, "question": f"{n}?", "question_id": 50 + n} for n in range(3)]
@@ -129,7 +129,7 @@ def test_vqav2_in_two_files_in_any_order(tmp_path: Path) -> None:
     whole = read_references(both)
     assert list(whole) == ["50", "51", "52"]
     assert read_references(paths) == read_references(paths[::-1]) == whole
-    assert (whole["51"].ask.prompt, whole["51"].ask.kind, whole["51"].frame) == (
+    assert (whole["51"].question.prompt, whole["51"].question.kind, whole["51"].frame) == (
         "1?",
         "yes/no",
         "5",
@@ -137,7 +137,7 @@ def test_vqav2_in_two_files_in_any_order(tmp_path: Path) -> None:
     assert {one.source for one in whole.values()} == {"vqa"}
     alone = read_references(paths[1])
     assert list(alone) == ["52", "50", "51", "57"]
-    assert alone["51"].ask.answers == whole["51"].ask.answers == ["yes"] * 10
+    assert alone["51"].question.answers == whole["51"].question.answers == ["yes"] * 10
 
 
 def test_okvqa_names_its_kinds(tmp_path: Path) -> None:
@@ -148,7 +148,9 @@ def test_okvqa_names_its_kinds(tmp_path: Path) -> None:
     for keys in (("annotations", "question_types"), ("question_types", "annotations")):
         content: dict[str, Any] = {"annotations": labels, "question_types": names}
         path = write(tmp_path, {key: content[key] for key in keys})
-        kinds = {ask_id: one.ask.kind for ask_id, one in read_references(path).items()}
+        kinds = {
+            question_id: one.question.kind for question_id, one in read_references(path).items()
+        }
         assert kinds.pop("52") == "other"
         assert set(kinds.values()) == {"Vehicles and Transportation"}
 
@@ -186,7 +188,7 @@ def test_a_manifest_and_an_annotation_file(tmp_path: Path) -> None:
         read_references([manifest, path])
     manifest.write_text('{"id": "x", "image": "a.jpg", "prompt": "?", "answers": ["a"]}\n')
     found = read_references([manifest, path])
-    assert {ask_id: one.source for ask_id, one in found.items()} == {
+    assert {question_id: one.source for question_id, one in found.items()} == {
         "x": "manifest",
         "22jb": "aokvqa",
     }
@@ -197,7 +199,7 @@ def test_each_question_has_its_own_source(tmp_path: Path) -> None:
     labels = [{**LABELS[0], "image_id": AOKVQA["image_id"]}]
     (path, other) = files(tmp_path, [AOKVQA], {"annotations": labels})
     for paths in ([path, other], [other, path]):
-        found = {ask_id: one.source for ask_id, one in read_references(paths).items()}
+        found = {question_id: one.source for question_id, one in read_references(paths).items()}
         assert found == {"22jb": "aokvqa", "52": "vqa"}
 
 
@@ -214,7 +216,7 @@ def test_captions_alone(tmp_path: Path) -> None:
     """COCO's annotations without its list of images hold all that scoring needs."""
     path = write(tmp_path, {"annotations": COCO["annotations"]})
     found = read_references(path)
-    assert {ask_id: one.ask.captions for ask_id, one in found.items()} == {
+    assert {question_id: one.question.captions for question_id, one in found.items()} == {
         "7": ["A cat.", "One cat."],
         "9": ["A dog."],
     }
@@ -223,7 +225,7 @@ def test_captions_alone(tmp_path: Path) -> None:
 def test_coco_and_nocaps(tmp_path: Path) -> None:
     path = write(tmp_path, COCO, "nine.jpg", "seven.jpg")
     frames = list(read_frames(path))
-    assert [(f.id, f.domain, f.asks[0].captions) for f in frames] == [
+    assert [(f.id, f.domain, f.questions[0].captions) for f in frames] == [
         ("9", "near-domain", ["A dog."]),
         ("7", None, ["A cat.", "One cat."]),
     ]
@@ -232,7 +234,7 @@ def test_coco_and_nocaps(tmp_path: Path) -> None:
 
 def test_nocaps_test_split_has_no_captions(tmp_path: Path) -> None:
     path = write(tmp_path, {"images": COCO["images"]}, "nine.jpg", "seven.jpg")
-    assert [frame.asks[0].captions for frame in read_frames(path)] == [None, None]
+    assert [frame.questions[0].captions for frame in read_frames(path)] == [None, None]
     with pytest.raises(BadData, match="no labels"):
         read_references(path)
 
@@ -311,12 +313,12 @@ def test_mutated_files_end_in_references_or_one_line(tmp_path: Path, seed: int) 
         ("repo_annotations/captions_val2017.json", 79, 79),
     ],
 )
-def test_real_files(name: str, frames: int, asks: int) -> None:
+def test_real_files(name: str, frames: int, questions: int) -> None:
     """The numbers stand in the data's README, or are the lengths of the files' lists."""
     folder = DATA / "coco_mini"
     source = read_frames(folder / name, images=None if name == "val2017" else folder)
     assert len(source) == frames
-    assert sum(len(frame.asks) for frame in source) == asks
+    assert sum(len(frame.questions) for frame in source) == questions
     first = next(iter(source))
     assert max(load_image(first).size) == 384
 
@@ -343,10 +345,10 @@ def test_a_list_that_is_there_twice(tmp_path: Path) -> None:
         ("coco_mini/repo_annotations/captions_train2017.json", "caption", 80),
     ],
 )
-def test_the_kind_of_real_references(name: str, source: str, asks: int) -> None:
+def test_the_kind_of_real_references(name: str, source: str, questions: int) -> None:
     found = read_references(DATA / name)
     assert {one.source for one in found.values()} == {source}
-    assert len(found) == asks
+    assert len(found) == questions
 
 
 @real
@@ -354,7 +356,7 @@ def test_real_references() -> None:
     assert len(read_references(DATA / "aokvqa/aokvqa_v1p0_val.json")) == 1145
     captions = read_references(DATA / "coco/captions_val2017.json")
     assert len(captions) == 5000
-    assert sum(len(one.ask.captions or ()) for one in captions.values()) == 25_014
+    assert sum(len(one.question.captions or ()) for one in captions.values()) == 25_014
 
 
 @real

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdcca_cli.datasets import LabelledAsk, read_frames, read_references, references_of
+from cdcca_cli.datasets import LabelledQuestion, read_frames, read_references, references_of
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, UsageError
 
 FULL = {
@@ -36,8 +36,8 @@ def test_every_field_arrives(tmp_path: Path) -> None:
     frames = read_frames(write(tmp_path, FULL))
     (frame,) = frames
     assert (frame.id, frame.image, frame.domain) == ("a.png", tmp_path / "a.png", "night")
-    assert frame.asks == [
-        LabelledAsk(
+    assert frame.questions == [
+        LabelledQuestion(
             "q1", "What is it?", "vqa", ["cat", "dog"], 1, ["dog", "dog", "puppy"], None, "object"
         )
     ]
@@ -54,11 +54,15 @@ def test_lines_of_one_image_are_one_frame_wherever_they_stand(tmp_path: Path) ->
     frames = read_frames(path)
     for _ in range(2):  # again and again
         assert len(frames) == 2
-        assert [(f.id, [a.id for a in f.asks]) for f in frames] == [
+        assert [(f.id, [a.id for a in f.questions]) for f in frames] == [
             ("b.png", ["1", "3"]),
             ("a.png", ["2"]),
         ]
-    assert [ask.task for frame in frames for ask in frame.asks] == ["vqa", "vqa", "caption"]
+    assert [question.task for frame in frames for question in frame.questions] == [
+        "vqa",
+        "vqa",
+        "caption",
+    ]
 
 
 def test_a_folder_with_a_manifest_is_its_manifest(tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_a_folder_with_a_manifest_is_its_manifest(tmp_path: Path) -> None:
     assert [frame.id for frame in read_frames(tmp_path)] == ["a.png"]
 
 
-def test_task_keeps_only_its_asks(tmp_path: Path) -> None:
+def test_task_keeps_only_its_questions(tmp_path: Path) -> None:
     path = write(tmp_path, FULL, {"id": "c", "image": "b.png", "captions": ["A cat."]})
     assert [frame.id for frame in read_frames(path, task="caption")] == ["b.png"]
     assert len(read_frames(path, task="caption")) == 1
@@ -74,10 +78,10 @@ def test_task_keeps_only_its_asks(tmp_path: Path) -> None:
         read_frames(write(tmp_path, FULL), task="caption")
 
 
-def test_prompt_replaces_the_asks_and_leaves_the_labels_behind(tmp_path: Path) -> None:
+def test_prompt_replaces_the_questions_and_leaves_the_labels_behind(tmp_path: Path) -> None:
     path = write(tmp_path, FULL, {**FULL, "id": "q2"})
     (frame,) = read_frames(path, prompt="Is it raining?")
-    assert frame.asks == [LabelledAsk("a.png", "Is it raining?", "vqa")]
+    assert frame.questions == [LabelledQuestion("a.png", "Is it raining?", "vqa")]
     assert frame.domain == "night"
 
 
@@ -195,12 +199,12 @@ def test_references_need_labels(tmp_path: Path) -> None:
         read_references(path)
 
 
-def test_references_by_ask_id(tmp_path: Path) -> None:
+def test_references_by_question_id(tmp_path: Path) -> None:
     path = write(tmp_path, FULL)
     reference = read_references(path)["q1"]
     assert references_of(read_frames(path), "manifest") == read_references(path)
     assert (reference.frame, reference.domain) == ("a.png", "night")
-    assert reference.ask.answers == ["dog", "dog", "puppy"]
+    assert reference.question.answers == ["dog", "dog", "puppy"]
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
@@ -215,7 +219,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         frames = read_frames(tmp_path)
-        count = sum(len(frame.asks) for frame in frames)
+        count = sum(len(frame.questions) for frame in frames)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -241,7 +245,7 @@ def test_mutated_manifests_end_in_frames_or_one_line(tmp_path: Path, seed: int) 
             data[place:place] = draw.choice([b"NaN", b"null", b"[", b'"', b"\n", b"-1", b"\0"])
     path.write_bytes(data)
     try:
-        assert all(frame.asks for frame in read_frames(path))
+        assert all(frame.questions for frame in read_frames(path))
     except CdccaError as error:
         assert error.exit_code in (65, 66)
         assert len(str(error).splitlines()) == 1

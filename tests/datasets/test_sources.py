@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cdcca_cli.datasets import LabelledAsk, load_image, read_frames, read_references
+from cdcca_cli.datasets import LabelledQuestion, load_image, read_frames, read_references
 from cdcca_cli.errors import BadData, MissingInput, Unavailable, UsageError
 
 
@@ -23,15 +23,15 @@ def test_a_folder_is_all_its_images_sorted_by_path(tmp_path: Path) -> None:
         assert [frame.id for frame in frames] == ["a.png", "b.JPG", "sub/c.jpeg"]
     assert len(frames) == 3
     assert [load_image(frame).size for frame in frames] == [(4, 4)] * 3
-    assert next(iter(frames)).asks == [LabelledAsk("a.png", None, "caption")]
+    assert next(iter(frames)).questions == [LabelledQuestion("a.png", None, "caption")]
 
 
 def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (frame,) = read_frames(tmp_path / "a.png", prompt="What is it?")
-    assert frame.asks == [LabelledAsk("a.png", "What is it?", "vqa")]
+    assert frame.questions == [LabelledQuestion("a.png", "What is it?", "vqa")]
     (frame,) = read_frames(tmp_path, prompt="a photo of", task="caption")
-    assert frame.asks == [LabelledAsk("a.png", "a photo of", "caption")]
+    assert frame.questions == [LabelledQuestion("a.png", "a photo of", "caption")]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_manifest_needs_no_suffix_and_may_have_a_byte_order_mark(tmp_path: Pat
     picture(tmp_path / "a.png")
     line = json.dumps({"id": "x", "image": "a.png", "prompt": "?", "answers": ["a"]})
     (tmp_path / "m").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n")
-    assert [frame.asks[0].id for frame in read_frames(tmp_path / "m")] == ["x"]
+    assert [frame.questions[0].id for frame in read_frames(tmp_path / "m")] == ["x"]
     assert set(read_references(tmp_path / "m")) == {"x"}
 
 
@@ -105,7 +105,7 @@ def test_manifests_further_down_are_not_lost(tmp_path: Path) -> None:
     frames = read_frames(tmp_path, prompt="Day or night?")
     assert [frame.id for frame in frames] == ["a.png", "night/b.png"]
     (tmp_path / "frames.jsonl").write_text('{"id": "y", "image": "a.png"}\n')
-    assert [frame.asks[0].id for frame in read_frames(tmp_path)] == ["y"]
+    assert [frame.questions[0].id for frame in read_frames(tmp_path)] == ["y"]
 
 
 def test_bare_images_have_no_references(tmp_path: Path) -> None:

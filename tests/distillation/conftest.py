@@ -16,7 +16,7 @@ from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainer import Epochs, Trainer
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device, start_of
 from cdcca_cli.models.settings import InitSettings
@@ -48,12 +48,12 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
     for number, tokens_NC in enumerate(tokens):
         kept = keep[number % len(keep)]
         positions = np.sort(generator.permutation(len(tokens_NC))[:kept]).astype(np.int32)
-        asks = [
-            Ask(f"{number}-0", QUESTIONS[number % 3], "vqa"),
-            Ask(f"{number}-1", QUESTIONS[(number + 1) % 3], "vqa", choices=CHOICES),
+        questions = [
+            Question(f"{number}-0", QUESTIONS[number % 3], "vqa"),
+            Question(f"{number}-1", QUESTIONS[(number + 1) % 3], "vqa", choices=CHOICES),
         ]
         if number % 3 == 0:
-            asks.append(Ask(f"{number}-c", None, "caption"))
+            questions.append(Question(f"{number}-c", None, "caption"))
         shards.append(
             Shard(
                 frame=f"frame {number}",
@@ -64,7 +64,7 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
                 scores=np.zeros(kept, np.float32),
                 num_tokens=model.num_tokens,
                 tower=model.tower_digest,
-                asks=asks,
+                questions=questions,
             )
         )
     return shards
@@ -137,7 +137,7 @@ def teacher(tiny_pair: tuple[Path, Path]) -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def shards(teacher: LoadedModel) -> list[Shard]:
-    """12 frames, 28 asks, of 9 + 1 tokens now 6 and now 3 kept."""
+    """12 frames, 28 questions, of 9 + 1 tokens now 6 and now 3 kept."""
     return make_shards(teacher, 12, keep=(6, 3))
 
 

@@ -44,7 +44,7 @@ class Slow:
         """Greedy, without a cache: each token from a pass over all before it."""
         tokens: list[int] = []
         (end,) = self.model._end_ids
-        while len(tokens) < MOST[example.ask.task] and end not in tokens:
+        while len(tokens) < MOST[example.question.task] and end not in tokens:
             tokens.append(int(self.logits(example, [*tokens, end])[-1].argmax()))
         return tokens
 

@@ -1,4 +1,4 @@
-"""What is learnt of the teacher's answers: distributions, confidence; lessons without a teacher."""
+"""What is learnt of the teacher's answers: distributions, confidence; labels without a teacher."""
 
 import math
 from collections.abc import Callable
@@ -32,12 +32,12 @@ def softmax(row: list[float], tau: float) -> list[float]:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_kl_is_that_of_the_lessons_logits(
+def test_kl_is_that_of_the_labels_logits(
     direction: str, teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     """tau^2 sum p ln(p/q) in float64 loops, from the stored logits and the student's, one by one.
 
-    Lessons of 32 bits are the teacher's own logits.
+    Labels of 32 bits are the teacher's own logits.
     """
     settings = replace(PL, kl=direction, kl_temperature=1.7, cache_bits=32)
     run = a_trainer(shards, teacher, mirror, settings)
@@ -113,7 +113,7 @@ def test_confidence_weighs_by_the_teachers_own_probability(
     np.testing.assert_allclose(together, weighed[:8], rtol=1e-4)
 
 
-# ---- a file of lessons in place of the teacher
+# ---- a file of labels in place of the teacher
 
 CACHED = [
     DistillSettings(epochs=1, batch_size=8, holdout=0.3, kl="forward"),
@@ -133,10 +133,10 @@ def test_the_cache_alone_gives_the_same_bits(
     never: Callable[..., None],
 ) -> None:
     """As the run that filled it, as one with the teacher beside it, as one without a file."""
-    cached = replace(settings, cache=tmp_path / "lessons")
+    cached = replace(settings, cache=tmp_path / "labels")
     unkept = distill(shards, teacher, mirror, settings)
     filling = distill(shards, teacher, mirror, cached)
-    stored = (tmp_path / "lessons").read_bytes()
+    stored = (tmp_path / "labels").read_bytes()
     monkeypatch.setattr(teacher, "generate", never)
     monkeypatch.setattr(teacher, "queries", never)
     beside = distill(shards, teacher, mirror, cached)
@@ -145,20 +145,20 @@ def test_the_cache_alone_gives_the_same_bits(
         assert overlay_digest(made.overlay) == overlay_digest(unkept.overlay)
         assert made.report == unkept.report
     assert alone.report["teacher"] == teacher.digest
-    assert (tmp_path / "lessons").read_bytes() == stored
+    assert (tmp_path / "labels").read_bytes() == stored
 
 
 def test_what_a_cache_lacks_is_said(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
 ) -> None:
-    cached = replace(PL, cache=tmp_path / "lessons")
+    cached = replace(PL, cache=tmp_path / "labels")
     with pytest.raises(MissingInput, match="lessons"):
         distill(shards, None, mirror, cached)
     distill(shards[:6], teacher, mirror, cached)
     distill(shards[:6], None, mirror, cached)
-    with pytest.raises(BadData, match="has no lesson of frame frame 6"):
+    with pytest.raises(BadData, match="has no entry of frame frame 6"):
         distill(shards, None, mirror, cached)
-    with pytest.raises(BadData, match="has no lesson with logits of frame frame 0"):
+    with pytest.raises(BadData, match="has no entry with logits of frame frame 0"):
         distill(shards[:6], None, mirror, replace(cached, kl="reverse"))
-    with pytest.raises(UsageError, match="pseudo-label needs a teacher, or its lessons"):
+    with pytest.raises(UsageError, match="pseudo-label needs a teacher, or its labels"):
         distill(shards, None, mirror, PL)

@@ -194,7 +194,11 @@ def test_a_view_is_nearly_the_picture_with_a_tenth_left_out(shards: list[Shard])
         assert len(view.positions) == len(view.tokens) == len(view.scores) == 36
         assert (np.diff(view.positions) > 0).all()
         assert ((view.positions - 3) // 2 == view.scores).all()
-        assert (view.tokens.dtype, view.asks, view.frame) == (np.float32, shard.asks, shard.frame)
+        assert (view.tokens.dtype, view.questions, view.frame) == (
+            np.float32,
+            shard.questions,
+            shard.frame,
+        )
         before, after = rows(shard), rows(view)
         assert set(after) < set(before)
         x, y = (np.stack([side[place] for place in sorted(after)]) for side in (before, after))
@@ -220,7 +224,7 @@ def test_a_view_keeps_a_token_at_least(count: int, shards: list[Shard]) -> None:
 
 
 def test_views_hang_on_seed_examples_and_number_alone(mirror: Device, shards: list[Shard]) -> None:
-    """The asks of a frame share its view; another view, another seed: other numbers."""
+    """The questions of a frame share its view; another view, another seed: other numbers."""
     run = a_trainer(shards, None, mirror, with_())
     assert isinstance(run.method, cotta.Cotta)
     batch = [number for number in run.dataset.train if number < 9]
@@ -229,7 +233,7 @@ def test_views_hang_on_seed_examples_and_number_alone(mirror: Device, shards: li
     for view, same in zip(first, again, strict=True):
         for one, other, number in zip(view, same, batch, strict=True):
             assert np.array_equal(one.shard.tokens, other.shard.tokens)
-            assert one.ask is run.dataset.examples[number].ask
+            assert one.question is run.dataset.examples[number].question
             assert one.shard.frame == run.dataset.examples[number].shard.frame
     assert first[0][0].shard is first[0][1].shard
     assert not np.array_equal(first[0][0].shard.tokens, first[1][0].shard.tokens)

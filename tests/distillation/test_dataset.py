@@ -21,7 +21,7 @@ from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import make_shards
 
@@ -44,7 +44,7 @@ def earlier(teacher: LoadedModel, shards: list[Shard]) -> list[Shard]:
         )
         for shard in more[4:8]
     ]
-    silent = [replace(shard, asks=[]) for shard in make_shards(teacher, 26)[24:]]
+    silent = [replace(shard, questions=[]) for shard in make_shards(teacher, 26)[24:]]
     return [*seen_again, *more[4:], *second_round, *silent]
 
 
@@ -66,7 +66,8 @@ def test_a_share_of_the_earlier_frames_is_learnt_again(
     shards: list[Shard],
     earlier: list[Shard],
 ) -> None:
-    """Of 8 frames that ask something and are not fresh, with every shard that there is of them.
+    """Of 8 frames that question something and are not fresh, with every shard that there is of
+    them.
 
     Two of the 8 were held out when they were fresh: they are not learnt now.
     """
@@ -77,7 +78,7 @@ def test_a_share_of_the_earlier_frames_is_learnt_again(
     assert len(again) == count
     assert not any(is_held_out(frame, settings.holdout) for frame in again)
     kept = [shard for shard in earlier if shard.frame in again]
-    assert made.num_replayed == sum(len(shard.asks) for shard in kept)
+    assert made.num_replayed == sum(len(shard.questions) for shard in kept)
     assert len(made.train) == len(plain.train) + made.num_replayed
     used = {id(made.examples[number].shard) for number in made.train}
     assert {id(shard) for shard in kept} < used
@@ -139,7 +140,10 @@ def test_a_frame_that_was_held_out_stays_so_in_any_order(
     teacher: LoadedModel, student: LoadedModel, shards: list[Shard]
 ) -> None:
     """Two shards of one frame are on the same side."""
-    twice = [*shards, *(replace(s, asks=[Ask("again", "how many?", "vqa")]) for s in shards)]
+    twice = [
+        *shards,
+        *(replace(s, questions=[Question("again", "how many?", "vqa")]) for s in shards),
+    ]
     settings = replace(QUICK, method="akd")
     made = build_dataset(twice, teacher, student, settings)
     assert not frames_of(made, made.held_out) & frames_of(made, made.train)
@@ -214,20 +218,20 @@ def test_a_stream_of_held_out_frames_alone_is_refused(
     ):
         build_dataset(stream, None, student, settings)
     made = build_dataset(stream, None, student, replace(settings, method="none"))
-    assert (made.train, len(made.examples)) == ([], sum(len(one.asks) for one in stream))
+    assert (made.train, len(made.examples)) == ([], sum(len(one.questions) for one in stream))
 
 
-def test_lessons_follow_their_asks(
+def test_labels_follow_their_questions(
     teacher: LoadedModel, student: LoadedModel, shards: list[Shard], tmp_path: Path
 ) -> None:
     """Whatever the order in which they were stored: an answer is that of its own ask."""
-    settings = replace(QUICK, cache=tmp_path / "lessons", cache_bits=32)
+    settings = replace(QUICK, cache=tmp_path / "labels", cache_bits=32)
     first = build_dataset(shards, teacher, student, settings)
     second = build_dataset(shards[::-1], None, student, settings)
-    places = {id(e.ask): number for number, e in enumerate(second.examples)}
+    places = {id(e.question): number for number, e in enumerate(second.examples)}
     assert len(places) == 28
     for number, example in enumerate(first.examples):
-        other = places[id(example.ask)]
+        other = places[id(example.question)]
         assert first.answers[number] == second.answers[other]
         assert first.nats[number] == second.nats[other]
         for name in ("queries", "visual", "answer"):

@@ -218,7 +218,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     steps[:] = [1] * 10
     made = distill(shards, teacher, mirror, settings)
     assert "going on after epoch 1 of 3" in capsys.readouterr().err
-    assert len(steps) == 10 + 2 * 3  # 21 asks in batches of 8, two epochs
+    assert len(steps) == 10 + 2 * 3  # 21 questions in batches of 8, two epochs
     assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
     assert made.report == adapted.report
 
@@ -378,7 +378,7 @@ def test_a_teacher_with_another_tower_is_refused(
 def test_a_teacher_that_says_nothing_is_refused(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = [replace(s, asks=[a for a in s.asks if a.choices is None]) for s in shards]
+    silent = [replace(s, questions=[a for a in s.questions if a.choices is None]) for s in shards]
     monkeypatch.setattr(teacher, "decode", lambda _ids: "")
     with pytest.raises(BadData, match="answered with nothing to all 16"):
         distill(silent, teacher, mirror, QUICK)
@@ -389,7 +389,9 @@ def test_a_teacher_that_answers_held_out_frames_alone_is_refused(
 ) -> None:
     """It says nothing but where there are choices: here of frame 6 alone, which is held out."""
     fitting = [
-        replace(s, asks=[a for a in s.asks if (a.choices is None) == (s.frame != "frame 6")])
+        replace(
+            s, questions=[a for a in s.questions if (a.choices is None) == (s.frame != "frame 6")]
+        )
         for s in shards
     ]
     monkeypatch.setattr(teacher, "decode", lambda _ids: "")
@@ -397,7 +399,7 @@ def test_a_teacher_that_answers_held_out_frames_alone_is_refused(
         distill(fitting, teacher, mirror, QUICK)
 
 
-def test_asks_without_an_answer_are_left_out_and_counted(
+def test_questions_without_an_answer_are_left_out_and_counted(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher, "decode", lambda _ids: "")
@@ -494,7 +496,7 @@ def test_every_family_learns(
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
-    shards = [replace(s, asks=s.asks[:2]) for s in make_shards(teacher, 6, keep=(5, 2))]
+    shards = [replace(s, questions=s.questions[:2]) for s in make_shards(teacher, 6, keep=(5, 2))]
     curves = distill(shards, teacher, mirror, replace(QUICK, epochs=2)).report["curves"]
     assert curves["ce"][1] < curves["ce"][0]
     assert min(curves["held_out"][1:]) < curves["held_out"][0]
@@ -516,7 +518,7 @@ def test_a_quantised_student_learns_as_the_full_one_does(
     with torch.no_grad():
         from cdcca_cli.distillation.encoding import Example, encode
 
-        seen = encode(student, [Example(shards[0], shards[0].asks[0])])
+        seen = encode(student, [Example(shards[0], shards[0].questions[0])])
         student.generate(seen.spliced, 2)
     made = distill(shards, teacher, mirror, replace(QUICK, epochs=1), student=student)
     full = create_device(tmp_path / "full", str(tiny_pair[1]), InitSettings(lora_rank=4))

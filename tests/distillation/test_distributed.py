@@ -13,11 +13,11 @@ import torch
 
 from cdcca_cli.distillation import distributed
 from cdcca_cli.errors import Unavailable, UsageError
-from cdcca_cli.formats import lessons
+from cdcca_cli.formats import labels
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.lessons import Lesson
+from cdcca_cli.formats.labels import LabelEntry
 from cdcca_cli.formats.shard import Shard, writer
 from cdcca_cli.main import main
 from cdcca_cli.models import LoadedModel
@@ -32,10 +32,10 @@ RUNS = {
     "last-parts": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 --set ema=0.5 "
     "--rate-aware 4 --work last-parts.work",
     "usual": "",
-    "pkd": "--batch-size 8 --method pkd --cache left.lessons",
+    "pkd": "--batch-size 8 --method pkd --cache left.labels",
     "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
     "--set cotta_views=1 --set cotta_ema=0.5",
-    "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.lessons",
+    "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.labels",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""
 LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
@@ -82,21 +82,21 @@ class Both:
 
 
 def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
-    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --cache lessons -o {run}.out"
+    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --cache labels -o {run}.out"
     models = ["--teacher", str(teacher), "--student", str(mirror), "--log", f"{run}.log"]
     return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
 
 
-def leave_behind(lessons_file: Path, folder: Path) -> None:
+def leave_behind(labels_file: Path, folder: Path) -> None:
     """What a killed launch of three processes leaves: two parts, backwards, and a third's start."""
-    file = lessons.open_lessons(lessons_file)
+    file = labels.open_labels(labels_file)
     assert file.head is not None
     keys = [*file.places][::-1]
     for rank, some in enumerate((keys[:5], keys[5:])):
-        with lessons.writing(folder / f"left.lessons.part-abc-{rank}", file.head) as part:
+        with labels.writing(folder / f"left.labels.part-abc-{rank}", file.head) as part:
             for key in some:
                 part.append_record(file.raw(key))
-    (folder / "left.lessons.part-abc-2").write_bytes(lessons_file.read_bytes()[:60])
+    (folder / "left.labels.part-abc-2").write_bytes(labels_file.read_bytes()[:60])
 
 
 @pytest.fixture(scope="module")
@@ -181,31 +181,31 @@ def test_the_first_speaks_and_writes_for_both(both: Both) -> None:
         assert logs[0] == logs[1] > 6
 
 
-def lessons_in(path: Path) -> dict[str, Lesson]:
-    file = lessons.open_lessons(path)
+def labels_in(path: Path) -> dict[str, LabelEntry]:
+    file = labels.open_labels(path)
     assert file.head is not None
     return {key: file.read(key) for key in file.places}
 
 
 @pytest.mark.parametrize("name", ["lessons", "many.lessons"])
-def test_the_lessons_are_the_same(name: str, both: Both, teacher: LoadedModel) -> None:
+def test_the_labels_are_the_same(name: str, both: Both, teacher: LoadedModel) -> None:
     """Chunks that two processes computed by turns: the same numbers, perhaps in another order."""
     files = [side["akd"].parent / name for side in (both.one, both.two)]
-    one, two = map(lessons_in, files)
+    one, two = map(labels_in, files)
     assert set(one) == set(two)
     assert len(one) == 12
     assert files[0].stat().st_size == files[1].stat().st_size
-    for key, lesson in one.items():
-        assert (two[key].answers, two[key].nats) == (lesson.answers, lesson.nats)
+    for key, entry in one.items():
+        assert (two[key].answers, two[key].nats) == (entry.answers, entry.nats)
         for part in ("queries", "visual", "answer"):
-            for ours, theirs in zip(getattr(lesson, part), getattr(two[key], part), strict=True):
+            for ours, theirs in zip(getattr(entry, part), getattr(two[key], part), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_a_killed_launch_has_left_is_taken_up(both: Both) -> None:
-    """Nothing was asked again: the lessons stand as they were left, backwards."""
+    """Nothing was asked again: the labels stand as they were left, backwards."""
     one, two = (side["akd"].parent / "left.lessons" for side in (both.one, both.two))
-    assert [*lessons_in(two)] == [*lessons_in(one)][::-1]
+    assert [*labels_in(two)] == [*labels_in(one)][::-1]
 
 
 # ---- without, and where it fails

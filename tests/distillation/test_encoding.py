@@ -11,7 +11,7 @@ from cdcca_cli.distillation import encoding
 from cdcca_cli.distillation.encoding import Encoder, Example, check_fit, encode, template_of
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, Family
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import make_shards
 
@@ -20,10 +20,11 @@ from tests.distillation.conftest import make_shards
 def test_a_batch_equals_its_examples_one_by_one(
     checkpoint: str, request: pytest.FixtureRequest
 ) -> None:
-    """Frames of 5, 2 and 7 tokens and prompts of different lengths, asks of a frame sharing it."""
+    """Frames of 5, 2 and 7 tokens and prompts of different lengths, questions of a frame sharing
+    it."""
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
     shards = make_shards(model, 3, keep=(5, 2, 7))
-    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    examples = [Example(shard, question) for shard in shards for question in shard.questions]
     answers = model.answer_ids(["red", "a blue circle", "two", "red", "", "one", "no"])
     with torch.no_grad():
         together = encode(model, examples)
@@ -47,9 +48,11 @@ def test_a_batch_equals_its_examples_one_by_one(
 def test_the_connector_sees_each_input_once(
     checkpoint: str, expected: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3 frames of 3, 2 and 2 asks: InstructBLIP's Q-Former reads the 7 prompts too."""
+    """3 frames of 3, 2 and 2 questions: InstructBLIP's Q-Former reads the 7 prompts too."""
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
-    examples = [Example(shard, ask) for shard in make_shards(model, 3) for ask in shard.asks]
+    examples = [
+        Example(shard, question) for shard in make_shards(model, 3) for question in shard.questions
+    ]
     rows = []
     inner = model.queries
     monkeypatch.setattr(
@@ -70,7 +73,7 @@ def test_a_frozen_connector_is_run_once_for_each_input(
     """The same look, over batches that mix frames of 5, 2 and 7 tokens, two epochs long."""
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
     shards = make_shards(model, 3, keep=(5, 2, 7))
-    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    examples = [Example(shard, question) for shard in shards for question in shard.questions]
     plain, frozen = Encoder(model, ["query_tokens"]), Encoder(model, [])
     parts = [examples[4:], examples[1:5], examples[:3], examples]
     with torch.no_grad():
@@ -175,16 +178,16 @@ def test_a_prompt_of_many_blanks_takes_no_time() -> None:
 
 
 def test_a_shard_asked_in_a_template_is_refused(shards: list[Shard], teacher: LoadedModel) -> None:
-    asks = [*shards[0].asks, Ask("mine", "Question: What is it? Answer:", "vqa")]
+    questions = [*shards[0].questions, Question("mine", "Question: What is it? Answer:", "vqa")]
     with pytest.raises(BadData, match=r"frame 0.*prompt of mine.*blip-2.*bare question"):
-        check_fit(replace(shards[0], asks=asks), teacher, "student")
+        check_fit(replace(shards[0], questions=questions), teacher, "student")
 
 
 def test_paths_are_not_needed(shards: list[Shard], teacher: LoadedModel) -> None:
     """Tokens are all there is: the image a shard names does not exist."""
     assert not any(Path(shard.image).exists() for shard in shards)
     with torch.no_grad():
-        seen = encode(teacher, [Example(shards[0], shards[0].asks[0])])
+        seen = encode(teacher, [Example(shards[0], shards[0].questions[0])])
     assert seen.queries.shape[:2] == (1, 4)
 
 
@@ -195,7 +198,7 @@ def test_what_is_kept_has_a_limit_and_the_same_bits(
     """Nothing kept, about half, everything: equal; a projector's one tensor is counted once."""
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
     shards = make_shards(model, 4, keep=(5, 2))
-    examples = [Example(shard, ask) for shard in shards for ask in shard.asks]
+    examples = [Example(shard, question) for shard in shards for question in shard.questions]
     whole = Encoder(model, [])
     expected = [whole(examples[:5]), whole(examples)]
     sizes = [[part.nbytes for part in parts] for parts in whole._kept.values()]

@@ -60,19 +60,20 @@ def test_it_is_what_training_measured(
     assert said["after"] < said["before"]
 
 
-def test_it_is_the_mean_over_asks_by_another_way(
+def test_it_is_the_mean_over_questions_by_another_way(
     adapted: Adaptation, loss: HeldOutLoss, student: LoadedModel, mirror: Device
 ) -> None:
-    """Ask by ask, without batches: log-softmax of the logits at the answer's tokens, in float64."""
+    """Question by ask, without batches: log-softmax of the logits at the answer's tokens, in
+    float64."""
     student.install_overlay(adapted.overlay, mirror.lora.alpha)
     held_out = adapted.held_out
     assert held_out is not None
     nats = []
     for shard, answers in zip(held_out.shards, held_out.answers, strict=True):
-        for ask, answer in zip(shard.asks, answers, strict=True):
+        for question, answer in zip(shard.questions, answers, strict=True):
             ids_1A = student.answer_ids([answer])
             with torch.no_grad():
-                seen = encode(student, [Example(shard, ask)])
+                seen = encode(student, [Example(shard, question)])
                 logits_1AV = student.forward(seen.spliced, ids_1A).logits.double()
             chosen = logits_1AV.log_softmax(-1)[0, torch.arange(ids_1A.shape[1]), ids_1A[0]]
             nats.append(-float(chosen.mean()))
@@ -107,8 +108,11 @@ def test_the_frames_are_those_that_were_not_trained_on(
     held_out, report = adapted.held_out, adapted.report
     assert held_out is not None
     assert len(held_out.shards) == report["held_out"]["num_frames"] == report["num_frames_kept"]
-    assert held_out.num_asks == report["held_out"]["num_asks"]
-    assert report["num_trained"] == sum(len(shard.asks) for shard in shards) - held_out.num_asks
+    assert held_out.num_questions == report["held_out"]["num_asks"]
+    assert (
+        report["num_trained"]
+        == sum(len(shard.questions) for shard in shards) - held_out.num_questions
+    )
 
 
 def test_without_a_held_out_share_there_is_none(

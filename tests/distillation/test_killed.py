@@ -37,7 +37,7 @@ ticking(trainer.Trainer, "backward")
 ticking(checkpoint.Checkpoint, "save")
 sys.exit(main(sys.argv[3:]))
 """
-"""A tick before and after each chunk of lessons, each batch, and each state that is written."""
+"""A tick before and after each chunk of labels, each batch, and each state that is written."""
 
 
 def begin(folder: Path, pace: float, arguments: list[str]) -> subprocess.Popen[str]:
@@ -85,7 +85,7 @@ def test_killed_at_ten_moments(
     arguments = [*common, "-o", "broken", "--work", "work"]
     said = []
     for number in range(KILLS):
-        # At first there are lessons, two ticks for each of two chunks; then twelve for an epoch.
+        # At first there are labels, two ticks for each of two chunks; then twelve for an epoch.
         count = int(source.integers(1, 5 if number < 2 else 30))
         process = begin(tmp_path, 0.01, arguments)
         said.append(killed(process, tmp_path / "ticks", count, source.uniform(0, 0.03)))

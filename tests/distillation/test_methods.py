@@ -28,7 +28,7 @@ QUICK = DistillSettings(
     cotta_views=2,
 )
 STEPS = 2
-"""Of an epoch: 11 asks in batches of 8."""
+"""Of an epoch: 11 questions in batches of 8."""
 VARIANTS: dict[str, DistillSettings] = {
     **{method: replace(QUICK, method=method) for method in METHODS},
     "akd, ema": replace(QUICK, ema=0.8),
@@ -58,7 +58,7 @@ def test_every_method_is_here() -> None:
 def test_one_seed_one_result(
     name: str, train: Train, teacher: LoadedModel, mirror: Device, few: list[Shard]
 ) -> None:
-    """The overlay and all that the file says; another seed takes the asks in another order."""
+    """The overlay and all that the file says; another seed takes the questions in another order."""
     made = train(VARIANTS[name])
     again = distill(few, teacher, mirror, VARIANTS[name])
     assert overlay_digest(again.overlay) == overlay_digest(made.overlay)

@@ -215,7 +215,7 @@ def test_peft_loads_the_export_and_gives_the_same_logits(
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
 
-    examples = [Example(shards[0], ask) for ask in shards[0].asks]
+    examples = [Example(shards[0], question) for question in shards[0].questions]
     logits = []
     plain = load(tiny_pair[1], compute="cpu")
     adapted = load(tiny_pair[1], compute="cpu")

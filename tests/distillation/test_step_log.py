@@ -25,7 +25,7 @@ from tests.distillation.conftest import Stopped, stopped_at_step
 QUICK = DistillSettings(
     epochs=2, batch_size=8, holdout=0.3, seed=3, query_weight=1.0, repr_weight=1.0
 )
-STEP = {"what", "step", "of", "epoch", "lr", "loss", "gradient_norm", "asks"}
+STEP = {"what", "step", "of", "epoch", "lr", "loss", "gradient_norm", "questions"}
 STEP |= {"seconds", "seconds_left"}
 
 
@@ -46,7 +46,7 @@ def test_every_line_of_a_trainer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """20 asks in batches of 8, 8 and 4. Norms and means are those that the steps returned."""
+    """20 questions in batches of 8, 8 and 4. Norms and means are those that the steps returned."""
     inner, returned = trainer.Trainer.step, []
 
     def step(this: trainer.Trainer, batch: list[int], *rest: Any) -> Any:
@@ -73,13 +73,13 @@ def test_every_line_of_a_trainer(
     for number, (line, (count, means, norm)) in enumerate(zip(steps, returned, strict=True)):
         assert set(line) == STEP | {"query", "repr", "ce"}
         assert (line["step"], line["of"]) == (number + 1, 6)
-        assert (line["epoch"], line["asks"]) == (number // 3 + 1, count)
+        assert (line["epoch"], line["questions"]) == (number // 3 + 1, count)
         assert line["lr"] == made.report["lr"] * trainer.schedule(number, 6)
         terms = [line[name] for name in ("loss", "query", "repr", "ce")]
         assert terms == pytest.approx(means.tolist(), abs=1e-6)
         assert line["gradient_norm"] == pytest.approx(float(norm), abs=1e-6)
-    assert sorted(line["asks"] for line in steps) == [4, 4, 8, 8, 8, 8]
-    curve = sum(line["ce"] * line["asks"] for line in steps[:3]) / 20
+    assert sorted(line["questions"] for line in steps) == [4, 4, 8, 8, 8, 8]
+    curve = sum(line["ce"] * line["questions"] for line in steps[:3]) / 20
     assert made.report["curves"]["ce"][0] == pytest.approx(curve, abs=1e-5)
     held = [line for line in lines if line["what"] == "held_out"]
     assert [line["epoch"] for line in held] == [0, 1, 2]

@@ -15,12 +15,12 @@ from cdcca_cli.distillation import losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import DistillSettings, distill
 from cdcca_cli.distillation.encoding import Example, encode
-from cdcca_cli.distillation.teacher_outputs import TeacherQuery, query_teacher, is_a_choice
+from cdcca_cli.distillation.teacher_outputs import TeacherQuery, is_a_choice, query_teacher
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.formats import lessons
+from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.lessons import Lesson, key_of
+from cdcca_cli.formats.labels import LabelEntry, key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import CHOICES, make_shards
@@ -31,18 +31,20 @@ HOW = TeacherQuery(batch_size=8, bits=32)
 
 def everything(
     teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: TeacherQuery = HOW
-) -> list[Lesson]:
+) -> list[LabelEntry]:
     file = query_teacher(teacher, shards, replace(how, path=path))
     return [file.read(key_of(shard)) for shard in shards]
 
 
-def said_of_each(shards: list[Shard], said: list[Lesson]) -> Iterator[tuple[Example, Lesson, int]]:
-    for shard, lesson in zip(shards, said, strict=True):
-        for place, one in enumerate(shard.asks):
-            yield Example(shard, one), lesson, place
+def said_of_each(
+    shards: list[Shard], said: list[LabelEntry]
+) -> Iterator[tuple[Example, LabelEntry, int]]:
+    for shard, entry in zip(shards, said, strict=True):
+        for place, one in enumerate(shard.questions):
+            yield Example(shard, one), entry, place
 
 
-def assert_same(left: list[Lesson], right: list[Lesson]) -> None:
+def assert_same(left: list[LabelEntry], right: list[LabelEntry]) -> None:
     for one, other in zip(left, right, strict=True):
         assert (one.answers, one.nats, one.inputs) == (other.answers, other.nats, other.inputs)
         for name in ("queries", "visual", "answer", "logits"):
@@ -52,41 +54,41 @@ def assert_same(left: list[Lesson], right: list[Lesson]) -> None:
                 np.testing.assert_array_equal(a, b)
 
 
-def test_lessons_are_what_the_teacher_gives_for_each_ask_alone(
+def test_labels_are_what_the_teacher_gives_for_each_question_alone(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
-    lessons = everything(teacher, shards[:3], how=replace(HOW, logits=True))
-    for example, lesson, place in said_of_each(shards[:3], lessons):
+    labels = everything(teacher, shards[:3], how=replace(HOW, logits=True))
+    for example, entry, place in said_of_each(shards[:3], labels):
         with torch.no_grad():
             seen = encode(teacher, [example])
-            ids = teacher.answer_ids([lesson.answers[place]])
+            ids = teacher.answer_ids([entry.answers[place]])
             forward = teacher.forward(seen.spliced, ids)
             (nats,) = losses.answer_cross_entropy(forward.logits, ids).tolist()
-        assert lesson.answer is not None and lesson.logits is not None
+        assert entry.answer is not None and entry.logits is not None
         assert forward.answer_hidden is not None
         for kept, alone in (
-            (lesson.queries[lesson.inputs[place]], seen.queries[0]),
-            (lesson.visual[place], forward.hidden[0]),
-            (lesson.answer[place], forward.answer_hidden[0]),
-            (lesson.logits[place], forward.logits[0]),
+            (entry.queries[entry.inputs[place]], seen.queries[0]),
+            (entry.visual[place], forward.hidden[0]),
+            (entry.answer[place], forward.answer_hidden[0]),
+            (entry.logits[place], forward.logits[0]),
         ):
             np.testing.assert_allclose(kept, alone.numpy(), rtol=1e-4, atol=1e-4)
-        assert lesson.nats[place] == pytest.approx(nats, rel=1e-4)
-        if example.ask.choices is None:
-            most = teaching.MAX_NEW_TOKENS[example.ask.task]
+        assert entry.nats[place] == pytest.approx(nats, rel=1e-4)
+        if example.question.choices is None:
+            most = teaching.MAX_NEW_TOKENS[example.question.task]
             (generated,) = teacher.generate(seen.spliced, most).ids
-            assert lesson.answers[place] == teacher.decode(generated)
+            assert entry.answers[place] == teacher.decode(generated)
 
 
-def test_asks_of_a_frame_share_its_queries(teacher: LoadedModel, shards: list[Shard]) -> None:
-    lesson = everything(teacher, shards[:1])[0]
-    assert (len(lesson.queries), lesson.inputs) == (1, [0, 0, 0])
+def test_questions_of_a_frame_share_its_queries(teacher: LoadedModel, shards: list[Shard]) -> None:
+    entry = everything(teacher, shards[:1])[0]
+    assert (len(entry.queries), entry.inputs) == (1, [0, 0, 0])
 
 
 def test_a_connector_that_reads_the_prompt_has_queries_for_each(instructblip: Path) -> None:
     model = load(instructblip, compute="cpu")
-    lesson = everything(model, make_shards(model, 1))[0]
-    assert (len(lesson.queries), lesson.inputs) == (3, [0, 1, 2])
+    entry = everything(model, make_shards(model, 1))[0]
+    assert (len(entry.queries), entry.inputs) == (3, [0, 1, 2])
 
 
 def test_an_encoder_decoder_has_no_rows_where_it_answers(blip2_t5: Path) -> None:
@@ -98,9 +100,9 @@ def test_a_free_answer_that_is_no_choice_gives_way_to_the_likeliest_choice(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
     """The likelihoods are summed here from the logits of a forward pass, choice by choice."""
-    lessons = everything(teacher, shards[:1])
-    example, lesson, place = next(
-        row for row in said_of_each(shards[:1], lessons) if row[0].ask.choices is not None
+    labels = everything(teacher, shards[:1])
+    example, entry, place = next(
+        row for row in said_of_each(shards[:1], labels) if row[0].question.choices is not None
     )
     likelihoods = []
     with torch.no_grad():
@@ -113,7 +115,7 @@ def test_a_free_answer_that_is_no_choice_gives_way_to_the_likeliest_choice(
                     for row, token in zip(logits, ids[0].tolist(), strict=True)
                 )
             )
-    assert lesson.answers[place] == CHOICES[likelihoods.index(max(likelihoods))]
+    assert entry.answers[place] == CHOICES[likelihoods.index(max(likelihoods))]
 
 
 def test_a_free_answer_among_the_choices_stays(
@@ -121,8 +123,8 @@ def test_a_free_answer_among_the_choices_stays(
 ) -> None:
     monkeypatch.setattr(teacher, "decode", lambda _ids: "Two")
     monkeypatch.setattr(teacher, "score_choices", None)
-    only = [replace(shard, asks=[shard.asks[1]]) for shard in shards[:2]]
-    assert [lesson.answers for lesson in everything(teacher, only)] == [["Two"], ["Two"]]
+    only = [replace(shard, questions=[shard.questions[1]]) for shard in shards[:2]]
+    assert [entry.answers for entry in everything(teacher, only)] == [["Two"], ["Two"]]
 
 
 def test_is_a_choice_looks_past_case_and_blanks() -> None:
@@ -134,9 +136,9 @@ def test_is_a_choice_looks_past_case_and_blanks() -> None:
 def test_each_place_of_a_projector_has_its_rows(llava: Path) -> None:
     """P family: as many query vectors as tokens were kept, 5 of one frame and 2 of the next."""
     model = load(llava, compute="cpu")
-    lessons = everything(model, make_shards(model, 2, keep=(5, 2)))
-    assert [[len(rows) for rows in lesson.queries] for lesson in lessons] == [[5], [2]]
-    assert [[len(rows) for rows in lesson.visual] for lesson in lessons] == [[5, 5, 5], [2, 2]]
+    labels = everything(model, make_shards(model, 2, keep=(5, 2)))
+    assert [[len(rows) for rows in entry.queries] for entry in labels] == [[5], [2]]
+    assert [[len(rows) for rows in entry.visual] for entry in labels] == [[5, 5, 5], [2, 2]]
 
 
 def test_what_was_said_is_read_again(
@@ -147,7 +149,7 @@ def test_what_was_said_is_read_again(
     never: Callable[..., None],
 ) -> None:
     """Whatever the batch size, and in another order."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     first = everything(teacher, shards, path)
     assert_same(first, everything(teacher, shards))
     monkeypatch.setattr(teacher, "generate", never)
@@ -158,19 +160,19 @@ def test_what_was_said_is_read_again(
 def test_only_what_is_new_is_asked(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything(teacher, shards[:6], tmp_path / "lessons")
+    everything(teacher, shards[:6], tmp_path / "labels")
     rows: list[int] = []
     inner = teacher.generate
     monkeypatch.setattr(teacher, "generate", lambda s, most: rows.append(len(s)) or inner(s, most))
     each = replace(HOW, batch_size=1)
-    everything(teacher, shards[6:] + shards[:6], tmp_path / "lessons", each)
-    assert sum(rows) == sum(len(shard.asks) for shard in shards[6:])
+    everything(teacher, shards[6:] + shards[:6], tmp_path / "labels", each)
+    assert sum(rows) == sum(len(shard.questions) for shard in shards[6:])
 
 
 def test_logits_are_asked_for_once_they_are_wanted(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path
 ) -> None:
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     plain = everything(teacher, shards[:2], path)
     assert plain[0].logits is None
     full = everything(teacher, shards[:2], path, replace(HOW, logits=True))
@@ -182,7 +184,7 @@ def test_a_pass_that_was_cut_anywhere_ends_with_the_same_bytes(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The file is cut at a dozen places, in a record and between two: what is whole is kept."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     everything(teacher, shards, path)
     whole = path.read_bytes()
     for end in np.linspace(0, len(whole) - 1, 12).astype(int):
@@ -192,27 +194,27 @@ def test_a_pass_that_was_cut_anywhere_ends_with_the_same_bytes(
     assert "computed again" in capsys.readouterr().err
 
 
-def test_lessons_of_another_teacher_are_refused(
+def test_labels_of_another_teacher_are_refused(
     teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    everything(teacher, shards[:3], tmp_path / "lessons")
+    everything(teacher, shards[:3], tmp_path / "labels")
     with pytest.raises(BadData, match="another `cache`"):
-        everything(load(tiny_pair[1], compute="cpu"), shards[:3], tmp_path / "lessons")
+        everything(load(tiny_pair[1], compute="cpu"), shards[:3], tmp_path / "labels")
 
 
-def test_lessons_of_the_same_weights_read_otherwise_are_refused(
+def test_labels_of_the_same_weights_read_otherwise_are_refused(
     teacher: LoadedModel, shards: list[Shard], tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """In another dtype, with another vocabulary, or of other bits than are asked for."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     everything(teacher, shards[:3], path)
     whole = path.read_bytes()
     half = load(tiny_pair[0], compute="cpu", dtype="bfloat16")
     assert half.digest == teacher.digest
     with pytest.raises(BadData, match="in float32 then, and in bfloat16 now: set `dtype`"):
         everything(half, shards[:3], path)
-    head = lessons.Head(teacher.digest, "sha256:" + "0" * 64, "float32", 16)
-    with pytest.raises(BadData, match="vocabulary was sha256:"), lessons.writing(path, head):
+    head = labels.Head(teacher.digest, "sha256:" + "0" * 64, "float32", 16)
+    with pytest.raises(BadData, match="vocabulary was sha256:"), labels.writing(path, head):
         pass
     with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
         query_teacher(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
@@ -223,7 +225,7 @@ def test_a_whole_file_need_not_be_writable(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a read-only file system, which this one is told to be."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     made = everything(teacher, shards[:3], path)
 
     def refuse(*_: object) -> None:
@@ -274,34 +276,34 @@ def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another launch joins and removes it between its opening and its lock, twice over."""
-    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
-    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
-    (key, lesson) = key_of(shards[0]), everything(teacher, shards[:1])[0]
-    inner, removed = lessons._lock, []
+    common, part = tmp_path / "labels", tmp_path / "labels.part-1-0"
+    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    (key, entry) = key_of(shards[0]), everything(teacher, shards[:1])[0]
+    inner, removed = labels._lock, []
 
     def join_first(file: BinaryIO, where: str) -> None:
         if where == str(part) and len(removed) < 2:
-            with lessons.writing(common, head) as other:
+            with labels.writing(common, head) as other:
                 teaching.join(other, [part])
             removed.append(part.exists())
         inner(file, where)
 
-    monkeypatch.setattr(lessons, "_lock", join_first)
-    with lessons.writing(part, head) as own:
-        own.append(key, lesson)
+    monkeypatch.setattr(labels, "_lock", join_first)
+    with labels.writing(part, head) as own:
+        own.append(key, entry)
     assert removed == [False, False]
-    with lessons.writing(common, head) as other:
+    with labels.writing(common, head) as other:
         teaching.join(other, [part])
-        assert_same([other.read(key)], [lesson])
+        assert_same([other.read(key)], [entry])
     assert not part.exists()
 
 
 def test_a_part_that_is_being_written_is_left_alone(
     teacher: LoadedModel, shards: list[Shard], tmp_path: Path
 ) -> None:
-    common, part = tmp_path / "lessons", tmp_path / "lessons.part-1-0"
-    head = lessons.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
-    with lessons.writing(part, head), lessons.writing(common, head) as other:
+    common, part = tmp_path / "labels", tmp_path / "labels.part-1-0"
+    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    with labels.writing(part, head), labels.writing(common, head) as other:
         teaching.join(other, [part])
         assert part.exists()
 
@@ -318,7 +320,7 @@ def test_a_large_teacher_teaches(
     shards: list[Shard],
     tmp_path: Path,
 ) -> None:
-    """Its tower is the student's, and its lessons are near the full one's.
+    """Its tower is the student's, and its labels are near the full one's.
 
     Twice the same: answering changes neither its digest nor its next answer.
     """
@@ -340,7 +342,7 @@ def test_a_large_teacher_teaches(
     assert (overlay_digest(made.overlay) == overlay_digest(full.overlay)) == (kind == "device map")
     curves = made.report["curves"]
     assert curves["held_out"][1] < curves["held_out"][0]
-    (lesson,), (exact,) = (everything(model, shards[:1]) for model in (large, teacher))
-    np.testing.assert_allclose(lesson.queries[0], exact.queries[0], atol=1e-5)  # not quantised
-    cosine = np.corrcoef(lesson.visual[0].ravel(), exact.visual[0].ravel())[0, 1]
+    (entry,), (exact,) = (everything(model, shards[:1]) for model in (large, teacher))
+    np.testing.assert_allclose(entry.queries[0], exact.queries[0], atol=1e-5)  # not quantised
+    cosine = np.corrcoef(entry.visual[0].ravel(), exact.visual[0].ravel())[0, 1]
     assert cosine > 0.9

@@ -54,7 +54,7 @@ def test_the_loss_is_the_entropy_of_its_own_greedy_answers(
     lengths = set()
     for number, loss in zip(batch, loss_B.tolist(), strict=True):
         example = run.dataset.examples[number]
-        by_hand = entropies_of_own_answer(run.student, example, MOST[example.ask.task])
+        by_hand = entropies_of_own_answer(run.student, example, MOST[example.question.task])
         lengths.add(len(by_hand))
         assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
     assert lengths == {3, 5}
@@ -71,7 +71,7 @@ def test_of_every_family(checkpoint: str, request: pytest.FixtureRequest, tmp_pa
     batch = run.dataset.train[:4]
     for number, loss in zip(batch, run.method.losses(batch)["entropy"].tolist(), strict=True):
         example = run.dataset.examples[number]
-        by_hand = entropies_of_own_answer(run.student, example, MOST[example.ask.task])
+        by_hand = entropies_of_own_answer(run.student, example, MOST[example.question.task])
         assert loss == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
     assert train_epochs(run, mirror).done == 1
 
@@ -137,7 +137,7 @@ def test_a_teacher_judges_and_changes_nothing(
     assert overlay_digest(made.overlay) == overlay_digest(alone.overlay)
     assert made.report["curves"]["entropy"] == alone.report["curves"]["entropy"]
     assert made.held_out is not None
-    assert made.held_out.num_asks == sum(asked)
+    assert made.held_out.num_questions == sum(asked)
 
 
 def test_what_got_worse_is_written_all_the_same(

@@ -147,7 +147,7 @@ def test_a_run_in_parts_ends_where_the_whole_does(
     assert max(np.abs(whole.overlay[n] - base[n]).max() for n in base) > 1e-3
 
 
-def test_no_more_asks_than_a_part_have_gradients_at_once(
+def test_no_more_questions_than_a_part_have_gradients_at_once(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While phi and weights are made, too: that is what parts are for."""
@@ -198,7 +198,7 @@ def test_a_frozen_connector_changes_no_gradient(
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5 * scale)
     assert connected[0] == len(
         {
-            (e.shard.frame, e.ask.id if one.student.reads_prompt else "")
+            (e.shard.frame, e.question.id if one.student.reads_prompt else "")
             for e in (one.dataset.examples[number] for number in one.dataset.train)
         }
     )
@@ -252,7 +252,10 @@ def test_cotta_needs_no_teacher_in_parts(mirror: Device, shards: list[Shard]) ->
         cotta_threshold=1.0,
     )
     report = distill(shards, None, mirror, settings).report["cotta"]
-    assert (report["batches"], report["augmented"]) == (5, 5)  # 20 asks in batches of 8, 8 and 4
+    assert (report["batches"], report["augmented"]) == (
+        5,
+        5,
+    )  # 20 questions in batches of 8, 8 and 4
 
 
 def test_settings_that_cannot_be() -> None:

@@ -23,7 +23,7 @@ from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut, RateAware, write_adaptation
 from cdcca_cli.formats.device import write_overlay_file
-from cdcca_cli.formats.shard import Ask, Shard, writer
+from cdcca_cli.formats.shard import Question, Shard, writer
 from cdcca_cli.formats.update import Update
 from tests.downlink import changes, forged
 from tests.downlink.forged import CODECS, made, parts_of, sealed
@@ -358,7 +358,10 @@ def _written(write: Callable[[BytesIO], object]) -> bytes:
 def _shard(number: int, bits: int) -> Shard:
     source = np.random.default_rng(number)
     tokens = source.standard_normal((4, 6)).astype(np.float16).astype(np.float32)
-    asks = [Ask("q", "What?", "vqa", ["cat", "dog"], 0.5), Ask("c", None, "caption", None, None)]
+    questions = [
+        Question("q", "What?", "vqa", ["cat", "dog"], 0.5),
+        Question("c", None, "caption", None, None),
+    ]
     return Shard(
         frame=f"f{number}",
         image=f"f{number}.png",
@@ -368,7 +371,7 @@ def _shard(number: int, bits: int) -> Shard:
         scores=source.random(4).astype(np.float32),
         num_tokens=36,
         tower=forged.MODEL,
-        asks=asks,
+        questions=questions,
         bits=bits,
     )
 

@@ -159,11 +159,11 @@ def test_mutants(tmp_path: Path, count: int) -> None:
 @pytest.mark.parametrize("half", ["\\ud800", "\\udc00 a", "\\udc00\\ud800"])
 def test_half_of_a_character(half: str) -> None:
     """A mutant's: an answer that was read and could not be written. No tokenizer takes one."""
-    asks = [make.ASK | {"prompt": json.loads(f'"{half}"')}]
+    questions = [make.ASK | {"prompt": json.loads(f'"{half}"')}]
     chosen = [make.ASK | {"choices": ["cat", json.loads(f'"{half}"')]}]
     for data, reader in (
         (make.adaptation_2(f'[["{half}"]]'), adaptation),
-        (make.shard({"asks": asks}) + make.end(1), shards),
+        (make.shard({"asks": questions}) + make.end(1), shards),
         (make.shard({"asks": chosen}) + make.end(1), shards),
     ):
         with pytest.raises(BadData):

@@ -25,14 +25,14 @@ from cdcca_cli.formats.adaptation import (
     read_adaptation,
     write_adaptation,
 )
-from cdcca_cli.formats.shard import Ask, Shard, writer
+from cdcca_cli.formats.shard import Question, Shard, writer
 from tests.golden import make
 
 DIGEST = "sha256:" + "0" * 64
 OVERLAY = {"b.weight": np.ones((2, 3), np.float32), "a.bias": np.zeros(4, np.float32)}
 
 
-def shard(frame: str, *, bits: int = 8, seed: int = 0, asks: int = 2) -> Shard:
+def shard(frame: str, *, bits: int = 8, seed: int = 0, questions: int = 2) -> Shard:
     """A frame whose tokens are what a reader of so many bits has."""
     tokens = np.random.default_rng(seed).standard_normal((3, 8)).astype(np.float32)
     made = Shard(
@@ -44,7 +44,7 @@ def shard(frame: str, *, bits: int = 8, seed: int = 0, asks: int = 2) -> Shard:
         scores=np.zeros(3, np.float32),
         num_tokens=9,
         tower=DIGEST,
-        asks=[Ask(f"{frame}-{number}", "what?", "vqa") for number in range(asks)],
+        questions=[Question(f"{frame}-{number}", "what?", "vqa") for number in range(questions)],
         bits=bits,
     )
     out = io.BytesIO()
@@ -55,7 +55,7 @@ def shard(frame: str, *, bits: int = 8, seed: int = 0, asks: int = 2) -> Shard:
 
 
 def adaptation(**change: Any) -> Adaptation:
-    held_out = HeldOut([shard("f"), shard("g", bits=16, asks=1)], [["red", "two é"], ["cat"]])
+    held_out = HeldOut([shard("f"), shard("g", bits=16, questions=1)], [["red", "two é"], ["cat"]])
     made = Adaptation(
         overlay=OVERLAY,
         base=DIGEST,
@@ -89,7 +89,11 @@ def test_all_of_it_comes_back() -> None:
     assert found.held_out is not None and made.held_out is not None
     assert found.held_out.answers == made.held_out.answers
     for ours, theirs in zip(made.held_out.shards, found.held_out.shards, strict=True):
-        assert (ours.frame, ours.asks, ours.tower) == (theirs.frame, theirs.asks, theirs.tower)
+        assert (ours.frame, ours.questions, ours.tower) == (
+            theirs.frame,
+            theirs.questions,
+            theirs.tower,
+        )
         assert np.array_equal(ours.tokens, theirs.tokens)
     assert written(found) == written(made)
 
@@ -264,7 +268,7 @@ def test_a_flipped_bit_is_refused_or_read_and_never_a_crash(place: int, bit: int
 
 
 def test_frames_of_two_towers_are_refused() -> None:
-    other = replace(shard("g", asks=1), tower="sha256:" + "1" * 64)
+    other = replace(shard("g", questions=1), tower="sha256:" + "1" * 64)
     mixed = HeldOut([shard("f"), other], [["red", "two"], ["cat"]])
     with pytest.raises(BadData, match="one vision tower"):
         written(adaptation(held_out=mixed))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cdcca_cli.downlink import signatures
-from cdcca_cli.formats import adaptation, device, lessons, predictions, shard, trust, update
+from cdcca_cli.formats import adaptation, device, labels, predictions, shard, trust, update
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -74,7 +74,7 @@ def test_float32_shard() -> None:
     assert only.scores.tolist() == [0.5, 0.75]
     assert (only.frame, only.image, only.domain) == ("f1", "frames/f1.png", "night")
     assert (only.num_tokens, only.bits, only.tower) == (36, 32, make.TOWER)
-    assert only.asks == [shard.Ask("q1", "What?", "vqa", ["cat", "dog"], 0.5)]
+    assert only.questions == [shard.Question("q1", "What?", "vqa", ["cat", "dog"], 0.5)]
     assert only.num_bytes == len(make.shard())
 
 
@@ -83,7 +83,7 @@ def test_float16_shard() -> None:
     (only,) = _shards("shard_v1_f16.shards")
     assert only.tokens.tolist() == [[1.5, -2.0, 0.0], [0.25, 8.0, -0.125]]
     assert only.tokens.dtype == np.float32
-    assert only.asks == [shard.Ask("c", None, "caption", None, None)]
+    assert only.questions == [shard.Question("c", None, "caption", None, None)]
 
 
 def test_int8_shard() -> None:
@@ -116,44 +116,44 @@ def test_predictions() -> None:
     assert "".join(map(predictions.encode_line, (first, second))) == text
 
 
-def test_lessons() -> None:
+def test_labels() -> None:
     """The values are those that make.py packs with struct; all but one are exact in 16 bits."""
-    found = lessons.open_lessons(VALID / "lessons_v1.lessons")
-    assert found.head == lessons.Head(make.MODEL, make.BASE, "float32", 16)
+    found = labels.open_labels(VALID / "lessons_v1.lessons")
+    assert found.head == labels.Head(make.MODEL, make.BASE, "float32", 16)
     (key,) = found.places
-    assert key == make.LESSON["key"] and found.has(key, logits=True)
-    lesson = found.read(key)
-    assert (lesson.answers, lesson.nats, lesson.inputs) == (["a cat é", ""], [0.25, 1.5], [0, 0])
-    assert [rows.tolist() for rows in lesson.queries] == [[[1.5, -2, 0], [0.25, 8, -0.125]]]
-    assert [rows.tolist() for rows in lesson.visual] == [[[70_000], [0.5]], [[-0.5], [3]]]
-    assert lesson.answer is not None and lesson.logits is not None
-    assert [rows.tolist() for rows in lesson.answer] == [[[1], [2]], [[3]]]
-    assert [rows.tolist() for rows in lesson.logits] == [[[0, -1], [-2, 4]], [[0.5, 0.75]]]
-    assert all(rows.dtype == np.float32 for rows in lesson.visual + lesson.queries)
+    assert key == make.LABEL["key"] and found.has(key, logits=True)
+    entry = found.read(key)
+    assert (entry.answers, entry.nats, entry.inputs) == (["a cat é", ""], [0.25, 1.5], [0, 0])
+    assert [rows.tolist() for rows in entry.queries] == [[[1.5, -2, 0], [0.25, 8, -0.125]]]
+    assert [rows.tolist() for rows in entry.visual] == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert entry.answer is not None and entry.logits is not None
+    assert [rows.tolist() for rows in entry.answer] == [[[1], [2]], [[3]]]
+    assert [rows.tolist() for rows in entry.logits] == [[[0, -1], [-2, 4]], [[0.5, 0.75]]]
+    assert all(rows.dtype == np.float32 for rows in entry.visual + entry.queries)
 
 
-def test_lessons_of_8_bits() -> None:
+def test_labels_of_8_bits() -> None:
     """Codes 127, -1, 0 at scale 2 are 254, -2, 0; -127 and 64 at 0.5 are -63.5 and 32."""
-    found = lessons.open_lessons(VALID / "lessons_v1_i8.lessons")
-    lesson = found.read(make.LESSON_I8["key"])
-    assert [rows.tolist() for rows in lesson.queries] == [[[254, -2, 0], [0, 0, 0]]]
-    assert [rows.tolist() for rows in lesson.visual] == [[[-63.5, 32]]]
-    assert (lesson.answer, lesson.logits) == (None, None)
-    assert not found.has(make.LESSON_I8["key"], logits=True)
+    found = labels.open_labels(VALID / "lessons_v1_i8.lessons")
+    entry = found.read(make.LABEL_I8["key"])
+    assert [rows.tolist() for rows in entry.queries] == [[[254, -2, 0], [0, 0, 0]]]
+    assert [rows.tolist() for rows in entry.visual] == [[[-63.5, 32]]]
+    assert (entry.answer, entry.logits) == (None, None)
+    assert not found.has(make.LABEL_I8["key"], logits=True)
 
 
-def test_lessons_that_were_not_finished() -> None:
-    found = lessons.open_lessons(VALID / "lessons_v1_unfinished.lessons")
-    assert list(found.places) == [make.LESSON["key"]]
-    assert found.end == len(make.lessons(make.lesson()))
+def test_labels_that_were_not_finished() -> None:
+    found = labels.open_labels(VALID / "lessons_v1_unfinished.lessons")
+    assert list(found.places) == [make.LABEL["key"]]
+    assert found.end == len(make.labels(make.entry()))
 
 
 @pytest.mark.parametrize("name", ["lessons_v1", "lessons_v1_i8", "lessons_v1_none"])
-def test_the_writer_gives_the_golden_lessons_again(name: str, tmp_path: Path) -> None:
-    path = VALID / f"{name}.lessons"
-    found = lessons.open_lessons(path)
+def test_the_writer_gives_the_golden_labels_again(name: str, tmp_path: Path) -> None:
+    path = VALID / f"{name}.labels"
+    found = labels.open_labels(path)
     assert found.head is not None
-    with lessons.writing(tmp_path / "again", found.head) as again:
+    with labels.writing(tmp_path / "again", found.head) as again:
         for key in found.places:
             again.append(key, found.read(key))
     assert (tmp_path / "again").read_bytes() == path.read_bytes()

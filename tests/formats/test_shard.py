@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats import shard
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from tests.golden import make
 
 TOWER = "sha256:" + "5" * 64
@@ -30,7 +30,7 @@ def make_shard(bits: int = 32, num_kept: int = 3, channels: int = 4, **change: o
         "scores": generator.random(num_kept).astype(np.float32),
         "num_tokens": num_kept * 2,
         "tower": TOWER,
-        "asks": [Ask("q", "What?", "vqa", ["a", "b"], 0.5)],
+        "questions": [Question("q", "What?", "vqa", ["a", "b"], 0.5)],
         "bits": bits,
     }
     return Shard(**(values | change))
@@ -49,14 +49,14 @@ def read(data: bytes) -> list[Shard]:
 
 
 def assert_same(found: Shard, expected: Shard) -> None:
-    for name in ("frame", "image", "domain", "num_tokens", "tower", "asks", "bits"):
+    for name in ("frame", "image", "domain", "num_tokens", "tower", "questions", "bits"):
         assert getattr(found, name) == getattr(expected, name)
     for name in ("tokens", "positions", "scores"):
         assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
 
 
 ASKS = st.builds(
-    Ask,
+    Question,
     id=TEXT,
     prompt=st.none() | TEXT,
     task=st.sampled_from(["vqa", "caption"]),
@@ -81,7 +81,7 @@ def shards(draw: st.DrawFn) -> Shard:
         scores=draw(arrays.arrays(np.float32, shape[:1], elements=FINITE)),
         num_tokens=num_tokens,
         tower=TOWER,
-        asks=draw(st.lists(ASKS, max_size=2)),
+        questions=draw(st.lists(ASKS, max_size=2)),
     )
 
 
@@ -206,8 +206,8 @@ def test_a_writer_that_fails_leaves_no_end_record() -> None:
         ({"frame": ""}, "empty"),
         ({"tower": "none"}, "not a digest"),
         ({"num_tokens": 0}, "num_tokens"),
-        ({"asks": [Ask("q", None, "chat")]}, "task"),  # type: ignore[arg-type]
-        ({"asks": [Ask("q", None, "vqa", [])]}, "choices"),
+        ({"questions": [Question("q", None, "chat")]}, "task"),  # type: ignore[arg-type]
+        ({"questions": [Question("q", None, "vqa", [])]}, "choices"),
     ],
 )
 def test_what_could_not_be_read_is_not_written(change: dict, words: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import adaptation, device, lessons, predictions, shard
+from cdcca_cli.formats import adaptation, device, labels, predictions, shard
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
 from cdcca_cli.inspection.look import look
@@ -75,9 +75,9 @@ SHARDS = [
     make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
 ]
 LABELS = [
-    make.lessons(make.lesson()),
-    make.lessons(make.lesson(), make.lesson_i8()),
-    make.lessons(make.lesson({"key": "sha256:" + "0b" * 32}), make.lesson(), bits=32),
+    make.labels(make.entry()),
+    make.labels(make.entry(), make.entry_i8()),
+    make.labels(make.entry({"key": "sha256:" + "0b" * 32}), make.entry(), bits=32),
 ]
 ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
 
@@ -107,7 +107,7 @@ def _read_shards(data: bytes, folder: Path) -> None:
     try:
         for each in shard.read_shards(io.BytesIO(data)):
             shard.shard_bytes(each)
-            lessons.key_of(each)
+            labels.key_of(each)
             _writable(each)
     finally:
         look(str(_written(folder, data)))
@@ -120,7 +120,7 @@ def _change_labels(rng: Random) -> bytes:
 def _read_labels(data: bytes, folder: Path) -> None:
     path = _written(folder, data)
     try:
-        found = lessons.open_lessons(path)
+        found = labels.open_labels(path)
         for key in found.places:
             _writable(found.read(key))
             found.raw(key)

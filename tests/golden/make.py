@@ -134,7 +134,7 @@ def overlay_digest(tensors: dict[str, Tensor]) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-LESSONS = {
+LABELS = {
     "kind": "lessons",
     "version": 1,
     "teacher": MODEL,
@@ -142,8 +142,9 @@ LESSONS = {
     "dtype": "float32",
     "bits": 16,
 }
-# One input for both asks: 2 queries. Ask 0 has an answer of 2 tokens, ask 1 nothing but an end.
-LESSON = {
+# One input for both questions: 2 queries. Ask 0 has an answer of 2 tokens, ask 1 nothing but an
+# end.
+LABEL = {
     "kind": "lesson",
     "version": 1,
     "key": "sha256:" + "0a" * 32,
@@ -154,15 +155,15 @@ LESSON = {
     "visual": [2, 2],
     "answer": [2, 1],
 }
-LESSON_TENSORS: dict[str, Tensor] = {
+LABEL_TENSORS: dict[str, Tensor] = {
     "queries": ("F16", [2, 3], halves(1.5, -2, 0, 0.25, 8, -0.125)),
     "visual": ("F32", [4, 1], floats(70_000, 0.5, -0.5, 3)),  # 16 bits end at 65,504
     "answer": ("F16", [3, 1], halves(1, 2, 3)),
     "logits": ("F16", [3, 2], halves(0, -1, -2, 4, 0.5, 0.75)),
 }
-# Of one ask that an encoder-decoder answered. Row 0 of queries: scale 2; row 1: all zero.
-LESSON_I8 = {
-    **LESSON,
+# Of one question that an encoder-decoder answered. Row 0 of queries: scale 2; row 1: all zero.
+LABEL_I8 = {
+    **LABEL,
     "key": "sha256:" + "0b" * 32,
     "answers": ["two"],
     "nats": [0.0],
@@ -170,7 +171,7 @@ LESSON_I8 = {
     "visual": [1],
     "answer": [0],
 }
-LESSON_TENSORS_I8: dict[str, Tensor] = {
+LABEL_TENSORS_I8: dict[str, Tensor] = {
     "queries": ("I8", [2, 3], struct.pack("<6b", 127, -1, 0, 0, 0, 0)),
     "queries.scales": ("F32", [2], floats(2.0, 0.0)),
     "visual": ("I8", [1, 2], struct.pack("<2b", -127, 64)),
@@ -270,24 +271,24 @@ def device_state() -> dict[str, Any]:
     }
 
 
-def labels_file(*lessons: bytes, **change: Any) -> bytes:
-    """A file: the head, with keys changed, and lessons."""
-    return record({**LESSONS, **change}, {}) + b"".join(lessons)
+def labels_file(*labels: bytes, **change: Any) -> bytes:
+    """A file: the head, with keys changed, and labels."""
+    return record({**LABELS, **change}, {}) + b"".join(labels)
 
 
 def label_entry(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
-    """A lesson with header keys and tensors changed, and its sum; None takes a tensor out."""
-    changed = {n: t for n, t in {**LESSON_TENSORS, **tensors}.items() if t is not None}
-    return record(summed({**LESSON, **(change or {})}, changed), changed)
+    """An entry with header keys and tensors changed, and its sum; None takes a tensor out."""
+    changed = {n: t for n, t in {**LABEL_TENSORS, **tensors}.items() if t is not None}
+    return record(summed({**LABEL, **(change or {})}, changed), changed)
 
 
-def lesson_i8(**tensors: Tensor | None) -> bytes:
-    changed = {n: t for n, t in {**LESSON_TENSORS_I8, **tensors}.items() if t is not None}
-    return record(summed(LESSON_I8, changed), changed)
+def entry_i8(**tensors: Tensor | None) -> bytes:
+    changed = {n: t for n, t in {**LABEL_TENSORS_I8, **tensors}.items() if t is not None}
+    return record(summed(LABEL_I8, changed), changed)
 
 
 def summed(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A lesson's header with its sum, unless it has one."""
+    """An entry's header with its sum, unless it has one."""
     said = dumps(header).encode()
     return {"sum": overlay_digest({**tensors, "header": ("U8", [len(said)], said)}), **header}
 
@@ -398,9 +399,9 @@ def valid() -> dict[str, bytes]:
         "no_shards_v1.shards": end(0),
         "two_zstd_frames_v1.shards": packed.compress(shard() + end(1)) + packed.compress(stream_i8),
         "lessons_v1.lessons": labels_file(label_entry()),
-        "lessons_v1_i8.lessons": labels_file(lesson_i8(), bits=8),
+        "lessons_v1_i8.lessons": labels_file(entry_i8(), bits=8),
         "lessons_v1_none.lessons": labels_file(bits=32),
-        "lessons_v1_unfinished.lessons": labels_file(label_entry(), lesson_i8()[:-9]),
+        "lessons_v1_unfinished.lessons": labels_file(label_entry(), entry_i8()[:-9]),
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
         "adaptation_v2.adaptation": adaptation_2(),
@@ -452,9 +453,9 @@ def bomb() -> bytes:
 
 
 def half_a_name() -> bytes:
-    """A lesson with a tensor whose name cannot be written in UTF-8."""
-    tensors = {**LESSON_TENSORS, "\ud83d": SCORES}
-    return record({**LESSON, "sum": TARGET}, tensors)
+    """An entry with a tensor whose name cannot be written in UTF-8."""
+    tensors = {**LABEL_TENSORS, "\ud83d": SCORES}
+    return record({**LABEL, "sum": TARGET}, tensors)
 
 
 def deep_update() -> bytes:
@@ -529,7 +530,11 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         struct.pack("<Q", 1 << 40) + b"{}" + bytes(60),
     ),
     "tensor_of_zero_times_2_80.shards": (65, "elements", record(SHARD, HUGE_AND_EMPTY)),
-    "tensor_of_zero_times_2_80.lessons": (65, "elements", labels_file(record(LESSON, HUGE_AND_EMPTY))),
+    "tensor_of_zero_times_2_80.lessons": (
+        65,
+        "elements",
+        labels_file(record(LABEL, HUGE_AND_EMPTY)),
+    ),
     "tensor_of_zero_times_2_80.trust": (65, "elements", record(TRUST_HEADER, HUGE_AND_EMPTY)),
     "frame_half_a_character.shards": (65, "surrogate", shard({"frame": "caf\udce9.jpg"})),
     "image_half_a_character.shards": (65, "surrogate", shard({"image": "caf\udce9.jpg"})),
@@ -683,7 +688,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "ask_no_choices.shards": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
     "ask_choice_a_number.shards": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
     "ask_negative_entropy.shards": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
-    # -- lessons
+    # -- labels
     "cut_in_head.lessons": (65, "cut short", labels_file()[:-20]),
     "newer_head.lessons": (76, "upgrade", labels_file(version=2)),
     "newer_lesson.lessons": (
@@ -694,15 +699,19 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "no_head.lessons": (65, "found one frame's labels", label_entry()),
     "second_head.lessons": (65, "found a teacher's labels", labels_file() + labels_file()),
     "shard_inside.lessons": (65, "found token shards", labels_file(shard())),
-    "junk_behind.lessons": (65, "not a cdcca record", labels_file(label_entry()) + b"junk junk junk junk"),
+    "junk_behind.lessons": (
+        65,
+        "not a cdcca record",
+        labels_file(label_entry()) + b"junk junk junk junk",
+    ),
     "zeros_behind.lessons": (65, "not a cdcca record", labels_file(label_entry()) + bytes(400)),
-    "head_with_tensors.lessons": (65, "has tensors", record(LESSONS, OVERLAY)),
+    "head_with_tensors.lessons": (65, "has tensors", record(LABELS, OVERLAY)),
     "head_with_unknown_key.lessons": (65, "unknown key", labels_file(model=MODEL)),
-    "bits_4.lessons": (65, "head of its lessons", labels_file(bits=4)),
+    "bits_4.lessons": (65, "head of its labels", labels_file(bits=4)),
     "bits_true.lessons": (65, "'bits'", labels_file(bits=True)),
-    "dtype_unknown.lessons": (65, "head of its lessons", labels_file(dtype="float8")),
-    "teacher_no_digest.lessons": (65, "head of its lessons", labels_file(teacher="blip")),
-    "vocabulary_a_list.lessons": (65, "head of its lessons", labels_file(vocabulary=[])),
+    "dtype_unknown.lessons": (65, "head of its labels", labels_file(dtype="float8")),
+    "teacher_no_digest.lessons": (65, "head of its labels", labels_file(teacher="blip")),
+    "vocabulary_a_list.lessons": (65, "head of its labels", labels_file(vocabulary=[])),
     "lesson_without_key.lessons": (65, "'key'", labels_file(label_entry({"key": "sha256:0"}))),
     "lesson_with_labels.lessons": (65, "unknown key", labels_file(label_entry({"labels": []}))),
     "sum_of_other_tensors.lessons": (
@@ -727,7 +736,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "codes_without_scales.lessons": (
         65,
         "with the tensors",
-        labels_file(lesson_i8(**{"visual.scales": None})),
+        labels_file(entry_i8(**{"visual.scales": None})),
     ),
     "scales_without_codes.lessons": (
         65,
@@ -737,35 +746,43 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "scales_of_halves.lessons": (
         65,
         "number of scales",
-        labels_file(lesson_i8(**{"visual.scales": ("F16", [1], halves(1))})),
+        labels_file(entry_i8(**{"visual.scales": ("F16", [1], halves(1))})),
     ),
     "scales_for_other_rows.lessons": (
         65,
         "number of scales",
-        labels_file(lesson_i8(**{"visual.scales": ("F32", [2], floats(1, 1))})),
+        labels_file(entry_i8(**{"visual.scales": ("F32", [2], floats(1, 1))})),
     ),
     "scales_negative.lessons": (
         65,
         "below 0",
-        labels_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(-0.5))})),
+        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(-0.5))})),
     ),
     "scales_nan.lessons": (
         65,
         "not finite",
-        labels_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(NAN))})),
+        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(NAN))})),
     ),
     "scales_overflow.lessons": (
         65,
         "not finite",
-        labels_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(3e38))})),
+        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(3e38))})),
     ),
     "code_minus_128.lessons": (
         65,
         "-128",
-        labels_file(lesson_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0)))),
+        labels_file(entry_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0)))),
     ),
-    "whole_numbers.lessons": (65, "int32", labels_file(label_entry(answer=("I32", [3, 1], bytes(12))))),
-    "one_dimension.lessons": (65, "1 dimensions", labels_file(label_entry(answer=("F16", [3], bytes(6))))),
+    "whole_numbers.lessons": (
+        65,
+        "int32",
+        labels_file(label_entry(answer=("I32", [3, 1], bytes(12)))),
+    ),
+    "one_dimension.lessons": (
+        65,
+        "1 dimensions",
+        labels_file(label_entry(answer=("F16", [3], bytes(6)))),
+    ),
     "rows_too_few.lessons": (
         65,
         "2 rows of answer",

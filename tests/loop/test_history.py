@@ -1,14 +1,14 @@
 """The results of rounds: two decimals in the table, at most two in JSON."""
 
-from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.datasets import LabelledQuestion, Reference
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.scores import score
 
 
 def question(name: str) -> Reference:
-    ask = LabelledAsk(name, "?", "vqa", choices=["cat", "dog"], correct_choice_idx=1)
-    return Reference(ask, name)
+    question = LabelledQuestion(name, "?", "vqa", choices=["cat", "dog"], correct_choice_idx=1)
+    return Reference(question, name)
 
 
 def test_scores_have_two_decimals() -> None:

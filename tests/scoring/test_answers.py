@@ -16,10 +16,10 @@ from cdcca_cli.scoring.answers import Answer, answers_of, read_answers
 DATA = Path(__file__).parents[3] / "shared" / "data" / "aokvqa" / "predictions"
 
 
-def prediction(ask_id: str, answer: str, choice: str | None = None) -> dict[str, object]:
+def prediction(question_id: str, answer: str, choice: str | None = None) -> dict[str, object]:
     return {
         "v": 1,
-        "id": ask_id,
+        "id": question_id,
         "image": "a.png",
         "task": "vqa",
         "prompt": "What is it?",
@@ -114,7 +114,7 @@ def test_choices_and_free_answers_in_two_files(tmp_path: Path) -> None:
             read_answers(paths)
 
 
-def test_two_different_answers_to_one_ask(tmp_path: Path) -> None:
+def test_two_different_answers_to_one_question(tmp_path: Path) -> None:
     path = write(tmp_path / "p", prediction("1", "dog"), prediction("1", "cat"))
     with pytest.raises(BadData, match="'1' is answered twice"):
         read_answers([path])
@@ -273,7 +273,7 @@ def test_mutated_files_end_in_answers_or_one_line(tmp_path: Path, seed: int) -> 
     (tmp_path / "p").write_bytes(data)
     try:
         answers = read_answers([str(tmp_path / "p")])
-        assert all(isinstance(ask_id, str) for ask_id in answers.by_id)
+        assert all(isinstance(question_id, str) for question_id in answers.by_id)
     except CdccaError as error:
         assert error.exit_code in (65, 76)
         assert len(str(error).splitlines()) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.datasets import LabelledQuestion, Reference
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.continual import (
@@ -43,12 +43,12 @@ def world(right: Sequence[dict[str, int]], num_frames: int = 10) -> World:
     rounds: list[dict[str, Answer]] = [{} for _ in right]
     for domain in right[0]:
         for number in range(num_frames):
-            ask = LabelledAsk(
+            question = LabelledQuestion(
                 f"{domain}{number}", "?", "vqa", choices=["yes", "no"], correct_choice_idx=0
             )
-            references[ask.id] = Reference(ask, f"{domain}{number}.png", domain or None)
+            references[question.id] = Reference(question, f"{domain}{number}.png", domain or None)
             for answers, counts in zip(rounds, right, strict=True):
-                answers[ask.id] = Answer(choice="yes" if number < counts[domain] else "no")
+                answers[question.id] = Answer(choice="yes" if number < counts[domain] else "no")
     return rounds, references
 
 
@@ -158,13 +158,15 @@ def test_refused() -> None:
     rounds, references = world(LEARNT)
     with pytest.raises(UsageError, match="`round`"):
         matrix([], [], references, metric="mc")
-    free = {ask_id: Answer(text="yes") for ask_id in references}
+    free = {question_id: Answer(text="yes") for question_id in references}
     unanswered = [score(references, rounds[0]), score(references, free, metrics=["mc"])]
     some = dict(list(rounds[1].items())[:-3])
     fewer = [score(references, rounds[0]), score(references, some, answered_only=True)]
     with pytest.raises(BadData, match="different questions of 'c'"):
         of_scores(fewer, [None, None], "mc")
-    without = {ask_id: answer for ask_id, answer in rounds[1].items() if ask_id[0] != "b"}
+    without = {
+        question_id: answer for question_id, answer in rounds[1].items() if question_id[0] != "b"
+    }
     fewer[1] = score(references, without, answered_only=True)
     with pytest.raises(BadData, match="different questions of 'b'"):
         of_scores(fewer, [None, None], "mc")
@@ -193,11 +195,15 @@ def test_the_interval_is_paired() -> None:
     right = [draw.random() < 0.5 for _ in range(360)]
     references, before, after = {}, {}, {}
     for number in range(400):
-        ask = LabelledAsk(str(number), "?", "vqa", choices=["y", "n"], correct_choice_idx=0)
-        references[ask.id] = Reference(ask, ask.id, "d")
+        question = LabelledQuestion(
+            str(number), "?", "vqa", choices=["y", "n"], correct_choice_idx=0
+        )
+        references[question.id] = Reference(question, question.id, "d")
         was = number >= 360 or right[number]
         now = number < 360 and right[number]
-        before[ask.id], after[ask.id] = (Answer(choice="y" if one else "n") for one in (was, now))
+        before[question.id], after[question.id] = (
+            Answer(choice="y" if one else "n") for one in (was, now)
+        )
     it = matrix([before, after], [None, None], references, metric="mc")
     assert it.forgetting is not None and it.forgetting.interval is not None
     assert it.forgetting.value == pytest.approx(10)
@@ -249,7 +255,7 @@ def test_any_metric(metric: str) -> None:
     rounds: list[dict[str, Answer]] = [{}, {}]
     for number in range(12):
         frame, domain = f"{number}.png", "ab"[number % 2]
-        vqa = LabelledAsk(
+        vqa = LabelledQuestion(
             f"q{number}",
             "?",
             "vqa",
@@ -257,11 +263,11 @@ def test_any_metric(metric: str) -> None:
             correct_choice_idx=1,
             answers=words[1:2] * 10,
         )
-        caption = LabelledAsk(
+        caption = LabelledQuestion(
             f"c{number}", None, "caption", captions=[" ".join(draw.choices(words, k=8))] * 2
         )
-        for ask in (vqa, caption):
-            references[ask.id] = Reference(ask, frame, domain)
+        for question in (vqa, caption):
+            references[question.id] = Reference(question, frame, domain)
         for answers in rounds:
             choice = draw.choice(words[:4])
             answers[vqa.id] = Answer(text=choice, choice=choice)

@@ -447,8 +447,8 @@ def by_hand(references: Any, predictions: Any) -> dict[str, float]:
         return {}
     if isinstance(predictions, dict):
         mine = {
-            ask_id: (one.get("multiple_choice"), one.get("direct_answer"))
-            for ask_id, one in predictions.items()
+            question_id: (one.get("multiple_choice"), one.get("direct_answer"))
+            for question_id, one in predictions.items()
         }
     elif predictions and isinstance(predictions[0], dict) and "v" in predictions[0]:
         mine = {one["id"]: (chosen_by(one), one["answer"]) for one in predictions}
@@ -456,8 +456,8 @@ def by_hand(references: Any, predictions: Any) -> dict[str, float]:
         return {}
     chosen, direct = [], []
     for one in references:
-        ask_id = one.get("question_id", one.get("id"))
-        choice, answer = mine.get(ask_id, (None, None))
+        question_id = one.get("question_id", one.get("id"))
+        choice, answer = mine.get(question_id, (None, None))
         right = one.get("correct_choice_idx")
         if one.get("choices") and right is not None:
             chosen.append(float(choice == one["choices"][int(right)]))

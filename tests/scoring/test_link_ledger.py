@@ -35,7 +35,7 @@ def stream(path: Path, bits: int, frames: list[str], kept: int = 9, channels: in
                     scores=np.ones(kept, np.float32),
                     num_tokens=36,
                     tower=DIGEST,
-                    asks=[shards.Ask("1", "?", "vqa")],
+                    questions=[shards.Question("1", "?", "vqa")],
                     bits=bits,
                 )
             )

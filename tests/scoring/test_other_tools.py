@@ -232,7 +232,7 @@ def test_karpathys_dataset_with_predictions_of_one_split(
     """Predictions for both images of `test`: the image of `val` is not missing, it is left out."""
     made = [{"image_id": i, "caption": MADE[i]} for i in (11, 12)]
     report, err = evaluate(capfd, write(tmp_path / "p", made), karpathy(tmp_path))
-    assert report["references"]["asks"] == 2 and report["references"]["source"] == "caption"
+    assert report["references"]["questions"] == 2 and report["references"]["source"] == "caption"
     assert report["scores"]["bleu4"]["missing"] == 0
     assert report["scores"]["bleu4"]["score"] == pytest.approx(100)
     assert report["scores"]["cider"]["score"] == pytest.approx(cider([11, 12]), abs=1e-6)
@@ -277,7 +277,7 @@ def test_frames_of_karpathys_dataset(tmp_path: Path) -> None:
         (images / f"COCO_val2014_{i:012d}.jpg").write_bytes(b"")
     frames = list(read_frames(karpathy(tmp_path), images=tmp_path))
     assert [frame.id for frame in frames] == ["11", "12", "13"]
-    assert frames[0].asks[0].captions == HUMAN[11]
+    assert frames[0].questions[0].captions == HUMAN[11]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdcca_cli.datasets import LabelledAsk, Reference
+from cdcca_cli.datasets import LabelledQuestion, Reference
 from cdcca_cli.errors import BelowMark, UsageError
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.evaluation import evaluate
@@ -13,16 +13,16 @@ from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings, par
 
 def report(domain: str, kind: str) -> Report:
     """DA of the domain is 100 and of the kind 50: one of two questions of the kind is in it."""
-    asks = [("1", domain, "dog"), ("2", "elsewhere", "cat")]
+    questions = [("1", domain, "dog"), ("2", "elsewhere", "cat")]
     references = {
-        ask_id: Reference(
-            LabelledAsk(ask_id, prompt="?", task="vqa", answers=["dog"] * 10, kind=kind),
-            frame=ask_id,
+        question_id: Reference(
+            LabelledQuestion(question_id, prompt="?", task="vqa", answers=["dog"] * 10, kind=kind),
+            frame=question_id,
             domain=place,
         )
-        for ask_id, place, _ in asks
+        for question_id, place, _ in questions
     }
-    return Report(scores=score(references, {i: Answer(text) for i, _, text in asks}))
+    return Report(scores=score(references, {i: Answer(text) for i, _, text in questions}))
 
 
 def test_a_mark_of_a_domain_and_a_kind_of_one_name_is_refused() -> None:
@@ -43,8 +43,9 @@ def test_a_mark_of_one_score_may_be_short_or_long() -> None:
         found.require(parse_marks("da.kind.near=1"))
 
 
-def test_rounds_are_not_scored_over_answered_asks_only() -> None:
-    """Each round over asks of its own: their differences would be of questions, not of rounds."""
+def test_rounds_are_not_scored_over_answered_questions_only() -> None:
+    """Each round over questions of its own: their differences would be of questions, not of
+    rounds."""
     inputs = EvaluationInputs(references=("r.json",), round=("0.jsonl", "1.jsonl"))
     with pytest.raises(UsageError, match="`answered_only`: would score each `round` over other"):
         evaluate(inputs, EvaluationSettings(answered_only=True))

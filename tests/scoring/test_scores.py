@@ -1,4 +1,5 @@
-"""Which asks count for what, groups, missing predictions, differences; A-OKVQA's real scores."""
+"""Which questions count for what, groups, missing predictions, differences; A-OKVQA's real
+scores."""
 
 import json
 import random
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.datasets import LabelledAsk, Reference, read_references
+from cdcca_cli.datasets import LabelledQuestion, Reference, read_references
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.scoring.answers import Answer, read_answers
 from cdcca_cli.scoring.captions import scorers
@@ -24,7 +25,9 @@ real = pytest.mark.skipif(
 )
 
 
-def question(ask_id: str, frame: str, *, domain: str | None = None, **fields: object) -> Reference:
+def question(
+    question_id: str, frame: str, *, domain: str | None = None, **fields: object
+) -> Reference:
     labels: dict[str, object] = {
         "prompt": "?",
         "task": "vqa",
@@ -32,11 +35,11 @@ def question(ask_id: str, frame: str, *, domain: str | None = None, **fields: ob
         "correct_choice_idx": 1,
         "answers": ["dog"] * 2 + ["pup"] * 8,
     }
-    return Reference(LabelledAsk(ask_id, **{**labels, **fields}), frame, domain)  # type: ignore[arg-type]
+    return Reference(LabelledQuestion(question_id, **{**labels, **fields}), frame, domain)  # type: ignore[arg-type]
 
 
 def caption(frame: str, *captions: str, domain: str | None = None) -> Reference:
-    return Reference(LabelledAsk(frame, captions=list(captions)), frame, domain)
+    return Reference(LabelledQuestion(frame, captions=list(captions)), frame, domain)
 
 
 def values(scores: Scores) -> dict[str, float]:
@@ -159,8 +162,8 @@ def test_task() -> None:
 def test_the_task_is_that_of_the_references() -> None:
     for source, task in TASKS.items():
         known = {
-            ask_id: replace(reference, source=source)  # type: ignore[arg-type]
-            for ask_id, reference in REFERENCES.items()
+            question_id: replace(reference, source=source)  # type: ignore[arg-type]
+            for question_id, reference in REFERENCES.items()
         }
         scores = score(known, ANSWERS)
         assert scores.task == source
@@ -194,10 +197,12 @@ def nocaps(seed: int) -> tuple[dict[str, Reference], dict[str, Answer]]:
     references, answers = {}, {}
     for domain, size in (("in-domain", 4), ("near-domain", 9), ("out-domain", 6)):
         for number in range(size):
-            ask_id = f"{domain}{number}"
+            question_id = f"{domain}{number}"
             human = [" ".join(draw.choices("abcdef", k=6)) for _ in range(3)]
-            references[ask_id] = replace(caption(ask_id, *human, domain=domain), source="nocaps")
-            answers[ask_id] = Answer(" ".join(draw.choices("abcdef", k=6)))
+            references[question_id] = replace(
+                caption(question_id, *human, domain=domain), source="nocaps"
+            )
+            answers[question_id] = Answer(" ".join(draw.choices("abcdef", k=6)))
     return references, answers
 
 
@@ -244,9 +249,11 @@ def made_up(seed: int) -> tuple[dict[str, Reference], dict[str, Answer]]:
     draw = random.Random(seed)
     references, answers = {}, {}
     for number in range(60):
-        ask_id, frame = f"q{number}", f"f{number // 3}"
-        references[ask_id] = question(ask_id, frame, domain=draw.choice("xy"))
-        answers[ask_id] = Answer(draw.choice(["dog", "pup", "cow"]), draw.choice(["cat", "dog"]))
+        question_id, frame = f"q{number}", f"f{number // 3}"
+        references[question_id] = question(question_id, frame, domain=draw.choice("xy"))
+        answers[question_id] = Answer(
+            draw.choice(["dog", "pup", "cow"]), draw.choice(["cat", "dog"])
+        )
         text = " ".join(draw.choices("a b c d".split(), k=6))  # noqa: SIM905
         references[f"c{number}"] = caption(f"c{number}", text)
         answers[f"c{number}"] = Answer(" ".join(draw.choices(["a", "b", "c"], k=6)))
@@ -273,7 +280,7 @@ def test_intervals_hold_the_score() -> None:
 
 def test_compare() -> None:
     references, theirs = made_up(4)
-    ours = {ask_id: Answer(one.text, "dog") for ask_id, one in theirs.items()}
+    ours = {question_id: Answer(one.text, "dog") for question_id, one in theirs.items()}
     differences = compare(score(references, ours), score(references, theirs))
     mc, da = differences["mc", "all", "all"], differences["da", "all", "all"]
     wrong = sum(answer.choice == "cat" for answer in theirs.values())
@@ -398,14 +405,14 @@ def test_real_captions_score_as_with_pycocoevalcap(name: str) -> None:
     The two sets that are made of the captions are made as their names say."""
     expected = json.loads((COCO / "reference_scores.json").read_text())[name]
     references = dict(read_references(COCO / "captions_val2017.json"))
-    human = {i: one.ask.captions or [] for i, one in references.items()}
+    human = {i: one.question.captions or [] for i, one in references.items()}
     file = FILES[name]
     if file is not None:
         answers = read_answers([str(COCO / file)]).by_id
     elif name.startswith("human"):
         answers = {i: Answer(texts[0]) for i, texts in human.items()}
         references = {
-            i: replace(one, ask=replace(one.ask, captions=human[i][1:]))
+            i: replace(one, question=replace(one.question, captions=human[i][1:]))
             for i, one in references.items()
         }
     else:

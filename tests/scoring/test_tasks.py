@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdcca_cli.datasets import LabelledAsk, Reference, read_references
+from cdcca_cli.datasets import LabelledQuestion, Reference, read_references
 from cdcca_cli.errors import UsageError
 from cdcca_cli.scoring.tasks import TASKS, metrics_of, nocaps_domain, split_of, task_of
 
@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 def made(source: str, count: int, *, difficult: int = 0, domain: str | None = None) -> dict:
     return {
         f"{domain}{number}": Reference(
-            LabelledAsk(f"{domain}{number}", difficult_direct_answer=number < difficult),
+            LabelledQuestion(f"{domain}{number}", difficult_direct_answer=number < difficult),
             f"{domain}{number}",
             domain,
             source,  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def test_the_task_is_that_of_the_references() -> None:
     for source in TASKS:
         assert task_of(made(source, 2)) == source
     assert task_of(made("aokvqa", 1) | made("caption", 1, domain="x")) == "manifest"
-    assert task_of({"a": Reference(LabelledAsk("a"), "a")}) == "manifest"
+    assert task_of({"a": Reference(LabelledQuestion("a"), "a")}) == "manifest"
 
 
 def test_metrics_have_one_order_and_names_that_exist() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdcca_cli.datasets import Frame, LabelledAsk
+from cdcca_cli.datasets import Frame, LabelledQuestion
 from cdcca_cli.models import LoadedModel, load
 from tests import tiny
 
@@ -23,16 +23,16 @@ def model(blip2_llama: Path) -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
-    """12 frames of 1 to 4 asks: a caption each, questions with and without choices, labels."""
+    """12 frames of 1 to 4 questions: a caption each, questions with and without choices, labels."""
     folder = tmp_path_factory.mktemp("frames")
     made = []
     for number, image in enumerate(tiny.images(12, seed=5)):
         path = folder / f"{number:02}.png"
         image.save(path)
-        asks = [LabelledAsk(f"{number}-c", captions=["a secret label"])]
+        questions = [LabelledQuestion(f"{number}-c", captions=["a secret label"])]
         for place in range(number % 4):
-            asks.append(
-                LabelledAsk(
+            questions.append(
+                LabelledQuestion(
                     f"{number}-{place}",
                     QUESTIONS[place],
                     "vqa",
@@ -41,5 +41,5 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
                     answers=["a secret label"] * 10,
                 )
             )
-        made.append(Frame(path.name, path, asks, domain="night" if number % 2 else None))
+        made.append(Frame(path.name, path, questions, domain="night" if number % 2 else None))
     return made

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli.datasets import Frame, LabelledAsk, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.models import LoadedModel, load
@@ -45,8 +45,12 @@ def test_the_batch_size_changes_nothing(
 
 
 def test_in_the_order_of_the_input(predictions: list[Prediction], frames: list[Frame]) -> None:
-    assert [p.id for p in predictions] == [ask.id for frame in frames for ask in frame.asks]
-    assert [p.prompt for p in predictions] == [ask.prompt for f in frames for ask in f.asks]
+    assert [p.id for p in predictions] == [
+        question.id for frame in frames for question in frame.questions
+    ]
+    assert [p.prompt for p in predictions] == [
+        question.prompt for f in frames for question in f.questions
+    ]
     assert {p.domain for p in predictions} == {"night", None}
 
 
@@ -65,7 +69,7 @@ def test_the_tower_runs_once_a_frame(
         model, "trunk", lambda pixels, block: rows.append(len(pixels)) or trunk(pixels, block)
     )
     answered(model, frames, batch_size=batch_size)
-    assert sum(rows) == len(frames) < sum(len(frame.asks) for frame in frames)
+    assert sum(rows) == len(frames) < sum(len(frame.questions) for frame in frames)
     assert max(rows) <= batch_size
 
 
@@ -85,7 +89,7 @@ def test_a_window_is_all_that_is_read_ahead(model: LoadedModel, frames: list[Fra
 def test_windows_divide_no_frame_and_lose_none(frames: list[Frame]) -> None:
     runs = list(windows(frames, 1))
     assert [frame for run in runs for frame in run] == frames
-    assert all(sum(len(frame.asks) for frame in run[:-1]) < 2 for run in runs)
+    assert all(sum(len(frame.questions) for frame in run[:-1]) < 2 for run in runs)
 
 
 def test_entropy_is_of_the_tokens_that_were_chosen(
@@ -93,8 +97,8 @@ def test_entropy_is_of_the_tokens_that_were_chosen(
 ) -> None:
     """Second form: answers fed back one token at a time through `forward`, in float64 loops."""
     for frame, prediction in ((frames[0], predictions[0]), (frames[1], predictions[2])):
-        ask = next(ask for ask in frame.asks if ask.id == prediction.id)
-        text = model.format_prompt(ask.prompt, ask.task)
+        question = next(question for question in frame.questions if question.id == prediction.id)
+        text = model.format_prompt(question.prompt, question.task)
         ids: list[int] = []
         slow = []
         with torch.no_grad():
@@ -175,8 +179,8 @@ def damaged(frames: list[Frame], tmp_path: Path) -> Frame:
     """A frame with questions whose picture is cut short."""
     path = tmp_path / "damaged.png"
     path.write_bytes(frames[0].image.read_bytes()[:150])
-    asks = [LabelledAsk("bad-1", "how many?", "vqa"), LabelledAsk("bad-2")]
-    return Frame(path.name, path, asks)
+    questions = [LabelledQuestion("bad-1", "how many?", "vqa"), LabelledQuestion("bad-2")]
+    return Frame(path.name, path, questions)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
@@ -194,7 +198,7 @@ def test_a_damaged_frame_is_left_out_and_read_once(
     )
     how = AnswerSettings(batch_size=batch_size, max_new_tokens=6)
     skipped = Skipped()
-    gone = Frame("gone.png", damaged.image.parent / "gone.png", damaged.asks)
+    gone = Frame("gone.png", damaged.image.parent / "gone.png", damaged.questions)
     mixed = [*frames[:2], damaged, *frames[2:5], gone]
     found = list(answer_frames(model, mixed, how, skipped))
     expected = list(answer_frames(model, frames[:5], how))

@@ -26,7 +26,7 @@ class Repeated:
 
     def __iter__(self) -> Iterator[Frame]:
         for number in range(self._number):
-            yield Frame(f"{number}.png", self._frame.image, self._frame.asks)
+            yield Frame(f"{number}.png", self._frame.image, self._frame.questions)
 
 
 def resident_bytes() -> int:

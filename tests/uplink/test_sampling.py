@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cdcca_cli import streams
-from cdcca_cli.datasets import Frame, LabelledAsk, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.predictions import Prediction
@@ -56,7 +56,7 @@ def stream_of(shards: list[Shard]) -> bytes:
 
 
 def picked(shards: list[Shard]) -> list[str]:
-    return [ask.id for shard in shards for ask in shard.asks]
+    return [question.id for shard in shards for question in shard.questions]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 class TestStage1:
     @pytest.mark.parametrize("entropy", ["mean", "sum", "max", "first"])
-    def test_the_highest_asks_in_the_order_of_the_input(
+    def test_the_highest_questions_in_the_order_of_the_input(
         self,
         model: LoadedModel,
         frames: list[Frame],
@@ -88,14 +88,14 @@ class TestStage1:
         assert picked(shards) == expected
         figures = {p.id: p.entropy[entropy] for p in predictions}
         for shard in shards:
-            for ask in shard.asks:
-                assert ask.entropy == pytest.approx(figures[ask.id], abs=1e-5)
+            for question in shard.questions:
+                assert question.entropy == pytest.approx(figures[question.id], abs=1e-5)
 
-    def test_ten_percent_of_the_asks_by_default(
+    def test_ten_percent_of_the_questions_by_default(
         self, model: LoadedModel, frames: list[Frame]
     ) -> None:
-        """30 asks, so 3."""
-        assert sum(len(frame.asks) for frame in frames) == 30
+        """30 questions, so 3."""
+        assert sum(len(frame.questions) for frame in frames) == 30
         assert len(picked(sampled(model, frames))) == 3
 
     def test_threshold(
@@ -129,7 +129,7 @@ class TestStage1:
         with_file: bool,
         bits: int,
     ) -> None:
-        """Second form: the whole stream of the n highest asks, for every n."""
+        """Second form: the whole stream of the n highest questions, for every n."""
         earlier = predictions if with_file else None
         lengths = {
             number: len(stream_of(sampled(model, frames, predictions, top=str(number), bits=bits)))
@@ -214,8 +214,8 @@ class TestStage2:
                 assert a.positions.tolist() == b.positions.tolist()
                 assert a.tokens.tobytes() == b.tokens.tobytes()
                 assert a.scores.tobytes() == b.scores.tobytes()
-                assert [x.entropy for x in a.asks] == pytest.approx(
-                    [x.entropy for x in b.asks], abs=1e-5
+                assert [x.entropy for x in a.questions] == pytest.approx(
+                    [x.entropy for x in b.questions], abs=1e-5
                 )
 
     def test_kept_are_the_highest_scores(self, model: LoadedModel, frames: list[Frame]) -> None:
@@ -264,7 +264,12 @@ class TestStage2:
         shards = sampled(model, frames, bits=bits)
         again = list(shard_format.read_shards(io.BytesIO(stream_of(shards))))
         for a, b in zip(shards, again, strict=True):
-            assert (a.frame, a.asks, a.image, a.domain) == (b.frame, b.asks, b.image, b.domain)
+            assert (a.frame, a.questions, a.image, a.domain) == (
+                b.frame,
+                b.questions,
+                b.image,
+                b.domain,
+            )
             assert a.positions.tolist() == b.positions.tolist()
             assert np.abs(a.tokens - b.tokens).max() <= (0, 2e-3, 2e-2)[(32, 16, 8).index(bits)]
 
@@ -324,7 +329,7 @@ class TestCost:
                 return slot
 
         monkeypatch.setattr(sampling, "Spool", Watched)
-        many = [Frame(f"{n}", f.image, f.asks) for n in range(4) for f in frames]
+        many = [Frame(f"{n}", f.image, f.questions) for n in range(4) for f in frames]
         assert len(sampled(model, many, top="3")) <= 3
         assert len(slots) <= 3
         slots.clear()
@@ -353,11 +358,11 @@ class TestBadFrames:
     def mixed(self, frames: list[Frame], tmp_path: Path) -> list[Frame]:
         path = tmp_path / "damaged.png"
         path.write_bytes(frames[0].image.read_bytes()[:150])
-        asks = [LabelledAsk(f"bad-{number}", "how many?", "vqa") for number in range(10)]
+        questions = [LabelledQuestion(f"bad-{number}", "how many?", "vqa") for number in range(10)]
         name = os.fsdecode(b"caf\xe9.png")
         other = tmp_path / name
         other.write_bytes(frames[0].image.read_bytes())
-        return [Frame("damaged.png", path, asks), *frames, Frame(name, other, asks)]
+        return [Frame("damaged.png", path, questions), *frames, Frame(name, other, questions)]
 
     @pytest.mark.parametrize(
         "options", [{}, {"top": "50%"}, {"top": "4"}, {"threshold": 0.5}, {"budget_bytes": 9_000}]
@@ -450,9 +455,12 @@ def test_a_frame_of_two_tasks_sends_only_what_was_picked(
     model: LoadedModel, frames: list[Frame]
 ) -> None:
     shards = sampled(model, frames, top="2")
-    assert sum(len(shard.asks) for shard in shards) == 2
+    assert sum(len(shard.questions) for shard in shards) == 2
     by_id = {frame.id: frame for frame in frames}
     for shard in shards:
-        asks: list[LabelledAsk] = by_id[shard.frame].asks
-        places = [[ask.id for ask in asks].index(ask.id) for ask in shard.asks]
+        questions: list[LabelledQuestion] = by_id[shard.frame].questions
+        places = [
+            [question.id for question in questions].index(question.id)
+            for question in shard.questions
+        ]
         assert places == sorted(places)

@@ -1,4 +1,4 @@
-"""The rules: what a share is, which asks rank, which tokens stay."""
+"""The rules: what a share is, which questions rank, which tokens stay."""
 
 import random
 
@@ -15,28 +15,32 @@ from cdcca_cli.uplink.selection import (
 
 
 def some_entropies(seed: int) -> list[list[float | None]]:
-    """Frames of 0 to 4 asks; few different values, so that there are ties; some have no figure."""
+    """Frames of 0 to 4 questions; few different values, so that there are ties; some have no
+    figure."""
     rng = random.Random(seed)
     values = [None, 0.0, 0.5, 1.0, 1.0, 2.0, 3.5]
     return [rng.choices(values, k=rng.randint(0, 4)) for _ in range(rng.randint(1, 30))]
 
 
-def sorted_asks(frames: list[list[float | None]]) -> list[tuple[int, int]]:
+def sorted_questions(frames: list[list[float | None]]) -> list[tuple[int, int]]:
     """All asks that have a figure: the highest first, ties in the order of the input."""
-    asks = [
-        (entropy, frame, ask)
+    questions = [
+        (entropy, frame, question)
         for frame, entropies in enumerate(frames)
-        for ask, entropy in enumerate(entropies)
+        for question, entropy in enumerate(entropies)
         if entropy is not None
     ]
-    return [(frame, ask) for _, frame, ask in sorted(asks, key=lambda item: (-item[0], *item[1:]))]
+    return [
+        (frame, question)
+        for _, frame, question in sorted(questions, key=lambda item: (-item[0], *item[1:]))
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_ranking_one_by_one_is_sorting_all(seed: int) -> None:
     frames = some_entropies(seed)
     for most in (0, 1, 3, 10, 1000):
-        ranking = Ranking(max_asks=most)
+        ranking = Ranking(max_questions=most)
         alive: set[int] = set()
         for frame, entropies in enumerate(frames):
             gone = ranking.offer(frame, entropies)
@@ -44,21 +48,26 @@ def test_ranking_one_by_one_is_sorting_all(seed: int) -> None:
             alive = (alive | {frame}) - gone
             assert alive == {frame for frame, _ in ranking}
             assert len(list(ranking)) <= most
-        assert list(ranking) == sorted_asks(frames)[:most]
-        flat = [(frame, ask) for frame, asks in ranking.by_frame().items() for ask in asks]
+        assert list(ranking) == sorted_questions(frames)[:most]
+        flat = [
+            (frame, question)
+            for frame, questions in ranking.by_frame().items()
+            for question in questions
+        ]
         assert flat == sorted(ranking)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_ranking_of_so_many_frames_is_a_prefix(seed: int) -> None:
-    """The slow form: walk down the sorted asks until one more would touch one frame too many."""
+    """The slow form: walk down the sorted questions until one more would touch one frame too
+    many."""
     frames = some_entropies(seed)
     for most in (0, 1, 2, 5, 100):
         expected: list[tuple[int, int]] = []
-        for ask in sorted_asks(frames):
-            if len({frame for frame, _ in [*expected, ask]}) > most:
+        for question in sorted_questions(frames):
+            if len({frame for frame, _ in [*expected, question]}) > most:
                 break
-            expected.append(ask)
+            expected.append(question)
         ranking = Ranking(max_frames=most)
         for frame, entropies in enumerate(frames):
             ranking.offer(frame, entropies)

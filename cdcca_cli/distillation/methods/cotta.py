@@ -95,7 +95,7 @@ class Cotta(Method):
         for number in range(self.settings.cotta_views):
             source = draws(self.settings.seed, Purpose.VIEWS, (first << 16) + number)
             seen = {place: augmented(shard, source) for place, shard in shards.items()}
-            yield [Example(seen[id(example.shard)], example.ask) for example in examples]
+            yield [Example(seen[id(example.shard)], example.question) for example in examples]
 
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | {"counts": self._counts_2}

@@ -46,7 +46,7 @@ def own_answers(context: MethodContext, batch: Sequence[int], spliced: Spliced) 
 
     An answer ends where its task's longest does, at the latest.
     """
-    tasks = [context.dataset.examples[number].ask.task for number in batch]
+    tasks = [context.dataset.examples[number].question.task for number in batch]
     most = [MAX_NEW_TOKENS[task] for task in tasks]
     made = context.student.generate(spliced, max(most))
     rows = [ids[:length] for ids, length in zip(made.ids, most, strict=True)]

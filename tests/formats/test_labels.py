@@ -1,4 +1,4 @@
-"""A file of lessons: what is written is read, what was cut is found again, damage is BadData."""
+"""A file of labels: what is written is read, what was cut is found again, damage is BadData."""
 
 import errno
 import gc
@@ -23,9 +23,9 @@ from hypothesis.extra import numpy as arrays
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError, MissingInput, NewerFormat
-from cdcca_cli.formats import lessons, locks, records
-from cdcca_cli.formats.lessons import Head, Lesson, LessonFile, key_of
-from cdcca_cli.formats.shard import Ask, Shard
+from cdcca_cli.formats import labels, locks, records
+from cdcca_cli.formats.labels import Head, LabelEntry, LabelFile, key_of
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.inspection.contents import summarize
 from tests.golden import make
 
@@ -39,14 +39,14 @@ def key(number: int) -> str:
     return f"sha256:{number:064x}"
 
 
-def make_lesson(seed: int = 0, *, logits: bool = False) -> Lesson:
-    """Two asks of one input: 3 queries of 4 channels, answers of 2 tokens and of 1."""
+def make_entry(seed: int = 0, *, logits: bool = False) -> LabelEntry:
+    """Two questions of one input: 3 queries of 4 channels, answers of 2 tokens and of 1."""
     generator = np.random.default_rng(seed)
 
     def rows(*shape: int) -> np.ndarray:
         return generator.normal(size=shape).astype(np.float32)
 
-    return Lesson(
+    return LabelEntry(
         answers=[f"red {seed}", ""],
         nats=[0.25, 1.5],
         inputs=[0, 0],
@@ -58,23 +58,23 @@ def make_lesson(seed: int = 0, *, logits: bool = False) -> Lesson:
 
 
 def write(path: Path, *numbers: int, head: Head = HEAD) -> bytes:
-    """The file of these lessons, as bytes too."""
-    with lessons.writing(path, head) as file:
+    """The file of these labels, as bytes too."""
+    with labels.writing(path, head) as file:
         for number in numbers:
-            file.append(key(number), make_lesson(number))
+            file.append(key(number), make_entry(number))
     return path.read_bytes()
 
 
-def read_all(path: Path) -> dict[str, Lesson]:
-    file = lessons.open_lessons(path)
+def read_all(path: Path) -> dict[str, LabelEntry]:
+    file = labels.open_labels(path)
     return {name: file.read(name) for name in file.places}
 
 
-def parts_of(lesson: Lesson) -> dict[str, list[np.ndarray] | None]:
-    return {name: getattr(lesson, name) for name in lessons.TENSORS}
+def parts_of(entry: LabelEntry) -> dict[str, list[np.ndarray] | None]:
+    return {name: getattr(entry, name) for name in labels.TENSORS}
 
 
-def assert_same(found: Lesson, expected: Lesson) -> None:
+def assert_same(found: LabelEntry, expected: LabelEntry) -> None:
     assert (found.answers, found.nats, found.inputs) == (
         expected.answers,
         expected.nats,
@@ -87,11 +87,11 @@ def assert_same(found: Lesson, expected: Lesson) -> None:
             np.testing.assert_array_equal(a, b)
 
 
-# ---------------------------------------------------------------- one lesson
+# ---------------------------------------------------------------- one entry
 
 
 @st.composite
-def any_lesson(draw: st.DrawFn) -> Lesson:
+def any_entry(draw: st.DrawFn) -> LabelEntry:
     count, num_inputs = draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
     def parts(lengths: list[int], width: int) -> list[np.ndarray]:
@@ -104,7 +104,7 @@ def any_lesson(draw: st.DrawFn) -> Lesson:
         return draw(st.lists(st.integers(0, 3), min_size=number, max_size=number))
 
     tokens, width = lengths(count), draw(st.integers(1, 3))
-    return Lesson(
+    return LabelEntry(
         answers=draw(st.lists(st.text(max_size=5), min_size=count, max_size=count)),
         nats=draw(st.lists(st.floats(0, 100), min_size=count, max_size=count)),
         inputs=draw(st.lists(st.integers(0, num_inputs - 1), min_size=count, max_size=count)),
@@ -115,11 +115,11 @@ def any_lesson(draw: st.DrawFn) -> Lesson:
     )
 
 
-def again(lesson: Lesson, bits: int) -> Lesson:
-    data = lessons.encode(key(1), lesson, bits)
-    record = records.read_record(BytesIO(data), kinds=lessons.KINDS)
+def again(entry: LabelEntry, bits: int) -> LabelEntry:
+    data = labels.encode(key(1), entry, bits)
+    record = records.read_record(BytesIO(data), kinds=labels.KINDS)
     assert record is not None and record.num_bytes == len(data)
-    return lessons.decode(record, "here")
+    return labels.decode(record, "here")
 
 
 def half_a_step(values_RC: np.ndarray, bits: int) -> np.ndarray:
@@ -137,43 +137,43 @@ def half_a_step(values_RC: np.ndarray, bits: int) -> np.ndarray:
 
 
 @settings(max_examples=40, deadline=None)
-@given(any_lesson(), st.sampled_from(lessons.BITS))
-def test_a_lesson_is_read_again_at_most_half_a_step_off(lesson: Lesson, bits: int) -> None:
-    found = again(lesson, bits)
+@given(any_entry(), st.sampled_from(labels.BITS))
+def test_a_entry_is_read_again_at_most_half_a_step_off(entry: LabelEntry, bits: int) -> None:
+    found = again(entry, bits)
     if bits == 32:
-        assert_same(found, lesson)
+        assert_same(found, entry)
     assert (found.answers, found.nats, found.inputs) == (
-        lesson.answers,
-        lesson.nats,
-        lesson.inputs,
+        entry.answers,
+        entry.nats,
+        entry.inputs,
     )
-    for ours, theirs in zip(parts_of(found).values(), parts_of(lesson).values(), strict=True):
+    for ours, theirs in zip(parts_of(found).values(), parts_of(entry).values(), strict=True):
         assert (ours is None) == (theirs is None)
         for a, b in zip(ours or [], theirs or [], strict=True):
             assert a.shape == b.shape and a.dtype == np.float32
             assert not a.size or (np.abs(a.astype(float) - b) <= half_a_step(b, bits)).all()
 
 
-@pytest.mark.parametrize("bits", lessons.BITS)
+@pytest.mark.parametrize("bits", labels.BITS)
 def test_a_number_that_does_not_fit_is_kept_as_it_is(bits: int) -> None:
     """65,520 rounds to infinity in 16 bits; in 8, float32's largest times 127 / 127 may."""
     large = np.float32(65_520 if bits == 16 else np.finfo(np.float32).max)
-    lesson = replace(make_lesson(), visual=[np.full((3, 5), large)] * 2)
-    np.testing.assert_allclose(again(lesson, bits).visual[1], large, rtol=1e-6)
+    entry = replace(make_entry(), visual=[np.full((3, 5), large)] * 2)
+    np.testing.assert_allclose(again(entry, bits).visual[1], large, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bits", lessons.BITS)
+@pytest.mark.parametrize("bits", labels.BITS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_written(value: float, bits: int) -> None:
-    lesson = make_lesson()
-    lesson.visual[1][2, 4] = value
+    entry = make_entry()
+    entry.visual[1][2, 4] = value
     with pytest.raises(BadData, match="visual has values that are not finite"):
-        lessons.encode(key(1), lesson, bits)
+        labels.encode(key(1), entry, bits)
     with pytest.raises(BadData, match="cross-entropy"):
-        lessons.encode(key(1), replace(make_lesson(), nats=[0.5, value]), bits)
+        labels.encode(key(1), replace(make_entry(), nats=[0.5, value]), bits)
 
 
-# ---------------------------------------------------------------- what a lesson is of
+# ---------------------------------------------------------------- what an entry is of
 
 SHARD = Shard(
     frame="f",
@@ -184,14 +184,16 @@ SHARD = Shard(
     scores=np.array([1, 2], np.float32),
     num_tokens=5,
     tower="sha256:" + "5" * 64,
-    asks=[Ask("q", "What?", "vqa", ["a", "b"], 0.5)],
+    questions=[Question("q", "What?", "vqa", ["a", "b"], 0.5)],
 )
 
 
 def test_a_key_is_of_what_is_learnt_from() -> None:
     """Not of how many bits it took, where the image lies, how sure the device was or is."""
-    ask = replace(SHARD.asks[0], entropy=None)
-    same = replace(SHARD, bits=8, num_bytes=5, image="elsewhere.png", domain="night", asks=[ask])
+    question = replace(SHARD.questions[0], entropy=None)
+    same = replace(
+        SHARD, bits=8, num_bytes=5, image="elsewhere.png", domain="night", questions=[question]
+    )
     assert key_of(replace(same, scores=SHARD.scores + 1)) == key_of(SHARD)
 
 
@@ -203,12 +205,12 @@ def test_a_key_is_of_what_is_learnt_from() -> None:
         {"frame": "g"},
         {"num_tokens": 6},
         {"tower": "sha256:" + "6" * 64},
-        {"asks": []},
-        {"asks": [replace(SHARD.asks[0], id="r")]},
-        {"asks": [replace(SHARD.asks[0], prompt="Why?")]},
-        {"asks": [replace(SHARD.asks[0], task="caption")]},
-        {"asks": [replace(SHARD.asks[0], choices=["b", "a"])]},
-        {"asks": SHARD.asks * 2},
+        {"questions": []},
+        {"questions": [replace(SHARD.questions[0], id="r")]},
+        {"questions": [replace(SHARD.questions[0], prompt="Why?")]},
+        {"questions": [replace(SHARD.questions[0], task="caption")]},
+        {"questions": [replace(SHARD.questions[0], choices=["b", "a"])]},
+        {"questions": SHARD.questions * 2},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -221,71 +223,71 @@ def test_another_thing_to_learn_from_has_another_key(change: dict[str, Any]) -> 
 
 def test_what_is_appended_is_read_by_its_key(tmp_path: Path) -> None:
     """By the writer while it writes, and by whoever opens the file afterwards, in any order."""
-    path = tmp_path / "new folder" / "lessons"
-    with lessons.writing(path, HEAD) as file:
+    path = tmp_path / "new folder" / "labels"
+    with labels.writing(path, HEAD) as file:
         for number in range(4):
-            file.append(key(number), make_lesson(number))
-            assert_same(file.read(key(number)), make_lesson(number))
-        assert_same(file.read(key(0)), make_lesson(0))
-    found = lessons.open_lessons(path)
+            file.append(key(number), make_entry(number))
+            assert_same(file.read(key(number)), make_entry(number))
+        assert_same(file.read(key(0)), make_entry(0))
+    found = labels.open_labels(path)
     assert found.head == HEAD
     for number in (2, 0, 3, 1):
         assert key(number) in found
-        assert_same(found.read(key(number)), make_lesson(number))
+        assert_same(found.read(key(number)), make_entry(number))
     with pytest.raises(KeyError):
         found.read(key(4))
 
 
 def test_a_file_may_have_no_name() -> None:
-    with lessons.writing(None, HEAD) as file:
-        file.append(key(1), make_lesson(1))
-    assert_same(file.read(key(1)), make_lesson(1))
+    with labels.writing(None, HEAD) as file:
+        file.append(key(1), make_entry(1))
+    assert_same(file.read(key(1)), make_entry(1))
 
 
 def test_a_file_only_grows(tmp_path: Path) -> None:
-    first = write(tmp_path / "lessons", 1, 2)
-    assert write(tmp_path / "lessons", 3).startswith(first)
-    assert write(tmp_path / "at once", 1, 2, 3) == (tmp_path / "lessons").read_bytes()
+    first = write(tmp_path / "labels", 1, 2)
+    assert write(tmp_path / "labels", 3).startswith(first)
+    assert write(tmp_path / "at once", 1, 2, 3) == (tmp_path / "labels").read_bytes()
 
 
-def test_a_lesson_twice_counts_where_it_stood_last(tmp_path: Path) -> None:
-    path = tmp_path / "lessons"
-    with lessons.writing(path, HEAD) as file:
-        file.append(key(1), make_lesson(1))
-        file.append(key(2), make_lesson(2))
+def test_a_entry_twice_counts_where_it_stood_last(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
+    with labels.writing(path, HEAD) as file:
+        file.append(key(1), make_entry(1))
+        file.append(key(2), make_entry(2))
         assert not file.has(key(1), logits=True)
-        file.append(key(1), make_lesson(3, logits=True))
+        file.append(key(1), make_entry(3, logits=True))
         assert file.has(key(1), logits=True) and file.has(key(1), logits=False)
-        assert_same(file.read(key(1)), make_lesson(3, logits=True))
-    assert_same(read_all(path)[key(1)], make_lesson(3, logits=True))
+        assert_same(file.read(key(1)), make_entry(3, logits=True))
+    assert_same(read_all(path)[key(1)], make_entry(3, logits=True))
     assert len(read_all(path)) == 2
 
 
 def test_a_record_can_move_to_another_file(tmp_path: Path) -> None:
     write(tmp_path / "one", 1, 2)
-    part = lessons.open_lessons(tmp_path / "one")
-    with lessons.writing(tmp_path / "two", HEAD) as file:
+    part = labels.open_labels(tmp_path / "one")
+    with labels.writing(tmp_path / "two", HEAD) as file:
         for name in part.places:
             file.append_record(part.raw(name))
-        assert_same(file.read(key(2)), make_lesson(2))
+        assert_same(file.read(key(2)), make_entry(2))
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 def test_bits_are_those_that_a_file_began_with(tmp_path: Path) -> None:
-    write(tmp_path / "lessons", 1, head=replace(HEAD, bits=8))
-    with lessons.writing(tmp_path / "lessons", replace(HEAD, bits=32)) as file:
+    write(tmp_path / "labels", 1, head=replace(HEAD, bits=8))
+    with labels.writing(tmp_path / "labels", replace(HEAD, bits=32)) as file:
         assert file.head == replace(HEAD, bits=8)
 
 
-def test_lessons_of_another_teacher_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_labels_of_another_teacher_are_refused_and_left_alone(tmp_path: Path) -> None:
     other = "sha256:" + "0" * 64
-    before = write(tmp_path / "lessons", 1)
+    before = write(tmp_path / "labels", 1)
     with (
         pytest.raises(BadData, match=f"of teacher {HEAD.teacher}, not of {other}"),
-        lessons.writing(tmp_path / "lessons", replace(HEAD, teacher=other)),
+        labels.writing(tmp_path / "labels", replace(HEAD, teacher=other)),
     ):
         pass
-    assert (tmp_path / "lessons").read_bytes() == before
+    assert (tmp_path / "labels").read_bytes() == before
 
 
 # ---------------------------------------------------------------- what was cut
@@ -301,7 +303,7 @@ def boundaries(data: bytes) -> list[int]:
 
 def test_a_file_cut_anywhere_has_what_is_whole(tmp_path: Path) -> None:
     """At every 5th byte, and next to each boundary."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     whole = write(path, 1, 2, 3)
     ends = boundaries(whole)
     near = {end + by for end in ends for by in (-1, 0, 1, 7, 8, 9)}
@@ -309,48 +311,48 @@ def test_a_file_cut_anywhere_has_what_is_whole(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         if cut < ends[0]:
             with pytest.raises(BadData, match="cut short"):
-                lessons.open_lessons(path)
+                labels.open_labels(path)
             continue
         num_whole = sum(cut >= end for end in ends[1:])
         assert list(read_all(path)) == [key(number) for number in range(1, 1 + num_whole)], cut
 
 
-@pytest.mark.parametrize("where", ["in the head", "at its end", "in a lesson", "at a boundary"])
+@pytest.mark.parametrize("where", ["in the head", "at its end", "in an entry", "at a boundary"])
 def test_the_next_writer_goes_on_from_what_is_whole(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     whole = write(path, 1, 2, 3)
     head, first, second, _ = boundaries(whole)
-    cut = {"in the head": 30, "at its end": head, "in a lesson": second - 9}.get(where, first)
+    cut = {"in the head": 30, "at its end": head, "in an entry": second - 9}.get(where, first)
     path.write_bytes(whole[:cut])
-    with lessons.writing(path, HEAD) as file:
+    with labels.writing(path, HEAD) as file:
         have = list(file.places)
         for number in range(len(have) + 1, 4):
-            file.append(key(number), make_lesson(number))
+            file.append(key(number), make_entry(number))
     assert len(have) == (1 if cut >= first else 0)
     assert path.read_bytes() == whole
     said = capsys.readouterr().err
-    assert ("computed again" in said) == (where == "in a lesson") and said.count("\n") <= 1
+    assert ("computed again" in said) == (where == "in an entry") and said.count("\n") <= 1
 
 
 def test_a_short_file_of_something_else_is_not_taken_for_a_cut_head(tmp_path: Path) -> None:
-    for content in (b"notes", b"\0" * 8, write(tmp_path / "lessons")[:40] + b"x"):
+    for content in (b"notes", b"\0" * 8, write(tmp_path / "labels")[:40] + b"x"):
         path = tmp_path / "notes"
         path.write_bytes(content)
-        with pytest.raises(BadData), lessons.writing(path, HEAD):
+        with pytest.raises(BadData), labels.writing(path, HEAD):
             pass
         assert path.read_bytes() == content
 
 
-def test_a_reader_sees_no_lesson_that_is_being_written(tmp_path: Path) -> None:
-    path = tmp_path / "lessons"
+def test_a_reader_sees_no_entry_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "labels"
     data = write(path, 1, 2)
     path.write_bytes(data[:-3])
-    found = lessons.open_lessons(path)
+    found = labels.open_labels(path)
     path.write_bytes(data)
     assert list(found.places) == [key(1)]
-    assert_same(found.read(key(1)), make_lesson(1))
+    assert_same(found.read(key(1)), make_entry(1))
 
 
 # ---------------------------------------------------------------- two at once
@@ -358,11 +360,11 @@ def test_a_reader_sees_no_lesson_that_is_being_written(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from cdcca_cli.formats import lessons
+from cdcca_cli.formats import labels
 from tests.formats.test_lessons import HEAD, key, make_lesson
 first, path = int(sys.argv[1]), Path(sys.argv[2])
 for start in range(first, first + 40, 4):
-    with lessons.writing(path, HEAD) as file:
+    with labels.writing(path, HEAD) as file:
         for number in range(start, start + 4):
             file.append(key(number), make_lesson(number))
             assert file.read(key(number)).answers == make_lesson(number).answers
@@ -379,7 +381,7 @@ def start(program: str, *arguments: object) -> "subprocess.Popen[str]":
 
 
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     processes = [start(WRITER, first, path) for first in (0, 100)]
     for process in processes:
         _, said = process.communicate(timeout=120)
@@ -388,17 +390,17 @@ def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
     found = read_all(path)
     assert sorted(found) == [key(number) for number in numbers]
     for number in numbers:
-        assert_same(found[key(number)], make_lesson(number))
+        assert_same(found[key(number)], make_entry(number))
     assert len(boundaries(path.read_bytes())) == 1 + 80
 
 
 def test_a_second_writer_says_that_it_waits(tmp_path: Path) -> None:
-    path = tmp_path / "lessons"
-    with lessons.writing(path, HEAD) as file:
+    path = tmp_path / "labels"
+    with labels.writing(path, HEAD) as file:
         other = start(WRITER, 0, path)
         assert other.stderr is not None
         assert "waiting for another process" in other.stderr.readline()
-        file.append(key(99), make_lesson(99))
+        file.append(key(99), make_entry(99))
     other.communicate(timeout=120)
     assert other.returncode == 0
     assert list(read_all(path)) == [key(99), *map(key, range(40))]
@@ -418,16 +420,16 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_lesson_that_did_not_fit_is_cut_off_and_never_written_later(tmp_path: Path) -> None:
+def test_a_entry_that_did_not_fit_is_cut_off_and_never_written_later(tmp_path: Path) -> None:
     """Nor when the file is closed, with room again and another process at it."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     whole = write(path, 1, 2)
     first = boundaries(whole)[1]
     path.write_bytes(whole[:first])
 
     def fill() -> None:
-        with lessons.writing(path, HEAD) as file, files_of_at_most(first + 100):
-            file.append(key(2), make_lesson(2))
+        with labels.writing(path, HEAD) as file, files_of_at_most(first + 100):
+            file.append(key(2), make_entry(2))
 
     with pytest.raises(CannotWrite, match="file too large"):
         fill()
@@ -451,20 +453,20 @@ class FullDisk(BytesIO):
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "lessons", 1)
-    file = LessonFile(FullDisk(tmp_path / "lessons"), "lessons")
-    with pytest.raises(CannotWrite, match="lessons: no space left on device"):
-        file.append(key(2), make_lesson(2))
+    write(tmp_path / "labels", 1)
+    file = LabelFile(FullDisk(tmp_path / "labels"), "labels")
+    with pytest.raises(CannotWrite, match="labels: no space left on device"):
+        file.append(key(2), make_entry(2))
     assert list(file.places) == [key(1)]
     if Path("/dev/full").exists():
-        with pytest.raises(CannotWrite, match="no space"), lessons.writing(Path("/dev/full"), HEAD):
+        with pytest.raises(CannotWrite, match="no space"), labels.writing(Path("/dev/full"), HEAD):
             pass
 
 
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "file" / "lessons", Path("/proc/none/lessons")):
-        with pytest.raises(CannotWrite), lessons.writing(path, HEAD):
+    for path in (tmp_path, tmp_path / "file" / "labels", Path("/proc/none/labels")):
+        with pytest.raises(CannotWrite), labels.writing(path, HEAD):
             pass
 
 
@@ -472,14 +474,14 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_is_read_only_is_named(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    write(tmp_path / "lessons", 1)
-    (tmp_path / "lessons").chmod(0o400)
+    write(tmp_path / "labels", 1)
+    (tmp_path / "labels").chmod(0o400)
     tmp_path.chmod(0o500)
     request.addfinalizer(lambda: tmp_path.chmod(0o700))
-    for name in ("lessons", "others"):
-        with pytest.raises(CannotWrite, match="permission"), lessons.writing(tmp_path / name, HEAD):
+    for name in ("labels", "others"):
+        with pytest.raises(CannotWrite, match="permission"), labels.writing(tmp_path / name, HEAD):
             pass
-    assert list(read_all(tmp_path / "lessons")) == [key(1)]
+    assert list(read_all(tmp_path / "labels")) == [key(1)]
 
 
 def test_a_file_system_without_locks_is_named(
@@ -489,20 +491,20 @@ def test_a_file_system_without_locks_is_named(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(locks.fcntl, "flock", no_locks)
-    with pytest.raises(CannotWrite, match="locked"), lessons.writing(tmp_path / "lessons", HEAD):
+    with pytest.raises(CannotWrite, match="locked"), labels.writing(tmp_path / "labels", HEAD):
         pass
 
 
 # ---------------------------------------------------------------- damage
 
 
-def test_what_is_no_file_of_lessons(tmp_path: Path) -> None:
+def test_what_is_no_file_of_labels(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(MissingInput, match="no such file"):
-        lessons.open_lessons(path)
+        labels.open_labels(path)
     path.write_bytes(b"")
     with pytest.raises(BadData, match="empty; expected a teacher's labels"):
-        lessons.open_lessons(path)
+        labels.open_labels(path)
 
 
 @pytest.mark.parametrize("name", [name for name in make.FAULTS if name.endswith(".lessons")])
@@ -529,46 +531,46 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(content: bytes, tmp_pa
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(BadData):
-        lessons.open_lessons(path)
-    with pytest.raises(BadData), lessons.writing(path, HEAD):
+        labels.open_labels(path)
+    with pytest.raises(BadData), labels.writing(path, HEAD):
         pass
     assert path.read_bytes() == content
 
 
 def declaring(num_values: int) -> bytes:
-    """The first bytes of a lesson whose tensors would be so long."""
+    """The first bytes of an entry whose tensors would be so long."""
     table = {"visual": {"dtype": "F32", "shape": [num_values, 1]}}
     table["visual"]["data_offsets"] = [0, 4 * num_values]
-    header = make.dumps({**make.LESSON, "sum": make.TARGET})
+    header = make.dumps({**make.LABEL, "sum": make.TARGET})
     return make.safetensors({**table, "__metadata__": {"cdcca": header}}, b"")
 
 
 @pytest.mark.parametrize("is_sparse", [False, True], ids=["declared", "in a file of holes"])
 def test_sizes_that_lie_cost_no_memory(is_sparse: bool, tmp_path: Path) -> None:
     """64 GiB: behind the end of the file it was not finished; in it, more than is read."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     data = write(path, 1) + declaring(1 << 34)
     path.write_bytes(data)
     if is_sparse:
         os.truncate(path, len(data) + (1 << 36))
     tracemalloc.start()
-    file = lessons.open_lessons(path)
-    assert_same(file.read(key(1)), make_lesson(1))
-    assert (make.LESSON["key"] in file) == is_sparse
+    file = labels.open_labels(path)
+    assert_same(file.read(key(1)), make_entry(1))
+    assert (make.LABEL["key"] in file) == is_sparse
     if is_sparse:
         with pytest.raises(BadData, match="at most"):
-            file.read(str(make.LESSON["key"]))
+            file.read(str(make.LABEL["key"]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 << 20
 
 
 def test_half_of_a_file_that_vanishes_while_it_is_read_is_bad_data(tmp_path: Path) -> None:
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     whole = write(path, 1, 2)
     for cut in (boundaries(whole)[1] + 20, boundaries(whole)[1], 40):
         path.write_bytes(whole)
-        file = lessons.open_lessons(path)
+        file = labels.open_labels(path)
         os.truncate(path, cut)
         with pytest.raises(BadData, match="cut short"):
             file.read(key(2))
@@ -605,12 +607,12 @@ def refused(call: Any) -> bool:
 
 
 def sound(path: Path) -> None:
-    for lesson in read_all(path).values():
-        count = len(lesson.answers)
-        assert count == len(lesson.nats) == len(lesson.inputs) == len(lesson.visual)
-        assert all(nats >= 0 for nats in lesson.nats)
-        assert all(lesson.queries[number] is not None for number in lesson.inputs)
-        for arrays_ in parts_of(lesson).values():
+    for entry in read_all(path).values():
+        count = len(entry.answers)
+        assert count == len(entry.nats) == len(entry.inputs) == len(entry.visual)
+        assert all(nats >= 0 for nats in entry.nats)
+        assert all(entry.queries[number] is not None for number in entry.inputs)
+        for arrays_ in parts_of(entry).values():
             assert all(np.isfinite(rows).all() and rows.ndim == 2 for rows in arrays_ or [])
 
 
@@ -625,7 +627,7 @@ def quiet() -> Iterator[None]:
 @pytest.mark.parametrize("bits", [16, 8])
 def test_damage_is_refused_or_what_is_read_is_sound(bits: int, tmp_path: Path) -> None:
     """1,000 times each, for a reader, a writer and inspect; a writer keeps what it found whole."""
-    path = tmp_path / "lessons"
+    path = tmp_path / "labels"
     data = write(path, 1, 2, head=replace(HEAD, bits=bits))
     source = random.Random(bits)
     num_refused = num_read = 0
@@ -635,17 +637,17 @@ def test_damage_is_refused_or_what_is_read_is_sound(bits: int, tmp_path: Path) -
         was_refused = refused(lambda: sound(path))
         num_refused, num_read = num_refused + was_refused, num_read + (not was_refused)
         if broken:
-            refused(lambda: summarize("lessons", BytesIO(broken), "here"))  # noqa: B023
+            refused(lambda: summarize("labels", BytesIO(broken), "here"))  # noqa: B023
         if not was_refused and not refused(lambda: write(path, 3)):
             assert path.read_bytes().startswith(
-                broken[: lessons.open_lessons(path).places[key(3)][0]]
+                broken[: labels.open_labels(path).places[key(3)][0]]
             )
             assert_same_answers(path)
     assert num_refused > 250 and num_read > 100
 
 
 def assert_same_answers(path: Path) -> None:
-    assert read_all(path)[key(3)].answers == make_lesson(3).answers
+    assert read_all(path)[key(3)].answers == make_entry(3).answers
 
 
 def test_every_refusal_is_one_of_ours() -> None:

@@ -1,6 +1,6 @@
-"""Labels (lessons), version 1: what a teacher says of token shards, kept so that it is asked once.
+"""Labels, version 1: a teacher's outputs for token shards, kept so that it runs once.
 
-A file of records (`records`) end to end: a head, then any number of lessons, one for each shard,
+A file of records (`records`) end to end: a head, then any number of entries, one for each shard,
 in the order in which they were computed. It grows at its end and is never rewritten.
 
 Head. No tensors. Header, all keys always present:
@@ -9,9 +9,9 @@ Head. No tensors. Header, all keys always present:
     teacher     digest of the teacher
     vocabulary  digest of its vocabulary: whether its logits are another model's too
     dtype       what it computed in: "float32", "bfloat16" or "float16"
-    bits        32, 16 or 8: how a lesson's numbers are stored
+    bits        32, 16 or 8: how an entry's numbers are stored
 
-Lesson, of one shard with K questions. Header, all keys always present:
+Entry, of one shard with K questions. Header, all keys always present:
 
     kind "lesson", version 1
     key      digest of the shard's content, questions included (`key_of`)
@@ -34,8 +34,8 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
     logits   (sum A_k, V)  of the answer's tokens; absent unless they were asked for
 
 All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are not below
-0. Of two lessons with one key the later one counts. A file that ends inside a lesson is one whose
-writer was killed: the whole lessons count, and the next writer cuts the rest off.
+0. Of two entries with one key the later one counts. A file that ends inside an entry is one whose
+writer was killed: the whole entries count, and the next writer cuts the rest off.
 
 Runs no teacher and knows no model.
 """
@@ -74,7 +74,7 @@ TENSORS = ("queries", "visual", "answer", "logits")
 
 @dataclass(frozen=True)
 class Head:
-    """Whose lessons these are."""
+    """Whose labels these are."""
 
     teacher: str
     vocabulary: str
@@ -83,11 +83,12 @@ class Head:
 
 
 @dataclass(eq=False)
-class Lesson:
-    """What the teacher says of one shard with K asks. Arrays are float32, one for each.
+class LabelEntry:
+    """What the teacher says of one shard with K questions. Arrays are float32, one for each.
 
-    queries: of each input of the connector, (L, C); inputs: the input of each ask.
-    visual: (L, D) of each ask. answer: (A, D) of each ask, logits: (A, V); None where absent.
+    queries: of each input of the connector, (L, C); inputs: the input of each question.
+    visual: (L, D) of each question. answer: (A, D) of each question, logits: (A, V); None where
+    absent.
     """
 
     answers: list[str]
@@ -100,9 +101,12 @@ class Lesson:
 
 
 def key_of(shard: Shard) -> str:
-    """Digest of what a shard asks; the same however many bits its tokens were stored in."""
-    asks = [[ask.id, ask.prompt, ask.task, ask.choices] for ask in shard.asks]
-    content = records.dump_json([shard.frame, shard.tower, shard.num_tokens, asks]).encode()
+    """Digest of what a shard questions; the same however many bits its tokens were stored in."""
+    questions = [
+        [question.id, question.prompt, question.task, question.choices]
+        for question in shard.questions
+    ]
+    content = records.dump_json([shard.frame, shard.tower, shard.num_tokens, questions]).encode()
     return overlay_digest(
         {
             "said": np.frombuffer(content, np.uint8),
@@ -112,20 +116,20 @@ def key_of(shard: Shard) -> str:
     )
 
 
-# ---------------------------------------------------------------- one lesson
+# ---------------------------------------------------------------- one entry
 
 
-def encode(key: str, lesson: Lesson, bits: int) -> bytes:
-    """The record of a lesson; BadData for values that are not finite."""
-    where = f"the lesson {key}"
-    if not all(map(math.isfinite, lesson.nats)):
+def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
+    """The record of an entry; BadData for values that are not finite."""
+    where = f"the entry {key}"
+    if not all(map(math.isfinite, entry.nats)):
         raise BadData(f"{where}: a cross-entropy that is not finite")
     tensors: dict[str, np.ndarray] = {}
-    lengths = {"queries": _lengths(lesson.queries), "visual": _lengths(lesson.visual)}
-    rows = lesson.answer if lesson.answer is not None else lesson.logits
-    lengths["answer"] = [0] * len(lesson.answers) if rows is None else _lengths(rows)
+    lengths = {"queries": _lengths(entry.queries), "visual": _lengths(entry.visual)}
+    rows = entry.answer if entry.answer is not None else entry.logits
+    lengths["answer"] = [0] * len(entry.answers) if rows is None else _lengths(rows)
     for name in TENSORS:
-        parts: list[np.ndarray] | None = getattr(lesson, name)
+        parts: list[np.ndarray] | None = getattr(entry, name)
         if parts is not None:
             values_RC = np.concatenate(parts)
             if not np.isfinite(values_RC).all():
@@ -135,9 +139,9 @@ def encode(key: str, lesson: Lesson, bits: int) -> bytes:
         "kind": "lesson",
         "version": VERSION,
         "key": key,
-        "answers": lesson.answers,
-        "nats": lesson.nats,
-        "inputs": lesson.inputs,
+        "answers": entry.answers,
+        "nats": entry.nats,
+        "inputs": entry.inputs,
         **lengths,
     }
     out = BytesIO()
@@ -169,21 +173,21 @@ def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray
     return {name: values_RC.astype(np.float32)}
 
 
-def decode(record: records.Record, where: str) -> Lesson:
-    """The lesson in a record, checked. BadData."""
+def decode(record: records.Record, where: str) -> LabelEntry:
+    """The entry in a record, checked. BadData."""
     header, tensors = record.header, record.tensors
     lengths = _checked(header, where)
     present = {name for name in TENSORS if name in tensors}
     scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
     if not present >= {"queries", "visual"} or set(tensors) != present | scales:
-        raise BadData(f"{where}: a lesson with the tensors {str(sorted(tensors))[:200]}")
+        raise BadData(f"{where}: an entry with the tensors {str(sorted(tensors))[:200]}")
     if _sum(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum does not match: name another `cache`")
     split: dict[str, Any] = {
         name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
         for name in present
     }
-    return Lesson(
+    return LabelEntry(
         answers=header["answers"],
         nats=[float(value) for value in header["nats"]],
         inputs=header["inputs"],
@@ -202,8 +206,8 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
         name: records.list_of(header, name, int, where) or []
         for name in ("inputs", "queries", "visual", "answer")
     }
-    of_asks = (nats, lists["inputs"], lists["visual"], lists["answer"])
-    if any(len(values) != len(answers) for values in of_asks):
+    of_questions = (nats, lists["inputs"], lists["visual"], lists["answer"])
+    if any(len(values) != len(answers) for values in of_questions):
         raise BadData(f"{where}: {len(answers):,} answers, but another number of other things")
     if any(value < 0 for value in chain(nats, *lists.values())):
         raise BadData(f"{where}: a number below 0")
@@ -238,10 +242,10 @@ def _split(
 # ---------------------------------------------------------------- the file
 
 
-class LessonFile:
-    """A file of lessons, mapped into memory: what is read of it is what is used.
+class LabelFile:
+    """A file of labels, mapped into memory: what is read of it is what is used.
 
-    Lessons are found by their keys; each is checked when it is read.
+    Labels are found by their keys; each is checked when it is read.
     """
 
     def __init__(self, file: BinaryIO, where: str) -> None:
@@ -256,12 +260,12 @@ class LessonFile:
         return key in self.places
 
     def has(self, key: str, *, logits: bool) -> bool:
-        """Whether there is a lesson of this key, with logits if they are asked for."""
+        """Whether there is an entry of this key, with logits if they are asked for."""
         found = self.places.get(key)
         return found is not None and (found[1] or not logits)
 
-    def read(self, key: str) -> Lesson:
-        """One lesson. KeyError if there is none, BadData if it is damaged."""
+    def read(self, key: str) -> LabelEntry:
+        """One entry. KeyError if there is none, BadData if it is damaged."""
         place = self.places[key][0]
         where = self._at(place)
         try:
@@ -276,12 +280,12 @@ class LessonFile:
             raise BadData(f"{where}: cut short")
         return decode(record, where)
 
-    def append(self, key: str, lesson: Lesson) -> None:
-        """Add a lesson at the end; BadData for values that are not finite. For writers."""
+    def append(self, key: str, entry: LabelEntry) -> None:
+        """Add an entry at the end; BadData for values that are not finite. For writers."""
         assert self.head is not None
-        data = encode(key, lesson, self.head.bits)
+        data = encode(key, entry, self.head.bits)
         self._write(data)
-        self.places[key] = (self.end - len(data), lesson.logits is not None)
+        self.places[key] = (self.end - len(data), entry.logits is not None)
 
     def append_record(self, data: bytes) -> None:
         """Add a record as another file of the same head has it."""
@@ -296,7 +300,7 @@ class LessonFile:
         self.head = head
 
     def raw(self, key: str) -> bytes:
-        """A lesson's record, as its bytes."""
+        """An entry's record, as its bytes."""
         place = self.places[key][0]
         self._file.seek(place)
         head = records.read_head(self._file, limits=LIMITS, where=self.where) or b""
@@ -346,7 +350,7 @@ class LessonFile:
         self.places[str(key)] = (place, "logits" in table)
 
     def _at(self, place: int) -> str:
-        return f"{self.where}: the lesson at byte {place:,}"
+        return f"{self.where}: the entry at byte {place:,}"
 
 
 def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> Head:
@@ -354,12 +358,12 @@ def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: 
     records.expect_kind(header, {"lessons": VERSION}, where)
     records.exact_keys(header, _HEAD_KEYS, where)
     if tensors:
-        raise BadData(f"{where}: the head of its lessons has tensors")
+        raise BadData(f"{where}: the head of its labels has tensors")
     bits = records.field(header, "bits", int, where)
     dtype = records.field(header, "dtype", str, where)
     digests = (header["teacher"], header["vocabulary"])
     if bits not in BITS or dtype not in DTYPES or not all(map(is_digest, digests)):
-        raise BadData(f"{where}: the head of its lessons is damaged")
+        raise BadData(f"{where}: the head of its labels is damaged")
     return Head(*digests, dtype, bits)
 
 
@@ -367,43 +371,43 @@ def _encode_head(head: Head) -> bytes:
     return records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
 
 
-def open_lessons(path: Path) -> LessonFile:
-    """A file of lessons to read from. MissingInput, BadData for an empty one, NewerFormat."""
+def open_labels(path: Path) -> LabelFile:
+    """A file of labels to read from. MissingInput, BadData for an empty one, NewerFormat."""
     try:
         file = open(path, "rb")  # noqa: SIM115 -- it stays open as long as what is mapped
     except (OSError, ValueError) as error:
         raise MissingInput(files.reason(path, error)) from None
-    found = LessonFile(file, str(path))
+    found = LabelFile(file, str(path))
     if found.head is None:
         raise BadData(f"{path}: empty; expected a teacher's labels")
     return found
 
 
 @contextmanager
-def writing(path: Path | None, head: Head) -> Iterator[LessonFile]:
-    """A file of lessons to read from and add to, for one process at a time; others wait.
+def writing(path: Path | None, head: Head) -> Iterator[LabelFile]:
+    """A file of labels to read from and add to, for one process at a time; others wait.
 
     Args: path: made if it is not there; None: a temporary one, gone at the end.
-    Raises: BadData for lessons of another teacher, or of one with another vocabulary or dtype;
+    Raises: BadData for labels of another teacher, or of one with another vocabulary or dtype;
         CannotWrite.
     """
-    where = str(path or "the lessons")
+    where = str(path or "the labels")
     # The file stays open (and locked no longer) for those who read from it afterwards.
     file = _locked(path, where)
     try:
         _forget_cut_head(file, head)
-        lessons = LessonFile(file, where)
+        labels = LabelFile(file, where)
         size = os.fstat(file.fileno()).st_size
-        if lessons.end < size:
+        if labels.end < size:
             streams.message(
-                f"{where}: its last {size - lessons.end:,} bytes are of labels that were not "
+                f"{where}: its last {size - labels.end:,} bytes are of labels that were not "
                 "finished: computed again"
             )
-            file.truncate(lessons.end)
-        if lessons.head is None:
-            lessons.begin(head)
-        expect(lessons.head, head, where)
-        yield lessons
+            file.truncate(labels.end)
+        if labels.head is None:
+            labels.begin(head)
+        expect(labels.head, head, where)
+        yield labels
     finally:
         unlock(file)
 
