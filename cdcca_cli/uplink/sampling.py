@@ -166,8 +166,8 @@ def _matched(frames: Iterable[Frame], figures: Mapping[str, float]) -> int:
         )
     if num_matched < num_questions:
         streams.message(
-            f"{num_questions - num_matched} of {num_questions} questions have no prediction and are "
-            "left out"
+            f"{num_questions - num_matched} of {num_questions} questions have no prediction and "
+            "are left out"
         )
     return num_matched
 

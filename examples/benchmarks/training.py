@@ -505,7 +505,8 @@ def tables(result: dict[str, Any]) -> str:
     plan, tower = result["plan"], result["shards"]["seconds"]
     parts = [
         f"{result['shards']['frames']} frames, {result['shards']['questions']} questions, "
-        f"{plan['epochs']} epochs, batches of {plan['batch_size']}, tokens kept: {plan['keep']}. The tower's pass "
+        f"{plan['epochs']} epochs, batches of {plan['batch_size']}, "
+        f"tokens kept: {plan['keep']}. The tower's pass "
         f"for the shards: {tower['cpu']:.2f} CPU seconds. Load of the machine (1, 5, 15 minutes): "
         f"{' '.join(f'{load:.1f}' for load in result['load'])} at the start, "
         f"{' '.join(f'{load:.1f}' for load in result['load_after'])} at the end, "
