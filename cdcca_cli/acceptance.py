@@ -1,29 +1,20 @@
 """The acceptance test: labelled frames decide whether a device takes an update.
 
-The cloud measures what it makes on the frames that the device sent. A device that has labelled
-frames of its own, a validation set, can check for itself: it answers them without the update and
+A device that has labelled frames of its own, a validation set, answers them without the update and
 with it, and refuses an update that lowers the score.
 
-**The order.** Every check of the channel (`receiver`) comes first, with its own error. Then the
-frames are read, and the model is loaded last. A trust list and the update that the device already
-has are not tested, because they change no overlay.
-
-**What is compared.** The score with the device's current overlay (even if the update is against
-an older one), and the score with the overlay that the update leads to. Both answer the same
-questions in the same way: those that the metric scores. The update is refused if the score drops
-by more than the tolerance; an equal score is accepted. The interval of the paired difference is
-reported but does not decide: on few frames only the score does. An update that makes the model's
-outputs not finite is refused, whatever the tolerance. The same folder, update and frames give the
-same result on one machine.
-
-**Other processes.** Answering takes time, so the folder is not locked meanwhile. Afterwards the
-update goes through every check again under the lock, and it is installed only if the device still
-has the overlay that it was tested against (else 78). So no untested update is ever installed.
-
-**After a refusal** the device is one update behind a mirror that already has it, and the cloud's
-next update is for a base that the device does not have (78). So apply each update to the device
-first, and to the mirror only if the device took it; or roll the mirror back (`cdcca apply
---rollback`).
+- Every check of the channel (`receiver`) comes first. Then the frames are read, and the model is
+  loaded last. A trust list and the update that the device already has are not tested.
+- The score with the device's current overlay is compared with that of the overlay that the update
+  leads to, over the questions that the metric scores. The update is refused if the score drops by
+  more than the tolerance. The interval of the difference is reported but does not decide. An update
+  that makes the model's outputs not finite is refused, whatever the tolerance.
+- The folder is not locked while the model answers. Afterwards the update goes through every check
+  again under the lock, and it is installed only if the device still has the overlay that it was
+  tested against (else 78).
+- After a refusal the device is one update behind a mirror that already has it, and the cloud's next
+  update is for a base that the device does not have (78). So apply each update to the device first,
+  and to the mirror only if the device took it; or roll the mirror back.
 
 The frames are trusted as the folder is: whoever can write them decides which updates are taken.
 """
@@ -66,9 +57,8 @@ class ValidationSet:
         """The frames with only the questions that this metric scores."""
         found = []
         for frame in self.frames:
-            if questions := [
-                question for question in frame.questions if counts_for(metric, question)
-            ]:
+            questions = [one for one in frame.questions if counts_for(metric, one)]
+            if questions:
                 found.append(replace(frame, questions=questions))
         return found
 
@@ -86,10 +76,7 @@ def score_predictions(
     references: Mapping[str, Reference],
     metrics: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores by everything that the labels allow, whatever file they came from.
-
-    metrics: only these.
-    """
+    """Scores by all metrics that the labels allow, or only by `metrics`."""
     return score(references, dict(answers_of(predictions)), task="manifest", metrics=metrics)
 
 
@@ -126,7 +113,6 @@ class Accepted:
     comparison: Comparison
 
     def summary(self) -> str:
-        """One line for people."""
         return f"{self.applied.summary()}; {self.comparison.summary()}"
 
     def as_json(self) -> dict[str, object]:
@@ -188,6 +174,7 @@ def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str
     Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the one
         that was named cannot.
     """
+    assert settings.validation is not None, "the command tests only with a validation set"
     validation = read_validation_set(settings.validation, settings.images)
     allowed = [metric for metric in tasks.ACCEPTANCE_METRICS if validation.allows(metric)]
     if not allowed:

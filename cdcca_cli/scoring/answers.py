@@ -15,10 +15,9 @@
 JSON objects may also be spread over several lines, as `jq .` prints them, or follow each other on
 one line. The format is found from the content, never from the name.
 
-Several files count as one, and their order does not matter: an id that is answered twice alike is
-counted, and a choice in one file and a free answer in another are both kept. An id that is
-answered twice, differently, is refused, or its first answer is kept on request; then the order does
-matter. Files are read one entry at a time, and only the answers are kept.
+Several files count as one: an id that is answered twice alike is counted, and a choice in one file
+and a free answer in another are both kept. An id that is answered twice, differently, is refused,
+or its first answer is kept on request. Files are read one entry at a time.
 """
 
 import csv
@@ -36,7 +35,6 @@ from cdcca_cli.datasets.entries import entries, values
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
-from cdcca_cli.text import is_text
 
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
@@ -81,10 +79,6 @@ class Answers:
     def add(
         self, question_id: str, answer: Answer, where: str, *, keep_first: bool = False
     ) -> None:
-        """Add an answer from the file `where`.
-
-        keep_first: of two different answers, instead of refusing them.
-        """
         if len(question_id) > MAX_ID_CHARS:
             raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
         for text in (question_id, answer.text or "", answer.choice or ""):
@@ -93,17 +87,12 @@ class Answers:
                     f"{where}: the answer to '{question_id}' has more than "
                     f"{MAX_TEXT_CHARS:,} characters"
                 )
-            if not is_text(text):
-                raise BadData(
-                    f"{where}: '{question_id}': a lone surrogate (half a character) in it"
-                )
         known = self.by_id.setdefault(question_id, answer)
         if known is answer:
             self._file_of[question_id] = where
             return
-        both = [
-            pair for pair in zip(_given(known), _given(answer), strict=True) if None not in pair
-        ]
+        pairs = ((known.text, answer.text), (known.choice, answer.choice))
+        both = [pair for pair in pairs if None not in pair]
         if any(ours != theirs for ours, theirs in both):
             if not keep_first:
                 raise BadData(self._conflict(question_id, where))
@@ -134,10 +123,6 @@ class Answers:
         )
 
 
-def _given(answer: Answer) -> tuple[str | None, str | None]:
-    return answer.text, answer.choice
-
-
 def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, Answer]]:
     """Predictions that are in memory already, as (question id, answer)."""
     for one in given:
@@ -147,7 +132,7 @@ def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, A
 
 
 def read_answers(paths: Sequence[str | None], *, keep_first: bool = False) -> Answers:
-    """All answers of some files; None and "-" are standard input; zstd is decompressed.
+    """All answers of some files; None and "-" are standard input.
 
     keep_first: the first of different answers to one question counts, instead of refusing them.
     Raises: BadData (65) naming file and entry; MissingInput (66); UsageError (2) for a terminal.
@@ -193,8 +178,8 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
 def _first_object(line: bytes, opening: bytes) -> tuple[Mapping[str, Any], bool]:
     """The first JSON object of a file, {} if there is none, and whether it is one line.
 
-    It has a "v" in any case if a prediction seems to be meant: so does a line that is broken or
-    longer than what was read, by any of a prediction's keys.
+    A "v" is added if it looks like one of cdcca's predictions, also to a line that is broken or
+    longer than what was read.
     """
     if not line.startswith(b"{"):
         return {}, True
@@ -267,7 +252,6 @@ def _result(value: object, place: str) -> tuple[str, Answer]:
 
 
 def _sample_id(item: Mapping[str, Any], place: str) -> str:
-    """What one of lmms-eval's samples is about."""
     place = f"{place}, 'doc'"
     doc = fields.an_object(item.get("doc"), place)
     question_id = fields.an_id(doc, "question_id" if "question_id" in doc else "image_id", place)

@@ -39,12 +39,11 @@ Scoring is done in `scoring.scores`; no file is read here.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData
 from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
@@ -118,18 +117,23 @@ class Continual:
             "matrix": [[_cell(score) for score in row] for row in self.cells_IJ],
             "averages": [average.as_json(over=False) for average in self.averages],
             "average": self.averages[-1].as_json(over=False),
+            **{name: one.as_json() for name, one in self._means().items()},
+            "left_out": self.left_out,
         }
         if self.forgetting is not None:
-            found["forgetting"] = self.forgetting.as_json()
             found["forgetting"]["domains"] = {
                 name: one.as_json(over=False) for name, one in self.forgetting_by_domain.items()
             }
-        if self.backward_transfer is not None:
-            found["backward_transfer"] = self.backward_transfer.as_json()
-        if self.forward_transfer is not None:
-            found["forward_transfer"] = self.forward_transfer.as_json()
-        found["left_out"] = self.left_out
         return found
+
+    def _means(self) -> dict[str, Estimate]:
+        """The means over domains that could be made."""
+        means = {
+            "forgetting": self.forgetting,
+            "backward_transfer": self.backward_transfer,
+            "forward_transfer": self.forward_transfer,
+        }
+        return {name: one for name, one in means.items() if one is not None}
 
     def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:
         """Title, columns and rows: the matrix, then what follows from it."""
@@ -146,21 +150,16 @@ class Continual:
                     words_of(average.interval, ".2f"),
                 ]
             )
-        known = tasks.METRICS.get(self.metric)
-        metric = known.title if known else self.metric
+        metric = tasks.METRICS[self.metric].title
         tables = [(f"{metric} after each round, by domain", columns, rows)]
         found: list[list[object]] = [
             [f"forgetting of {name}", f"{one.value:+6.2f}", words_of(one.interval, "+.2f"), ""]
             for name, one in self.forgetting_by_domain.items()
         ]
-        for words, aggregate in (
-            ("forgetting, mean", self.forgetting),
-            ("backward transfer", self.backward_transfer),
-            ("forward transfer", self.forward_transfer),
-        ):
-            if aggregate is not None:
-                span, over = words_of(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
-                found.append([words, f"{aggregate.value:+6.2f}", span, over])
+        for name, mean in self._means().items():
+            span, over = words_of(mean.interval, "+.2f"), ", ".join(mean.over)
+            title = f"{name.replace('_', ' ')}, mean"
+            found.append([title, f"{mean.value:+6.2f}", span, over])
         found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
         if found:
             title = f"{metric}: what later rounds did, in points"
@@ -178,14 +177,11 @@ def of_scores(
 ) -> Continual:
     """The effect of the rounds, from their scores over the same questions.
 
-    Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
+    Args: scored: one or more, the source-only model's first. names: the domain that each adapted
+        to, or None.
     Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
-        first; UsageError (2) for no round.
+        first.
     """
-    if len(names) != len(scored):
-        raise ValueError(f"{len(names)} names of {len(scored)} rounds")
-    if not scored:
-        raise UsageError("continual learning needs the predictions of each `round`")
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
     order = _order(found[0], names)
     for name in order:
@@ -198,7 +194,7 @@ def of_scores(
     cells_IJ = [[row[name] for name in order] for row in found]
     score_at = _Resampled(cells_IJ, order, seed, resamples)
     result: dict[str, Any] = {
-        "averages": [score_at.mean(partial(_row, number), order) for number in range(len(scored))],
+        "averages": [score_at.mean(_row, order, number) for number in range(len(scored))],
         "left_out": {},
     }
     kept = [name for name in order if name != names[-1]]
@@ -224,33 +220,26 @@ def _transfers(
         reason = f"round {unnamed[0]} {why}: give the domain it adapted to, as DOMAIN=FILE"
         left_out |= {"backward_transfer": reason, "forward_transfer": reason}
         return {}
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if name in order:
-            first.setdefault(str(name), number)
-            last[str(name)] = number
-    found = {}
+    known = [(name, number) for number, name in enumerate(names) if name in order]
+    last = dict(known)
+    first = dict(reversed(known))
     before = [name for name in order if last.get(name, len(names)) < len(names) - 1]
+    later = [name for name in order if first.get(name, 0) >= 2]
+    found = {}
     if before:
         rounds = [last[name] for name in before]
-        found["backward_transfer"] = score_at.mean(
-            lambda scores_SIJ: backward_transfer(scores_SIJ, rounds), before
-        )
+        found["backward_transfer"] = score_at.mean(backward_transfer, before, rounds)
     else:
         left_out["backward_transfer"] = "no domain was learnt before the last round"
-    later = [name for name in order if first.get(name, 0) >= 2]
     if later:
-        starts = [first[name] for name in later]
-        found["forward_transfer"] = score_at.mean(
-            lambda scores_SIJ: forward_transfer(scores_SIJ, starts), later
-        )
+        rounds = [first[name] for name in later]
+        found["forward_transfer"] = score_at.mean(forward_transfer, later, rounds)
     else:
         left_out["forward_transfer"] = "no domain was first learnt in round 2 or later"
     return found
 
 
-def _row(number: int, scores_SIJ: Floats) -> Floats:
+def _row(scores_SIJ: Floats, number: int) -> Floats:
     return scores_SIJ[:, number]
 
 
@@ -268,14 +257,16 @@ class _Resampled:
             own_seed = np.random.SeedSequence([seed, *name.encode()])
             self._drawn_J.append(_draw(column, own_seed, resamples))
 
-    def mean(self, function: Callable[[Floats], Floats], over: Sequence[str]) -> Estimate:
+    def mean(
+        self, function: Callable[..., Floats], over: Sequence[str], *arguments: object
+    ) -> Estimate:
         """The mean over some domains of `function`, which makes (S, J) of scores (S, I, J)."""
         chosen = [self._domains.index(name) for name in over]
-        value = float(function(self._found_1IJ[:, :, chosen]).mean())
+        value = float(function(self._found_1IJ[:, :, chosen], *arguments).mean())
         drawn = [scores_SI for j in chosen if (scores_SI := self._drawn_J[j]) is not None]
         interval = None
         if len(drawn) == len(chosen):
-            means_S = function(np.stack(drawn, axis=2)).mean(axis=1)
+            means_S = function(np.stack(drawn, axis=2), *arguments).mean(axis=1)
             interval = Interval(*percentile_interval(means_S))
         return Estimate(value, interval, tuple(over))
 

@@ -36,6 +36,7 @@ _OF_ANSWER = {
     "vqa": vqa.vqav2_accuracy,
     "vqa_min3": vqa.vqav2_accuracy_min3,
 }
+_OF_CORPUS = {"cider": scorers.cider, "rouge_l": scorers.rouge_l, "spice": scorers.spice}
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,11 @@ class Measures:
             pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].question)]
             if self._answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
-            questions = Questions(
+            self._questions[shared] = Questions(
                 [reference for reference, _ in pairs],
                 [answer for _, answer in pairs],
                 np.array([self._is_answered(metric, answer) for _, answer in pairs], np.bool_),
             )
-            self._questions[shared] = questions
         return self._questions[shared]
 
     def addends(self, metric: str) -> Addends:
@@ -175,17 +175,12 @@ class Measures:
         if metric.startswith("bleu"):
             order = int(metric.removeprefix("bleu"))
             return Addends(self._bleu_rows, partial(_bleu_percent, order=order), None)
-        if metric == "cider":
-            return _mean(scorers.cider(self._corpus))
         if metric == "cider_domain_idf":
             return _mean(self._cider_by_domain())
-        if metric == "rouge_l":
-            return _mean(scorers.rouge_l(self._corpus))
-        if metric == "spice":
-            return _mean(scorers.spice(self._corpus))
+        if metric != "meteor":
+            return _mean(_OF_CORPUS[metric](self._corpus))
         each_A, over_all = scorers.meteor(self._corpus)
-        mean = _mean(each_A)
-        return replace(mean, offset=100 * (over_all - float(each_A.mean())))
+        return replace(_mean(each_A), offset=100 * (over_all - float(each_A.mean())))
 
     def _cider_by_domain(self) -> Floats:
         """Images of no domain are one of their own."""
@@ -196,7 +191,7 @@ class Measures:
 
 
 def has_choice(answer: Answer) -> bool:
-    """Whether it says anything about multiple choice."""
+    """Whether it has a chosen text, or scores to choose by."""
     return answer.choice is not None or answer.choice_scores is not None
 
 

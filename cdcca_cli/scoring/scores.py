@@ -2,10 +2,7 @@
 
 A missing prediction counts as wrong and is counted; a metric without any prediction is left out and
 named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted mean of nocaps'
-three domains, as papers print it. CIDEr's document frequencies are held fixed in its intervals and
-differences.
-
-`tasks` says what a task scores, `measures` which questions count and what each one adds.
+three domains. CIDEr's document frequencies are held fixed in its intervals and differences.
 
 A questions or images, U units (frames), K columns.
 """
@@ -65,7 +62,6 @@ class Score:
         return self.metric, self.by, self.group
 
     def with_interval(self, interval: Interval | None) -> "Score":
-        """interval: of the sample."""
         return replace(self, interval=_shifted(interval, self.offset))
 
     def without_offset(self) -> "Score":
@@ -116,12 +112,10 @@ def score(
     them a free answer is a chosen text if there is no other. intervals: False leaves them out.
 
     Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
-        (2) for another metric, or a task or metric that has nothing to score in these references;
-        Unavailable (69) if Java is needed and not installed.
+        (2) for a task or metric that has nothing to score in these references; Unavailable (69) if
+        Java is needed and not installed.
     """
     chosen = task or tasks.task_of(references)
-    if chosen not in tasks.TASKS:
-        raise SettingError("task", f"expected one of {', '.join(tasks.TASKS)}", chosen)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
         raise BadData("no predictions to score")
@@ -132,10 +126,7 @@ def score(
             f"'{unknown[0]}' for one is not among their ids"
         )
     measures = Measures(
-        [
-            (reference, answers.get(question_id))
-            for question_id, reference in sorted(references.items())
-        ],
+        [(references[question_id], answers.get(question_id)) for question_id in sorted(references)],
         answered_only=answered_only,
         tokenizer=tokenizer,
         free_choice="mc" in (metrics or ()),

@@ -1,10 +1,8 @@
 """What the jars of pycocoevalcap need of Java: whether it is there, and the tokenizer run once.
 
-`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences that keep captions
-apart and whole: UTF-8 whatever the locale, line ends within a caption are spaces, and as many lines
-must come back as went in. It still reads on from one caption into the next, as coco-caption does.
-
-This module imports nothing of pycocoevalcap (`scorers` alone does) and takes the jar's path.
+`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences: UTF-8 whatever the
+locale, line ends within a caption are spaces, and as many lines must come back as went in. It reads
+on from one caption into the next, as in coco-caption.
 """
 
 import re
@@ -22,7 +20,6 @@ _SECONDS = 600
 
 
 def has_java() -> bool:
-    """Whether `java` is on the PATH."""
     return shutil.which("java") is not None
 
 
@@ -33,7 +30,7 @@ def require(what: str, cure: str) -> None:
 
 
 def version() -> str:
-    """As `java -version` prints it, such as '1.8.0_402' or '17.0.15'; '' if it cannot be read."""
+    """Such as '1.8.0_402' or '17.0.15'; '' if it cannot be read."""
     done = _run(["java", "-version"], "")
     found = re.search(r'version "([^"]+)"', done.stderr)
     return found[1] if found else ""
