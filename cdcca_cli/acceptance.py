@@ -64,10 +64,7 @@ class ValidationSet:
 
 
 def read_validation_set(path: Path, images: Path | None = None) -> ValidationSet:
-    """Labelled frames from a manifest or an annotation file, as `read_frames`.
-
-    Raises: as `read_frames`; BadData (65) if there are no labels.
-    """
+    """Raises: as `read_frames`; BadData (65) if there are no labels."""
     return ValidationSet(read_frames(path, images=images), read_references(path))
 
 
@@ -154,11 +151,25 @@ def measure(
 
     Raises: MadeWorse, and as `receive`.
     """
+    from cdcca_cli.models import load_device
+    from cdcca_cli.uplink.answers import answer_frames
+    from cdcca_cli.uplink.settings import AnswerSettings
+
     validation, metric = _validation_set_of(settings)
-    scorer = _Scorer(device, validation, metric, settings)
-    before = scorer.score(checked.current, "without the update")
+    frames = validation.frames_for(metric)
+    how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
+    with progress.stage("loading the model"):
+        model = load_device(device, compute=settings.compute, dtype=settings.dtype)
+
+    def scored(overlay: Overlay, description: str) -> Scores:
+        model.install_overlay(overlay, device.lora.alpha)
+        tracked = progress.track(frames, description=description)
+        predictions = answer_frames(model, tracked, how)
+        return score_predictions(predictions, validation.references, [metric])
+
+    before = scored(checked.current, "without the update")
     try:
-        after = scorer.score(new, "with the update")
+        after = scored(new, "with the update")
     except BadData as fault:  # the same frames were answered a moment ago
         raise _made_worse(update, None, f"the model cannot answer with it: {fault}") from None
     comparison = _compared(metric, before, after)
@@ -171,8 +182,8 @@ def measure(
 def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str]:
     """The labelled frames, and the metric that they are scored by.
 
-    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the one
-        that was named cannot.
+    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the named
+        one cannot.
     """
     assert settings.validation is not None, "the command tests only with a validation set"
     validation = read_validation_set(settings.validation, settings.images)
@@ -189,32 +200,6 @@ def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str
             settings.metric,
         )
     return validation, settings.metric or allowed[0]
-
-
-class _Scorer:
-    """A device's model, and the frames that it answers with one overlay and then another."""
-
-    def __init__(
-        self, device: Device, validation: ValidationSet, metric: str, settings: AcceptanceSettings
-    ) -> None:
-        from cdcca_cli.models import load_device
-        from cdcca_cli.uplink.settings import AnswerSettings
-
-        self._references = validation.references
-        self._metric = metric
-        self._frames = validation.frames_for(metric)
-        self._how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
-        self._alpha = device.lora.alpha
-        with progress.stage("loading the model"):
-            self._model = load_device(device, compute=settings.compute, dtype=settings.dtype)
-
-    def score(self, overlay: Overlay, description: str) -> Scores:
-        from cdcca_cli.uplink.answers import answer_frames
-
-        self._model.install_overlay(overlay, self._alpha)
-        tracked = progress.track(self._frames, description=description)
-        predictions = answer_frames(self._model, tracked, self._how)
-        return score_predictions(predictions, self._references, [self._metric])
 
 
 def _compared(metric: str, before: Scores, after: Scores) -> Comparison:

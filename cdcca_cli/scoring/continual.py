@@ -16,13 +16,12 @@ if they name none). R_ij is the score of round i on domain j, x100, by any metri
 
 Average, backward and forward transfer are Lopez-Paz & Ranzato's (GEM, NeurIPS 2017, eq. 2-4), with
 the source-only model in the place of their untrained one as b; a round 0 that names a domain
-counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3): the largest
-of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
+counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3), in points.
 
 Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
 all rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a
-domain has fewer than two frames. A maximum of noisy scores is too high, and f_j with it:
-with many rounds and few frames forgetting shows where there is none.
+domain has fewer than two frames. A maximum of noisy scores is biased upwards: with many rounds and
+few frames there is forgetting without a cause.
 
     {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],
      "matrix": [[{"score", "interval", "n", "missing"}, ...], ...],          (a row a round)
@@ -33,8 +32,6 @@ with many rounds and few frames forgetting shows where there is none.
      "backward_transfer": {"value", "interval", "over": [domains]},
      "forward_transfer": the same,
      "left_out": {"forward_transfer": reason}}
-
-Scoring is done in `scoring.scores`; no file is read here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,36 +41,27 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
+from cdcca_cli.numerics.statistics import RESAMPLES, Floats, Interval, percentile_interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
-from cdcca_cli.scoring.statistics import Interval, ends_of, words_of
+from cdcca_cli.scoring.statistics import words_of
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
 _CHUNK = 1 << 20  # draw counts held at once
 
 
 def forgetting(scores_SIJ: Floats) -> Floats:
-    """Best earlier score minus the last: f_j = max_{i<R} R_ij - R_Rj. (S, I, J) to (S, J).
-
-    Chaudhry et al. 2018, eq. 3. At least two rounds.
-    """
+    """f_j = max_{i<R} R_ij - R_Rj, of at least two rounds. (S, I, J) to (S, J)."""
     return scores_SIJ[:, :-1].max(axis=1) - scores_SIJ[:, -1]
 
 
 def backward_transfer(scores_SIJ: Floats, last_J: Sequence[int]) -> Floats:
-    """Last score minus the one when it was learnt: R_Rj - R_{last(j),j}. (S, I, J) to (S, J).
-
-    Lopez-Paz & Ranzato 2017, eq. 3, before the mean.
-    """
+    """R_Rj - R_{last(j),j}. (S, I, J) to (S, J)."""
     return scores_SIJ[:, -1] - scores_SIJ[:, last_J, range(len(last_J))]
 
 
 def forward_transfer(scores_SIJ: Floats, first_J: Sequence[int]) -> Floats:
-    """The score before it was learnt minus the source's: R_{first(j)-1,j} - R_0j. To (S, J).
-
-    Lopez-Paz & Ranzato 2017, eq. 4, before the mean, with b_j = R_0j. Every first(j) is 1 or more.
-    """
+    """R_{first(j)-1,j} - R_0j, where every first(j) is 1 or more. (S, I, J) to (S, J)."""
     before_J = [first - 1 for first in first_J]
     return scores_SIJ[:, before_J, range(len(before_J))] - scores_SIJ[:, 0]
 
@@ -87,7 +75,7 @@ class Estimate:
     over: tuple[str, ...]
 
     def as_json(self, *, over: bool = True) -> dict[str, Any]:
-        entry: dict[str, Any] = {"value": self.value, "interval": ends_of(self.interval)}
+        entry: dict[str, Any] = {"value": self.value, "interval": self.interval}
         return {**entry, "over": list(self.over)} if over else entry
 
 
@@ -114,7 +102,7 @@ class Continual:
                 {"round": number, "adapted_to": name} for number, name in enumerate(self.names)
             ],
             "domains": self.domains,
-            "matrix": [[_cell(score) for score in row] for row in self.cells_IJ],
+            "matrix": [[score.as_json() for score in row] for row in self.cells_IJ],
             "averages": [average.as_json(over=False) for average in self.averages],
             "average": self.averages[-1].as_json(over=False),
             **{name: one.as_json() for name, one in self._means().items()},
@@ -127,7 +115,6 @@ class Continual:
         return found
 
     def _means(self) -> dict[str, Estimate]:
-        """The means over domains that could be made."""
         means = {
             "forgetting": self.forgetting,
             "backward_transfer": self.backward_transfer,
@@ -267,7 +254,7 @@ class _Resampled:
         interval = None
         if len(drawn) == len(chosen):
             means_S = function(np.stack(drawn, axis=2), *arguments).mean(axis=1)
-            interval = Interval(*percentile_interval(means_S))
+            interval = percentile_interval(means_S)
         return Estimate(value, interval, tuple(over))
 
 
@@ -312,12 +299,3 @@ def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]
     """The domains in the order in which they were learnt, then the others by name."""
     learnt = [name for name in dict.fromkeys(names) if name is not None and name in known]
     return learnt + [name for name in sorted(known) if name not in learnt]
-
-
-def _cell(score: Score) -> dict[str, Any]:
-    return {
-        "score": score.value,
-        "interval": ends_of(score.interval),
-        "n": score.sample.n,
-        "missing": score.num_missing,
-    }

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, read_frames, read_references
@@ -13,6 +14,8 @@ from cdcca_cli.scoring.link import ledger
 from cdcca_cli.scoring.report import Report
 from cdcca_cli.scoring.scores import Scores, compare, in_common, score
 from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings
+
+Counts = TypeVar("Counts", int, tuple[int, int])
 
 
 def evaluate(inputs: EvaluationInputs, settings: EvaluationSettings) -> Report:
@@ -106,7 +109,7 @@ def _answers(paths: Sequence[str], settings: EvaluationSettings) -> Answers:
 
 
 def _named(text: str) -> tuple[str | None, str]:
-    """The domain that a round adapted to, if it is given, and its file, from `[DOMAIN=]FILE`."""
+    """A round's domain, if it is given, and its file, from `[DOMAIN=]FILE`."""
     name, sign, path = text.partition("=")
     return (name, path) if sign and not os.path.exists(text) else (None, text)
 
@@ -141,13 +144,13 @@ def _print_notes(report: Report) -> None:
     answers = report.answers
     if answers.num_duplicates:
         streams.message(
-            f"{answers.num_duplicates} predictions are there more than once, with the same answer: "
-            f"'{answers.a_duplicate}' for one"
+            f"{answers.num_duplicates} predictions are there more than once, with the same answer, "
+            f"such as '{answers.a_duplicate}'"
         )
     if answers.num_conflicts:
         streams.message(
-            f"{answers.num_conflicts} predictions repeat a question with another answer, and the "
-            f"first one counts: '{answers.a_conflict}' for one"
+            f"{answers.num_conflicts} predictions repeat a question with another answer, such as "
+            f"'{answers.a_conflict}': the first one counts"
         )
     _print_notes_of(report.scores, "")
     if report.other.scores:
@@ -157,15 +160,15 @@ def _print_notes(report: Report) -> None:
 def _print_notes_of(found: Scores, side: str) -> None:
     if found.unknown_ids:
         streams.message(
-            f"{side}{len(found.unknown_ids)} predictions have ids that the references do not have: "
-            f"'{found.unknown_ids[0]}' for one"
+            f"{side}{len(found.unknown_ids)} predictions have ids that the references do not have, "
+            f"such as '{found.unknown_ids[0]}'"
         )
     if found.num_not_choices or found.num_remapped:
         streams.message(
             f"{side}mc: {found.num_not_choices} answers are not among the choices; "
             f"{found.num_remapped} answers were replaced by the choice of highest score"
         )
-    for metrics, (count, _) in _alike({name: (n, n) for name, n in found.left_out.items()}):
+    for metrics, count in _alike(found.left_out):
         streams.message(f"{side}{metrics}: left out, none of {count} questions has a prediction")
     missing = {
         one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
@@ -178,7 +181,7 @@ def _print_notes_of(found: Scores, side: str) -> None:
             )
 
 
-def _alike(counts: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _alike(counts: Mapping[str, Counts]) -> Iterator[tuple[str, Counts]]:
     """Metrics with the same counts together, so that the six of captions are one message."""
     for count in dict.fromkeys(counts.values()):
         yield ", ".join(name for name, own in counts.items() if own == count), count

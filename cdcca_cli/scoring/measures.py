@@ -1,12 +1,6 @@
 """Each metric's addends for each question or image: `scores` adds them up and resamples them.
 
-| what a metric scores | what counts                                            | one row per |
-|----------------------|--------------------------------------------------------|-------------|
-| choice               | questions with choices and a correct one               | question    |
-| answer               | questions with answers (`da`: not marked difficult)    | question    |
-| caption              | images with captions                                   | image       |
-
-Captions are tokenised once, for all metrics. Nothing is added up here.
+`counts_for` decides which questions a metric scores. Captions are tokenised once, for all metrics.
 
 A questions or images, S resamples, K columns.
 """
@@ -105,7 +99,7 @@ class Measures:
         self.num_not_choices = 0
 
     def count(self, metric: str) -> int:
-        """Number of questions that a metric scores, answered or not."""
+        """The number of questions that a metric scores, answered or not."""
         return sum(counts_for(metric, reference.question) for reference, _ in self._pairs)
 
     def questions(self, metric: str) -> Questions:
@@ -196,7 +190,7 @@ def has_choice(answer: Answer) -> bool:
 
 
 def counts_for(metric: str, question: LabelledQuestion) -> bool:
-    """Whether a metric scores a question, whose labels are for it."""
+    """Whether a question has the labels that a metric needs."""
     what = METRICS[metric].what
     if what == "choice":
         return bool(question.choices) and question.correct_choice_idx is not None

@@ -85,9 +85,8 @@ def check(path: str | Path) -> str:
 
 
 def draw(report: Mapping[str, Any], path: str | Path) -> None:
-    """Draw a report to a file, which is replaced as a whole; the format is that of its name.
+    """Draw a report to a file, in the format of its name; the same report gives the same bytes.
 
-    The same report gives the same bytes.
     Raises: as `check`; SettingError (2) if there is nothing to draw; CannotWrite (73).
     """
     form = check(path)
@@ -277,8 +276,7 @@ def _words(entry: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) -> Panel:
-    """The score against the bytes so far of each direction with a file for each round; without
-    such, against all bytes of each direction."""
+    """Against the bytes so far of each direction with a file for each round, or else all bytes."""
     link, rounds = report["link"], report.get("rounds", {}).get(metric)
     series: list[tuple[_Line, list[int]]] = []
     for number, part in enumerate(sent):
@@ -408,6 +406,6 @@ def _title(metric: str) -> str:
 
 
 def _short(name: str) -> str:
-    """A name from a file, fit for a picture: no control characters, which SVG may not hold."""
+    """A name for a picture: short, without control characters, which SVG may not hold."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
     return name if len(name) <= 24 else f"{name[:23]}…"

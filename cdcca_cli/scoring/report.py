@@ -38,7 +38,7 @@ from cdcca_cli.scoring.answers import Answers
 from cdcca_cli.scoring.continual import Continual
 from cdcca_cli.scoring.link import ledger
 from cdcca_cli.scoring.scores import By, Key, Scores
-from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, ends_of, words_of
+from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, words_of
 from cdcca_cli.scoring.tasks import METRICS, Split
 
 _NO_CHANGES = dict.fromkeys(("better", "worse", "same"))
@@ -100,14 +100,7 @@ class Report:
             report["not_scored"] = found.not_scored
         scores: dict[str, Any] = {}
         for one in found.scores:
-            entry = {
-                "score": one.value,
-                "interval": ends_of(one.interval),
-                "n": one.sample.n,
-                "frames": one.sample.units,
-                "missing": one.num_missing,
-            }
-            _place(scores, one.key, entry)
+            _place(scores, one.key, {**one.as_json(), "frames": one.sample.units})
         report["scores"] = scores
         report["definitions"] = {metric: METRICS[metric].definition for metric in metrics}
         report["interval"] = {"confidence": 0.95, "resamples": RESAMPLES, "unit": "frame"}
@@ -121,7 +114,7 @@ class Report:
                 "score": others[key].value,
                 "missing": others[key].num_missing,
                 "difference": found.value,
-                "interval": ends_of(found.interval),
+                "interval": found.interval,
                 "n": found.n,
                 "p": found.p_value,
                 **(asdict(found.changes) if found.changes else _NO_CHANGES),
@@ -196,7 +189,6 @@ class Report:
         return f"{by} {group}"
 
     def _notes(self) -> list[list[object]]:
-        """What each metric is, what was not scored, and how the statistics are made."""
         titles: dict[str, list[str]] = {}
         for name in dict.fromkeys(one.metric for one in self.scores.scores):
             titles.setdefault(METRICS[name].definition, []).append(METRICS[name].title)

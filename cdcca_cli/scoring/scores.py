@@ -10,13 +10,13 @@ A questions or images, U units (frames), K columns.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.numerics.statistics import Floats
+from cdcca_cli.numerics.statistics import Floats, Interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.captions import java
@@ -26,7 +26,6 @@ from cdcca_cli.scoring.statistics import (
     SAME,
     Changes,
     Difference,
-    Interval,
     Sample,
     bootstrap_all,
     compare_all,
@@ -42,9 +41,8 @@ class Score:
     """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
 
     each_A: the value of each question or image, x100, in the order of their ids; None where single
-    ones have none (BLEU). offset: how far `value` and `interval` are above what the
-    sample gives (METEOR's corpus score above its images' mean). Resampling does not change it, so
-    comparisons of two scores leave it out.
+    ones have none (BLEU). offset: how far `value` and `interval` are above those of the sample
+    (METEOR's corpus score above its images' mean); comparisons of two scores leave it out.
     """
 
     metric: str
@@ -61,11 +59,18 @@ class Score:
     def key(self) -> Key:
         return self.metric, self.by, self.group
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "score": self.value,
+            "interval": self.interval,
+            "n": self.sample.n,
+            "missing": self.num_missing,
+        }
+
     def with_interval(self, interval: Interval | None) -> "Score":
         return replace(self, interval=_shifted(interval, self.offset))
 
     def without_offset(self) -> "Score":
-        """As the sample gives it."""
         interval = _shifted(self.interval, -self.offset)
         return replace(self, value=self.sample.value(), interval=interval, offset=0.0)
 
@@ -122,8 +127,8 @@ def score(
     unknown = sorted(answers.keys() - references.keys())
     if len(unknown) == len(answers):
         raise BadData(
-            f"none of the {len(answers)} predictions belongs to these references: "
-            f"'{unknown[0]}' for one is not among their ids"
+            f"none of the {len(answers)} predictions belongs to these references: their ids, such "
+            f"as '{unknown[0]}', are not there"
         )
     measures = Measures(
         [(references[question_id], answers.get(question_id)) for question_id in sorted(references)],
@@ -164,10 +169,9 @@ def compare(
 ) -> dict[Key, Difference]:
     """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
-    Of METEOR it is the difference of the images' means, not of the corpus scores (`Score.offset`).
     Both must have been scored over the same questions: give `score` the same references, and with
-    `answered_only` first leave only the answers that both sides have (`in_common`).
-    permutations: 0 for no p-values.
+    `answered_only` only the answers that both sides have (`in_common`). permutations: 0 for no
+    p-values.
     """
     known = {other.key: other for other in theirs.scores}
     pairs = [(one, known[one.key]) for one in ours.scores if one.key in known]
@@ -183,7 +187,7 @@ def compare(
 def in_common(
     ours: Mapping[str, Answer], theirs: Mapping[str, Answer]
 ) -> tuple[dict[str, Answer], dict[str, Answer]]:
-    """The answers to questions that both sides answered, in the same respects."""
+    """The answers to questions that both sides answered, with what both of them have."""
     mine, other = {}, {}
     for question_id in ours.keys() & theirs.keys():
         a, b = ours[question_id], theirs[question_id]
@@ -200,8 +204,7 @@ def in_common(
 class _Metric:
     """One metric of one set of answers, to be scored over groups.
 
-    shared: what metrics with the same addends have in common, BLEU-1 to BLEU-4: the addends of
-    questions and, of each group, those of frames.
+    shared: of each group, the addends of questions and frames; BLEU-1 to BLEU-4 have the same ones.
     """
 
     name: str
@@ -220,9 +223,8 @@ class _Metric:
         if with_mean and all(name in three for name in tasks.NOCAPS_DOMAINS):
             yield self._mean([three[name] for name in tasks.NOCAPS_DOMAINS])
         if tasks.METRICS[self.name].what != "caption":
-            for kind, members in questions.groups(
-                lambda reference: reference.question.kind
-            ).items():
+            kinds = questions.groups(lambda reference: reference.question.kind)
+            for kind, members in kinds.items():
                 yield self._over("kind", kind, members)
 
     def _over(self, by: By, group: str, members: Indices) -> Score:
@@ -284,7 +286,6 @@ def _changes(ours: Score, theirs: Score) -> Changes | None:
 
 
 def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
-    """The caption metrics that were not scored, and what they need."""
     names = {one.metric for one in scores}
     if not any(tasks.METRICS[name].what == "caption" for name in names):
         return {}

@@ -11,9 +11,6 @@ from cdcca_cli.scoring.link.transfer import Link, parse_link
 from cdcca_cli.scoring.tasks import ACCEPTANCE_METRICS, METRICS, TASKS
 from cdcca_cli.settings import check, defaults, setting
 
-TOKENIZERS = ("python", "java")
-DUPLICATES = ("refuse", "first")
-
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read `224` or `448x336`, width by height. Raises: ValueError."""
@@ -75,13 +72,15 @@ class EvaluationSettings:
         None, "Metrics to score, separated by commas", choices=tuple(METRICS), usually="the task's"
     )
     tokenizer: str = setting(
-        "python", "Tokenizer of captions; both give the same words", choices=TOKENIZERS
+        "python", "Tokenizer of captions; both give the same words", choices=("python", "java")
     )
     answered_only: bool = setting(
         False, "Leave out questions without a prediction instead of counting them as wrong"
     )
     duplicates: str = setting(
-        "refuse", "Policy for a question that is answered twice, differently", choices=DUPLICATES
+        "refuse",
+        "Policy for a question that is answered twice, differently",
+        choices=("refuse", "first"),
     )
     fail_under: Mapping[str, float] | None = setting(
         None, "Lowest scores that pass (exit 3 below), such as mc=50,da.domain.fog=40",

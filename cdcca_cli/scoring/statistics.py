@@ -23,6 +23,7 @@ import numpy as np
 from cdcca_cli.numerics.statistics import (
     RESAMPLES,
     Floats,
+    Interval,
     percentile_interval,
     resampled_totals,
 )
@@ -52,17 +53,6 @@ class Sample:
         if not self.units:
             return 0.0
         return float(self.score(self.rows_UK.sum(0, keepdims=True))[0])
-
-
-@dataclass(frozen=True)
-class Interval:
-    low: float
-    high: float
-
-
-def ends_of(interval: Interval | None) -> list[float] | None:
-    """For JSON reports."""
-    return None if interval is None else [interval.low, interval.high]
 
 
 def words_of(interval: Interval | None, form: str) -> str:
@@ -99,7 +89,7 @@ class Difference:
         return f"{self.value:{form}}{span}"
 
     def as_json(self) -> dict[str, float | None]:
-        low, high = ends_of(self.interval) or (None, None)
+        low, high = self.interval or (None, None)
         return {"value": self.value, "low": low, "high": high, "n": self.n}
 
 
@@ -118,7 +108,7 @@ def bootstrap_all(
         if units > 1:
             drawn = _resampled([samples[i] for i in members], seed, resamples)
             for i, values_S in zip(members, drawn, strict=True):
-                intervals[i] = Interval(*percentile_interval(values_S))
+                intervals[i] = percentile_interval(values_S)
     return intervals
 
 
@@ -136,7 +126,7 @@ def compare_all(
     for a, b in pairs:
         if a.units != b.units:
             raise ValueError(f"paired samples of {a.units} and {b.units} units")
-    differences: list[Difference] = [Difference(a.value() - b.value(), None, a.n) for a, b in pairs]
+    differences = [Difference(a.value() - b.value(), None, a.n) for a, b in pairs]
     for units, members in _by_units([a for a, _ in pairs]).items():
         if not units:
             continue
@@ -153,7 +143,7 @@ def _paired_intervals(
 ) -> list[Interval | None]:
     drawn = _resampled([side for pair in pairs for side in pair], seed, resamples)
     differences = [a_S - b_S for a_S, b_S in zip(drawn[0::2], drawn[1::2], strict=True)]
-    return [Interval(*percentile_interval(one)) for one in differences]
+    return [percentile_interval(one) for one in differences]
 
 
 def _resampled(samples: Sequence[Sample], seed: int, resamples: int) -> list[Floats]:

@@ -1,14 +1,5 @@
 """What each task scores: its metrics, what they mean, and how large its published splits are.
 
-| task     | references                    | metrics                                               |
-|----------|-------------------------------|-------------------------------------------------------|
-| aokvqa   | A-OKVQA v1.0                  | mc, da, da_norm                                       |
-| vqa      | VQAv2; lists such as OK-VQA's | vqa, vqa_min3                                         |
-| caption  | COCO captions                 | bleu1 to bleu4, cider, rouge_l                        |
-| nocaps   | nocaps                        | the same and cider_domain_idf, each also as the mean  |
-|          |                               | of the three domains                                  |
-| manifest | a manifest's own labels       | mc, da, da_norm and the captions', as labels allow    |
-
 The task is that of the references unless another is named. `da_all`, meteor and spice are scored
 only when they are named; meteor also where Java tokenises. A new task is one row of TASKS.
 Imports nothing heavy: `settings` reads these tables.
@@ -205,10 +196,7 @@ class Split:
 
 
 def split_of(references: "Mapping[str, Reference]") -> Split:
-    """Compare the number of questions or images with those of the published splits.
-
-    Only the size is compared. A manifest has no published size.
-    """
+    """Compare the number of questions or images with the sizes of the published splits."""
     task = TASKS[task_of(references)]
     everything = references.values()
     if task.num_by_domain:
@@ -221,17 +209,14 @@ def split_of(references: "Mapping[str, Reference]") -> Split:
     if name is None:
         known = ", ".join(f"{name} {size:,}" for name, size in task.splits.items())
         unit = task.unit if found != 1 else task.unit.removesuffix("s")
-        return Split(
-            None, f"{found:,} {unit}: no published split has this size (published: {known})"
-        )
+        odd = f"{found:,} {unit}: no published split has this size (published: {known})"
+        return Split(None, odd)
     direct = sum(not reference.question.difficult_direct_answer for reference in everything)
     expected = task.num_direct.get(name, direct)
-    if direct != expected:
-        return Split(
-            None,
-            f"{direct:,} of {found:,} questions count for direct answers; {name} has {expected:,}",
-        )
-    return Split(name)
+    if direct == expected:
+        return Split(name)
+    odd = f"{direct:,} of {found:,} questions count for direct answers; {name} has {expected:,}"
+    return Split(None, odd)
 
 
 def _split_by_domain(task: Task, references: "Iterable[Reference]") -> Split:

@@ -200,7 +200,7 @@ def test_one_id_answered_twice_differently(
     report, err = evaluate(capfd, path, references, "--duplicates", "first")
     assert report["scores"]["mc"]["score"] == 50
     assert report["duplicates"] == 2
-    assert "the first one counts: 'aaa' for one" in err
+    assert "such as 'aaa': the first one counts" in err
 
 
 # ---------------------------------------------------------------- references

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from cdcca_cli.numerics.statistics import Interval
 from cdcca_cli.scoring.captions.scorers import bleu
 from cdcca_cli.scoring.statistics import (
     Difference,
     Floats,
-    Interval,
     Sample,
     bootstrap_all,
     compare_all,

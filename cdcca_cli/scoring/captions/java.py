@@ -1,8 +1,8 @@
 """What the jars of pycocoevalcap need of Java: whether it is there, and the tokenizer run once.
 
-`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences: UTF-8 whatever the
-locale, line ends within a caption are spaces, and as many lines must come back as went in. It reads
-on from one caption into the next, as in coco-caption.
+`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences: always UTF-8,
+line ends within a caption are spaces, and as many lines must come back as went in. It reads on from
+one caption into the next, as in coco-caption.
 """
 
 import re

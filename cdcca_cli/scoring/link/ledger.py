@@ -247,7 +247,7 @@ def measure(
 def _note_unmatched(num_found: int, ids: Counter[str]) -> None:
     if ids and not num_found:
         raise BadData(
-            f"none of the {len(ids)} frames in the uplink, '{next(iter(ids))}' for one, is among "
+            f"none of the {len(ids)} frames in the uplink, such as '{next(iter(ids))}', is among "
             "the frames of `raw`: name the source that was sampled"
         )
     if num_found < len(ids):
