@@ -49,10 +49,6 @@ class ValidationSet:
     frames: Frames
     references: Mapping[str, Reference]
 
-    def allows(self, metric: str) -> bool:
-        """Whether any label is for this metric."""
-        return any(counts_for(metric, reference.question) for reference in self.references.values())
-
     def frames_for(self, metric: str) -> list[Frame]:
         """The frames with only the questions that this metric scores."""
         found = []
@@ -147,10 +143,7 @@ def receive(
 def measure(
     device: Device, update: Update, checked: Checked, new: Overlay, settings: AcceptanceSettings
 ) -> Comparison:
-    """The scores of a device as it is and with the overlay that an update leads to.
-
-    Raises: MadeWorse, and as `receive`.
-    """
+    """The scores without and with the overlay that an update leads to. Raises: as `receive`."""
     from cdcca_cli.models import load_device
     from cdcca_cli.uplink.answers import answer_frames
     from cdcca_cli.uplink.settings import AnswerSettings
@@ -172,7 +165,10 @@ def measure(
         after = scored(new, "with the update")
     except BadData as fault:  # the same frames were answered a moment ago
         raise _made_worse(update, None, f"the model cannot answer with it: {fault}") from None
-    comparison = _compared(metric, before, after)
+    old, found = before.all(metric), after.all(metric)
+    assert old is not None and found is not None, "every question of the metric was answered"
+    difference = compare(after, before, permutations=0)[found.key]
+    comparison = Comparison(metric, old.value, found.value, difference)
     if comparison.difference.value < -settings.tolerance - SAME:
         words = f"{comparison.summary()}, more than the tolerance of {settings.tolerance:g} points"
         raise _made_worse(update, comparison, words)
@@ -187,7 +183,12 @@ def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str
     """
     assert settings.validation is not None, "the command tests only with a validation set"
     validation = read_validation_set(settings.validation, settings.images)
-    allowed = [metric for metric in tasks.ACCEPTANCE_METRICS if validation.allows(metric)]
+    questions = [reference.question for reference in validation.references.values()]
+    allowed = [
+        metric
+        for metric in tasks.ACCEPTANCE_METRICS
+        if any(counts_for(metric, question) for question in questions)
+    ]
     if not allowed:
         raise BadData(
             f"{settings.validation}: no labels for {', '.join(tasks.ACCEPTANCE_METRICS)}: expected "
@@ -200,13 +201,6 @@ def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str
             settings.metric,
         )
     return validation, settings.metric or allowed[0]
-
-
-def _compared(metric: str, before: Scores, after: Scores) -> Comparison:
-    old, new = before.all(metric), after.all(metric)
-    assert old is not None and new is not None, "every question that the metric scores was answered"
-    difference = compare(after, before, permutations=0)[new.key]
-    return Comparison(metric, old.value, new.value, difference)
 
 
 def _made_worse(update: Update, comparison: Comparison | None, words: str) -> MadeWorse:

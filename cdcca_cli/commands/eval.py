@@ -6,7 +6,7 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.options import Output, Quiet
-from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings
+from cdcca_cli.scoring.settings import EvaluationSettings
 
 
 def command(
@@ -15,7 +15,6 @@ def command(
         list[str] | None,
         typer.Argument(help="Prediction files  [default: stdin]", show_default=False),
     ] = None,
-    inputs: EvaluationInputs,
     how: EvaluationSettings,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on a terminal too")
@@ -36,6 +35,6 @@ def command(
     streams.set_quiet(quiet)
     from cdcca_cli.scoring.evaluation import evaluate
 
-    report = evaluate(inputs, how)
+    report = evaluate(how)
     report.deliver(output, as_json=json, plot=how.plot)
     report.require(how.fail_under or {})

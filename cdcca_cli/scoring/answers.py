@@ -63,17 +63,14 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by question id; how many were repeated, with one such id.
+    """All answers by question id, and the ids that were repeated.
 
-    num_duplicates: repeated with the same answer. num_conflicts: repeated with another answer, of
-    which the first was kept.
+    duplicates: with the same answer. conflicts: with another answer; the first was kept.
     """
 
     by_id: dict[str, Answer] = field(default_factory=dict)
-    num_duplicates: int = 0
-    a_duplicate: str | None = None
-    num_conflicts: int = 0
-    a_conflict: str | None = None
+    duplicates: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
     _file_of: dict[str, str] = field(default_factory=dict)
 
     def add(
@@ -96,12 +93,10 @@ class Answers:
         if any(ours != theirs for ours, theirs in both):
             if not keep_first:
                 raise BadData(self._conflict(question_id, where))
-            self.num_conflicts += 1
-            self.a_conflict = self.a_conflict or question_id
+            self.conflicts.append(question_id)
             return
         if both:
-            self.num_duplicates += 1
-            self.a_duplicate = self.a_duplicate or question_id
+            self.duplicates.append(question_id)
         scored = answer if known.choice_scores is None else known
         self.by_id[question_id] = Answer(
             answer.text if known.text is None else known.text,
@@ -112,14 +107,10 @@ class Answers:
 
     def _conflict(self, question_id: str, where: str) -> str:
         first = self._file_of.get(question_id, where)
-        if first == where:
-            return (
-                f"{where}: '{question_id}' is answered twice, differently: remove one answer, "
-                "or keep the first with `duplicates` first"
-            )
+        place = "twice, differently" if first == where else f"differently in {first}"
         return (
-            f"{where}: '{question_id}' is answered differently in {first}: score them apart, or "
-            "keep the first answer with `duplicates` first"
+            f"{where}: '{question_id}' is answered {place}: remove one answer, or keep the first "
+            "with `duplicates` first"
         )
 
 

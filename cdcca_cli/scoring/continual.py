@@ -1,10 +1,9 @@
 """Continual learning: the effect of rounds of adaptation on every domain.
 
 The rounds i = 0..R are sets of predictions for the same questions: round 0 is the source-only
-model, round i the model after i rounds. The domains j are those of the references (one column `all`
-if they name none). R_ij is the score of round i on domain j, x100, by any metric of
-`scoring.scores`; D is the number of domains. A round may name the domain that it adapted to
-(`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
+model, round i the model after i rounds. R_ij is the score of round i on domain j of the references
+(one column `all` if they name none), x100; D is the number of domains. A round may name the domain
+that it adapted to (`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
 
     average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
     forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
@@ -277,10 +276,7 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
 
 
 def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
-    """One round's scores by domain; its score over all where there are no domains.
-
-    Without offset, since rounds are compared with each other.
-    """
+    """One round's scores by domain, or its score over all; without offset, to be compared."""
     by_domain = {
         score.group: score.without_offset()
         for score in scored.scores

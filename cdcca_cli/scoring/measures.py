@@ -7,7 +7,7 @@ A questions or images, S resamples, K columns.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -75,6 +75,7 @@ class Addends:
     offset: float = 0.0
 
 
+@dataclass(eq=False)
 class Measures:
     """The metrics of one set of answers; what several of them share is computed once.
 
@@ -82,32 +83,24 @@ class Measures:
     free_choice: a free answer counts as the chosen text if there is no other.
     """
 
-    def __init__(
-        self,
-        pairs: list[tuple[Reference, Answer | None]],
-        *,
-        answered_only: bool,
-        tokenizer: str,
-        free_choice: bool,
-    ) -> None:
-        self._pairs = pairs
-        self._answered_only = answered_only
-        self._tokenizer = tokenizer
-        self._free_choice = free_choice
-        self._questions: dict[str, Questions] = {}
-        self.num_remapped = 0
-        self.num_not_choices = 0
+    pairs: list[tuple[Reference, Answer | None]]
+    answered_only: bool
+    tokenizer: str
+    free_choice: bool
+    num_remapped: int = 0
+    num_not_choices: int = 0
+    _questions: dict[str, Questions] = field(default_factory=dict)
 
     def count(self, metric: str) -> int:
         """The number of questions that a metric scores, answered or not."""
-        return sum(counts_for(metric, reference.question) for reference, _ in self._pairs)
+        return sum(counts_for(metric, reference.question) for reference, _ in self.pairs)
 
     def questions(self, metric: str) -> Questions:
         """The questions that a metric is measured over."""
         shared = "da" if metric == "da" else METRICS[metric].what
         if shared not in self._questions:
-            pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].question)]
-            if self._answered_only:
+            pairs = [pair for pair in self.pairs if counts_for(metric, pair[0].question)]
+            if self.answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
             self._questions[shared] = Questions(
                 [reference for reference, _ in pairs],
@@ -138,14 +131,14 @@ class Measures:
             return False
         if METRICS[metric].what != "choice":
             return answer.text is not None
-        return has_choice(answer) or (self._free_choice and answer.text is not None)
+        return has_choice(answer) or (self.free_choice and answer.text is not None)
 
     def _choice(self, question: LabelledQuestion, answer: Answer | None) -> float:
         if answer is None:
             return 0.0
         choices = question.choices or []
         chosen = answer.choice
-        if chosen is None and self._free_choice:
+        if chosen is None and self.free_choice:
             chosen = answer.text
         if chosen not in choices:
             self.num_not_choices += chosen is not None
@@ -159,7 +152,7 @@ class Measures:
         questions = self.questions("cider")
         texts = [(answer.text if answer else None) or "" for answer in questions.answers]
         human = [reference.question.captions or [] for reference in questions.references]
-        return scorers.tokenised(texts, human, self._tokenizer)
+        return scorers.tokenised(texts, human, self.tokenizer)
 
     @cached_property
     def _bleu_rows(self) -> Floats:

@@ -107,11 +107,8 @@ def panels(report: Mapping[str, Any]) -> Iterator[list[Panel]]:
     metrics = metrics or list(scores)
     sent = [part for part in ("uplink", "downlink") if part in link]
     yield [_rounds_panel(metric, found) for metric, found in rounds.items()]
-    yield [
-        _forest_panel(metric, against[metric], "difference")
-        for metric in metrics
-        if metric in against
-    ]
+    compared = [metric for metric in metrics if metric in against]
+    yield [_forest_panel(metric, against[metric], "difference") for metric in compared]
     if sent:
         yield [_bytes_panel(metric, report, sent) for metric in metrics]
     if sent or "raw" in link:
@@ -331,10 +328,11 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
 
 
 def _link_panel(link: Mapping[str, Any]) -> Panel:
-    rows: list[tuple[str, int, str]] = []
-    for number, part in enumerate(("uplink", "downlink")):
-        if part in link:
-            rows.append((part, link[part]["stored_bytes"], _COLOURS[number]))
+    rows = [
+        (part, link[part]["stored_bytes"], colour)
+        for part, colour in zip(("uplink", "downlink"), _COLOURS, strict=False)
+        if part in link
+    ]
     which = "sent" if "sent" in link else "raw"
     seen = link.get("encoder_input", {})
     for place in (link, seen):

@@ -31,6 +31,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from cdcca_cli import streams
+from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BelowMark, SettingError
 from cdcca_cli.numerics.statistics import RESAMPLES
 from cdcca_cli.scoring import plots, tasks
@@ -50,8 +51,7 @@ class Report:
     """What `evaluation.evaluate` found."""
 
     answers: Answers = field(default_factory=Answers)
-    source: str = "manifest"
-    num_questions: int = 0
+    references: Mapping[str, Reference] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     tokenizer: str = "python"
     scores: Scores = field(default_factory=Scores)
@@ -79,14 +79,14 @@ class Report:
         report: dict[str, Any] = {
             "task": found.task,
             "references": {
-                "source": self.source,
-                "questions": self.num_questions,
+                "source": tasks.task_of(self.references),
+                "questions": len(self.references),
                 "split": self.split.name,
                 "odd": self.split.odd,
             },
             "predictions": len(self.answers.by_id),
             "unknown_ids": len(found.unknown_ids),
-            "duplicates": self.answers.num_duplicates + self.answers.num_conflicts,
+            "duplicates": len(self.answers.duplicates) + len(self.answers.conflicts),
             "left_out": found.left_out,
         }
         metrics = list(dict.fromkeys(one.metric for one in found.scores))
@@ -152,7 +152,7 @@ class Report:
 
     def _title(self) -> str:
         split = f", the size of {self.split.name}" if self.split.name else ""
-        return f"{tasks.TASKS[self.scores.task].title} ({self.num_questions:,} questions{split})"
+        return f"{tasks.TASKS[self.scores.task].title} ({len(self.references):,} questions{split})"
 
     def _score_table(self) -> tuple[list[str], list[list[object]]]:
         columns = ["metric", "over", "score", "95 % interval", "n", "missing"]

@@ -67,9 +67,6 @@ class Score:
             "missing": self.num_missing,
         }
 
-    def with_interval(self, interval: Interval | None) -> "Score":
-        return replace(self, interval=_shifted(interval, self.offset))
-
     def without_offset(self) -> "Score":
         interval = _shifted(self.interval, -self.offset)
         return replace(self, value=self.sample.value(), interval=interval, offset=0.0)
@@ -80,9 +77,9 @@ class Scores:
     """Every score of one set of predictions.
 
     left_out: metrics that the references allow but no prediction answers, with their questions.
-    not_scored: caption metrics that were not scored, with what they need.
-    num_remapped: answers to multiple choice that were replaced by the choice of highest score;
-    num_not_choices: chosen texts that are not among the choices, replaced or wrong.
+    not_scored: caption metrics that were not scored, with what they need. num_not_choices: chosen
+    texts that are not among the choices. num_remapped: answers that were replaced by the choice of
+    highest score.
     """
 
     task: str = "manifest"
@@ -111,10 +108,9 @@ def score(
 ) -> Scores:
     """Score answers against references: over everything, by domain and by kind of question.
 
-    task: one of `tasks.TASKS`; that of the references otherwise. answered_only: leave out questions
-    without a prediction instead of counting them as wrong. tokenizer: "python" or "java", of
-    captions. seed: of the intervals. metrics: these instead of the task's own; where `mc` is among
-    them a free answer is a chosen text if there is no other. intervals: False leaves them out.
+    task, answered_only, tokenizer, seed: as in `EvaluationSettings`. metrics: instead of the task's
+    own; if `mc` is among them, a free answer is a chosen text where there is no other. intervals:
+    False leaves them out.
 
     Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
         (2) for a task or metric that has nothing to score in these references; Unavailable (69) if
@@ -152,7 +148,10 @@ def score(
         raise SettingError("task", "these references hold nothing that it scores", chosen)
     if intervals:
         spans = bootstrap_all([one.sample for one in scores], seed=seed)
-        scores = [one.with_interval(span) for one, span in zip(scores, spans, strict=True)]
+        scores = [
+            replace(one, interval=_shifted(span, one.offset))
+            for one, span in zip(scores, spans, strict=True)
+        ]
     return Scores(
         task=chosen,
         scores=scores,

@@ -43,9 +43,11 @@ def parse_marks(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class EvaluationInputs:
-    """The files of an evaluation. `-` is standard input, which is also read for predictions if
-    none are named."""
+class EvaluationSettings:
+    """The files of an evaluation, how predictions are scored, and how the link is accounted for.
+
+    `-` is standard input, which is also read for predictions if none are named.
+    """
 
     predictions: tuple[str, ...] = setting((), "Prediction files (repeatable)")
     references: tuple[str, ...] = setting(
@@ -59,12 +61,6 @@ class EvaluationInputs:
     downlink: tuple[str, ...] = setting((), "Updates to count the bytes of (repeatable)")
     raw: str | None = setting(None, "The sampled frames, to compare their bytes with")
     images: str | None = setting(None, "Folder that the frames' image names are relative to")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How predictions are scored and the link is accounted for."""
-
     task: str | None = setting(
         None, "Benchmark to score as", choices=tuple(TASKS), usually="that of the references"
     )

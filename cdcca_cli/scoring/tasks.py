@@ -98,9 +98,9 @@ ACCEPTANCE_METRICS = ("da", "mc", "cider")
 class Task:
     """One task: its name for people, its metrics, and the sizes of its published splits.
 
-    headlines: the metrics that papers compare, and that rounds are followed by. unit: what the
-    splits' sizes count. num_direct: how many of a split's questions count for direct answers.
-    num_by_domain: the images of each domain of a split.
+    headlines: the metrics that papers compare, and that rounds are followed by. unit: what sizes
+    count. num_direct: a split's questions that count for direct answers. num_by_domain: a split's
+    images in each domain.
     """
 
     title: str
@@ -186,10 +186,7 @@ def nocaps_domain(name: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Split:
-    """The published split that is as large as the references; `odd` says why there is none.
-
-    name: None if no split has this size, or if none is published for references of this kind.
-    """
+    """The published split that is as large as the references, or in `odd` why there is none."""
 
     name: str | None = None
     odd: str | None = None

@@ -81,8 +81,7 @@ def remapped(
 def direct_answer(answer: str | None, answers: Sequence[str]) -> float:
     """min(1, matches / 3) over the human answers, in [0, 1]; None (no prediction) scores 0.
 
-    Source: allenai/aokvqa evaluation/eval_predictions.py. Questions that are marked difficult for
-    direct answers are left out there, before this.
+    Source: allenai/aokvqa evaluation/eval_predictions.py, which leaves out difficult questions.
     """
     matches = sum(answer == human for human in answers)
     return min(1.0, matches / MATCHES_FOR_FULL_CREDIT)

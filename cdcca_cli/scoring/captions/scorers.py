@@ -11,12 +11,14 @@ caption against an empty reference is 1, as in pycocoevalcap). CIDEr is in [0, 1
 U images, R references of all of them, S totals, P distinct (sentence, n-gram) pairs, G n-grams.
 """
 
+import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +51,6 @@ class Corpus:
     references: list[list[str]]
 
     def __post_init__(self) -> None:
-        if len(self.captions) != len(self.references):
-            raise BadData(f"{len(self.captions)} captions for {len(self.references)} images")
         if [] in self.references:
             number, count = self.references.index([]) + 1, len(self.references)
             raise BadData(f"image {number} of {count} has no caption to match")
@@ -100,20 +100,17 @@ class NGrams:
         length = np.fromiter(map(len, split), np.int64, len(split))
         word = np.fromiter((numbers[word] for words in split for word in words), np.int64)
         sentence = np.repeat(np.arange(len(split)), length)
-        ngram, num_ngrams, orders = word, len(numbers), []
+        ngram, orders = np.zeros_like(word), []
         for n in range(1, ORDERS + 1):
-            if n > 1:
-                # An n-gram is an (n-1)-gram and the word after it, both in one sentence.
-                starts = max(len(word) - n + 1, 0)
-                whole = sentence[:starts] == sentence[n - 1 :]
-                pair = ngram[:starts] * len(numbers) + word[n - 1 :]
-                # What runs over the end of its sentence gets a number too, and is left out below.
-                known, ngram = np.unique(pair, return_inverse=True)
-                num_ngrams = len(known)
-                owner, inside = sentence[:starts][whole], ngram[whole]
-            else:
-                owner, inside = sentence, ngram
-            key, count = np.unique(owner * max(num_ngrams, 1) + inside, return_counts=True)
+            # An n-gram is an (n-1)-gram and the word after it, both in one sentence.
+            starts = max(len(word) - n + 1, 0)
+            whole = sentence[:starts] == sentence[n - 1 :]
+            pair = ngram[:starts] * len(numbers) + word[n - 1 :]
+            # What runs over the end of its sentence gets a number too, and is left out below.
+            known, ngram = np.unique(pair, return_inverse=True)
+            num_ngrams = len(known)
+            key = sentence[:starts][whole] * max(num_ngrams, 1) + ngram[whole]
+            key, count = np.unique(key, return_counts=True)
             of_sentence, of_ngram = np.divmod(key, max(num_ngrams, 1))
             orders.append(NGramsOfOrder(of_sentence, of_ngram, count, num_ngrams))
         return NGrams(length, orders)
@@ -261,12 +258,7 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
         return np.zeros(0), 0.0
     from pycocoevalcap.meteor.meteor import Meteor
 
-    try:
-        score, scores = Meteor().compute_score(*_as_pycocoevalcap(corpus))
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            f"METEOR's jar failed ({error}): leave meteor out of `metrics`"
-        ) from error
+    score, scores = _computed("METEOR", Meteor(), corpus)
     return np.array(scores, np.float64), float(score)
 
 
@@ -287,15 +279,20 @@ def spice(corpus: Corpus) -> Floats:
     shipped("spice")
     if not len(corpus):
         return np.zeros(0)
-    import subprocess
-
     from pycocoevalcap.spice.spice import Spice
 
-    try:
-        _, scores = Spice().compute_score(*_as_pycocoevalcap(corpus))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"SPICE failed ({error}): leave spice out of `metrics`") from error
+    _, scores = _computed("SPICE", Spice(), corpus)
     return np.array([score["All"]["f"] for score in scores], np.float64)
+
+
+def _computed(name: str, scorer: Any, corpus: Corpus) -> tuple[Any, Any]:
+    references, captions = dict(enumerate(corpus.references)), enumerate(corpus.captions)
+    try:
+        score, scores = scorer.compute_score(references, {i: [one] for i, one in captions})
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        cure = f"leave {name.lower()} out of `metrics`"
+        raise Unavailable(f"{name} failed ({error}): {cure}") from error
+    return score, scores
 
 
 def _looked_up(asked: Ints, known: Ints, values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -320,10 +317,6 @@ def _common_subsequence(places: Counter[str], length: int, words: list[str]) -> 
         if step:
             row = ((row + step) | (row - step)) & full
     return length - row.bit_count()
-
-
-def _as_pycocoevalcap(corpus: Corpus) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    return dict(enumerate(corpus.references)), {i: [one] for i, one in enumerate(corpus.captions)}
 
 
 def shipped(name: str) -> Path:

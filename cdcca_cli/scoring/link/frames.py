@@ -45,11 +45,11 @@ _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without importing PIL
 
 @dataclass
 class FrameBytes:
-    """Bytes by form, and "frames", their number. A form that is left out is in none of them.
+    """Bytes by form, and "frames", their number.
 
     every: all frames; sent: those whose tokens went up. seen_every, seen_sent: at the encoder's
-    size; empty without one. sizes: how many sizes the frames have, so how many H.264 streams.
-    left_out: forms that could not be measured, with the reason.
+    size. sizes: the number of different sizes, which is that of H.264 streams. left_out: forms that
+    could not be measured, with the reason; they are in none of the others.
     """
 
     every: Counter[str] = field(default_factory=Counter)
@@ -73,8 +73,7 @@ def measure_frames(
     Memory holds one image and one size's encoders; frames of another size than the first one's are
     read a second time for H.264.
 
-    Args: encoder_size: width and height that the vision encoder sees. images_per_second: for H.264
-        of frames that are no video's.
+    Args: encoder_size: width and height that the vision encoder sees.
     Raises: as `datasets.load_image`.
     """
     known = [(frame, frame.id in sent) for frame in frames]
@@ -144,14 +143,13 @@ class _Stream:
         self._left_out, self._rate, self._is_partial = left_out, rate, is_partial
         self._every: _Encoder | None = None
         self._sent: _Encoder | None = None
-        self._num_every = self._num_sent = 0
+        self._has_sent = False
 
     def add(self, image: "Image", is_sent: bool) -> None:
         if H264 in self._left_out:
             return
         even = _even(image)
-        self._num_every += 1
-        self._num_sent += is_sent
+        self._has_sent |= is_sent
         try:
             self._every = self._every or _Encoder(even.size, self._rate)
             self._every.add(even)
@@ -162,7 +160,7 @@ class _Stream:
             self._left_out[H264] = str(error)
 
     def finish(self, every: Counter[str], sent: Counter[str]) -> None:
-        """Adds the streams' bytes."""
+        """Add the streams' bytes."""
         if H264 in self._left_out or self._every is None:
             return
         try:
@@ -170,7 +168,7 @@ class _Stream:
             every[H264] += num_bytes
             if self._sent is not None:
                 sent[H264] += self._sent.finish()
-            elif self._num_sent == self._num_every:
+            elif self._has_sent:  # all of them were
                 sent[H264] += num_bytes
         except Unavailable as error:
             self._left_out[H264] = str(error)

@@ -209,7 +209,6 @@ class Ledger:
         return f"transfer over {link.text}, modelled", ["", "bytes", "seconds (modelled)"], rows
 
     def _at(self, place: tuple[str, ...]) -> str:
-        """The size of the frames, where it is not their own."""
         return "" if len(place) == 1 else " at {}x{}".format(*self.encoder_size or (0, 0))
 
 
@@ -223,9 +222,8 @@ def measure(
 ) -> Ledger:
     """The ledger of token streams, updates and the frames that they came from.
 
-    Args: link: models transfer times. encoder_size: width and height that the vision encoder sees:
-        measures the frames at this size too.
-    Raises: BadData (65) for a damaged file, or if not one frame of the uplink is among `frames`;
+    Args: encoder_size: width and height that the vision encoder sees.
+    Raises: BadData (65) for a damaged file, or if no frame of the uplink is among `frames`;
         MissingInput (66).
     """
     ledger = Ledger(link=link)
@@ -275,7 +273,6 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
 
 
 def read_downlink(paths: Sequence[str]) -> Downlink:
-    """Add up updates."""
     total = Downlink()
     for path in paths:
         with streams.binary_input(path) as opened:
@@ -289,8 +286,6 @@ def read_downlink(paths: Sequence[str]) -> Downlink:
 
 
 class _Counted:
-    """A stream that counts the bytes read. Only has `read`."""
-
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.num_bytes = stream, 0
 
@@ -314,7 +309,6 @@ def _put(tree: dict[str, Any], place: Sequence[str], value: object) -> None:
 
 
 def _stored(path: str, num_read_bytes: int) -> int:
-    """A file's own size (smaller than what was read of it if zstd is around it)."""
     return os.stat(path).st_size if os.path.isfile(path) else num_read_bytes
 
 
