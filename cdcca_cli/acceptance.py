@@ -16,7 +16,7 @@ with it, and refuses an update that lowers the score.
   update is for a base that the device does not have (78). So apply each update to the device first,
   and to the mirror only if the device took it; or roll the mirror back.
 
-The frames are trusted as the folder is: whoever can write them decides which updates are taken.
+The frames are trusted like the folder: a person who can write them decides about updates.
 """
 
 import time

@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_CHUNK = 1 << 20  # draws held at once
+DRAWS_AT_ONCE = 1 << 20
 
 
 class Interval(NamedTuple):
@@ -29,7 +29,7 @@ def resampled_totals(
     The draws are those of `generator.integers(U, size=(resamples, U))`.
     """
     units = len(rows_UK)
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     for start in range(0, resamples, at_once):
         chunk = min(at_once, resamples - start)
         drawn = generator.integers(units, size=(chunk, units))

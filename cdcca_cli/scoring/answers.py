@@ -3,7 +3,7 @@
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
 - A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
   of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object
-  is a free answer, because nothing says whether a choice was meant.
+  is a free answer, because it may not be one of the choices.
 - result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
   as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
 - JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
@@ -78,12 +78,9 @@ class Answers:
     ) -> None:
         if len(question_id) > MAX_ID_CHARS:
             raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
-        for text in (question_id, answer.text or "", answer.choice or ""):
-            if len(text) > MAX_TEXT_CHARS:
-                raise BadData(
-                    f"{where}: the answer to '{question_id}' has more than "
-                    f"{MAX_TEXT_CHARS:,} characters"
-                )
+        if max(len(answer.text or ""), len(answer.choice or "")) > MAX_TEXT_CHARS:
+            most = f"{MAX_TEXT_CHARS:,} characters"
+            raise BadData(f"{where}: the answer to '{question_id}' has more than {most}")
         known = self.by_id.setdefault(question_id, answer)
         if known is answer:
             self._file_of[question_id] = where
@@ -147,7 +144,7 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     is_json = opening.startswith((b"{", b"["))
     known = describe(head)
     if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
-        raise BadData(f"{where}: predictions are expected, found {known}")
+        raise BadData(f"{where}: expected predictions, found {known}")
     source = streams.pushed_back(head, source)
     if not is_json:
         yield from _csv(_lines(source, where), where)
@@ -270,9 +267,9 @@ def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
 
 
 def _columns(header: list[str], where: str) -> tuple[str, str | None, str | None]:
-    """The names of the columns of ids, of free answers or captions, and of choices."""
+    """The columns of ids, of free answers or captions, and of choices."""
     if len(set(header)) < len(header):
-        raise BadData(f"{where}: two columns of one name")
+        raise BadData(f"{where}: two columns have the same name")
     if "question_id" not in header and {"image_id", "caption"} <= set(header):
         return "image_id", "caption", None
     answers = [name for name in _ANSWER_COLUMNS if name in header][:1]
@@ -280,12 +277,12 @@ def _columns(header: list[str], where: str) -> tuple[str, str | None, str | None
     choice = "multiple_choice" if "multiple_choice" in header else None
     if len(answers) > 1:
         raise BadData(
-            f"{where}: which of the columns {' and '.join(answers)} holds the answers? Call it "
-            "direct_answer"
+            f"{where}: expected one column of answers, found {' and '.join(answers)}: rename the "
+            "right one to direct_answer"
         )
     if "question_id" not in header or (choice is None and not answers):
         raise BadData(
-            f"{where}: predictions are expected: JSON lines, JSON, or CSV with the columns "
+            f"{where}: expected predictions: JSON lines, JSON, or CSV with the columns "
             f"question_id and answer; found {fields.describe(','.join(header))}"
         )
     return "question_id", answers[0] if answers else None, choice

@@ -40,13 +40,18 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.numerics.statistics import RESAMPLES, Floats, Interval, percentile_interval
+from cdcca_cli.numerics.statistics import (
+    DRAWS_AT_ONCE,
+    RESAMPLES,
+    Floats,
+    Interval,
+    percentile_interval,
+)
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
 from cdcca_cli.scoring.statistics import words_of
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
-_CHUNK = 1 << 20  # draw counts held at once
 
 
 def forgetting(scores_SIJ: Floats) -> Floats:
@@ -264,7 +269,7 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
         return None
     rows_UIK = np.concatenate([score.sample.rows_UK for score in column], axis=1)
     generator = np.random.Generator(np.random.Philox(seed))
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     chunks = []
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdcca_cli.numerics.statistics import (
+    DRAWS_AT_ONCE,
     RESAMPLES,
     Floats,
     Interval,
@@ -29,7 +30,6 @@ from cdcca_cli.numerics.statistics import (
 )
 
 PERMUTATIONS = 10_000
-_CHUNK = 1 << 20  # draws held at once
 SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
 
@@ -201,7 +201,7 @@ def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[F
     """Column totals of `permutations` random halves of the U units, in chunks (S', K)."""
     units = len(rows_UK)
     generator = _generator(seed)
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     num_words = -(-units // 64)
     for start in range(0, permutations, at_once):
         chunk = min(at_once, permutations - start)

@@ -3,7 +3,7 @@
 A-OKVQA's official scores compare strings exactly: no lower-casing, no removal of punctuation or
 articles. `direct_answer_normalized` normalises as SQuAD does first, as some published systems do.
 
-VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py, oddities included, since published numbers
+VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py with its errors, since published numbers
 have them: answers that are all the same are compared as they are, at most 32 periods are removed,
 and the contractions of "I" are never written, because they are looked up after lower-casing.
 """

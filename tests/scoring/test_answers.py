@@ -190,7 +190,7 @@ def test_the_scores_of_the_options_are_carried(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, found: str) -> None:
     (tmp_path / "p").write_bytes(content)
-    with pytest.raises(BadData, match=f"predictions are expected, found {found}"):
+    with pytest.raises(BadData, match=f"expected predictions, found {found}"):
         read_answers([str(tmp_path / "p")])
 
 
@@ -281,7 +281,7 @@ def test_mutated_files_end_in_answers_or_one_line(tmp_path: Path, seed: int) -> 
 
 def test_a_trust_list_is_named(tmp_path: Path) -> None:
     (tmp_path / "2.trust").write_bytes(encode_header({}, {"kind": "trust", "version": 1}))
-    with pytest.raises(BadData, match=r"predictions are expected, found a trust list"):
+    with pytest.raises(BadData, match=r"expected predictions, found a trust list"):
         read_answers([str(tmp_path / "2.trust")])
 
 

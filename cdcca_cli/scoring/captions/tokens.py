@@ -42,7 +42,7 @@ PUNCTUATION = frozenset(
 )  # fmt: skip
 """Dropped after lower-casing: so -lrb- stays, as it does in coco-caption."""
 
-# The class of each character outside ASCII, written as one character of that class. Measured on the
+# The class of each character outside ASCII, given by one character of that class. Measured on the
 # jar, one by one; characters in no row are a letter, a digit or nothing by their Unicode category.
 _LETTER, _DIGIT, _NOTHING = "é", "٠", "\x01"
 _MEASURED = {
