@@ -1,31 +1,22 @@
 """The acceptance test: labelled frames decide whether a device takes an update.
 
-The cloud measures what it makes on the frames that the device sent. A device that has labelled
-frames of its own, a validation set, can check for itself: it answers them without the update and
+A device that has labelled frames of its own, a validation set, answers them without the update and
 with it, and refuses an update that lowers the score.
 
-**The order.** Every check of the channel (`receiver`) comes first, with its own error. Then the
-frames are read, and the model is loaded last. A trust list and the update that the device already
-has are not tested, because they change no overlay.
+- Every check of the channel (`receiver`) comes first. Then the frames are read, and the model is
+  loaded last. A trust list and the update that the device already has are not tested.
+- The score with the device's current overlay is compared with that of the overlay that the update
+  leads to, over the questions that the metric scores. The update is refused if the score drops by
+  more than the tolerance. The interval of the difference is reported but does not decide. An update
+  that makes the model's outputs not finite is refused, whatever the tolerance.
+- The folder is not locked while the model answers. Afterwards the update goes through every check
+  again under the lock, and it is installed only if the device still has the overlay that it was
+  tested against (else 78).
+- After a refusal the device is one update behind a mirror that already has it, and the cloud's next
+  update is for a base that the device does not have (78). So apply each update to the device first,
+  and to the mirror only if the device took it; or roll the mirror back.
 
-**What is compared.** The score with the device's current overlay (even if the update is against
-an older one), and the score with the overlay that the update leads to. Both answer the same
-questions in the same way: those that the metric scores. The update is refused if the score drops
-by more than the tolerance; an equal score is accepted. The interval of the paired difference is
-reported but does not decide: on few frames only the score does. An update that makes the model's
-outputs not finite is refused, whatever the tolerance. The same folder, update and frames give the
-same result on one machine.
-
-**Other processes.** Answering takes time, so the folder is not locked meanwhile. Afterwards the
-update goes through every check again under the lock, and it is installed only if the device still
-has the overlay that it was tested against (else 78). So no untested update is ever installed.
-
-**After a refusal** the device is one update behind a mirror that already has it, and the cloud's
-next update is for a base that the device does not have (78). So apply each update to the device
-first, and to the mirror only if the device took it; or roll the mirror back (`cdcca apply
---rollback`).
-
-The frames are trusted as the folder is: whoever can write them decides which updates are taken.
+The frames are trusted like the folder: a person who can write them decides about updates.
 """
 
 import time
@@ -58,26 +49,18 @@ class ValidationSet:
     frames: Frames
     references: Mapping[str, Reference]
 
-    def allows(self, metric: str) -> bool:
-        """Whether any label is for this metric."""
-        return any(counts_for(metric, reference.question) for reference in self.references.values())
-
     def frames_for(self, metric: str) -> list[Frame]:
         """The frames with only the questions that this metric scores."""
         found = []
         for frame in self.frames:
-            if questions := [
-                question for question in frame.questions if counts_for(metric, question)
-            ]:
+            questions = [one for one in frame.questions if counts_for(metric, one)]
+            if questions:
                 found.append(replace(frame, questions=questions))
         return found
 
 
 def read_validation_set(path: Path, images: Path | None = None) -> ValidationSet:
-    """Labelled frames from a manifest or an annotation file, as `read_frames`.
-
-    Raises: as `read_frames`; BadData (65) if there are no labels.
-    """
+    """Raises: as `read_frames`; BadData (65) if there are no labels."""
     return ValidationSet(read_frames(path, images=images), read_references(path))
 
 
@@ -86,10 +69,7 @@ def score_predictions(
     references: Mapping[str, Reference],
     metrics: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores by everything that the labels allow, whatever file they came from.
-
-    metrics: only these.
-    """
+    """Scores by all metrics that the labels allow, or only by `metrics`."""
     return score(references, dict(answers_of(predictions)), task="manifest", metrics=metrics)
 
 
@@ -126,7 +106,6 @@ class Accepted:
     comparison: Comparison
 
     def summary(self) -> str:
-        """One line for people."""
         return f"{self.applied.summary()}; {self.comparison.summary()}"
 
     def as_json(self) -> dict[str, object]:
@@ -164,18 +143,32 @@ def receive(
 def measure(
     device: Device, update: Update, checked: Checked, new: Overlay, settings: AcceptanceSettings
 ) -> Comparison:
-    """The scores of a device as it is and with the overlay that an update leads to.
+    """The scores without and with the overlay that an update leads to. Raises: as `receive`."""
+    from cdcca_cli.models import load_device
+    from cdcca_cli.uplink.answers import answer_frames
+    from cdcca_cli.uplink.settings import AnswerSettings
 
-    Raises: MadeWorse, and as `receive`.
-    """
     validation, metric = _validation_set_of(settings)
-    scorer = _Scorer(device, validation, metric, settings)
-    before = scorer.score(checked.current, "without the update")
+    frames = validation.frames_for(metric)
+    how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
+    with progress.stage("loading the model"):
+        model = load_device(device, compute=settings.compute, dtype=settings.dtype)
+
+    def scored(overlay: Overlay, description: str) -> Scores:
+        model.install_overlay(overlay, device.lora.alpha)
+        tracked = progress.track(frames, description=description)
+        predictions = answer_frames(model, tracked, how)
+        return score_predictions(predictions, validation.references, [metric])
+
+    before = scored(checked.current, "without the update")
     try:
-        after = scorer.score(new, "with the update")
+        after = scored(new, "with the update")
     except BadData as fault:  # the same frames were answered a moment ago
         raise _made_worse(update, None, f"the model cannot answer with it: {fault}") from None
-    comparison = _compared(metric, before, after)
+    old, found = before.all(metric), after.all(metric)
+    assert old is not None and found is not None, "every question of the metric was answered"
+    difference = compare(after, before, permutations=0)[found.key]
+    comparison = Comparison(metric, old.value, found.value, difference)
     if comparison.difference.value < -settings.tolerance - SAME:
         words = f"{comparison.summary()}, more than the tolerance of {settings.tolerance:g} points"
         raise _made_worse(update, comparison, words)
@@ -185,11 +178,17 @@ def measure(
 def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str]:
     """The labelled frames, and the metric that they are scored by.
 
-    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the one
-        that was named cannot.
+    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the named
+        one cannot.
     """
+    assert settings.validation is not None, "the command tests only with a validation set"
     validation = read_validation_set(settings.validation, settings.images)
-    allowed = [metric for metric in tasks.ACCEPTANCE_METRICS if validation.allows(metric)]
+    questions = [reference.question for reference in validation.references.values()]
+    allowed = [
+        metric
+        for metric in tasks.ACCEPTANCE_METRICS
+        if any(counts_for(metric, question) for question in questions)
+    ]
     if not allowed:
         raise BadData(
             f"{settings.validation}: no labels for {', '.join(tasks.ACCEPTANCE_METRICS)}: expected "
@@ -202,39 +201,6 @@ def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str
             settings.metric,
         )
     return validation, settings.metric or allowed[0]
-
-
-class _Scorer:
-    """A device's model, and the frames that it answers with one overlay and then another."""
-
-    def __init__(
-        self, device: Device, validation: ValidationSet, metric: str, settings: AcceptanceSettings
-    ) -> None:
-        from cdcca_cli.models import load_device
-        from cdcca_cli.uplink.settings import AnswerSettings
-
-        self._references = validation.references
-        self._metric = metric
-        self._frames = validation.frames_for(metric)
-        self._how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
-        self._alpha = device.lora.alpha
-        with progress.stage("loading the model"):
-            self._model = load_device(device, compute=settings.compute, dtype=settings.dtype)
-
-    def score(self, overlay: Overlay, description: str) -> Scores:
-        from cdcca_cli.uplink.answers import answer_frames
-
-        self._model.install_overlay(overlay, self._alpha)
-        tracked = progress.track(self._frames, description=description)
-        predictions = answer_frames(self._model, tracked, self._how)
-        return score_predictions(predictions, self._references, [self._metric])
-
-
-def _compared(metric: str, before: Scores, after: Scores) -> Comparison:
-    old, new = before.all(metric), after.all(metric)
-    assert old is not None and new is not None, "every question that the metric scores was answered"
-    difference = compare(after, before, permutations=0)[new.key]
-    return Comparison(metric, old.value, new.value, difference)
 
 
 def _made_worse(update: Update, comparison: Comparison | None, words: str) -> MadeWorse:

@@ -53,7 +53,7 @@ class MissingInput(CdccaError):
 
 class Unavailable(CdccaError):
     exit_code = 69
-    meaning = "something needed is not here (CUDA, ffmpeg, memory)"
+    meaning = "something needed is not here (CUDA, PyAV, memory)"
 
 
 class CannotWrite(CdccaError):

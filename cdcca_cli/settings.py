@@ -62,7 +62,8 @@ class Setting:
 
         Args: default: of the field. with_choices: name them, where nothing else shows them.
         """
-        usual = self.usually or ("" if default is None or default is False else str(default))
+        is_plain = default is None or default is False or default == ()
+        usual = self.usually or ("" if is_plain else str(default))
         notes = [f"default: {usual}"] if usual else []
         bounds = (self.at_least, self.above, self.at_most, self.below)
         if any(bound is not None for bound in bounds) or (with_choices and self.choices):

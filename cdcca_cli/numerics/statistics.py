@@ -4,6 +4,7 @@ U units, K columns, S resamples.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,12 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_CHUNK = 1 << 20  # draws held at once
+DRAWS_AT_ONCE = 1 << 20
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
 
 
 def resampled_totals(
@@ -23,7 +29,7 @@ def resampled_totals(
     The draws are those of `generator.integers(U, size=(resamples, U))`.
     """
     units = len(rows_UK)
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     for start in range(0, resamples, at_once):
         chunk = min(at_once, resamples - start)
         drawn = generator.integers(units, size=(chunk, units))
@@ -32,7 +38,7 @@ def resampled_totals(
         yield counts.astype(np.float64) @ rows_UK
 
 
-def percentile_interval(values_S: Floats, level: float = CONFIDENCE) -> tuple[float, float]:
-    """The middle `level` of the values of all resamples: its lower and its upper end."""
+def percentile_interval(values_S: Floats, level: float = CONFIDENCE) -> Interval:
+    """The middle `level` of the values of all resamples."""
     low, high = np.quantile(values_S, ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    return Interval(float(low), float(high))

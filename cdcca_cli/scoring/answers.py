@@ -3,7 +3,7 @@
 - cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
 - A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
   of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object
-  is a free answer, because nothing says whether a choice was meant.
+  is a free answer, because it may not be one of the choices.
 - result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
   as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
 - JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
@@ -15,10 +15,9 @@
 JSON objects may also be spread over several lines, as `jq .` prints them, or follow each other on
 one line. The format is found from the content, never from the name.
 
-Several files count as one, and their order does not matter: an id that is answered twice alike is
-counted, and a choice in one file and a free answer in another are both kept. An id that is
-answered twice, differently, is refused, or its first answer is kept on request; then the order does
-matter. Files are read one entry at a time, and only the answers are kept.
+Several files count as one: an id that is answered twice alike is counted, and a choice in one file
+and a free answer in another are both kept. An id that is answered twice, differently, is refused,
+or its first answer is kept on request. Files are read one entry at a time.
 """
 
 import csv
@@ -36,7 +35,6 @@ from cdcca_cli.datasets.entries import entries, values
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import predictions
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
-from cdcca_cli.text import is_text
 
 _OF_A_PREDICTION = re.compile(rb'"(v|model|entropy|token_entropies)"\s*:')
 _RESULT_KEYS = frozenset(("question_id", "image_id", "doc"))
@@ -65,54 +63,37 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by question id; how many were repeated, with one such id.
+    """All answers by question id, and the ids that were repeated.
 
-    num_duplicates: repeated with the same answer. num_conflicts: repeated with another answer, of
-    which the first was kept.
+    duplicates: with the same answer. conflicts: with another answer; the first was kept.
     """
 
     by_id: dict[str, Answer] = field(default_factory=dict)
-    num_duplicates: int = 0
-    a_duplicate: str | None = None
-    num_conflicts: int = 0
-    a_conflict: str | None = None
+    duplicates: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
     _file_of: dict[str, str] = field(default_factory=dict)
 
     def add(
         self, question_id: str, answer: Answer, where: str, *, keep_first: bool = False
     ) -> None:
-        """Add an answer from the file `where`.
-
-        keep_first: of two different answers, instead of refusing them.
-        """
         if len(question_id) > MAX_ID_CHARS:
             raise BadData(f"{where}: an id of more than {MAX_ID_CHARS:,} characters")
-        for text in (question_id, answer.text or "", answer.choice or ""):
-            if len(text) > MAX_TEXT_CHARS:
-                raise BadData(
-                    f"{where}: the answer to '{question_id}' has more than "
-                    f"{MAX_TEXT_CHARS:,} characters"
-                )
-            if not is_text(text):
-                raise BadData(
-                    f"{where}: '{question_id}': a lone surrogate (half a character) in it"
-                )
+        if max(len(answer.text or ""), len(answer.choice or "")) > MAX_TEXT_CHARS:
+            most = f"{MAX_TEXT_CHARS:,} characters"
+            raise BadData(f"{where}: the answer to '{question_id}' has more than {most}")
         known = self.by_id.setdefault(question_id, answer)
         if known is answer:
             self._file_of[question_id] = where
             return
-        both = [
-            pair for pair in zip(_given(known), _given(answer), strict=True) if None not in pair
-        ]
+        pairs = ((known.text, answer.text), (known.choice, answer.choice))
+        both = [pair for pair in pairs if None not in pair]
         if any(ours != theirs for ours, theirs in both):
             if not keep_first:
                 raise BadData(self._conflict(question_id, where))
-            self.num_conflicts += 1
-            self.a_conflict = self.a_conflict or question_id
+            self.conflicts.append(question_id)
             return
         if both:
-            self.num_duplicates += 1
-            self.a_duplicate = self.a_duplicate or question_id
+            self.duplicates.append(question_id)
         scored = answer if known.choice_scores is None else known
         self.by_id[question_id] = Answer(
             answer.text if known.text is None else known.text,
@@ -123,19 +104,11 @@ class Answers:
 
     def _conflict(self, question_id: str, where: str) -> str:
         first = self._file_of.get(question_id, where)
-        if first == where:
-            return (
-                f"{where}: '{question_id}' is answered twice, differently: remove one answer, "
-                "or keep the first with `duplicates` first"
-            )
+        place = "twice, differently" if first == where else f"differently in {first}"
         return (
-            f"{where}: '{question_id}' is answered differently in {first}: score them apart, or "
-            "keep the first answer with `duplicates` first"
+            f"{where}: '{question_id}' is answered {place}: remove one answer, or keep the first "
+            "with `duplicates` first"
         )
-
-
-def _given(answer: Answer) -> tuple[str | None, str | None]:
-    return answer.text, answer.choice
 
 
 def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, Answer]]:
@@ -147,7 +120,7 @@ def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, A
 
 
 def read_answers(paths: Sequence[str | None], *, keep_first: bool = False) -> Answers:
-    """All answers of some files; None and "-" are standard input; zstd is decompressed.
+    """All answers of some files; None and "-" are standard input.
 
     keep_first: the first of different answers to one question counts, instead of refusing them.
     Raises: BadData (65) naming file and entry; MissingInput (66); UsageError (2) for a terminal.
@@ -171,7 +144,7 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     is_json = opening.startswith((b"{", b"["))
     known = describe(head)
     if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
-        raise BadData(f"{where}: predictions are expected, found {known}")
+        raise BadData(f"{where}: expected predictions, found {known}")
     source = streams.pushed_back(head, source)
     if not is_json:
         yield from _csv(_lines(source, where), where)
@@ -193,8 +166,8 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
 def _first_object(line: bytes, opening: bytes) -> tuple[Mapping[str, Any], bool]:
     """The first JSON object of a file, {} if there is none, and whether it is one line.
 
-    It has a "v" in any case if a prediction seems to be meant: so does a line that is broken or
-    longer than what was read, by any of a prediction's keys.
+    A "v" is added if it looks like one of cdcca's predictions, also to a line that is broken or
+    longer than what was read.
     """
     if not line.startswith(b"{"):
         return {}, True
@@ -267,7 +240,6 @@ def _result(value: object, place: str) -> tuple[str, Answer]:
 
 
 def _sample_id(item: Mapping[str, Any], place: str) -> str:
-    """What one of lmms-eval's samples is about."""
     place = f"{place}, 'doc'"
     doc = fields.an_object(item.get("doc"), place)
     question_id = fields.an_id(doc, "question_id" if "question_id" in doc else "image_id", place)
@@ -295,9 +267,9 @@ def _csv(lines: Iterator[str], where: str) -> Iterator[tuple[str, Answer]]:
 
 
 def _columns(header: list[str], where: str) -> tuple[str, str | None, str | None]:
-    """The names of the columns of ids, of free answers or captions, and of choices."""
+    """The columns of ids, of free answers or captions, and of choices."""
     if len(set(header)) < len(header):
-        raise BadData(f"{where}: two columns of one name")
+        raise BadData(f"{where}: two columns have the same name")
     if "question_id" not in header and {"image_id", "caption"} <= set(header):
         return "image_id", "caption", None
     answers = [name for name in _ANSWER_COLUMNS if name in header][:1]
@@ -305,12 +277,12 @@ def _columns(header: list[str], where: str) -> tuple[str, str | None, str | None
     choice = "multiple_choice" if "multiple_choice" in header else None
     if len(answers) > 1:
         raise BadData(
-            f"{where}: which of the columns {' and '.join(answers)} holds the answers? Call it "
-            "direct_answer"
+            f"{where}: expected one column of answers, found {' and '.join(answers)}: rename the "
+            "right one to direct_answer"
         )
     if "question_id" not in header or (choice is None and not answers):
         raise BadData(
-            f"{where}: predictions are expected: JSON lines, JSON, or CSV with the columns "
+            f"{where}: expected predictions: JSON lines, JSON, or CSV with the columns "
             f"question_id and answer; found {fields.describe(','.join(header))}"
         )
     return "question_id", answers[0] if answers else None, choice

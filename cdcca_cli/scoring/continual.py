@@ -1,10 +1,9 @@
 """Continual learning: the effect of rounds of adaptation on every domain.
 
 The rounds i = 0..R are sets of predictions for the same questions: round 0 is the source-only
-model, round i the model after i rounds. The domains j are those of the references (one column `all`
-if they name none). R_ij is the score of round i on domain j, x100, by any metric of
-`scoring.scores`; D is the number of domains. A round may name the domain that it adapted to
-(`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
+model, round i the model after i rounds. R_ij is the score of round i on domain j of the references
+(one column `all` if they name none), x100; D is the number of domains. A round may name the domain
+that it adapted to (`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
 
     average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
     forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
@@ -16,13 +15,12 @@ if they name none). R_ij is the score of round i on domain j, x100, by any metri
 
 Average, backward and forward transfer are Lopez-Paz & Ranzato's (GEM, NeurIPS 2017, eq. 2-4), with
 the source-only model in the place of their untrained one as b; a round 0 that names a domain
-counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3): the largest
-of all earlier rounds, round 0 among them, minus the last, so it is in points here, not in [-1, 1].
+counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3), in points.
 
 Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
 all rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a
-domain has fewer than two frames. A maximum of noisy scores is too high, and f_j with it:
-with many rounds and few frames forgetting shows where there is none.
+domain has fewer than two frames. A maximum of noisy scores is biased upwards: with many rounds and
+few frames there is forgetting without a cause.
 
     {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],
      "matrix": [[{"score", "interval", "n", "missing"}, ...], ...],          (a row a round)
@@ -33,48 +31,41 @@ with many rounds and few frames forgetting shows where there is none.
      "backward_transfer": {"value", "interval", "over": [domains]},
      "forward_transfer": the same,
      "left_out": {"forward_transfer": reason}}
-
-Scoring is done in `scoring.scores`; no file is read here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.numerics.statistics import RESAMPLES, Floats, percentile_interval
+from cdcca_cli.errors import BadData
+from cdcca_cli.numerics.statistics import (
+    DRAWS_AT_ONCE,
+    RESAMPLES,
+    Floats,
+    Interval,
+    percentile_interval,
+)
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Score, Scores
-from cdcca_cli.scoring.statistics import Interval, ends_of, words_of
+from cdcca_cli.scoring.statistics import words_of
 
 # I rounds (R + 1 of them), J domains, S resamples, U frames of one domain, K addends of a frame.
-_CHUNK = 1 << 20  # draw counts held at once
 
 
 def forgetting(scores_SIJ: Floats) -> Floats:
-    """Best earlier score minus the last: f_j = max_{i<R} R_ij - R_Rj. (S, I, J) to (S, J).
-
-    Chaudhry et al. 2018, eq. 3. At least two rounds.
-    """
+    """f_j = max_{i<R} R_ij - R_Rj, of at least two rounds. (S, I, J) to (S, J)."""
     return scores_SIJ[:, :-1].max(axis=1) - scores_SIJ[:, -1]
 
 
 def backward_transfer(scores_SIJ: Floats, last_J: Sequence[int]) -> Floats:
-    """Last score minus the one when it was learnt: R_Rj - R_{last(j),j}. (S, I, J) to (S, J).
-
-    Lopez-Paz & Ranzato 2017, eq. 3, before the mean.
-    """
+    """R_Rj - R_{last(j),j}. (S, I, J) to (S, J)."""
     return scores_SIJ[:, -1] - scores_SIJ[:, last_J, range(len(last_J))]
 
 
 def forward_transfer(scores_SIJ: Floats, first_J: Sequence[int]) -> Floats:
-    """The score before it was learnt minus the source's: R_{first(j)-1,j} - R_0j. To (S, J).
-
-    Lopez-Paz & Ranzato 2017, eq. 4, before the mean, with b_j = R_0j. Every first(j) is 1 or more.
-    """
+    """R_{first(j)-1,j} - R_0j, where every first(j) is 1 or more. (S, I, J) to (S, J)."""
     before_J = [first - 1 for first in first_J]
     return scores_SIJ[:, before_J, range(len(before_J))] - scores_SIJ[:, 0]
 
@@ -88,7 +79,7 @@ class Estimate:
     over: tuple[str, ...]
 
     def as_json(self, *, over: bool = True) -> dict[str, Any]:
-        entry: dict[str, Any] = {"value": self.value, "interval": ends_of(self.interval)}
+        entry: dict[str, Any] = {"value": self.value, "interval": self.interval}
         return {**entry, "over": list(self.over)} if over else entry
 
 
@@ -115,21 +106,25 @@ class Continual:
                 {"round": number, "adapted_to": name} for number, name in enumerate(self.names)
             ],
             "domains": self.domains,
-            "matrix": [[_cell(score) for score in row] for row in self.cells_IJ],
+            "matrix": [[score.as_json() for score in row] for row in self.cells_IJ],
             "averages": [average.as_json(over=False) for average in self.averages],
             "average": self.averages[-1].as_json(over=False),
+            **{name: one.as_json() for name, one in self._means().items()},
+            "left_out": self.left_out,
         }
         if self.forgetting is not None:
-            found["forgetting"] = self.forgetting.as_json()
             found["forgetting"]["domains"] = {
                 name: one.as_json(over=False) for name, one in self.forgetting_by_domain.items()
             }
-        if self.backward_transfer is not None:
-            found["backward_transfer"] = self.backward_transfer.as_json()
-        if self.forward_transfer is not None:
-            found["forward_transfer"] = self.forward_transfer.as_json()
-        found["left_out"] = self.left_out
         return found
+
+    def _means(self) -> dict[str, Estimate]:
+        means = {
+            "forgetting": self.forgetting,
+            "backward_transfer": self.backward_transfer,
+            "forward_transfer": self.forward_transfer,
+        }
+        return {name: one for name, one in means.items() if one is not None}
 
     def tables(self) -> list[tuple[str, list[str], list[list[object]]]]:
         """Title, columns and rows: the matrix, then what follows from it."""
@@ -146,21 +141,16 @@ class Continual:
                     words_of(average.interval, ".2f"),
                 ]
             )
-        known = tasks.METRICS.get(self.metric)
-        metric = known.title if known else self.metric
+        metric = tasks.METRICS[self.metric].title
         tables = [(f"{metric} after each round, by domain", columns, rows)]
         found: list[list[object]] = [
             [f"forgetting of {name}", f"{one.value:+6.2f}", words_of(one.interval, "+.2f"), ""]
             for name, one in self.forgetting_by_domain.items()
         ]
-        for words, aggregate in (
-            ("forgetting, mean", self.forgetting),
-            ("backward transfer", self.backward_transfer),
-            ("forward transfer", self.forward_transfer),
-        ):
-            if aggregate is not None:
-                span, over = words_of(aggregate.interval, "+.2f"), ", ".join(aggregate.over)
-                found.append([words, f"{aggregate.value:+6.2f}", span, over])
+        for name, mean in self._means().items():
+            span, over = words_of(mean.interval, "+.2f"), ", ".join(mean.over)
+            title = f"{name.replace('_', ' ')}, mean"
+            found.append([title, f"{mean.value:+6.2f}", span, over])
         found += [[name.replace("_", " "), "", "", why] for name, why in self.left_out.items()]
         if found:
             title = f"{metric}: what later rounds did, in points"
@@ -178,14 +168,11 @@ def of_scores(
 ) -> Continual:
     """The effect of the rounds, from their scores over the same questions.
 
-    Args: scored: the source-only model's first. names: the domain that each adapted to, or None.
+    Args: scored: one or more, the source-only model's first. names: the domain that each adapted
+        to, or None.
     Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
-        first; UsageError (2) for no round.
+        first.
     """
-    if len(names) != len(scored):
-        raise ValueError(f"{len(names)} names of {len(scored)} rounds")
-    if not scored:
-        raise UsageError("continual learning needs the predictions of each `round`")
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
     order = _order(found[0], names)
     for name in order:
@@ -198,7 +185,7 @@ def of_scores(
     cells_IJ = [[row[name] for name in order] for row in found]
     score_at = _Resampled(cells_IJ, order, seed, resamples)
     result: dict[str, Any] = {
-        "averages": [score_at.mean(partial(_row, number), order) for number in range(len(scored))],
+        "averages": [score_at.mean(_row, order, number) for number in range(len(scored))],
         "left_out": {},
     }
     kept = [name for name in order if name != names[-1]]
@@ -224,33 +211,26 @@ def _transfers(
         reason = f"round {unnamed[0]} {why}: give the domain it adapted to, as DOMAIN=FILE"
         left_out |= {"backward_transfer": reason, "forward_transfer": reason}
         return {}
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if name in order:
-            first.setdefault(str(name), number)
-            last[str(name)] = number
-    found = {}
+    known = [(name, number) for number, name in enumerate(names) if name in order]
+    last = dict(known)
+    first = dict(reversed(known))
     before = [name for name in order if last.get(name, len(names)) < len(names) - 1]
+    later = [name for name in order if first.get(name, 0) >= 2]
+    found = {}
     if before:
         rounds = [last[name] for name in before]
-        found["backward_transfer"] = score_at.mean(
-            lambda scores_SIJ: backward_transfer(scores_SIJ, rounds), before
-        )
+        found["backward_transfer"] = score_at.mean(backward_transfer, before, rounds)
     else:
         left_out["backward_transfer"] = "no domain was learnt before the last round"
-    later = [name for name in order if first.get(name, 0) >= 2]
     if later:
-        starts = [first[name] for name in later]
-        found["forward_transfer"] = score_at.mean(
-            lambda scores_SIJ: forward_transfer(scores_SIJ, starts), later
-        )
+        rounds = [first[name] for name in later]
+        found["forward_transfer"] = score_at.mean(forward_transfer, later, rounds)
     else:
         left_out["forward_transfer"] = "no domain was first learnt in round 2 or later"
     return found
 
 
-def _row(number: int, scores_SIJ: Floats) -> Floats:
+def _row(scores_SIJ: Floats, number: int) -> Floats:
     return scores_SIJ[:, number]
 
 
@@ -268,15 +248,17 @@ class _Resampled:
             own_seed = np.random.SeedSequence([seed, *name.encode()])
             self._drawn_J.append(_draw(column, own_seed, resamples))
 
-    def mean(self, function: Callable[[Floats], Floats], over: Sequence[str]) -> Estimate:
+    def mean(
+        self, function: Callable[..., Floats], over: Sequence[str], *arguments: object
+    ) -> Estimate:
         """The mean over some domains of `function`, which makes (S, J) of scores (S, I, J)."""
         chosen = [self._domains.index(name) for name in over]
-        value = float(function(self._found_1IJ[:, :, chosen]).mean())
+        value = float(function(self._found_1IJ[:, :, chosen], *arguments).mean())
         drawn = [scores_SI for j in chosen if (scores_SI := self._drawn_J[j]) is not None]
         interval = None
         if len(drawn) == len(chosen):
-            means_S = function(np.stack(drawn, axis=2)).mean(axis=1)
-            interval = Interval(*percentile_interval(means_S))
+            means_S = function(np.stack(drawn, axis=2), *arguments).mean(axis=1)
+            interval = percentile_interval(means_S)
         return Estimate(value, interval, tuple(over))
 
 
@@ -287,7 +269,7 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
         return None
     rows_UIK = np.concatenate([score.sample.rows_UK for score in column], axis=1)
     generator = np.random.Generator(np.random.Philox(seed))
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     chunks = []
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
@@ -299,10 +281,7 @@ def _draw(column: list[Score], seed: np.random.SeedSequence, resamples: int) -> 
 
 
 def _columns(scored: Scores, metric: str, number: int) -> dict[str, Score]:
-    """One round's scores by domain; its score over all where there are no domains.
-
-    Without offset, since rounds are compared with each other.
-    """
+    """One round's scores by domain, or its score over all; without offset, to be compared."""
     by_domain = {
         score.group: score.without_offset()
         for score in scored.scores
@@ -321,12 +300,3 @@ def _order(known: Mapping[str, Score], names: Sequence[str | None]) -> list[str]
     """The domains in the order in which they were learnt, then the others by name."""
     learnt = [name for name in dict.fromkeys(names) if name is not None and name in known]
     return learnt + [name for name in sorted(known) if name not in learnt]
-
-
-def _cell(score: Score) -> dict[str, Any]:
-    return {
-        "score": score.value,
-        "interval": ends_of(score.interval),
-        "n": score.sample.n,
-        "missing": score.num_missing,
-    }

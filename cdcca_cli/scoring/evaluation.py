@@ -1,7 +1,7 @@
 """`cdcca eval`: the files of an evaluation, read once each, to a `Report`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, read_frames, read_references
@@ -12,60 +12,56 @@ from cdcca_cli.scoring.continual import of_scores
 from cdcca_cli.scoring.link import ledger
 from cdcca_cli.scoring.report import Report
 from cdcca_cli.scoring.scores import Scores, compare, in_common, score
-from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings
+from cdcca_cli.scoring.settings import EvaluationSettings
 
 
-def evaluate(inputs: EvaluationInputs, settings: EvaluationSettings) -> Report:
+def evaluate(settings: EvaluationSettings) -> Report:
     """Score predictions, compare them, follow rounds, and account for the link.
 
-    Raises: BadData (65), MissingInput (66) and Unavailable (69), naming the file; UsageError (2)
-        for settings or files that do not go together, or nothing to do.
+    Raises: BadData (65), MissingInput (66), Unavailable (69); UsageError (2) for settings or files
+        that do not go together, or nothing to do.
     """
-    has_link = bool(inputs.uplink or inputs.downlink or inputs.raw)
+    has_link = bool(settings.uplink or settings.downlink or settings.raw)
     if settings.link is not None and not has_link:
         raise SettingError("link", "needs `uplink`, `downlink` or `raw`, whose transfer it models")
-    if settings.encoder_size is not None and inputs.raw is None:
+    if settings.encoder_size is not None and settings.raw is None:
         raise SettingError("encoder_size", "needs `raw`, whose frames it resizes")
-    if not inputs.references and (
-        inputs.predictions or inputs.round or inputs.against is not None or settings.task
+    if not settings.references and (
+        settings.predictions or settings.round or settings.against is not None or settings.task
     ):
         raise SettingError("references", "expected a file to score the predictions against")
-    if inputs.round and settings.answered_only:
+    if settings.round and settings.answered_only:
         raise SettingError(
             "answered_only",
             "would score each `round` over other questions: leave it out, and what a round did not "
             "answer counts as wrong",
         )
-    if not inputs.references and not has_link:
+    if not settings.references and not has_link:
         raise UsageError("nothing to evaluate: give `references`, `uplink`, `downlink` or `raw`")
     if settings.plot is not None:
         plots.check(settings.plot)
     report = Report(tokenizer=settings.tokenizer)
-    if inputs.references:
-        _score(report, inputs, settings)
+    if settings.references:
+        _score(report, settings)
         _print_notes(report)
     if has_link:
-        frames = read_frames(inputs.raw, images=inputs.images) if inputs.raw else None
+        frames = read_frames(settings.raw, images=settings.images) if settings.raw else None
+        size = settings.encoder_size
         report.link = ledger.measure(
-            inputs.uplink,
-            inputs.downlink,
-            frames,
-            settings.link,
-            encoder_size=settings.encoder_size,
+            settings.uplink, settings.downlink, frames, settings.link, encoder_size=size
         )
     return report
 
 
-def _score(report: Report, inputs: EvaluationInputs, settings: EvaluationSettings) -> None:
+def _score(report: Report, settings: EvaluationSettings) -> None:
     """Fill in everything that is scored. Each file is read once: one of them may be a pipe."""
-    references = read_references(inputs.references)
-    rounds = [_named(text) for text in inputs.round]
+    references = read_references(settings.references)
+    rounds = [_named(text) for text in settings.round]
     stages = [_answers([path], settings) for _, path in rounds]
-    is_last_round = bool(stages) and not inputs.predictions
-    report.answers = stages[-1] if is_last_round else _answers(inputs.predictions, settings)
+    is_last_round = bool(stages) and not settings.predictions
+    report.answers = stages[-1] if is_last_round else _answers(settings.predictions, settings)
     references = _of_predicted_splits(references, report.answers.by_id)
-    report.source, report.num_questions = tasks.task_of(references), len(references)
-    report.split = tasks.split_of(references)
+    report.references, report.split = references, tasks.split_of(references)
 
     def scored(answers: Answers, *, intervals: bool = True) -> Scores:
         return score(
@@ -80,14 +76,14 @@ def _score(report: Report, inputs: EvaluationInputs, settings: EvaluationSetting
         )
 
     ours = report.answers
-    if inputs.against is None:
+    if settings.against is None:
         report.scores = scored(ours)
     else:
-        theirs = _answers([inputs.against], settings)
+        theirs = _answers([settings.against], settings)
         if settings.answered_only:
             ours, theirs = (Answers(by_id) for by_id in in_common(ours.by_id, theirs.by_id))
             if not ours.by_id:
-                raise BadData(f"{inputs.against}: no question that both sides answered")
+                raise BadData(f"{settings.against}: no question that both sides answered")
         report.scores = scored(ours)
         report.other = scored(theirs, intervals=False)
         report.differences = compare(report.scores, report.other, seed=settings.seed)
@@ -106,7 +102,7 @@ def _answers(paths: Sequence[str], settings: EvaluationSettings) -> Answers:
 
 
 def _named(text: str) -> tuple[str | None, str]:
-    """The domain that a round adapted to, if it is given, and its file, from `[DOMAIN=]FILE`."""
+    """A round's domain, if it is given, and its file, from `[DOMAIN=]FILE`."""
     name, sign, path = text.partition("=")
     return (name, path) if sign and not os.path.exists(text) else (None, text)
 
@@ -119,11 +115,7 @@ def _of_predicted_splits(
     predicted = {references[question_id].split for question_id in ids if question_id in references}
     if not predicted or predicted == splits:
         return references
-    kept = {
-        question_id: reference
-        for question_id, reference in references.items()
-        if reference.split in predicted
-    }
+    kept = {name: one for name, one in references.items() if one.split in predicted}
     names = ", ".join(sorted(name or "no split" for name in predicted))
     streams.message(
         f"references: scored on {len(kept):,} of {len(references):,}, those of {names}, which the "
@@ -139,15 +131,15 @@ def _print_notes(report: Report) -> None:
     if report.split.odd:
         streams.message(f"references: {report.split.odd}")
     answers = report.answers
-    if answers.num_duplicates:
+    if answers.duplicates:
         streams.message(
-            f"{answers.num_duplicates} predictions are there more than once, with the same answer: "
-            f"'{answers.a_duplicate}' for one"
+            f"{len(answers.duplicates)} predictions are there more than once with the same answer, "
+            f"such as '{answers.duplicates[0]}'"
         )
-    if answers.num_conflicts:
+    if answers.conflicts:
         streams.message(
-            f"{answers.num_conflicts} predictions repeat a question with another answer, and the "
-            f"first one counts: '{answers.a_conflict}' for one"
+            f"{len(answers.conflicts)} predictions repeat a question with another answer, such as "
+            f"'{answers.conflicts[0]}': the first one counts"
         )
     _print_notes_of(report.scores, "")
     if report.other.scores:
@@ -157,28 +149,24 @@ def _print_notes(report: Report) -> None:
 def _print_notes_of(found: Scores, side: str) -> None:
     if found.unknown_ids:
         streams.message(
-            f"{side}{len(found.unknown_ids)} predictions have ids that the references do not have: "
-            f"'{found.unknown_ids[0]}' for one"
+            f"{side}{len(found.unknown_ids)} predictions have ids that the references do not have, "
+            f"such as '{found.unknown_ids[0]}'"
         )
     if found.num_not_choices or found.num_remapped:
         streams.message(
             f"{side}mc: {found.num_not_choices} answers are not among the choices; "
             f"{found.num_remapped} answers were replaced by the choice of highest score"
         )
-    for metrics, (count, _) in _alike({name: (n, n) for name, n in found.left_out.items()}):
-        streams.message(f"{side}{metrics}: left out, none of {count} questions has a prediction")
-    missing = {
-        one.metric: (one.num_missing, one.sample.n) for one in found.scores if one.by == "all"
-    }
-    for metrics, (count, num_questions) in _alike(missing):
-        if count:
-            streams.message(
-                f"{side}{metrics}: {count} of {num_questions} questions have no prediction "
-                "and count as wrong (`answered_only` leaves them out)"
+    notes: dict[str, list[str]] = {}  # with the metrics that each one is about
+    for metric, num_questions in found.left_out.items():
+        note = f"left out, none of {num_questions} questions has a prediction"
+        notes.setdefault(note, []).append(metric)
+    for one in found.scores:
+        if one.by == "all" and one.num_missing:
+            note = (
+                f"{one.num_missing} of {one.sample.n} questions have no prediction and count as "
+                "wrong (`answered_only` leaves them out)"
             )
-
-
-def _alike(counts: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Metrics with the same counts together, so that the six of captions are one message."""
-    for count in dict.fromkeys(counts.values()):
-        yield ", ".join(name for name, own in counts.items() if own == count), count
+            notes.setdefault(note, []).append(one.metric)
+    for note, metrics in notes.items():
+        streams.message(f"{side}{', '.join(metrics)}: {note}")

@@ -1,19 +1,13 @@
 """Each metric's addends for each question or image: `scores` adds them up and resamples them.
 
-| what a metric scores | what counts                                            | one row per |
-|----------------------|--------------------------------------------------------|-------------|
-| choice               | questions with choices and a correct one               | question    |
-| answer               | questions with answers (`da`: not marked difficult)    | question    |
-| caption              | images with captions                                   | image       |
-
-Captions are tokenised once, for all metrics. Nothing is added up here.
+`counts_for` decides which questions a metric scores. Captions are tokenised once, for all metrics.
 
 A questions or images, S resamples, K columns.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -36,6 +30,7 @@ _OF_ANSWER = {
     "vqa": vqa.vqav2_accuracy,
     "vqa_min3": vqa.vqav2_accuracy_min3,
 }
+_OF_CORPUS = {"cider": scorers.cider, "rouge_l": scorers.rouge_l, "spice": scorers.spice}
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,7 @@ class Addends:
     offset: float = 0.0
 
 
+@dataclass(eq=False)
 class Measures:
     """The metrics of one set of answers; what several of them share is computed once.
 
@@ -87,39 +83,30 @@ class Measures:
     free_choice: a free answer counts as the chosen text if there is no other.
     """
 
-    def __init__(
-        self,
-        pairs: list[tuple[Reference, Answer | None]],
-        *,
-        answered_only: bool,
-        tokenizer: str,
-        free_choice: bool,
-    ) -> None:
-        self._pairs = pairs
-        self._answered_only = answered_only
-        self._tokenizer = tokenizer
-        self._free_choice = free_choice
-        self._questions: dict[str, Questions] = {}
-        self.num_remapped = 0
-        self.num_not_choices = 0
+    pairs: list[tuple[Reference, Answer | None]]
+    answered_only: bool
+    tokenizer: str
+    free_choice: bool
+    num_remapped: int = 0
+    num_not_choices: int = 0
+    _questions: dict[str, Questions] = field(default_factory=dict)
 
     def count(self, metric: str) -> int:
-        """Number of questions that a metric scores, answered or not."""
-        return sum(counts_for(metric, reference.question) for reference, _ in self._pairs)
+        """The number of questions that a metric scores, answered or not."""
+        return sum(counts_for(metric, reference.question) for reference, _ in self.pairs)
 
     def questions(self, metric: str) -> Questions:
         """The questions that a metric is measured over."""
         shared = "da" if metric == "da" else METRICS[metric].what
         if shared not in self._questions:
-            pairs = [pair for pair in self._pairs if counts_for(metric, pair[0].question)]
-            if self._answered_only:
+            pairs = [pair for pair in self.pairs if counts_for(metric, pair[0].question)]
+            if self.answered_only:
                 pairs = [pair for pair in pairs if self._is_answered(metric, pair[1])]
-            questions = Questions(
+            self._questions[shared] = Questions(
                 [reference for reference, _ in pairs],
                 [answer for _, answer in pairs],
                 np.array([self._is_answered(metric, answer) for _, answer in pairs], np.bool_),
             )
-            self._questions[shared] = questions
         return self._questions[shared]
 
     def addends(self, metric: str) -> Addends:
@@ -144,14 +131,14 @@ class Measures:
             return False
         if METRICS[metric].what != "choice":
             return answer.text is not None
-        return has_choice(answer) or (self._free_choice and answer.text is not None)
+        return has_choice(answer) or (self.free_choice and answer.text is not None)
 
     def _choice(self, question: LabelledQuestion, answer: Answer | None) -> float:
         if answer is None:
             return 0.0
         choices = question.choices or []
         chosen = answer.choice
-        if chosen is None and self._free_choice:
+        if chosen is None and self.free_choice:
             chosen = answer.text
         if chosen not in choices:
             self.num_not_choices += chosen is not None
@@ -165,7 +152,7 @@ class Measures:
         questions = self.questions("cider")
         texts = [(answer.text if answer else None) or "" for answer in questions.answers]
         human = [reference.question.captions or [] for reference in questions.references]
-        return scorers.tokenised(texts, human, self._tokenizer)
+        return scorers.tokenised(texts, human, self.tokenizer)
 
     @cached_property
     def _bleu_rows(self) -> Floats:
@@ -175,17 +162,12 @@ class Measures:
         if metric.startswith("bleu"):
             order = int(metric.removeprefix("bleu"))
             return Addends(self._bleu_rows, partial(_bleu_percent, order=order), None)
-        if metric == "cider":
-            return _mean(scorers.cider(self._corpus))
         if metric == "cider_domain_idf":
             return _mean(self._cider_by_domain())
-        if metric == "rouge_l":
-            return _mean(scorers.rouge_l(self._corpus))
-        if metric == "spice":
-            return _mean(scorers.spice(self._corpus))
+        if metric != "meteor":
+            return _mean(_OF_CORPUS[metric](self._corpus))
         each_A, over_all = scorers.meteor(self._corpus)
-        mean = _mean(each_A)
-        return replace(mean, offset=100 * (over_all - float(each_A.mean())))
+        return replace(_mean(each_A), offset=100 * (over_all - float(each_A.mean())))
 
     def _cider_by_domain(self) -> Floats:
         """Images of no domain are one of their own."""
@@ -196,12 +178,12 @@ class Measures:
 
 
 def has_choice(answer: Answer) -> bool:
-    """Whether it says anything about multiple choice."""
+    """Whether it has a chosen text, or scores to choose by."""
     return answer.choice is not None or answer.choice_scores is not None
 
 
 def counts_for(metric: str, question: LabelledQuestion) -> bool:
-    """Whether a metric scores a question, whose labels are for it."""
+    """Whether a question has the labels that a metric needs."""
     what = METRICS[metric].what
     if what == "choice":
         return bool(question.choices) and question.correct_choice_idx is not None

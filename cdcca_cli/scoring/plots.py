@@ -1,21 +1,20 @@
 """Pictures of a report: rounds, gains, bytes against score; PNG, SVG or PDF.
 
 Drawn with matplotlib (`pip install 'cdcca[plot]'`) from the report's own JSON object
-(`scoring.report`), so a stored report gives the same picture later. What it holds decides what is
-drawn, one row of panels under the other, for the task's headline metrics (all that are there, if
-none of those is):
+(`scoring.report`). What it holds decides what is drawn, one row of panels under the other, for the
+task's headline metrics (all metrics, if it has none of those):
 
-    rounds   the score of each domain after each round, and their average, with 95 % intervals
-    gains    against the other predictions: difference and interval over everything, by domain, by
-             kind of question; the marker is filled where the interval leaves out 0
+    rounds   the score of each domain after each round, and their average
+    gains    the difference to the other predictions, over everything, by domain, by kind of
+             question; the marker is filled where the interval leaves out 0
     bytes    the score against the bytes it took: cumulated over the rounds where there is one token
              stream or update for each, else one point for each direction, with the other
              predictions' score as a line
     link     what went over the link, and what the frames themselves would take
-    scores   score and interval of each group, where none of the first three can be drawn
+    scores   score of each group, where none of the first three can be drawn
 
-Colours are Okabe and Ito's, with a marker and a word for each, so no meaning depends on colour
-alone. In SVG text stays text. Nothing is computed here.
+Intervals are 95 %. Colours are Okabe and Ito's, with a marker and a word for each. In SVG text
+stays text. Nothing is computed here.
 """
 
 import io
@@ -86,9 +85,8 @@ def check(path: str | Path) -> str:
 
 
 def draw(report: Mapping[str, Any], path: str | Path) -> None:
-    """Draw a report to a file, which is replaced as a whole; the format is that of its name.
+    """Draw a report to a file, in the format of its name; the same report gives the same bytes.
 
-    The same report gives the same bytes.
     Raises: as `check`; SettingError (2) if there is nothing to draw; CannotWrite (73).
     """
     form = check(path)
@@ -109,13 +107,14 @@ def panels(report: Mapping[str, Any]) -> Iterator[list[Panel]]:
     metrics = metrics or list(scores)
     sent = [part for part in ("uplink", "downlink") if part in link]
     yield [_rounds_panel(metric, found) for metric, found in rounds.items()]
-    yield [_gains_panel(metric, against[metric]) for metric in metrics if metric in against]
+    compared = [metric for metric in metrics if metric in against]
+    yield [_forest_panel(metric, against[metric], "difference") for metric in compared]
     if sent:
         yield [_bytes_panel(metric, report, sent) for metric in metrics]
     if sent or "raw" in link:
         yield [_link_panel(link)]
     if not (rounds or against or sent):
-        yield [_scores_panel(metric, scores[metric]) for metric in metrics]
+        yield [_forest_panel(metric, scores[metric], "score") for metric in metrics]
 
 
 def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
@@ -201,7 +200,7 @@ def _rounds_panel(metric: str, found: Mapping[str, Any]) -> Panel:
         )
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.4, len(ticks) - 0.6)
-        axes.set_ylabel(_unit(metric))
+        axes.set_ylabel(f"{_title(metric)} x100")
         axes.set_title(f"{_title(metric)} after each round")
 
     return Panel(max(2.9, 0.8 + 0.2 * len(lines)), draw)
@@ -215,17 +214,11 @@ def _round_label(one: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- gains and scores
 
 
-def _gains_panel(metric: str, found: Mapping[str, Any]) -> Panel:
-    title = f"{_title(metric)} against the other predictions"
-    return _forest_panel(found, "difference", "{:+.1f}", title, f"gain, {_unit(metric)}")
-
-
-def _scores_panel(metric: str, found: Mapping[str, Any]) -> Panel:
-    return _forest_panel(found, "score", "{:.1f}", _title(metric), _unit(metric))
-
-
-def _forest_panel(found: Mapping[str, Any], key: str, form: str, title: str, unit: str) -> Panel:
+def _forest_panel(metric: str, found: Mapping[str, Any], key: str) -> Panel:
     """One row for each group, the first on top: a point, its interval, and both as words."""
+    title, unit, form = _title(metric), f"{_title(metric)} x100", "{:.1f}"
+    if key == "difference":
+        title, unit, form = f"{title} against the other predictions", f"gain, {unit}", "{:+.1f}"
     rows = list(_groups(found))
     places = [place for _, _, place in rows]
 
@@ -245,9 +238,8 @@ def _forest_panel(found: Mapping[str, Any], key: str, form: str, title: str, uni
                 markerfacecolor=None if is_apart else "white",
                 linewidth=1.4,
             )
-        _label_rows(
-            axes, places, [name for name, _, _ in rows], [_words(*r, key, form) for r in rows]
-        )
+        words = [_words(entry, key, form) for _, entry, _ in rows]
+        _label_rows(axes, places, [name for name, _, _ in rows], words)
         axes.margins(x=0.08)
         axes.set_xlabel(f"{unit}, with 95 % interval")
         axes.set_title(title)
@@ -269,7 +261,7 @@ def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], 
             place += 1
 
 
-def _words(_: str, entry: Mapping[str, Any], __: float, key: str, form: str) -> str:
+def _words(entry: Mapping[str, Any], key: str, form: str) -> str:
     """Like: +20.2 (+15.8 to +24.6), n = 1,234; with true minus signs, as wide as the plus."""
     words = form.format(entry[key])
     if entry["interval"] is not None:
@@ -281,8 +273,7 @@ def _words(_: str, entry: Mapping[str, Any], __: float, key: str, form: str) -> 
 
 
 def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) -> Panel:
-    """The score against the bytes so far of each direction with a file for each round; without
-    such, against all bytes of each direction."""
+    """Against the bytes so far of each direction with a file for each round, or else all bytes."""
     link, rounds = report["link"], report.get("rounds", {}).get(metric)
     series: list[tuple[_Line, list[int]]] = []
     for number, part in enumerate(sent):
@@ -329,7 +320,7 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
                     color=_GREY,
                 )
         axes.set_xlabel("bytes over the link" + (" so far" if is_of_rounds else ""))
-        axes.set_ylabel(_unit(metric) + (", average" if is_of_rounds else ""))
+        axes.set_ylabel(f"{_title(metric)} x100{', average' if is_of_rounds else ''}")
         axes.set_title(f"{_title(metric)} against the bytes it took")
         _comma_ticks(axes)
 
@@ -337,10 +328,11 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
 
 
 def _link_panel(link: Mapping[str, Any]) -> Panel:
-    rows: list[tuple[str, int, str]] = []
-    for number, part in enumerate(("uplink", "downlink")):
-        if part in link:
-            rows.append((part, link[part]["stored_bytes"], _COLOURS[number]))
+    rows = [
+        (part, link[part]["stored_bytes"], colour)
+        for part, colour in zip(("uplink", "downlink"), _COLOURS, strict=False)
+        if part in link
+    ]
     which = "sent" if "sent" in link else "raw"
     seen = link.get("encoder_input", {})
     for place in (link, seen):
@@ -367,7 +359,7 @@ def _link_panel(link: Mapping[str, Any]) -> Panel:
     return Panel(0.95 + 0.22 * len(rows), draw)
 
 
-# ---------------------------------------------------------------- small things
+# ---------------------------------------------------------------- axes and words
 
 
 def _label_rows(
@@ -386,9 +378,9 @@ def _label_rows(
 
 def _comma_ticks(axes: "Axes") -> None:
     """Bytes in full, and so few of them that they do not touch."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_xlim()
     if axes.get_xscale() == "log":
@@ -397,15 +389,13 @@ def _comma_ticks(axes: "Axes") -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _errors(
-    values: Sequence[float], entries: Sequence[Mapping[str, Any]]
-) -> list[list[float]] | None:
-    """Distances down and up to the ends of the intervals; nothing where there is none."""
-    ends = [
-        entry["interval"] or [value, value] for value, entry in zip(values, entries, strict=True)
-    ]
-    low = [max(0.0, value - end[0]) for value, end in zip(values, ends, strict=True)]
-    high = [max(0.0, end[1] - value) for value, end in zip(values, ends, strict=True)]
+def _errors(values: Sequence[float], entries: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Distances down and up to the ends of the intervals; 0 where there is none."""
+    low, high = [], []
+    for value, entry in zip(values, entries, strict=True):
+        begin, end = entry["interval"] or (value, value)
+        low.append(max(0.0, value - begin))
+        high.append(max(0.0, end - value))
     return [low, high]
 
 
@@ -413,11 +403,7 @@ def _title(metric: str) -> str:
     return tasks.METRICS[metric].title if metric in tasks.METRICS else metric
 
 
-def _unit(metric: str) -> str:
-    return f"{_title(metric)} x100"
-
-
 def _short(name: str) -> str:
-    """A name from a file, fit for a picture: no control characters, which SVG may not hold."""
+    """A name for a picture: short, without control characters, which SVG may not hold."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
     return name if len(name) <= 24 else f"{name[:23]}…"

@@ -16,22 +16,22 @@
      "test": {"permutations": 10000, "unit": "frame"},
      "rounds": {"da": {...}}, "link": {...}}
 
-Scores are x100, those in `against` the other predictions'; `difference` is that of the two scores,
-but for METEOR, where it is that of the images' means (`tasks`). `interval` is the 95 % bootstrap
-interval over frames, null for fewer than two. `p` is that of a two-sided test that swaps the sides
-of frames (`statistics`). `better`, `worse` and `same` count questions or images, null for BLEU,
-which single images do not have. `split` is the published split that is as large as the references,
-`odd` says what is unexpected about their size. `remapped` is there with multiple choice,
-`tokenizer` and `not_scored` with captions; `rounds`, by metric as `continual` has it, and `link`,
-as `link.ledger` has it, on request.
+Scores are x100; `against` has those of the other predictions. `difference` is that of the two
+scores, for METEOR that of the images' means (`tasks`). `interval` is the 95 % bootstrap interval
+over frames, null for fewer than two. `p` is that of a two-sided permutation test (`statistics`).
+`better`, `worse` and `same` count questions or images, null for BLEU, which single images do not
+have. `split` is the published split that is as large as the references; `odd` is what is unexpected
+about their size. `remapped` is there with multiple choice, `tokenizer` and `not_scored` with
+captions, `rounds` (see `continual`, by metric) and `link` (see `link.ledger`) on request.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from cdcca_cli import streams
+from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BelowMark, SettingError
 from cdcca_cli.numerics.statistics import RESAMPLES
 from cdcca_cli.scoring import plots, tasks
@@ -39,9 +39,10 @@ from cdcca_cli.scoring.answers import Answers
 from cdcca_cli.scoring.continual import Continual
 from cdcca_cli.scoring.link import ledger
 from cdcca_cli.scoring.scores import By, Key, Scores
-from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, ends_of, words_of
+from cdcca_cli.scoring.statistics import PERMUTATIONS, Difference, words_of
 from cdcca_cli.scoring.tasks import METRICS, Split
 
+_NO_CHANGES = dict.fromkeys(("better", "worse", "same"))
 _PLURALS: dict[By, str] = {"domain": "domains", "kind": "kinds"}
 
 
@@ -50,8 +51,7 @@ class Report:
     """What `evaluation.evaluate` found."""
 
     answers: Answers = field(default_factory=Answers)
-    source: str = "manifest"
-    num_questions: int = 0
+    references: Mapping[str, Reference] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     tokenizer: str = "python"
     scores: Scores = field(default_factory=Scores)
@@ -79,14 +79,14 @@ class Report:
         report: dict[str, Any] = {
             "task": found.task,
             "references": {
-                "source": self.source,
-                "questions": self.num_questions,
+                "source": tasks.task_of(self.references),
+                "questions": len(self.references),
                 "split": self.split.name,
                 "odd": self.split.odd,
             },
             "predictions": len(self.answers.by_id),
             "unknown_ids": len(found.unknown_ids),
-            "duplicates": self.answers.num_duplicates + self.answers.num_conflicts,
+            "duplicates": len(self.answers.duplicates) + len(self.answers.conflicts),
             "left_out": found.left_out,
         }
         metrics = list(dict.fromkeys(one.metric for one in found.scores))
@@ -100,14 +100,7 @@ class Report:
             report["not_scored"] = found.not_scored
         scores: dict[str, Any] = {}
         for one in found.scores:
-            entry = {
-                "score": one.value,
-                "interval": ends_of(one.interval),
-                "n": one.sample.n,
-                "frames": one.sample.units,
-                "missing": one.num_missing,
-            }
-            _place(scores, one.key, entry)
+            _place(scores, one.key, {**one.as_json(), "frames": one.sample.units})
         report["scores"] = scores
         report["definitions"] = {metric: METRICS[metric].definition for metric in metrics}
         report["interval"] = {"confidence": 0.95, "resamples": RESAMPLES, "unit": "frame"}
@@ -117,17 +110,14 @@ class Report:
         differences: dict[str, Any] = {}
         others = {other.key: other for other in self.other.scores}
         for key, found in self.differences.items():
-            changes = found.changes
             entry = {
                 "score": others[key].value,
                 "missing": others[key].num_missing,
                 "difference": found.value,
-                "interval": ends_of(found.interval),
+                "interval": found.interval,
                 "n": found.n,
                 "p": found.p_value,
-                "better": None if changes is None else changes.better,
-                "worse": None if changes is None else changes.worse,
-                "same": None if changes is None else changes.same,
+                **(asdict(found.changes) if found.changes else _NO_CHANGES),
             }
             _place(differences, key, entry)
         return differences
@@ -148,7 +138,6 @@ class Report:
             plots.draw(self.as_json(), plot)
 
     def show(self) -> None:
-        """Tables on stdout, for people."""
         if self.scores.scores:
             streams.emit_table(self._title(), *self._score_table())
             if self.differences:
@@ -163,7 +152,7 @@ class Report:
 
     def _title(self) -> str:
         split = f", the size of {self.split.name}" if self.split.name else ""
-        return f"{tasks.TASKS[self.scores.task].title} ({self.num_questions:,} questions{split})"
+        return f"{tasks.TASKS[self.scores.task].title} ({len(self.references):,} questions{split})"
 
     def _score_table(self) -> tuple[list[str], list[list[object]]]:
         columns = ["metric", "over", "score", "95 % interval", "n", "missing"]
@@ -183,8 +172,7 @@ class Report:
         columns = ["metric", "over", "difference", "95 % interval", "p", "better", "worse", "same"]
         rows: list[list[object]] = []
         for key, found in self.differences.items():
-            changes = found.changes
-            counts = (changes.better, changes.worse, changes.same) if changes else ("", "", "")
+            counts = astuple(found.changes) if found.changes else ("", "", "")
             p_value = "" if found.p_value is None else f"{found.p_value:.4f}"
             span = words_of(found.interval, "+.2f")
             title = METRICS[key[0]].title
@@ -193,16 +181,14 @@ class Report:
         return columns, rows
 
     def _over(self, key: Key) -> str:
-        """How a table names what a score is over; nocaps' own word for everything is entire."""
         _, by, group = key
         if by == "mean":
             return "mean of the three domains"
         if by == "all":
-            return "entire" if self.scores.task == "nocaps" else "all"
+            return "entire" if self.scores.task == "nocaps" else "all"  # nocaps' own word
         return f"{by} {group}"
 
     def _notes(self) -> list[list[object]]:
-        """What each metric is, what was not scored, and how the statistics are made."""
         titles: dict[str, list[str]] = {}
         for name in dict.fromkeys(one.metric for one in self.scores.scores):
             titles.setdefault(METRICS[name].definition, []).append(METRICS[name].title)
@@ -251,6 +237,5 @@ def _place(tree: dict[str, Any], key: Key, entry: dict[str, Any]) -> None:
 
 
 def _mark_of(key: Key) -> str:
-    """The short name of a score in a mark."""
     metric, by, group = key
     return metric if by == "all" else f"{metric}.{group}"

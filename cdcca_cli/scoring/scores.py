@@ -2,10 +2,7 @@
 
 A missing prediction counts as wrong and is counted; a metric without any prediction is left out and
 named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted mean of nocaps'
-three domains, as papers print it. CIDEr's document frequencies are held fixed in its intervals and
-differences.
-
-`tasks` says what a task scores, `measures` which questions count and what each one adds.
+three domains. CIDEr's document frequencies are held fixed in its intervals and differences.
 
 A questions or images, U units (frames), K columns.
 """
@@ -13,13 +10,13 @@ A questions or images, U units (frames), K columns.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.numerics.statistics import Floats
+from cdcca_cli.numerics.statistics import Floats, Interval
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.captions import java
@@ -29,7 +26,6 @@ from cdcca_cli.scoring.statistics import (
     SAME,
     Changes,
     Difference,
-    Interval,
     Sample,
     bootstrap_all,
     compare_all,
@@ -45,9 +41,8 @@ class Score:
     """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
 
     each_A: the value of each question or image, x100, in the order of their ids; None where single
-    ones have none (BLEU). offset: how far `value` and `interval` are above what the
-    sample gives (METEOR's corpus score above its images' mean). Resampling does not change it, so
-    comparisons of two scores leave it out.
+    ones have none (BLEU). offset: how far `value` and `interval` are above those of the sample
+    (METEOR's corpus score above its images' mean); comparisons of two scores leave it out.
     """
 
     metric: str
@@ -64,12 +59,15 @@ class Score:
     def key(self) -> Key:
         return self.metric, self.by, self.group
 
-    def with_interval(self, interval: Interval | None) -> "Score":
-        """interval: of the sample."""
-        return replace(self, interval=_shifted(interval, self.offset))
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "score": self.value,
+            "interval": self.interval,
+            "n": self.sample.n,
+            "missing": self.num_missing,
+        }
 
     def without_offset(self) -> "Score":
-        """As the sample gives it."""
         interval = _shifted(self.interval, -self.offset)
         return replace(self, value=self.sample.value(), interval=interval, offset=0.0)
 
@@ -79,9 +77,9 @@ class Scores:
     """Every score of one set of predictions.
 
     left_out: metrics that the references allow but no prediction answers, with their questions.
-    not_scored: caption metrics that were not scored, with what they need.
-    num_remapped: answers to multiple choice that were replaced by the choice of highest score;
-    num_not_choices: chosen texts that are not among the choices, replaced or wrong.
+    not_scored: caption metrics that were not scored, with what they need. num_not_choices: chosen
+    texts that are not among the choices. num_remapped: answers that were replaced by the choice of
+    highest score.
     """
 
     task: str = "manifest"
@@ -110,32 +108,26 @@ def score(
 ) -> Scores:
     """Score answers against references: over everything, by domain and by kind of question.
 
-    task: one of `tasks.TASKS`; that of the references otherwise. answered_only: leave out questions
-    without a prediction instead of counting them as wrong. tokenizer: "python" or "java", of
-    captions. seed: of the intervals. metrics: these instead of the task's own; where `mc` is among
-    them a free answer is a chosen text if there is no other. intervals: False leaves them out.
+    task, answered_only, tokenizer, seed: as in `EvaluationSettings`. metrics: instead of the task's
+    own; if `mc` is among them, a free answer is a chosen text where there is no other. intervals:
+    False leaves them out.
 
     Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
-        (2) for another metric, or a task or metric that has nothing to score in these references;
-        Unavailable (69) if Java is needed and not installed.
+        (2) for a task or metric that has nothing to score in these references; Unavailable (69) if
+        Java is needed and not installed.
     """
     chosen = task or tasks.task_of(references)
-    if chosen not in tasks.TASKS:
-        raise SettingError("task", f"expected one of {', '.join(tasks.TASKS)}", chosen)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
     if not answers:
         raise BadData("no predictions to score")
     unknown = sorted(answers.keys() - references.keys())
     if len(unknown) == len(answers):
         raise BadData(
-            f"none of the {len(answers)} predictions belongs to these references: "
-            f"'{unknown[0]}' for one is not among their ids"
+            f"none of the {len(answers)} predictions belongs to these references: their ids, such "
+            f"as '{unknown[0]}', are not there"
         )
     measures = Measures(
-        [
-            (reference, answers.get(question_id))
-            for question_id, reference in sorted(references.items())
-        ],
+        [(references[question_id], answers.get(question_id)) for question_id in sorted(references)],
         answered_only=answered_only,
         tokenizer=tokenizer,
         free_choice="mc" in (metrics or ()),
@@ -156,7 +148,10 @@ def score(
         raise SettingError("task", "these references hold nothing that it scores", chosen)
     if intervals:
         spans = bootstrap_all([one.sample for one in scores], seed=seed)
-        scores = [one.with_interval(span) for one, span in zip(scores, spans, strict=True)]
+        scores = [
+            replace(one, interval=_shifted(span, one.offset))
+            for one, span in zip(scores, spans, strict=True)
+        ]
     return Scores(
         task=chosen,
         scores=scores,
@@ -173,10 +168,9 @@ def compare(
 ) -> dict[Key, Difference]:
     """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
-    Of METEOR it is the difference of the images' means, not of the corpus scores (`Score.offset`).
     Both must have been scored over the same questions: give `score` the same references, and with
-    `answered_only` first leave only the answers that both sides have (`in_common`).
-    permutations: 0 for no p-values.
+    `answered_only` only the answers that both sides have (`in_common`). permutations: 0 for no
+    p-values.
     """
     known = {other.key: other for other in theirs.scores}
     pairs = [(one, known[one.key]) for one in ours.scores if one.key in known]
@@ -192,7 +186,7 @@ def compare(
 def in_common(
     ours: Mapping[str, Answer], theirs: Mapping[str, Answer]
 ) -> tuple[dict[str, Answer], dict[str, Answer]]:
-    """The answers to questions that both sides answered, in the same respects."""
+    """The answers to questions that both sides answered, with what both of them have."""
     mine, other = {}, {}
     for question_id in ours.keys() & theirs.keys():
         a, b = ours[question_id], theirs[question_id]
@@ -209,8 +203,7 @@ def in_common(
 class _Metric:
     """One metric of one set of answers, to be scored over groups.
 
-    shared: what metrics with the same addends have in common, BLEU-1 to BLEU-4: the addends of
-    questions and, of each group, those of frames.
+    shared: of each group, the addends of questions and frames; BLEU-1 to BLEU-4 have the same ones.
     """
 
     name: str
@@ -229,9 +222,8 @@ class _Metric:
         if with_mean and all(name in three for name in tasks.NOCAPS_DOMAINS):
             yield self._mean([three[name] for name in tasks.NOCAPS_DOMAINS])
         if tasks.METRICS[self.name].what != "caption":
-            for kind, members in questions.groups(
-                lambda reference: reference.question.kind
-            ).items():
+            kinds = questions.groups(lambda reference: reference.question.kind)
+            for kind, members in kinds.items():
                 yield self._over("kind", kind, members)
 
     def _over(self, by: By, group: str, members: Indices) -> Score:
@@ -293,7 +285,6 @@ def _changes(ours: Score, theirs: Score) -> Changes | None:
 
 
 def _not_scored(scores: Sequence[Score]) -> dict[str, str]:
-    """The caption metrics that were not scored, and what they need."""
     names = {one.metric for one in scores}
     if not any(tasks.METRICS[name].what == "caption" for name in names):
         return {}

@@ -1,8 +1,4 @@
-"""The settings of an evaluation and of an acceptance test.
-
-Imports nothing heavy. `evaluation` does what EvaluationInputs and EvaluationSettings say,
-`cdcca_cli.acceptance` what AcceptanceSettings says.
-"""
+"""The settings of an evaluation and of an acceptance test. Imports nothing heavy."""
 
 import math
 import re
@@ -10,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdcca_cli.errors import SettingError
 from cdcca_cli.scoring.link.transfer import Link, parse_link
 from cdcca_cli.scoring.tasks import ACCEPTANCE_METRICS, METRICS, TASKS
-from cdcca_cli.settings import check, setting
-
-TOKENIZERS = ("python", "java")
-DUPLICATES = ("refuse", "first")
+from cdcca_cli.settings import check, defaults, setting
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -49,43 +43,43 @@ def parse_marks(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class EvaluationInputs:
-    """The files of an evaluation. `-` is standard input, which is also read for predictions if
-    none are named."""
+class EvaluationSettings:
+    """The files of an evaluation, how predictions are scored, and how the link is accounted for.
 
-    predictions: tuple[str, ...] = setting((), "Prediction files")
+    `-` is standard input, which is also read for predictions if none are named.
+    """
+
+    predictions: tuple[str, ...] = setting((), "Prediction files (repeatable)")
     references: tuple[str, ...] = setting(
-        (), "Labels: a manifest, a folder with frames.jsonl, or an annotation file"
+        (), "Labels: a manifest, a folder with frames.jsonl, or an annotation file (repeatable)"
     )
     against: str | None = setting(None, "Other predictions, to show the paired difference to")
     round: tuple[str, ...] = setting(
-        (), "Predictions after each round, as [DOMAIN=]FILE, the source-only model's first"
+        (), "Predictions after a round, [DOMAIN=]FILE (repeatable; the source-only model first)"
     )
-    uplink: tuple[str, ...] = setting((), "Token shards to count the bytes of")
-    downlink: tuple[str, ...] = setting((), "Updates to count the bytes of")
+    uplink: tuple[str, ...] = setting((), "Token shards to count the bytes of (repeatable)")
+    downlink: tuple[str, ...] = setting((), "Updates to count the bytes of (repeatable)")
     raw: str | None = setting(None, "The sampled frames, to compare their bytes with")
-    images: str | None = setting(None, "Folder of the images that `raw` names")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How predictions are scored and the link is accounted for."""
-
+    images: str | None = setting(None, "Folder that the frames' image names are relative to")
     task: str | None = setting(
-        None, "Task to score", choices=tuple(TASKS), usually="the task of the references"
+        None, "Benchmark to score as", choices=tuple(TASKS), usually="that of the references"
     )
     metrics: tuple[str, ...] | None = setting(
-        None, "Metrics to score, with commas between", choices=tuple(METRICS), usually="the task's"
+        None, "Metrics to score, separated by commas", choices=tuple(METRICS), usually="the task's"
     )
-    tokenizer: str = setting("python", "Tokenizer of captions", choices=TOKENIZERS)
+    tokenizer: str = setting(
+        "python", "Tokenizer of captions; both give the same words", choices=("python", "java")
+    )
     answered_only: bool = setting(
         False, "Leave out questions without a prediction instead of counting them as wrong"
     )
     duplicates: str = setting(
-        "refuse", "Policy for a question that is answered twice, differently", choices=DUPLICATES
+        "refuse",
+        "Policy for a question that is answered twice, differently",
+        choices=("refuse", "first"),
     )
     fail_under: Mapping[str, float] | None = setting(
-        None, "Lowest scores that pass (exit 3 below), as in mc=50,da.domain.fog=40",
+        None, "Lowest scores that pass (exit 3 below), such as mc=50,da.domain.fog=40",
         parse=parse_marks,
     )  # fmt: skip
     encoder_size: tuple[int, int] | None = setting(
@@ -104,26 +98,27 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class AcceptanceSettings:
-    """When a device takes an update, and how its model is run to find out.
+    """When a device takes an update (without `validation`, always), and how its model is run."""
 
-    Args: validation: a manifest or an annotation file with labels. batch_size, compute, dtype: as
-        for answering.
-    """
-
-    validation: Path = setting(
-        None, "Labelled frames; an update that lowers their score is refused", option="if_better"
-    )
-    images: Path | None = setting(None, "Folder of the images that the labelled frames name")
+    validation: Path | None = setting(
+        None, "Labelled frames: refuse the update (80) if their score gets worse",
+        option="if_better",
+    )  # fmt: skip
     metric: str | None = setting(
-        None, "Metric that decides", choices=ACCEPTANCE_METRICS,
-        usually="the first of them that the labels allow",
+        None, "Score that decides", choices=ACCEPTANCE_METRICS,
+        usually="the first that the labels allow",
     )  # fmt: skip
     tolerance: float = setting(
-        0.0, "Points that the score may lose", at_least=0, unit="points (of 100)"
+        0.0, "Points (of 100) by which the score may get worse", at_least=0, unit="points"
     )
-    batch_size: int = 32
+    images: Path | None = setting(None, "Folder that the frames' image names are relative to")
+    batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
     compute: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
         check(self)
+        if self.validation is None:
+            for name, default in defaults(type(self)).items():
+                if getattr(self, name) != default:
+                    raise SettingError(name, "does nothing without `if_better`")

@@ -3,17 +3,14 @@
 Every score here is a function of column totals over units (frames): a mean is sum / count, BLEU is
 a formula of counts. So a resample is a draw of U units with replacement, and all resamples together
 are one matrix of draw counts times the units' rows. Frames are drawn rather than questions, since
-the answers about one frame are not independent; with one question for each frame the two are equal.
+the answers about one frame are not independent.
 
-The intervals are percentile intervals. They have no width where every unit scores 0 or 100 (the
-resamples are all alike), and there is none (None) for fewer than two units.
+Intervals are percentile intervals; there is none (None) for fewer than two units. The test of a
+paired difference swaps the two sides of each unit with probability 1/2: p = (1 + k) / (1 + P),
+where k of P swaps differ by at least as much as the sides themselves.
 
-The test of a paired difference swaps the two sides of each unit with probability 1/2, as if the
-sides were the same. p is the share of such swaps whose difference is at least as far from 0 as the
-one found, which is counted too: p = (1 + k) / (1 + P). So it is at least 1 / (1 + P).
-
-Scores over the same number of units share their draws, which depend only on the seed and that
-number: an interval does not change with what else is scored.
+Draws depend only on the seed and the number of units: an interval does not change with what else is
+scored.
 
 U units, K columns, S resamples or swaps.
 """
@@ -24,14 +21,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdcca_cli.numerics.statistics import (
+    DRAWS_AT_ONCE,
     RESAMPLES,
     Floats,
+    Interval,
     percentile_interval,
     resampled_totals,
 )
 
 PERMUTATIONS = 10_000
-_CHUNK = 1 << 20  # draws held at once
 SAME = 1e-9  # points by which equal scores may differ for the order of their sums
 
 
@@ -57,19 +55,8 @@ class Sample:
         return float(self.score(self.rows_UK.sum(0, keepdims=True))[0])
 
 
-@dataclass(frozen=True)
-class Interval:
-    low: float
-    high: float
-
-
-def ends_of(interval: Interval | None) -> list[float] | None:
-    """As JSON reports have it."""
-    return None if interval is None else [interval.low, interval.high]
-
-
 def words_of(interval: Interval | None, form: str) -> str:
-    """As tables have it: `53.90 to 59.30`, nothing for None."""
+    """For tables: `53.90 to 59.30`, nothing for None."""
     return "" if interval is None else f"{interval.low:{form}} to {interval.high:{form}}"
 
 
@@ -97,21 +84,13 @@ class Difference:
 
     def summary(self, places: int = 1) -> str:
         """Like: +12.3 (95 % interval +9.1 to +15.2)."""
-        words = f"{self.value:+.{places}f}"
-        if self.interval is None:
-            return words
-        low, high = (f"{end:+.{places}f}" for end in (self.interval.low, self.interval.high))
-        return f"{words} (95 % interval {low} to {high})"
+        form = f"+.{places}f"
+        span = f" (95 % interval {words_of(self.interval, form)})" if self.interval else ""
+        return f"{self.value:{form}}{span}"
 
     def as_json(self) -> dict[str, float | None]:
-        """Value, ends of the interval, n."""
-        interval = self.interval
-        return {
-            "value": self.value,
-            "low": None if interval is None else interval.low,
-            "high": None if interval is None else interval.high,
-            "n": self.n,
-        }
+        low, high = self.interval or (None, None)
+        return {"value": self.value, "low": low, "high": high, "n": self.n}
 
 
 def mean_percent(totals_S2: Floats) -> Floats:
@@ -123,18 +102,13 @@ def mean_percent(totals_S2: Floats) -> Floats:
 def bootstrap_all(
     samples: Sequence[Sample], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Interval | None]:
-    """The interval of each score, in one pass over the draws for all that have as many units."""
+    """The interval of each score; None for fewer than two units."""
     intervals: list[Interval | None] = [None] * len(samples)
     for units, members in _by_units(samples).items():
-        if units < 2:
-            continue
-        rows_UC, columns = _beside([samples[i].rows_UK for i in members])
-        scores: list[list[Floats]] = [[] for _ in members]
-        for totals in resampled_totals(rows_UC, _generator(seed), resamples):
-            for i, found, part in zip(members, scores, columns, strict=True):
-                found.append(samples[i].score(totals[:, part]))
-        for i, found in zip(members, scores, strict=True):
-            intervals[i] = Interval(*percentile_interval(np.concatenate(found)))
+        if units > 1:
+            drawn = _resampled([samples[i] for i in members], seed, resamples)
+            for i, values_S in zip(members, drawn, strict=True):
+                intervals[i] = percentile_interval(values_S)
     return intervals
 
 
@@ -152,7 +126,7 @@ def compare_all(
     for a, b in pairs:
         if a.units != b.units:
             raise ValueError(f"paired samples of {a.units} and {b.units} units")
-    differences: list[Difference] = [Difference(a.value() - b.value(), None, a.n) for a, b in pairs]
+    differences = [Difference(a.value() - b.value(), None, a.n) for a, b in pairs]
     for units, members in _by_units([a for a, _ in pairs]).items():
         if not units:
             continue
@@ -167,14 +141,19 @@ def compare_all(
 def _paired_intervals(
     pairs: Sequence[tuple[Sample, Sample]], seed: int, resamples: int
 ) -> list[Interval | None]:
-    sides = [side for pair in pairs for side in pair]
-    rows_UC, columns = _beside([side.rows_UK for side in sides])
-    found: list[list[Floats]] = [[] for _ in pairs]
+    drawn = _resampled([side for pair in pairs for side in pair], seed, resamples)
+    differences = [a_S - b_S for a_S, b_S in zip(drawn[0::2], drawn[1::2], strict=True)]
+    return [percentile_interval(one) for one in differences]
+
+
+def _resampled(samples: Sequence[Sample], seed: int, resamples: int) -> list[Floats]:
+    """The scores (S,) of each sample; all have as many units and share the draws."""
+    rows_UC, columns = _beside([sample.rows_UK for sample in samples])
+    found: list[list[Floats]] = [[] for _ in samples]
     for totals in resampled_totals(rows_UC, _generator(seed), resamples):
-        scores = [side.score(totals[:, part]) for side, part in zip(sides, columns, strict=True)]
-        for differences, a, b in zip(found, scores[0::2], scores[1::2], strict=True):
-            differences.append(a - b)
-    return [Interval(*percentile_interval(np.concatenate(one))) for one in found]
+        for sample, part, chunks in zip(samples, columns, found, strict=True):
+            chunks.append(sample.score(totals[:, part]))
+    return [np.concatenate(chunks) for chunks in found]
 
 
 def _p_values(
@@ -222,7 +201,7 @@ def _swapped_totals(rows_UK: Floats, seed: int, permutations: int) -> Iterator[F
     """Column totals of `permutations` random halves of the U units, in chunks (S', K)."""
     units = len(rows_UK)
     generator = _generator(seed)
-    at_once = max(1, _CHUNK // units)
+    at_once = max(1, DRAWS_AT_ONCE // units)
     num_words = -(-units // 64)
     for start in range(0, permutations, at_once):
         chunk = min(at_once, permutations - start)

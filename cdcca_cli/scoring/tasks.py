@@ -1,26 +1,14 @@
 """What each task scores: its metrics, what they mean, and how large its published splits are.
 
-| task     | references                    | metrics                                               |
-|----------|-------------------------------|-------------------------------------------------------|
-| aokvqa   | A-OKVQA v1.0                  | mc, da, da_norm                                       |
-| vqa      | VQAv2; lists such as OK-VQA's | vqa, vqa_min3                                         |
-| caption  | COCO captions                 | bleu1 to bleu4, cider, rouge_l                        |
-| nocaps   | nocaps                        | the same and cider_domain_idf, each also as the mean  |
-|          |                               | of the three domains                                  |
-| manifest | a manifest's own labels       | mc, da, da_norm and the captions', as labels allow    |
-
 The task is that of the references unless another is named. `da_all`, meteor and spice are scored
 only when they are named; meteor also where Java tokenises. A new task is one row of TASKS.
-
-Nothing is scored here, and nothing heavy is imported: `settings` reads these tables.
+Imports nothing heavy: `settings` reads these tables.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-
-from cdcca_cli.errors import SettingError
 
 if TYPE_CHECKING:
     from cdcca_cli.datasets import Reference
@@ -110,9 +98,9 @@ ACCEPTANCE_METRICS = ("da", "mc", "cider")
 class Task:
     """One task: its name for people, its metrics, and the sizes of its published splits.
 
-    headlines: the metrics that papers compare, and that rounds are followed by. unit: what the
-    splits' sizes count. num_direct: how many of a split's questions count for direct answers.
-    num_by_domain: the images of each domain of a split.
+    headlines: the metrics that papers compare, and that rounds are followed by. unit: what sizes
+    count. num_direct: a split's questions that count for direct answers. num_by_domain: a split's
+    images in each domain.
     """
 
     title: str
@@ -174,21 +162,17 @@ TASKS = {
 
 
 def task_of(references: "Mapping[str, Reference]") -> str:
-    """The task of the file that the references came from; `manifest` if they do not say."""
+    """The task of the file that the references came from; `manifest` if it is not known."""
     sources = {reference.source for reference in references.values()}
-    source = next(iter(sources)) if len(sources) == 1 else None
-    return source or "manifest"
+    return (sources.pop() if len(sources) == 1 else None) or "manifest"
 
 
 def metrics_of(task: str, named: Sequence[str] | None, *, with_java: bool) -> tuple[str, ...]:
     """The metrics to score, in METRICS' order: those named, or the task's own.
 
-    with_java: METEOR is one of the task's own. Raises: SettingError for an unknown name.
+    with_java: METEOR is one of the task's own.
     """
     if named is not None:
-        for name in named:
-            if name not in METRICS:
-                raise SettingError("metrics", f"expected one of {', '.join(METRICS)}", f"'{name}'")
         return tuple(name for name in METRICS if name in named)
     own = TASKS[task].metrics
     return (*own, "meteor") if with_java and "cider" in own else own
@@ -202,20 +186,14 @@ def nocaps_domain(name: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Split:
-    """The published split that is as large as the references; `odd` says why there is none.
-
-    name: None if no split has this size, or if none is published for references of this kind.
-    """
+    """The published split that is as large as the references, or in `odd` why there is none."""
 
     name: str | None = None
     odd: str | None = None
 
 
 def split_of(references: "Mapping[str, Reference]") -> Split:
-    """Compare the number of questions or images with those of the published splits.
-
-    Only the size is compared. A manifest has no published size.
-    """
+    """Compare the number of questions or images with the sizes of the published splits."""
     task = TASKS[task_of(references)]
     everything = references.values()
     if task.num_by_domain:
@@ -228,17 +206,14 @@ def split_of(references: "Mapping[str, Reference]") -> Split:
     if name is None:
         known = ", ".join(f"{name} {size:,}" for name, size in task.splits.items())
         unit = task.unit if found != 1 else task.unit.removesuffix("s")
-        return Split(
-            None, f"{found:,} {unit}: no published split has this size (published: {known})"
-        )
+        odd = f"{found:,} {unit}: no published split has this size (published: {known})"
+        return Split(None, odd)
     direct = sum(not reference.question.difficult_direct_answer for reference in everything)
     expected = task.num_direct.get(name, direct)
-    if direct != expected:
-        return Split(
-            None,
-            f"{direct:,} of {found:,} questions count for direct answers; {name} has {expected:,}",
-        )
-    return Split(name)
+    if direct == expected:
+        return Split(name)
+    odd = f"{direct:,} of {found:,} questions count for direct answers; {name} has {expected:,}"
+    return Split(None, odd)
 
 
 def _split_by_domain(task: Task, references: "Iterable[Reference]") -> Split:

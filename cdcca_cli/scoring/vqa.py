@@ -3,10 +3,9 @@
 A-OKVQA's official scores compare strings exactly: no lower-casing, no removal of punctuation or
 articles. `direct_answer_normalized` normalises as SQuAD does first, as some published systems do.
 
-VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py, oddities included, since published numbers
+VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py with its errors, since published numbers
 have them: answers that are all the same are compared as they are, at most 32 periods are removed,
-and the contractions of "I" are never written, because they are looked up after lower-casing. Other
-tools differ: lmms-eval always normalises; EvalAI and mmf also split 's off and delete commas.
+and the contractions of "I" are never written, because they are looked up after lower-casing.
 """
 
 import re
@@ -63,7 +62,7 @@ def remapped(
     """The choice that the model itself scores highest, the first of equals; None without scores.
 
     For answers that are none of the choices. A-OKVQA's own remap_predictions.py takes the choice
-    nearest in GloVe space instead, which needs 1 GB of word vectors and not the model's opinion.
+    nearest in GloVe space instead, which needs 1 GB of word vectors.
 
     Args: scored_choices: what the scores are for; if not one of them is a choice as it is written
         (or None), the scores are taken to be in the order of the choices.
@@ -82,8 +81,7 @@ def remapped(
 def direct_answer(answer: str | None, answers: Sequence[str]) -> float:
     """min(1, matches / 3) over the human answers, in [0, 1]; None (no prediction) scores 0.
 
-    Source: allenai/aokvqa evaluation/eval_predictions.py. Questions that are marked difficult for
-    direct answers are left out there, before this.
+    Source: allenai/aokvqa evaluation/eval_predictions.py, which leaves out difficult questions.
     """
     matches = sum(answer == human for human in answers)
     return min(1.0, matches / MATCHES_FOR_FULL_CREDIT)
@@ -98,10 +96,7 @@ def direct_answer_normalized(answer: str | None, answers: Sequence[str]) -> floa
 
 @lru_cache(maxsize=1 << 16)
 def squad_normalized(text: str) -> str:
-    """Lower case without ASCII punctuation and articles, single spaces.
-
-    Source: SQuAD's evaluate-v1.1.py.
-    """
+    """Lower case, no ASCII punctuation, no articles. Source: SQuAD's evaluate-v1.1.py."""
     plain = text.lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
@@ -119,16 +114,13 @@ def vqav2_accuracy(answer: str | None, answers: Sequence[str]) -> float:
 
 
 def vqav2_accuracy_min3(answer: str | None, answers: Sequence[str]) -> float:
-    """min(1, matches / 3) over all human answers, normalised as in `vqav2_accuracy`; in [0, 1].
-
-    The formula of VQA's paper without leaving one out: 0, 1/3, 2/3, 1 for 0 to 3 matches.
-    """
+    """min(1, matches / 3) over all human answers, normalised as in `vqav2_accuracy`; in [0, 1]."""
     matches, _ = _matches(answer, answers)
     return min(1.0, matches / MATCHES_FOR_FULL_CREDIT)
 
 
 def _matches(answer: str | None, answers: Sequence[str]) -> tuple[int, int]:
-    """How many of the human answers are matched, and how many there are."""
+    """The number of human answers that match, and the number of all."""
     if answer is None:
         return 0, len(answers)
     given, human = _stripped(answer), [_stripped(text) for text in answers]
@@ -143,8 +135,7 @@ def _stripped(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def vqav2_normalized(text: str) -> str:
-    """The answer as VQAv2 compares it: symbols and periods, lower case, digits, articles,
-    contractions.
+    """Symbols and periods removed, lower case, digits, no articles, contractions.
 
     A symbol is deleted if it stands beside a space anywhere in the text, or if the text has a comma
     between two digits; otherwise it becomes a space. Periods before a digit stay.

@@ -213,7 +213,7 @@ def test_what_is_odd_is_said(world: tuple[Path, list[str]], cdcca_eval: Eval) ->
         (("--round", "p"), b"", 2, "references"),
         (("--raw", ".", "--link", "fast"), b"", 2, "link"),
         (("--references", "frames.jsonl", "--link", "1gbit,1ms", "p"), b"", 2, "link"),
-        (("--raw", ".", "--encoder-size", "x"), b"", 2, "encoder_size"),
+        (("--raw", ".", "--encoder-size", "x"), b"", 2, "encoder-size"),
         (("--references", "frames.jsonl", "--encoder-size", "224", "p"), b"", 2, "raw"),
         (("--references", "frames.jsonl", "--plot", "p.bmp", "p"), b"", 2, "plot"),
         (("--references", "frames.jsonl", "--fail-under", "mc", "p"), b"", 2, "mc"),

@@ -366,7 +366,7 @@ class TestNotMeasured:
             (["--tolerance", "nan"], "nan: expected 0 or more points"),
             (["--tolerance", "inf"], "inf: expected 0 or more points"),
             (["--compute", "tpu"], "--compute tpu: expected one of"),
-            (["--batch-size", "0"], "batch-size"),
+            (["--batch-size", "0"], "batch-size 0: expected 1 or more"),
             (["--rollback"], "--rollback takes no update"),
         ],
     )
@@ -386,7 +386,7 @@ class TestNotMeasured:
         self, world: World, device: Path, capfd: Capture, options: list[str]
     ) -> None:
         assert run("apply", device, world.bad, *options) == 2
-        assert "go with --if-better" in capfd.readouterr().err
+        assert "does nothing without --if-better" in capfd.readouterr().err
         assert Device.open(device).sequence == 0
 
     def test_a_metric_that_the_labels_do_not_allow(

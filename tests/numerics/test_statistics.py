@@ -17,7 +17,7 @@ def test_percentiles_by_hand() -> None:
 @pytest.mark.parametrize("chunk", [1, 70, 1 << 20])
 def test_totals_are_those_of_the_units_drawn(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow form: the same generator's draws at once, and sums of picked rows."""
-    monkeypatch.setattr("cdcca_cli.numerics.statistics._CHUNK", chunk)
+    monkeypatch.setattr("cdcca_cli.numerics.statistics.DRAWS_AT_ONCE", chunk)
     rows = np.random.default_rng(1).normal(size=(7, 3))
     totals = np.concatenate(list(resampled_totals(rows, np.random.default_rng(2), 25)))
     drawn = np.random.default_rng(2).integers(7, size=(25, 7))

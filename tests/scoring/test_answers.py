@@ -95,7 +95,7 @@ def test_several_files_in_any_order(tmp_path: Path) -> None:
     for paths in ([one, two], [two, one]):
         answers = read_answers(paths)
         assert answers.by_id == {"1": Answer("dog"), "2": Answer("cat")}
-        assert answers.num_duplicates == 1
+        assert len(answers.duplicates) == 1
 
 
 def test_choices_and_free_answers_in_two_files(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_choices_and_free_answers_in_two_files(tmp_path: Path) -> None:
     for paths in ([one, two], [two, one]):
         answers = read_answers(paths)
         assert answers.by_id == {"q": Answer(None, "a"), "r": Answer("c", "b")}
-        assert (answers.num_duplicates, answers.a_duplicate) == (0, None)
+        assert answers.duplicates == []
     again = write(tmp_path / "3", {"r": {"multiple_choice": "b", "direct_answer": "c"}})
-    assert read_answers([one, two, again]).num_duplicates == 1
+    assert read_answers([one, two, again]).duplicates == ["r"]
     other = write(tmp_path / "4", {"r": {"multiple_choice": "x"}})
     for paths in ([one, two, other], [other, two, one]):
-        with pytest.raises(BadData, match=f"'r' is answered differently in {paths[0]}: score the"):
+        with pytest.raises(BadData, match=f"'r' is answered differently in {paths[0]}: remove one"):
             read_answers(paths)
 
 
@@ -170,7 +170,7 @@ def test_the_scores_of_the_options_are_carried(tmp_path: Path) -> None:
     one, two = prediction("1", "dog", "cat"), prediction("1", "dog", "cat")
     two["choice_scores"] = [-1.00001, -2.0]
     answers = read_answers([write(tmp_path / "p", one, two)])
-    assert (answers.num_duplicates, answers.a_duplicate) == (1, "1")
+    assert answers.duplicates == ["1"]
     assert answers.by_id["1"].choices == ("cat", "other")
     assert answers.by_id["1"].choice_scores == (-1.0, -2.0)
     (_, alone) = next(answers_of(read_predictions([json.dumps(prediction("1", "dog"))])))
@@ -190,7 +190,7 @@ def test_the_scores_of_the_options_are_carried(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, found: str) -> None:
     (tmp_path / "p").write_bytes(content)
-    with pytest.raises(BadData, match=f"predictions are expected, found {found}"):
+    with pytest.raises(BadData, match=f"expected predictions, found {found}"):
         read_answers([str(tmp_path / "p")])
 
 
@@ -281,7 +281,7 @@ def test_mutated_files_end_in_answers_or_one_line(tmp_path: Path, seed: int) -> 
 
 def test_a_trust_list_is_named(tmp_path: Path) -> None:
     (tmp_path / "2.trust").write_bytes(encode_header({}, {"kind": "trust", "version": 1}))
-    with pytest.raises(BadData, match=r"predictions are expected, found a trust list"):
+    with pytest.raises(BadData, match=r"expected predictions, found a trust list"):
         read_answers([str(tmp_path / "2.trust")])
 
 
@@ -291,4 +291,4 @@ def test_real_files() -> None:
     assert len(files) == 7
     for file in files:
         answers = read_answers([str(file)])
-        assert (len(answers.by_id), answers.num_duplicates) == (1145, 0)
+        assert (len(answers.by_id), answers.duplicates) == (1145, [])

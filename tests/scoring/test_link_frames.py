@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import stat
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cdcca_cli.datasets import read_frames
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import Unavailable
+from cdcca_cli.scoring.link import frames as link_frames
 from cdcca_cli.scoring.link.frames import H264, measure_frames
 from cdcca_cli.scoring.settings import parse_size
 
@@ -163,86 +161,25 @@ def test_no_frames() -> None:
 # ---------------------------------------------------------------- without PyAV
 
 
-def without_pyav(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setenv("PATH", path)
-
-
 def test_left_out_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_pyav(monkeypatch, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "av", None)
     found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)])), encoder_size=(4, 4))
     assert "cdcca[video]" in found.left_out[H264]
     assert H264 not in found.every and H264 not in found.seen_every
     assert found.every["jpeg_q75"] > 0
 
 
-def program(folder: Path, body: str) -> None:
-    """An `ffmpeg` that lists libx264 and does `body` with its options and standard input."""
-    script = (
-        f"#!{sys.executable}\nimport os, sys\n"
-        "if '-encoders' in sys.argv:\n    print(' V....D libx264  x264')\n    sys.exit()\n"
-        f"{body}\n"
-    )
-    (folder / "ffmpeg").write_text(script)
-    os.chmod(folder / "ffmpeg", stat.S_IRWXU)
+@pytest.mark.parametrize("at", ["add", "finish"])
+def test_coding_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
 
+    def fail(*_: object) -> None:
+        raise Unavailable("libx264 does not take frames of 8 x 8 (no memory)")
 
-def test_ffmpeg_is_given_all_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in that gives a byte for each 100 it takes: 3 frames of 20x10 and 2 of 10x10 padded
-    from 9x9 are 1800 and 600 bytes, so 18 + 6; at 25 frames a second."""
-    program(
-        tmp_path,
-        "assert ' '.join(sys.argv).endswith('-c:v libx264 -preset medium -crf 23 -pix_fmt yuv420p "
-        "-threads 1 -f h264 pipe:1') and '-framerate 25 -i' in ' '.join(sys.argv)\n"
-        "sys.stdout.write('x' * (len(sys.stdin.buffer.read()) // 100))",
-    )
-    without_pyav(monkeypatch, str(tmp_path))
-    folder = photos(tmp_path / "frames", [(20, 10), (9, 9), (20, 10), (9, 9), (20, 10)])
-    found = measure_frames(read_frames(folder))
-    assert found.left_out == {} and found.every[H264] == 18 + 6
-
-
-@pytest.mark.parametrize(
-    "body",
-    ["sys.exit('no\\nmemory')", "sys.stdin.buffer.read(); sys.exit('no\\nmemory')"],
-    ids=["at once", "at the end"],
-)
-def test_ffmpeg_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    program(tmp_path, body)
-    without_pyav(monkeypatch, str(tmp_path))
-    found = measure_frames(read_frames(photos(tmp_path / "frames", [(400, 400)] * 3)))
-    assert found.left_out == {H264: "ffmpeg failed: no memory"}
+    monkeypatch.setattr(link_frames._Encoder, at, fail)
+    found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)] * 3)), {"00.png"})
+    assert found.left_out == {H264: "libx264 does not take frames of 8 x 8 (no memory)"}
     assert H264 not in found.every and found.every["frames"] == 3
-
-
-@pytest.mark.parametrize(
-    ("body", "is_image"),
-    [("sys.stdin.buffer.read()", False), ("if '200x200' in sys.argv: sys.exit(1)", True)],
-    ids=["an image fails", "another stream fails"],
-)
-def test_no_ffmpeg_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, is_image: bool
-) -> None:
-    """Of two streams, the frames' own and the encoder's size, neither outlives the measuring."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    class Known(subprocess.Popen[bytes]):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            started.append(self)
-
-    program(tmp_path, f"{body}\nsys.stdin.buffer.read()")
-    without_pyav(monkeypatch, str(tmp_path))
-    monkeypatch.setattr(subprocess, "Popen", Known)
-    folder = photos(tmp_path / "frames", [(400, 400)] * 3)
-    if is_image:
-        assert H264 in measure_frames(read_frames(folder), encoder_size=(200, 200)).left_out
-    else:
-        (folder / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-        with pytest.raises(BadData, match=r"01\.png"):
-            measure_frames(read_frames(folder), encoder_size=(8, 8))
-    assert len(started) > 1  # the first one lists the encoders
-    assert all(process.returncode is not None for process in started)
 
 
 # ---------------------------------------------------------------- the encoder's size

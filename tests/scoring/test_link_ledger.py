@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shards
 from cdcca_cli.scoring.link.frames import FORMS
-from cdcca_cli.scoring.link.ledger import UPLINK_KINDS, _TakenApart, measure
+from cdcca_cli.scoring.link.ledger import measure
 from cdcca_cli.scoring.link.transfer import parse_link
 from cdcca_cli.streams import binary_output
 
@@ -61,13 +60,9 @@ def update(path: Path, payload: bytes, parameters: int) -> str:
     return str(path)
 
 
-def metadata_bytes(path: str) -> int:
-    """The string under __metadata__ of the first record, as it stands in the file, with quotes."""
-    data = Path(path).read_bytes()
-    head = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    begin = head.index(b'"cdcca":') + len(b'"cdcca":')
-    _, end = json.JSONDecoder().raw_decode(head[begin:].decode())
-    return end
+def header_bytes(path: str) -> int:
+    """8 + H of the first record."""
+    return 8 + int.from_bytes(Path(path).read_bytes()[:8], "little")
 
 
 @pytest.mark.parametrize(("bits", "payload", "scales"), [(32, 576, 0), (16, 288, 0), (8, 144, 36)])
@@ -86,10 +81,9 @@ def test_uplink_by_hand(tmp_path: Path, bits: int, payload: int, scales: int) ->
     assert shown["bits_per_token_element"] == pytest.approx(8 * up.stored_bytes / 288)
     assert shown["bits_per_token"] == pytest.approx(8 * up.stored_bytes / 18)
     assert (shown["shards"], shown["frames"]) == (2, 2)
-    assert up.kinds["metadata"] == 2 * metadata_bytes(path)
-    heads = up.kinds["header"] + up.kinds["metadata"]
-    assert heads == up.stored_bytes - 2 * (payload + scales + 18 + 36) - up.kinds["end"]
-    assert up.kinds.keys() - {"scales"} == set(UPLINK_KINDS) - {"scales"}
+    heads = up.kinds["header"] + up.kinds["end"]
+    assert heads == up.stored_bytes - 2 * (payload + scales + 18 + 36)
+    assert up.kinds["header"] == 2 * header_bytes(path)
 
 
 def test_zstd_is_what_the_link_carries(tmp_path: Path) -> None:
@@ -118,7 +112,7 @@ def test_downlink_by_hand(tmp_path: Path) -> None:
     down = measure([], [path]).downlink
     assert down is not None
     assert down.kinds["payload"] == 791_000
-    assert down.kinds["metadata"] == metadata_bytes(path)
+    assert down.kinds["header"] == header_bytes(path)
     assert down.kinds.total() == down.stored_bytes
     assert down.stored_bytes == (tmp_path / "down").stat().st_size
     shown = down.as_json()["bits_per_parameter"]
@@ -135,22 +129,21 @@ def test_frames_by_hand(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(folder / name)
     up = stream(tmp_path / "up", 8, ["c.png", "a.png", "c.png"])
     ledger = measure([up], [], read_frames(folder))
-    assert ledger.raw is not None and ledger.sent is not None
-    assert ledger.raw["frames"] == 3 and ledger.sent["frames"] == 2
-    assert ledger.raw["raw_rgb"] == 3 * (32 * 16 + 8 * 8 + 64 * 64)
-    assert ledger.sent["raw_rgb"] == 3 * (32 * 16 + 64 * 64)
+    assert ledger.frames is not None
+    raw, sent = ledger.frames.every, ledger.frames.sent
+    assert raw["frames"] == 3 and sent["frames"] == 2
+    assert raw["raw_rgb"] == 3 * (32 * 16 + 8 * 8 + 64 * 64)
+    assert sent["raw_rgb"] == 3 * (32 * 16 + 64 * 64)
     files = {name: (folder / name).stat().st_size for name in ("a.png", "b.png", "c.png")}
-    assert ledger.raw["original"] == sum(files.values())
-    assert ledger.sent["original"] == files["a.png"] + files["c.png"]
+    assert raw["original"] == sum(files.values())
+    assert sent["original"] == files["a.png"] + files["c.png"]
     for form in ("jpeg", "webp"):
         coded = io.BytesIO()
         Image.open(folder / "b.png").save(coded, form, quality=75)
-        assert ledger.raw[f"{form}_q75"] - ledger.sent[f"{form}_q75"] == len(coded.getvalue())
+        assert raw[f"{form}_q75"] - sent[f"{form}_q75"] == len(coded.getvalue())
     link = ledger.as_json()
     stored = (tmp_path / "up").stat().st_size
-    assert link["sent"]["times_smaller"]["raw_rgb"] == pytest.approx(
-        ledger.sent["raw_rgb"] / stored
-    )
+    assert link["sent"]["times_smaller"]["raw_rgb"] == pytest.approx(sent["raw_rgb"] / stored)
     assert link["sent"]["bytes"].keys() | link["left_out"].keys() == set(FORMS)
 
 
@@ -159,30 +152,8 @@ def test_five_frames_of_the_paper(tmp_path: Path) -> None:
     for number in range(5):
         Image.new("RGB", (1920, 1080)).save(tmp_path / f"{number}.png")
     ledger = measure([], [], read_frames(tmp_path))
-    assert ledger.raw is not None and ledger.raw["raw_rgb"] == 31_104_000
-    assert ledger.sent is None
-
-
-@pytest.mark.parametrize("size", [1, 7, 8, 1 << 16])
-def test_the_parts_do_not_depend_on_how_it_is_read(tmp_path: Path, size: int) -> None:
-    """A record taken apart from pieces of any length: by hand of what was written."""
-    path = stream(tmp_path / "up", 8, ["a.png", "b.png"])
-    with open(path, "rb") as file:
-        taken = _TakenApart(file)
-        while taken.read(size):
-            pass
-    parts = taken.all_parts()
-    assert parts["shard", "tokens"] == 2 * 144 and parts["shard", "positions"] == 2 * 18
-    assert parts.total() == Path(path).stat().st_size
-    assert ("", "other") not in parts
-
-
-@pytest.mark.parametrize("junk", [b"", b"\0" * 100, b"\xff" * 100, b"\x05" + b"\0" * 7 + b"{[]}]x"])
-def test_what_is_no_record_is_only_counted(junk: bytes) -> None:
-    taken = _TakenApart(io.BytesIO(junk))
-    while taken.read(3):
-        pass
-    assert taken.all_parts().total() == len(junk)
+    assert ledger.frames is not None and ledger.frames.every["raw_rgb"] == 31_104_000
+    assert "sent" not in ledger.as_json()
 
 
 def test_transfer_by_hand(tmp_path: Path) -> None:

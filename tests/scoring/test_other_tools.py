@@ -195,12 +195,12 @@ def test_one_id_answered_twice_differently(
     assert "files" not in str(error.value) and "`duplicates` first" in str(error.value)
     found = read_answers([str(path)], keep_first=True)
     assert found.by_id["aaa"] == Answer(None, "dog")
-    assert (found.num_conflicts, found.a_conflict, found.num_duplicates) == (2, "aaa", 0)
+    assert (len(found.conflicts), found.conflicts[0], found.duplicates) == (2, "aaa", [])
     references = write(tmp_path / "val.json", [AOKVQA, {**AOKVQA, "question_id": "bbb"}])
     report, err = evaluate(capfd, path, references, "--duplicates", "first")
     assert report["scores"]["mc"]["score"] == 50
     assert report["duplicates"] == 2
-    assert "the first one counts: 'aaa' for one" in err
+    assert "such as 'aaa': the first one counts" in err
 
 
 # ---------------------------------------------------------------- references

@@ -8,7 +8,7 @@ from cdcca_cli.scoring.answers import Answer
 from cdcca_cli.scoring.evaluation import evaluate
 from cdcca_cli.scoring.report import Report
 from cdcca_cli.scoring.scores import score
-from cdcca_cli.scoring.settings import EvaluationInputs, EvaluationSettings, parse_marks
+from cdcca_cli.scoring.settings import EvaluationSettings, parse_marks
 
 
 def report(domain: str, kind: str) -> Report:
@@ -46,6 +46,8 @@ def test_a_mark_of_one_score_may_be_short_or_long() -> None:
 def test_rounds_are_not_scored_over_answered_questions_only() -> None:
     """Each round over questions of its own: their differences would be of questions, not of
     rounds."""
-    inputs = EvaluationInputs(references=("r.json",), round=("0.jsonl", "1.jsonl"))
+    how = EvaluationSettings(
+        references=("r.json",), round=("0.jsonl", "1.jsonl"), answered_only=True
+    )
     with pytest.raises(UsageError, match="`answered_only`: would score each `round` over other"):
-        evaluate(inputs, EvaluationSettings(answered_only=True))
+        evaluate(how)

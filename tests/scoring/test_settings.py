@@ -9,7 +9,6 @@ import pytest
 from cdcca_cli.errors import SettingError
 from cdcca_cli.scoring.settings import (
     AcceptanceSettings,
-    EvaluationInputs,
     EvaluationSettings,
     parse_marks,
 )
@@ -80,7 +79,7 @@ def test_no_marks() -> None:
 
 
 def test_every_setting_has_a_help_line_that_stands_alone() -> None:
-    for owner in (EvaluationInputs, EvaluationSettings, AcceptanceSettings):
+    for owner in (EvaluationSettings, AcceptanceSettings):
         for known in described(owner).values():
             assert known.help[0].isupper() and not known.help.endswith(".")
             assert "--" not in known.help

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from cdcca_cli.numerics.statistics import Interval
 from cdcca_cli.scoring.captions.scorers import bleu
 from cdcca_cli.scoring.statistics import (
     Difference,
     Floats,
-    Interval,
     Sample,
     bootstrap_all,
     compare_all,
@@ -77,7 +77,7 @@ def test_seeded() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = sample(np.random.default_rng(0).random(77))
     whole = bootstrap(values, resamples=50)
-    monkeypatch.setattr("cdcca_cli.numerics.statistics._CHUNK", 77 * 7)
+    monkeypatch.setattr("cdcca_cli.numerics.statistics.DRAWS_AT_ONCE", 77 * 7)
     parts = bootstrap(values, resamples=50)
     assert whole is not None and parts is not None
     # Not bit for bit: how a product of matrices adds up hangs on its height, on some processors.
@@ -252,7 +252,7 @@ def test_together_as_alone() -> None:
 
 def test_chunks_change_no_p_value(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compared(SQUARES[:77], SHIFTED[:77], permutations=200)
-    monkeypatch.setattr("cdcca_cli.scoring.statistics._CHUNK", 77 * 7)
+    monkeypatch.setattr("cdcca_cli.scoring.statistics.DRAWS_AT_ONCE", 77 * 7)
     assert compared(SQUARES[:77], SHIFTED[:77], permutations=200).p_value == whole.p_value
 
 

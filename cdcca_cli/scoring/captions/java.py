@@ -1,10 +1,8 @@
 """What the jars of pycocoevalcap need of Java: whether it is there, and the tokenizer run once.
 
-`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences that keep captions
-apart and whole: UTF-8 whatever the locale, line ends within a caption are spaces, and as many lines
-must come back as went in. It still reads on from one caption into the next, as coco-caption does.
-
-This module imports nothing of pycocoevalcap (`scorers` alone does) and takes the jar's path.
+`tokenize` is PTBTokenizer 3.4.1 as coco-caption calls it, with three differences: always UTF-8,
+line ends within a caption are spaces, and as many lines must come back as went in. It reads on from
+one caption into the next, as in coco-caption.
 """
 
 import re
@@ -22,7 +20,6 @@ _SECONDS = 600
 
 
 def has_java() -> bool:
-    """Whether `java` is on the PATH."""
     return shutil.which("java") is not None
 
 
@@ -33,7 +30,7 @@ def require(what: str, cure: str) -> None:
 
 
 def version() -> str:
-    """As `java -version` prints it, such as '1.8.0_402' or '17.0.15'; '' if it cannot be read."""
+    """Such as '1.8.0_402' or '17.0.15'; '' if it cannot be read."""
     done = _run(["java", "-version"], "")
     found = re.search(r'version "([^"]+)"', done.stderr)
     return found[1] if found else ""
@@ -42,11 +39,9 @@ def version() -> str:
 def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
     """Each caption's tokens, lower-case, without punctuation, joined by single spaces.
 
-    Raises: Unavailable (69) if there is no Java, no jar, or the jar fails.
+    Raises: Unavailable (69) if there is no Java, or the jar fails.
     """
     require("the java tokenizer", "install a Java runtime, or use `tokenizer` python")
-    if not jar.is_file():
-        raise Unavailable(f"the tokenizer's jar is not at {jar}: reinstall pycocoevalcap")
     if not captions:
         return []
     lines = [_HALF_A_PAIR.sub("\x01", _LINE_ENDS.sub(" ", caption)) for caption in captions]

@@ -1,27 +1,29 @@
 """BLEU, CIDEr-D and ROUGE-L of captions; METEOR and SPICE where Java is.
 
-BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6 (the tests compare them) and take a
-quarter of its time: they use one sparse table of n-grams and a bit-parallel longest common
-subsequence. METEOR and SPICE are pycocoevalcap's own Java programs. Only this module imports it.
+BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6 and take a quarter of its time: they use
+one sparse table of n-grams and a bit-parallel longest common subsequence. METEOR and SPICE are
+pycocoevalcap's own Java programs. Only this module imports it.
 
-An empty caption is a caption without n-grams: it scores 0 and counts in BLEU's lengths (ROUGE-L of
-an empty caption against an empty reference is 1, as pycocoevalcap has it). CIDEr is
-in [0, 10], the others in [0, 1]. Degenerate captions of very common words still score in ROUGE-L
-('a a a .' scores a third), so read it beside the others.
+An empty caption has no n-grams: it scores 0 and counts in BLEU's lengths (ROUGE-L of an empty
+caption against an empty reference is 1, as in pycocoevalcap). CIDEr is in [0, 10], the others in
+[0, 1]. Degenerate captions of very common words still score in ROUGE-L ('a a a .' scores a third).
 
 U images, R references of all of them, S totals, P distinct (sentence, n-gram) pairs, G n-grams.
 """
 
+import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.errors import BadData, SettingError, Unavailable
+from cdcca_cli.errors import BadData, Unavailable
 from cdcca_cli.numerics.statistics import Floats
 from cdcca_cli.scoring.captions import java
 from cdcca_cli.scoring.captions.tokens import tokenize
@@ -42,38 +44,35 @@ JARS = {
 class Corpus:
     """Tokenised captions and their references: one caption and one or more references an image.
 
-    Make one with `tokenised`. What the metrics count is computed once, when first asked for.
+    Make one with `tokenised`.
     """
 
     captions: list[str]
     references: list[list[str]]
-    _image_R: Ints = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.captions) != len(self.references):
-            raise BadData(f"{len(self.captions)} captions for {len(self.references)} images")
-        lengths = [len(human) for human in self.references]
-        if 0 in lengths:
-            raise BadData(f"image {lengths.index(0) + 1} of {len(lengths)} has no caption to match")
-        image_R = np.repeat(np.arange(len(lengths)), np.array(lengths, np.int64))
-        object.__setattr__(self, "_image_R", image_R)
+        if [] in self.references:
+            number, count = self.references.index([]) + 1, len(self.references)
+            raise BadData(f"image {number} of {count} has no caption to match")
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def part(self, indices: "Sequence[int] | NDArray[np.integer]") -> "Corpus":
-        """The images of these indices, in their order, with the tokens that they have here."""
+        """The images of these indices."""
         chosen = [int(index) for index in indices]
         return Corpus([self.captions[i] for i in chosen], [self.references[i] for i in chosen])
 
-    @property
-    def sentences(self) -> list[str]:
-        """The U captions, then the R references, image after image."""
-        return self.captions + [reference for human in self.references for reference in human]
+    @cached_property
+    def image_R(self) -> Ints:
+        """The image of each reference."""
+        lengths = np.array([len(human) for human in self.references], np.int64)
+        return np.repeat(np.arange(len(lengths)), lengths)
 
     @cached_property
     def ngrams(self) -> "NGrams":
-        return NGrams.of(self.sentences)
+        """Of the U captions, then of the R references, image after image."""
+        return NGrams.of([*self.captions, *chain.from_iterable(self.references)])
 
 
 @dataclass(frozen=True)
@@ -101,20 +100,17 @@ class NGrams:
         length = np.fromiter(map(len, split), np.int64, len(split))
         word = np.fromiter((numbers[word] for words in split for word in words), np.int64)
         sentence = np.repeat(np.arange(len(split)), length)
-        ngram, num_ngrams, orders = word, len(numbers), []
+        ngram, orders = np.zeros_like(word), []
         for n in range(1, ORDERS + 1):
-            if n > 1:
-                # An n-gram is an (n-1)-gram and the word after it, both in one sentence.
-                starts = max(len(word) - n + 1, 0)
-                whole = sentence[:starts] == sentence[n - 1 :]
-                pair = ngram[:starts] * len(numbers) + word[n - 1 :]
-                # What runs over the end of its sentence gets a number too, and is left out below.
-                known, ngram = np.unique(pair, return_inverse=True)
-                num_ngrams = len(known)
-                owner, inside = sentence[:starts][whole], ngram[whole]
-            else:
-                owner, inside = sentence, ngram
-            key, count = np.unique(owner * max(num_ngrams, 1) + inside, return_counts=True)
+            # An n-gram is an (n-1)-gram and the word after it, both in one sentence.
+            starts = max(len(word) - n + 1, 0)
+            whole = sentence[:starts] == sentence[n - 1 :]
+            pair = ngram[:starts] * len(numbers) + word[n - 1 :]
+            # What runs over the end of its sentence gets a number too, and is left out below.
+            known, ngram = np.unique(pair, return_inverse=True)
+            num_ngrams = len(known)
+            key = sentence[:starts][whole] * max(num_ngrams, 1) + ngram[whole]
+            key, count = np.unique(key, return_counts=True)
             of_sentence, of_ngram = np.divmod(key, max(num_ngrams, 1))
             orders.append(NGramsOfOrder(of_sentence, of_ngram, count, num_ngrams))
         return NGrams(length, orders)
@@ -123,21 +119,19 @@ class NGrams:
 def tokenised(
     captions: list[str], references: list[list[str]], tokenizer: str = "python"
 ) -> Corpus:
-    """Captions and references as people or models wrote them, tokenised.
+    """Tokenise captions and references.
 
-    tokenizer: "python" (`tokens`) or "java" (the jar that pycocoevalcap ships). References keep the
-    order in which they are given, which the jar's reading on into the next line makes matter.
+    tokenizer: "python" (`tokens`) or "java" (the jar that pycocoevalcap ships, whose tokens depend
+    on the order of the captions, because it reads on into the next line).
 
-    Raises: SettingError (2) for another tokenizer, Unavailable (69) for "java" where it cannot run,
-        BadData (65) if an image has no reference.
+    Raises: Unavailable (69) for "java" where it cannot run, BadData (65) if an image has no
+        reference.
     """
-    if tokenizer not in ("python", "java"):
-        raise SettingError("tokenizer", "expected python or java", tokenizer)
     if tokenizer == "python":
         ours = [tokenize(caption) for caption in captions]
         return Corpus(ours, [[tokenize(reference) for reference in human] for human in references])
     jar = shipped("tokenizer")
-    human = iter(java.tokenize([reference for human in references for reference in human], jar))
+    human = iter(java.tokenize(list(chain.from_iterable(references)), jar))
     # Two runs, as in coco-caption: the last caption must not be read on into the first reference.
     return Corpus(java.tokenize(captions, jar), [[next(human) for _ in of] for of in references])
 
@@ -153,7 +147,7 @@ def bleu_statistics(corpus: Corpus) -> Floats:
     rows = np.zeros((num_images, 2 * ORDERS + 2))
     for n, order in enumerate(corpus.ngrams.orders):
         ours = order.sentence_P < num_images
-        image = corpus._image_R[order.sentence_P[~ours] - num_images]
+        image = corpus.image_R[order.sentence_P[~ours] - num_images]
         # The most that one reference of the image has of the n-gram.
         key = image * order.num_ngrams + order.ngram_P[~ours]
         by_key = np.argsort(key, kind="stable")
@@ -165,10 +159,10 @@ def bleu_statistics(corpus: Corpus) -> Floats:
         rows[:, n] = np.bincount(order.sentence_P[ours], matches, num_images)
         rows[:, ORDERS + n] = np.maximum(length[:num_images] - n, 0)
     rows[:, -2] = length[:num_images]
-    far = np.abs(length[num_images:] - length[corpus._image_R])
+    far = np.abs(length[num_images:] - length[corpus.image_R])
     # By image, then distance, then length: the first of each image is the closest.
-    order_R = np.lexsort((length[num_images:], far, corpus._image_R))
-    first_U = np.searchsorted(corpus._image_R, np.arange(num_images))
+    order_R = np.lexsort((length[num_images:], far, corpus.image_R))
+    first_U = np.searchsorted(corpus.image_R, np.arange(num_images))
     rows[:, -1] = length[num_images:][order_R][first_U]
     return rows
 
@@ -197,17 +191,17 @@ def cider(corpus: Corpus) -> Floats:
 
     Source: pycocoevalcap cider_scorer.py.
     """
-    num_images, num_sentences = len(corpus), len(corpus) + len(corpus._image_R)
+    num_images, num_sentences = len(corpus), len(corpus) + len(corpus.image_R)
     if num_images == 0:
         return np.zeros(0)
     bigrams = np.maximum(corpus.ngrams.length - 1, 0)
-    difference_R = bigrams[corpus._image_R] - bigrams[num_images:]
-    similarity_R = np.zeros(len(corpus._image_R))
+    difference_R = bigrams[corpus.image_R] - bigrams[num_images:]
+    similarity_R = np.zeros(len(corpus.image_R))
     for order in corpus.ngrams.orders:
         sentence, ngram = order.sentence_P, order.ngram_P
         ours = sentence < num_images
         reference = sentence[~ours] - num_images
-        asked = corpus._image_R[reference] * order.num_ngrams + ngram[~ours]
+        asked = corpus.image_R[reference] * order.num_ngrams + ngram[~ours]
         frequency_G = np.bincount(
             np.unique(asked) % max(order.num_ngrams, 1), minlength=order.num_ngrams
         )
@@ -218,11 +212,11 @@ def cider(corpus: Corpus) -> Floats:
         hypothesis = _looked_up(asked, known, weight[ours])
         shared = np.minimum(hypothesis, weight[~ours]) * weight[~ours]
         dot_R = np.bincount(reference, shared, len(similarity_R)).astype(np.float64)
-        norms_R = norm[corpus._image_R] * norm[num_images:]
+        norms_R = norm[corpus.image_R] * norm[num_images:]
         similarity_R += np.divide(dot_R, norms_R, out=dot_R, where=norms_R != 0)
     similarity_R *= np.exp(-(difference_R**2) / (2 * SIGMA**2))
-    total_U = np.bincount(corpus._image_R, similarity_R, num_images)
-    mean_U: Floats = total_U / np.bincount(corpus._image_R, minlength=num_images)
+    total_U = np.bincount(corpus.image_R, similarity_R, num_images)
+    mean_U: Floats = total_U / np.bincount(corpus.image_R, minlength=num_images)
     return 10.0 * mean_U / ORDERS
 
 
@@ -264,20 +258,15 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
         return np.zeros(0), 0.0
     from pycocoevalcap.meteor.meteor import Meteor
 
-    try:
-        score, scores = Meteor().compute_score(*_as_pycocoevalcap(corpus))
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            f"METEOR's jar failed ({error}): leave meteor out of `metrics`"
-        ) from error
+    score, scores = _computed("METEOR", Meteor(), corpus)
     return np.array(scores, np.float64), float(score)
 
 
 def spice(corpus: Corpus) -> Floats:
     """SPICE 1.0's F measure of each image, (U,), in [0, 1]; the corpus score is their mean.
 
-    It needs Java 8 (1.8): later ones refuse what its cache does. It needs models of 320 MB too,
-    which pycocoevalcap downloads when SPICE is first used; cdcca downloads nothing and says how.
+    Needs Java 8 (1.8), because later ones refuse its cache, and models of 320 MB, which are not
+    downloaded here.
 
     Raises: Unavailable (69) if Java 8 or the models are not there, or SPICE fails.
     """
@@ -290,19 +279,24 @@ def spice(corpus: Corpus) -> Floats:
     shipped("spice")
     if not len(corpus):
         return np.zeros(0)
-    import subprocess
-
     from pycocoevalcap.spice.spice import Spice
 
-    try:
-        _, scores = Spice().compute_score(*_as_pycocoevalcap(corpus))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"SPICE failed ({error}): leave spice out of `metrics`") from error
+    _, scores = _computed("SPICE", Spice(), corpus)
     return np.array([score["All"]["f"] for score in scores], np.float64)
 
 
+def _computed(name: str, scorer: Any, corpus: Corpus) -> tuple[Any, Any]:
+    references, captions = dict(enumerate(corpus.references)), enumerate(corpus.captions)
+    try:
+        score, scores = scorer.compute_score(references, {i: [one] for i, one in captions})
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        cure = f"leave {name.lower()} out of `metrics`"
+        raise Unavailable(f"{name} failed ({error}): {cure}") from error
+    return score, scores
+
+
 def _looked_up(asked: Ints, known: Ints, values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """values[i] where known[i] is what is asked for, 0 where none is. `known` is sorted."""
+    """values[i] for each that equals known[i], 0 for the others. `known` is sorted."""
     found = np.zeros(len(asked), values.dtype)
     if len(known):
         place = np.minimum(np.searchsorted(known, asked), len(known) - 1)
@@ -325,15 +319,8 @@ def _common_subsequence(places: Counter[str], length: int, words: list[str]) -> 
     return length - row.bit_count()
 
 
-def _as_pycocoevalcap(corpus: Corpus) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    return dict(enumerate(corpus.references)), {i: [one] for i, one in enumerate(corpus.captions)}
-
-
 def shipped(name: str) -> Path:
-    """The path of a jar in pycocoevalcap.
-
-    Raises: Unavailable (69) if it is not there.
-    """
+    """The path of a jar in pycocoevalcap. Raises: Unavailable (69) if it is not there."""
     import pycocoevalcap
 
     jar = Path(next(iter(pycocoevalcap.__path__))) / JARS[name]

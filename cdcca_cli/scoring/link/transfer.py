@@ -13,6 +13,7 @@ the model: a real transfer takes longer.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,12 +25,9 @@ _QUANTITY = r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)"
 
 
 def transfer_seconds(num_bytes: int, bits_per_second: float, latency_seconds: float) -> float:
-    """The modelled time from the first byte's departure to the last one's arrival, in seconds.
+    """The modelled time of n bytes sent in one go, in seconds: t = L + 8 n / R.
 
-    t = L + 8 n / R
-
-    Args: num_bytes: n >= 0, sent in one go. bits_per_second: R > 0. latency_seconds: L >= 0, one
-        way, counted once.
+    latency_seconds: L, one way, counted once.
     """
     return latency_seconds + 8 * num_bytes / bits_per_second
 
@@ -44,11 +42,9 @@ class Link:
     latency_seconds: float
 
     def up_seconds(self, num_bytes: int) -> float:
-        """Modelled seconds for so many bytes to the cloud."""
         return transfer_seconds(num_bytes, self.up_bits_per_second, self.latency_seconds)
 
     def down_seconds(self, num_bytes: int) -> float:
-        """Modelled seconds for so many bytes to the device."""
         return transfer_seconds(num_bytes, self.down_bits_per_second, self.latency_seconds)
 
 
@@ -63,7 +59,8 @@ def parse_link(text: str) -> Link:
         raise ValueError(_EXPECTED)
     down_rate = _rate(down)
     up_rate = _rate(up) if slash else down_rate
-    return Link(text, float(up_rate), float(down_rate), float(_latency(latency)))
+    seconds = _quantity(latency, _SECONDS, "latency")
+    return Link(text, float(up_rate), float(down_rate), float(seconds))
 
 
 _EXPECTED = "expected RATE,LATENCY like 1gbit,1ms, or DOWN/UP,LATENCY like 20mbit/5mbit,50ms"
@@ -76,16 +73,14 @@ def _rate(text: str) -> Fraction:
             f"{match[2]} is bytes a second to tc and bits to others: write "
             f"{match[2][:-2].removesuffix('b')}bit, eight of them for a byte"
         )
-    if match is None or match[2] not in _RATES:
-        raise ValueError(f"no rate in '{text}': {_EXPECTED}")
-    rate = Fraction(match[1]) * _RATES[match[2]]
+    rate = _quantity(text, _RATES, "rate")
     if not rate:
         raise ValueError("expected a rate above 0")
     return rate
 
 
-def _latency(text: str) -> Fraction:
+def _quantity(text: str, units: Mapping[str, int | Fraction], what: str) -> Fraction:
     match = re.fullmatch(_QUANTITY, text.strip())
-    if match is None or match[2] not in _SECONDS:
-        raise ValueError(f"no latency in '{text}': {_EXPECTED}")
-    return Fraction(match[1]) * _SECONDS[match[2]]
+    if match is None or match[2] not in units:
+        raise ValueError(f"no {what} in '{text}': {_EXPECTED}")
+    return Fraction(match[1]) * units[match[2]]
