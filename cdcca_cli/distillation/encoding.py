@@ -1,8 +1,8 @@
 """From token shards to what a language model reads: padded tensors, connector, spliced prompts.
 
 An example is one question about one frame. Questions about the same frame share the connector's
-output, unless the connector reads the prompt too (InstructBLIP). Teacher and student are encoded
-alike.
+output, unless the connector reads the prompt too (InstructBLIP). Teacher and student share this
+code.
 
 Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens,
 L query tokens, C/D channels.
@@ -24,7 +24,7 @@ from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced
 
 KEPT_BYTES = 1 << 30
-"""Connector outputs that are kept in memory; the others are computed again when they come up."""
+"""Connector outputs that are kept in memory; the others are computed again at each use."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +66,23 @@ def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
 
 
 def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
-    """The tensors and prompts of a batch, to be encoded once or many times."""
-    prompts = [
-        model.format_prompt(example.question.prompt, example.question.task) for example in examples
-    ]
-    inputs: dict[tuple[int, str], int] = {}
-    firsts: list[int] = []
-    rows: list[int] = []
-    for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        key = (id(example.shard), prompt if model.reads_prompt else "")
-        if key not in inputs:
-            inputs[key] = len(firsts)
-            firsts.append(place)
-        rows.append(inputs[key])
-    shards = [examples[place].shard for place in firsts]
-    tokens_UNC, mask_UN, positions_UN = _padded(shards, model.device)
+    """The tensors and prompts of a batch, to be encoded any number of times."""
+    prompts, inputs = _inputs(model, examples)
+    firsts = [inputs.index(key) for key in dict.fromkeys(inputs)]
+    rows = {inputs[place]: row for row, place in enumerate(firsts)}
+    tokens_UNC, mask_UN, positions_UN = _padded([examples[n].shard for n in firsts], model.device)
     return BatchInputs(
         tokens_UNC=tokens_UNC,
         mask_UN=mask_UN,
         positions_UN=positions_UN,
         inputs=[prompts[place] for place in firsts],
         prompts=prompts,
-        rows_B=torch.tensor(rows, device=model.device),
+        rows_B=torch.tensor([rows[key] for key in inputs], device=model.device),
     )
 
 
 def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
-    """As `encode`, from inputs made before."""
+    """As `encode`, from prepared inputs."""
     mask_UN, rows_B = batch.mask_UN, batch.rows_B
     all_real = bool(mask_UN.all())
     queries_ULC = model.queries(batch.tokens_UNC, None if all_real else mask_UN, batch.inputs)
@@ -110,8 +100,8 @@ def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
 class Encoder:
     """Encodes batches with one model.
 
-    Where nothing of the connector is trained, what it makes of an input is computed once and kept
-    on the CPU, up to KEPT_BYTES; an input that does not fit is computed each time.
+    While no parameter before the language model is trained, the connector's output for an input is
+    computed once and kept on the CPU, up to KEPT_BYTES in all.
     """
 
     def __init__(self, model: LoadedModel, trained: Iterable[str]) -> None:
@@ -123,17 +113,15 @@ class Encoder:
 
     def __call__(self, examples: Sequence[Example]) -> EncodedBatch:
         """As `encode`."""
-        if not self._is_frozen:
-            return encode(self._model, examples)
         model = self._model
-        prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
+        if not self._is_frozen:
+            return encode(model, examples)
+        prompts, inputs = _inputs(model, examples)
         made: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        rows = []
-        for one, prompt in zip(examples, prompts, strict=True):
-            key = (id(one.shard), prompt if model.reads_prompt else "")
+        for key, example in zip(inputs, examples, strict=True):
             if key not in made:
-                made[key] = self._kept.get(key) or self._connect(key, one)
-            rows.append(made[key])
+                made[key] = self._kept.get(key) or self._connect(key, example)
+        rows = [made[key] for key in inputs]
         features_BLD = pad_sequence([row[1] for row in rows], batch_first=True).to(model.device)
         queries_BLC = features_BLD
         if rows[0][0] is not rows[0][1]:
@@ -144,7 +132,7 @@ class Encoder:
 
     @torch.no_grad()
     def _connect(self, key: tuple[int, str], example: Example) -> tuple[Tensor, Tensor]:
-        """Queries (L, C) and features (L, D) of one input on the CPU: one tensor if they are."""
+        """Queries (L, C) and features (L, D) of one input on the CPU; one tensor if equal."""
         batch = batch_inputs(self._model, [example])
         queries_1LC = self._model.queries(batch.tokens_UNC, None, batch.inputs)
         features_1LD = self._model.project(queries_1LC)
@@ -157,13 +145,25 @@ class Encoder:
         return made
 
 
+def _inputs(
+    model: LoadedModel, examples: Sequence[Example]
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """The prompt of each example, and a key of its input of the connector."""
+    prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
+    keys = [
+        (id(example.shard), prompt if model.reads_prompt else "")
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    return prompts, keys
+
+
 def is_connector_frozen(model: LoadedModel, trained: Iterable[str]) -> bool:
-    """Whether nothing that is trained lies before the language model."""
+    """Whether all trained parameters are in the language model."""
     return all(name.startswith(model.row.language_path + ".") for name in trained)
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:
-    """The length of a prompt in characters: near enough to batch alike ones."""
+    """The length of a prompt in characters, by which examples are batched."""
     return len(model.format_prompt(example.question.prompt, example.question.task))
 
 
@@ -185,7 +185,7 @@ def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tens
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard of another vision tower, or with a prompt that is in a template already.
+    """Refuse a shard of another vision tower, or with a prompt that is already in a template.
 
     Args: role: `teacher` or `student`, for the message.
     Raises: BadData.
@@ -199,21 +199,20 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
     channels = int(model.module.config.vision_config.hidden_size)
     if (shard.num_tokens, shard.tokens.shape[1]) != (model.num_tokens, channels):
         raise BadData(
-            f"frame {shard.frame[:80]}: {shard.tokens.shape[1]} channels, kept of "
-            f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
-            f"of {channels} channels: not this tower's shard"
+            f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of "
+            f"{shard.tokens.shape[1]} channels; the {role}'s vision tower makes {model.num_tokens} "
+            f"of {channels}: not this tower's shard"
         )
     for question in shard.questions:
         if question.prompt is not None and (found := template_of(question.prompt)):
             raise BadData(
                 f"frame {shard.frame[:80]}: the prompt of {question.id[:80]} is already in a "
-                f"template ({found}), and every model puts its own around it: "
-                "sample with the bare question"
+                f"template ({found}), and every model adds its own: sample with the bare question"
             )
 
 
 def template_of(prompt: str) -> str | None:
-    """The family and template whose words surround a question; None: it is bare."""
+    """The family and template whose words surround a question; None for a bare question."""
     words = _words(prompt)
     for before, after, name in _templates():
         rest = words.removeprefix(before).removesuffix(after)
@@ -224,7 +223,7 @@ def template_of(prompt: str) -> str | None:
 
 @cache
 def _templates() -> list[tuple[str, str, str]]:
-    """What each family's templates put before and behind, and how messages call them."""
+    """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
         for template in (family.vqa_template, family.caption_template):
@@ -236,5 +235,5 @@ def _templates() -> list[tuple[str, str, str]]:
 
 
 def _words(text: str) -> str:
-    """The words of a text without the image mark, which a prompt in a shard does not have."""
+    """The words of a text without the image mark, which prompts in shards lack."""
     return " ".join(text.replace(IMAGE_MARK, " ").split())

@@ -1,7 +1,4 @@
-"""How to train: the settings of `cdcca distill`, each with its range and the methods it is for.
-
-Methods differ in what is in `METHODS`; everything else is the same for all of them.
-"""
+"""The settings of `cdcca distill`, each with its range and the methods it is for."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +6,7 @@ from pathlib import Path
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.names import GROUPS
-from cdcca_cli.settings import check, setting
+from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
 LARGEST_HOLDOUT = 0.9
@@ -22,9 +19,9 @@ _cotta = partial(_tuning, methods=("cotta",))
 
 @dataclass(frozen=True)
 class MethodDefaults:
-    """What a method does where nothing else is asked for.
+    """A method's defaults.
 
-    weights: of its terms. balance: "gradients": a term's gradient counts, not its size; "none".
+    weights: of its terms. balance: "gradients" scales a term by its gradient; or "none".
     groups: what it trains; None: all that the student has.
     """
 
@@ -68,7 +65,7 @@ class DistillSettings:
     )
     holdout: float = setting(
         0.1,
-        "Share of the frames that is held out to judge the result",
+        "Share of the frames that is held out to evaluate the result",
         at_least=0,
         at_most=LARGEST_HOLDOUT,
         parse=partial(parse_share, largest=LARGEST_HOLDOUT),
@@ -77,6 +74,7 @@ class DistillSettings:
         0,
         "Number of further steps that train through the quantiser, for a smaller update",
         at_least=0,
+        methods=_WITH_TEACHER,
     )
     bits: float = setting(
         1.2, "Bits a parameter that the rate-aware steps train for", above=0, at_most=16
@@ -151,7 +149,7 @@ class DistillSettings:
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,
-        "Share of the parameters that each step puts back to the source model",
+        "Share of the parameters that each step restores to the source model",
         at_least=0,
         at_most=1,
     )
@@ -168,15 +166,18 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.ema is not None and self.method in ("cotta", "none"):
-            has = "has `cotta_ema`" if self.method == "cotta" else "takes no step"
-            raise SettingError("ema", f"does not go with `method` {self.method}, which {has}")
         if self.bits != type(self).bits and not self.rate_aware:
-            raise SettingError("bits", "is what `rate_aware` steps train for: give both or neither")
+            raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
         if self.patience is not None and not self.holdout:
             raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
         if not self.needs_teacher:
-            self._refuse_teacher_settings()
+            given = [
+                name
+                for name, known in described(type(self)).items()
+                if known.methods == _WITH_TEACHER
+                and getattr(self, name) != getattr(type(self), name)
+            ]
+            refuse_idle(type(self), self.method, given)
             return
         if self.kl == "none":
             for name in ("kl_weight", "kl_temperature"):
@@ -197,7 +198,7 @@ class DistillSettings:
 
     @property
     def trained_groups(self) -> tuple[str, ...] | None:
-        """What is trained of the overlay; None: all of it."""
+        """The groups of the overlay that are trained; None: all of them."""
         return self.train or METHODS[self.method].groups
 
     @property
@@ -205,21 +206,14 @@ class DistillSettings:
         return (self.balance or METHODS[self.method].balance) == "gradients"
 
     def given_weights(self) -> dict[str, float]:
-        """The weight of each term that was asked for."""
+        """The weight of each term whose setting was given."""
         given = {term: getattr(self, f"{term}_weight") for term in ("query", "repr", "ce", "kl")}
         return {term: weight for term, weight in given.items() if weight is not None}
 
     def weights(self) -> dict[str, float]:
-        """The weight of each term that counts."""
+        """The weight of each term of the loss."""
         found = dict(METHODS[self.method].weights)
         if self.kl != "none":
             found["kl"] = 1.0
         found |= self.given_weights()
         return {term: weight for term, weight in found.items() if weight}
-
-    def _refuse_teacher_settings(self) -> None:
-        given = [f"{term}_weight" for term in self.given_weights()]
-        given += [name for name in ("confidence", "rate_aware", "patience") if getattr(self, name)]
-        given += ["kl"] if self.kl != "none" else []
-        if given:
-            raise SettingError(given[0], f"needs a teacher, and `method` {self.method} has none")

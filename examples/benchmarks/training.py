@@ -133,8 +133,9 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     from cdcca_cli import streams
-    from cdcca_cli.distillation.distill import DistillSettings, distill
+    from cdcca_cli.distillation.distill import distill
     from cdcca_cli.distillation.evaluation import HeldOutLoss
+    from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.labels import key_of, open_labels

@@ -1,18 +1,23 @@
 """Flat parameters, Adam, phi's start and the PEFT export."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdcca_cli.distillation import peft_export
 from cdcca_cli.distillation.distill import check_overlay_names
 from cdcca_cli.distillation.encoding import Example, encode, is_connector_frozen
+from cdcca_cli.distillation.methods import Method
 from cdcca_cli.distillation.methods.akd import initial_phi
-from cdcca_cli.distillation.optimiser import Adam, Flat, RunningMean, open_overlay
+from cdcca_cli.distillation.optimiser import Adam, Flat, open_overlay
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
@@ -75,20 +80,28 @@ def test_adam_equals_the_one_of_torch() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+class NoLoss(Method):
+    """A method whose running mean alone is of interest."""
+
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
 def test_a_running_mean_equals_the_slow_form() -> None:
     """0.9^n times the start, and 0.1 * 0.9^(n-i) times each value since."""
     (plain, _) = twins(3)
     flat = Flat(dict(plain.named_parameters()))
     values = [flat.values.double().clone()]
-    mean = RunningMean(flat, 0.9)
-    assert torch.equal(mean.values, flat.values)
+    context: Any = SimpleNamespace(overlay=flat, settings=DistillSettings())
+    method = NoLoss(context, {}, 0.9)
+    assert method.mean_P is not None and torch.equal(method.mean_P, flat.values)
     for _ in range(5):
         flat.values.add_(torch.randn(len(flat)))
         values.append(flat.values.double().clone())
-        mean.update()
+        method.after_step(0)
     weights = [0.9**5, *(0.1 * 0.9 ** (5 - i) for i in range(1, 6))]
     expected = torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0)
-    torch.testing.assert_close(mean.values.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(method.mean_P.double(), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(flat.values.double(), values[-1])
 
 

@@ -208,7 +208,7 @@ def test_a_frozen_connector_changes_no_gradient(
 # ---- several processes, from within one
 
 
-def test_all_processes_go_by_the_first_ones_judgement(
+def test_all_processes_go_by_the_of_first_judgement(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another card may judge otherwise in the last digit: all must stop at the same epoch."""
