@@ -8,23 +8,19 @@ Shapes: B examples of a batch, U distinct inputs of the connector among them, N 
 L query tokens, C/D channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced
-
-KEPT_BYTES = 1 << 30
-"""Connector outputs that are kept in memory; the others are computed again at each use."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,11 @@ def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
 
 def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
     """The tensors and prompts of a batch, to be encoded any number of times."""
-    prompts, inputs = _inputs(model, examples)
+    prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
+    inputs = [
+        (id(example.shard), prompt if model.reads_prompt else "")
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
     firsts = [inputs.index(key) for key in dict.fromkeys(inputs)]
     rows = {inputs[place]: row for row, place in enumerate(firsts)}
     tokens_UNC, mask_UN, positions_UN = _padded([examples[n].shard for n in firsts], model.device)
@@ -95,71 +95,6 @@ def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
         positions_BN=batch.positions_UN.index_select(0, rows_B),
     )
     return EncodedBatch(queries_ULC.index_select(0, rows_B), spliced)
-
-
-class Encoder:
-    """Encodes batches with one model.
-
-    While no parameter before the language model is trained, the connector's output for an input is
-    computed once and kept on the CPU, up to KEPT_BYTES in all.
-    """
-
-    def __init__(self, model: LoadedModel, trained: Iterable[str]) -> None:
-        """Args: trained: names of the parameters that are trained."""
-        self._model = model
-        self._is_frozen = is_connector_frozen(model, trained)
-        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._kept_bytes = 0
-
-    def __call__(self, examples: Sequence[Example]) -> EncodedBatch:
-        """As `encode`."""
-        model = self._model
-        if not self._is_frozen:
-            return encode(model, examples)
-        prompts, inputs = _inputs(model, examples)
-        made: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        for key, example in zip(inputs, examples, strict=True):
-            if key not in made:
-                made[key] = self._kept.get(key) or self._connect(key, example)
-        rows = [made[key] for key in inputs]
-        features_BLD = pad_sequence([row[1] for row in rows], batch_first=True).to(model.device)
-        queries_BLC = features_BLD
-        if rows[0][0] is not rows[0][1]:
-            queries_BLC = pad_sequence([row[0] for row in rows], batch_first=True).to(model.device)
-        _, mask_BN, positions_BN = _padded([one.shard for one in examples], model.device)
-        spliced = model.splice(features_BLD, prompts, mask_BN=mask_BN, positions_BN=positions_BN)
-        return EncodedBatch(queries_BLC, spliced)
-
-    @torch.no_grad()
-    def _connect(self, key: tuple[int, str], example: Example) -> tuple[Tensor, Tensor]:
-        """Queries (L, C) and features (L, D) of one input on the CPU; one tensor if equal."""
-        batch = batch_inputs(self._model, [example])
-        queries_1LC = self._model.queries(batch.tokens_UNC, None, batch.inputs)
-        features_1LD = self._model.project(queries_1LC)
-        features_LD = features_1LD[0].cpu()
-        made = (features_LD if features_1LD is queries_1LC else queries_1LC[0].cpu(), features_LD)
-        num_bytes = sum(one.nbytes for one in {id(part): part for part in made}.values())
-        if self._kept_bytes + num_bytes <= KEPT_BYTES:
-            self._kept_bytes += num_bytes
-            self._kept[key] = made
-        return made
-
-
-def _inputs(
-    model: LoadedModel, examples: Sequence[Example]
-) -> tuple[list[str], list[tuple[int, str]]]:
-    """The prompt of each example, and a key of its input of the connector."""
-    prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
-    keys = [
-        (id(example.shard), prompt if model.reads_prompt else "")
-        for example, prompt in zip(examples, prompts, strict=True)
-    ]
-    return prompts, keys
-
-
-def is_connector_frozen(model: LoadedModel, trained: Iterable[str]) -> bool:
-    """Whether all trained parameters are in the language model."""
-    return all(name.startswith(model.row.language_path + ".") for name in trained)
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:

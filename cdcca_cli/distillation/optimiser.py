@@ -79,47 +79,21 @@ class Flat:
         return {name: part.view(shape) for (name, shape), part in named}
 
 
-class Adam:
-    """torch's Adam on flat parameters; its state is open for `checkpoint`.
+def adam(flats: Sequence[Flat]) -> torch.optim.Adam:
+    """Adam on flat parameters, its state made before the first step, to be saved and restored.
 
     There is no weight decay: it would pull norms and biases away from where the frozen model
     expects them, and every parameter that moves costs downlink.
     """
-
-    def __init__(self, flats: Sequence[Flat]) -> None:
-        self._values = [flat.values for flat in flats]
-        self._torch = torch.optim.Adam(self._values, betas=BETAS)
-        for flat in flats:
-            flat.values.grad = flat.gradient
-            self._torch.state[flat.values] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(flat.values),
-                "exp_avg_sq": torch.zeros_like(flat.values),
-            }
-        states = [self._torch.state[values] for values in self._values]
-        self.means: list[Tensor] = [state["exp_avg"] for state in states]
-        self.squares: list[Tensor] = [state["exp_avg_sq"] for state in states]
-
-    @property
-    def steps(self) -> int:
-        """Number of steps taken."""
-        return int(self._torch.state[self._values[0]]["step"])
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        for values in self._values:
-            self._torch.state[values]["step"].fill_(steps)
-
-    def step(self, lr: float, clip_norm: float) -> Tensor:
-        """One step, after the gradients of all flats together are clipped to `clip_norm`.
-
-        Returns: their norm before clipping.
-        """
-        norm = nn.utils.clip_grad_norm_(self._values, clip_norm)
-        for group in self._torch.param_groups:
-            group["lr"] = lr
-        self._torch.step()
-        return norm
+    optimiser = torch.optim.Adam([flat.values for flat in flats], betas=BETAS)
+    for flat in flats:
+        flat.values.grad = flat.gradient
+        optimiser.state[flat.values] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(flat.values),
+            "exp_avg_sq": torch.zeros_like(flat.values),
+        }
+    return optimiser
 
 
 def open_overlay(

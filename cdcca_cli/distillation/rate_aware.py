@@ -20,7 +20,6 @@ Does not code: the number of bytes is the downlink's business.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from torch import Tensor
 
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.evaluation import HeldOutResult
-from cdcca_cli.distillation.optimiser import schedule
 from cdcca_cli.distillation.trainer import Epochs, Trainer, TrainingLoop
 from cdcca_cli.formats.adaptation import RateAware
 from cdcca_cli.numerics import uniform
@@ -57,12 +55,13 @@ class RateAwareSteps(TrainingLoop):
         trainer.overlay.values.copy_(epochs.best_P)
         super().__init__(trainer, checkpoint, ("loss", "answer", "held_out", "bits"))
         self.base_P = trainer.overlay.laid_out(base)
-        self.num_steps = settings.rate_aware
+        self.num_steps, self.lr = settings.rate_aware, LR_SHARE * trainer.lr
+        self.first_epoch = settings.epochs
         self._unquantised = epochs.best
         self._ratio = 1.0
         if self._resume():
             return
-        self.results["best"] = self._evaluate_coded()
+        self.results["best"] = self._evaluate()
         with trainer.overlay.holding(self.base_P):
             mirror = trainer.evaluate()
         if mirror.cross_entropy < self.best.cross_entropy:
@@ -79,22 +78,12 @@ class RateAwareSteps(TrainingLoop):
         return {
             **vars(self.quantiser()),
             "target_bits": self.trainer.settings.bits,
-            "lr": LR_SHARE * self.trainer.lr,
+            "lr": self.lr,
             "best_segment": self.best_at,
             "segments": NUM_SEGMENTS,
             "unquantised_cross_entropy": before.cross_entropy if len(before) else None,
             "curves": self.rounded_curves(),
         }
-
-    # ---- steps
-
-    def _first_step(self, segment: int) -> int:
-        return round(self.num_steps * segment / NUM_SEGMENTS)
-
-    def _batches(self) -> list[list[int]]:
-        epochs = map(self.trainer.batches, count(self.trainer.settings.epochs))
-        ends = self._first_step(self.done), self._first_step(self.done + 1)
-        return list(islice(chain.from_iterable(epochs), *ends))
 
     def _train_segment(self, advance: Callable[[str], None]) -> dict[str, float]:
         latent_P = self.trainer.overlay.values
@@ -107,12 +96,21 @@ class RateAwareSteps(TrainingLoop):
             self.curves["answer"].append(means.get("ce", 0.0))
         return means
 
-    def _step(self, batch: Sequence[int], number: int) -> tuple[float, Tensor, Tensor]:
+    def _step(self, batch: Sequence[int], lr: float, number: int) -> tuple[Tensor, Tensor]:
         latent_P = self.trainer.overlay.values
         # Without a change yet, any step gives the same.
-        seen_P = seen(latent_P, self.base_P, self._ratio * self._rms(latent_P) or 1.0)
-        lr = LR_SHARE * self.trainer.lr * schedule(number, self.num_steps)
-        return lr, *self.trainer.step(batch, lr, seen_P)
+        step = self._ratio * self._rms(latent_P) or 1.0
+        return self.trainer.step(batch, lr, seen(latent_P, self.base_P, step))
+
+    def _evaluate(self) -> HeldOutResult:
+        """The present state as it would be decoded."""
+        trainer = self.trainer
+        latent_P = trainer.overlay.values
+        step = self._quantiser_step(latent_P)
+        with trainer.overlay.holding(seen(latent_P, self.base_P, float(step))):
+            held = trainer.evaluate()
+        self.curves["bits"].append(self._bits(latent_P, step))
+        return self._note(held)
 
     def _rms(self, latent_P: Tensor) -> float:
         """The root mean square of the change."""
@@ -127,24 +125,6 @@ class RateAwareSteps(TrainingLoop):
 
     def _delta(self, latent_P: Tensor) -> np.ndarray:
         return (latent_P - self.base_P).cpu().numpy()
-
-    # ---- the best state
-
-    def _judge(self) -> None:
-        held = self._evaluate_coded()
-        if not len(held) or held.cross_entropy < self.best.cross_entropy:
-            self._keep(held, self.done, self.trainer.overlay.values)
-
-    def _evaluate_coded(self) -> HeldOutResult:
-        """The present state as it would be decoded; noted in the curves."""
-        trainer = self.trainer
-        latent_P = trainer.overlay.values
-        step = self._quantiser_step(latent_P)
-        with trainer.overlay.holding(seen(latent_P, self.base_P, float(step))):
-            held = trainer.evaluate()
-        self.curves["bits"].append(self._bits(latent_P, step))
-        self._note(held)
-        return held
 
 
 def seen(latent_P: Tensor, base_P: Tensor, step: float) -> Tensor:

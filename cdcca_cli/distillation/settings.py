@@ -197,6 +197,10 @@ class DistillSettings:
         return self.method in _WITH_TEACHER
 
     @property
+    def needs_logits(self) -> bool:
+        return self.kl != "none"
+
+    @property
     def trained_groups(self) -> tuple[str, ...] | None:
         """The groups of the overlay that are trained; None: all of them."""
         return self.train or METHODS[self.method].groups

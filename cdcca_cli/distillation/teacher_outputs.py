@@ -46,21 +46,6 @@ KEPT_BYTES = 1 << 30
 """Decoded labels that are kept in memory; the others are decoded again at each use."""
 
 
-@dataclass(frozen=True)
-class LabelSettings:
-    """How a teacher labels shards.
-
-    batch_size: least number of questions in a chunk; a frame's questions stay together. logits:
-    whether the answers' logits are kept. bits: of a stored number (32, 16 or 8); None: as the file
-    has them, and 16 in a new one. path: the file of labels; None: a temporary one.
-    """
-
-    batch_size: int
-    logits: bool = False
-    bits: int | None = None
-    path: Path | None = None
-
-
 class TeacherOutputs:
     """A teacher's outputs for shards, read from a file of labels."""
 
@@ -132,15 +117,12 @@ def teacher_outputs(
     """
     if not shards:
         return None
-    logits = settings.kl != "none"
-    cache = settings.cache
+    cache, logits = settings.cache, settings.needs_logits
     if teacher is not None:
         path = cache
         if path is None and settings.work is not None:
             path = settings.work / f"{teacher.digest.removeprefix('sha256:')[:16]}.labels"
-        size = TEACHER_BATCHES * settings.batch_size
-        how = LabelSettings(size, logits, settings.cache_bits, path)
-        return TeacherOutputs(label_shards(teacher, shards, how), shards)
+        return TeacherOutputs(label_shards(teacher, shards, settings, path), shards)
     if cache is None and settings.needs_teacher:
         raise UsageError(f"`method` {settings.method} needs a teacher, or its labels")
     if cache is None or not (settings.needs_teacher or cache.exists()):
@@ -165,47 +147,51 @@ def teacher_outputs(
 # ---------------------------------------------------------------- labelling
 
 
-def label_shards(teacher: LoadedModel, shards: Sequence[Shard], how: LabelSettings) -> LabelFile:
+def label_shards(
+    teacher: LoadedModel, shards: Sequence[Shard], settings: DistillSettings, path: Path | None
+) -> LabelFile:
     """Compute the entries that the file lacks; returns the file, with one for every shard.
 
+    Args: path: of the file; None: a temporary one.
     Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for
         labels of another teacher, or kept otherwise; CannotWrite.
     """
     for shard in shards:
         check_fit(shard, teacher, "teacher")
     dtype = str(teacher.dtype).removeprefix("torch.")
-    head = Head(teacher.digest, teacher.vocabulary_digest, dtype, how.bits or USUAL_BITS)
-    if (complete := _complete(head, shards, how)) is not None:
+    head = Head(teacher.digest, teacher.vocabulary_digest, dtype, settings.cache_bits or USUAL_BITS)
+    if (complete := _complete(path, head, shards, settings)) is not None:
         return complete
     with ExitStack() as opened:
         if distributed.is_first():
-            file = opened.enter_context(labels.writing(how.path, head))
+            file = opened.enter_context(labels.writing(path, head))
         distributed.wait()
         if not distributed.is_first():
-            assert how.path is not None
-            file = labels.open_labels(how.path)
-        _check_bits(file, how)
-        _add_missing(file, teacher, list(_chunks(shards, how.batch_size)), how)
+            assert path is not None
+            file = labels.open_labels(path)
+        _check_bits(file, settings.cache_bits)
+        _add_missing(file, teacher, shards, settings)
     distributed.wait()
-    if how.path is None or distributed.is_first():
+    if path is None or distributed.is_first():
         return file
-    return labels.open_labels(how.path)
+    return labels.open_labels(path)
 
 
 def _add_missing(
-    file: LabelFile, teacher: LoadedModel, chunks: list[list[Shard]], how: LabelSettings
+    file: LabelFile, teacher: LoadedModel, shards: Sequence[Shard], settings: DistillSettings
 ) -> None:
     """Compute the chunks of which the file lacks an entry; the first process adds them to it."""
 
     def lacks(shard: Shard) -> bool:
-        return not file.has(key_of(shard), logits=how.logits)
+        return not file.has(key_of(shard), logits=settings.needs_logits)
 
-    chunks = [chunk for chunk in chunks if any(map(lacks, chunk))]
+    all_chunks = _chunks(shards, TEACHER_BATCHES * settings.batch_size)
+    chunks = [chunk for chunk in all_chunks if any(map(lacks, chunk))]
     num_processes = distributed.count()
     rounds = [chunks[at : at + num_processes] for at in range(0, len(chunks), num_processes)]
     for each in progress.track(rounds, description="teacher"):
         mine = each[distributed.rank() : distributed.rank() + 1]
-        entries = [_compute(teacher, chunk, how) for chunk in mine]
+        entries = [_compute(teacher, chunk, settings.needs_logits) for chunk in mine]
         gathered = chain(*chain(*distributed.gather(entries)))
         if distributed.is_first():
             for shard, entry in zip(chain(*each), gathered, strict=True):
@@ -213,24 +199,25 @@ def _add_missing(
                     file.append(key_of(shard), entry)
 
 
-def _complete(head: Head, shards: Sequence[Shard], how: LabelSettings) -> LabelFile | None:
+def _complete(
+    path: Path | None, head: Head, shards: Sequence[Shard], settings: DistillSettings
+) -> LabelFile | None:
     """A read-only file that has everything; None for any other."""
-    path = how.path
     if path is None or os.access(path, os.W_OK) or not os.access(path, os.R_OK):
         return None
     file = labels.open_labels(path)
     labels.expect(file.head, head, str(path))
-    _check_bits(file, how)
-    has_all = all(file.has(key_of(shard), logits=how.logits) for shard in shards)
+    _check_bits(file, settings.cache_bits)
+    has_all = all(file.has(key_of(shard), logits=settings.needs_logits) for shard in shards)
     return file if has_all else None
 
 
-def _check_bits(file: LabelFile, how: LabelSettings) -> None:
+def _check_bits(file: LabelFile, bits: int | None) -> None:
     assert file.head is not None
-    if how.bits not in (None, file.head.bits):
+    if bits not in (None, file.head.bits):
         raise BadData(
-            f"{file.where}: keeps {file.head.bits} bits a number: leave `cache_bits` {how.bits} "
-            "out, or name another `cache`"
+            f"{file.where}: keeps {file.head.bits} bits a number: leave `cache_bits` {bits} out, "
+            "or name another `cache`"
         )
 
 
@@ -259,7 +246,7 @@ class _Output:
 
 
 @torch.no_grad()
-def _compute(teacher: LoadedModel, chunk: Sequence[Shard], how: LabelSettings) -> list[LabelEntry]:
+def _compute(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> list[LabelEntry]:
     """Examples of one task share a batch, so that no answer waits for a caption."""
     examples = [Example(shard, question) for shard in chunk for question in shard.questions]
     outputs: dict[int, _Output] = {}
@@ -267,7 +254,7 @@ def _compute(teacher: LoadedModel, chunk: Sequence[Shard], how: LabelSettings) -
         places = [place for place, example in enumerate(examples) if example.question.task == task]
         if places:
             batch = [examples[place] for place in places]
-            outputs.update(zip(places, _compute_batch(teacher, batch, most, how), strict=True))
+            outputs.update(zip(places, _compute_batch(teacher, batch, most, logits), strict=True))
     rows = iter(outputs[place] for place in range(len(examples)))
     return [_entry([next(rows) for _ in shard.questions]) for shard in chunk]
 
@@ -290,7 +277,7 @@ def _entry(outputs: list[_Output]) -> LabelEntry:
 
 
 def _compute_batch(
-    teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, how: LabelSettings
+    teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, logits: bool
 ) -> list[_Output]:
     batch = batch_inputs(teacher, examples)
     encoded = encode_inputs(teacher, batch)
@@ -304,7 +291,7 @@ def _compute_batch(
         "queries": (encoded.queries, visual_B),
         "visual": (forward.hidden, visual_B),
         "answer": (forward.answer_hidden, lengths_B),
-        "logits": (forward.logits if how.logits else None, lengths_B),
+        "logits": (forward.logits if logits else None, lengths_B),
     }
     rows: dict[str, list[np.ndarray]] = {}
     for name, (values, counts_B) in tensors.items():

@@ -22,20 +22,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain, count, islice
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed, methods
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.dataset import Dataset, shuffled_batches
-from cdcca_cli.distillation.encoding import Encoder, prompt_length
+from cdcca_cli.distillation.encoding import prompt_length
 from cdcca_cli.distillation.evaluation import Evaluator, HeldOutResult, comparison
 from cdcca_cli.distillation.losses import distillation_loss
-from cdcca_cli.distillation.optimiser import Adam, open_overlay, schedule
+from cdcca_cli.distillation.optimiser import adam, open_overlay, schedule
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.errors import SettingError
@@ -73,12 +74,11 @@ class Trainer:
         self.student, self.dataset, self.settings = student, dataset, settings
         self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
         self.overlay = open_overlay(student, start, mirror.lora.alpha, settings.trained_groups)
-        encoder = Encoder(student, self.overlay.names)
         self.method = methods.create(
-            methods.MethodContext(student, self.overlay, dataset, settings, encoder, source)
+            methods.MethodContext(student, self.overlay, dataset, settings, source)
         )
-        self._flats = [self.overlay, *([] if self.method is None else self.method.flats)]
-        self.optimiser = Adam(self._flats)
+        self._flats = [self.overlay, *self.method.flats]
+        self.optimiser = adam(self._flats)
         self.evaluator = Evaluator(
             student,
             [dataset.examples[number] for number in dataset.held_out],
@@ -86,11 +86,7 @@ class Trainer:
             settings.batch_size,
         )
         self._lengths = [prompt_length(student, dataset.examples[n]) for n in dataset.train]
-
-    @property
-    def terms(self) -> list[str]:
-        """The terms of the loss, by name."""
-        return [] if self.method is None else list(self.method.weights)
+        self.steps_per_epoch = -(-len(dataset.train) // settings.batch_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each step of an epoch."""
@@ -110,7 +106,11 @@ class Trainer:
         else:
             with self.overlay.holding(seen_P):
                 means = self.backward(batch)
-        return means, self.optimiser.step(lr, CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_([flat.values for flat in self._flats], CLIP_NORM)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        return means, norm
 
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
@@ -118,7 +118,6 @@ class Trainer:
         In parts (`Method.micro_batch_size`), one after the other or shared by the processes.
         """
         method = self.method
-        assert method is not None
         size = method.micro_batch_size(distributed.count())
         for flat in self._flats:
             flat.clear()
@@ -146,12 +145,21 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """What is trained, and Adam's moments of it, live."""
         found: dict[str, Tensor] = {}
-        means, squares = self.optimiser.means, self.optimiser.squares
-        for name, flat, mean, square in zip(
-            ("overlay", "phi"), self._flats, means, squares, strict=False
-        ):
-            found |= {name: flat.values, f"{name}.mean": mean, f"{name}.square": square}
+        for name, flat in zip(("overlay", "phi"), self._flats, strict=False):
+            state = self.optimiser.state[flat.values]
+            found |= {name: flat.values, f"{name}.mean": state["exp_avg"]}
+            found[f"{name}.square"] = state["exp_avg_sq"]
         return found
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the optimiser has taken."""
+        return int(self.optimiser.state[self.overlay.values]["step"])
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        for state in self.optimiser.state.values():
+            state["step"].fill_(steps)
 
     def diverged(self, when: str) -> SettingError:
         """The error for a number that is not finite."""
@@ -163,14 +171,18 @@ class Trainer:
 class TrainingLoop(ABC):
     """Training in segments: each is evaluated, and the state after it is kept on disk.
 
-    done: number of segments so far. best, best_at, best_P: the best state, and after which segment
-    it was reached. curves: lists of numbers by name. A subclass sets num_segments and num_steps.
+    done: number of segments so far. best_at, best_P: the best state, and after which segment it was
+    reached. results: held-out results by role, "best" among them. curves: lists of numbers by name.
+    A subclass sets the fields without a value here.
     """
 
     unit: ClassVar[str]
     title: ClassVar[str]
     num_segments: int
     num_steps: int
+    lr: float
+    first_epoch = 0
+    patience: int | None = None
 
     def __init__(
         self,
@@ -198,39 +210,56 @@ class TrainingLoop(ABC):
                 self._train_segment(advance)
                 self.done += 1
                 distributed.broadcast(self.trainer.overlay.values)
-                self._judge()
+                held = self._evaluate()
+                is_better = not len(held) or held.cross_entropy < self.best.cross_entropy
+                if is_better or not self.trainer.settings.needs_teacher:
+                    self._keep(held, self.done, self._result())
                 self._save()
+        if self.done < self.num_segments:
+            streams.message(
+                f"no gain on the held-out part since {self.title} {self.best_at}: stopped after "
+                f"{self.done} of {self.num_segments}"
+            )
 
     @abstractmethod
-    def _first_step(self, segment: int) -> int:
-        """The number of a segment's first step, from 0."""
+    def _step(self, batch: Sequence[int], lr: float, number: int) -> tuple[Tensor, Tensor]:
+        """Step `number`; returns what `Trainer.step` does."""
 
     @abstractmethod
-    def _batches(self) -> Sequence[list[int]]:
-        """The examples of each step of the next segment."""
+    def _evaluate(self) -> HeldOutResult:
+        """Evaluate the present state, and note the result."""
 
-    @abstractmethod
-    def _step(self, batch: Sequence[int], number: int) -> tuple[float, Tensor, Tensor]:
-        """Step `number`; returns its learning rate, and what `Trainer.step` does."""
-
-    @abstractmethod
-    def _judge(self) -> None:
-        """Keep the present state if it is the best so far."""
+    def _result(self) -> Tensor:
+        """(P,): the present state as it would be written."""
+        return self.trainer.overlay.values
 
     def _has_stalled(self) -> bool:
-        return False
+        if self.patience is None or not len(self.best):
+            return False
+        return self.done - self.best_at >= self.patience
+
+    def _first_step(self, segment: int) -> int:
+        """The number of a segment's first step, from 0."""
+        return round(self.num_steps * segment / max(self.num_segments, 1))
+
+    def _batches(self) -> list[list[int]]:
+        """The examples of each step of the next segment."""
+        start, end = self._first_step(self.done), self._first_step(self.done + 1)
+        epoch, skipped = divmod(start, self.trainer.steps_per_epoch)
+        epochs = map(self.trainer.batches, count(self.first_epoch + epoch))
+        return list(islice(chain.from_iterable(epochs), skipped, skipped + end - start))
 
     def _train_segment(self, advance: Callable[[str], None]) -> dict[str, float]:
         """Returns: the means over the segment's examples, by name; empty without steps."""
-        trainer, names = self.trainer, ("loss", *self.trainer.terms)
+        trainer, names = self.trainer, ("loss", *self.trainer.method.weights)
         sums, num_examples = torch.zeros(len(names), dtype=torch.float64), 0
-        first = self._first_step(self.done)
-        for number, batch in enumerate(self._batches(), first):
-            lr, means, norm = self._step(batch, number)
+        place = {self.unit: self.done + 1}
+        for number, batch in enumerate(self._batches(), self._first_step(self.done)):
+            lr = self.lr * schedule(number, self.num_steps)
+            means, norm = self._step(batch, lr, number)
             sums += means.double() * len(batch)
             num_examples += len(batch)
             named = dict(zip(names, means.tolist(), strict=True))
-            place = {self.unit: self.done + 1}
             trainer.log.step(number + 1, self.num_steps, place, lr, named, norm, len(batch))
             words = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
             advance(f"{self.title} {self.done + 1} of {self.num_segments}: {words}")
@@ -245,10 +274,11 @@ class TrainingLoop(ABC):
         self.results["best"], self.best_at = held, at
         self.best_P.copy_(values_P)
 
-    def _note(self, held: HeldOutResult) -> None:
+    def _note(self, held: HeldOutResult) -> HeldOutResult:
         if len(held):
             self.curves["held_out"].append(held.cross_entropy)
             self.trainer.log.held_out({self.unit: self.done}, held)
+        return held
 
     def rounded_curves(self) -> dict[str, list[float]]:
         return {name: [round(value, 6) for value in row] for name, row in self.curves.items()}
@@ -271,7 +301,7 @@ class TrainingLoop(ABC):
                 arrays,
                 epoch=self.done,
                 best_epoch=self.best_at,
-                steps=self.trainer.optimiser.steps,
+                steps=self.trainer.steps,
                 curves=self.curves,
             )
 
@@ -286,41 +316,31 @@ class TrainingLoop(ABC):
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(kept.tensors[name]))
         self.done, self.best_at = kept.header["epoch"], kept.header["best_epoch"]
-        self.trainer.optimiser.steps = kept.header["steps"]
+        self.trainer.steps = kept.header["steps"]
         self.curves = kept.header["curves"]
         streams.message(f"resumed after {self.title} {self.done} of {self.num_segments}")
         return True
 
 
 class Epochs(TrainingLoop):
-    """Passes over all examples. Every segment is an epoch."""
+    """Passes over all examples: every segment is an epoch."""
 
     unit = title = "epoch"
 
     def __init__(self, trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> None:
         """Args: start: the overlay before the first step, as the trainer has it."""
-        settings = trainer.settings
+        settings, terms = trainer.settings, trainer.method.weights
         checkpoint = None
         if settings.work is not None:
             checkpoint = Checkpoint(settings.work, _identity(trainer, start, mirror))
-        curves = ("loss", *trainer.terms, "held_out")
-        super().__init__(trainer, checkpoint, curves, ("best", "before"))
-        trainer.log.begin(settings, trainer.lr, trainer.terms)
-        self.num_segments = 0 if trainer.method is None else settings.epochs
-        self._steps_per_epoch = len(trainer.batches(0))
-        self.num_steps = self.num_segments * self._steps_per_epoch
+        super().__init__(trainer, checkpoint, ("loss", *terms, "held_out"), ("best", "before"))
+        trainer.log.begin(settings, trainer.lr, list(terms))
+        self.lr, self.patience = trainer.lr, settings.patience
+        self.num_segments = settings.epochs if terms else 0
+        self.num_steps = self.num_segments * trainer.steps_per_epoch
         if not self._resume():
-            before = trainer.evaluate()
+            before = self._evaluate()
             self.results = {"best": before, "before": before}
-            self._note(before)
-
-    def train(self) -> None:
-        super().train()
-        if self.done < self.num_segments:
-            streams.message(
-                f"no gain on the held-out part since epoch {self.best_at}: stopped after "
-                f"{self.done} of {self.num_segments}"
-            )
 
     def report(self, best: HeldOutResult) -> dict[str, Any]:
         """Training's part of the adaptation's header. Args: best: of the state that is written."""
@@ -333,7 +353,7 @@ class Epochs(TrainingLoop):
             "num_asks": len(dataset.examples),
             "num_unanswered": dataset.num_unanswered,
             "num_replayed": dataset.num_replayed,
-            "num_trained": len(dataset.train) if trainer.method is not None else 0,
+            "num_trained": len(dataset.train) if self.num_segments else 0,
             "epochs": settings.epochs,
             "epochs_done": self.done,
             "best_epoch": self.best_at,
@@ -344,20 +364,8 @@ class Epochs(TrainingLoop):
             "confidence": settings.confidence,
             "curves": self.rounded_curves(),
             "held_out": comparison(self.results["before"], best, frames, settings.seed),
-            **({} if trainer.method is None else trainer.method.report()),
+            **trainer.method.report(),
         }
-
-    def _first_step(self, segment: int) -> int:
-        return segment * self._steps_per_epoch
-
-    def _batches(self) -> list[list[int]]:
-        return self.trainer.batches(self.done)
-
-    def _step(self, batch: Sequence[int], number: int) -> tuple[float, Tensor, Tensor]:
-        lr = self.trainer.lr * schedule(number, self.num_steps)
-        made = self.trainer.step(batch, lr)
-        self._method.after_step(number)
-        return lr, *made
 
     def _train_segment(self, advance: Callable[[str], None]) -> dict[str, float]:
         means = super()._train_segment(advance)
@@ -365,28 +373,20 @@ class Epochs(TrainingLoop):
             self.curves[name].append(mean)
         return means
 
-    def _judge(self) -> None:
-        with self.trainer.overlay.holding(self._method.result()):
-            held = self.trainer.evaluate()
-        self._note(held)
-        is_better = not len(held) or held.cross_entropy < self.best.cross_entropy
-        if is_better or not self.trainer.settings.needs_teacher:
-            self._keep(held, self.done, self._method.result())
+    def _step(self, batch: Sequence[int], lr: float, number: int) -> tuple[Tensor, Tensor]:
+        made = self.trainer.step(batch, lr)
+        self.trainer.method.after_step(number)
+        return made
 
-    def _has_stalled(self) -> bool:
-        patience = self.trainer.settings.patience
-        if patience is None or not len(self.best):
-            return False
-        return self.done - self.best_at >= patience
+    def _evaluate(self) -> HeldOutResult:
+        with self.trainer.overlay.holding(self._result()):
+            return self._note(self.trainer.evaluate())
 
-    @property
-    def _method(self) -> methods.Method:
-        assert self.trainer.method is not None
-        return self.trainer.method
+    def _result(self) -> Tensor:
+        return self.trainer.method.result()
 
     def _tensors(self) -> dict[str, Tensor]:
-        method = self.trainer.method
-        return super()._tensors() | ({} if method is None else method.tensors())
+        return super()._tensors() | self.trainer.method.tensors()
 
 
 def _identity(trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> list[Any]:

@@ -44,7 +44,7 @@ from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import LabelSettings, label_shards
+from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.sender import CompressSettings
@@ -178,7 +178,7 @@ class Bench:
         """All questions about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        said = label_shards(self.teacher, shards, LabelSettings(batch_size=64))
+        said = label_shards(self.teacher, shards, DistillSettings(), None)
         held = HeldOut([], [])
         for shard in shards:
             answers = said.read(key_of(shard)).answers

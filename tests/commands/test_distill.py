@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cdcca_cli.distillation import teacher_outputs as teaching
-from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.formats import labels, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -51,7 +51,7 @@ def kept_labels(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
-        teaching.label_shards(model, shards[:2], teaching.LabelSettings(batch_size=8, path=path))
+        teaching.label_shards(model, shards[:2], DistillSettings(batch_size=2), path)
     return path
 
 

@@ -15,7 +15,7 @@ from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.encoding import Example, encode
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import LabelSettings, is_a_choice, label_shards
+from cdcca_cli.distillation.teacher_outputs import is_a_choice, label_shards
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
@@ -26,13 +26,19 @@ from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import CHOICES, make_shards
 from tests.models.test_loading import stored_in_4_bits
 
-HOW = LabelSettings(batch_size=8, bits=32)
+HOW = DistillSettings(batch_size=8, cache_bits=32)
+
+
+@pytest.fixture(autouse=True)
+def one_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher takes `batch_size` questions, not several times as many."""
+    monkeypatch.setattr(teaching, "TEACHER_BATCHES", 1)
 
 
 def everything(
-    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: LabelSettings = HOW
+    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: DistillSettings = HOW
 ) -> list[LabelEntry]:
-    file = label_shards(teacher, shards, replace(how, path=path))
+    file = label_shards(teacher, shards, how, path)
     return [file.read(key_of(shard)) for shard in shards]
 
 
@@ -57,7 +63,7 @@ def assert_same(left: list[LabelEntry], right: list[LabelEntry]) -> None:
 def test_labels_are_what_the_teacher_gives_for_each_question_alone(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
-    labels = everything(teacher, shards[:3], how=replace(HOW, logits=True))
+    labels = everything(teacher, shards[:3], how=replace(HOW, kl="forward"))
     for example, entry, place in said_of_each(shards[:3], labels):
         with torch.no_grad():
             seen = encode(teacher, [example])
@@ -175,7 +181,7 @@ def test_logits_are_asked_for_once_they_are_wanted(
     path = tmp_path / "labels"
     plain = everything(teacher, shards[:2], path)
     assert plain[0].logits is None
-    full = everything(teacher, shards[:2], path, replace(HOW, logits=True))
+    full = everything(teacher, shards[:2], path, replace(HOW, kl="forward"))
     assert full[0].logits is not None
     assert_same(full, everything(teacher, shards[:2], path))  # the newer one is read from now on
 
@@ -217,7 +223,7 @@ def test_labels_of_the_same_weights_read_otherwise_are_refused(
     with pytest.raises(BadData, match="vocabulary was sha256:"), labels.writing(path, head):
         pass
     with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
-        label_shards(teacher, shards[:3], LabelSettings(4, bits=8, path=path))
+        label_shards(teacher, shards[:3], DistillSettings(batch_size=4, cache_bits=8), path)
     assert path.read_bytes() == whole
 
 
@@ -244,7 +250,7 @@ def test_fewer_bits_are_near_and_smaller(
 ) -> None:
     """Relative to the largest value of a row: half a step of 127, or of 2^11."""
     exact = everything(teacher, shards[:3], tmp_path / "32")
-    coded = everything(teacher, shards[:3], tmp_path / "few", replace(HOW, bits=bits))
+    coded = everything(teacher, shards[:3], tmp_path / "few", replace(HOW, cache_bits=bits))
     assert (tmp_path / "few").stat().st_size < (tmp_path / "32").stat().st_size
     for one, other in zip(exact, coded, strict=True):
         assert one.answers == other.answers

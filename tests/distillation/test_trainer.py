@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import distributed, encoding, trainer
+from cdcca_cli.distillation import distributed, trainer
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.methods import akd
 from cdcca_cli.distillation.settings import DistillSettings
@@ -16,11 +16,8 @@ from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.models import LoadedModel, load
-from cdcca_cli.models.initial import create_device
-from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import a_trainer, assert_near, make_shards
-from tests.distillation.test_distill import cousin
+from cdcca_cli.models import LoadedModel
+from tests.distillation.conftest import a_trainer, assert_near
 
 QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
 
@@ -163,46 +160,6 @@ def test_no_more_questions_than_a_part_have_gradients_at_once(
 
 
 # ---- with what the connector gives kept
-
-
-@pytest.mark.parametrize("checkpoint", ["blip2_llama", "instructblip", "llava"])
-def test_a_frozen_connector_changes_no_gradient(
-    checkpoint: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Norms and biases are trained: once with its outputs kept, once with it run each time."""
-    source = request.getfixturevalue(checkpoint)
-    teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
-    mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))
-    shards = make_shards(teacher, 4, keep=(5, 2))
-    settings = replace(QUICK, train=("norm", "bias"), query_weight=0.0, repr_weight=1.0)
-    gradients, connected, inner = [], [], type(teacher).queries
-    for is_kept in (True, False):
-        if not is_kept:
-            monkeypatch.setattr(encoding, "is_connector_frozen", lambda *_: False)
-        rows: list[int] = []
-
-        def queries(model: LoadedModel, tokens: Any, *rest: Any, rows: list[int] = rows) -> Any:
-            if model is not teacher:
-                rows.append(len(tokens))
-            return inner(model, tokens, *rest)
-
-        monkeypatch.setattr(type(teacher), "queries", queries)
-        one = a_trainer(shards, teacher, mirror, settings)
-        one.backward(one.dataset.train)
-        gradients.append(one.overlay.gradient.clone())
-        connected.append(sum(rows))
-    scale = float(gradients[1].abs().max())
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5 * scale)
-    assert connected[0] == len(
-        {
-            (e.shard.frame, e.question.id if one.student.reads_prompt else "")
-            for e in (one.dataset.examples[number] for number in one.dataset.train)
-        }
-    )
-    assert connected[1] >= 3 * connected[0]
 
 
 # ---- several processes, from within one

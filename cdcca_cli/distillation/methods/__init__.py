@@ -7,7 +7,7 @@ part. A method computes the terms of a batch's loss, and what happens after a st
     tent   entropy of the student's own answers
     cotta  consistency with a running mean of the student
 
-`none` is no method: the student without training, for tables.
+`none` takes no step: the student without training, for tables.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Dataset
-from cdcca_cli.distillation.encoding import EncodedBatch, Encoder
+from cdcca_cli.distillation.encoding import EncodedBatch, encode
 from cdcca_cli.distillation.optimiser import Flat
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import LoadedModel
@@ -40,12 +40,11 @@ class MethodContext:
     overlay: Flat
     dataset: Dataset
     settings: DistillSettings
-    encoder: Encoder
     source: Callable[[], Mapping[str, np.ndarray]]
 
     def encode(self, batch: Sequence[int]) -> EncodedBatch:
         """Examples, by their numbers, through the connector and into the prompts."""
-        return self.encoder([self.dataset.examples[number] for number in batch])
+        return encode(self.student, [self.dataset.examples[number] for number in batch])
 
 
 class Method(ABC):
@@ -103,15 +102,22 @@ class Method(ABC):
         return {}
 
 
-def create(context: MethodContext) -> Method | None:
-    """The method that the settings name; None for `none`."""
+class Untrained(Method):
+    """The student as it is."""
+
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def create(context: MethodContext) -> Method:
+    """The method that the settings name."""
     from cdcca_cli.distillation.methods.akd import FeatureDistillation
     from cdcca_cli.distillation.methods.cotta import Cotta
     from cdcca_cli.distillation.methods.tent import Tent
 
     name = context.settings.method
     if name == "none":
-        return None
+        return Untrained(context, {}, None)
     if name == "tent":
         return Tent(context)
     return Cotta(context) if name == "cotta" else FeatureDistillation(context)
