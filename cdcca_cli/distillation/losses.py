@@ -2,11 +2,7 @@
 
 Each returns one value per example; the caller takes the mean. Values are float32 or wider.
 
-    features     feature_alignment (Eq. 5), pearson_distance (PKD), channel_wise_divergence (CWD)
-    the answer   answer_cross_entropy (Eq. 6), forward_kl, reverse_kl, answer_entropy (Tent),
-                 soft_cross_entropy and answer_confidence (CoTTA): means over an example's answer
-                 tokens, in nats a token; a logit may be -inf
-    together     distillation_loss (Eq. 6)
+Those of the answer are means over an example's answer tokens, in nats a token; a logit may be -inf.
 
 Shapes: B batch, L query tokens (or positions of a representation), C teacher channels, S student
 channels, M real positions of a batch, A answer tokens, V vocabulary.

@@ -113,26 +113,17 @@ def open_overlay(
     student.install_overlay(overlay, alpha)
     named = student.trainable()
     if groups is not None:
-        wanted = _names_of(student, groups)
-        for name in named.keys() - wanted:
-            named[name].requires_grad_(False)
-        named = {name: named[name] for name in named.keys() & wanted}
+        of_group = student.trainable_groups()  # LoRA's are the linears
+        wanted = {name for group in groups for name in of_group.get(group, ())}
+        for name in list(named):
+            if name.removesuffix(LORA_A).removesuffix(LORA_B) not in wanted:
+                named.pop(name).requires_grad_(False)
         if not named:
             raise UsageError(
                 f"the student's overlay has nothing of {', '.join(groups)}: make it with these "
                 "`groups` (cdcca init), or give other groups to `train`"
             )
     return Flat(named)
-
-
-def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for group, names in student.trainable_groups().items():
-        if group == "lora" and group in groups:
-            found |= {name + suffix for name in names for suffix in (LORA_A, LORA_B)}
-        elif group in groups:
-            found |= set(names)
-    return found
 
 
 def schedule(done: int, total: int) -> float:

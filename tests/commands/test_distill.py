@@ -227,7 +227,7 @@ def test_a_file_of_labels_stands_in_for_a_teacher_that_is_gone(
         "entries": 6,
         "questions": 14,
         "answered_with_nothing": 0,
-        "lessons_with_logits": 0,
+        "entries_with_logits": 0,
     }
     assert said["bytes"]["total"] == len(kept)
 
@@ -450,7 +450,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
     assert made.rate_aware.bits == pytest.approx(0.9, abs=0.01)
     assert main(["inspect", "out", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
-    assert said["format"] == 2
+    assert said["format"] == 3
     assert said["rate_aware"]["step"] == made.rate_aware.step
     assert said["counts"]["held_out_asks"] == made.held_out.num_questions
     assert said["bytes"]["total"] == (tmp_path / "out").stat().st_size

@@ -80,7 +80,7 @@ def test_a_shard_that_lies_about_its_tower_is_refused(
     narrow = replace(shards[0], tokens=shards[0].tokens[:, :7])
     with pytest.raises(BadData, match="7 channels"):
         check_fit(narrow, teacher, "teacher")
-    with pytest.raises(BadData, match="of 11 tokens"):
+    with pytest.raises(BadData, match="11 tokens of 32 channels"):
         check_fit(replace(shards[0], num_tokens=11), teacher, "teacher")
 
 

@@ -181,8 +181,9 @@ def test_only_the_first_keeps_states(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
 ) -> None:
     """Of the epochs and of the rate-aware steps."""
-    for is_first, count in ((False, 0), (True, 2)):
-        settings = replace(QUICK, epochs=1, rate_aware=2, work=tmp_path / str(is_first))
+    ready = replace(QUICK, epochs=1, rate_aware=2, cache=tmp_path / "labels")
+    for is_first, count in ((True, 2), (False, 0)):
+        settings = replace(ready, work=tmp_path / str(is_first))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distributed, "is_first", lambda value=is_first: value)
             distill(shards, teacher, mirror, settings)
@@ -220,5 +221,5 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(UsageError):
             DistillSettings(**wrong)  # type: ignore[arg-type]
     for method in ("cotta", "none"):
-        with pytest.raises(UsageError, match=f"`ema`: does not go with `method` {method}"):
+        with pytest.raises(UsageError, match=f"`ema`: does nothing with `method` {method}"):
             DistillSettings(method=method, ema=0.5)

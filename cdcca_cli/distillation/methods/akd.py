@@ -85,31 +85,24 @@ class FeatureDistillation(Method):
     # ---- before the first step
 
     def _parts(self, term: str) -> tuple[str, ...]:
+        """The rows that a term compares."""
         if term not in self.weights:
             return ()
         if term == "query":
             return PARTS["query"]
-        at, why_not = self.settings.repr_at, self._why_no_answers()
+        at, student, why_not = self.settings.repr_at, self.context.student, ""
+        if self.outputs.head.vocabulary != student.vocabulary_digest:
+            why_not = "teacher and student have other vocabularies: their answers' tokens differ"
+        elif not student.language.reads_answers:
+            why_not = "an encoder-decoder's last attention does not see the answer"
         if at == "visual" or (at == "both" and why_not):
             return ("visual",)
         if why_not:
             raise SettingError("repr_at", why_not, at)
         return ("answer",) if at == "answer" else PARTS["repr"]
 
-    def _why_no_answers(self) -> str | None:
-        """Why representations cannot be compared at the answer's positions; None if they can."""
-        student = self.context.student
-        if self.outputs.head.vocabulary != student.vocabulary_digest:
-            return "teacher and student have other vocabularies: their answers' tokens differ"
-        if not student.language.reads_answers:
-            return "an encoder-decoder's last attention does not see the answer"
-        return None
-
     def _confidences(self) -> list[float] | None:
-        """The weight of each example's pseudo-label, 1 on average over those trained on.
-
-        In proportion to exp(-nats), the geometric mean of the teacher's token probabilities.
-        """
+        """The weight of each example's pseudo-label: in proportion to exp(-nats), 1 on average."""
         dataset = self.context.dataset
         if not self.settings.confidence:
             return None
