@@ -107,7 +107,7 @@ def load_teacher(
 ) -> tuple[LoadedModel | None, DistillSettings]:
     """The teacher; if a file of labels was named, None and the settings with it as `cache`.
 
-    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher is asked.
+    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher.
     Raises: UsageError for settings of a teacher where none is loaded, and what `load` raises.
     """
     is_file = name is not None and Path(name).is_file()

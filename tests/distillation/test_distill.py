@@ -426,7 +426,7 @@ def test_another_number_of_queries_cannot_be_aligned(
         config.replace('"num_query_tokens": 4', '"num_query_tokens": 3')
     )
     mirror = create_device(tmp_path / "mirror", str(fewer), InitSettings(lora_rank=2))
-    with pytest.raises(UsageError, match="4 queries vectors for a picture, the student 3"):
+    with pytest.raises(UsageError, match="4 queries vectors for an image, the student 3"):
         distill(shards, teacher, mirror, QUICK)
     answers_alone = replace(QUICK, epochs=1, query_weight=0, repr_weight=0)
     assert distill(shards, teacher, mirror, answers_alone).report["best_epoch"] == 1

@@ -142,7 +142,7 @@ class FeatureDistillation(Method):
             target_BLC, mask_BL = self._target(batch, part), features.masks[part]
             if target_BLC.shape[:2] != features.rows[part].shape[:2]:
                 raise UsageError(
-                    f"the teacher gives {target_BLC.shape[1]} {part} vectors for a picture, the "
+                    f"the teacher has {target_BLC.shape[1]} {part} vectors for an image, the "
                     f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: "
                     "give `query_weight` 0 and `repr_weight` 0, or a teacher with as many"
                 )
