@@ -33,36 +33,15 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch as the language model reads it. queries: (B, L, C) of the connector; spliced: B
-    prompts."""
+    """B examples as the language model reads them. queries: (B, L, C) of the connector."""
 
+    prompts: list[str]
     queries: Tensor
     spliced: Spliced
 
 
-@dataclass(frozen=True)
-class BatchInputs:
-    """A batch before the connector: nothing in it depends on an overlay.
-
-    tokens_UNC, mask_UN, positions_UN: padded, on the model's device. inputs: the prompts of the U
-    inputs. rows_B: the input of each example.
-    """
-
-    tokens_UNC: Tensor
-    mask_UN: Tensor
-    positions_UN: Tensor
-    inputs: list[str]
-    prompts: list[str]
-    rows_B: Tensor
-
-
 def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
     """Stored tokens through the connector and into the prompts; keeps gradients."""
-    return encode_inputs(model, batch_inputs(model, examples))
-
-
-def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
-    """The tensors and prompts of a batch, to be encoded any number of times."""
     prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
     inputs = [
         (id(example.shard), prompt if model.reads_prompt else "")
@@ -70,31 +49,19 @@ def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs
     ]
     firsts = [inputs.index(key) for key in dict.fromkeys(inputs)]
     rows = {inputs[place]: row for row, place in enumerate(firsts)}
+    rows_B = torch.tensor([rows[key] for key in inputs], device=model.device)
     tokens_UNC, mask_UN, positions_UN = _padded([examples[n].shard for n in firsts], model.device)
-    return BatchInputs(
-        tokens_UNC=tokens_UNC,
-        mask_UN=mask_UN,
-        positions_UN=positions_UN,
-        inputs=[prompts[place] for place in firsts],
-        prompts=prompts,
-        rows_B=torch.tensor([rows[key] for key in inputs], device=model.device),
-    )
-
-
-def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
-    """As `encode`, from prepared inputs."""
-    mask_UN, rows_B = batch.mask_UN, batch.rows_B
-    all_real = bool(mask_UN.all())
-    queries_ULC = model.queries(batch.tokens_UNC, None if all_real else mask_UN, batch.inputs)
+    real_UN = None if bool(mask_UN.all()) else mask_UN
+    queries_ULC = model.queries(tokens_UNC, real_UN, [prompts[place] for place in firsts])
     features_ULD = model.project(queries_ULC)
     # index_select, not indexing: its backward adds up in a fixed order on a CPU.
     spliced = model.splice(
         features_ULD.index_select(0, rows_B),
-        batch.prompts,
+        prompts,
         mask_BN=mask_UN.index_select(0, rows_B),
-        positions_BN=batch.positions_UN.index_select(0, rows_B),
+        positions_BN=positions_UN.index_select(0, rows_B),
     )
-    return EncodedBatch(queries_ULC.index_select(0, rows_B), spliced)
+    return EncodedBatch(prompts, queries_ULC.index_select(0, rows_B), spliced)
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:

@@ -1,8 +1,6 @@
 """The held-out part: the task loss of any overlay there, and the gain of training.
 
-The batches are made once (padded tokens, prompts, answers); an evaluation is a forward pass over
-them without gradients. The same examples, order and batch size give the same bits in training and
-later in `compress`.
+The same examples, order and batch size give the same bits in training and later in `compress`.
 
 The examples are questions, several about one frame, so the interval of the gain resamples whole
 frames.
@@ -21,13 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Purpose, draws
-from cdcca_cli.distillation.encoding import (
-    Example,
-    batch_inputs,
-    check_fit,
-    encode_inputs,
-    prompt_length,
-)
+from cdcca_cli.distillation.encoding import Example, check_fit, encode, prompt_length
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.adaptation import HeldOut
@@ -84,28 +76,24 @@ class Evaluator:
         batch_size: int,
     ) -> None:
         """Args: batch_size: of training; another one changes the last bits of the loss."""
-        self._student, self._num_examples = student, len(examples)
+        self._student, self._examples = student, examples
         lengths = [prompt_length(student, example) for example in examples]
         order = sorted(range(len(examples)), key=lambda place: lengths[place])
         size = FORWARD_BATCHES * batch_size
-        self._places = [order[at : at + size] for at in range(0, len(order), size)]
-        self._batches = [
-            (
-                batch_inputs(student, [examples[place] for place in places]),
-                student.answer_ids([answers[place] for place in places]),
-            )
-            for places in self._places
+        self._batches = [order[at : at + size] for at in range(0, len(order), size)]
+        self._answers = [
+            student.answer_ids([answers[place] for place in batch]) for batch in self._batches
         ]
 
     @torch.no_grad()
     def evaluate(self) -> HeldOutResult:
         """The student as it is now, in the order of the examples."""
-        held = HeldOutResult.zeros(self._num_examples)
-        for places, (batch, answer_BA) in zip(self._places, self._batches, strict=True):
-            encoded = encode_inputs(self._student, batch)
+        held = HeldOutResult.zeros(len(self._examples))
+        for batch, answer_BA in zip(self._batches, self._answers, strict=True):
+            encoded = encode(self._student, [self._examples[place] for place in batch])
             logits_BAV = self._student.forward(encoded.spliced, answer_BA).logits
-            held.nats_E[places] = answer_cross_entropy(logits_BAV, answer_BA).cpu().numpy()
-            held.agrees_E[places] = agreement(logits_BAV, answer_BA).cpu().numpy()
+            held.nats_E[batch] = answer_cross_entropy(logits_BAV, answer_BA).cpu().numpy()
+            held.agrees_E[batch] = agreement(logits_BAV, answer_BA).cpu().numpy()
         return held
 
 

@@ -28,7 +28,7 @@ import torch
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed
-from cdcca_cli.distillation.encoding import Example, batch_inputs, check_fit, encode_inputs
+from cdcca_cli.distillation.encoding import Example, check_fit, encode
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
@@ -279,8 +279,7 @@ def _entry(outputs: list[_Output]) -> LabelEntry:
 def _compute_batch(
     teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, logits: bool
 ) -> list[_Output]:
-    batch = batch_inputs(teacher, examples)
-    encoded = encode_inputs(teacher, batch)
+    encoded = encode(teacher, examples)
     answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
     answer_BA = teacher.answer_ids(answers)
     forward = teacher.forward(encoded.spliced, answer_BA)
@@ -306,12 +305,12 @@ def _compute_batch(
         rows[name] = [array[b, :count] for b, count in enumerate(counts_B)]
     return [
         _Output(
-            input=batch.inputs[row] if teacher.reads_prompt else "",
+            input=prompt if teacher.reads_prompt else "",
             answer=answers[b],
             nats=max(nats_B[b], 0.0),
             rows={name: of_examples[b] for name, of_examples in rows.items()},
         )
-        for b, row in enumerate(batch.rows_B.tolist())
+        for b, prompt in enumerate(encoded.prompts)
     ]
 
 
