@@ -174,16 +174,16 @@ def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings)
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for; the draws of two purposes are independent."""
+    """What numbers are drawn for: independent streams of one seed.
+
+    ORDER: the order of an epoch's examples. INTERVAL: bootstrap resamples. VIEWS: CoTTA's augmented
+    views. RESTORE: the parameters that CoTTA restores after a step.
+    """
 
     ORDER = 0
-    """The order of an epoch's examples."""
     INTERVAL = 1
-    """The resamples of a bootstrap."""
     VIEWS = 2
-    """CoTTA's augmented views of a part of a batch."""
     RESTORE = 3
-    """The parameters that CoTTA restores after a step."""
 
 
 def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, IMAGE_MARK
@@ -71,19 +71,13 @@ def prompt_length(model: LoadedModel, example: Example) -> int:
 
 def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (U, N, C), mask (U, N) bool and positions (U, N), padded on the right with zeros."""
-    counts_U = np.array([len(shard.positions) for shard in shards])
-    most, channels = int(counts_U.max()), shards[0].tokens.shape[1]
-    tokens_UNC = np.zeros((len(shards), most, channels), np.float32)
-    positions_UN = np.zeros((len(shards), most), np.int64)
-    for row, shard in enumerate(shards):
-        tokens_UNC[row, : counts_U[row]] = shard.tokens
-        positions_UN[row, : counts_U[row]] = shard.positions
-    mask_UN = np.arange(most) < counts_U[:, None]
-    return (
-        torch.from_numpy(tokens_UNC).to(device),
-        torch.from_numpy(mask_UN).to(device),
-        torch.from_numpy(positions_UN).to(device),
-    )
+    counts_U = torch.tensor([len(shard.positions) for shard in shards])
+    mask_UN = torch.arange(int(counts_U.max())) < counts_U[:, None]
+    tokens = [torch.from_numpy(shard.tokens) for shard in shards]
+    positions = [torch.from_numpy(shard.positions).long() for shard in shards]
+    tokens_UNC = pad_sequence(tokens, batch_first=True)
+    positions_UN = pad_sequence(positions, batch_first=True)
+    return tokens_UNC.to(device), mask_UN.to(device), positions_UN.to(device)
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:

@@ -116,12 +116,8 @@ class HeldOutLoss:
         alpha: float,
         batch_size: int = DistillSettings.batch_size,
     ) -> None:
-        """Prepare the batches.
+        """Args: student: a device's model (`models.load_device`). alpha: of the device's LoRA.
 
-        Args:
-            student: a device's model (`models.load_device`) of the overlay's kind.
-            alpha: of the device's LoRA.
-            batch_size: of training; another one changes the last bits of the loss.
         Raises: BadData for frames of another vision tower than the student's.
         """
         for shard in held_out.shards:

@@ -21,6 +21,7 @@ Shapes: B batch, E examples, P parameters laid end to end.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain, count, islice
 from typing import Any, ClassVar
@@ -101,11 +102,8 @@ class Trainer:
 
         Args: seen_P: the overlay in the forward pass, if other than the one that is trained.
         """
-        if seen_P is None:
+        with nullcontext() if seen_P is None else self.overlay.holding(seen_P):
             means = self.backward(batch)
-        else:
-            with self.overlay.holding(seen_P):
-                means = self.backward(batch)
         norm = nn.utils.clip_grad_norm_([flat.values for flat in self._flats], CLIP_NORM)
         for group in self.optimiser.param_groups:
             group["lr"] = lr

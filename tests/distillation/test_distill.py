@@ -26,7 +26,7 @@ from cdcca_cli.formats.shard import Shard, writer
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import make_shards
+from tests.distillation.conftest import Stopped, make_shards, stopped_at_step
 
 ROOT = Path(__file__).parents[2]
 QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
@@ -200,26 +200,16 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     mirror: Device,
     shards: list[Shard],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stopped in the middle of the second epoch, then gone on with: epoch 1 is not done again."""
+    """Stopped in the middle of the second epoch, then resumed: epoch 1 is not trained again."""
     settings = replace(QUICK, work=tmp_path)
-    inner, steps = trainer.Trainer.step, []
-
-    def stop_after_four(this: object, *rest: object) -> object:
-        steps.append(1)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return inner(this, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trainer.Trainer, "step", stop_after_four)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at_step(5), pytest.raises(Stopped):
         distill(shards, teacher, mirror, settings)
-    steps[:] = [1] * 10
-    made = distill(shards, teacher, mirror, settings)
+    with stopped_at_step(100) as taken:
+        made = distill(shards, teacher, mirror, settings)
     assert "resumed after epoch 1 of 3" in capsys.readouterr().err
-    assert len(steps) == 10 + 2 * 3  # 21 questions in batches of 8, two epochs
+    assert taken == [2 * 3]  # 21 questions in batches of 8, two epochs
     assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
     assert made.report == adapted.report
 

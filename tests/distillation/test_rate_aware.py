@@ -21,6 +21,7 @@ from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.numerics import uniform
+from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
 
@@ -121,25 +122,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stopped in the third leg: the epochs and two legs are not done again."""
+    """Stopped in the third segment: the epochs and two segments are not trained again."""
     settings = replace(QUICK, work=tmp_path)
-    inner, steps = trainer.Trainer.backward, []
-
-    def stop(this: object, *rest: object) -> object:
-        steps.append(1)
-        if len(steps) == 2 * 3 + 6:  # two epochs of three, then legs of 2, 3, 2, 3 and 2 steps
-            raise KeyboardInterrupt
-        return inner(this, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trainer.Trainer, "backward", stop)
-    with pytest.raises(KeyboardInterrupt):
+    # Two epochs of three steps, then segments of 2, 3, 2, 3 and 2.
+    with stopped_at_step(2 * 3 + 6), pytest.raises(Stopped):
         distill(shards, teacher, mirror, settings)
-    steps[:] = [1] * 100
-    made = distill(shards, teacher, mirror, settings)
+    with stopped_at_step(100) as taken:
+        made = distill(shards, teacher, mirror, settings)
     said = capsys.readouterr().err
     assert "resumed after epoch 2 of 2" in said
     assert f"resumed after rate-aware segment 2 of {rate_aware.NUM_SEGMENTS}" in said
-    assert len(steps) == 100 + 12 - 5
+    assert taken == [12 - 5]
     assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
     assert made.report == adapted.report
     monkeypatch.setattr(trainer.Trainer, "backward", None)  # nothing is left to do
