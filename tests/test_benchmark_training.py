@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
     "method", ["akd", pytest.param("pseudo-label", marks=pytest.mark.slow, id="pseudo-label")]
 )
 def test_both_sides_learn_the_same_samples(tmp_path: Path, method: str) -> None:
-    """No time is judged. Before training both have one loss: the same model, asks and answers."""
+    """Times are not checked. Before training both have one loss."""
     script = ROOT / "examples" / "benchmarks" / "training.py"
     few = ["--frames", "4", "--epochs", "1", "--repeats", "1", "--batch-size", "4"]
     done = subprocess.run(

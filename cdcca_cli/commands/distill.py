@@ -28,7 +28,7 @@ def command(
     student: Student = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Adaptation to go on from; what its coding rounded off is sent next"),
+        typer.Option(help="Adaptation to continue from; what its coding rounded off is sent next"),
     ] = None,
     replay: Annotated[
         list[str] | None, typer.Option(help="Earlier shards to train on again (repeatable)")
@@ -43,25 +43,23 @@ def command(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teach the small model what the large one answers to the shards; no image is needed.
+    """Train the small model towards the large one's answers to the shards, without images.
 
-    Only norms, biases, query tokens and LoRA are trained, towards the teacher's queries, its
-    representation and its own answers. Part of the frames is held out and decides which state is
-    written, the start included: on that part, the result is never worse than before. It is kept in
-    the adaptation, for compress to choose its step by.
+    Only norms, biases, query tokens and LoRA are trained. Part of the frames is held out, and the
+    state that is best there is written, the start included. The adaptation keeps these frames, by
+    which compress chooses its step.
 
-    --method takes the baselines of the paper, on the same shards, batches and steps. tent and cotta
-    need no teacher; one that is named judges the held-out part. With --cache FILE a teacher is
-    asked once: the next run, method or seed reads the file, and so does --teacher FILE.
+    --method also takes the baselines of the paper, on the same shards, batches and steps. tent and
+    cotta need no teacher; if one is named, it evaluates the held-out part. With --cache FILE the
+    teacher runs once: the next run, method or seed reads the file, and so does --teacher FILE.
 
-    --rate-aware 100 adds steps in which the student sees the overlay as the device will decode it,
-    so that an update of --bits a parameter loses next to nothing.
+    --rate-aware 100 adds steps that train the overlay as the device will decode it, so that an
+    update of --bits a parameter loses next to nothing.
 
     Under `accelerate launch` all processes work together (shards from files, and a --cache or
     --work): accelerate launch --num_processes 4 -m cdcca_cli distill uplink.tokens --work w ...
 
-    What tunes one method or one term of the loss is given with --set NAME=VALUE, such as
-    --set kl_weight=0.5. cdcca distill --set help prints all of these settings.
+    --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
 
     Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
     """
@@ -123,7 +121,7 @@ def command(
 
 
 def _read(paths: Sequence[str | None], sources: Sequence[BinaryIO]) -> "Iterator[Shard]":
-    """The shards of several streams; one with values that are not finite is named and left out."""
+    """The shards of several streams, without those that have values that are not finite."""
     from cdcca_cli.formats.shard import read_shards
 
     for path, source in zip(paths, sources, strict=True):

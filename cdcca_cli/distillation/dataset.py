@@ -1,18 +1,18 @@
 """What training reads: the examples of a stream, the held-out part, replayed frames, batches.
 
-Tokens are kept in memory: training goes over them several times, in another order each time. What
-the teacher says stays in its file (`teacher_outputs`).
+Tokens are kept in memory, since training reads them several times, in another order each time.
+The teacher's outputs stay in their file (`teacher_outputs`).
 
-Whether a frame is held out depends on its id and the share alone, so a frame that is held out in
-one round is not trained on in any other, nor by replay, unless the share changes. With few frames
-there may be none.
+Whether a frame is held out depends on its id and the share alone. So a frame that is held out in
+one round is never trained on in another, unless the share changes. With few frames there may be no
+held-out one.
 
-Does not ask the teacher, and does not train.
+Runs no teacher and trains nothing.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -31,22 +31,22 @@ MASK = 2**64 - 1
 
 @dataclass(eq=False)
 class Dataset:
-    """Examples, what the teacher says of them, and which of them are for what.
+    """Examples with the teacher's outputs, and which of them are trained on or held out.
 
-    places: of each example's question in its shard. answers, nats: the teacher's, by example; ""
-    and 0 where it was not asked. outputs: None where no teacher was asked. train, held_out: numbers
-    of examples. num_replayed: how many of `train` are of earlier rounds.
+    outputs: None without a teacher. places: of each example's question in its shard. answers, nats:
+    the teacher's for each example; "" and 0 without a label. train, held_out: numbers of examples.
+    num_replayed: how many of `train` are of earlier rounds.
     """
 
-    examples: list[Example]
-    places: list[int]
-    answers: list[str]
-    nats: list[float]
-    train: list[int]
-    held_out: list[int]
     outputs: TeacherOutputs | None
-    num_unanswered: int
-    num_replayed: int
+    examples: list[Example] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
+    train: list[int] = field(default_factory=list)
+    held_out: list[int] = field(default_factory=list)
+    num_unanswered: int = 0
+    num_replayed: int = 0
 
     def teacher_rows(self, number: int, name: str) -> np.ndarray:
         """(L, C): an example's `queries`, `visual`, `answer` or `logits`, float32."""
@@ -62,73 +62,53 @@ def build_dataset(
     *,
     earlier: Iterable[Shard] = (),
 ) -> Dataset:
-    """Read the stream, ask the teacher, and hold some frames out.
+    """Read the stream, label it with the teacher, and hold some frames out.
 
-    Questions that the teacher answers with nothing are left out, and counted.
+    Questions to which the teacher's answer is empty are left out, and counted.
 
     Args:
         teacher: None: its labels are in `settings.cache`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
     Raises: BadData for an empty stream, a shard of another vision tower, a stream of held-out
-        frames alone, a teacher that answers with nothing, and shards of which the cache has no
-        entry.
+        frames alone, a teacher whose answers are all empty, and a cache without an entry of a
+        shard.
     """
     fresh = _with_questions(shards, student)
     if not fresh:
         raise BadData("the token stream has no questions: there is nothing to learn")
-    is_training = settings.method != "none"
-    if is_training and all(is_held_out(shard.frame, settings.holdout) for shard in fresh):
+    is_training, frames = settings.method != "none", {shard.frame for shard in fresh}
+    if is_training and all(is_held_out(frame, settings.holdout) for frame in frames):
         raise BadData(
-            f"every frame of the stream ({len({shard.frame for shard in fresh})}) is held out "
+            f"every frame of the stream ({len(frames)}) is held out "
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
-    replayed = _replayed(_with_questions(earlier, student), fresh, settings)
-    asked = [*fresh, *replayed]
-    if not settings.needs_teacher:  # a teacher that is named all the same judges, and no more
-        asked = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
-    outputs = teacher_outputs(asked, teacher, settings)
-    answers: dict[tuple[int, int], tuple[str, float]] = {}
-    if outputs is not None:
-        for shard in asked:
-            entry = outputs.of(shard)
-            for place, answer in enumerate(zip(entry.answers, entry.nats, strict=True)):
-                answers[id(shard), place] = answer
-    questions = [
-        (shard, place)
-        for shard in [*fresh, *replayed]
-        for place in range(len(shard.questions))
-        if answers.get((id(shard), place), ("unasked", 0.0))[0]
-    ]
-    num_unanswered = sum(not answer for answer, _ in answers.values())
-    if answers and num_unanswered == len(answers):
+    replayed = _replayed(_with_questions(earlier, student), frames, settings)
+    labelled = [*fresh, *replayed]
+    if not settings.needs_teacher:  # its labels only evaluate the held-out part
+        labelled = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
+    dataset = Dataset(teacher_outputs(labelled, teacher, settings))
+    if dataset.outputs is None:
+        labelled = []
+    has_labels = {id(shard) for shard in labelled}
+    for number, shard in enumerate([*fresh, *replayed]):
+        _add(dataset, shard, id(shard) in has_labels, number >= len(fresh), settings.holdout)
+    num_labelled = sum(len(shard.questions) for shard in labelled)
+    if labelled and dataset.num_unanswered == num_labelled:
         raise BadData(
-            f"the teacher answered with nothing to all {len(answers)} questions: is it the right "
+            f"the teacher's answers to all {num_labelled} questions are empty: is it the right "
             "checkpoint, and does its prompt fit?"
         )
-    is_held = [is_held_out(shard.frame, settings.holdout) for shard, _ in questions]
-    if is_training and all(is_held):
+    if is_training and not dataset.train:
         raise BadData(
-            f"the teacher answered with nothing to {num_unanswered} questions, which leaves none "
-            f"to learn from (the other {len(questions)} are of held-out frames): is it the right "
-            "checkpoint?"
+            f"the teacher's answers to {dataset.num_unanswered} questions are empty, which leaves "
+            f"none to learn from (the other {len(dataset.examples)} are of held-out frames): is it "
+            "the right checkpoint?"
         )
-    found = [answers.get((id(shard), place), ("", 0.0)) for shard, place in questions]
-    again = {id(shard) for shard in replayed}
-    return Dataset(
-        examples=[Example(shard, shard.questions[place]) for shard, place in questions],
-        places=[place for _, place in questions],
-        answers=[answer for answer, _ in found],
-        nats=[nats for _, nats in found],
-        train=[number for number, held in enumerate(is_held) if not held],
-        held_out=[] if outputs is None else [n for n, held in enumerate(is_held) if held],
-        outputs=outputs,
-        num_unanswered=num_unanswered,
-        num_replayed=sum(id(shard) in again for shard, _ in questions),
-    )
+    return dataset
 
 
 def _with_questions(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
-    """Those that question something, each checked as it comes."""
+    """The shards with a question, each checked as it is read."""
     kept = []
     for shard in shards:
         check_fit(shard, student, "student")
@@ -137,24 +117,42 @@ def _with_questions(shards: Iterable[Shard], student: LoadedModel) -> list[Shard
     return kept
 
 
+def _add(
+    dataset: Dataset, shard: Shard, has_labels: bool, is_replayed: bool, holdout: float
+) -> None:
+    """Add a shard's questions, but those to which the teacher's answer is empty."""
+    entry = dataset.outputs.of(shard) if dataset.outputs is not None and has_labels else None
+    is_held = is_held_out(shard.frame, holdout)
+    for place, question in enumerate(shard.questions):
+        if entry is not None and not entry.answers[place]:
+            dataset.num_unanswered += 1
+            continue
+        if not is_held:
+            dataset.train.append(len(dataset.examples))
+        elif dataset.outputs is not None:
+            dataset.held_out.append(len(dataset.examples))
+        dataset.examples.append(Example(shard, question))
+        dataset.places.append(place)
+        dataset.answers.append("" if entry is None else entry.answers[place])
+        dataset.nats.append(0.0 if entry is None else entry.nats[place])
+        dataset.num_replayed += is_replayed
+
+
 # ---------------------------------------------------------------- the split and replay
 
 
 def is_held_out(frame: str, share: float) -> bool:
-    """Whether a frame judges, and is never trained on: its id hashes below the share."""
-    place = (
-        int.from_bytes(hashlib.sha256(frame.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
-    )
-    return place < share
+    """Whether a frame is held out: its id hashes below the share."""
+    hashed = hashlib.sha256(frame.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(hashed[:8]) / 2**64 < share
 
 
-def _replayed(earlier: list[Shard], fresh: list[Shard], settings: DistillSettings) -> list[Shard]:
+def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings) -> list[Shard]:
     """The shards of earlier rounds that are trained on again.
 
-    All shards of a share of the frames that are neither in the stream nor held out, drawn by their
-    content: the same in another order.
+    All shards of a share of the frames that are neither in the stream nor held out. The draw
+    depends on the shards' content, not on their order.
     """
-    frames = {shard.frame for shard in fresh}
     ranks: dict[str, bytes] = {}
     for shard in earlier:
         if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout):
@@ -166,8 +164,8 @@ def _replayed(earlier: list[Shard], fresh: list[Shard], settings: DistillSetting
     if others and not chosen:
         streams.message(
             f"`replay`: none of its {len(others)} frames is trained on again: "
-            f"{len(others & frames)} are in this stream too, of the others "
-            f"{settings.replay_share:.0%} are taken, and no held-out one"
+            f"{len(others & frames)} are in this stream too, and `replay_share` "
+            f"{settings.replay_share:.0%} is of the others that are not held out ({len(ranks)})"
         )
     return [shard for shard in earlier if shard.frame in chosen]
 
@@ -176,21 +174,21 @@ def _replayed(earlier: list[Shard], fresh: list[Shard], settings: DistillSetting
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for: two purposes never have the same ones."""
+    """What numbers are drawn for: independent streams of one seed.
+
+    ORDER: the order of an epoch's examples. INTERVAL: bootstrap resamples. VIEWS: CoTTA's augmented
+    views. RESTORE: the parameters that CoTTA restores after a step.
+    """
 
     ORDER = 0
-    """The order of an epoch's examples."""
     INTERVAL = 1
-    """The resamples of a bootstrap."""
     VIEWS = 2
-    """CoTTA's views of a part of a batch."""
     RESTORE = 3
-    """The parameters that CoTTA puts back after a step."""
 
 
 def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
     """Philox-4x64 keyed by the seed modulo 2^64 and by purpose and number (below 2^56)."""
-    # As uint64: of a list that holds 2^63 and more numpy makes floats, and many seeds would be one.
+    # As uint64: numpy would make floats of a list with a number of 2^63 or more.
     key = np.array([seed & MASK, (purpose << 56) + number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -198,10 +196,10 @@ def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
 def shuffled_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> Iterator[list[int]]:
-    """Batches of example numbers for one epoch: little padding, another order each time.
+    """Batches of example numbers for one epoch, with little padding; seed and epoch decide them.
 
     Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
-    batches shuffled. All of it depends on seed and epoch alone.
+    batches shuffled.
     """
     source = draws(seed, Purpose.ORDER, epoch)
     order = source.permutation(len(lengths))

@@ -18,12 +18,10 @@ from cdcca_cli.distillation.trainer import Epochs, Trainer
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
-
-__all__ = ["DistillSettings", "distill", "load_student", "load_teacher", "summary"]
 
 
 def distill(
@@ -37,20 +35,19 @@ def distill(
     earlier: Iterable[Shard] = (),
     log: StepLog | None = None,
 ) -> Adaptation:
-    """Train the mirror's student on what the teacher says of the shards (Eq. 6), or by another
-    method.
+    """Train the mirror's student on the shards, towards the teacher's outputs or by itself.
 
     Args:
         teacher: None: its labels are in `settings.cache`, or the method needs none.
         mirror: the device folder as the cloud has it; it is not changed.
-        resume: go on from this adaptation's overlay, not from the mirror's; if its last steps went
-            through the quantiser, from what they saw, which is what its update brings.
-        student: the mirror's model, if it is loaded already; it is left with the overlay trained.
+        resume: start from this adaptation's overlay instead of the mirror's; if it was trained
+            through the quantiser, from its quantised overlay, which its update brings.
+        student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
     Returns: the overlay after training; its base is the mirror's current overlay.
-    Raises: BadData for an empty stream, a shard of another vision tower, a teacher that answers
-        with nothing, an adaptation of another student; UsageError for settings that cannot be;
+    Raises: BadData for an empty stream, a shard of another vision tower, a teacher whose answers
+        are empty, an adaptation of another student; UsageError for settings in conflict;
         CannotWrite for the work folder.
     """
     base = mirror.read_overlay()
@@ -99,7 +96,7 @@ def distill(
 def load_student(
     mirror: Device, teacher: LoadedModel | None, compute: str = "auto", dtype: str = "auto"
 ) -> LoadedModel:
-    """The mirror's model, computed with as the teacher is, if there is one."""
+    """The mirror's model, on the teacher's hardware and with its dtype if there is a teacher."""
     if teacher is not None:
         compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
     return models.load_device(mirror, compute=compute, dtype=dtype)
@@ -108,9 +105,9 @@ def load_student(
 def load_teacher(
     name: str | None, settings: DistillSettings, compute: str = "auto", dtype: str = "auto"
 ) -> tuple[LoadedModel | None, DistillSettings]:
-    """The teacher, and the settings with the file of its labels if that is what was named.
+    """The teacher; if a file of labels was named, None and the settings with it as `cache`.
 
-    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher is asked.
+    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher.
     Raises: UsageError for settings of a teacher where none is loaded, and what `load` raises.
     """
     is_file = name is not None and Path(name).is_file()
@@ -139,16 +136,15 @@ def load_teacher(
 def _start(
     base: Mapping[str, np.ndarray], mirror: Device, resume: Adaptation | None
 ) -> Mapping[str, np.ndarray]:
-    """Where training begins.
+    """The overlay where training begins.
 
-    What coding rounds off an ordinary adaptation is worth sending later. What it rounds off a
-    rate-aware one is not: the student never saw it, and may be far worse with it (on the shipped
-    pair, at 0.7 bits, a held-out loss of 0.61 nats with it and 0.39 without).
+    What coding rounds off an ordinary adaptation is sent later. What it rounds off a rate-aware one
+    is dropped: the student was never trained with it, and may be far worse with it.
     """
     if resume is None or resume.rate_aware is None:
         return base if resume is None else resume.overlay
     if resume.base != mirror.digest:
-        return base  # its update, or a later one, is what the mirror has
+        return base  # the mirror has its update, or a later one
     step, learnt = resume.rate_aware.step, resume.overlay
     return {
         name: base[name] + uniform.restore(uniform.quantize(learnt[name] - base[name], step), step)
@@ -158,25 +154,22 @@ def _start(
 
 def kept_for_compress(dataset: Dataset) -> HeldOut | None:
     """The held-out frames with the teacher's answers, as many as an adaptation holds."""
-    frames: dict[int, tuple[Shard, list[Question], list[str]]] = {}
+    numbers_of: dict[int, list[int]] = {}
     for number in dataset.held_out:
-        example = dataset.examples[number]
-        _, questions, answers = frames.setdefault(id(example.shard), (example.shard, [], []))
-        questions.append(example.question)
-        answers.append(dataset.answers[number])
+        numbers_of.setdefault(id(dataset.examples[number].shard), []).append(number)
     kept = HeldOut([], [])
-    num_bytes = 0
-    for shard, questions, answers in frames.values():
-        num_bytes += shard.tokens.nbytes
-        if num_bytes > HELD_OUT_BYTES:
+    for numbers in numbers_of.values():
+        examples = [dataset.examples[number] for number in numbers]
+        shard = examples[0].shard
+        if kept.num_bytes + shard.tokens.nbytes > HELD_OUT_BYTES:
             break
-        kept.shards.append(replace(shard, questions=questions))
-        kept.answers.append(answers)
+        kept.shards.append(replace(shard, questions=[one.question for one in examples]))
+        kept.answers.append([dataset.answers[number] for number in numbers])
     return kept if kept.shards else None
 
 
 def summary(adaptation: Adaptation) -> list[str]:
-    """What training achieved: a line with each term's curve, and one of the held-out part."""
+    """The result of training: a line with each term's curve, and one of the held-out part."""
     report = adaptation.report
     weights = report.get("effective_weights", {})
     curves = [
@@ -188,7 +181,7 @@ def summary(adaptation: Adaptation) -> list[str]:
     lines = [f"epoch by epoch: {', '.join(curves)}"] if curves else []
     trained = f"{report['num_trained']} questions trained on"
     if report["num_unanswered"]:
-        trained += f", {report['num_unanswered']} left out that the teacher answered with nothing"
+        trained += f", {report['num_unanswered']} left out because the teacher's answer is empty"
     held = report["held_out"]
     if held is None:
         return [*lines, f"{trained}, none held out: the last epoch is written"]
@@ -209,10 +202,7 @@ def summary(adaptation: Adaptation) -> list[str]:
 def check_overlay_names(
     found: Mapping[str, np.ndarray], mirror: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Refuse to go on from an overlay of another student.
-
-    Raises: BadData naming the first parameter that differs.
-    """
+    """Refuse an overlay of another student. Raises: BadData naming a parameter that differs."""
     for name in sorted(set(found) | set(mirror)):
         shapes = [list(side[name].shape) if name in side else None for side in (found, mirror)]
         if shapes[0] != shapes[1]:

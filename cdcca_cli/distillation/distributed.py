@@ -1,16 +1,16 @@
 """Several processes as one: `accelerate launch` starts them, the gradients are added up here.
 
 Each process holds the whole student, takes every n-th part of a batch, and steps by the sum of all
-gradients, so that the overlays stay alike. Without `accelerate launch` (no WORLD_SIZE in the
+gradients, so all overlays stay equal. Without `accelerate launch` (no WORLD_SIZE in the
 environment) there is one process, accelerate is not imported, and every function does nothing.
 
-Does not know what is trained (`trainer`), and divides no model among processes.
+Does not know what is trained (`trainer`), and splits no model.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdcca_cli.errors import Unavailable, UsageError
 
@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 
     from cdcca_cli.distillation.settings import DistillSettings
 
+T = TypeVar("T")
+
 MOST_PROCESSES = 1 << 16
 _state: Any = None
 
 
 def announced() -> int:
-    """How many processes were launched, by the environment. UsageError if it is no number."""
+    """The number of processes in the environment. Raises: UsageError if it is not a number."""
     return _variable("WORLD_SIZE", 1, 1, MOST_PROCESSES)
 
 
 def announced_rank() -> int:
-    """Which of them this is, by the environment; 0 where there is one. UsageError likewise."""
+    """This process's number in the environment; 0 for a single one. Raises: UsageError."""
     size = announced()
     return 0 if size == 1 else _variable("RANK", 0, 0, size - 1)
 
 
-def _variable(name: str, usual: int, least: int, most: int) -> int:
-    text = os.environ.get(name) or str(usual)
+def _variable(name: str, default: int, least: int, most: int) -> int:
+    text = os.environ.get(name) or str(default)
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
     if not least <= number <= most:
         raise UsageError(
@@ -58,9 +60,9 @@ def check_shared(
         return
     if any(path in (None, "-") for path in inputs):
         raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
-    is_asked = teacher is not None or settings.needs_teacher
     is_file = teacher is not None and Path(teacher).is_file()
-    if is_asked and not (settings.work or settings.cache or is_file):
+    has_labels = settings.needs_teacher or teacher is not None
+    if has_labels and not (settings.work or settings.cache or is_file):
         raise UsageError(
             f"{num_processes} processes share the teacher's labels in a file: give `cache` or "
             "`work`, where all of them can read it"
@@ -68,9 +70,10 @@ def check_shared(
 
 
 def start(compute: str) -> None:
-    """Join the other processes, if there are any. Unavailable (69) if they cannot be reached.
+    """Join the other processes, if there are any.
 
     Args: compute: auto, cpu, cuda, ...; each process takes a device of its own.
+    Raises: Unavailable if they cannot be reached.
     """
     global _state
     if announced() == 1 or _state is not None:
@@ -87,24 +90,35 @@ def start(compute: str) -> None:
 
 
 def count() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return 1 if _state is None else int(_state.num_processes)
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """This process's number, from 0."""
     return 0 if _state is None else int(_state.process_index)
 
 
 def is_first() -> bool:
-    """Whether this one reads, writes and reports for all."""
+    """Whether this process reads, writes and reports for all."""
     return rank() == 0
 
 
 def wait() -> None:
-    """Until all are here."""
+    """Wait until all processes are here."""
     if _state is not None:
         _state.wait_for_everyone()
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, in order, at the first of them; an empty list elsewhere."""
+    if count() == 1:
+        return [value]
+    import torch.distributed as distributed
+
+    gathered: list[Any] = [None] * count() if is_first() else []
+    distributed.gather_object(value, gathered or None)
+    return gathered
 
 
 def add_up(values: "Tensor") -> None:

@@ -1,18 +1,17 @@
 """From token shards to what a language model reads: padded tensors, connector, spliced prompts.
 
 An example is one question about one frame. Questions about the same frame share the connector's
-output, unless the connector reads the prompt too (InstructBLIP). Teacher and student are encoded
-alike.
+output, unless the connector reads the prompt too (InstructBLIP). Teacher and student share this
+code.
 
 Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens,
 L query tokens, C/D channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -22,9 +21,6 @@ from cdcca_cli.families import FAMILIES, IMAGE_MARK
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced
-
-KEPT_BYTES = 1 << 30
-"""Connector outputs that are kept in memory; the others are computed again when they come up."""
 
 
 @dataclass(frozen=True)
@@ -37,155 +33,55 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch as the language model reads it. queries: (B, L, C) of the connector; spliced: B
-    prompts."""
+    """B examples as the language model reads them. queries: (B, L, C) of the connector."""
 
+    prompts: list[str]
     queries: Tensor
     spliced: Spliced
 
 
-@dataclass(frozen=True)
-class BatchInputs:
-    """A batch before the connector: nothing in it depends on an overlay.
-
-    tokens_UNC, mask_UN, positions_UN: padded, on the model's device. inputs: the prompts of the U
-    inputs. rows_B: the input of each example.
-    """
-
-    tokens_UNC: Tensor
-    mask_UN: Tensor
-    positions_UN: Tensor
-    inputs: list[str]
-    prompts: list[str]
-    rows_B: Tensor
-
-
 def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
     """Stored tokens through the connector and into the prompts; keeps gradients."""
-    return encode_inputs(model, batch_inputs(model, examples))
-
-
-def batch_inputs(model: LoadedModel, examples: Sequence[Example]) -> BatchInputs:
-    """The tensors and prompts of a batch, to be encoded once or many times."""
-    prompts = [
-        model.format_prompt(example.question.prompt, example.question.task) for example in examples
+    prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
+    inputs = [
+        (id(example.shard), prompt if model.reads_prompt else "")
+        for example, prompt in zip(examples, prompts, strict=True)
     ]
-    inputs: dict[tuple[int, str], int] = {}
-    firsts: list[int] = []
-    rows: list[int] = []
-    for place, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
-        key = (id(example.shard), prompt if model.reads_prompt else "")
-        if key not in inputs:
-            inputs[key] = len(firsts)
-            firsts.append(place)
-        rows.append(inputs[key])
-    shards = [examples[place].shard for place in firsts]
-    tokens_UNC, mask_UN, positions_UN = _padded(shards, model.device)
-    return BatchInputs(
-        tokens_UNC=tokens_UNC,
-        mask_UN=mask_UN,
-        positions_UN=positions_UN,
-        inputs=[prompts[place] for place in firsts],
-        prompts=prompts,
-        rows_B=torch.tensor(rows, device=model.device),
-    )
-
-
-def encode_inputs(model: LoadedModel, batch: BatchInputs) -> EncodedBatch:
-    """As `encode`, from inputs made before."""
-    mask_UN, rows_B = batch.mask_UN, batch.rows_B
-    all_real = bool(mask_UN.all())
-    queries_ULC = model.queries(batch.tokens_UNC, None if all_real else mask_UN, batch.inputs)
+    firsts = [inputs.index(key) for key in dict.fromkeys(inputs)]
+    rows = {inputs[place]: row for row, place in enumerate(firsts)}
+    rows_B = torch.tensor([rows[key] for key in inputs], device=model.device)
+    tokens_UNC, mask_UN, positions_UN = _padded([examples[n].shard for n in firsts], model.device)
+    real_UN = None if bool(mask_UN.all()) else mask_UN
+    queries_ULC = model.queries(tokens_UNC, real_UN, [prompts[place] for place in firsts])
     features_ULD = model.project(queries_ULC)
     # index_select, not indexing: its backward adds up in a fixed order on a CPU.
     spliced = model.splice(
         features_ULD.index_select(0, rows_B),
-        batch.prompts,
+        prompts,
         mask_BN=mask_UN.index_select(0, rows_B),
-        positions_BN=batch.positions_UN.index_select(0, rows_B),
+        positions_BN=positions_UN.index_select(0, rows_B),
     )
-    return EncodedBatch(queries_ULC.index_select(0, rows_B), spliced)
-
-
-class Encoder:
-    """Encodes batches with one model.
-
-    Where nothing of the connector is trained, what it makes of an input is computed once and kept
-    on the CPU, up to KEPT_BYTES; an input that does not fit is computed each time.
-    """
-
-    def __init__(self, model: LoadedModel, trained: Iterable[str]) -> None:
-        """Args: trained: names of the parameters that are trained."""
-        self._model = model
-        self._is_frozen = is_connector_frozen(model, trained)
-        self._kept: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._kept_bytes = 0
-
-    def __call__(self, examples: Sequence[Example]) -> EncodedBatch:
-        """As `encode`."""
-        if not self._is_frozen:
-            return encode(self._model, examples)
-        model = self._model
-        prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
-        made: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        rows = []
-        for one, prompt in zip(examples, prompts, strict=True):
-            key = (id(one.shard), prompt if model.reads_prompt else "")
-            if key not in made:
-                made[key] = self._kept.get(key) or self._connect(key, one)
-            rows.append(made[key])
-        features_BLD = pad_sequence([row[1] for row in rows], batch_first=True).to(model.device)
-        queries_BLC = features_BLD
-        if rows[0][0] is not rows[0][1]:
-            queries_BLC = pad_sequence([row[0] for row in rows], batch_first=True).to(model.device)
-        _, mask_BN, positions_BN = _padded([one.shard for one in examples], model.device)
-        spliced = model.splice(features_BLD, prompts, mask_BN=mask_BN, positions_BN=positions_BN)
-        return EncodedBatch(queries_BLC, spliced)
-
-    @torch.no_grad()
-    def _connect(self, key: tuple[int, str], example: Example) -> tuple[Tensor, Tensor]:
-        """Queries (L, C) and features (L, D) of one input on the CPU: one tensor if they are."""
-        batch = batch_inputs(self._model, [example])
-        queries_1LC = self._model.queries(batch.tokens_UNC, None, batch.inputs)
-        features_1LD = self._model.project(queries_1LC)
-        features_LD = features_1LD[0].cpu()
-        made = (features_LD if features_1LD is queries_1LC else queries_1LC[0].cpu(), features_LD)
-        num_bytes = sum(one.nbytes for one in {id(part): part for part in made}.values())
-        if self._kept_bytes + num_bytes <= KEPT_BYTES:
-            self._kept_bytes += num_bytes
-            self._kept[key] = made
-        return made
-
-
-def is_connector_frozen(model: LoadedModel, trained: Iterable[str]) -> bool:
-    """Whether nothing that is trained lies before the language model."""
-    return all(name.startswith(model.row.language_path + ".") for name in trained)
+    return EncodedBatch(prompts, queries_ULC.index_select(0, rows_B), spliced)
 
 
 def prompt_length(model: LoadedModel, example: Example) -> int:
-    """The length of a prompt in characters: near enough to batch alike ones."""
+    """The length of a prompt in characters, by which examples are batched."""
     return len(model.format_prompt(example.question.prompt, example.question.task))
 
 
 def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (U, N, C), mask (U, N) bool and positions (U, N), padded on the right with zeros."""
-    counts_U = np.array([len(shard.positions) for shard in shards])
-    most, channels = int(counts_U.max()), shards[0].tokens.shape[1]
-    tokens_UNC = np.zeros((len(shards), most, channels), np.float32)
-    positions_UN = np.zeros((len(shards), most), np.int64)
-    for row, shard in enumerate(shards):
-        tokens_UNC[row, : counts_U[row]] = shard.tokens
-        positions_UN[row, : counts_U[row]] = shard.positions
-    mask_UN = np.arange(most) < counts_U[:, None]
-    return (
-        torch.from_numpy(tokens_UNC).to(device),
-        torch.from_numpy(mask_UN).to(device),
-        torch.from_numpy(positions_UN).to(device),
-    )
+    counts_U = torch.tensor([len(shard.positions) for shard in shards])
+    mask_UN = torch.arange(int(counts_U.max())) < counts_U[:, None]
+    tokens = [torch.from_numpy(shard.tokens) for shard in shards]
+    positions = [torch.from_numpy(shard.positions).long() for shard in shards]
+    tokens_UNC = pad_sequence(tokens, batch_first=True)
+    positions_UN = pad_sequence(positions, batch_first=True)
+    return tokens_UNC.to(device), mask_UN.to(device), positions_UN.to(device)
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard of another vision tower, or with a prompt that is in a template already.
+    """Refuse a shard of another vision tower, or with a prompt that is already in a template.
 
     Args: role: `teacher` or `student`, for the message.
     Raises: BadData.
@@ -199,21 +95,20 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
     channels = int(model.module.config.vision_config.hidden_size)
     if (shard.num_tokens, shard.tokens.shape[1]) != (model.num_tokens, channels):
         raise BadData(
-            f"frame {shard.frame[:80]}: {shard.tokens.shape[1]} channels, kept of "
-            f"{shard.num_tokens} tokens; the {role}'s vision tower makes {model.num_tokens} tokens "
-            f"of {channels} channels: not this tower's shard"
+            f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of "
+            f"{shard.tokens.shape[1]} channels; the {role}'s vision tower makes {model.num_tokens} "
+            f"of {channels}: not this tower's shard"
         )
     for question in shard.questions:
         if question.prompt is not None and (found := template_of(question.prompt)):
             raise BadData(
                 f"frame {shard.frame[:80]}: the prompt of {question.id[:80]} is already in a "
-                f"template ({found}), and every model puts its own around it: "
-                "sample with the bare question"
+                f"template ({found}), and every model adds its own: sample with the bare question"
             )
 
 
 def template_of(prompt: str) -> str | None:
-    """The family and template whose words surround a question; None: it is bare."""
+    """The family and template whose words surround a question; None for a bare question."""
     words = _words(prompt)
     for before, after, name in _templates():
         rest = words.removeprefix(before).removesuffix(after)
@@ -224,7 +119,7 @@ def template_of(prompt: str) -> str | None:
 
 @cache
 def _templates() -> list[tuple[str, str, str]]:
-    """What each family's templates put before and behind, and how messages call them."""
+    """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
         for template in (family.vqa_template, family.caption_template):
@@ -236,5 +131,5 @@ def _templates() -> list[tuple[str, str, str]]:
 
 
 def _words(text: str) -> str:
-    """The words of a text without the image mark, which a prompt in a shard does not have."""
+    """The words of a text without the image mark, which prompts in shards lack."""
     return " ".join(text.replace(IMAGE_MARK, " ").split())

@@ -1,18 +1,13 @@
 """The terms that the methods minimise, as pure functions.
 
-None of them reduces over the batch: each returns one value per example, so that the caller takes
-the mean, and 'masked equals left out' can be tested. Values are float32 or wider.
+Each returns one value per example; the caller takes the mean. Values are float32 or wider.
 
-    features     feature_alignment (Eq. 5), pearson_distance (PKD), channel_wise_divergence (CWD)
-    the answer   answer_cross_entropy (Eq. 6), forward_kl, reverse_kl, answer_entropy (Tent),
-                 soft_cross_entropy and answer_confidence (CoTTA): means over an example's answer
-                 tokens, in nats a token; a logit may be -inf
-    together     distillation_loss (Eq. 6)
+Those of the answer are means over an example's answer tokens, in nats a token; a logit may be -inf.
 
 Shapes: B batch, L query tokens (or positions of a representation), C teacher channels, S student
 channels, M real positions of a batch, A answer tokens, V vocabulary.
 
-Does not choose the weights and does not compute what is compared (`methods`).
+Chooses no weights and computes no features (`methods`).
 """
 
 from collections.abc import Callable, Mapping
@@ -35,13 +30,12 @@ Projection = Callable[[Tensor], Tensor]
 def feature_alignment(
     teacher_BLC: Tensor, student_BLS: Tensor, phi: Projection, mask_BL: Tensor | None = None
 ) -> Tensor:
-    """How far the student's features, seen through phi, are from the teacher's (Eq. 5).
+    """Mean square distance of the student's features, through phi, to the teacher's (Eq. 5).
 
     L_query = 1 / (L C) * || Q_t - phi(Q_s) ||^2   for each example;
 
-    the mean over the batch is Eq. 5, 1 / (B L C) * || Q_t - phi(Q_s) ||^2. Of the representation
-    (the output of the language model's last attention, at L positions), with a phi of its own, it
-    is L_repr of Eq. 6.
+    the mean over the batch is Eq. 5. For the representation (the output of the language model's
+    last attention, at L positions), with a phi of its own, it is L_repr of Eq. 6.
 
     Args:
         teacher_BLC: the teacher's queries, or its representation.
@@ -61,14 +55,14 @@ def feature_alignment(
 def pearson_distance(teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor) -> Tensor:
     """One minus the correlation of each channel, up to a factor (PKD, Cao et al. 2022).
 
-    PKD comes from dense prediction; for tokens a map (N, C, H, W) is (B, C, L, 1). Each channel is
-    brought to zero mean and unit standard deviation (unbiased, plus 1e-6) over the m = sum(mask)
-    positions of the batch, on either side; then, over the batch,
+    A map (N, C, H, W) of the source is (B, C, L, 1) here. Each channel is standardised (unbiased
+    deviation, plus 1e-6) over the m = sum(mask) positions of the batch, on either side; then, over
+    the batch,
 
         PKD = 1 / (2 m C) * sum_blc (t^_blc - s^_blc)^2 = (m - 1) / m * (1 - mean_c r_c)
 
-    with Pearson's r_c. It does not see a channel's scale or offset. The statistics are of the whole
-    batch, so one example's value depends on the others in it.
+    with Pearson's r_c. The statistics are of the whole batch, so one example's value depends on the
+    others in it.
 
     Args: teacher_BLC, student_BLC: alike in shape. mask_BL: bool, true where a position exists.
     Returns: (B,), >= 0: B / (2 m C) * sum_lc of each example.
@@ -82,7 +76,7 @@ def pearson_distance(teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor) 
 def channel_wise_divergence(
     teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor, tau: float
 ) -> Tensor:
-    """How differently each channel spreads over the positions (CWD, Shu et al. 2021).
+    """KL divergence of each channel's distribution over the positions (CWD, Shu et al. 2021).
 
         CWD = tau^2 / C * sum_c KL( softmax_l(t_lc / tau) || softmax_l(s_lc / tau) )
 
@@ -108,7 +102,7 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
 
     Args:
         logits_BAV: the student's, `logits_BAV[:, a]` predicting `answer_ids_BA[:, a]`.
-        answer_ids_BA: the teacher's answer, padded with -100, which counts for nothing.
+        answer_ids_BA: the teacher's answer, padded with -100.
     Returns: (B,), >= 0; 0 for a row without any answer token.
     """
     logits_BVA = _at_least_float32(logits_BAV).transpose(1, 2)
@@ -121,7 +115,7 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
 def forward_kl(
     teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """KL(teacher || student) (Hinton et al. 2015): the student covers all the teacher would say.
+    """KL(teacher || student) (Hinton et al. 2015): the student covers the teacher's distribution.
 
         tau^2 / A * sum_a sum_v p_av (log p_av - log q_av)
 
@@ -146,7 +140,7 @@ def reverse_kl(
 
 
 def answer_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
-    """What Tent minimises (Wang et al. 2021): the entropy of each answer token's distribution.
+    """The entropy of each answer token's distribution: Tent's loss (Wang et al. 2021).
 
         H = - 1/A * sum_a sum_v p_av log p_av
 
@@ -168,7 +162,7 @@ def soft_cross_entropy(teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: 
 
 
 def answer_confidence(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
-    """How sure each answer token is: the mean of the largest probability, (B,), each in (0, 1].
+    """The mean over the answer tokens of the largest probability, (B,), each in (0, 1].
 
     CoTTA compares the frozen source model's, averaged over a batch, with its threshold p_th.
     """
@@ -179,9 +173,7 @@ def answer_confidence(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
 
 
 def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """What is minimised (Eq. 6): L = l_query L_query + l_repr L_repr + l_CE L_CE.
-
-    Of any method, whatever its terms are.
+    """The loss of any method (Eq. 6 for akd): L = l_query L_query + l_repr L_repr + l_CE L_CE.
 
     Args: terms: each (B,), by name. weights: the lambda of each of them.
     Returns: (B,).
@@ -197,11 +189,11 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 def _standardised(values_MC: Tensor) -> Tensor:
-    """Zero mean and unit deviation for each channel over the M real positions of the batch."""
+    """Zero mean and unit deviation for each channel over the M real positions."""
     values_MC = _at_least_float32(values_MC)
     centred_MC = values_MC - values_MC.mean(0)
     variance_C = centred_MC.square().sum(0) / max(len(values_MC) - 1, 1)
-    # sqrt has no slope at 0: a channel that never varies stays out of the gradient.
+    # The gradient of sqrt at 0 is infinite: a constant channel stays out of it.
     deviation_C = torch.where(variance_C > 0, variance_C, torch.ones_like(variance_C)).sqrt()
     deviation_C = torch.where(variance_C > 0, deviation_C, torch.zeros_like(deviation_C))
     return centred_MC / (deviation_C + EPSILON)

@@ -1,11 +1,10 @@
-"""What is trained, and how it steps: the opened overlay, Adam, the running mean, the schedule.
+"""What is trained, and how it steps: the trained part of the overlay, Adam, the schedule.
 
-The overlay's parameters (norms, biases, query tokens, LoRA) are opened by name on the loaded
-student; everything else stays frozen. LoRA is the models' own hook, the one that the device runs:
-what is trained is what is applied.
+The overlay's parameters (norms, biases, query tokens, LoRA) require gradients on the loaded
+student; everything else stays frozen. LoRA is the models' own hook, which the device runs too.
 
-Opened parameters become views into one flat float32 tensor, so that a step of the optimiser, a
-clipping and a copy of the best state are a few operations, however many parameters there are.
+Trained parameters become views into one flat float32 tensor, so that a step, clipping and a copy of
+the best state are a few operations, however many parameters there are.
 
 Shapes: P parameters laid end to end.
 """
@@ -22,14 +21,15 @@ from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.names import LORA_A, LORA_B
 from cdcca_cli.models import LoadedModel
 
+BETAS = (0.9, 0.98)
 WARMUP = 0.05
 
 
 class Flat:
     """Parameters laid end to end in one tensor, in the order of their names.
 
-    values: (P,) float32, of which each parameter is a view. gradient: (P,), likewise; `backward`
-    adds to it, `clear` empties it.
+    values: (P,) float32, of which each parameter is a view. gradient: (P,), of which each gradient
+    is a view.
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
@@ -46,11 +46,11 @@ class Flat:
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they lie."""
+        """In their order in `values`."""
         return list(self._shapes)
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Set the gradients to zero."""
         self.gradient.zero_()
 
     @contextmanager
@@ -79,64 +79,21 @@ class Flat:
         return {name: part.view(shape) for (name, shape), part in named}
 
 
-class Adam:
-    """torch's Adam on flat parameters, without weight decay, its state open for `checkpoint`.
+def adam(flats: Sequence[Flat]) -> torch.optim.Adam:
+    """Adam on flat parameters, its state made before the first step, to be saved and restored.
 
-    Decay would pull norms and biases away from where the frozen model expects them, and every
-    parameter that moves costs downlink. `means`, `squares` and `steps` are all that it remembers.
+    There is no weight decay: it would pull norms and biases away from where the frozen model
+    expects them, and every parameter that moves costs downlink.
     """
-
-    BETAS = (0.9, 0.98)
-
-    def __init__(self, flats: Sequence[Flat]) -> None:
-        self._values = [flat.values for flat in flats]
-        self._torch = torch.optim.Adam(self._values, betas=self.BETAS)
-        for flat in flats:
-            flat.values.grad = flat.gradient
-            self._torch.state[flat.values] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(flat.values),
-                "exp_avg_sq": torch.zeros_like(flat.values),
-            }
-        states = [self._torch.state[values] for values in self._values]
-        self.means: list[Tensor] = [state["exp_avg"] for state in states]
-        self.squares: list[Tensor] = [state["exp_avg_sq"] for state in states]
-
-    @property
-    def steps(self) -> int:
-        """Steps taken so far."""
-        return int(self._torch.state[self._values[0]]["step"])
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        for values in self._values:
-            self._torch.state[values]["step"].fill_(steps)
-
-    def step(self, lr: float, clip_norm: float) -> Tensor:
-        """One step, after the gradients of all flats together are clipped to `clip_norm`.
-
-        Returns: the norm that they had before.
-        """
-        norm = nn.utils.clip_grad_norm_(self._values, clip_norm)
-        for group in self._torch.param_groups:
-            group["lr"] = lr
-        self._torch.step()
-        return norm
-
-
-class RunningMean:
-    """Flat parameters averaged over the steps: mean <- d * mean + (1 - d) * values.
-
-    values: (P,), at first the parameters as they are.
-    """
-
-    def __init__(self, flat: Flat, decay: float) -> None:
-        self._flat, self._decay = flat, decay
-        self.values = flat.values.clone()
-
-    def update(self) -> None:
-        """After a step."""
-        self.values.lerp_(self._flat.values, 1 - self._decay)
+    optimiser = torch.optim.Adam([flat.values for flat in flats], betas=BETAS)
+    for flat in flats:
+        flat.values.grad = flat.gradient
+        optimiser.state[flat.values] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(flat.values),
+            "exp_avg_sq": torch.zeros_like(flat.values),
+        }
+    return optimiser
 
 
 def open_overlay(
@@ -145,21 +102,22 @@ def open_overlay(
     alpha: float,
     groups: Sequence[str] | None = None,
 ) -> Flat:
-    """Put `overlay` on the student and open its parameters; nothing else asks for gradients.
+    """Put `overlay` on the student; its parameters, and nothing else, require gradients.
 
     Args:
         alpha: LoRA's scale is alpha / rank.
-        groups: open these alone; None: all.
-    Raises: UsageError if the overlay has nothing of these groups.
+        groups: of the parameters that are trained; None: all.
+    Raises: UsageError if the overlay has no parameter of these groups.
     """
     student.freeze()
     student.install_overlay(overlay, alpha)
     named = student.trainable()
     if groups is not None:
-        wanted = _names_of(student, groups)
-        for name in named.keys() - wanted:
-            named[name].requires_grad_(False)
-        named = {name: named[name] for name in named.keys() & wanted}
+        of_group = student.trainable_groups()  # LoRA's are the linears
+        wanted = {name for group in groups for name in of_group.get(group, ())}
+        for name in list(named):
+            if name.removesuffix(LORA_A).removesuffix(LORA_B) not in wanted:
+                named.pop(name).requires_grad_(False)
         if not named:
             raise UsageError(
                 f"the student's overlay has nothing of {', '.join(groups)}: make it with these "
@@ -168,22 +126,10 @@ def open_overlay(
     return Flat(named)
 
 
-def _names_of(student: LoadedModel, groups: Sequence[str]) -> set[str]:
-    """The parameters of these groups, LoRA's by their own names."""
-    found: set[str] = set()
-    for group, names in student.trainable_groups().items():
-        if group == "lora" and group in groups:
-            found |= {name + suffix for name in names for suffix in (LORA_A, LORA_B)}
-        elif group in groups:
-            found |= set(names)
-    return found
-
-
 def schedule(done: int, total: int) -> float:
-    """The share of the learning rate after `done` of `total` steps: a short rise, a cosine to zero.
+    """The share of the learning rate after `done` of `total` steps: linear warmup, cosine decay.
 
-    torch's LambdaLR and CosineAnnealingLR keep a count of their own, which would have to be
-    restored with the optimiser's.
+    A function of the step alone, unlike torch's schedulers, whose own count would be state.
     """
     warmup = max(1, round(WARMUP * total))
     if done < warmup:

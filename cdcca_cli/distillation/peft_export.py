@@ -1,4 +1,4 @@
-"""The LoRA part of an overlay as an ordinary PEFT adapter: the only place that knows peft."""
+"""The LoRA part of an overlay as an ordinary PEFT adapter."""
 
 import logging
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def check_peft(folder: Path, device: Device, force: bool) -> None:
-    """Say before training whether an adapter can be written.
+    """Check before training that an adapter can be written.
 
     Raises: SettingError for a student without LoRA; CannotWrite for a folder that has an adapter.
     """
@@ -30,15 +30,15 @@ def check_peft(folder: Path, device: Device, force: bool) -> None:
 
 
 def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device) -> None:
-    """Write the overlay's LoRA as an ordinary PEFT adapter of the device's checkpoint.
+    """Write the overlay's LoRA as a PEFT adapter of the device's checkpoint.
 
-    `peft.PeftModel.from_pretrained(model, folder)` loads it. Norms, biases and query tokens have no
-    place in an adapter and are left out.
+    `peft.PeftModel.from_pretrained(model, folder)` loads it. An adapter has no norms, biases or
+    query tokens.
 
     Raises: CannotWrite.
     """
     linears = sorted(name.removesuffix(LORA_A) for name in overlay if name.endswith(LORA_A))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it has advice
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it logs advice
     from peft import LoraConfig
     from safetensors.numpy import save
 

@@ -1,27 +1,25 @@
-"""The second phase: the overlay learns to be what few bits can say of it.
+"""Further steps after the epochs, through the quantiser, for an update of few bits.
 
     seen = base + restore(quantize(overlay - base, step), step)         (`numerics.uniform`)
 
-Each step's forward and backward see `seen`, the gradient there goes straight through to the overlay
-(Bengio et al. 2013), and Adam, its moments kept from the epochs, moves that. The base is the
-mirror's overlay, against which the update will be taken.
+Each step's forward and backward pass see `seen`. The gradient there goes straight through to the
+overlay (Bengio et al. 2013), which Adam moves, with its moments from the epochs. The base is the
+mirror's overlay, from which the update will be taken.
 
-The quantiser's step is the finest at which the change costs the bits asked for. The change goes on
-growing while it is trained (a step held fixed ended at 1.38 bits for 1.2), so the step follows it:
-within a leg in proportion to the change's root mean square, and at each leg's end it is found again
-from the bits. So the result costs what was asked for.
+The quantiser's step is the finest at which the change costs the bits asked for. The change grows
+while it is trained, so the step follows it: within a segment in proportion to the change's root
+mean square, and after each segment it is found again from the bits.
 
-The steps go in LEGS, judged after each on the held-out part through the quantiser, and before the
-first. The best such state is the result; the mirror's own overlay is among them, so the device gets
-nothing worse than it has. What is written is the overlay before the quantiser: quantised at the
-step that is written with it, it is, code for code, what was judged.
+The held-out part is evaluated through the quantiser, before the first and after each of
+NUM_SEGMENTS segments. The best of these states, or the mirror's own overlay, is the result, so the
+device gets nothing worse than it has. The overlay is written as it was before the quantiser;
+quantised at the step that is written with it, it is, code for code, what was evaluated.
 
 Shapes: P parameters laid end to end.
-Does not code: how many bytes the codes take is the downlink's business.
+Does not code: the number of bytes is the downlink's business.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, count, islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,76 +28,64 @@ from torch import Tensor
 
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.evaluation import HeldOutResult
-from cdcca_cli.distillation.optimiser import schedule
-from cdcca_cli.distillation.trainer import Advance, Epochs, Phase, Trainer
+from cdcca_cli.distillation.trainer import Epochs, Trainer, TrainingLoop
 from cdcca_cli.formats.adaptation import RateAware
 from cdcca_cli.numerics import uniform
 
 LR_SHARE = 0.5
-"""Of the epochs' learning rate, at the highest."""
-LEGS = 5
+"""The highest learning rate, as a share of the epochs'."""
+NUM_SEGMENTS = 5
 MIRROR = -1
-"""The 'leg' whose state is the mirror's own overlay: nothing is sent."""
+"""The number of the 'segment' whose state is the mirror's own overlay: nothing is sent."""
 
 
-class RateAwareSteps(Phase):
-    """What follows the epochs, on the same student, examples and optimiser."""
+class RateAwareSteps(TrainingLoop):
+    """The steps after the epochs, with the same student, examples and optimiser."""
 
-    unit, title = "leg", "rate-aware leg"
-    num_segments = LEGS
+    unit, title = "segment", "rate-aware segment"
+    num_segments = NUM_SEGMENTS
 
     def __init__(self, trainer: Trainer, epochs: Epochs, base: Mapping[str, np.ndarray]) -> None:
         """Begins at the best state of the epochs. Args: base: the mirror's overlay."""
         settings = trainer.settings
         checkpoint = None
         if settings.work is not None and epochs.checkpoint is not None:
-            identity = [settings.rate_aware, settings.bits, LR_SHARE, LEGS]
+            identity = [settings.rate_aware, settings.bits, LR_SHARE, NUM_SEGMENTS]
             checkpoint = Checkpoint(settings.work, [epochs.checkpoint.key, "rate-aware", *identity])
         trainer.overlay.values.copy_(epochs.best_P)
         super().__init__(trainer, checkpoint, ("loss", "answer", "held_out", "bits"))
         self.base_P = trainer.overlay.laid_out(base)
-        self.num_steps = settings.rate_aware
+        self.num_steps, self.lr = settings.rate_aware, LR_SHARE * trainer.lr
+        self.first_epoch = settings.epochs
         self._unquantised = epochs.best
         self._ratio = 1.0
-        kept = self._restore("best")
-        if kept is not None:
-            self.best = kept["best"]
+        if self._resume():
             return
-        self.best = self._evaluate_coded()
+        self.results["best"] = self._evaluate()
         with trainer.overlay.holding(self.base_P):
             mirror = trainer.evaluate()
         if mirror.cross_entropy < self.best.cross_entropy:
             self._keep(mirror, MIRROR, self.base_P)
 
     def quantiser(self) -> RateAware:
-        """What the written state is to be coded with."""
+        """The quantiser with which the best state is to be coded."""
         step = self._quantiser_step(self.best_P)
         return RateAware(float(step), self._bits(self.best_P, step), self.num_steps)
 
     def report(self) -> dict[str, Any]:
-        """What the adaptation's header says of these steps."""
+        """These steps' part of the adaptation's header."""
         before = self._unquantised
         return {
             **vars(self.quantiser()),
             "target_bits": self.trainer.settings.bits,
-            "lr": LR_SHARE * self.trainer.lr,
-            "best_leg": self.best_at,
-            "legs": LEGS,
+            "lr": self.lr,
+            "best_segment": self.best_at,
+            "segments": NUM_SEGMENTS,
             "unquantised_cross_entropy": before.cross_entropy if len(before) else None,
             "curves": self.rounded_curves(),
         }
 
-    # ---- steps
-
-    def _first_step(self, segment: int) -> int:
-        return round(self.num_steps * segment / LEGS)
-
-    def _batches(self) -> list[list[int]]:
-        epochs = map(self.trainer.batches, count(self.trainer.settings.epochs))
-        ends = self._first_step(self.done), self._first_step(self.done + 1)
-        return list(islice(chain.from_iterable(epochs), *ends))
-
-    def _train_segment(self, advance: Advance) -> dict[str, float]:
+    def _train_segment(self, advance: Callable[[str], None]) -> dict[str, float]:
         latent_P = self.trainer.overlay.values
         self._ratio = float(self._quantiser_step(latent_P)) / (self._rms(latent_P) or 1.0)
         means = super()._train_segment(advance)
@@ -110,15 +96,24 @@ class RateAwareSteps(Phase):
             self.curves["answer"].append(means.get("ce", 0.0))
         return means
 
-    def _step(self, batch: Sequence[int], number: int) -> tuple[float, Tensor, Tensor]:
+    def _step(self, batch: Sequence[int], lr: float, number: int) -> tuple[Tensor, Tensor]:
         latent_P = self.trainer.overlay.values
-        # Where nothing has changed yet, any step sees nothing.
-        seen_P = seen(latent_P, self.base_P, self._ratio * self._rms(latent_P) or 1.0)
-        lr = LR_SHARE * self.trainer.lr * schedule(number, self.num_steps)
-        return lr, *self.trainer.step(batch, lr, seen_P)
+        # Without a change yet, any step gives the same.
+        step = self._ratio * self._rms(latent_P) or 1.0
+        return self.trainer.step(batch, lr, seen(latent_P, self.base_P, step))
+
+    def _evaluate(self) -> HeldOutResult:
+        """The present state as it would be decoded."""
+        trainer = self.trainer
+        latent_P = trainer.overlay.values
+        step = self._quantiser_step(latent_P)
+        with trainer.overlay.holding(seen(latent_P, self.base_P, float(step))):
+            held = trainer.evaluate()
+        self.curves["bits"].append(self._bits(latent_P, step))
+        return self._note(held)
 
     def _rms(self, latent_P: Tensor) -> float:
-        """The root of the mean square of the change."""
+        """The root mean square of the change."""
         return float((latent_P - self.base_P).double().square().mean().sqrt())
 
     def _quantiser_step(self, latent_P: Tensor) -> np.float32:
@@ -131,28 +126,10 @@ class RateAwareSteps(Phase):
     def _delta(self, latent_P: Tensor) -> np.ndarray:
         return (latent_P - self.base_P).cpu().numpy()
 
-    # ---- which state is best
-
-    def _judge(self) -> None:
-        held = self._evaluate_coded()
-        if not len(held) or held.cross_entropy < self.best.cross_entropy:
-            self._keep(held, self.done, self.trainer.overlay.values)
-
-    def _evaluate_coded(self) -> HeldOutResult:
-        """The present state as it would be decoded; noted in the curves."""
-        trainer = self.trainer
-        latent_P = trainer.overlay.values
-        step = self._quantiser_step(latent_P)
-        with trainer.overlay.holding(seen(latent_P, self.base_P, float(step))):
-            held = trainer.evaluate()
-        self.curves["bits"].append(self._bits(latent_P, step))
-        self._note(held)
-        return held
-
 
 def seen(latent_P: Tensor, base_P: Tensor, step: float) -> Tensor:
-    """base + restore(quantize(latent - base, step), step), bit for bit as `uniform` has it."""
-    # A tensor on the device: by a mere number torch divides as by its reciprocal on CUDA.
+    """base + restore(quantize(latent - base, step), step), with the bits of `uniform`."""
+    # A tensor on the device: CUDA divides by a Python number as by its reciprocal.
     exact = torch.tensor(step, dtype=torch.float32, device=latent_P.device)
     # + 0: a code is a whole number, which has no negative zero.
     codes_P = torch.round((latent_P - base_P) / exact) + 0.0

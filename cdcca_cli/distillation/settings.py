@@ -1,54 +1,36 @@
-"""How to train: the settings of `cdcca distill`, each with its range and the methods it is for.
+"""The settings of `cdcca distill`, each with its range and the methods it is for."""
 
-Methods differ in what is in `METHODS`; everything else is the same for all of them.
-"""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.names import GROUPS
-from cdcca_cli.settings import check, setting
+from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
+WEIGHTS = {
+    "akd": {"query": 0.03, "repr": 0.1, "ce": 1.0},
+    "pseudo-label": {"ce": 1.0},
+    "pkd": {"query": 6.0, "repr": 6.0, "ce": 1.0},
+    "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
+}
+"""The default weight of each term, for the methods with a teacher."""
+METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 _FEATURES = ("akd", "pkd", "cwd")
-_WITH_TEACHER = ("akd", "pseudo-label", "pkd", "cwd")
+_WITH_TEACHER = tuple(WEIGHTS)
+_WITH_EMA = (*_WITH_TEACHER, "tent")
 _tuning = partial(setting, is_tuning=True)
 _taught = partial(_tuning, methods=_WITH_TEACHER)
 _cotta = partial(_tuning, methods=("cotta",))
 
 
 @dataclass(frozen=True)
-class MethodDefaults:
-    """What a method does where nothing else is asked for.
-
-    weights: of its terms. balance: "gradients": a term's gradient counts, not its size; "none".
-    groups: what it trains; None: all that the student has.
-    """
-
-    weights: dict[str, float] = field(default_factory=dict)
-    balance: str = "none"
-    groups: tuple[str, ...] | None = None
-
-
-METHODS: dict[str, MethodDefaults] = {
-    "akd": MethodDefaults({"query": 0.03, "repr": 0.1, "ce": 1.0}, "gradients"),
-    "pseudo-label": MethodDefaults({"ce": 1.0}),
-    "pkd": MethodDefaults({"query": 6.0, "repr": 6.0, "ce": 1.0}),
-    "cwd": MethodDefaults({"query": 3.0, "repr": 3.0, "ce": 1.0}),
-    "tent": MethodDefaults(groups=("norm",)),
-    "cotta": MethodDefaults(),
-    "none": MethodDefaults(),
-}
-
-
-@dataclass(frozen=True)
 class DistillSettings:
     """How to train. The weights are the lambdas of Eq. 6; None is the method's default."""
 
-    method: str = setting("akd", "How the student learns", choices=tuple(METHODS))
+    method: str = setting("akd", "How the student learns", choices=METHODS)
     epochs: int = setting(3, "Number of training epochs", at_least=1)
     lr: float | None = setting(
         None, "Learning rate", above=0, usually="0.0057 / sqrt(width of the language model)"
@@ -68,7 +50,7 @@ class DistillSettings:
     )
     holdout: float = setting(
         0.1,
-        "Share of the frames that is held out to judge the result",
+        "Share of the frames that is held out to evaluate the result",
         at_least=0,
         at_most=LARGEST_HOLDOUT,
         parse=partial(parse_share, largest=LARGEST_HOLDOUT),
@@ -77,6 +59,7 @@ class DistillSettings:
         0,
         "Number of further steps that train through the quantiser, for a smaller update",
         at_least=0,
+        methods=_WITH_TEACHER,
     )
     bits: float = setting(
         1.2, "Bits a parameter that the rate-aware steps train for", above=0, at_most=16
@@ -135,7 +118,7 @@ class DistillSettings:
         "Decay of a running mean of the overlay, which is then what is written",
         at_least=0,
         below=1,
-        methods=(*_WITH_TEACHER, "tent"),
+        methods=_WITH_EMA,
     )
     patience: int | None = _taught(
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
@@ -146,12 +129,12 @@ class DistillSettings:
         at_least=0,
         at_most=1,
         parse=parse_share,
-        methods=(*_WITH_TEACHER, "tent", "cotta"),
+        methods=(*_WITH_EMA, "cotta"),
     )
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,
-        "Share of the parameters that each step puts back to the source model",
+        "Share of the parameters that each step restores to the source model",
         at_least=0,
         at_most=1,
     )
@@ -168,15 +151,19 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.ema is not None and self.method in ("cotta", "none"):
-            has = "has `cotta_ema`" if self.method == "cotta" else "takes no step"
-            raise SettingError("ema", f"does not go with `method` {self.method}, which {has}")
         if self.bits != type(self).bits and not self.rate_aware:
-            raise SettingError("bits", "is what `rate_aware` steps train for: give both or neither")
+            raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
         if self.patience is not None and not self.holdout:
             raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
+        # Only these are read by code that all methods share.
+        given = [
+            name
+            for name, known in described(type(self)).items()
+            if known.methods in (_WITH_TEACHER, _WITH_EMA)
+            and getattr(self, name) != getattr(type(self), name)
+        ]
+        refuse_idle(type(self), self.method, given)
         if not self.needs_teacher:
-            self._refuse_teacher_settings()
             return
         if self.kl == "none":
             for name in ("kl_weight", "kl_temperature"):
@@ -196,30 +183,27 @@ class DistillSettings:
         return self.method in _WITH_TEACHER
 
     @property
+    def needs_logits(self) -> bool:
+        return self.kl != "none"
+
+    @property
     def trained_groups(self) -> tuple[str, ...] | None:
-        """What is trained of the overlay; None: all of it."""
-        return self.train or METHODS[self.method].groups
+        """The groups of the overlay that are trained; None: all of them."""
+        return self.train or (("norm",) if self.method == "tent" else None)
 
     @property
     def is_balanced(self) -> bool:
-        return (self.balance or METHODS[self.method].balance) == "gradients"
+        return (self.balance or ("gradients" if self.method == "akd" else "none")) == "gradients"
 
     def given_weights(self) -> dict[str, float]:
-        """The weight of each term that was asked for."""
+        """The weight of each term whose setting was given."""
         given = {term: getattr(self, f"{term}_weight") for term in ("query", "repr", "ce", "kl")}
         return {term: weight for term, weight in given.items() if weight is not None}
 
     def weights(self) -> dict[str, float]:
-        """The weight of each term that counts."""
-        found = dict(METHODS[self.method].weights)
+        """The weight of each term of the loss."""
+        found = dict(WEIGHTS[self.method])
         if self.kl != "none":
             found["kl"] = 1.0
         found |= self.given_weights()
         return {term: weight for term, weight in found.items() if weight}
-
-    def _refuse_teacher_settings(self) -> None:
-        given = [f"{term}_weight" for term in self.given_weights()]
-        given += [name for name in ("confidence", "rate_aware", "patience") if getattr(self, name)]
-        given += ["kl"] if self.kl != "none" else []
-        if given:
-            raise SettingError(given[0], f"needs a teacher, and `method` {self.method} has none")

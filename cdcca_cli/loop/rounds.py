@@ -23,8 +23,9 @@ from cdcca_cli import files, progress, streams
 from cdcca_cli.acceptance import ValidationSet, score_predictions
 from cdcca_cli.config import Runtime
 from cdcca_cli.datasets import Frames
-from cdcca_cli.distillation.distill import DistillSettings, distill
+from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite

@@ -41,9 +41,10 @@ import zstandard
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, read_frames
-from cdcca_cli.distillation.distill import DistillSettings, distill
+from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
-from cdcca_cli.distillation.teacher_outputs import TeacherQuery, query_teacher
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.sender import CompressSettings
@@ -177,7 +178,7 @@ class Bench:
         """All questions about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        said = query_teacher(self.teacher, shards, TeacherQuery(batch_size=64))
+        said = label_shards(self.teacher, shards, DistillSettings(), None)
         held = HeldOut([], [])
         for shard in shards:
             answers = said.read(key_of(shard)).answers

@@ -3,31 +3,28 @@
     python examples/benchmarks/training.py [--frames 60] [--epochs 2] [--repeats 3] [--json FILE]
         [--methods akd pseudo-label] [--keep 100%] [--try compile] [--try bfloat16]
 
-Both sides teach the shipped student by the shipped teacher: the first frames of the shipped stream
-and all their questions, the same batch size (of a step: cdcca's teacher, without gradients, takes
-four
-times as many at once), epochs, step size and trained parameters (norms, biases, query tokens, LoRA
-of rank 16), float32, one thread, nothing held out. akd: query alignment and representation
-alignment (visual and answer positions) through linear phi, and cross-entropy on the teacher's
-greedy answers. pseudo-label: the cross-entropy alone.
+Both sides train the shipped student with the shipped teacher: the first frames of the shipped
+stream and all their questions, the same batch size, epochs, step size and trained parameters
+(norms, biases, query tokens, LoRA of rank 16), float32, one thread, nothing held out. akd: query
+alignment and representation alignment (visual and answer positions) through linear phi, and
+cross-entropy on the teacher's greedy answers. pseudo-label: the cross-entropy alone.
 
-**plain** is what one writes with transformers and peft, and what TRL's and ms-swift's distillation
-trainers do: each step opens the pictures and runs the processor, student and (akd) teacher go from
-pixels to logits, a random batch is padded to its longest, AdamW. The teacher generates an answer
-when it is first needed and it is kept, so later epochs generate nothing.
+**plain** is a loop with transformers and peft, as TRL's and ms-swift's distillation trainers have
+it: each step opens the images and runs the processor, student and (akd) teacher go from pixels to
+logits, a random batch is padded to its longest, AdamW. The teacher's answers are kept, so later
+epochs generate nothing.
 
-**cdcca** is `training.distill` from token shards, as `cdcca distill` calls it: cold asks the
-teacher and writes its labels, warm reads them. Its shards hold all tokens here (`--keep 50%`: what
-a device sends by default). Asks go without choices, or cdcca's teacher would also score those.
+**cdcca** is `distillation.distill` from token shards: cold runs the teacher and writes its labels,
+warm reads them. Its shards hold all tokens here (`--keep 50%`: what a device sends by default).
+Questions have no choices, which cdcca's teacher would also score.
 
-A sample is one question in one epoch. Seconds are those of training alone: models are loaded,
-nothing is
-judged. The tower's pass that makes the shards is the device's; `with the tower` counts it on
-cdcca's side. `answers known` takes the teacher's generation off the plain side, as if it had been
-done the day before. Each run has a process of its own, in the order cdcca cold, plain, cdcca warm;
-ratios are of one repeat. Peak memory is the process's, and what it is over that of its imports.
-Cross-entropy (nats per answer token, mean over all questions) is taken outside the measured part,
-before and after: both sides start from the same model and the same answers, and both must learn.
+A sample is one question in one epoch. Seconds are those of training alone, without loading and
+evaluation. The tower's pass that makes the shards is the device's; `with the tower` counts it on
+cdcca's side. `answers known` takes the teacher's generation off the plain side. Each run has a
+process of its own, in the order cdcca cold, plain, cdcca warm; ratios are of one repeat. Peak
+memory is the process's, and what it is over that of its imports. Cross-entropy (nats per answer
+token, mean over all questions) is taken before and after: both sides start from the same model and
+the same answers, and both must learn.
 
 Prints Markdown tables. `--try` adds cdcca warm with torch.compile on the student's language model,
 or with bfloat16 autocast.
@@ -86,8 +83,7 @@ def peak_bytes(*imported: object) -> int:
 
 
 def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
-    """What training starts from: the mirror, shards.tokens, and questions.jsonl for the plain
-    side."""
+    """Write the mirror, shards.tokens, and questions.jsonl for the plain side."""
     import torch
 
     from cdcca_cli.datasets import read_frames
@@ -133,8 +129,9 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     from cdcca_cli import streams
-    from cdcca_cli.distillation.distill import DistillSettings, distill
+    from cdcca_cli.distillation.distill import distill
     from cdcca_cli.distillation.evaluation import HeldOutLoss
+    from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.labels import key_of, open_labels
@@ -324,8 +321,8 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
             loss = output.loss
             if is_akd:
                 with torch.no_grad():
-                    asked = {name: value for name, value in inputs.items() if name != "labels"}
-                    taught = teacher(**asked)
+                    inputs_only = {name: inputs[name] for name in inputs if name != "labels"}
+                    taught = teacher(**inputs_only)
                 ours, theirs = plain.attended["student"], plain.attended["teacher"]
                 places = inputs["labels"][:, 1:] != -100
                 loss = loss + mse_loss(
@@ -392,9 +389,9 @@ SIDES = {
 
 def run(name: str, plan: dict[str, Any], **more: str | None) -> dict[str, Any]:
     """One side, in a process of its own."""
-    told = json.dumps(plan | {"name": name, "trial": None} | more)
+    side = json.dumps(plan | {"name": name, "trial": None} | more)
     done = subprocess.run(
-        [sys.executable, __file__, "--side", told],
+        [sys.executable, __file__, "--side", side],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -534,12 +531,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plan = {name: getattr(options, name) for name in ("frames", "epochs", "batch_size", "keep")}
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
-        told = plan | {"folder": folder, "seed": 0}
-        shards = run("shards", told)
+        sides = plan | {"folder": folder, "seed": 0}
+        shards = run("shards", sides)
         methods: dict[str, list[Any]] = {method: [] for method in options.methods}
         for seed in range(options.repeats):
             for method, done in methods.items():
-                done.append(repeat(told | {"method": method, "seed": seed}, options.trials))
+                done.append(repeat(sides | {"method": method, "seed": seed}, options.trials))
     return {
         "plan": plan,
         "shards": shards,

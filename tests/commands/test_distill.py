@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cdcca_cli.distillation import teacher_outputs as teaching
-from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.formats import labels, records
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -51,7 +51,7 @@ def kept_labels(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
-        teaching.query_teacher(model, shards[:2], teaching.TeacherQuery(batch_size=8, path=path))
+        teaching.label_shards(model, shards[:2], DistillSettings(batch_size=2), path)
     return path
 
 
@@ -227,7 +227,7 @@ def test_a_file_of_labels_stands_in_for_a_teacher_that_is_gone(
         "entries": 6,
         "questions": 14,
         "answered_with_nothing": 0,
-        "lessons_with_logits": 0,
+        "entries_with_logits": 0,
     }
     assert said["bytes"]["total"] == len(kept)
 
@@ -333,7 +333,7 @@ def test_a_teacher_that_answers_with_nothing_is_refused(
     free = [replace(shard, questions=shard.questions[:1]) for shard in shards[:3]]
     tokens = write(tmp_path / "up.tokens", free)
     assert run(tokens, "-o", "out") == 65
-    assert "answered with nothing to all 3 questions" in capfd.readouterr().err
+    assert "answers to all 3 questions are empty" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -380,7 +380,7 @@ def test_earlier_shards_of_which_nothing_is_learnt_are_said(
 ) -> None:
     tokens = write(tmp_path / "up.tokens", shards[:3])
     assert run(tokens, "-o", "out", "--replay", tokens) == 0
-    assert "--replay: none of its 3 frames is learnt again: 3 are in" in capfd.readouterr().err
+    assert "--replay: none of its 3 frames is trained on again: 3 are in" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("models")
@@ -396,7 +396,7 @@ def test_questions_that_the_teacher_does_not_answer_are_said(
             file.append(labels.key_of(shard), replace(entry, answers=answers))
     tokens = write(tmp_path / "up.tokens", shards[:2])
     assert run(tokens, "-o", "out", "--teacher", "labels") == 0
-    assert ", 1 left out that the teacher answered with nothing; " in capfd.readouterr().err
+    assert ", 1 left out because the teacher's answer is empty; " in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("models")
@@ -408,7 +408,7 @@ def test_a_log_that_nobody_reads_any_more_stops_no_training(
     os.close(reading)
     assert run(tokens, "-o", "out", "--log", f"/dev/fd/{writing}") == 0
     os.close(writing)
-    assert "its reader went away: nothing more is logged" in capfd.readouterr().err
+    assert "its reader closed the pipe: logging stops" in capfd.readouterr().err
     assert run(tokens, "-o", "alone") == 0
     assert (tmp_path / "out").read_bytes() == (tmp_path / "alone").read_bytes()
 
@@ -450,7 +450,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
     assert made.rate_aware.bits == pytest.approx(0.9, abs=0.01)
     assert main(["inspect", "out", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
-    assert said["format"] == 2
+    assert said["format"] == 3
     assert said["rate_aware"]["step"] == made.rate_aware.step
     assert said["counts"]["held_out_asks"] == made.held_out.num_questions
     assert said["bytes"]["total"] == (tmp_path / "out").stat().st_size
@@ -473,13 +473,17 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--bits", "0", "--rate-aware", "5"], 2, "--bits"),
         (["up.tokens", "--rate-aware", "-5"], 2, "--rate-aware"),
         (["up.tokens", "--teacher", "nowhere/at/all"], 66, "nowhere/at/all"),
-        (["up.tokens", "--teacher", "mistyped.lessons"], 66, "mistyped.labels: no such"),
+        (["up.tokens", "--teacher", "mistyped.lessons"], 66, "mistyped.lessons: no such"),
         (["up.tokens", "--student", "nowhere"], 66, "nowhere"),
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
-        (["up.tokens", "--teacher", "labels", "--cache", "mine"], 2, "leave out --cache"),
+        (
+            ["up.tokens", "--teacher", "labels", "--cache", "mine"],
+            2,
+            "leave --cache and --set cache_bits out",
+        ),
         (["more.tokens", "--teacher", "labels"], 65, "no entry of frame frame 2"),
         (["up.tokens", "--teacher", "labels", "--kl", "forward"], 65, "no entry with logits"),
         (["up.tokens", "--teacher", "up.tokens"], 65, "expected a teacher's labels, found token"),
@@ -523,13 +527,19 @@ def test_what_is_refused_writes_nothing(
     ("options", "said"),
     [
         (["--method", "nonsense"], "--method nonsense: expected one of akd, pseudo-label,"),
-        (["--method", "tent", "--kl", "forward"], "and --method tent has none"),
+        (
+            ["--method", "tent", "--kl", "forward"],
+            "--kl: does nothing with --method tent: it is for akd, ",
+        ),
         (["--method", "tent", "--set", "query_weight=1"], "--set query_weight: "),
         (
             ["--method", "cotta", "--confidence"],
-            "--confidence: needs a teacher, and --method cotta has none",
+            "--confidence: does nothing with --method cotta: it is for akd, ",
         ),
-        (["--method", "none", "--rate-aware", "5"], "--rate-aware: needs a teacher"),
+        (
+            ["--method", "none", "--rate-aware", "5"],
+            "--rate-aware: does nothing with --method none",
+        ),
         (["--method", "pseudo-label", "--set", "repr_weight=1"], "use akd"),
         (["--set", "kl_weight=2"], "give --kl forward or --kl reverse"),
         (["--set", "kl_temperature=2"], "give --kl forward or --kl reverse"),
@@ -543,16 +553,16 @@ def test_what_is_refused_writes_nothing(
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
         (
             ["--teacher", "up.tokens", "--set", "cache_bits=8"],
-            "leave out --cache and --set cache_bits",
+            "leave --cache and --set cache_bits out",
         ),
         (["--log", "-"], "--log -: expected a name on disk"),
         (
             ["--method", "tent", "--teacher-quantize", "nf4"],
-            "--teacher-quantize and --set teacher_device_map are for a",
+            "--teacher-quantize and --set teacher_device_map are for loading a teacher",
         ),
         (
             ["--teacher", "up.tokens", "--set", "teacher_device_map=auto"],
-            "are for a teacher that is loaded",
+            "are for loading a teacher, and none is loaded",
         ),
         (["--kl", "sideways"], "--kl sideways: expected one of none, forward, reverse"),
         (["--kl", "forward", "--set", "kl_temperature=0"], "--set kl_temperature 0.0"),

@@ -43,7 +43,7 @@ class Slow:
     def answer(self, example: Example) -> list[int]:
         """Greedy, without a cache: each token from a pass over all before it."""
         tokens: list[int] = []
-        (end,) = self.model._end_ids
+        (end,) = self.model.end_ids
         while len(tokens) < MOST[example.question.task] and end not in tokens:
             tokens.append(int(self.logits(example, [*tokens, end])[-1].argmax()))
         return tokens

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.methods.akd import FeatureDistillation
-from cdcca_cli.distillation.settings import METHODS, DistillSettings
+from cdcca_cli.distillation.settings import WEIGHTS, DistillSettings
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
@@ -116,7 +116,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of what is a default, that is; what was asked for is refused. (phi alone can still learn.)"""
-    monkeypatch.setitem(METHODS, "akd", replace(METHODS["akd"], weights=METHODS["pkd"].weights))
+    monkeypatch.setitem(WEIGHTS, "akd", WEIGHTS["pkd"])
     source = request.getfixturevalue(checkpoint)
     teacher = load(cousin(source, tmp_path / "teacher"), compute="cpu")
     mirror = create_device(tmp_path / "mirror", str(source), InitSettings(lora_rank=2))

@@ -152,7 +152,7 @@ def test_what_a_cache_lacks_is_said(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
 ) -> None:
     cached = replace(PL, cache=tmp_path / "labels")
-    with pytest.raises(MissingInput, match="lessons"):
+    with pytest.raises(MissingInput, match="labels"):
         distill(shards, None, mirror, cached)
     distill(shards[:6], teacher, mirror, cached)
     distill(shards[:6], None, mirror, cached)

@@ -54,7 +54,7 @@ def test_three_steps_equal_the_slow_form(
     slow = Slow(mirror, elsewhere.overlay, settings)
     behind = {name: 0.9 * a + 0.1 * slow.source[name] for name, a in elsewhere.overlay.items()}
     slow.mean = dict(behind)
-    run.method.mean.values.copy_(run.overlay.laid_out(behind))  # type: ignore[union-attr]
+    run.method.mean_P.copy_(run.overlay.laid_out(behind))  # type: ignore[union-attr]
     batches = run.batches(0)
     assert len(batches) == 3
     for number, batch in enumerate(batches):
@@ -65,7 +65,7 @@ def test_three_steps_equal_the_slow_form(
     train_epochs(run, mirror)
     for ours, theirs in (
         (run.overlay.values, slow.student),
-        (run.method.mean.values, slow.mean),  # type: ignore[union-attr]
+        (run.method.mean_P, slow.mean),  # type: ignore[union-attr]
     ):
         for name, array in run.overlay.arrays(ours).items():
             moved = np.abs(theirs[name] - elsewhere.overlay[name]).max()
@@ -84,11 +84,11 @@ def test_the_mean_teacher_is_judged_and_written(
     run = a_trainer(shards, teacher, mirror, settings)
     train_epochs(run, mirror)
     made = distill(shards, teacher, mirror, settings)
-    assert run.method is not None and run.method.mean is not None
-    assert not torch.equal(run.method.mean.values, run.overlay.values)
-    means = run.overlay.arrays(run.method.mean.values)
+    assert run.method is not None and run.method.mean_P is not None
+    assert not torch.equal(run.method.mean_P, run.overlay.values)
+    means = run.overlay.arrays(run.method.mean_P)
     assert overlay_digest(made.overlay) == overlay_digest(means)
-    run.overlay.values.copy_(run.method.mean.values)
+    run.overlay.values.copy_(run.method.mean_P)
     after = run.evaluator.evaluate().cross_entropy
     assert made.report["held_out"]["cross_entropy"]["after"] == after
 

@@ -17,10 +17,8 @@ from cdcca_cli.formats import labels
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.labels import LabelEntry
 from cdcca_cli.formats.shard import Shard, writer
 from cdcca_cli.main import main
-from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import assert_near
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +30,7 @@ RUNS = {
     "last-parts": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 --set ema=0.5 "
     "--rate-aware 4 --work last-parts.work",
     "usual": "",
-    "pkd": "--batch-size 8 --method pkd --cache left.labels",
+    "pkd": "--batch-size 8 --method pkd",
     "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
     "--set cotta_views=1 --set cotta_ema=0.5",
     "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.labels",
@@ -50,14 +48,14 @@ from cdcca_cli.distillation.methods import tent
 tent.MAX_NEW_TOKENS = teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 from cdcca_cli.distillation.methods import akd
 if os.environ["RANK"] == "1":  # as another card would, but by far more
-    phi, first_ones = akd.initial_phi, akd.FeatureDistillation._first_ones
+    phi, first_ones = akd.initial_phi, akd.FeatureDistillation._of_first
     def other_phi(*rows):
         made = phi(*rows)
         made.weight.data.add_(0.5)
         return made
     def other_values(self, values):
         return first_ones(self, [2 * value + 1 for value in values])
-    akd.initial_phi, akd.FeatureDistillation._first_ones = other_phi, other_values
+    akd.initial_phi, akd.FeatureDistillation._of_first = other_phi, other_values
 from cdcca_cli.main import main
 for line in open(sys.argv[1]):
     if main(line.split()):
@@ -87,18 +85,6 @@ def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
     return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
 
 
-def leave_behind(labels_file: Path, folder: Path) -> None:
-    """What a killed launch of three processes leaves: two parts, backwards, and a third's start."""
-    file = labels.open_labels(labels_file)
-    assert file.head is not None
-    keys = [*file.places][::-1]
-    for rank, some in enumerate((keys[:5], keys[5:])):
-        with labels.writing(folder / f"left.labels.part-abc-{rank}", file.head) as part:
-            for key in some:
-                part.append_record(file.raw(key))
-    (folder / "left.labels.part-abc-2").write_bytes(labels_file.read_bytes()[:60])
-
-
 @pytest.fixture(scope="module")
 def both(
     tiny_pair: tuple[Path, Path],
@@ -124,7 +110,6 @@ def both(
         finally:
             torch.set_num_threads(threads)
     (folder / "two").mkdir()
-    leave_behind(folder / "one" / "left.lessons", folder / "two")
     done = subprocess.run(
         [sys.executable, "-m", *LAUNCH.split(), folder / "script.py", folder / "lines"],
         cwd=folder / "two",
@@ -181,31 +166,12 @@ def test_the_first_speaks_and_writes_for_both(both: Both) -> None:
         assert logs[0] == logs[1] > 6
 
 
-def labels_in(path: Path) -> dict[str, LabelEntry]:
-    file = labels.open_labels(path)
-    assert file.head is not None
-    return {key: file.read(key) for key in file.places}
-
-
-@pytest.mark.parametrize("name", ["lessons", "many.lessons"])
-def test_the_labels_are_the_same(name: str, both: Both, teacher: LoadedModel) -> None:
-    """Chunks that two processes computed by turns: the same numbers, perhaps in another order."""
-    files = [side["akd"].parent / name for side in (both.one, both.two)]
-    one, two = map(labels_in, files)
-    assert set(one) == set(two)
-    assert len(one) == 12
-    assert files[0].stat().st_size == files[1].stat().st_size
-    for key, entry in one.items():
-        assert (two[key].answers, two[key].nats) == (entry.answers, entry.nats)
-        for part in ("queries", "visual", "answer"):
-            for ours, theirs in zip(getattr(entry, part), getattr(two[key], part), strict=True):
-                np.testing.assert_array_equal(ours, theirs)
-
-
-def test_what_a_killed_launch_has_left_is_taken_up(both: Both) -> None:
-    """Nothing was asked again: the labels stand as they were left, backwards."""
-    one, two = (side["akd"].parent / "left.lessons" for side in (both.one, both.two))
-    assert [*labels_in(two)] == [*labels_in(one)][::-1]
+@pytest.mark.parametrize("name", ["labels", "many.labels"])
+def test_the_labels_are_the_same(name: str, both: Both) -> None:
+    """Chunks that two processes computed in turns, and the first wrote in their order."""
+    one, two = (side["akd"].parent / name for side in (both.one, both.two))
+    assert len(labels.open_labels(one).places) == 12
+    assert one.read_bytes() == two.read_bytes()
 
 
 # ---- without, and where it fails

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdcca_cli.distillation.dataset import build_dataset
-from cdcca_cli.distillation.distill import DistillSettings, distill, kept_for_compress
+from cdcca_cli.distillation.distill import distill, kept_for_compress
 from cdcca_cli.distillation.encoding import Example, encode
 from cdcca_cli.distillation.evaluation import (
     HeldOutLoss,
@@ -17,6 +17,7 @@ from cdcca_cli.distillation.evaluation import (
     bootstrap_interval,
     comparison,
 )
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as format_
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation

@@ -90,9 +90,9 @@ def test_killed_at_ten_moments(
         process = begin(tmp_path, 0.01, arguments)
         said.append(killed(process, tmp_path / "ticks", count, source.uniform(0, 0.03)))
         assert not (tmp_path / "broken").exists()
-    assert sum("going on after epoch" in words for words in said) >= 4
+    assert sum("resumed after epoch" in words for words in said) >= 4
     last = begin(tmp_path, 0, arguments)
     words = last.communicate()[1]
     assert last.returncode == 0, words
-    assert "going on after epoch" in words
+    assert "resumed after epoch" in words
     assert (tmp_path / "broken").read_bytes() == (tmp_path / "unbroken").read_bytes()

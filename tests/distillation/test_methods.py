@@ -85,7 +85,7 @@ def test_stopped_in_the_second_epoch_and_gone_on_with(
     with stopped_at_step(10 * STEPS) as taken:
         made = distill(few, teacher, mirror, settings)
     assert taken == [STEPS]
-    assert "going on after epoch 1 of 2" in capsys.readouterr().err
+    assert "resumed after epoch 1 of 2" in capsys.readouterr().err
     unbroken = train(VARIANTS[name])
     assert overlay_digest(made.overlay) == overlay_digest(unbroken.overlay)
     assert made.report == unbroken.report

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cdcca_cli.distillation import rate_aware, trainer
-from cdcca_cli.distillation.distill import DistillSettings, distill, summary
+from cdcca_cli.distillation.distill import distill, summary
 from cdcca_cli.distillation.evaluation import HeldOutLoss
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
@@ -20,6 +21,7 @@ from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.numerics import uniform
+from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
 
@@ -88,10 +90,10 @@ def test_it_costs_the_bits_that_were_asked_for(adapted: Adaptation, mirror: Devi
 def test_the_report_says_what_was_done(adapted: Adaptation) -> None:
     report = adapted.report["rate_aware"]
     assert (report["num_steps"], report["target_bits"]) == (12, 1.0)
-    assert report["best_leg"] >= 1  # the tiny student learns on
+    assert report["best_segment"] >= 1  # the tiny student learns on
     curves = report["curves"]
-    assert len(curves["held_out"]) == len(curves["bits"]) == rate_aware.LEGS + 1
-    assert len(curves["loss"]) == len(curves["answer"]) == rate_aware.LEGS
+    assert len(curves["held_out"]) == len(curves["bits"]) == rate_aware.NUM_SEGMENTS + 1
+    assert len(curves["loss"]) == len(curves["answer"]) == rate_aware.NUM_SEGMENTS
     after = adapted.report["held_out"]["cross_entropy"]["after"]
     assert after == pytest.approx(min(curves["held_out"]), abs=1e-6)
     assert "as coded at 1.00 bits a parameter" in summary(adapted)[-1]
@@ -120,25 +122,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stopped in the third leg: the epochs and two legs are not done again."""
+    """Stopped in the third segment: the epochs and two segments are not trained again."""
     settings = replace(QUICK, work=tmp_path)
-    inner, steps = trainer.Trainer.backward, []
-
-    def stop(this: object, *rest: object) -> object:
-        steps.append(1)
-        if len(steps) == 2 * 3 + 6:  # two epochs of three, then legs of 2, 3, 2, 3 and 2 steps
-            raise KeyboardInterrupt
-        return inner(this, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trainer.Trainer, "backward", stop)
-    with pytest.raises(KeyboardInterrupt):
+    # Two epochs of three steps, then segments of 2, 3, 2, 3 and 2.
+    with stopped_at_step(2 * 3 + 6), pytest.raises(Stopped):
         distill(shards, teacher, mirror, settings)
-    steps[:] = [1] * 100
-    made = distill(shards, teacher, mirror, settings)
+    with stopped_at_step(100) as taken:
+        made = distill(shards, teacher, mirror, settings)
     said = capsys.readouterr().err
-    assert "going on after epoch 2 of 2" in said
-    assert f"going on after rate-aware leg 2 of {rate_aware.LEGS}" in said
-    assert len(steps) == 100 + 12 - 5
+    assert "resumed after epoch 2 of 2" in said
+    assert f"resumed after rate-aware segment 2 of {rate_aware.NUM_SEGMENTS}" in said
+    assert taken == [12 - 5]
     assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
     assert made.report == adapted.report
     monkeypatch.setattr(trainer.Trainer, "backward", None)  # nothing is left to do
@@ -150,7 +144,7 @@ def test_the_epochs_are_shared_by_runs_that_differ_behind_them(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
 ) -> None:
     """A work folder of an ordinary run serves; other steps or bits do not take up each other's."""
-    ordinary = replace(QUICK, rate_aware=0, work=tmp_path)
+    ordinary = replace(QUICK, rate_aware=0, bits=DistillSettings.bits, work=tmp_path)
     plain = distill(shards, teacher, mirror, ordinary)
     assert plain.rate_aware is None and plain.report["rate_aware"] is None
     settings = [replace(QUICK, work=tmp_path, bits=bits) for bits in (1.0, 2.0)]
@@ -184,7 +178,7 @@ def test_what_was_judged_is_what_is_gone_on_from(
     mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), InitSettings(lora_rank=4))
     if has_arrived:
         mirror.install(decoded(adapted, mirror), 1)
-    ordinary = replace(QUICK, epochs=1, rate_aware=0)
+    ordinary = replace(QUICK, epochs=1, rate_aware=0, bits=DistillSettings.bits)
     more = distill(shards, teacher, mirror, ordinary, resume=adapted)
     judged = adapted.report["held_out"]["cross_entropy"]["after"]
     assert more.report["held_out"]["cross_entropy"]["before"] == judged
@@ -199,13 +193,13 @@ def test_nothing_worse_than_the_mirror_is_sent(
 ) -> None:
     """A mirror that has learnt, and a quantiser that spoils all: the mirror's own is written."""
     mirror = create_device(tmp_path / "mirror", str(tiny_pair[1]), InitSettings(lora_rank=4))
-    learning = replace(QUICK, epochs=6, lr=0.01, rate_aware=0)
+    learning = replace(QUICK, epochs=6, lr=0.01, rate_aware=0, bits=DistillSettings.bits)
     mirror.install(distill(shards, teacher, mirror, learning).overlay, 1)
     monkeypatch.setattr(rate_aware, "seen", lambda latent, _base, _step: latent + 1)
     made = distill(shards, teacher, mirror, replace(QUICK, epochs=1))
     report = made.report
     assert min(report["rate_aware"]["curves"]["held_out"]) > report["curves"]["held_out"][0]
-    assert report["rate_aware"]["best_leg"] == rate_aware.MIRROR
+    assert report["rate_aware"]["best_segment"] == rate_aware.MIRROR
     assert overlay_digest(made.overlay) == mirror.digest
     assert report["held_out"]["cross_entropy"]["after"] == pytest.approx(
         report["held_out"]["cross_entropy"]["before"]
@@ -218,7 +212,7 @@ def test_divergence_is_said(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_aware, "LR_SHARE", 1e30)
-    with pytest.raises(UsageError, match=r"`lr`.* diverged.*rate-aware leg 1: give a smaller"):
+    with pytest.raises(UsageError, match=r"`lr`.* diverged.*rate-aware segment 1: give a smaller"):
         distill(shards, teacher, mirror, replace(QUICK, epochs=1))
 
 
@@ -226,7 +220,7 @@ def test_without_a_held_out_part_the_last_leg_is_written(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
     made = distill(shards, teacher, mirror, replace(QUICK, epochs=1, holdout=0, rate_aware=3))
-    assert made.report["rate_aware"]["best_leg"] == rate_aware.LEGS
+    assert made.report["rate_aware"]["best_segment"] == rate_aware.NUM_SEGMENTS
     assert made.report["rate_aware"]["curves"]["held_out"] == []
     assert uniform.entropy_bits(codes(made, mirror)) == pytest.approx(1.0, abs=0.01)
 

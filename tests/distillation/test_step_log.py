@@ -114,13 +114,13 @@ def test_the_steps_through_the_quantiser_are_logged(
     """Each of them, and each look at what the device would have, the first before a step."""
     settings = replace(QUICK, epochs=1, rate_aware=7)
     made = distill(shards, teacher, mirror, settings, log=StepLog(tmp_path / "log"))
-    last = [line for line in lines_of(tmp_path / "log") if "leg" in line]
+    last = [line for line in lines_of(tmp_path / "log") if "segment" in line]
     steps = [line for line in last if line["what"] == "step"]
     assert [(line["step"], line["of"]) for line in steps] == [(n, 7) for n in range(1, 8)]
-    assert [line["leg"] for line in steps] == [1, 2, 2, 3, 4, 4, 5]
-    assert set(steps[0]) == STEP - {"epoch"} | {"leg", "query", "repr", "ce"}
+    assert [line["segment"] for line in steps] == [1, 2, 2, 3, 4, 4, 5]
+    assert set(steps[0]) == STEP - {"epoch"} | {"segment", "query", "repr", "ce"}
     held = [line for line in last if line["what"] == "held_out"]
-    assert [line["leg"] for line in held] == [0, 1, 2, 3, 4, 5]
+    assert [line["segment"] for line in held] == [0, 1, 2, 3, 4, 5]
     curve = made.report["rate_aware"]["curves"]["held_out"]
     assert [line["cross_entropy"] for line in held] == curve
 
@@ -157,7 +157,7 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     log.begin(QUICK, 1e30, ["ce"])
     means = {"loss": math.nan, "ce": math.inf}
     log.step(1, 2, {"epoch": 1}, 1e30, means, torch.tensor(math.nan), 8)
-    log.judged(
+    log.held_out(
         {"epoch": 1}, HeldOutResult(np.array([np.nan], np.float32), np.array([0], np.float32))
     )
     (step,), (held,) = (lines_of(tmp_path / "log", what) for what in ("step", "held_out"))
@@ -180,7 +180,7 @@ def test_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         last = lines_of(tmp_path / str(first), "step")[-1]
         assert (last["seconds"], last["seconds_left"]) == (6, 24 if first == 1 else 6)
         now[0] += 1
-        log.step(1, 5, {"leg": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
+        log.step(1, 5, {"segment": 1}, 0.1, {"loss": 1.0}, torch.tensor(1.0), 8)
         assert lines_of(tmp_path / str(first), "step")[-1]["seconds_left"] == 4
 
 
@@ -211,5 +211,5 @@ def test_the_file_is_closed(tmp_path: Path) -> None:
         raise KeyError
     assert file.closed
     log.close()
-    log.judged({"epoch": 1}, HeldOutResult(np.zeros(1, np.float32), np.zeros(1, np.float32)))
+    log.held_out({"epoch": 1}, HeldOutResult(np.zeros(1, np.float32), np.zeros(1, np.float32)))
     assert (tmp_path / "log").read_text() == ""

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -13,9 +12,10 @@ import torch
 
 from cdcca_cli.distillation import losses
 from cdcca_cli.distillation import teacher_outputs as teaching
-from cdcca_cli.distillation.distill import DistillSettings, distill
+from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.encoding import Example, encode
-from cdcca_cli.distillation.teacher_outputs import TeacherQuery, is_a_choice, query_teacher
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.teacher_outputs import is_a_choice, label_shards
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
@@ -26,13 +26,19 @@ from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import CHOICES, make_shards
 from tests.models.test_loading import stored_in_4_bits
 
-HOW = TeacherQuery(batch_size=8, bits=32)
+HOW = DistillSettings(batch_size=8, cache_bits=32)
+
+
+@pytest.fixture(autouse=True)
+def one_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher takes `batch_size` questions, not several times as many."""
+    monkeypatch.setattr(teaching, "TEACHER_BATCHES", 1)
 
 
 def everything(
-    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: TeacherQuery = HOW
+    teacher: LoadedModel, shards: list[Shard], path: Path | None = None, how: DistillSettings = HOW
 ) -> list[LabelEntry]:
-    file = query_teacher(teacher, shards, replace(how, path=path))
+    file = label_shards(teacher, shards, how, path)
     return [file.read(key_of(shard)) for shard in shards]
 
 
@@ -57,7 +63,7 @@ def assert_same(left: list[LabelEntry], right: list[LabelEntry]) -> None:
 def test_labels_are_what_the_teacher_gives_for_each_question_alone(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
-    labels = everything(teacher, shards[:3], how=replace(HOW, logits=True))
+    labels = everything(teacher, shards[:3], how=replace(HOW, kl="forward"))
     for example, entry, place in said_of_each(shards[:3], labels):
         with torch.no_grad():
             seen = encode(teacher, [example])
@@ -130,7 +136,7 @@ def test_a_free_answer_among_the_choices_stays(
 def test_is_a_choice_looks_past_case_and_blanks() -> None:
     assert is_a_choice(" a Blue circle ", CHOICES)
     assert not is_a_choice("blue circle", CHOICES)
-    assert not is_a_choice("red", None)
+    assert not is_a_choice("red", [])
 
 
 def test_each_place_of_a_projector_has_its_rows(llava: Path) -> None:
@@ -175,7 +181,7 @@ def test_logits_are_asked_for_once_they_are_wanted(
     path = tmp_path / "labels"
     plain = everything(teacher, shards[:2], path)
     assert plain[0].logits is None
-    full = everything(teacher, shards[:2], path, replace(HOW, logits=True))
+    full = everything(teacher, shards[:2], path, replace(HOW, kl="forward"))
     assert full[0].logits is not None
     assert_same(full, everything(teacher, shards[:2], path))  # the newer one is read from now on
 
@@ -217,7 +223,7 @@ def test_labels_of_the_same_weights_read_otherwise_are_refused(
     with pytest.raises(BadData, match="vocabulary was sha256:"), labels.writing(path, head):
         pass
     with pytest.raises(BadData, match="keeps 32 bits a number: leave `cache_bits` 8 out"):
-        query_teacher(teacher, shards[:3], TeacherQuery(4, bits=8, path=path))
+        label_shards(teacher, shards[:3], DistillSettings(batch_size=4, cache_bits=8), path)
     assert path.read_bytes() == whole
 
 
@@ -244,7 +250,7 @@ def test_fewer_bits_are_near_and_smaller(
 ) -> None:
     """Relative to the largest value of a row: half a step of 127, or of 2^11."""
     exact = everything(teacher, shards[:3], tmp_path / "32")
-    coded = everything(teacher, shards[:3], tmp_path / "few", replace(HOW, bits=bits))
+    coded = everything(teacher, shards[:3], tmp_path / "few", replace(HOW, cache_bits=bits))
     assert (tmp_path / "few").stat().st_size < (tmp_path / "32").stat().st_size
     for one, other in zip(exact, coded, strict=True):
         assert one.answers == other.answers
@@ -267,45 +273,6 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
     with pytest.raises(BadData, match="not finite"):
         everything(teacher, shards[:1])
-
-
-# ---- files of several launches
-
-
-def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
-    teacher: LoadedModel, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another launch joins and removes it between its opening and its lock, twice over."""
-    common, part = tmp_path / "labels", tmp_path / "labels.part-1-0"
-    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
-    (key, entry) = key_of(shards[0]), everything(teacher, shards[:1])[0]
-    inner, removed = labels._lock, []
-
-    def join_first(file: BinaryIO, where: str) -> None:
-        if where == str(part) and len(removed) < 2:
-            with labels.writing(common, head) as other:
-                teaching.join(other, [part])
-            removed.append(part.exists())
-        inner(file, where)
-
-    monkeypatch.setattr(labels, "_lock", join_first)
-    with labels.writing(part, head) as own:
-        own.append(key, entry)
-    assert removed == [False, False]
-    with labels.writing(common, head) as other:
-        teaching.join(other, [part])
-        assert_same([other.read(key)], [entry])
-    assert not part.exists()
-
-
-def test_a_part_that_is_being_written_is_left_alone(
-    teacher: LoadedModel, shards: list[Shard], tmp_path: Path
-) -> None:
-    common, part = tmp_path / "labels", tmp_path / "labels.part-1-0"
-    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
-    with labels.writing(part, head), labels.writing(common, head) as other:
-        teaching.join(other, [part])
-        assert part.exists()
 
 
 # ---- as it is loaded

@@ -28,7 +28,7 @@ TENT = DistillSettings(method="tent", epochs=3, batch_size=8, holdout=0.3)
 
 def entropies_of_own_answer(model: LoadedModel, example: Example, most: int) -> list[float]:
     """Greedy, each token from a pass over all before it; - sum p ln p of each, in float64."""
-    (end,) = model._end_ids
+    (end,) = model.end_ids
     tokens: list[int] = []
     found: list[float] = []
     while len(tokens) < most and end not in tokens:
@@ -85,7 +85,7 @@ def test_an_answer_that_ends_is_counted_with_its_end(
     number = run.dataset.train[0]
     example = run.dataset.examples[number]
     (ids,) = run.student.generate(encode(run.student, [example]).spliced, 1).ids
-    monkeypatch.setattr(run.student, "_end_ids", tuple(ids))
+    monkeypatch.setattr(run.student, "end_ids", tuple(ids))
     (by_hand,) = entropies_of_own_answer(run.student, example, 3)
     assert run.method.losses([number])["entropy"].item() == pytest.approx(by_hand, rel=1e-5)
 

@@ -1,13 +1,13 @@
 """What one step minimises: the interface of all methods, and what they may use.
 
-The loop (`trainer`) is the same for all: the same overlay, examples, batches, epochs, optimiser and
-held-out part. A method computes the terms of a batch's loss, and what happens after a step.
+The loop (`trainer`) is the same for all: overlay, examples, batches, epochs, optimiser and held-out
+part. A method computes the terms of a batch's loss, and what happens after a step.
 
     akd    akd (the paper's), pseudo-label, pkd, cwd: towards the teacher's outputs
     tent   entropy of the student's own answers
     cotta  consistency with a running mean of the student
 
-`none` is no method: the source model as it is, for tables.
+`none` takes no step: the student without training, for tables.
 """
 
 from abc import ABC, abstractmethod
@@ -19,68 +19,66 @@ import numpy as np
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Dataset
-from cdcca_cli.distillation.encoding import EncodedBatch, Encoder
-from cdcca_cli.distillation.optimiser import Flat, RunningMean
+from cdcca_cli.distillation.encoding import EncodedBatch, encode
+from cdcca_cli.distillation.optimiser import Flat
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import LoadedModel
 
-PASS = 8
-"""Questions in one forward pass, where no number is given. On the shipped student a step then takes
-a quarter longer than in one pass of 16, in a tenth less memory; and one process and two, with 16
-questions a step, add up the same parts to the same bits."""
-
-Source = Callable[[], Mapping[str, np.ndarray]]
+MICRO_BATCH_SIZE = 8
+"""Default number of questions in one forward pass: half a batch, so that one process and two add up
+the same parts to the same bits."""
 
 
 @dataclass(eq=False)
 class MethodContext:
     """What a method works with.
 
-    overlay: what is trained of the student. source: makes the overlay of sequence 0, before any
-    round.
+    overlay: the trained part of the student. source: makes the overlay of sequence 0.
     """
 
     student: LoadedModel
     overlay: Flat
     dataset: Dataset
     settings: DistillSettings
-    encoder: Encoder
-    source: Source
+    source: Callable[[], Mapping[str, np.ndarray]]
 
     def encode(self, batch: Sequence[int]) -> EncodedBatch:
-        """Some examples, by their numbers, through the connector and into the prompts."""
-        return self.encoder([self.dataset.examples[number] for number in batch])
+        """Examples, by their numbers, through the connector and into the prompts."""
+        return encode(self.student, [self.dataset.examples[number] for number in batch])
 
 
 class Method(ABC):
     """One way to adapt. To be made in the student's training mode.
 
-    weights: of each term of the loss, by name; every term counts. flats: what is trained beside
-    the overlay. mean: the running mean that is judged and written instead of the overlay, or None.
-    is_of_the_batch: whether an example's loss depends on the others in its batch.
+    weights: of each term of the loss, by name. flats: what is trained beside the overlay.
+    mean_P: the running mean of the overlay, with this `decay`, which is evaluated and written in
+    its place; or None. is_of_the_batch: whether an example's loss depends on the others in its
+    batch.
     """
 
     is_of_the_batch = False
 
-    def __init__(self, context: MethodContext, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, context: MethodContext, weights: Mapping[str, float], decay: float | None
+    ) -> None:
         self.context, self.settings = context, context.settings
         self.weights = dict(weights)
         self.flats: list[Flat] = []
-        ema = self.settings.ema
-        self.mean = None if ema is None else RunningMean(context.overlay, ema)
+        self.decay = decay
+        self.mean_P = None if decay is None else context.overlay.values.clone()
 
-    def pass_size(self, num_processes: int = 1) -> int:
-        """How many questions of a step go through in one pass: `micro_batch_size`, or PASS.
+    def micro_batch_size(self, num_processes: int = 1) -> int:
+        """How many questions of a step go through in one pass.
 
-        Fewer where each of the processes has a pass then; but all of them, by one process, where an
-        example's loss depends on the others beside it.
+        Fewer than MICRO_BATCH_SIZE if each process has a pass then; a whole batch if an example's
+        loss depends on the others.
         """
         settings = self.settings
         if settings.micro_batch_size is not None:
             return settings.micro_batch_size
         if self.is_of_the_batch:
             return settings.batch_size
-        return min(PASS, -(-settings.batch_size // num_processes))
+        return min(MICRO_BATCH_SIZE, -(-settings.batch_size // num_processes))
 
     @abstractmethod
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
@@ -88,31 +86,38 @@ class Method(ABC):
 
     def after_step(self, number: int) -> None:
         """After step `number`, counted from 0 over all epochs."""
-        if self.mean is not None:
-            self.mean.update()
+        if self.mean_P is not None and self.decay is not None:
+            self.mean_P.lerp_(self.context.overlay.values, 1 - self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a step leaves to the next, live, beside overlay, flats and optimiser."""
-        return {} if self.mean is None else {"mean": self.mean.values}
+        """The method's state between steps, live, beside overlay, flats and optimiser."""
+        return {} if self.mean_P is None else {"mean": self.mean_P}
 
     def result(self) -> Tensor:
         """(P,): the overlay as it would be written now."""
-        return self.context.overlay.values if self.mean is None else self.mean.values
+        return self.context.overlay.values if self.mean_P is None else self.mean_P
 
     def report(self) -> dict[str, Any]:
-        """What the adaptation's header says of the method."""
+        """The method's part of the adaptation's header."""
         return {}
 
 
-def create(context: MethodContext) -> Method | None:
-    """The method that the settings name; None for the source model as it is."""
+class Untrained(Method):
+    """The student as it is."""
+
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def create(context: MethodContext) -> Method:
+    """The method that the settings name."""
     from cdcca_cli.distillation.methods.akd import FeatureDistillation
     from cdcca_cli.distillation.methods.cotta import Cotta
     from cdcca_cli.distillation.methods.tent import Tent
 
     name = context.settings.method
     if name == "none":
-        return None
+        return Untrained(context, {}, None)
     if name == "tent":
         return Tent(context)
     return Cotta(context) if name == "cotta" else FeatureDistillation(context)

@@ -1,32 +1,28 @@
-"""AKD (paper, Eq. 5 and 6) and what varies it: pseudo-labels alone, PKD and CWD.
+"""AKD (paper, Eq. 5 and 6) and its variants: pseudo-labels alone, PKD and CWD.
 
     akd           Eq. 6: query alignment, representation alignment, cross-entropy
     pseudo-label  cross-entropy on the teacher's answers alone (the paper's first ablation)
-    pkd, cwd      the same features as akd, compared by correlation or channel by channel, beside
-                  the cross-entropy
+    pkd, cwd      the features of akd, compared by correlation or channel by channel, beside the
+                  cross-entropy
 
-The terms are in `losses`. PKD and CWD come from dense prediction; what they leave open is decided
-here: the features are the connector's queries and the representation, as in AKD; the task's loss
-beside them is the cross-entropy on the teacher's answers, since there are no labels (`ce_weight` 0
-leaves it out); weights are the sources' 6 and 3, and CWD's temperature 4. phi stands before both
-where student and teacher differ in width, and nowhere else.
+The terms are in `losses`. PKD and CWD come from dense prediction. Here their features are the
+connector's queries and the representation, as in AKD, and the task's loss beside them is the
+cross-entropy on the teacher's answers. Their weights are the sources' 6 and 3, and CWD's
+temperature 4. phi comes before both if student and teacher differ in width.
 
 **The representation** is the output of the language model's last attention. At the visual
-positions it is what Eq. 6 aligns, but in a decoder only the last MLP and the head follow, which
-read the answer's positions. So it is also compared where the answer's tokens are predicted; the
-mean over the visual positions and the mean over the answer's count alike. For that both need one
-vocabulary; else, and for an encoder-decoder, only the visual positions are compared.
+positions it is what Eq. 6 aligns. In a decoder only the last MLP and the head follow, which read
+the answer's positions, so it is also compared where the answer's tokens are predicted; both means
+have equal weight. For that both models need one vocabulary; else, and for an encoder-decoder, only
+the visual positions are compared.
 
-**One scale.** Eq. 5's terms are divided by the mean square of what the teacher gives, so that a
-term of 1 means 'nothing learnt'. Then, for AKD, every term's gradient over the overlay is measured
-on some examples, and its weight divided by that gradient's length, relative to the cross-entropy's:
-a weight of 1 pulls as hard as the pseudo-labels do, whatever the model. The defaults, 0.03 and
-0.1, let the alignment guide and not lead: at 0.1 and 1 the shipped student learnt the answers more
-slowly in as many steps (DA on the stream after a round 72.2 for 75.4). The other methods' terms
-stay as their sources have them.
+**One scale.** Eq. 5's terms are divided by the mean square of the teacher's features. Then, for
+AKD, the gradient of each term over the overlay is measured on some examples, and the term's weight
+divided by that gradient's norm relative to the cross-entropy's: a weight of 1 pulls as hard as the
+pseudo-labels do, whatever the model. The other methods' terms stay as their sources have them.
 
 phi of Eq. 5 (one each for queries and both parts of the representation) starts as the ridge
-regression of the teacher's outputs on the student's. With several processes scales, phi and
+regression of the teacher's features on the student's. With several processes scales, phi and
 gradients are the first one's, so that all minimise the same.
 
 Shapes: B batch, E rows, L query tokens, A answer tokens, C teacher channels, S student channels, V
@@ -45,19 +41,18 @@ from cdcca_cli import streams
 from cdcca_cli.distillation import distributed, losses
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.optimiser import Flat
-from cdcca_cli.distillation.teacher_outputs import TeacherOutputs
 from cdcca_cli.errors import BadData, SettingError, UsageError
 
 MEASURED = 64
-"""Examples by which phi starts and gradients are measured."""
+"""Number of examples from which phi and the gradients are measured."""
 PARTS = {"query": ("queries",), "repr": ("visual", "answer")}
-"""What each alignment term compares: rows of the teacher's outputs, by name."""
+"""The rows of the teacher's outputs that each alignment term compares."""
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a batch gives. rows: (B, L, S) float32 by part; masks: (B, L) bool of each."""
+    """The student's features of a batch, by part: rows (B, L, S) float32, masks (B, L) bool."""
 
     rows: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -66,13 +61,14 @@ class Features:
 
 
 class FeatureDistillation(Method):
-    """Learns the teacher's answers, and aligns features with its."""
+    """Learns the teacher's answers, and aligns features with the teacher's."""
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, context.settings.weights())
+        settings = context.settings
+        super().__init__(context, settings.weights(), settings.ema)
         assert context.dataset.outputs is not None
-        self.outputs: TeacherOutputs = context.dataset.outputs
-        self.is_of_the_batch = self.settings.method == "pkd"
+        self.outputs = context.dataset.outputs
+        self.is_of_the_batch = settings.method == "pkd"
         self.parts = {term: parts for term in PARTS if (parts := self._parts(term))}
         self.scales: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
@@ -80,7 +76,7 @@ class FeatureDistillation(Method):
         self._confidence = self._confidences()
         if "kl" in self.weights:
             self._check_vocabulary()
-        train, size = context.dataset.train, self.pass_size()
+        train, size = context.dataset.train, self.micro_batch_size()
         chosen = train[:: max(1, len(train) // MEASURED)][:MEASURED]
         batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
         self._make_phis(batches)
@@ -89,31 +85,24 @@ class FeatureDistillation(Method):
     # ---- before the first step
 
     def _parts(self, term: str) -> tuple[str, ...]:
+        """The rows that a term compares."""
         if term not in self.weights:
             return ()
         if term == "query":
             return PARTS["query"]
-        at, why_not = self.settings.repr_at, self._why_no_answers()
+        at, student, why_not = self.settings.repr_at, self.context.student, ""
+        if self.outputs.head.vocabulary != student.vocabulary_digest:
+            why_not = "teacher and student have other vocabularies: their answers' tokens differ"
+        elif not student.language.reads_answers:
+            why_not = "an encoder-decoder's last attention does not see the answer"
         if at == "visual" or (at == "both" and why_not):
             return ("visual",)
         if why_not:
             raise SettingError("repr_at", why_not, at)
         return ("answer",) if at == "answer" else PARTS["repr"]
 
-    def _why_no_answers(self) -> str | None:
-        """Why representations cannot be compared at the answer's positions."""
-        student = self.context.student
-        if self.outputs.head.vocabulary != student.vocabulary_digest:
-            return "teacher and student have other vocabularies: their answers' tokens differ"
-        if not student.language.reads_answers:
-            return "an encoder-decoder's last attention does not see the answer"
-        return None
-
     def _confidences(self) -> list[float] | None:
-        """The weight of each example's pseudo-label, 1 on average over those trained on.
-
-        In proportion to exp(-nats), the geometric mean of the teacher's token probabilities.
-        """
+        """The weight of each example's pseudo-label: in proportion to exp(-nats), 1 on average."""
         dataset = self.context.dataset
         if not self.settings.confidence:
             return None
@@ -147,20 +136,20 @@ class FeatureDistillation(Method):
             distributed.broadcast(flat.values)
 
     def _make_phi(self, part: str, batches: list[list[int]], found: list[Features]) -> None:
-        """From what teacher and student give for the same tokens."""
+        """From the features of teacher and student for the same tokens."""
         theirs, ours = [], []
         for batch, features in zip(batches, found, strict=True):
             target_BLC, mask_BL = self._target(batch, part), features.masks[part]
             if target_BLC.shape[:2] != features.rows[part].shape[:2]:
                 raise UsageError(
-                    f"the teacher gives {target_BLC.shape[1]} {part} vectors for a picture, the "
+                    f"the teacher has {target_BLC.shape[1]} {part} vectors for an image, the "
                     f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: "
                     "give `query_weight` 0 and `repr_weight` 0, or a teacher with as many"
                 )
             theirs.append(target_BLC[mask_BL])
             ours.append(features.rows[part][mask_BL])
         their_EC, our_ES = torch.cat(theirs), torch.cat(ours)
-        (self.scales[part],) = self._first_ones([float(their_EC.double().square().mean())])
+        (self.scales[part],) = self._of_first([float(their_EC.double().square().mean())])
         if not self.scales[part] > 0:
             raise BadData("the teacher's queries or representation are all zero: a damaged teacher")
         if self.settings.method == "akd" or their_EC.shape[1] != our_ES.shape[1]:
@@ -169,11 +158,11 @@ class FeatureDistillation(Method):
     def _balance(self, batches: list[list[int]]) -> None:
         """Leave out terms without a gradient, and bring the others to one scale.
 
-        A term that was asked for by its weight must have one; another is left out with a message.
+        Raises: UsageError for a term without a gradient whose weight was given.
         """
-        self.gradients = self._gradient_lengths(batches)
+        self.gradients = self._gradient_norms(batches)
         given = self.settings.given_weights()
-        for term in [term for term, length in self.gradients.items() if not length > 0]:
+        for term in [term for term, norm in self.gradients.items() if not norm > 0]:
             what = f"the {term} term has no gradient on what is trained"
             if term in given or len(self.weights) == 1:
                 raise UsageError(
@@ -188,8 +177,8 @@ class FeatureDistillation(Method):
             for term in self.weights:
                 self.weights[term] *= self.gradients[first] / self.gradients[term]
 
-    def _gradient_lengths(self, batches: list[list[int]]) -> dict[str, float]:
-        """The length of each term's gradient over the overlay."""
+    def _gradient_norms(self, batches: list[list[int]]) -> dict[str, float]:
+        """The norm of each term's gradient over the overlay."""
         overlay = self.context.overlay
         sums = {term: torch.zeros_like(overlay.gradient) for term in self.weights}
         for batch in batches:
@@ -202,10 +191,10 @@ class FeatureDistillation(Method):
                     mean.backward(retain_graph=bool(terms))
                 sums[term] += overlay.gradient
         self._clear()
-        lengths = self._first_ones([float(gradient.norm()) for gradient in sums.values()])
-        return dict(zip(sums, lengths, strict=True))
+        norms = self._of_first([float(gradient.norm()) for gradient in sums.values()])
+        return dict(zip(sums, norms, strict=True))
 
-    def _first_ones(self, values: list[float]) -> list[float]:
+    def _of_first(self, values: list[float]) -> list[float]:
         """These numbers as the first process has them."""
         shared = torch.tensor(values, dtype=torch.float64)
         if distributed.count() > 1:
@@ -251,7 +240,7 @@ class FeatureDistillation(Method):
         """(B,): how far student and teacher are apart in one part."""
         settings = self.settings
         target, own, mask = self._target(batch, part), features.rows[part], features.masks[part]
-        phi = self.phis.get(part, _identity)
+        phi = self.phis.get(part, nn.Identity())
         if settings.method == "pkd":
             return losses.pearson_distance(target, phi(own), mask)
         if settings.method == "cwd":
@@ -265,7 +254,7 @@ class FeatureDistillation(Method):
         return kl(target_BAV, features.logits_BAV, features.answer_BA, temperature)
 
     def _target(self, batch: Sequence[int], part: str) -> Tensor:
-        """(B, L, C): what the teacher gave, padded on the right with zeros."""
+        """(B, L, C): the teacher's rows, padded on the right with zeros."""
         dataset = self.context.dataset
         rows = [torch.from_numpy(dataset.teacher_rows(number, part)) for number in batch]
         return pad_sequence(rows, batch_first=True).to(self.context.student.device)
@@ -282,19 +271,14 @@ class FeatureDistillation(Method):
         }
 
 
-def _identity(values: Tensor) -> Tensor:
-    return values
-
-
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
     """phi of Eq. 5 as it starts: the ridge regression of the teacher's rows on the student's.
 
         W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = ridge * trace(X' X) / S
 
-    so that the first gradients say where the student differs from the teacher, not where an
-    untrained phi happens to look. The ridge is the one of RIDGES that predicts each half of the
-    rows best from the other half: with few rows a weak one would fit them all, and leave nothing to
-    learn.
+    so that the first gradients are about the student, not about an untrained phi. The ridge is the
+    one of RIDGES that predicts each half of the rows best from the other half: with few rows a weak
+    one would fit them all, and leave nothing to learn.
 
     Returns: a linear layer S -> C, float32, on the rows' device.
     """

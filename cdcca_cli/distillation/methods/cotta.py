@@ -1,22 +1,22 @@
 """CoTTA (Wang et al., CVPR 2022) for a vision-language model: a mean teacher of its own.
 
-In the source's order, for each batch: the student; the frozen source model's confidence; the mean
-teacher's logits, plain, or averaged over augmented views where the confidence is below the
-threshold; the loss; the step; the mean teacher's update; some parameters back to the source. What
-is judged and written is the mean teacher, as there.
+As in the source, for each batch: the student's logits; the frozen source model's confidence; the
+mean teacher's logits, plain, or averaged over augmented views if the confidence is below the
+threshold; the loss; the step; the mean teacher's update; some parameters restored to the source
+model. The mean teacher is what is evaluated and written.
 
-What the source leaves open for a language model and for stored tokens is decided here:
+Choices that the source leaves open for a language model and for stored tokens:
 
 - the answer is the mean teacher's own, greedy; the loss is the cross-entropy of the student's
   distribution of each of its tokens against the mean teacher's (`soft_cross_entropy`);
-- confidence: the source model's largest probability at each token of that answer, averaged over
-  the tokens and the batch (the part of it that goes through at once, as for the views);
-- there are no pictures in the cloud, so views are of stored tokens: scaled by 0.9 to 1.1 (as
-  contrast), noise of a tenth of each channel's deviation, a tenth of the tokens left out. Nothing
-  is mirrored: 'left' would become 'right';
-- the source model is the overlay of sequence 0, in every round. Between rounds only what was
-  written goes on: the student starts from the mean teacher;
-- all that the student's overlay has is trained, as for the other methods.
+- confidence is the source model's largest probability at each token of that answer, averaged over
+  the tokens and the micro-batch;
+- views are of stored tokens, as there are no images in the cloud: scaled by 0.9 to 1.1, with noise
+  of a tenth of each channel's deviation, without a tenth of the tokens. Nothing is mirrored: 'left'
+  would become 'right';
+- the source model is the overlay of sequence 0, in every round. Between rounds only the written
+  overlay is kept: the student starts from the mean teacher;
+- the whole overlay is trained, as for the other methods.
 
 The views' forward passes are the cost: with all 32, many times that of the other methods.
 Shapes: B batch, A answer tokens, V vocabulary, N tokens, C channels, P parameters.
@@ -35,7 +35,6 @@ from cdcca_cli.distillation.encoding import Example, encode
 from cdcca_cli.distillation.losses import answer_confidence, soft_cross_entropy
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.methods.tent import own_answers
-from cdcca_cli.distillation.optimiser import RunningMean
 from cdcca_cli.formats.shard import Shard
 
 SCALES = (0.9, 1.1)
@@ -49,10 +48,9 @@ class Cotta(Method):
     is_of_the_batch = True
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, {"consistency": 1.0})
-        self.mean = RunningMean(context.overlay, self.settings.cotta_ema)
+        super().__init__(context, {"consistency": 1.0}, context.settings.cotta_ema)
         self.source_P = context.overlay.laid_out(context.source())
-        # Parts of batches, and those of them whose views were averaged: of this step, of all.
+        # Micro-batches, and those of them whose views were averaged: of this step, of all.
         self._now_2 = torch.zeros(2, device=self.source_P.device)
         self._counts_2 = torch.zeros_like(self._now_2)
 
@@ -67,8 +65,8 @@ class Cotta(Method):
     def _teacher(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The mean teacher's logits (B, A, V) and its answers (B, A)."""
         student, overlay = self.context.student, self.context.overlay
-        assert self.mean is not None
-        with overlay.holding(self.mean.values):
+        assert self.mean_P is not None
+        with overlay.holding(self.mean_P):
             encoded = self.context.encode(batch)
             answer_BA = own_answers(self.context, batch, encoded.spliced)
             teacher_BAV = student.forward(encoded.spliced, answer_BA).logits.float()
@@ -79,7 +77,7 @@ class Cotta(Method):
         is_unsure = confidence < self.settings.cotta_threshold
         self._now_2 += self._now_2.new_tensor([1, is_unsure])
         if is_unsure:
-            with overlay.holding(self.mean.values):
+            with overlay.holding(self.mean_P):
                 total_BAV = torch.zeros_like(teacher_BAV)
                 for view in self._views(batch):
                     spliced = encode(student, view).spliced

@@ -1,16 +1,14 @@
-"""TENT (Wang et al., ICLR 2021) for a vision-language model: its own answers, made surer.
+"""TENT (Wang et al., ICLR 2021) for a vision-language model: less entropy in its own answers.
 
-The source has a classifier with batch normalisation; what it leaves open is decided here:
+The source has a classifier with batch normalisation. Choices that it leaves open here:
 
 - the answer is the student's own, greedy, before the step; the loss is the mean entropy of the
-  distributions of its tokens, the end token among them (`answer_entropy`);
-- there is no batch normalisation, so there are no statistics to compute again: what is trained is
-  the weights and biases of the language model's normalisation layers, the overlay's group `norm`
-  (`train` names others);
-- a step for each batch, as there, but for as many epochs as the other methods take; nothing is ever
-  reset ('continual');
-- no teacher is asked. One that is named all the same only judges the held-out part: the last state
-  is written, however it did.
+  distributions of its tokens, the end token included (`answer_entropy`);
+- there is no batch normalisation, so the weights and biases of the language model's normalisation
+  layers are trained, the overlay's group `norm` (`train` names others);
+- there is one step a batch, as in the source, for as many epochs as the other methods take; nothing
+  is ever reset ('continual');
+- a teacher, if there is one, only evaluates the held-out part: the last state is written.
 
 Shapes: B batch, A answer tokens.
 """
@@ -31,7 +29,7 @@ class Tent(Method):
     """Minimises the entropy of the student's own answers."""
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, {"entropy": 1.0})
+        super().__init__(context, {"entropy": 1.0}, context.settings.ema)
 
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
         spliced = self.context.encode(batch).spliced
@@ -42,10 +40,7 @@ class Tent(Method):
 
 @torch.no_grad()
 def own_answers(context: MethodContext, batch: Sequence[int], spliced: Spliced) -> Tensor:
-    """(B, A): the tokens that the student chooses now, greedy, padded on the right with -100.
-
-    An answer ends where its task's longest does, at the latest.
-    """
+    """(B, A): the student's greedy answers, at most their task's length, padded with -100."""
     tasks = [context.dataset.examples[number].question.task for number in batch]
     most = [MAX_NEW_TOKENS[task] for task in tasks]
     made = context.student.generate(spliced, max(most))
