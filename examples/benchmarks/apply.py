@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli.downlink import sender
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.update import write_update
@@ -59,7 +60,7 @@ def settings(groups: tuple[str, ...]) -> DeviceSettings:
     )
 
 
-def make(folder: Path, how: sender.CompressSettings) -> dict[str, float]:
+def make(folder: Path, how: CompressSettings) -> dict[str, float]:
     """A device folder and an update.cdcca for it; what the update weighs."""
     generator = np.random.default_rng(0)
     overlay = {
@@ -101,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = options.runs
     bits = 2.2 if (options.codec, options.bits) == ("usq", None) else options.bits
-    how = sender.CompressSettings(codec=options.codec, bits=bits)
+    how = CompressSettings(codec=options.codec, bits=bits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = make(folder, how)

@@ -41,6 +41,7 @@ from cdcca_cli.downlink import codecs, sender
 from cdcca_cli.downlink.change import Change, group_of
 from cdcca_cli.downlink.codecs import bitdelta, nf4, ternary, usq
 from cdcca_cli.downlink.rate import Loss, Steps
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.update import Update, write_update
@@ -262,7 +263,7 @@ def large(num_parameters: int) -> dict[str, Any]:
         del change
         begin = time.perf_counter()
         learnt = Adaptation(after, device.digest, 0, "akd", 0)
-        made = sender.compress(learnt, device, sender.CompressSettings(bits=2.2))
+        made = sender.compress(learnt, device, CompressSettings(bits=2.2))
         middle = time.perf_counter()
         peak = peak_bytes()
         base = device.read_overlay()

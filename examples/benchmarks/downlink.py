@@ -44,9 +44,9 @@ from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.distill import DistillSettings, distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.distillation.teacher_outputs import TeacherQuery, query_teacher
-from cdcca_cli.downlink import receiver, sender
+from cdcca_cli.downlink import codecs, receiver, sender
 from cdcca_cli.downlink.change import group_of
-from cdcca_cli.downlink.sender import CompressSettings
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.labels import key_of
@@ -220,7 +220,7 @@ class Scale:
     def coded(self, name: str, made: sender.Compressed) -> Coded:
         """A whole file, decoded and measured."""
         bits = 8 * made.num_bytes / made.update.num_parameters
-        return self.measured(name, bits, receiver.decode(made.update, self.base))
+        return self.measured(name, bits, codecs.decode(made.update, self.base))
 
     def measured(self, name: str, bits: float, decoded: Overlay) -> Coded:
         arrived = {key: decoded[key] - self.base[key] for key in self.base}
