@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary, usq
+from cdcca_cli.downlink.codecs.payload import damaged
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats.update import Update
 
@@ -58,7 +59,7 @@ def _plain(read: Callable[[bytes, int, Overlay], Decoded]) -> Callable[[Update, 
 
     def decode(update: Update, base: Overlay) -> Decoded:
         if update.coding:
-            raise BadData(f"update: codec {update.codec} takes no 'coding': fetch it again")
+            raise damaged(f"codec {update.codec} takes no 'coding'")
         return read(update.payload, update.sequence, base)
 
     return decode

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay, overlay_with
-from cdcca_cli.downlink.codecs.payload import after_sequence, with_sequence
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.codecs.payload import after_sequence, damaged, with_sequence
 from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "sign"
@@ -49,18 +48,15 @@ def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np
     rest = after_sequence(payload, sequence)
     begin = len(names) * _SIZE.itemsize
     if len(rest) < begin:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     sizes = np.frombuffer(rest[:begin], _SIZE).astype(np.float32)
     if not ((sizes == 0) | (np.isfinite(sizes) & (sizes >= SMALLEST_STEP))).all():
-        raise BadData("update: a size that is neither 0 nor a normal number: fetch it again")
+        raise damaged("a size that is neither 0 nor a normal number")
     needed = [
         -(-base[name].size // 8) if size else 0 for name, size in zip(names, sizes, strict=True)
     ]
     if begin + sum(needed) != len(rest):
-        raise BadData(
-            f"update: sizes and signs of {len(rest):,} bytes, expected "
-            f"{begin + sum(needed):,}: fetch it again"
-        )
+        raise damaged(f"sizes and signs of {len(rest):,} bytes, expected {begin + sum(needed):,}")
     deltas: list[NDArray[np.float32] | None] = []
     for name, size, count in zip(names, sizes, needed, strict=True):
         if not size:

@@ -53,11 +53,11 @@ from cdcca_cli.downlink.change import Overlay, overlay_with
 from cdcca_cli.downlink.codecs.payload import (
     SEQUENCE_BYTES,
     after_sequence,
+    damaged,
     read_frame,
     with_sequence,
     write_frame,
 )
-from cdcca_cli.errors import BadData
 
 CODEC = "nf4-mixed"
 BLOCK = 64
@@ -214,7 +214,7 @@ def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         delta = np.multiply(levels, np.repeat(scales_K, BLOCK)[:num_values], dtype=np.float32)
     if not np.isfinite(delta).all():
-        raise BadData("update: a change is not finite: fetch it again")
+        raise damaged("a change is not finite")
     return delta
 
 
@@ -250,14 +250,10 @@ def decode(
     names = sorted(base)
     sizes = [base[name].size for name in names]
     if len(bits) != len(names):
-        raise BadData(
-            f"update: for {len(bits):,} tensors; its base has {len(names):,}: fetch it again"
-        )
+        raise damaged(f"for {len(bits):,} tensors; its base has {len(names):,}")
     for name, size, number in zip(names, sizes, bits, strict=True):
         if number not in BITS or (number and not size):
-            raise BadData(
-                f"update: {number} bits for {name[:80]}, of {size:,} values: fetch it again"
-            )
+            raise damaged(f"{number} bits for {name[:80]}, of {size:,} values")
     tensors = iter(read_payload(payload, sequence, bits, sizes))
     deltas = (
         restore(next(tensors), size) if number else None
@@ -270,7 +266,7 @@ def bits_of(coding: Mapping[str, Any]) -> list[int]:
     """The bits of each tensor, from the update's header. Raises: BadData."""
     bits = coding.get("bits")
     if set(coding) != {"bits"} or type(bits) is not list or any(type(b) is not int for b in bits):
-        raise BadData("update: 'coding' of nf4-mixed must be 'bits', a list of whole numbers")
+        raise damaged("'coding' of nf4-mixed must be 'bits', a list of whole numbers")
     return bits
 
 
@@ -279,5 +275,5 @@ def decode_scales(codes_K: NDArray[np.uint8], exponent: int) -> NDArray[np.float
     with np.errstate(over="ignore"):
         scales_K: NDArray[np.float32] = np.ldexp(_UNITS, exponent)[codes_K]
     if not np.isfinite(scales_K).all():
-        raise BadData(f"update: a block scale is not finite (exponent {exponent}): fetch it again")
+        raise damaged(f"a block scale is not finite (exponent {exponent})")
     return scales_K

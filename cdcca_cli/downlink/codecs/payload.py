@@ -24,6 +24,11 @@ _SEQUENCE = struct.Struct("<Q")
 SEQUENCE_BYTES = _SEQUENCE.size
 
 
+def damaged(reason: str) -> BadData:
+    """The refusal of an update whose payload breaks its codec's rules."""
+    return BadData(f"update: {reason}: fetch it again")
+
+
 def with_sequence(sequence: int, rest: bytes) -> bytes:
     """A payload: the sequence, then the codec's bytes."""
     return _SEQUENCE.pack(sequence) + rest
@@ -32,12 +37,10 @@ def with_sequence(sequence: int, rest: bytes) -> bytes:
 def after_sequence(payload: bytes, sequence: int) -> bytes:
     """The bytes after the sequence, which must be this one. Raises: BadData."""
     if len(payload) < SEQUENCE_BYTES:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     (found,) = _SEQUENCE.unpack_from(payload)
     if found != sequence:
-        raise BadData(
-            f"update: its header says sequence {sequence}, its payload {found}: fetch it again"
-        )
+        raise damaged(f"its header says sequence {sequence}, its payload {found}")
     return payload[SEQUENCE_BYTES:]
 
 
@@ -83,24 +86,18 @@ def read_frame(
     """
     if not expected_bytes:
         if frame:
-            raise BadData(f"update: {len(frame):,} bytes of {what}, expected 0: fetch it again")
+            raise damaged(f"{len(frame):,} bytes of {what}, expected 0")
         return b""
     try:
         parameters = zstandard.get_frame_parameters(frame)
         declared = parameters.content_size
         if declared != expected_bytes:
-            raise BadData(
-                f"update: its {what} declare {declared:,} bytes, expected {expected_bytes:,}: "
-                "fetch it again"
-            )
+            raise damaged(f"its {what} declare {declared:,} bytes, expected {expected_bytes:,}")
         if has_checksum and not parameters.has_checksum:
-            raise BadData(f"update: its {what} have no checksum: fetch it again")
+            raise damaged(f"its {what} have no checksum")
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise BadData(f"update: damaged {what} ({error}): fetch it again") from None
+        raise damaged(f"damaged {what} ({error})") from None
     if len(content) != expected_bytes:
-        raise BadData(
-            f"update: its {what} have {len(content):,} bytes, expected {expected_bytes:,}: "
-            "fetch it again"
-        )
+        raise damaged(f"its {what} have {len(content):,} bytes, expected {expected_bytes:,}")
     return content

@@ -50,8 +50,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.codecs.payload import read_frame, write_frame
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.codecs.payload import damaged, read_frame, write_frame
 from cdcca_cli.numerics.uniform import LARGEST_CODE
 
 MOST_PLANES = 15
@@ -142,13 +141,11 @@ def _gaps(at: NDArray[np.int64]) -> Bits:
 def part_lengths(body: bytes) -> dict[str, int]:
     """Bytes of each part and of the lengths, which add up to the body. Raises: BadData."""
     if len(body) < _LENGTHS.size:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     lengths = _LENGTHS.unpack_from(body)
-    if _LENGTHS.size + sum(lengths) != len(body):
-        raise BadData(
-            f"update: the parts of its payload have {len(body):,} bytes, expected "
-            f"{_LENGTHS.size + sum(lengths):,}: fetch it again"
-        )
+    expected = _LENGTHS.size + sum(lengths)
+    if expected != len(body):
+        raise damaged(f"the parts of its payload have {len(body):,} bytes, expected {expected:,}")
     return {"lengths": _LENGTHS.size, **dict(zip(PARTS, lengths, strict=True))}
 
 
@@ -171,10 +168,9 @@ def read_body(
     totals = [0] * (len(kinds) + 1)
     for number, size in zip(of_tensor, num_values, strict=True):
         if number > len(kinds):
-            raise BadData(f"update: a tensor of class {number} of {len(kinds)}: fetch it again")
+            raise damaged(f"a tensor of class {number} of {len(kinds)}")
         totals[number] += size
     for kind, total in zip(kinds, totals[1:], strict=True):
-        _expect_known(kind)
         _expect_possible(kind.planes[:1], total)
     first = _Bytes(read_frame(places, _num_bytes(kind.planes[:1] for kind in kinds), "places"))
     sign = _Bytes(signs)
@@ -218,24 +214,17 @@ def _read_header(header: bytes) -> list[_Class]:
                 for number in range(num_planes)
             )
             place += _PLANE.size * num_planes
+            if num_planes > MOST_PLANES or width > 3 or (width and not planes):
+                raise damaged(f"a class of {num_planes} planes and rests of {width} bytes")
+            for form, _ in planes:
+                if form not in (_PACKED, _GAPS):
+                    raise damaged(f"a plane of form {form}, expected 0 or 1")
             kinds.append(_Class(planes, width))
     except (struct.error, IndexError):
-        raise BadData("update: the header of its payload is cut short: fetch it again") from None
+        raise damaged("the header of its payload is cut short") from None
     if place != len(header):
-        raise BadData("update: the header of its payload is too long: fetch it again")
+        raise damaged("the header of its payload is too long")
     return kinds
-
-
-def _expect_known(kind: _Class) -> None:
-    """Refuse what no class can have."""
-    if len(kind.planes) > MOST_PLANES or kind.width > 3 or (kind.width and not kind.planes):
-        raise BadData(
-            f"update: a class of {len(kind.planes)} planes and rests of {kind.width} bytes: "
-            "fetch it again"
-        )
-    for form, _ in kind.planes:
-        if form not in (_PACKED, _GAPS):
-            raise BadData(f"update: a plane of form {form}, expected 0 or 1: fetch it again")
 
 
 def _expect_possible(planes: Sequence[tuple[int, int]], most_bits: int) -> None:
@@ -243,9 +232,9 @@ def _expect_possible(planes: Sequence[tuple[int, int]], most_bits: int) -> None:
     for form, stored in planes:
         most = _packed_bytes(most_bits) if form == _PACKED else _most_gaps(most_bits)
         if stored > most:
-            raise BadData(
-                f"update: a plane of {stored:,} bytes for at most {most_bits:,} bits, expected at "
-                f"most {most:,}: fetch it again"
+            raise damaged(
+                f"a plane of {stored:,} bytes for at most {most_bits:,} bits, expected at most "
+                f"{most:,}"
             )
 
 
@@ -267,13 +256,13 @@ class _Bytes:
     def take(self, count: int) -> Bits:
         piece = self._data[self._place : self._place + count]
         if len(piece) != count:
-            raise BadData("update: a part of its payload is cut short: fetch it again")
+            raise damaged("a part of its payload is cut short")
         self._place += count
         return piece
 
     def expect_end(self) -> None:
         if self._place != len(self._data):
-            raise BadData("update: a part of its payload is too long: fetch it again")
+            raise damaged("a part of its payload is too long")
 
 
 class _Magnitudes:
@@ -310,7 +299,7 @@ class _Magnitudes:
             magnitudes = magnitudes.astype(np.int32)
             magnitudes[self._left] += columns.reshape(-1).view("<u4").astype(np.int32)
             if int(magnitudes.max(initial=0)) > LARGEST_CODE:
-                raise BadData(f"update: a code beyond +-{LARGEST_CODE:,}: fetch it again")
+                raise damaged(f"a code beyond +-{LARGEST_CODE:,}")
         codes = np.zeros(len(self._is_shown), magnitudes.dtype)
         codes[np.flatnonzero(self._is_shown)] = magnitudes * sign
         return codes
@@ -321,10 +310,10 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
     data = source.take(stored)
     if form == _PACKED:
         if stored != _packed_bytes(count):
-            raise BadData(f"update: {stored:,} bytes for {count:,} bits: fetch it again")
+            raise damaged(f"{stored:,} bytes for {count:,} bits")
         return np.unpackbits(data, count=count, bitorder="little")
     if stored > _most_gaps(count):
-        raise BadData(f"update: {stored:,} bytes of gaps for {count:,} bits: fetch it again")
+        raise damaged(f"{stored:,} bytes of gaps for {count:,} bits")
     ends_in_one = not stored or data[-1] != _LARGEST_GAP
     bits = np.zeros(count, np.uint8)
     place = 0
@@ -334,6 +323,6 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
         after = np.cumsum(np.add(gaps, is_end, dtype=np.int64)) + place
         place = int(after[-1])
         if place > count or not ends_in_one:
-            raise BadData("update: a 1 beyond the end of its plane: fetch it again")
+            raise damaged("a 1 beyond the end of its plane")
         bits[after[np.flatnonzero(is_end)] - 1] = 1
     return bits

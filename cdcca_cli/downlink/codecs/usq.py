@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay, overlay_with
 from cdcca_cli.downlink.codecs import planes
-from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, with_sequence
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, damaged, with_sequence
 from cdcca_cli.numerics.uniform import SMALLEST_STEP, quantize
 
 CODEC = "usq"
@@ -116,9 +115,7 @@ def changes(
     steps, body = _head(after_sequence(payload, sequence))
     classes, codes = planes.read_body(body, sizes)
     if len(codes) != len(steps):
-        raise BadData(
-            f"update: {len(steps)} steps for {len(codes)} classes of codes: fetch it again"
-        )
+        raise damaged(f"{len(steps)} steps for {len(codes)} classes of codes")
     places = [0] * len(codes)
     for size, number in zip(sizes, classes, strict=True):
         if not number:
@@ -136,14 +133,12 @@ def _head(rest: bytes) -> tuple[NDArray[np.float32], bytes]:
     count = rest[0] if rest else 0
     body = 1 + count * _STEP.itemsize
     if len(rest) < body:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     steps = np.frombuffer(rest[1:body], _STEP).astype(np.float32)
     sound = np.isfinite(steps) & (steps >= SMALLEST_STEP)
     if not sound.all():
         wrong = float(steps[np.argmin(sound)])
-        raise BadData(
-            f"update: a step of {wrong:g}, expected a normal number above 0: fetch it again"
-        )
+        raise damaged(f"a step of {wrong:g}, expected a normal number above 0")
     return steps, rest[body:]
 
 
