@@ -29,8 +29,6 @@ _HIDDEN = re.compile(r"[0-9a-f]{12}")
 
 
 class Writable(Protocol):
-    """The only method that the writers of formats need."""
-
     def write(self, data: bytes, /) -> object: ...
 
 

@@ -128,7 +128,6 @@ class Change:
 
     @cached_property
     def energy(self) -> float:
-        """The squared change of all tensors."""
         return sum(self.energies)
 
     @property
@@ -138,7 +137,6 @@ class Change:
 
     @cached_property
     def largest(self) -> float:
-        """The largest magnitude."""
         return max((float(np.abs(delta).max(initial=0)) for delta in self.deltas), default=0.0)
 
     def relative_error(self, overlay: Overlay) -> float:
@@ -159,6 +157,5 @@ class Change:
 
 
 def energy(values: NDArray[np.float32]) -> float:
-    """The sum of squares."""
     exact = values.reshape(-1).astype(np.float64)
     return float(exact @ exact)

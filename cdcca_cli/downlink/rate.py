@@ -140,7 +140,7 @@ class Steps:
         """
 
         def passes(at: int) -> bool:
-            return self.loss(self._on_grid(at)) <= limit
+            return self.loss(around_rms(self.change, at / _GRID)) <= limit
 
         highest = min(_HIGHEST, int(_GRID * log2(self._coarsest() / self.change.rms)))
         at = min(_FIRST, highest)
@@ -158,14 +158,11 @@ class Steps:
             failed, at = at, max(at - _GRID // 2, _LOWEST)
         if failed - at > 1 and passes(at + 1):
             at += 1
-        return self._on_grid(at)
+        return around_rms(self.change, at / _GRID)
 
     def finest_on_grid(self) -> float:
         """The finest step that `within_loss` tries."""
-        return self._on_grid(_LOWEST)
-
-    def _on_grid(self, at: int) -> float:
-        return around_rms(self.change, at / _GRID)
+        return around_rms(self.change, _LOWEST / _GRID)
 
     def _coarsest(self) -> float:
         """The coarsest step at which some code is not zero."""
@@ -176,10 +173,8 @@ class Steps:
 
 
 def around_rms(change: Change, octaves: float) -> float:
-    """A step of 2**octaves times the change's root mean square."""
     return _sound(change.rms * 2**octaves)
 
 
 def _sound(step: float) -> float:
-    """The nearest float32 that is a valid step."""
     return float(nearest_step(min(step, _LARGEST)))

@@ -49,7 +49,6 @@ class Applied:
     note: str = ""
 
     def summary(self) -> str:
-        """One line for people."""
         return f"{self.status}: sequence {self.sequence}, {short(self.digest)}{self.note}"
 
     def as_json(self) -> dict[str, object]:
@@ -81,7 +80,6 @@ class Rotated:
     trust: Trust
 
     def summary(self) -> str:
-        """One line for people."""
         trust = self.trust
         return (
             f"{self.status}: trust list {trust.version}, "
@@ -121,13 +119,6 @@ def read(
     device: Device, stream: BinaryIO, *, where: str, unsigned: bool = False
 ) -> Update | TrustList:
     """Read a whole file for this device: checks 1 to 5."""
-    most = _HEADER_BYTES + _overlay_bytes(device)
-    data = stream.read(most + 1)
-    return verify.read(data, device.trust, most, where=where, unsigned=unsigned)
-
-
-def _overlay_bytes(device: Device) -> int:
-    """The size of an overlay's file; all sound ones have the same."""
     sizes, fault = [], ""
     with device.lock():  # no file is deleted meanwhile
         for slot in (device.current, *device.kept):
@@ -138,7 +129,9 @@ def _overlay_bytes(device: Device) -> int:
                 fault = fault or files.reason(path, error)
     if not sizes:
         raise MissingInput(fault)
-    return max(sizes)
+    most = _HEADER_BYTES + max(sizes)  # all sound overlays have one size
+    data = stream.read(most + 1)
+    return verify.read(data, device.trust, most, where=where, unsigned=unsigned)
 
 
 def check(

@@ -71,7 +71,6 @@ class Compressed:
         return 8 * self.num_bytes / self.num_changed if self.num_changed else 0.0
 
     def summary(self) -> str:
-        """One line for people."""
         held_out = ""
         if self.measured is not None:
             held_out = (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
-Signed = TypeVar("Signed", Update, TrustList)
+Signed = TypeVar("Signed", Update, TrustList, Update | TrustList)
 
 
 class PrivateKey:
@@ -29,11 +29,9 @@ class PrivateKey:
         self.public = key.public_key().public_bytes_raw().hex()
 
     def sign(self, message: bytes) -> Signature:
-        """The signature of a message; deterministic."""
         return Signature(self.public, self._key.sign(message).hex())
 
     def openssh_bytes(self) -> bytes:
-        """The content of the private key's file."""
         from cryptography.hazmat.primitives import serialization
 
         return self._key.private_bytes(
@@ -53,7 +51,6 @@ class PrivateKey:
 
 
 def generate() -> PrivateKey:
-    """A new random key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return PrivateKey(Ed25519PrivateKey.generate())

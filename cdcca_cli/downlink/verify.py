@@ -120,7 +120,8 @@ def read(
     if record.header["kind"] == "trust":
         return trust_list_of(record, where)
     envelope = envelope_of(record, where)
-    _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
+    if trust is not None:
+        _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
     return envelope.open(where)
 
 
@@ -147,8 +148,10 @@ def admit(
     Raises: SignatureRefused, WrongBase, StaleUpdate, BadData.
     """
     where = f"update {update.sequence}"
-    message = update.signed_bytes()
-    signed_by = _signers(device.trust, message, update.signatures, where, unsigned)
+    signed_by: tuple[str, ...] = ()
+    if device.trust is not None:
+        message = update.signed_bytes()
+        signed_by = _signers(device.trust, message, update.signatures, where, unsigned)
     if None not in (device.model, update.model) and device.model != update.model:
         raise WrongBase(
             f"{where} is for model {short(str(update.model))}, this device has "
@@ -205,52 +208,37 @@ def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False)
                 f"{where} does not follow this device's list {trust.version}: "
                 f"apply list {trust.version + 1} first"
             )
-        _expect_signers(message, found.signatures, trust, f"{where}, the device's keys")
-    _expect_signers(message, found.signatures, new, f"{where}, its own keys")
+        _signers(trust, message, found.signatures, f"{where}, the device's keys")
+    _signers(new, message, found.signatures, f"{where}, its own keys")
     return True
 
 
 def is_late(update: Update, now: float) -> bool:
-    """Whether an update has expired."""
     return update.expires is not None and now >= update.expires
 
 
 def _signers(
-    trust: Trust | None,
-    message: bytes,
-    signed: tuple[Signature, ...],
-    where: str,
-    unsigned: bool,
+    trust: Trust, message: bytes, signed: tuple[Signature, ...], where: str, unsigned: bool = False
 ) -> tuple[str, ...]:
     """The device's trusted keys that have signed. SignatureRefused if too few, unless `unsigned`.
 
     Args: message: empty if it cannot be signed (update version 1).
     """
-    if trust is None:
-        return ()
-    if not unsigned:
-        return _expect_signers(message, signed, trust, where)
-    return signatures.signers(message, signed, trust.keys) if message else ()
-
-
-def _expect_signers(
-    message: bytes, signed: tuple[Signature, ...], trust: Trust, where: str
-) -> tuple[str, ...]:
+    found = signatures.signers(message, signed, trust.keys) if message else ()
+    if unsigned or len(found) >= trust.threshold:
+        return found
     if not message or not signed:
         raise SignatureRefused(
             f"{where}: not signed; {trust.threshold} of {len(trust.keys)} trusted keys must sign: "
             "sign it with cdcca sign, or take it with `unsigned`"
         )
-    found = signatures.signers(message, signed, trust.keys)
-    if len(found) < trust.threshold:
-        unknown = sum(signature.key not in trust.keys for signature in signed)
-        false = len(signed) - unknown - len(found)
-        raise SignatureRefused(
-            f"{where}: signed by {len(found)} of {len(trust.keys)} trusted keys, "
-            f"{trust.threshold} must sign ({unknown} signatures are of unknown keys, {false} are "
-            "false): fetch it again, or sign it with cdcca sign"
-        )
-    return found
+    unknown = sum(signature.key not in trust.keys for signature in signed)
+    false = len(signed) - unknown - len(found)
+    raise SignatureRefused(
+        f"{where}: signed by {len(found)} of {len(trust.keys)} trusted keys, "
+        f"{trust.threshold} must sign ({unknown} signatures are of unknown keys, {false} are "
+        "false): fetch it again, or sign it with cdcca sign"
+    )
 
 
 def _leads_to(update: Update, slot: Slot) -> bool:

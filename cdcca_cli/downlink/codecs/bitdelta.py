@@ -31,7 +31,6 @@ _SIZE = np.dtype("<f4")
 
 
 def encode(deltas: Sequence[NDArray[np.float32]], sequence: int) -> bytes:
-    """The payload for these changes, in name order."""
     means = [float(np.abs(delta).mean(dtype=np.float64)) if delta.size else 0.0 for delta in deltas]
     sizes = [mean if mean >= SMALLEST_STEP else 0.0 for mean in means]
     signs = [
@@ -43,7 +42,6 @@ def encode(deltas: Sequence[NDArray[np.float32]], sequence: int) -> bytes:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Raises: BadData."""
     names = sorted(base)
     rest = after_sequence(payload, sequence)
     begin = len(names) * _SIZE.itemsize

@@ -25,7 +25,6 @@ _PLANES = 4
 
 
 def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:
-    """The payload from `base` to `target`, which have the same names and shapes."""
     distance = (_bits(target) - _bits(base)).view(np.int32)
     zigzag = (distance.view(np.uint32) << 1) ^ (distance >> 31).view(np.uint32)
     planes = np.ascontiguousarray(zigzag.astype("<u4").view(np.uint8).reshape(-1, _PLANES).T)
@@ -33,7 +32,6 @@ def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Raises: BadData."""
     count = sum(value.size for value in base.values())
     content = read_frame(after_sequence(payload, sequence), _PLANES * count, "planes")
     planes = np.frombuffer(content, np.uint8).reshape(_PLANES, count)

@@ -245,7 +245,6 @@ def read_payload(
 def decode(
     payload: bytes, sequence: int, coding: Mapping[str, Any], base: Overlay
 ) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Raises: BadData."""
     bits = bits_of(coding)
     names = sorted(base)
     sizes = [base[name].size for name in names]

@@ -126,7 +126,6 @@ def _stored(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
 
 
 def _gaps(at: NDArray[np.int64]) -> Bits:
-    """The gaps between ones at these places."""
     gaps = np.diff(at, prepend=-1) - 1
     whole = gaps // _LARGEST_GAP
     last = np.cumsum(whole + 1) - 1  # where each gap's last byte goes
@@ -247,8 +246,6 @@ def _most_gaps(num_bits: int) -> int:
 
 
 class _Bytes:
-    """Bytes with a reading position."""
-
     def __init__(self, data: bytes | Bits) -> None:
         self._data = np.frombuffer(data, np.uint8)
         self._place = 0

@@ -98,7 +98,6 @@ def _mean_square(codes: NDArray[np.integer]) -> float:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Raises: BadData."""
     return overlay_with(
         base, changes(payload, sequence, [base[name].size for name in sorted(base)])
     )
