@@ -1,6 +1,7 @@
 """`cdcca apply`: an update into a device folder."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,8 @@ import typer
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.errors import MadeWorse, UsageError
-from cdcca_cli.options import BatchSize, Json, Quiet, choice
+from cdcca_cli.options import BatchSize, Json, Quiet
+from cdcca_cli.scoring.settings import AcceptanceSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.acceptance import Accepted
@@ -38,33 +40,19 @@ def command(
             "--unsigned", help="Accept missing signatures; the device folder records this"
         ),
     ] = False,
-    if_better: Annotated[
-        Path | None,
-        typer.Option(help="Labelled frames: refuse the update (80) if their score gets worse"),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        choice(
-            ("da", "mc", "cider"),
-            "Score that decides  [default: the first that the labels allow]",
-        ),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="Points by which the score may get worse")] = 0.0,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that image names of --if-better are relative to")
-    ] = None,
+    how: AcceptanceSettings,
     batch_size: BatchSize = 32,
     on: Runtime,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Bring a device folder to the state that an update leads to, wholly or not at all.
+    """Install an update in a device folder, completely or not at all.
 
     Apply every update to the device and to its mirror in the cloud: both reach the same digest.
     The same update again changes nothing and is not an error. A device that trusts keys takes only
-    what enough of them have signed; a trust list, signed too, changes which keys these are. Needs
-    neither torch nor the checkpoint, except for --if-better: then the device's own model answers
-    labelled frames without the update and with it. A trust list is not measured.
+    updates that enough of them have signed; a signed trust list changes these keys. Needs neither
+    torch nor the checkpoint, except for --if-better: then the device's own model answers labelled
+    frames without and with the update. Trust lists are not tested this way.
 
     Example: cdcca apply device/ update.cdcca --if-better labelled/
     """
@@ -72,19 +60,17 @@ def command(
     from cdcca_cli.downlink import receiver
     from cdcca_cli.formats.device import Device
 
-    if rollback and (update is not None or dry_run or unsigned or if_better is not None):
+    tests_first = how.validation is not None
+    if rollback and (update is not None or dry_run or unsigned or tests_first):
         raise UsageError("`rollback` takes no update, `dry_run`, `unsigned` or `if_better`")
     receive: Callable[..., Applied | Rotated | Accepted] = receiver.receive
-    if if_better is not None:
+    if tests_first:
         from cdcca_cli import acceptance
-        from cdcca_cli.scoring.settings import AcceptanceSettings
 
         on.set_threads()
-        how = AcceptanceSettings(
-            if_better, images, metric, tolerance, batch_size, on.compute, on.dtype
-        )
+        how = replace(how, batch_size=batch_size, compute=on.compute, dtype=on.dtype)
         receive = partial(acceptance.receive, settings=how)
-    elif metric is not None or tolerance or images is not None:
+    elif how.metric is not None or how.tolerance or how.images is not None:
         raise UsageError("`metric`, `tolerance` and `images` go with `if_better`")
     folder = Device.open(device)
     done: Applied | Rotated | Accepted
