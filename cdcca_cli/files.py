@@ -1,11 +1,10 @@
-"""Files: written as a whole or not at all, durably, with errors that name the file.
+"""Atomic, durable writing of files, with errors that name the file.
 
-A file is written beside its target under a hidden name, fsynced, then renamed; whatever goes
-wrong, the hidden file is removed and the target stays as it was. The hidden file is locked (flock)
-while it is written, so the next write of the same target can remove what a killed process left.
-Devices, pipes and sockets (`-o /dev/null`) are written directly: a rename would replace them.
-
-Knows no format and no standard stream (`streams`). POSIX only.
+A file is written beside its target under a hidden name, fsynced, then renamed; after an error the
+hidden file is removed and the target is unchanged. The hidden file is locked (flock) while it is
+written, so the next write of the same target can remove the leftovers of a killed process.
+Devices, pipes and sockets (`-o /dev/null`) are written directly, because a rename would replace
+them. POSIX only.
 """
 
 import errno
@@ -25,34 +24,36 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES})
-"""What an OSError that has not been named yet is about: the output."""
+"""An OSError with one of these, without a file name, concerns the output."""
 _HIDDEN = re.compile(r"[0-9a-f]{12}")
 
 
 class Writable(Protocol):
-    """What the writers of formats need: `write`, nothing else."""
-
     def write(self, data: bytes, /) -> object: ...
 
 
 def reason(path: str | Path, error: OSError | ValueError) -> str:
-    """What went wrong with a file, in words: its name and the system's reason."""
+    """The file's name and the system's reason."""
     words = error.strerror if isinstance(error, OSError) else str(error)
     return f"{path}: {(words or 'cannot be opened').lower()}"
 
 
 class _Sink(io.RawIOBase):
-    """A file descriptor whose errors name the file."""
+    """A file descriptor whose errors name the file.
+
+    Once it `is_abandoned` it writes nothing more: closing a buffer after an error must neither
+    block nor fail again.
+    """
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor, self._name = descriptor, name
-        self._abandoned = False
+        self.is_abandoned = False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        if self._abandoned:
+        if self.is_abandoned:
             return len(memoryview(data))
         try:
             return os.write(self._descriptor, data)
@@ -61,25 +62,13 @@ class _Sink(io.RawIOBase):
         except OSError as error:
             raise CannotWrite(reason(self._name, error)) from None
 
-    def abandon(self) -> None:
-        """Write nothing more: after an error, closing a buffer must not block or fail again."""
-        self._abandoned = True
-
 
 @contextmanager
-def output(path: str | Path) -> Iterator[BinaryIO]:
-    """A file, written as a whole and durably where the file system can do that."""
-    with _replacing(path) as (out, folder):
-        yield out
-    with suppress(OSError):
-        sync_folder(folder)
+def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[BinaryIO]:
+    """Write a file as a whole: beside the target, fsync, rename. After an error leave no trace.
 
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
-    """Write beside the target, fsync, rename; on any failure leave no trace.
-
-    Yields: where to write, and the folder, which is still to be synced.
+    Args: must_sync_folder: fail if the rename cannot be made durable.
+    Raises: CannotWrite.
     """
     try:
         target = os.path.realpath(path)
@@ -95,14 +84,14 @@ def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
     if status is not None and not stat.S_ISREG(status.st_mode):
         with buffered(_opened(path, target, os.O_WRONLY), str(path)) as out:
-            yield out, folder
+            yield out
         return
     hidden = os.path.join(folder, f".{os.path.basename(target)[:100]}.")
     _remove_leftovers(hidden)
     descriptor, beside = _hidden_file(path, hidden)
     try:
         with buffered(descriptor, str(path)) as out:
-            yield out, folder
+            yield out
             out.flush()
             if status is not None:
                 os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
@@ -115,13 +104,18 @@ def _replacing(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         with suppress(OSError):
             os.unlink(beside)
         raise
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        if must_sync_folder:
+            raise CannotWrite(reason(path, error)) from None
 
 
 def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:
     """A new file whose name begins with `prefix`, open and locked: descriptor and name.
 
-    Between its making and its lock another process may take it for a leftover and remove it; then
-    another is made. CannotWrite.
+    Before it is locked, another process may remove it as a leftover; then another one is made.
+    Raises: CannotWrite.
     """
     while True:
         beside = prefix + os.urandom(6).hex()
@@ -137,7 +131,7 @@ def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:
 
 
 def _remove_leftovers(prefix: str) -> None:
-    """Remove what killed processes left of files whose hidden names begin so: those not locked."""
+    """Remove unlocked hidden files whose names begin with `prefix`: killed processes left them."""
     folder, start = os.path.split(prefix)
     with suppress(OSError):
         names = [name for name in os.listdir(folder) if name.startswith(start)]
@@ -148,11 +142,11 @@ def _remove_leftovers(prefix: str) -> None:
 
 
 def _remove_unlocked(path: str) -> None:
-    """Remove a hidden file unless a process is writing it; OSError."""
+    """Remove a hidden file unless a process is writing it. Raises: OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_named(descriptor, path):  # a writer may have renamed it before we had the lock
+        if _is_named(descriptor, path):  # a writer may have renamed it before the lock
             os.unlink(path)
     finally:
         os.close(descriptor)
@@ -175,22 +169,22 @@ def _opened(named: str | Path, path: str, flags: int) -> int:
 
 @contextmanager
 def buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
-    """A buffered writer that owns the descriptor; what is in it after an error is dropped."""
+    """A buffered writer that owns the descriptor; after an error its buffer is dropped."""
     raw = _Sink(descriptor, name)
     out = io.BufferedWriter(raw, 1 << 16)
     try:
         yield out
         out.flush()
     finally:
-        raw.abandon()
+        raw.is_abandoned = True
         out.close()
         os.close(descriptor)
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make what was renamed in a folder durable; OSError if that fails.
+    """Make a rename in a folder durable; OSError if that fails.
 
-    A file system that cannot do this at all (some of the network's) is no failure.
+    A file system that does not support this (some network file systems) is not an error.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -203,20 +197,13 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole, durably: it is on the disk, under its name, on return.
-
-    Raises: CannotWrite; the file is as it was then, unless all but the folder could be synced.
-    """
-    with _replacing(path) as (out, folder):
+    """Replace a file as a whole; on return it is on the disk under its name. CannotWrite."""
+    with output(path, must_sync_folder=True) as out:
         out.write(data)
-    try:
-        sync_folder(folder)
-    except OSError as error:
-        raise CannotWrite(reason(path, error)) from None
 
 
 def create_file(path: Path, data: bytes, mode: int) -> None:
-    """Make a file that does not exist, durably and with these permissions; CannotWrite."""
+    """Make a new file, durably and with these permissions. Raises: CannotWrite."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except (OSError, ValueError) as error:
@@ -236,7 +223,7 @@ def create_file(path: Path, data: bytes, mode: int) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there; CannotWrite if that is not possible."""
+    """Make a folder and its parents, if they do not exist. Raises: CannotWrite."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

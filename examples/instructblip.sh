@@ -6,7 +6,8 @@
 # The cloud needs a GPU with about 60 GB for both in bfloat16, the device about 8 GB with its
 # language model in NF4. The checkpoints come from the hub at the first run. The paper cuts the
 # student's Q-Former to six layers (`init --qformer-layers 6`); one that is cut needs many frames
-# before it answers well again. It sends norms, biases and query tokens (`compress --preset paper`);
+# before it answers well again. It sends norms, biases and query tokens in NF4 (`compress --codec nf4
+# --select norm,bias,query`);
 # here LoRA goes too, in as few bytes as cost 1 % of the held-out loss.
 set -euo pipefail
 annotations=${1:?usage: instructblip.sh ANNOTATIONS IMAGES}

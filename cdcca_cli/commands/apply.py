@@ -45,13 +45,13 @@ def command(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Bring a device folder to the state that an update leads to, wholly or not at all.
+    """Install an update in a device folder, completely or not at all.
 
     Apply every update to the device and to its mirror in the cloud: both reach the same digest.
     The same update again changes nothing and is not an error. A device that trusts keys takes only
-    what enough of them have signed; a trust list, signed too, changes which keys these are. Needs
-    neither torch nor the checkpoint, except for --if-better: then the device's own model answers
-    labelled frames without the update and with it. A trust list is not measured.
+    updates that enough of them have signed; a signed trust list changes these keys. Needs neither
+    torch nor the checkpoint, except for --if-better: then the device's own model answers labelled
+    frames without and with the update. Trust lists are not tested this way.
 
     Example: cdcca apply device/ update.cdcca --if-better labelled/
     """

@@ -1,8 +1,8 @@
-"""`cdcca compress`: an adaptation to an update, the downlink."""
+"""`cdcca compress`: an adaptation to an update (downlink)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +33,9 @@ def command(
     sign: Sign = None,
     curve: Annotated[
         Path | None,
-        typer.Option(help="JSON file for rate against loss, with a picture beside it (.png)"),
+        typer.Option(
+            help="JSON file to write rate against loss to, with a picture beside it (.png)"
+        ),
     ] = None,
     no_measure: Annotated[
         bool, typer.Option("--no-measure", help="Do not load the model to measure the loss")
@@ -42,17 +44,19 @@ def command(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Code what changed, against what the device holds, in few bytes.
+    """Code the difference between an adaptation and the mirror as a small update.
 
-    Without a limit, steps get coarser while the loss on the adaptation's held-out frames grows by
-    at most 1%; after --rate-aware training, the step is the one trained for. Apply the update to
-    the mirror too: the next one is taken against it. With --codec exact, --since and no ADAPTATION,
-    a device that missed updates, or a new one (--since 0), gets exactly what the mirror holds.
+    Without a limit, the update gets smaller while the loss on the adaptation's held-out frames
+    grows by at most 1%; after --rate-aware training, it has the step used in training. Apply the
+    update to the mirror too, because the next one starts from there. The paper's update is --codec
+    nf4 --select norm,bias,query. With --codec exact, --since and no ADAPTATION, a device that
+    missed updates, or a new one (--since 0), gets exactly the mirror's overlay.
 
     Example: cdcca compress adaptation.safetensors --base mirror/ --budget 200KB -o update.cdcca
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
+    from cdcca_cli.downlink import curve as curves
     from cdcca_cli.downlink import keys as key_files
     from cdcca_cli.downlink import sender, signatures
     from cdcca_cli.formats.adaptation import read_adaptation
@@ -62,29 +66,32 @@ def command(
     how = replace(how, num_signatures=len(keys))
     is_catch_up = adaptation is None and how.is_catch_up
     if curve is not None and is_catch_up:
-        raise SettingError("curve", "without an adaptation there is nothing to choose")
+        raise SettingError("curve", "needs an adaptation")
     if curve is not None and curve.suffix == ".png":
-        raise SettingError("curve", "that is the picture's name: name the JSON file (.json)", curve)
+        raise SettingError("curve", "is the picture's name: give the name of the JSON file", curve)
     on.set_threads()
-    drawn = None
+
+    def start() -> Mapping[str, Any]:
+        from cdcca_cli.models.initial import start_of
+
+        return start_of(mirror)
+
     if is_catch_up:
         if streams.has_piped_data():
             raise UsageError(
-                "an adaptation on standard input, which a catch-up would ignore: name it - to code "
-                "it exactly against `since`, or take it away (< /dev/null) for the catch-up"
+                "standard input has data, which a catch-up would ignore: give ADAPTATION as - to "
+                "code it exactly against `since`, or give no input (< /dev/null) for the catch-up"
             )
         mirror = config.device(base, "student")
-        made = sender.catch_up(mirror, how, start=partial(_start_of, mirror))
+        made = sender.catch_up(mirror, how, start=start)
     else:
         with streams.binary_input(adaptation) as source:
             learnt = read_adaptation(source, where=streams.input_name(adaptation))
         mirror = config.device(base, "student")
         loss = None if no_measure else _loss_of(learnt, mirror, on)
-        choice = sender.choose(learnt, mirror, how, loss=loss, start=partial(_start_of, mirror))
-        made = sender.finished(choice, choice.update())
-        drawn = None if curve is None else sender.curve(choice, made)
-    if curve is not None and drawn is not None:
-        drawn.write(curve)
+        made = sender.compress(learnt, mirror, how, loss=loss, start=start)
+    if curve is not None and made.choice is not None:
+        curves.write(curves.measure(made.choice, made.update), curve)
     with streams.binary_output(output, "update.cdcca", force=force) as out:
         write_update(out, signatures.sign(made.update, keys))
     for line in (*made.notes, *key_files.missing(mirror.trust, keys)):
@@ -95,9 +102,9 @@ def command(
 def _loss_of(
     adaptation: "Adaptation", mirror: "Device", on: Runtime
 ) -> Callable[[Mapping[str, Any]], float] | None:
-    """The loss of an overlay on the held-out frames, with the model loaded at the first call.
+    """The loss of an overlay on the held-out frames; None if there are none.
 
-    None if the adaptation holds no frames out.
+    The model is loaded at the first call.
     """
     held_out = adaptation.held_out
     if held_out is None or not held_out.num_questions:
@@ -116,10 +123,3 @@ def _loss_of(
         return HeldOutLoss(student, held_out, mirror.lora.alpha, size)
 
     return lambda overlay: loaded()(overlay)
-
-
-def _start_of(mirror: "Device") -> Mapping[str, Any]:
-    """The overlay that `cdcca init` gave the mirror, made again from its checkpoint and seed."""
-    from cdcca_cli.models.initial import start_of
-
-    return start_of(mirror)

@@ -1,16 +1,16 @@
-"""The change of an overlay: the subtraction of Eq. 7, the addition of Eq. 8, and its groups.
+"""The change of an overlay: the subtraction of Eq. 7, the addition of Eq. 8, and the groups.
 
-Tensors are in name order. One that is not selected has a change of zero, which no codec changes.
-The four groups follow from the names of an overlay alone:
+Tensors are in name order. The change of a tensor that is not selected is zero. The group of a
+tensor follows from the names of its overlay:
 
 - `lora`: ends in `.lora_A` or `.lora_B`;
-- `norm`: a `.weight`, and a `.bias` beside one: linear layers have their weights frozen, so a
-  weight in an overlay is a normalisation's;
+- `norm`: a `.weight`, and a `.bias` beside one: the weights of linear layers are frozen, so a
+  weight in an overlay belongs to a normalisation;
 - `bias`: any other `.bias`;
 - `query`: the rest.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,27 +22,31 @@ from cdcca_cli.errors import BadData, SettingError
 Overlay = Mapping[str, NDArray[np.float32]]
 
 
-def difference(updated: NDArray[np.float32], base: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is quantised: Theta_updated - Theta_base (Eq. 7), elementwise, in float32.
-
-    The base is the device's own state, not the cloud's exact weights: what the quantiser of the
-    last round rounded off is part of this difference, so errors never add up.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.subtract(updated, base, dtype=np.float32)
-
-
 def added(base: NDArray[np.float32], delta: NDArray[np.float32]) -> NDArray[np.float32]:
     """The new parameter: Theta_edge = Theta_base + Theta_compressed (Eq. 8), on a copy.
 
-    One addition and one rounding to float32 an element, so every machine gets the same bits.
+    One addition and one rounding to float32 per element, so every machine gets the same bits.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return np.add(base, delta, dtype=np.float32)
 
 
+def overlay_with(
+    base: Overlay, deltas: Iterable[NDArray[np.float32] | None]
+) -> dict[str, NDArray[np.float32]]:
+    """The base plus changes (Eq. 8), in name order and C order.
+
+    None is no change: the new overlay then has the base's own array.
+    """
+    overlay = dict(base)
+    for name, delta in zip(sorted(base), deltas, strict=True):
+        if delta is not None:
+            overlay[name] = added(base[name], delta.reshape(base[name].shape))
+    return overlay
+
+
 def group_of(name: str, names: Collection[str]) -> str:
-    """The group of one name of the overlay that holds `names`."""
+    """The group of one tensor of the overlay that has `names`."""
     if name.endswith((".lora_A", ".lora_B")):
         return "lora"
     stem, _, own = name.rpartition(".")
@@ -67,7 +71,7 @@ def selected(names: Collection[str], groups: Collection[str] | None) -> frozense
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A change of an overlay, as far as it was selected."""
+    """The selected part of an overlay's change."""
 
     base: Overlay
     names: Sequence[str]
@@ -75,36 +79,41 @@ class Change:
 
     @classmethod
     def between(cls, updated: Overlay, base: Overlay, selected: Collection[str]) -> "Change":
-        """Theta_updated - Theta_base of the selected names.
+        """Theta_updated - Theta_base (Eq. 7) of the selected names, in float32.
 
-        Raises: BadData if they are not overlays of one kind, or a difference is not finite.
+        Raises: BadData if names, shapes or dtypes differ, or a difference is not finite.
         """
         if updated.keys() != base.keys():
             name = min(updated.keys() ^ base.keys())
             raise BadData(
                 f"the adaptation has {len(updated):,} tensors, its base {len(base):,}; "
-                f"{name[:80]} is in one only: distil again"
+                f"only one of them has {name[:80]}: distil again"
             )
         names = sorted(base)
+        deltas = []
         for name in names:
-            _expect_alike(name, updated[name], base[name])
-        deltas = [
-            difference(updated[name], base[name])
-            if name in selected
-            else np.zeros(base[name].shape, np.float32)
-            for name in names
-        ]
-        for name, delta in zip(names, deltas, strict=True):
+            new, old = updated[name], base[name]
+            if new.shape != old.shape or new.dtype != np.float32:
+                raise BadData(
+                    f"the adaptation's {name[:80]} is {new.dtype} {new.shape}, "
+                    f"its base's float32 {old.shape}: distil again"
+                )
+            if name not in selected:
+                deltas.append(np.zeros(old.shape, np.float32))
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                delta = np.subtract(new, old, dtype=np.float32)
             if not np.isfinite(delta).all():
                 raise BadData(
                     f"the adaptation's change of {name[:80]} is not finite: "
                     "training diverged: distil again with a lower `lr`"
                 )
+            deltas.append(delta)
         return cls(base, names, deltas)
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole overlay."""
+        """Parameters of the whole overlay."""
         return sum(delta.size for delta in self.deltas)
 
     @cached_property
@@ -119,7 +128,6 @@ class Change:
 
     @cached_property
     def energy(self) -> float:
-        """The squared change of all of them."""
         return sum(self.energies)
 
     @property
@@ -129,21 +137,18 @@ class Change:
 
     @cached_property
     def largest(self) -> float:
-        """The largest magnitude."""
         return max((float(np.abs(delta).max(initial=0)) for delta in self.deltas), default=0.0)
 
     def relative_error(self, overlay: Overlay) -> float:
-        """||overlay - base - change|| / ||change||, of what was decoded; 0 if nothing changed."""
+        """||overlay - base - change|| / ||change|| of a decoded overlay; 0 if nothing changed."""
         missed = sum(
             energy(overlay[name] - self.base[name] - delta)
-            if overlay[name] is not self.base[name]
-            else own
-            for name, delta, own in zip(self.names, self.deltas, self.energies, strict=True)
+            for name, delta in zip(self.names, self.deltas, strict=True)
         )
         return float((missed / (self.energy or 1.0)) ** 0.5)
 
     def unsent(self, overlay: Overlay) -> float:
-        """The share of the squared change in values that stay as they are."""
+        """The share of the squared change in values that a decoded overlay does not change."""
         left = sum(
             energy(delta[overlay[name] == self.base[name]])
             for name, delta in zip(self.names, self.deltas, strict=True)
@@ -152,14 +157,5 @@ class Change:
 
 
 def energy(values: NDArray[np.float32]) -> float:
-    """The sum of squares."""
     exact = values.reshape(-1).astype(np.float64)
     return float(exact @ exact)
-
-
-def _expect_alike(name: str, updated: NDArray[np.float32], base: NDArray[np.float32]) -> None:
-    if updated.shape != base.shape or updated.dtype != np.float32:
-        raise BadData(
-            f"the adaptation's {name[:80]} is {updated.dtype} {updated.shape}, "
-            f"its base's float32 {base.shape}: distil again"
-        )

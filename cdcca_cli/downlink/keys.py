@@ -1,17 +1,13 @@
 """Key files and trust lists: which keys sign, and which a device trusts.
 
-Key files are OpenSSH's, so `ssh-keygen -t ed25519` makes them too: a private key between
-"-----BEGIN OPENSSH PRIVATE KEY-----" and its end, without a passphrase (a cron job cannot type; the
-file's permissions protect it, and a key that others can read is refused as ssh does), and a public
-key on one line, "ssh-ed25519 BASE64 comment". A trust list changes which keys devices trust;
-`verify` decides whether a device takes one.
+Key files are OpenSSH's, so `ssh-keygen -t ed25519` makes them too. A private key has no passphrase,
+because cron jobs use it; its file's permissions protect it, and a key that others can read is
+refused, as by ssh. A public key is one line, "ssh-ed25519 BASE64 comment". A trust list changes
+which keys devices trust; `verify` decides whether a device takes one.
 """
 
-import base64
-import binascii
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +26,6 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.trust import MOST_KEYS, Trust, TrustList, read_trust_list
 
 _ALGORITHM = b"ssh-ed25519"
-_KEY_BYTES = 32
 _MOST_FILE_BYTES = 1 << 16
 _OTHERS = 0o077
 
@@ -38,27 +33,25 @@ _OTHERS = 0o077
 def read_private_key(path: str | Path) -> PrivateKey:
     """A private key of `cdcca keygen` or `ssh-keygen -t ed25519`.
 
-    Raises: MissingInput; BadData for a file that is none; UsageError for one of another algorithm,
-    behind a passphrase, or that others can read.
+    Raises: MissingInput; BadData for another kind of file; UsageError for a key of another
+        algorithm, with a passphrase, or that others can read.
     """
     data, mode = _read(path)
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    if _is_public_line(data):
+    if data.lstrip().startswith(b"ssh-"):
         raise UsageError(f"{path}: is a public key: name the private one, without .pub")
     try:
         key = load_ssh_private_key(data, None)
     except (TypeError, UnsupportedAlgorithm):
         raise UsageError(
-            f"{path}: cannot be read, most likely for its passphrase: make a key of its own with "
-            "cdcca keygen, or take the passphrase off a copy with ssh-keygen -p"
+            f"{path}: cannot be read, most likely because of its passphrase: make a new key with "
+            "cdcca keygen, or remove the passphrase of a copy with ssh-keygen -p"
         ) from None
     except ValueError:
-        raise BadData(
-            f"{path}: not a private key as cdcca keygen or ssh-keygen writes it"
-        ) from None
+        raise BadData(f"{path}: not a private key of cdcca keygen or ssh-keygen") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path}: not an Ed25519 key: make one with cdcca keygen")
     if mode & _OTHERS:
@@ -77,15 +70,15 @@ def read_private_keys(paths: Sequence[Path], *, at_least: int = 1) -> list[Priva
 
 
 def missing(trust: Trust | None, keys: Sequence[PrivateKey]) -> list[str]:
-    """The note on an update that a device with this trust would refuse; none if it would not."""
+    """A note if an update with these signatures is refused by a device with this trust."""
     if trust is None:
         return []
     count = sum(key.public in trust.keys for key in keys)
     if count >= trust.threshold:
         return []
     return [
-        f"the update has {count} of the {trust.threshold} signatures that the mirror asks for: "
-        "devices with its trusted keys refuse it until cdcca sign adds the others"
+        f"the update has {count} of the {trust.threshold} signatures that the mirror requires: "
+        "devices that trust the same keys refuse it until cdcca sign adds the others"
     ]
 
 
@@ -104,35 +97,28 @@ def read_public_key(path: str | Path) -> str:
     if words[0] != _ALGORITHM:
         kind = words[0][:40].decode("ascii", "backslashreplace")
         raise UsageError(f"{path}: expected an ssh-ed25519 key, found {kind}: make one with keygen")
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
     try:
-        blob = base64.b64decode(words[1], validate=True)
-    except binascii.Error:
-        blob = b""
-    head = struct.pack(">I", len(_ALGORITHM)) + _ALGORITHM + struct.pack(">I", _KEY_BYTES)
-    if not blob.startswith(head) or len(blob) != len(head) + _KEY_BYTES:
-        raise BadData(f"{path}: not a sound ssh-ed25519 public key: it is damaged, copy it again")
-    return blob[len(head) :].hex()
-
-
-def public_line(key: str, comment: str) -> str:
-    """A public key's file: `read_public_key` reads it, and so do OpenSSH's tools."""
-    parts = (_ALGORITHM, bytes.fromhex(key))
-    blob = b"".join(struct.pack(">I", len(part)) + part for part in parts)
-    return f"{_ALGORITHM.decode()} {base64.b64encode(blob).decode()} {comment}".rstrip() + "\n"
+        key = load_ssh_public_key(b" ".join(words[:2]))
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadData(f"{path}: a damaged ssh-ed25519 public key: copy it again") from None
+    return key.public_bytes_raw().hex()  # type: ignore[union-attr]
 
 
 def write_key_pair(path: Path, key: PrivateKey, comment: str = "cdcca") -> Path:
-    """Write `path`, readable for its owner alone, and `path`.pub; returns the latter's path.
+    """Write `path`, readable only by its owner, and `path`.pub; returns the path of the latter.
 
     Raises: CannotWrite, also if one of them exists: a key is never replaced.
     """
     public = path.with_name(f"{path.name}.pub")
     for file in (path, public):
         if os.path.lexists(file):
-            raise CannotWrite(f"{file}: exists, and keys are never replaced: name another")
+            raise CannotWrite(f"{file}: exists, and keys are never replaced: choose another name")
     files.create_file(path, key.openssh_bytes(), 0o600)
     try:
-        files.create_file(public, public_line(key.public, comment).encode(), 0o644)
+        files.create_file(public, key.public_line(comment).encode(), 0o644)
     except BaseException:
         with suppress(OSError):
             path.unlink()
@@ -141,7 +127,7 @@ def write_key_pair(path: Path, key: PrivateKey, comment: str = "cdcca") -> Path:
 
 
 def _read(path: str | Path) -> tuple[bytes, int]:
-    """A key file, and its permissions; 0 if it is another user's, as ssh sees it."""
+    """A key file and its permissions. Those of another user's file are 0, as ssh ignores them."""
     try:
         with open(path, "rb") as source:
             data = source.read(_MOST_FILE_BYTES + 1)
@@ -149,19 +135,15 @@ def _read(path: str | Path) -> tuple[bytes, int]:
     except (OSError, ValueError) as error:
         raise MissingInput(files.reason(path, error)) from None
     if len(data) > _MOST_FILE_BYTES:
-        raise BadData(f"{path}: too large for a key")
+        raise BadData(f"{path}: more than {_MOST_FILE_BYTES:,} bytes: too large for a key")
     return data, stat.S_IMODE(status.st_mode) if status.st_uid == os.getuid() else 0
-
-
-def _is_public_line(data: bytes) -> bool:
-    return data.lstrip().startswith(b"ssh-")
 
 
 # ---------------------------------------------------------------- trust lists
 
 
 def trust_of(path: Path) -> Trust | None:
-    """What a device folder trusts (None if no key), or what a trust list says.
+    """The trust of a device folder (None without keys) or of a trust list.
 
     Raises: MissingInput, BadData, NewerFormat.
     """
@@ -172,23 +154,25 @@ def trust_of(path: Path) -> Trust | None:
 
 
 def first_trust(paths: Sequence[Path], threshold: int | None) -> Trust | None:
-    """What a new device trusts: the public keys in these files, or what one trust list says.
+    """The trust of a new device: the public keys in these files, or one trust list.
 
-    A list, because a device that is made after a rotation has to start from the list that the
-    others have. It needs signatures by a threshold of its own keys.
+    A device that is made after a rotation starts from the list that the others have. The list needs
+    signatures by a threshold of its own keys.
 
-    Args: threshold: of public keys; None: 1.
+    Args: threshold: for public keys; None: 1.
     Returns: None without files.
-    Raises: UsageError, SignatureRefused, and what reading the files does.
+    Raises: UsageError, SignatureRefused, MissingInput, BadData, NewerFormat.
     """
     if not paths:
         if threshold is not None:
             raise SettingError("threshold", "does nothing without `trust`", threshold)
         return None
     if not any(map(_is_list, paths)):
-        return _trust(1, [read_public_key(path) for path in paths], threshold or 1)
+        return next_list(None, [read_public_key(path) for path in paths], threshold or 1).trust
     if len(paths) > 1 or threshold is not None:
-        reason = "a trust list names all keys and their threshold: give no other, no `threshold`"
+        reason = (
+            "a trust list has all keys and their threshold: give no other key and no `threshold`"
+        )
         raise SettingError("trust", reason)
     with streams.binary_input(paths[0]) as source:
         found = read_trust_list(source, where=str(paths[0]))
@@ -198,7 +182,7 @@ def first_trust(paths: Sequence[Path], threshold: int | None) -> Trust | None:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether it begins as a record does; a public key's file is text."""
+    """Whether the file begins like a record; a public key's file is text."""
     try:
         with path.open("rb") as source:
             return source.read(9)[8:] == b"{"
@@ -207,31 +191,28 @@ def _is_list(path: Path) -> bool:
 
 
 def next_list(before: Trust | None, keys: Sequence[str], threshold: int) -> TrustList:
-    """The list, still to be signed, that follows `before`; the first one after None.
+    """The unsigned list that follows `before`; the first one after None.
 
-    Raises: UsageError for a key that is named twice or a threshold that cannot be.
+    Raises: UsageError for a repeated key or an impossible threshold.
     """
-    return TrustList(_trust(1 if before is None else before.version + 1, keys, threshold))
-
-
-def _trust(version: int, keys: Sequence[str], threshold: int) -> Trust:
     if len(set(keys)) != len(keys):
-        raise UsageError("one key is named twice: it would count once")
+        raise UsageError("a key is given twice, and would count once: give each key once")
     if not 1 <= len(keys) <= MOST_KEYS:
         raise UsageError(f"{len(keys):,} keys to trust; expected 1 to {MOST_KEYS}")
     if threshold > len(keys):
         raise SettingError("threshold", f"there are only {len(keys)} keys", threshold)
-    return Trust(version, threshold, tuple(sorted(keys)))
+    version = 1 if before is None else before.version + 1
+    return TrustList(Trust(version, threshold, tuple(sorted(keys))))
 
 
 def summary(before: Trust | None, made: TrustList) -> str:
-    """One line for people: the list, and which signatures it lacks."""
+    """One line for people: the list and its missing signatures."""
     line = (
         f"trust list {made.trust.version}: {made.trust.threshold} of {len(made.trust.keys)} keys "
         "must sign"
     )
     if before is None:
-        line += "; a device without keys takes it unsigned only"
+        line += "; a device without keys takes it only unsigned"
     lacking = _lacking(made, made.trust, "by its own keys")
     if before is not None and (words := _lacking(made, before, "by the keys trusted before")):
         lacking = f"{words}, {lacking}" if lacking else words
@@ -239,7 +220,7 @@ def summary(before: Trust | None, made: TrustList) -> str:
 
 
 def _lacking(made: TrustList, trust: Trust, whose: str) -> str:
-    """Like "has 0 of 1 signature by its own keys"; empty if these keys have signed enough."""
+    """Like "has 0 of 1 signature by its own keys"; empty if enough of these keys have signed."""
     found = len(signers(made.signed_bytes(), made.signatures, trust.keys))
     if found >= trust.threshold:
         return ""

@@ -1,25 +1,22 @@
-"""Which step `usq` gets: from a size, from an error, or from the loss on held-out frames.
+"""The step of `usq`: from a size, from an error, or from the loss on held-out frames.
 
-All tensors have the same step. What a step gives is measured, not modelled: the bytes by coding,
-the loss by a forward pass over the held-out frames.
+All tensors have the same step. Bytes are measured by coding, the loss by a forward pass over the
+held-out frames.
 
-**From the loss.** Steps are tried on a grid of quarter octaves around the change's root mean
-square, beginning where about 1.7 bits a parameter are: half an octave coarser while the loss stays
+**From the loss.** The search tries steps on a grid of quarter octaves around the change's root mean
+square, and begins at about 1.7 bits per parameter: half an octave coarser while the loss stays
 within its limit, half an octave finer until it does, then the quarter between. The loss is not
-exactly monotone in the step, and a step that passes by luck beyond a finer one that failed is not
-taken. So the result is the coarsest step below which nothing that was tried has failed, and its own
-loss has been measured. That takes about five evaluations.
-
-Does not code (`codecs.usq`) and does not know where the loss comes from.
+exactly monotone in the step, so a step that passes is not taken if a finer one has failed. The
+result is the coarsest step below which no tried step has failed, and its own loss has been
+measured. That takes about five evaluations.
 """
 
 from collections.abc import Callable
 from math import log2
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cdcca_cli.downlink.change import Change, Overlay, added
+from cdcca_cli.downlink.change import Change, Overlay, overlay_with
 from cdcca_cli.downlink.codecs import usq
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.numerics.uniform import nearest_step, quantize, restore
@@ -30,21 +27,20 @@ FileBytes = Callable[[bytes], int]
 """The size of the whole update with this payload."""
 
 SAFE_ERROR = 0.25
-"""The relative error of the change where no loss decides: about 2.3 bits a parameter.
+"""The relative error of the change, about 2.3 bits per parameter, if no loss can decide.
 
-At 0.26 (2.2 bits) nine updates of the shipped pair changed the loss on 544 questions that were
-never sent by +0.08 % in the mean and +0.5 % at worst (README, `usq --bits 2.2`). On another model,
-trained from nothing, 0.29 gave +0.9 and -0.02 % in two rounds, 0.14 gave +0.7 and +0.2 %.
+With fewer than 25 held-out questions the noise of the measured loss exceeds the 1 % to be detected,
+so a search by that loss would follow the noise. A fixed relative error needs no loss. Updates of
+the shipped pair at an error of 0.26 changed the loss on 544 unseen questions by 0.5 % at most.
 """
 SPREAD = 0.05
-"""By which share of the mean the loss of one question moves at about that error.
+"""Standard deviation of a question's loss change at about that error, over the mean loss.
 
-The standard deviation of the paired difference, divided by the mean loss: 3.7, 4.8 and 5.0 % in the
-three rounds of `cdcca demo` (41, 32 and 37 questions) at an error of 0.29; 2.5 to 2.9 % at 0.20.
+Measured in three rounds of `cdcca demo`: 3.7 to 5.0 % at an error of 0.29.
 """
 
 _LARGEST = 2e38  # half of what a float32 holds
-_FINEST = 4096  # steps in a root mean square, at most: 14 bits a parameter
+_FINEST = 4096  # steps in a root mean square, at most: 14 bits per parameter
 _FINEST_CODE = 1 << 20
 _GRID = 4  # steps of the search in an octave
 _FIRST, _LOWEST, _HIGHEST = 2, -12, 16  # on that grid, from the root mean square
@@ -53,9 +49,9 @@ _SPARE = 0.001  # or with this share of the bytes to spare
 
 
 def questions_to_tell(share: float) -> int:
-    """How many held-out questions tell a change of the loss by this share: 25 for 1 %.
+    """The number of held-out questions that detect a relative change of the loss: 25 for 1 %.
 
-    With fewer, the standard error of the mean difference, SPREAD / sqrt(n), is above the share.
+    With fewer, the standard error of the mean difference, SPREAD / sqrt(n), exceeds the share.
     """
     return int(np.ceil((SPREAD / share) ** 2)) if share > 0 else 1 << 62
 
@@ -67,45 +63,33 @@ class Steps:
         self.change = change
         self._sequence = sequence
         self._loss = loss
-        self._judged: dict[float, float] = {}
-
-    @property
-    def num_evaluations(self) -> int:
-        return len(self._judged)
+        self._losses: dict[float, float] = {}
 
     def payload(self, step: float) -> bytes:
-        """What `usq` makes of the change."""
+        """The payload of `usq` at this step."""
         return usq.encode(self.change.deltas, self._sequence, step)
 
-    def overlay(self, step: float) -> dict[str, NDArray[np.float32]]:
-        """What a device makes of that payload."""
-        change = self.change
-        decoded = {}
-        for name, delta in zip(change.names, change.deltas, strict=True):
-            codes = quantize(delta, step)
-            new = change.base[name]
-            if codes.any():
-                with np.errstate(over="ignore"):
-                    new = added(new, restore(codes, step))
-            decoded[name] = new
-        return decoded
+    def overlay(self, step: float) -> Overlay:
+        """The overlay that a device decodes from that payload."""
+        codes = (quantize(delta, step) for delta in self.change.deltas)
+        return overlay_with(
+            self.change.base, (restore(one, step) if one.any() else None for one in codes)
+        )
 
     def loss(self, step: float) -> float:
         """The held-out loss of a step; measured once."""
         assert self._loss is not None, "no loss to measure"
-        if step not in self._judged:
-            self._judged[step] = self._loss(self.overlay(step))
-        return self._judged[step]
-
-    # ---- from a size or an error
+        if step not in self._losses:
+            self._losses[step] = self._loss(self.overlay(step))
+        return self._losses[step]
 
     def within_bytes(self, budget_bytes: int, file_bytes: FileBytes) -> float:
-        """The finest step whose file has at most so many bytes, to a thousandth of them.
+        """The finest step whose file fits the budget and leaves about a thousandth of it unused.
 
-        Sizes rise as steps fall, but for a few bytes. Interpolation and bisection by turns, on the
-        logarithm of the step; what is returned was measured.
+        Sizes rise as steps fall, except for a few bytes. Alternates interpolation and bisection on
+        the logarithm of the step; the size of the result was measured.
 
-        Raises: UsageError, with the smallest budget that works, if no code but 0 fits.
+        Raises: UsageError, with the smallest budget that works, if even one code does not fit.
         """
 
         def size(step: float) -> int:
@@ -114,7 +98,7 @@ class Steps:
         good, bad = self._coarsest(), self._finest_step()
         if (few := size(good)) > budget_bytes:
             raise UsageError(
-                f"a budget of {budget_bytes:,} bytes is too small for any of what changed: "
+                f"a budget of {budget_bytes:,} bytes is too small to send any change: "
                 f"give {few:,} or more"
             )
         if (many := size(bad)) <= budget_bytes:
@@ -142,56 +126,46 @@ class Steps:
 
         good, bad = self._finest_step(), self._coarsest()
         if (least := error(good)) > most:
-            reason = f"cannot be reached: at the finest step it is {least:.3g}: give that or more"
+            reason = f"cannot be reached: the finest step leaves {least:.3g}: give that or more"
             raise SettingError("max_error", reason, f"{most:g}")
         while bad / good > _CLOSE:
             middle = _sound((good * bad) ** 0.5)
             good, bad = (middle, bad) if error(middle) <= most else (good, middle)
         return good
 
-    # ---- from the loss
-
     def within_loss(self, limit: float) -> float | None:
         """The coarsest step whose loss is at most `limit`; None if even the finest is above it.
 
-        The module's docstring says how it is searched for.
+        The module's docstring describes the search.
         """
+
+        def passes(at: int) -> bool:
+            return self.loss(around_rms(self.change, at / _GRID)) <= limit
+
         highest = min(_HIGHEST, int(_GRID * log2(self._coarsest() / self.change.rms)))
         at = min(_FIRST, highest)
         failed = highest + 1
-        if not self._passes(at, limit):
-            while True:
-                if at <= _LOWEST:
-                    return None
-                failed, at = at, max(at - _GRID // 2, _LOWEST)
-                if self._passes(at, limit):
-                    break
-        else:
+        if passes(at):
             while at < highest and failed > highest:
-                further = min(at + _GRID // 2, highest)
-                if self._passes(further, limit):
-                    at = further
+                coarser = min(at + _GRID // 2, highest)
+                if passes(coarser):
+                    at = coarser
                 else:
-                    failed = further
-        if failed - at > 1 and self._passes(at + 1, limit):
+                    failed = coarser
+        while not passes(at):
+            if at <= _LOWEST:
+                return None
+            failed, at = at, max(at - _GRID // 2, _LOWEST)
+        if failed - at > 1 and passes(at + 1):
             at += 1
-        return self._on_grid(at)
-
-    def _passes(self, at: int, limit: float) -> bool:
-        """Whether the step at this place of the grid keeps the limit."""
-        return self.loss(self._on_grid(at)) <= limit
-
-    def _on_grid(self, at: int) -> float:
         return around_rms(self.change, at / _GRID)
 
-    # ---- the ends
-
     def finest_on_grid(self) -> float:
-        """The last that `within_loss` tries."""
-        return self._on_grid(_LOWEST)
+        """The finest step that `within_loss` tries."""
+        return around_rms(self.change, _LOWEST / _GRID)
 
     def _coarsest(self) -> float:
-        """At this step, one code at least is not zero, and hardly more than one."""
+        """The coarsest step at which some code is not zero."""
         return _sound(1.99 * self.change.largest)
 
     def _finest_step(self) -> float:
@@ -199,10 +173,8 @@ class Steps:
 
 
 def around_rms(change: Change, octaves: float) -> float:
-    """A step of 2**octaves times the change's root mean square."""
     return _sound(change.rms * 2**octaves)
 
 
 def _sound(step: float) -> float:
-    """A float32 that a step may be."""
     return float(nearest_step(min(step, _LARGEST)))

@@ -1,20 +1,22 @@
-"""What a device does with a file from the downlink: Theta_edge = Theta_base + Theta_compressed
-(Eq. 8), or other keys to trust, or a refusal.
+"""A device's side of the downlink: install an update (Eq. 8) or a trust list, or refuse it.
 
-`verify` checks; its docstring lists the checks and the attacks. Here the folder is locked, its
-state read again, the file checked against it, and what passed is installed: a new file, to which
-`formats.device` flips by one rename, so the highest sequence, the overlay and who signed it change
-together. `check` installs nothing: to try the new overlay first (`acceptance`), call it, then
-`apply` with `onto`, which checks everything again, and that the device is still where it was.
+Theta_edge = Theta_base + Theta_compressed
 
-**After a rollback** (`rollback`) the update that was left cannot come back: it is refused as old
-(79). What the cloud makes next from a mirror that still has it is for a base that the device has
-left (78). The cure for both is to roll the mirror back too, and to distil and compress again:
-`sender` counts from the mirror's highest sequence.
+`verify` checks; its docstring lists the checks and the attacks. This module locks the folder, reads
+its state again, has the file checked against it, and installs what passed as a new file.
+`formats.device` makes that file current by one rename, so the highest sequence, the overlay and its
+signers change together. `check` installs nothing: to test the new overlay first (`acceptance`),
+call it, then `apply` with `onto`, which repeats every check and expects the device's overlay to be
+the same as before.
 
-**After damage.** If the current overlay's file is damaged, the device uses the newest sound older
-one (`formats.device`), and highest_sequence stays. The update that made the damaged one may come
-again and repairs it, since its digest is known; so may any newer one whose base is still sound.
+**After a rollback** (`rollback`) the abandoned update cannot come back: it is refused as old (79).
+The cloud's next update from a mirror that still has it is for a base that the device no longer has
+(78). The cure for both: roll the mirror back too, then distil and compress again.
+
+**After damage.** If the current overlay's file is damaged, the device uses the newest sound earlier
+one (`formats.device`), and highest_sequence stays. The update that led to the damaged overlay may
+come again and repairs it, because its digest is known; so does any newer update whose base is
+sound.
 """
 
 import time
@@ -26,7 +28,7 @@ from cdcca_cli import files
 from cdcca_cli.downlink import verify
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import MissingInput, WrongBase
-from cdcca_cli.formats.device import Device, Slot
+from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.trust import Trust, TrustList
 from cdcca_cli.formats.update import Update, utc
@@ -39,7 +41,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of an update, or of a rollback."""
+    """The result of an update, or of a rollback."""
 
     status: Status
     sequence: int
@@ -47,7 +49,6 @@ class Applied:
     note: str = ""
 
     def summary(self) -> str:
-        """One line for people."""
         return f"{self.status}: sequence {self.sequence}, {short(self.digest)}{self.note}"
 
     def as_json(self) -> dict[str, object]:
@@ -59,9 +60,9 @@ class Checked:
     """An update that has passed every check of a device.
 
     Args:
-        digest: of the overlay that the device is at.
+        digest: of the device's current overlay.
         current: that overlay.
-        new: the one that the update leads to; None if the device is at it already.
+        new: the overlay that the update leads to; None if the device has it already.
         signed_by: the trusted keys that signed.
     """
 
@@ -73,13 +74,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Rotated:
-    """What became of a trust list."""
+    """The result of a trust list."""
 
     status: Status
     trust: Trust
 
     def summary(self) -> str:
-        """One line for people."""
         trust = self.trust
         return (
             f"{self.status}: trust list {trust.version}, "
@@ -99,15 +99,15 @@ def receive(
     unsigned: bool = False,
     clock: Clock = time.time,
 ) -> Applied | Rotated:
-    """Read a file from the downlink and install what it holds, if it passes every check.
+    """Read an update or a trust list and install it if it passes every check.
 
     Args:
         dry_run: check everything, write nothing.
-        unsigned: take an update without the signatures that the device's keys ask for; it is
-            recorded (`Slot.signed_by`). And the first trust list of a device without keys.
+        unsigned: take an update without the required signatures, which is recorded
+            (`Slot.signed_by`), or the first trust list of a device without keys.
         clock: seconds since 1970.
     Raises: SignatureRefused, StaleUpdate, WrongBase, NewerFormat, BadData, MissingInput,
-        CannotWrite; the folder is as it was then.
+        CannotWrite; then the folder is unchanged.
     """
     found = read(device, stream, where=where, unsigned=unsigned)
     if isinstance(found, TrustList):
@@ -118,16 +118,9 @@ def receive(
 def read(
     device: Device, stream: BinaryIO, *, where: str, unsigned: bool = False
 ) -> Update | TrustList:
-    """Read a file for this device as a whole: checks 1 to 5."""
-    most = _HEADER_BYTES + _overlay_bytes(device)
-    data = stream.read(most + 1)
-    return verify.read(data, device.trust, most, where=where, unsigned=unsigned)
-
-
-def _overlay_bytes(device: Device) -> int:
-    """The size of an overlay's file: they all have the same, but for those that are damaged."""
+    """Read a whole file for this device: checks 1 to 5."""
     sizes, fault = [], ""
-    with device.lock():  # so that none is deleted meanwhile
+    with device.lock():  # no file is deleted meanwhile
         for slot in (device.current, *device.kept):
             path = device.path / slot.file
             try:
@@ -136,43 +129,41 @@ def _overlay_bytes(device: Device) -> int:
                 fault = fault or files.reason(path, error)
     if not sizes:
         raise MissingInput(fault)
-    return max(sizes)
+    most = _HEADER_BYTES + max(sizes)  # all sound overlays have one size
+    data = stream.read(most + 1)
+    return verify.read(data, device.trust, most, where=where, unsigned=unsigned)
 
 
 def check(
     device: Device, update: Update, *, unsigned: bool = False, clock: Clock = time.time
 ) -> Checked:
-    """Check an update against a device folder, which is not changed: 3, and 6 to 13.
+    """Check an update against a device folder, which stays unchanged: 3, and 6 to 13.
 
     Args, Raises: as `receive`.
     """
     now = _now(update, clock)
     with device.lock():
         named = device.current
-        current = device.read_overlay()  # the newest sound one; its slot is current from here on
-        admitted = verify.admit(update, _standing(device, named), now, unsigned=unsigned)
-        if admitted.base is None:
-            return Checked(device.digest, current, None, admitted.signed_by)
-        is_current = admitted.base == device.current
-        base = current if is_current else device.read_slot(admitted.base)
-        new = verify.outcome(update, base)
-        return Checked(device.digest, current, new, admitted.signed_by)
+        current = device.read_overlay()  # the newest sound one; from here `device.current` is it
+        standing = verify.Standing(
+            model=device.model,
+            trust=device.trust,
+            current=device.current,
+            kept=device.kept,
+            highest_sequence=device.highest_sequence,
+            named=named,
+        )
+        slot, signed_by = verify.admit(update, standing, now, unsigned=unsigned)
+        new = None
+        if slot is not None:
+            base = current if slot == device.current else device.read_slot(slot)
+            new = verify.outcome(update, base)
+        return Checked(device.digest, current, new, signed_by)
 
 
 def _now(update: Update, clock: Clock) -> float:
-    """One reading of the clock; none for an update without expiry, which needs none."""
+    """The time; an update without expiry needs no clock."""
     return 0.0 if update.expires is None else clock()
-
-
-def _standing(device: Device, named: Slot) -> verify.Standing:
-    return verify.Standing(
-        model=device.model,
-        trust=device.trust,
-        current=device.current,
-        kept=device.kept,
-        highest_sequence=device.highest_sequence,
-        named=named,
-    )
 
 
 def apply(
@@ -184,12 +175,12 @@ def apply(
     clock: Clock = time.time,
     onto: str | None = None,
 ) -> Applied:
-    """Check an update against a device folder and install what it leads to: 3, and 6 to 13.
+    """Check an update against a device folder and install its result: 3, and 6 to 13.
 
-    Of two processes at once the second waits for the first.
+    A second process waits for the first.
 
-    Args: onto: the digest that the device must be at (`Checked.digest`); None: any that it is at.
-    Others, Raises: as `receive`; WrongBase if the device is not at `onto`.
+    Args: onto: the digest that the device's overlay must have (`Checked.digest`); None: any.
+    Others, Raises: as `receive`; WrongBase if the device's overlay is not `onto`.
     """
     now = _now(update, clock)
     with device.lock():
@@ -199,12 +190,12 @@ def apply(
                 device.settle()
             note = ""
             if verify.is_late(update, now):
-                note = f" (it expired on {utc(update.expires or 0)}: does a newer one get through?)"
+                note = f" (it expired on {utc(update.expires or 0)}: is a newer one available?)"
             return Applied("already applied", update.sequence, update.target, note)
         if onto is not None and onto != checked.digest:
             raise WrongBase(
-                f"update {update.sequence} was checked for a device at {short(onto)}, this one "
-                f"is at {short(checked.digest)} by now: apply the update again"
+                f"update {update.sequence} was checked for a device at {short(onto)}, which is now "
+                f"at {short(checked.digest)}: apply the update again"
             )
         note, num_signed = "", len(checked.signed_by)
         if device.trust is not None and num_signed < device.trust.threshold:

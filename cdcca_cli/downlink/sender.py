@@ -1,34 +1,34 @@
 """An adaptation into an update: Theta_compressed = Quantize(Theta_updated - Theta_base, Q) (Eq. 7).
 
-The base is the mirror's current overlay, which is the device's, bit for bit; not the weights that
-training started from or the last adaptation. So what the coding of one round rounded off is part of
-the next round's change: error feedback. The update's sequence follows the highest that the mirror
-has ever had: the base's plus one, unless the mirror was rolled back.
+The base is the mirror's current overlay, which equals the device's bit for bit. So the rounding
+error of one round is part of the next round's change (error feedback). The update's sequence is the
+mirror's highest sequence plus one.
 
-**For devices that missed some** the base can be an earlier overlay that the mirror still keeps
-(`since`): with an adaptation the update leads past what was missed; without one (`catch_up`) it
-leads to exactly where the fleet is, and the mirror stays as it is. Sequence 0 is the start, so a
-new device takes the same way.
+**For devices that missed updates** the base can be an earlier overlay that the mirror still keeps
+(`since`). With an adaptation, the update leads past the missed ones. Without one (`catch_up`) it
+leads exactly to the mirror's current overlay, and the mirror stays unchanged. Sequence 0 is the
+initial overlay, for new devices.
 
-**How exactly** is decided, for `usq`, by the first of these that there is: a budget or bits, within
-which the step that training went through (`rate_aware`) is taken if it fits; an error; a largest
-loss that was asked for; the trained step, whose loss was measured in training and is not again; the
-loss on the held-out frames, at most 1 % more, if they have enough questions to tell 1 %
-(`rate.questions_to_tell`); a relative error that is safe (`rate.SAFE_ERROR`), with a note. `rate`
-searches for the step. The other codecs are there to compare with.
+**How exactly** `usq` codes is decided by the first of these that applies:
 
-What is sent is what the receiver decodes: the target digest is taken from the coded bytes, read
-back. `formats.update` writes the result, `keys` signs it.
+1. `budget_bytes` or `bits`: the trained step (`rate_aware`) if it fits, else the finest that does;
+2. `max_error`;
+3. `max_loss`;
+4. the trained step, whose loss was measured in training;
+5. the loss on the held-out frames, at most 1 % more, if they have enough questions to detect 1 %
+   (`rate.questions_to_tell`);
+6. the relative error `rate.SAFE_ERROR`, with a note.
+
+The target digest is taken from the decoded update. `rate` searches for the step, `formats.update`
+writes the result, `signatures` signs it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cdcca_cli.downlink import codecs
-from cdcca_cli.downlink import curve as curves
 from cdcca_cli.downlink.change import Change, Overlay, selected
 from cdcca_cli.downlink.codecs import exact
-from cdcca_cli.downlink.curve import Curve
 from cdcca_cli.downlink.encode import Choice, Measured, file_bytes
 from cdcca_cli.downlink.rate import Loss
 from cdcca_cli.downlink.settings import CompressSettings
@@ -38,26 +38,22 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.update import Update
 
-__all__ = [
-    *("Choice", "CompressSettings", "Compressed", "Loss", "Measured", "Start"),
-    *("catch_up", "choose", "compress", "curve", "finished"),
-]
-
 Start = Callable[[], Overlay]
 """The overlay of sequence 0, made again."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """An update without signatures, and what became of the change.
+    """An unsigned update, with its sizes and errors.
 
     Args:
-        num_bytes: of the whole file, with the signatures that were announced.
-        num_changed: parameters in tensors that changed and were selected.
+        num_bytes: of the whole file, with the announced number of signatures.
+        num_changed: parameters in selected tensors that changed.
         num_sent: parameters in tensors that change on the device.
         relative_error: ||decoded - change|| / ||change|| over the selected groups; 0 if none.
         measured: None if no loss was needed.
         notes: what the user should know, a line each.
+        choice: how the update was chosen; None for a catch-up.
     """
 
     update: Update
@@ -67,14 +63,14 @@ class Compressed:
     relative_error: float
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     @property
     def bits_per_parameter(self) -> float:
-        """Of the whole file, for a parameter that changed; 0 if none did."""
+        """Bits of the whole file per changed parameter; 0 if none changed."""
         return 8 * self.num_bytes / self.num_changed if self.num_changed else 0.0
 
     def summary(self) -> str:
-        """One line for people."""
         held_out = ""
         if self.measured is not None:
             held_out = (
@@ -104,95 +100,82 @@ def compress(
 
     Args:
         loss: the held-out loss of an overlay; called only if the settings need it.
-        start: the overlay of sequence 0, for `since=0` where the folder has it no more.
+        start: makes the overlay of sequence 0, for `since=0` if the folder no longer has it.
     Raises: WrongBase if the adaptation was made from another overlay than the mirror's current one,
-    BadData if it does not fit it or is not finite, MissingInput for a `since` that is not kept,
-    UsageError for what is asked for and cannot be met, or groups that the base does not have.
+        BadData if it does not fit or is not finite, MissingInput if the folder does not keep
+        `since`, UsageError for settings that cannot be met.
     """
-    choice = choose(adaptation, base, settings, loss=loss, start=start)
-    return finished(choice, choice.update())
-
-
-def choose(
-    adaptation: Adaptation,
-    base: Device,
-    settings: CompressSettings | None = None,
-    *,
-    loss: Loss | None = None,
-    start: Start | None = None,
-) -> Choice:
-    """The change that is to be coded, checked. Arguments and errors are those of `compress`."""
     settings = settings or CompressSettings()
-    _expect_same_base(adaptation, base)
+    if (adaptation.base, adaptation.sequence) != (base.digest, base.sequence):
+        raise WrongBase(
+            f"the adaptation was made from {short(adaptation.base)} (sequence "
+            f"{adaptation.sequence}), the mirror is at {short(base.digest)} (sequence "
+            f"{base.sequence}): distil against this mirror, or name the one it was made from"
+        )
     digest, overlay = _base(base, settings.since, start)
     change = Change.between(adaptation.overlay, overlay, selected(overlay, settings.select))
-    blank = Update(
-        base=digest,
-        target=digest,
-        sequence=base.highest_sequence + 1,
-        codec=settings.codec_id,
-        coding={},
-        num_parameters=change.num_parameters,
-        payload=b"",
-        model=base.model,
-        expires=settings.expires,
-    )
-    return Choice(change, blank, settings, adaptation, loss)
-
-
-def finished(choice: Choice, update: Update) -> Compressed:
-    """An update with its target, and what became of the change."""
-    base = choice.change.base
-    decoded = codecs.decode(update, base)
+    sequence = base.highest_sequence + 1
+    blank = _blank(base, digest, sequence, change.num_parameters, settings)
+    choice = Choice(change, blank, settings, adaptation, loss)
+    update = choice.update()
+    decoded = codecs.decode(update, overlay)
     return Compressed(
         update=replace(update, target=overlay_digest(decoded)),
-        num_bytes=file_bytes(update, choice.settings.num_signatures),
-        num_changed=choice.change.num_changed,
-        num_sent=sum(value.size for name, value in decoded.items() if value is not base[name]),
-        relative_error=choice.change.relative_error(decoded),
+        num_bytes=file_bytes(update, settings.num_signatures),
+        num_changed=change.num_changed,
+        num_sent=sum(value.size for name, value in decoded.items() if value is not overlay[name]),
+        relative_error=change.relative_error(decoded),
         measured=choice.measured(decoded),
         notes=(*choice.warnings(decoded), *choice.notes),
+        choice=choice,
     )
-
-
-def curve(choice: Choice, made: Compressed) -> Curve:
-    """Rate against loss of the same change, every other way of coding it."""
-    return curves.measure(choice, made.update)
 
 
 def catch_up(base: Device, settings: CompressSettings, *, start: Start | None = None) -> Compressed:
     """The exact update from an earlier overlay (`settings.since`) to the mirror's current one.
 
-    It has the current one's sequence, so the fleet stays one. The mirror does not need it.
+    It has the current overlay's sequence. The mirror does not need it.
 
-    Raises: UsageError without `since`, or if nothing lies between; MissingInput.
+    Raises: UsageError without `since`, or if `since` is the current sequence; MissingInput.
     """
     if settings.since is None:
         raise UsageError("without an adaptation, `since` must name the sequence to start from")
     if settings.select is not None or settings.codec != exact.CODEC:
-        raise UsageError("a catch-up is sent whole: give `codec` exact, and no `select`")
+        raise UsageError("a catch-up sends every group: give `codec` exact, and no `select`")
     digest, overlay = _base(base, settings.since, start)
     if base.sequence < 1 or digest == base.digest:
         reason = f"the mirror is at sequence {base.sequence}: there is nothing to catch up with"
         raise SettingError("since", reason, settings.since)
     target = base.read_overlay()
-    update = Update(
-        base=digest,
+    num_parameters = sum(value.size for value in target.values())
+    update = replace(
+        _blank(base, digest, base.sequence, num_parameters, settings),
         target=base.digest,
-        sequence=base.sequence,
-        codec=exact.CODEC,
-        coding={},
-        num_parameters=sum(value.size for value in target.values()),
         payload=exact.encode(target, overlay, base.sequence),
+    )
+    size = file_bytes(update, settings.num_signatures)
+    return Compressed(update, size, num_parameters, num_parameters, 0.0)
+
+
+def _blank(
+    base: Device, digest: str, sequence: int, num_parameters: int, settings: CompressSettings
+) -> Update:
+    """An update without a payload, whose target is its base."""
+    return Update(
+        base=digest,
+        target=digest,
+        sequence=sequence,
+        codec=settings.codec_id,
+        coding={},
+        num_parameters=num_parameters,
+        payload=b"",
         model=base.model,
         expires=settings.expires,
     )
-    size = file_bytes(update, settings.num_signatures)
-    return Compressed(update, size, update.num_parameters, update.num_parameters, 0.0)
 
 
 def _base(base: Device, since: int | None, start: Start | None) -> tuple[str, Overlay]:
-    """Digest and values of the overlay that the update is against."""
+    """Digest and values of the overlay that the update starts from."""
     if since is None or since == base.sequence:
         return base.digest, base.read_overlay()
     try:
@@ -203,12 +186,3 @@ def _base(base: Device, since: int | None, start: Start | None) -> tuple[str, Ov
         first = start()
         return overlay_digest(first), first
     return slot.digest, overlay
-
-
-def _expect_same_base(adaptation: Adaptation, base: Device) -> None:
-    if (adaptation.base, adaptation.sequence) != (base.digest, base.sequence):
-        raise WrongBase(
-            f"the adaptation was made from {short(adaptation.base)} (sequence "
-            f"{adaptation.sequence}), the mirror is at {short(base.digest)} (sequence "
-            f"{base.sequence}): distil against this mirror, or name the one it was made from"
-        )

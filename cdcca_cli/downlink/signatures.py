@@ -1,13 +1,13 @@
 """Ed25519 signatures (RFC 8032) on updates and trust lists.
 
-A signature is over the message itself, without ssh's framing. `verify` decides whose signatures are
-enough, `keys` reads key files. The `cryptography` package is imported where a key is used: a device
-that trusts no key never loads it.
+A signature covers the message itself, without ssh's framing. `verify` decides which signatures are
+required, `keys` reads key files. The `cryptography` package is imported only when a key is used: a
+device that trusts no key never loads it.
 """
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import trust, update
@@ -18,33 +18,20 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
-class Signable(Protocol):
-    """An update or a trust list."""
-
-    @property
-    def signatures(self) -> tuple[Signature, ...]: ...
-
-    def signed_bytes(self) -> bytes: ...
-
-    def with_signatures(self, signatures: tuple[Signature, ...]) -> Self: ...
-
-
-Signed = TypeVar("Signed", bound=Signable)
+Signed = TypeVar("Signed", Update, TrustList, Update | TrustList)
 
 
 class PrivateKey:
-    """What signs. Its public half is `public`, 64 hexadecimal digits."""
+    """A private key; `public` is its public half, 64 hexadecimal digits."""
 
     def __init__(self, key: "Ed25519PrivateKey") -> None:
         self._key = key
         self.public = key.public_key().public_bytes_raw().hex()
 
     def sign(self, message: bytes) -> Signature:
-        """The signature of a message; the same message gives the same one."""
         return Signature(self.public, self._key.sign(message).hex())
 
     def openssh_bytes(self) -> bytes:
-        """The private key's file."""
         from cryptography.hazmat.primitives import serialization
 
         return self._key.private_bytes(
@@ -53,18 +40,26 @@ class PrivateKey:
             serialization.NoEncryption(),
         )
 
+    def public_line(self, comment: str) -> str:
+        """The content of the public key's file, for cdcca and OpenSSH's tools."""
+        from cryptography.hazmat.primitives import serialization
+
+        line = self._key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        return f"{line.decode()} {comment}".rstrip() + "\n"
+
 
 def generate() -> PrivateKey:
-    """A new key, from the system's randomness."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return PrivateKey(Ed25519PrivateKey.generate())
 
 
 def sign(signed: Signed, keys: Sequence[PrivateKey]) -> Signed:
-    """The same with these keys' signatures added; a key that has signed before signs afresh.
+    """A copy with these keys' signatures added; a key's earlier signature is replaced.
 
-    An update of format version 1 becomes one of version 2, which alone has room for signatures.
+    An update of format version 1 becomes version 2, because version 1 has no signatures.
     """
     message = signed.signed_bytes()
     signatures = {signature.key: signature for signature in signed.signatures}
@@ -75,9 +70,9 @@ def sign(signed: Signed, keys: Sequence[PrivateKey]) -> Signed:
 def signers(
     message: bytes, signatures: Iterable[Signature], trusted: Sequence[str]
 ) -> tuple[str, ...]:
-    """The trusted keys that have signed this message, ascending; each counts once.
+    """The trusted keys that have signed this message, ascending, each once.
 
-    Signatures of other keys are not looked at, and one that is false counts for nothing.
+    Other keys' signatures and false ones are ignored.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -93,7 +88,7 @@ def signers(
 
 
 def read_signable(stream: BinaryIO, *, where: str) -> Update | TrustList:
-    """An update or a trust list, whichever it is. BadData, NewerFormat."""
+    """Read an update or a trust list. Raises: BadData, NewerFormat."""
     record = read_strict_record(stream, update.KINDS | trust.KINDS, where)
     if record.header["kind"] == "trust":
         return trust.trust_list_of(record, where)
@@ -101,7 +96,7 @@ def read_signable(stream: BinaryIO, *, where: str) -> Update | TrustList:
 
 
 def write_signable(out: Writable, signed: Update | TrustList) -> int:
-    """Write it again; returns its bytes."""
+    """Write an update or a trust list; returns its bytes."""
     if isinstance(signed, TrustList):
         return write_trust_list(out, signed)
     return write_update(out, signed)

@@ -1,14 +1,12 @@
-"""The checks that a file from the downlink has to pass, and the attack that each of them answers.
+"""The checks that a file from the downlink has to pass, and the attacks that they stop.
 
-Pure: bytes and what a device is at (`Standing`) go in, an update, its base and the new overlay come
-out, or a refusal. No file, no lock, no clock: the time is an argument, read once. `receiver` locks,
-reads, calls this and writes.
+Pure: bytes and the state of a device (`Standing`) go in; an update, its base and the new overlay
+come out, or a refusal. No file, no lock, no clock: the time is an argument.
 
-**What is trusted.** The device folder and those who may write it, the checkpoint, the holders of
-the private keys as far as `threshold` of them agree, and the device's clock, for expiry alone. Not
-trusted: the file and every way by which it comes. Keys get into a folder by `cdcca init --trust`,
-or by a trust list. A device without keys takes any update that passes the other checks: then the
-channel has to be trusted.
+**What is trusted.** The device folder and its writers, the checkpoint, the holders of the private
+keys as far as `threshold` of them agree, and the device's clock, for expiry only. Not trusted: the
+file and its whole way. Keys get into a folder by `cdcca init --trust` or by a trust list. A device
+without keys takes any update that passes the other checks, so its channel has to be trusted.
 
 **The checks, in order.** Everything is done in memory; nothing is written before all have passed.
 
@@ -16,10 +14,10 @@ channel has to be trusted.
  2. form        one whole record of kind update or trust, nothing after it, byte for byte as
                 `formats` writes it (65), of a version this cdcca reads (76)
  3. signature   `threshold` different trusted keys have signed the header (77)
- 4. header      every field there and of its kind (65)
- 5. payload     as long as the header says, and with its SHA-256 (65)
- 6. model       the device's, where both name one (78)                             `admit`
- 7. repetition  the update that the device is at: done, nothing to do (0)
+ 4. header      every field is there and has its type (65)
+ 5. payload     has the length and the SHA-256 in the header (65)
+ 6. model       the device's, if both name one (78)                                `admit`
+ 7. repetition  the update that the device is at: nothing to do (0)
  8. expiry      the device's clock is before it (79)
  9. sequence    above the highest the device has ever had (79), by 2**20 at most (65)
 10. base        the digest of the current overlay, or of an older one that the folder keeps (78)
@@ -27,43 +25,42 @@ channel has to be trusted.
 12. finite      every step, change and new value, applied to a copy (65)
 13. target      the digest of the new overlay (65)
 
-`admit` makes 3 again, because the device's keys may have changed since the file was read. Expiry
-and sequence come before the base: an old update is for another base nearly always, and 'it is old'
-is the better answer.
+`admit` repeats 3, because the device's keys may have changed since the file was read. Expiry and
+sequence come before the base: an old update nearly always has another base, and "it is old" is the
+more useful refusal.
 
-**A trust list** goes through 1, 2 and 4, then `admit_list`: the one that the device has already is
-no fault (0); its version is the device's plus one, so none is skipped (79 if it is not newer, 78 if
-one is missing); it needs signatures by a threshold of the device's keys *and* by a threshold of its
-own (77), as in TUF's root rotation: the old ones allow it, the new ones prove that they are held. A
-device without keys takes its first list on the word of its operator (`unsigned`), which changes
+**A trust list** goes through 1, 2 and 4, then `admit_list`. The list that the device has already is
+accepted (0). Its version must be the device's plus one (79 if it is not newer, 78 if one is
+missing). It needs signatures by a threshold of the device's keys *and* by a threshold of its own
+(77), as in TUF's root rotation: the old keys allow it, the new ones prove that their holders exist.
+A device without keys takes its first list only if its operator says so (`unsigned`), which changes
 nothing for a device that has keys.
 
-**Which attack each check answers**
+**The attacks**
 
 - another's update, a changed one      3: any bit of the header; 5 and 13: any bit of the rest
-- mix and match                        3, 5: payload and header are one; 10, 13: change and base
-- one key stolen                       3: the threshold; each key counts once, whatever it signs;
-                                       then a trust list without it
-- a list that hands the device over    signatures of the old keys and of the new
-- rollback, replay                     9: the highest sequence never falls, not even by a rollback
-- freeze (an old update kept coming)   8, if the updates have an expiry; the same update again is no
+- mix and match                        3, 5: the header binds its payload; 10, 13: base and change
+- one stolen key                       3: the threshold; each key counts once; then a trust list
+                                       without that key
+- a list that replaces all keys        signatures of the old keys and of the new
+- rollback, replay                     9: the highest sequence never falls, even by a rollback
+- freeze (the same old update again)   8, if the updates have an expiry; a repeated update is not an
                                        error even when expired, and a note reports it
 - fast-forward to the last sequence    9: 2**20 at a time, of 2**53
 - endless data, bombs                  1, 2, and each codec before it decompresses
-- a state written before it was        nothing is written before 13, the sequence least of all (as
-  checked                              in tough's CVE-2025-2888)
-- a kind of file whose number is       updates have 9, trust lists their version (go-tuf's
-  never compared                       CVE-2022-29173 was one role without)
+- state written before it is checked   nothing is written before 13, nor is the sequence (as in
+                                       tough's CVE-2025-2888)
+- a kind of file without a checked     updates have 9, trust lists their version (go-tuf's
+  number                               CVE-2022-29173 was one role without)
 
-**The clock.** One that is behind accepts what has expired meanwhile; one that is ahead refuses with
-a message that names it. It decides nothing else, and an update without expiry needs none.
+**The clock.** A slow clock accepts what has expired meanwhile; a fast one refuses with a message
+that names it. It decides nothing else.
 
-**What is not defended.** Someone who can write the device folder. A threshold of keys in wrong
-hands: until a trust list without them has come, what they sign is installed, and a sequence that
-they drove up stays up. Withholding: a device that gets nothing does not know it, unless by expiry.
-Two fleets with the same keys: each takes the other's updates, if model and base are the same.
-Secrecy: updates and trust lists are not encrypted, and an update shows its reader something of
-what was learnt; ssh or TLS hides them. What training learns from is in the cloud's hands.
+**Not defended.** A writer of the device folder. A threshold of stolen keys: until a trust list
+without them arrives, what they sign is installed, and a raised sequence stays raised. Withholding:
+a device without updates notices it only by expiry. Two fleets with the same keys: each takes the
+other's updates if model and base are the same. Secrecy: updates and trust lists are not encrypted,
+and an update reveals something of the training data; use ssh or TLS. Poisoned training data.
 """
 
 from dataclasses import dataclass
@@ -85,14 +82,13 @@ MOST_AHEAD = 1 << 20
 
 @dataclass(frozen=True)
 class Standing:
-    """What a device is at and has had, as far as a file from the downlink is checked against it.
+    """The state of a device that files are checked against.
 
     Args:
-        model: digest of all that never changes; None if the folder does not know it.
+        model: digest of everything that never changes; None if the folder does not have it.
         trust: the keys that must sign; None: any update is taken.
-        current: the newest sound overlay. kept: those before it, newest first.
-        highest_sequence: that the device has ever had.
-        named: the overlay that the folder names as current: another one if its file is damaged.
+        current: the newest sound overlay. kept: earlier ones, newest first.
+        named: the overlay that the folder names as current; not `current` if its file is damaged.
     """
 
     model: str | None
@@ -103,26 +99,12 @@ class Standing:
     named: Slot
 
 
-@dataclass(frozen=True)
-class Admitted:
-    """An update that has passed checks 3 and 6 to 10.
-
-    Args: base: the overlay that it is against; None if the device is at the update already.
-        signed_by: the trusted keys that signed.
-    """
-
-    base: Slot | None
-    signed_by: tuple[str, ...]
-
-
 def read(
     data: bytes, trust: Trust | None, most_bytes: int, *, where: str, unsigned: bool = False
 ) -> Update | TrustList:
     """The update or trust list in a file: checks 1 to 5.
 
-    Args:
-        trust: the keys that must sign an update. most_bytes: that an update can have.
-        unsigned: take an update without the signatures that the trusted keys ask for.
+    Args: trust: the keys that must sign an update. unsigned: take an update without signatures.
     Raises: SignatureRefused, NewerFormat, BadData.
     """
     if len(data) > most_bytes:
@@ -138,54 +120,58 @@ def read(
     if record.header["kind"] == "trust":
         return trust_list_of(record, where)
     envelope = envelope_of(record, where)
-    _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
+    if trust is not None:
+        _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
     return envelope.open(where)
 
 
 def _other_kind(data: bytes) -> str | None:
-    """What a file is, if it has a name and is neither an update nor a trust list."""
+    """What kind of file it is, if that explains the refusal better than its fault as a record."""
     from cdcca_cli.formats.kind import HEAD_BYTES, describe
 
     found = describe(data[:HEAD_BYTES])
-    if data[8:9] != b"{":  # else a record, whose own fault is the better answer
+    if data[8:9] != b"{":  # no record at all
         return found or "no file of cdcca"
     if found is None or found.startswith(("an update", "a trust list", "text in UTF-16")):
         return None
     return found
 
 
-def admit(update: Update, device: Standing, now: float, *, unsigned: bool = False) -> Admitted:
-    """Whether a device at this standing may take an update: checks 3 and 6 to 10.
+def admit(
+    update: Update, device: Standing, now: float, *, unsigned: bool = False
+) -> tuple[Slot | None, tuple[str, ...]]:
+    """Whether a device may take an update: checks 3 and 6 to 10.
 
     Args: now: seconds since 1970.
+    Returns: the overlay that the update starts from, None if the device has its result already; and
+        the trusted keys that signed.
     Raises: SignatureRefused, WrongBase, StaleUpdate, BadData.
     """
     where = f"update {update.sequence}"
-    message = update.signed_bytes()
-    signed_by = _signers(device.trust, message, update.signatures, where, unsigned)
+    signed_by: tuple[str, ...] = ()
+    if device.trust is not None:
+        message = update.signed_bytes()
+        signed_by = _signers(device.trust, message, update.signatures, where, unsigned)
     if None not in (device.model, update.model) and device.model != update.model:
         raise WrongBase(
             f"{where} is for model {short(str(update.model))}, this device has "
             f"{short(str(device.model))}: make mirror and device with the same checkpoint and "
-            "options of init"
+            "the same options of init"
         )
     if _leads_to(update, device.current):
-        return Admitted(None, signed_by)
+        return None, signed_by
     if is_late(update, now):
         raise StaleUpdate(
             f"{where} expired on {utc(update.expires or 0)}, this device's clock is at {utc(now)}: "
             "fetch a newer one, or set the clock if it is wrong"
         )
-    if not _leads_to(update, device.named):  # else it repairs what is damaged
+    if not _leads_to(update, device.named):  # otherwise it repairs the damaged overlay
         _expect_newer(update, device)
-    return Admitted(_base(update, device), signed_by)
+    return _base(update, device), signed_by
 
 
 def outcome(update: Update, base: Overlay) -> codecs.Decoded:
-    """The overlay that an admitted update makes of its base, which is not changed: 11 to 13.
-
-    Raises: NewerFormat, BadData.
-    """
+    """The overlay that an admitted update leads to: 11 to 13. Raises: NewerFormat, BadData."""
     where = f"update {update.sequence}"
     new = codecs.decode(update, base, where=where)
     if (digest := overlay_digest(new)) != update.target:
@@ -197,7 +183,7 @@ def outcome(update: Update, base: Overlay) -> codecs.Decoded:
 
 
 def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False) -> bool:
-    """Whether a trust list is to replace what a device trusts; False if that is the same already.
+    """Whether a trust list replaces the device's trust; False if it is the same already.
 
     Args: unsigned: take the first list of a device without keys.
     Raises: SignatureRefused, StaleUpdate, WrongBase.
@@ -209,66 +195,50 @@ def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False)
     message = found.signed_bytes()
     if trust is None and not unsigned:
         raise SignatureRefused(
-            f"{where}: this device trusts no key yet, so no signature can vouch for the list: "
-            "`unsigned` takes it on your word"
+            f"{where}: this device trusts no key yet, so the list's signatures prove nothing: take "
+            "it with `unsigned` if you trust it"
         )
     if trust is not None:
         if new.version <= trust.version:
             raise StaleUpdate(
-                f"{where} is not newer than {trust.version}, the one of this device: "
-                "a newer one is needed"
+                f"{where} is not newer than this device's list {trust.version}: fetch a newer one"
             )
         if new.version > trust.version + 1:
             raise WrongBase(
-                f"{where} does not follow {trust.version}, the one of this device: "
+                f"{where} does not follow this device's list {trust.version}: "
                 f"apply list {trust.version + 1} first"
             )
-        _expect_signers(message, found.signatures, trust, f"{where}, the device's keys")
-    _expect_signers(message, found.signatures, new, f"{where}, its own keys")
+        _signers(trust, message, found.signatures, f"{where}, the device's keys")
+    _signers(new, message, found.signatures, f"{where}, its own keys")
     return True
 
 
 def is_late(update: Update, now: float) -> bool:
-    """Whether an update has expired."""
     return update.expires is not None and now >= update.expires
 
 
 def _signers(
-    trust: Trust | None,
-    message: bytes,
-    signed: tuple[Signature, ...],
-    where: str,
-    unsigned: bool,
+    trust: Trust, message: bytes, signed: tuple[Signature, ...], where: str, unsigned: bool = False
 ) -> tuple[str, ...]:
-    """The device's trusted keys that have signed; refused if they are too few, unless `unsigned`.
+    """The device's trusted keys that have signed. SignatureRefused if too few, unless `unsigned`.
 
-    A message that is empty cannot be signed at all (update version 1).
+    Args: message: empty if it cannot be signed (update version 1).
     """
-    if trust is None:
-        return ()
-    if not unsigned:
-        return _expect_signers(message, signed, trust, where)
-    return signatures.signers(message, signed, trust.keys) if message else ()
-
-
-def _expect_signers(
-    message: bytes, signed: tuple[Signature, ...], trust: Trust, where: str
-) -> tuple[str, ...]:
+    found = signatures.signers(message, signed, trust.keys) if message else ()
+    if unsigned or len(found) >= trust.threshold:
+        return found
     if not message or not signed:
         raise SignatureRefused(
             f"{where}: not signed; {trust.threshold} of {len(trust.keys)} trusted keys must sign: "
             "sign it with cdcca sign, or take it with `unsigned`"
         )
-    found = signatures.signers(message, signed, trust.keys)
-    if len(found) < trust.threshold:
-        strangers = sum(signature.key not in trust.keys for signature in signed)
-        false = len(signed) - strangers - len(found)
-        raise SignatureRefused(
-            f"{where}: signed by {len(found)} of {len(trust.keys)} trusted keys, "
-            f"{trust.threshold} must sign ({strangers} signatures are of unknown keys, {false} are "
-            "false): fetch it again, or sign it with cdcca sign"
-        )
-    return found
+    unknown = sum(signature.key not in trust.keys for signature in signed)
+    false = len(signed) - unknown - len(found)
+    raise SignatureRefused(
+        f"{where}: signed by {len(found)} of {len(trust.keys)} trusted keys, "
+        f"{trust.threshold} must sign ({unknown} signatures are of unknown keys, {false} are "
+        "false): fetch it again, or sign it with cdcca sign"
+    )
 
 
 def _leads_to(update: Update, slot: Slot) -> bool:
@@ -280,30 +250,25 @@ def _expect_newer(update: Update, device: Standing) -> None:
     if update.sequence > highest + MOST_AHEAD:
         raise BadData(
             f"update {update.sequence} is more than {MOST_AHEAD:,} ahead of {highest}, the newest "
-            "that this device has had: such a jump is no round of training, check its sequence"
+            "that this device has had, which is more than training can make: check its sequence"
         )
-    if update.sequence > highest:
-        return
-    cure = "a newer one is needed"
-    if device.current.sequence < highest:
-        cure = _roll_back(device)
-    raise StaleUpdate(
-        f"update {update.sequence} is not newer than {highest}, "
-        f"the newest that this device has had: {cure}"
-    )
+    if update.sequence <= highest:
+        raise StaleUpdate(
+            f"update {update.sequence} is not newer than {highest}, "
+            f"the newest that this device has had: {_roll_back(device) or 'fetch a newer one'}"
+        )
 
 
 def _base(update: Update, device: Standing) -> Slot:
-    """The overlay that the update is against: the current one, or an older one that is kept."""
+    """The overlay that the update starts from: the current one, or an older one that is kept."""
     for slot in (device.current, *device.kept):
         if slot.digest == update.base:
             return slot
-    if device.current.sequence < device.highest_sequence:
-        cure = _roll_back(device)
-    elif update.sequence - 1 > device.current.sequence:
-        cure = f"fetch {_missing(device.current.sequence + 1, update.sequence - 1)} first"
-    else:
-        cure = "compress it against a mirror of this device"
+    cure = _roll_back(device) or "compress it against a mirror of this device"
+    first, last = device.current.sequence + 1, update.sequence - 1
+    if device.current.sequence == device.highest_sequence and first <= last:
+        missing = f"update {last}" if first == last else f"updates {first} to {last}"
+        cure = f"fetch {missing} first"
     raise WrongBase(
         f"update {update.sequence} is for base {short(update.base)}, "
         f"this device is at {short(device.current.digest)}: {cure}"
@@ -311,13 +276,10 @@ def _base(update: Update, device: Standing) -> Slot:
 
 
 def _roll_back(device: Standing) -> str:
+    """The cure if the device was rolled back, else empty."""
+    if device.current.sequence == device.highest_sequence:
+        return ""
     return (
         f"the device was rolled back to {device.current.sequence}: roll the mirror back too "
         "(cdcca apply MIRROR `rollback`), then distil and compress again"
     )
-
-
-def _missing(first: int, last: int) -> str:
-    if first == last:
-        return f"update {first}"
-    return f"updates {first} {'and' if last == first + 1 else 'to'} {last}"

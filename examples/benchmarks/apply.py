@@ -1,13 +1,12 @@
-"""How long `cdcca apply` takes and how much memory, for the update that the paper sends.
+"""Time and memory of `cdcca apply` for an update of the paper's size.
 
     python examples/benchmarks/apply.py [--runs 7] [--codec usq] [--bits 2.2]
 
-Makes, in a temporary folder, a device whose overlay has the paper's 1,650,688 parameters in their
-shapes (LLaMA-2-7B: norms 266,240, biases 1,359,872; query tokens 24,576), a random change of them
-and the update of it; then runs `cdcca apply` on fresh copies of the device. Prints one JSON object:
-the fastest run in seconds, the processor time of the cheapest over that of a Python that only
-imports numpy (which neither a slow nor a busy machine changes much), the most memory a run held,
-and what the update weighs.
+Makes a device whose overlay has the paper's 1,650,688 parameters in their shapes (LLaMA-2-7B: norms
+266,240, biases 1,359,872; query tokens 24,576), a random change of them and its update; then runs
+`cdcca apply` on fresh copies of the device. Prints one JSON object: the fastest run in seconds, the
+least processor time relative to a Python that only imports numpy (nearly independent of the
+machine), the peak memory, and the size of the update.
 """
 
 import argparse
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli.downlink import sender
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.update import write_update
@@ -49,7 +49,7 @@ def paper_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def settings(groups: tuple[str, ...]) -> DeviceSettings:
-    """A device folder's, of a checkpoint that nothing loads."""
+    """Settings of a device folder whose checkpoint is never loaded."""
     return DeviceSettings(
         checkpoint="shipped:student",
         family="blip_2",
@@ -59,8 +59,8 @@ def settings(groups: tuple[str, ...]) -> DeviceSettings:
     )
 
 
-def make(folder: Path, how: sender.CompressSettings) -> dict[str, float]:
-    """A device folder and an update.cdcca for it; what the update weighs."""
+def make(folder: Path, how: CompressSettings) -> dict[str, float]:
+    """Make a device folder and update.cdcca for it; returns the update's sizes."""
     generator = np.random.default_rng(0)
     overlay = {
         name: generator.standard_normal(shape, np.float32) for name, shape in paper_shapes().items()
@@ -101,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = options.runs
     bits = 2.2 if (options.codec, options.bits) == ("usq", None) else options.bits
-    how = sender.CompressSettings(codec=options.codec, bits=bits)
+    how = CompressSettings(codec=options.codec, bits=bits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = make(folder, how)

@@ -1,24 +1,23 @@
-"""What each codec costs and loses, on the update that the paper sends.
+"""Size, error and time of each codec, for an update of the paper's size.
 
     python examples/benchmarks/codecs.py [--runs 7]
     python examples/benchmarks/codecs.py --adaptation FILE --mirror FOLDER
     python examples/benchmarks/codecs.py --lora-parameters 40000000
 
 The first draws a change of the paper's 1,650,688 parameters in their shapes (LLaMA-2-7B: norms
-266,240, biases 1,359,872; query tokens 24,576), with the statistics that a round of the shipped
-pair leaves in each group: root mean square, how much it differs between tensors, and how light the
-tails are (after some hundred steps of Adam they are lighter than a Gaussian's). The second takes a
-real change instead, and where the adaptation has held-out frames it measures their loss under each
-codec. The third makes a LoRA overlay of that size and says what compressing it takes.
+266,240, biases 1,359,872; query tokens 24,576), with the statistics of each group after a round of
+the shipped pair: root mean square, its spread over the tensors, and the kurtosis (after some
+hundred steps of Adam the tails are lighter than a Gaussian's). The second takes a real change, and
+measures the held-out loss under each codec if the adaptation has held-out frames. The third
+compresses a LoRA overlay of that size, and prints time and memory.
 
-Prints one JSON object. Each row: bytes and bits a parameter of the whole file, without signatures
+Prints one JSON object. Each row: bytes and bits per parameter of the whole file, without signatures
 (each one adds about 230 bytes); relative error; R(D), the bits that a Gaussian source of the same
 variance in each tensor needs at that error (reverse water-filling; real changes have lighter tails
-and can come below it), and the gap to it; for usq the order-0 entropy of the codes; the
-cheapest of the runs in milliseconds: encoding once the step is chosen, decoding to the float32
-changes (usq), decoding to the new overlay with all checks (every codec).
-`in_the_same_run` is what machines are made of: copying the overlay, zstd's default level on the
-fp32 change.
+and can be below it), and the gap to it; for usq the order-0 entropy of the codes; the fastest run
+in milliseconds: encoding with a given step, decoding to the float32 changes (usq), decoding to the
+new overlay with all checks (every codec). `in_the_same_run` describes the machine: copying the
+overlay, and zstd's default level on the fp32 change.
 """
 
 import argparse
@@ -41,6 +40,7 @@ from cdcca_cli.downlink import codecs, sender
 from cdcca_cli.downlink.change import Change, group_of
 from cdcca_cli.downlink.codecs import bitdelta, nf4, ternary, usq
 from cdcca_cli.downlink.rate import Loss, Steps
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.update import Update, write_update
@@ -108,7 +108,7 @@ def gaussian_bound(change: Change, relative_error: float) -> float:
 
 
 def fastest(call: Callable[[], Any], runs: int) -> float:
-    """Milliseconds of processor time of the cheapest of some runs; all of it is one thread's."""
+    """Milliseconds of processor time of the fastest run; everything runs in one thread."""
     found = []
     for _ in range(runs):
         begin = time.process_time()
@@ -153,7 +153,7 @@ class Table:
         self._row(name, num_bytes, codecs.decode(update, self._change.base), more)
 
     def add_other(self, name: str, num_bytes: int, deltas: list[np.ndarray]) -> None:
-        """Something else, that came to so many bytes and these changes; a header is not counted."""
+        """Another coding, of this many bytes without a header, and its decoded changes."""
         decoded = {
             key: self._change.base[key] + delta
             for key, delta in zip(self._change.names, deltas, strict=True)
@@ -229,7 +229,7 @@ def changes_ms(change: Change, payload: bytes, runs: int) -> float:
 
 
 def machine(change: Change, runs: int) -> dict[str, float]:
-    """What the machine does with the same bytes, in milliseconds."""
+    """The machine's speed on the same bytes, in milliseconds."""
     every = np.concatenate([delta.reshape(-1) for delta in change.deltas])
     copy = np.empty_like(every)
     frame = zstandard.ZstdCompressor().compress(every.tobytes())
@@ -241,7 +241,7 @@ def machine(change: Change, runs: int) -> dict[str, float]:
 
 
 def lora_shapes(num_parameters: int) -> dict[str, tuple[int, ...]]:
-    """Rank-16 pairs on linears of 4096, as many as it takes."""
+    """Rank-16 pairs on linear layers of 4096 x 4096, up to this many parameters."""
     pairs = max(num_parameters // (2 * 16 * 4096), 1)
     shapes: dict[str, tuple[int, ...]] = {}
     for number in range(pairs):
@@ -262,7 +262,7 @@ def large(num_parameters: int) -> dict[str, Any]:
         del change
         begin = time.perf_counter()
         learnt = Adaptation(after, device.digest, 0, "akd", 0)
-        made = sender.compress(learnt, device, sender.CompressSettings(bits=2.2))
+        made = sender.compress(learnt, device, CompressSettings(bits=2.2))
         middle = time.perf_counter()
         peak = peak_bytes()
         base = device.read_overlay()
@@ -283,7 +283,7 @@ def peak_bytes() -> int:
 
 
 def real(adaptation: str, mirror: str) -> tuple[Change, Loss | None]:
-    """A change that was learnt, and its loss if the adaptation has held-out frames."""
+    """A real change, and its loss if the adaptation has held-out frames."""
     with Path(adaptation).open("rb") as source:
         learnt = read_adaptation(source)
     device = Device.open(mirror)

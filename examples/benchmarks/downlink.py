@@ -1,30 +1,29 @@
-"""What an update of the shipped pair weighs, and what it costs in loss: codec against codec.
+"""Size and loss of the shipped pair's updates, for each codec.
 
     python examples/benchmarks/downlink.py [--seeds 0 1 2] [--rounds 3] [--json FILE]
     python examples/benchmarks/downlink.py --chain 50 [--seeds 0]
 
-**Updates.** For each seed three chains of rounds on the shipped stream, as `cdcca loop` runs them:
-the device samples, the teacher teaches, the update is taken against the mirror and applied to both,
-and both must have the same digest. All groups are trained. `plain` trains as by default, and its
-adaptations are also coded by the codecs for comparison; the others train their last steps through
-the quantiser, for 1.2 and for 0.7 bits by entropy, and are held against the same adaptation with
-as many more steps at 16 bits. (Every chain goes on from its own updates.) `gain kept` is the
-share of the adaptation's own gain that arrives, `of all` that of the gain since the source model.
+**Updates.** For each seed there are three chains of rounds on the shipped stream, like those of
+`cdcca loop`: the device samples, the teacher labels, the update is made against the mirror and
+applied to both, and both must have the same digest. All groups are trained. `plain` has the default
+training, and its adaptations are coded by every codec. The others train their last steps through
+the quantiser, at an entropy of 1.2 and 0.7 bits, and are compared with the same adaptation after as
+many more steps at 16 bits. Every chain continues from its own updates. `gain kept` is the share of
+the adaptation's own gain that remains, `of all` that of the gain since the source model.
 
-Columns: bits a parameter of the whole file; `held out`, the change of the loss on the adaptation's
-own held-out frames, some fifty questions, by which the step was chosen; `probe`, the change on 544
-questions
-about frames that are never sent, against the teacher's answers, and both shares of the gain there;
-bits above the Gaussian bound for the same squared error. Losses are against the
-adaptation before coding; means over all rounds and seeds, and the worst. R(D) of the bound is the
-reverse water-filling over the rank rows of LoRA and all other tensors (rows of A, columns of B),
-each taken for Gaussian.
+Columns: bits per parameter of the whole file; `held out`, the change of the loss on the
+adaptation's own held-out frames (about fifty questions), which chose the step; `probe`, the change
+on 544 questions about frames that are never sent, against the teacher's answers, and both shares of
+the gain there; bits above the Gaussian bound for the same squared error. Losses are relative to the
+adaptation before coding: means over all rounds and seeds, and the worst. The bound is reverse
+water-filling over the rank rows of LoRA (rows of A, columns of B) and all other tensors, as
+Gaussian sources.
 
-**A chain** (`--chain`): so many rounds of one short epoch each over parts of the stream, coded at
-the default's 2.1 bits, and the same in fp32 (`exact`): equal digests in each round, and the
+**A chain** (`--chain N`): N rounds of one short epoch each over parts of the stream, coded at about
+2.1 bits, and the same in fp32 (`exact`). Checks for equal digests in each round, and prints the
 losses on the probe at the end.
 
-Prints tables; `--json` writes all figures too. About two minutes for a round on one core.
+Prints tables; `--json` also writes all figures. A round takes about two minutes on one core.
 """
 
 import argparse
@@ -45,9 +44,9 @@ from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import label_shards
-from cdcca_cli.downlink import receiver, sender
+from cdcca_cli.downlink import codecs, receiver, sender
 from cdcca_cli.downlink.change import group_of
-from cdcca_cli.downlink.sender import CompressSettings
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.labels import key_of
@@ -96,12 +95,12 @@ class Coded:
 
 
 def change(losses: tuple[float, float, float]) -> float:
-    """By which share coding makes the loss larger."""
+    """The relative growth of the loss by coding."""
     return losses[2] / losses[1] - 1
 
 
 def gain_kept(losses: tuple[float, float, float]) -> float:
-    """Which share of what was learnt arrives; not a number where nothing was."""
+    """The share of the gain that remains; NaN without a gain."""
     before, learnt, decoded = losses
     return (before - decoded) / (before - learnt) if before != learnt else float("nan")
 
@@ -139,7 +138,7 @@ def rank_rows(name: str, values: np.ndarray) -> list[np.ndarray]:
 
 
 class Bench:
-    """The models, the stream and the probe, loaded once; and a folder to work in."""
+    """The models, the stream and the probe, loaded once; and a working folder."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -156,7 +155,7 @@ class Bench:
         return create_device(self.work / name, CHECKPOINT)
 
     def sampled(self, frames: list[Frame], seed: int, top: str) -> list[Shard]:
-        """What the device sends of these frames."""
+        """The shards that the device sends of these frames."""
         predictions = list(answer_frames(self.student, frames, AnswerSettings(batch_size=64)))
         how = SampleSettings(
             top=parse_amount(top),
@@ -167,7 +166,7 @@ class Bench:
         return list(sample_frames(self.student, frames, how, predictions))
 
     def sampled_by(self, mirror: Device, seed: int) -> list[Shard]:
-        """What a device that is where the mirror is sends of the whole stream."""
+        """The shards that a device in the mirror's state sends of the whole stream."""
         key = (mirror.digest, seed)
         if key not in self._sampled:
             self.student.install_overlay(mirror.read_overlay(), self.alpha)
@@ -178,10 +177,10 @@ class Bench:
         """All questions about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        said = label_shards(self.teacher, shards, DistillSettings(), None)
+        labels = label_shards(self.teacher, shards, DistillSettings(), None)
         held = HeldOut([], [])
         for shard in shards:
-            answers = said.read(key_of(shard)).answers
+            answers = labels.read(key_of(shard)).answers
             questions = [
                 one for one, answer in zip(shard.questions, answers, strict=True) if answer
             ]
@@ -197,9 +196,9 @@ class Bench:
 
 
 class Scale:
-    """One adaptation, against which coded ones are measured.
+    """One adaptation, with which its coded forms are compared.
 
-    Args: reference: whose loss theirs is held against; the adaptation's own, or another's.
+    Args: reference: the adaptation whose loss is the reference; the same one, or another.
     """
 
     def __init__(
@@ -221,7 +220,7 @@ class Scale:
     def coded(self, name: str, made: sender.Compressed) -> Coded:
         """A whole file, decoded and measured."""
         bits = 8 * made.num_bytes / made.update.num_parameters
-        return self.measured(name, bits, receiver.decode(made.update, self.base))
+        return self.measured(name, bits, codecs.decode(made.update, self.base))
 
     def measured(self, name: str, bits: float, decoded: Overlay) -> Coded:
         arrived = {key: decoded[key] - self.base[key] for key in self.base}
@@ -248,7 +247,7 @@ def apply_to_both(device: Device, mirror: Device, made: sender.Compressed) -> No
 
 
 def plain_chain(bench: Bench, seed: int, rounds: int) -> Iterator[Coded]:
-    """Ordinary adaptations by every codec; the chain goes on with the default."""
+    """Default adaptations in every codec; the chain continues with the default codec."""
     device, mirror = bench.device(f"plain-{seed}/device"), bench.device(f"plain-{seed}/mirror")
     last: Adaptation | None = None
     for number in range(1, rounds + 1):

@@ -127,7 +127,7 @@ if [ ! -e "$work/made" ]; then
     -o "$work/adaptation.safetensors"
   for codec in nf4 paper; do
     as=(--codec nf4)
-    [ $codec = nf4 ] || as=(--preset paper)
+    [ $codec = nf4 ] || as+=(--select norm,bias,query)
     cdcca compress "$work/adaptation.safetensors" --base "$work/mirror" --no-measure "${as[@]}" \
       -o "$down/update.$codec"
   done

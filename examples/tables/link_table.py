@@ -55,7 +55,7 @@ ROWS = (
     Row("down-overlay.fp32", "down: the overlay, fp32", "down-student.weights"),
     Row("down-update.usq", "down: **the update**", "down-student.weights"),
     Row("down-update.nf4", "down: the update, `--codec nf4`", "down-student.weights"),
-    Row("down-update.paper", "down: the update, `--preset paper`", "down-student.weights"),
+    Row("down-update.paper", "down: the update as the paper codes it", "down-student.weights"),
     Row("up-noise.raw", "up: noise, as the paper's five frames", "up-noise.raw"),
     Row("up-noise.tokens", "up: noise, as the paper's tokens", "up-noise.raw"),
     Row("down-noise.update", "down: noise, as the paper's update", ""),

@@ -190,7 +190,7 @@ class TestTrust:
         arguments = ["--key", public(keys[0]), "--sign", keys[0], "-o", made]
         assert run("trust", *arguments, "--after", device) == 0
         assert run("apply", device, made) == 77
-        assert "takes it on your word" in capfd.readouterr().err
+        assert "if you trust it" in capfd.readouterr().err
         assert run("apply", device, made, "--unsigned") == 0
         assert run("apply", device, update) == 77
 
@@ -221,7 +221,7 @@ class TestTrust:
 
     @pytest.mark.parametrize(
         ("names", "threshold", "words"),
-        [(["ann", "ann"], 1, "named twice"), (["ann"], 2, "there are only 1 keys")],
+        [(["ann", "ann"], 1, "given twice"), (["ann"], 2, "there are only 1 keys")],
     )
     def test_lists_that_cannot_be(
         self,

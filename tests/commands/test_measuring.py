@@ -109,8 +109,8 @@ def test_from_frames_to_an_update_measured_on_what_was_held_out(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--codec", "exact", "--since", "0", "--curve", "c.json"], "nothing to choose"),
-        (["--codec", "exact", "--since", "0", "--curve", "c.png"], "nothing to choose"),
+        (["--codec", "exact", "--since", "0", "--curve", "c.json"], "needs an adaptation"),
+        (["--codec", "exact", "--since", "0", "--curve", "c.png"], "needs an adaptation"),
         (["a.safetensors", "--curve", "c.png"], "name the JSON file"),
     ],
 )

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from cdcca_cli.downlink.change import Change, group_of, selected
-from cdcca_cli.downlink.settings import PAPER
 from cdcca_cli.errors import BadData, UsageError
 
 BASE = {"a": np.array([1, 2], np.float32), "b": np.zeros((2, 2), np.float32), "c": np.ones(3, "f4")}
@@ -66,7 +65,7 @@ def test_groups_are_told_from_names() -> None:
 def test_selection() -> None:
     assert selected(EXPECTED, None) == set(EXPECTED)
     assert selected(EXPECTED, ["query"]) == {"query_tokens"}
-    assert selected(EXPECTED, PAPER) == {n for n in EXPECTED if "lora" not in n}
+    assert selected(EXPECTED, ["norm", "bias", "query"]) == {n for n in EXPECTED if "lora" not in n}
 
 
 def test_groups_that_the_base_does_not_have_are_refused() -> None:

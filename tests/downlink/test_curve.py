@@ -1,28 +1,33 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cdcca_cli.downlink import codecs, sender
-from cdcca_cli.downlink.sender import CompressSettings
+from cdcca_cli.downlink import codecs, curve, sender
+from cdcca_cli.downlink.settings import CompressSettings
 from tests.downlink import worlds
 from tests.downlink.test_sender import loss_towards
 
 
 @pytest.fixture(scope="module")
-def choice(tmp_path_factory: pytest.TempPathFactory) -> sender.Choice:
+def made(tmp_path_factory: pytest.TempPathFactory) -> sender.Compressed:
     mirror = worlds.device(tmp_path_factory.mktemp("mirror") / "mirror")
     after = worlds.learnt(mirror.read_overlay())
     how = CompressSettings(budget_bytes=900)
-    return sender.choose(worlds.adaptation(after, mirror), mirror, how, loss=loss_towards(after))
+    return sender.compress(worlds.adaptation(after, mirror), mirror, how, loss=loss_towards(after))
 
 
-def test_every_point_is_what_it_says(choice: sender.Choice) -> None:
+def measured(made: sender.Compressed) -> dict[str, Any]:
+    assert made.choice is not None
+    return curve.measure(made.choice, made.update)
+
+
+def test_every_point_is_what_it_says(made: sender.Compressed) -> None:
     """Finer steps: more bytes, less error, less loss. With squared error as the loss, the change of
     the loss is relative error squared times what was learnt, over the adaptation's loss."""
-    made = sender.finished(choice, choice.update())
-    drawn = sender.curve(choice, made).as_json()
+    drawn = measured(made)
     assert (drawn["kind"], drawn["version"], drawn["parameters"]) == ("curve", 2, 918)
     steps = [p for p in drawn["points"] if p["codec"] == "usq" and not p["chosen"]]
     for key, order in (("bytes", 1), ("relative_error", -1), ("loss", -1), ("step", -1)):
@@ -46,17 +51,17 @@ def test_every_point_is_what_it_says(choice: sender.Choice) -> None:
 def test_without_a_loss(tmp_path: Path) -> None:
     mirror = worlds.device(tmp_path / "mirror")
     after = worlds.learnt(mirror.read_overlay())
-    choice = sender.choose(worlds.adaptation(after, mirror), mirror)
-    drawn = sender.curve(choice, sender.finished(choice, choice.update()))
-    assert drawn.as_json()["loss"] is None
-    assert {point["loss"] for point in drawn.as_json()["points"]} == {None}
+    made = sender.compress(worlds.adaptation(after, mirror), mirror)
+    drawn = measured(made)
+    assert drawn["loss"] is None
+    assert {point["loss"] for point in drawn["points"]} == {None}
 
 
 def test_nothing_changed(tmp_path: Path) -> None:
     mirror = worlds.device(tmp_path / "mirror")
-    choice = sender.choose(worlds.adaptation(mirror.read_overlay(), mirror), mirror)
-    drawn = sender.curve(choice, sender.finished(choice, choice.update()))
-    assert drawn.as_json() == {
+    made = sender.compress(worlds.adaptation(mirror.read_overlay(), mirror), mirror)
+    drawn = measured(made)
+    assert drawn == {
         "kind": "curve",
         "version": 2,
         "parameters": 0,
@@ -65,17 +70,17 @@ def test_nothing_changed(tmp_path: Path) -> None:
     }
 
 
-def test_the_picture(choice: sender.Choice) -> None:
+def test_the_picture(made: sender.Compressed) -> None:
     """A PNG of 768 x 480, and the same bytes again."""
     pytest.importorskip("matplotlib")
-    drawn = sender.curve(choice, sender.finished(choice, choice.update()))
-    picture = drawn.picture()
+    drawn = measured(made)
+    picture = curve.picture(drawn)
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert np.frombuffer(picture[16:24], ">u4").tolist() == [768, 480]
-    assert drawn.picture() == picture
+    assert curve.picture(drawn) == picture
 
 
-def test_without_matplotlib(choice: sender.Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib(made: sender.Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError):
-        sender.curve(choice, sender.finished(choice, choice.update())).picture()
+        curve.picture(measured(made))

@@ -89,14 +89,14 @@ SOUND = bytes(8) + bytes([0]) + bytes([240]) + bytes(10)
     [
         (b"", "damaged coded changes"),
         (b"not zstd at all", "damaged coded changes"),
-        (frame(SOUND + b"\0"), "say they hold 21 bytes"),
-        (frame(SOUND[:-1]), "say they hold 19 bytes"),
+        (frame(SOUND + b"\0"), "declare 21 bytes"),
+        (frame(SOUND[:-1]), "declare 19 bytes"),
         (frame(SOUND)[:-1], "damaged coded changes"),
         (frame(SOUND) + b"\0", "damaged coded changes"),
         (frame(SOUND) + frame(b""), "damaged coded changes"),
         (frame(SOUND, checksum=False), "no checksum"),
         (frame(b"\1" + SOUND[1:]), "its payload 1"),
-        (zstandard.ZstdCompressor(write_content_size=False).compress(SOUND), "say they hold"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(SOUND), "declare"),
     ],
 )
 def test_a_payload_that_is_not_exactly_right_is_refused(payload: bytes, reason: str) -> None:

@@ -508,7 +508,7 @@ class TestRotation:
     def test_a_skipped_version(self, device: Device) -> None:
         second = self.made(device, trust(0, 2, version=2), 0)
         third = self.made(device, trust(0, 3, version=3), 0)
-        refused(device, third, WrongBase, "does not follow 1, the one of this device: apply list 2")
+        refused(device, third, WrongBase, "does not follow this device's list 1: apply list 2")
         receive(device, second)
         assert status(receive(device, third)) == "applied"
 
@@ -544,7 +544,7 @@ class TestRotation:
     ) -> None:
         device = folder(tmp_path / "open", None)
         listed = self.made(device, trust(0), 0)
-        refused(device, listed, SignatureRefused, "`unsigned` takes it on your word")
+        refused(device, listed, SignatureRefused, "take it with `unsigned` if you trust it")
         refused(device, TrustList(trust(0)), SignatureRefused, "not signed", unsigned=True)
         assert status(receive(device, listed, unsigned=True)) == "applied"
         refused(device, update_to(device), SignatureRefused, "not signed")

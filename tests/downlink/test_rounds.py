@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cdcca_cli.downlink import receiver, sender
-from cdcca_cli.downlink.sender import CompressSettings
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import MissingInput, StaleUpdate, WrongBase
 from tests.downlink import worlds
 
@@ -77,7 +77,7 @@ def test_a_missing_update_is_named(tmp_path: Path) -> None:
         worlds.receive(mirror, files[-1])
     for data, cure in (
         (files[1], "fetch update 1 first"),
-        (files[2], "fetch updates 1 and 2 first"),
+        (files[2], "fetch updates 1 to 2 first"),
         (files[3], "fetch updates 1 to 3 first"),
     ):
         with pytest.raises(WrongBase, match=cure):

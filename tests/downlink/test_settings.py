@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cdcca_cli.downlink import codecs
-from cdcca_cli.downlink.settings import CODECS, PAPER, CompressSettings, parse_expiry
+from cdcca_cli.downlink.settings import CODECS, CompressSettings, parse_expiry
 from cdcca_cli.errors import UsageError
 from cdcca_cli.settings import value_of
 
@@ -41,10 +41,6 @@ def test_a_day_that_has_begun() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"preset": "paper", "select": ("norm",)}, "leave out `select`"),
-        ({"preset": "paper", "budget_bytes": 10_000}, "leave out `budget_bytes`"),
-        ({"preset": "paper", "codec": "usq"}, "leave out `codec`"),
-        ({"preset": "best"}, "expected one of paper"),
         ({"budget_bytes": 10_000, "max_error": 0.1}, "`budget_bytes` and `max_error` exclude"),
         ({"bits": 2.0, "max_loss": 0.1}, "`bits` and `max_loss` exclude"),
         ({"bits": 0.0}, "`bits` 0"),
@@ -66,11 +62,6 @@ def test_a_day_that_has_begun() -> None:
 def test_settings_that_contradict_each_other(arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         CompressSettings(**arguments)
-
-
-def test_a_preset_is_what_it_is_short_for() -> None:
-    assert CompressSettings(preset="paper") == CompressSettings(select=PAPER, codec="nf4")
-    assert CompressSettings().codec == "usq"
 
 
 def test_every_codec_has_a_name() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli.downlink import receiver, sender
+from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device, DeviceSettings, Lora
 from cdcca_cli.formats.update import Update, write_update
@@ -54,9 +55,7 @@ def adaptation(after: Mapping[str, np.ndarray], base: Device) -> Adaptation:
     return Adaptation(after, base.digest, base.sequence, "akd", 0)
 
 
-def next_update(
-    base: Device, seed: int = 1, settings: sender.CompressSettings | None = None
-) -> Update:
+def next_update(base: Device, seed: int = 1, settings: CompressSettings | None = None) -> Update:
     """The update of one more round on this base."""
     after = learnt(base.read_overlay(), seed)
     return sender.compress(adaptation(after, base), base, settings).update

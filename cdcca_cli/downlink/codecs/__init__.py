@@ -1,4 +1,4 @@
-"""Every codec that an update can name, and the one door to them: `decode`.
+"""Every codec that an update can have, and their common entry: `decode`.
 
 | id          | is                                                      | specification |
 |-------------|---------------------------------------------------------|---------------|
@@ -8,10 +8,10 @@
 | `sign`      | BitDelta: one bit a change                              | `bitdelta`    |
 | `exact`     | any bits of the target                                  | `exact`       |
 
-A codec is one module, whose docstring is enough to write a reader from; `payload` is what they
-share. Decoding needs numpy and zstandard, and gives the same bits on every machine: whole numbers,
-one float32 multiplication, one addition. What is encoded, and how exactly, is for `encode` to
-choose; `verify` checks digests and signatures.
+A codec is one module, whose docstring is complete enough to write a reader from; `payload` is what
+they share. Decoding needs only numpy and zstandard, and gives the same bits on every machine: whole
+numbers, one float32 multiplication, one addition. `encode` chooses the codec; `verify` checks
+digests and signatures.
 """
 
 from collections import Counter
@@ -24,33 +24,42 @@ from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary, usq
+from cdcca_cli.downlink.codecs.payload import damaged
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats.update import Update
 
 Decoded = dict[str, NDArray[np.float32]]
 
 
+def _whole(payload: bytes) -> dict[str, int]:
+    return {"sequence and codes": len(payload)}
+
+
+def _nothing(_: Update) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Codec:
-    """How the payload of an update is read.
+    """The reader of one codec's payload.
 
     Args:
         decode: the new overlay, from the update and its base; raises BadData.
-        byte_kinds: what the payload's bytes are for, adding up to its length; raises BadData.
-        facts: what `inspect` shows of an update beside sizes.
+        byte_kinds: the uses of the payload's bytes, which add up to its length; raises BadData.
+        facts: further facts for `inspect`.
     """
 
     decode: Callable[[Update, Overlay], Decoded]
-    byte_kinds: Callable[[bytes], dict[str, int]]
-    facts: Callable[[Update], dict[str, Any]]
+    byte_kinds: Callable[[bytes], dict[str, int]] = _whole
+    facts: Callable[[Update], dict[str, Any]] = _nothing
 
 
 def _plain(read: Callable[[bytes, int, Overlay], Decoded]) -> Callable[[Update, Overlay], Decoded]:
-    """The decoder of a codec with nothing of its own in the header."""
+    """The decoder of a codec that has no `coding` in the header."""
 
     def decode(update: Update, base: Overlay) -> Decoded:
         if update.coding:
-            raise BadData(f"update: codec {update.codec} takes no 'coding': fetch it again")
+            raise damaged(f"codec {update.codec} takes no 'coding'")
         return read(update.payload, update.sequence, base)
 
     return decode
@@ -60,43 +69,33 @@ def _mixed(update: Update, base: Overlay) -> Decoded:
     return nf4.decode(update.payload, update.sequence, update.coding, base)
 
 
-def _whole(payload: bytes) -> dict[str, int]:
-    return {"sequence and codes": len(payload)}
-
-
 def _steps(update: Update) -> dict[str, Any]:
     return {"steps": usq.steps_of(update.payload)}
 
 
 def _bits(update: Update) -> dict[str, Any]:
-    bits = nf4.bits_of(update.coding)
-    return {"tensors_by_bits": {str(number): Counter(bits)[number] for number in sorted({*bits})}}
-
-
-def _nothing(_: Update) -> dict[str, Any]:
-    return {}
+    counts = Counter(nf4.bits_of(update.coding))
+    return {"tensors_by_bits": {str(bits): counts[bits] for bits in sorted(counts)}}
 
 
 CODECS: dict[str, Codec] = {
     usq.CODEC: Codec(_plain(usq.decode), usq.byte_kinds, _steps),
-    nf4.CODEC: Codec(_mixed, _whole, _bits),
+    nf4.CODEC: Codec(_mixed, facts=_bits),
     ternary.CODEC: Codec(_plain(usq.decode), usq.byte_kinds, _steps),
-    bitdelta.CODEC: Codec(_plain(bitdelta.decode), _whole, _nothing),
-    exact.CODEC: Codec(_plain(exact.decode), _whole, _nothing),
+    bitdelta.CODEC: Codec(_plain(bitdelta.decode)),
+    exact.CODEC: Codec(_plain(exact.decode)),
 }
 
 
 def decode(update: Update, base: Overlay, *, where: str = "the update") -> Decoded:
-    """The overlay that an update leads to from `base`.
+    """The overlay that an update leads to from `base`; unchanged tensors are the base's own arrays.
 
-    The update's payload is taken to be the one that its hash is of (`formats.update` checks that).
-    Tensors that do not change are the base's own arrays.
+    `formats.update` has checked the payload's hash.
 
-    Raises: NewerFormat for a codec that is not in CODECS, BadData for an update of another size
-        than the base, a payload that is not exactly what its codec demands, or values that would
-        not be finite.
+    Raises: NewerFormat for an unknown codec; BadData for an update of another size than the base, a
+        payload that breaks its codec's rules, or values that would not be finite.
     """
-    codec = codec_of(update, where)
+    codec = _codec_of(update, where)
     num_parameters = sum(value.size for value in base.values())
     if update.num_parameters != num_parameters:
         raise BadData(
@@ -111,17 +110,17 @@ def decode(update: Update, base: Overlay, *, where: str = "the update") -> Decod
 
 
 def byte_kinds(update: Update) -> dict[str, int]:
-    """What the bytes of the payload are for; they add up to its length. NewerFormat, BadData."""
-    return codec_of(update).byte_kinds(update.payload)
+    """The uses of the payload's bytes, which add up to its length. NewerFormat, BadData."""
+    return _codec_of(update).byte_kinds(update.payload)
 
 
 def facts(update: Update) -> dict[str, Any]:
-    """What `inspect` shows of an update beside sizes: steps, bits. NewerFormat, BadData."""
-    return codec_of(update).facts(update)
+    """Steps or bits of an update, for `inspect`. NewerFormat, BadData."""
+    return _codec_of(update).facts(update)
 
 
-def codec_of(update: Update, where: str = "the update") -> Codec:
-    """The codec that an update names. NewerFormat if this cdcca has none of that name."""
+def _codec_of(update: Update, where: str = "the update") -> Codec:
+    """The codec of an update. NewerFormat if this cdcca does not have it."""
     if update.codec not in CODECS:
         raise NewerFormat(
             f"{where}: codec {update.codec[:40]!r}; this cdcca reads {', '.join(CODECS)}: "

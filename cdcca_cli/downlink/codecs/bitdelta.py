@@ -1,7 +1,7 @@
-"""The codec `sign`: one bit for each change, and one size for each tensor. Its specification.
+"""The codec `sign`: one bit per change, and one size per tensor. Its specification.
 
 BitDelta (Liu et al. 2024, arXiv:2402.10193) without its second stage, which trains the sizes. Every
-value of a tensor that is sent changes, by the tensor's mean magnitude, up or down.
+value of a sent tensor changes by the tensor's mean magnitude, up or down.
 
 The payload:
 
@@ -9,8 +9,8 @@ The payload:
     sizes     for every tensor of the base, in name order, float32, little-endian: 0 if it does not
               change, otherwise finite and 2**-126 or more
     signs     for each tensor that changes, of n values in C order, ceil(n / 8) bytes: bit i mod 8,
-              counted from the lowest, of byte i div 8 is 1 if value i goes down. Bits of the last
-              byte that no value needs are written as zero and not read
+              counted from the lowest, of byte i div 8 is 1 if value i goes down. Unused bits of
+              the last byte are written as zero and not read
 
 Nothing may follow; `coding` in the update's header is empty. The new value is base + size or
 base - size, one float32 addition.
@@ -21,9 +21,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.change import Overlay, added
-from cdcca_cli.downlink.codecs.payload import after_sequence, with_sequence
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.change import Overlay, overlay_with
+from cdcca_cli.downlink.codecs.payload import after_sequence, damaged, with_sequence
 from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "sign"
@@ -32,7 +31,6 @@ _SIZE = np.dtype("<f4")
 
 
 def encode(deltas: Sequence[NDArray[np.float32]], sequence: int) -> bytes:
-    """The payload for these changes, in name order."""
     means = [float(np.abs(delta).mean(dtype=np.float64)) if delta.size else 0.0 for delta in deltas]
     sizes = [mean if mean >= SMALLEST_STEP else 0.0 for mean in means]
     signs = [
@@ -44,29 +42,26 @@ def encode(deltas: Sequence[NDArray[np.float32]], sequence: int) -> bytes:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
     names = sorted(base)
     rest = after_sequence(payload, sequence)
     begin = len(names) * _SIZE.itemsize
     if len(rest) < begin:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     sizes = np.frombuffer(rest[:begin], _SIZE).astype(np.float32)
     if not ((sizes == 0) | (np.isfinite(sizes) & (sizes >= SMALLEST_STEP))).all():
-        raise BadData("update: a size that is neither 0 nor a number above it: fetch it again")
+        raise damaged("a size that is neither 0 nor a normal number")
     needed = [
         -(-base[name].size // 8) if size else 0 for name, size in zip(names, sizes, strict=True)
     ]
     if begin + sum(needed) != len(rest):
-        raise BadData(
-            f"update: sizes and signs of {len(rest):,} bytes, they must have "
-            f"{begin + sum(needed):,}: fetch it again"
-        )
-    overlay = dict(base)
+        raise damaged(f"sizes and signs of {len(rest):,} bytes, expected {begin + sum(needed):,}")
+    deltas: list[NDArray[np.float32] | None] = []
     for name, size, count in zip(names, sizes, needed, strict=True):
-        if size:
-            packed = np.frombuffer(rest[begin : begin + count], np.uint8)
-            begin += count
-            signs = np.unpackbits(packed, count=base[name].size, bitorder="little").astype(bool)
-            delta = np.where(signs, -size, size).astype(np.float32).reshape(base[name].shape)
-            overlay[name] = added(base[name], delta)
-    return overlay
+        if not size:
+            deltas.append(None)
+            continue
+        packed = np.frombuffer(rest[begin : begin + count], np.uint8)
+        begin += count
+        signs = np.unpackbits(packed, count=base[name].size, bitorder="little").astype(bool)
+        deltas.append(np.where(signs, -size, size).astype(np.float32))
+    return overlay_with(base, deltas)

@@ -1,15 +1,14 @@
 """The codec `exact`: any overlay from any other, bit for bit. Its specification.
 
-For a device that has missed updates, or a new one, that must come to the very bits the others hold.
-Nothing is rounded: what differs is sent as the distance between two float32 as whole numbers.
+For a new device, or one that has missed updates, which must get the same bits as the others.
+Nothing is rounded: a difference is sent as the distance between two float32 as whole numbers.
 
-The payload is the update's sequence (8 bytes, `payload`) and one zstd frame, or nothing if the
-overlay has no values. For every value of the overlay,
-tensors in name order, values in C order, let b and t be the bits of the base's and of the target's
-float32 as whole numbers of 32 bits, and d = t - b modulo 2**32, read as a signed number. It is
-stored as the unsigned number z = 2d if d >= 0, otherwise -2d - 1. The frame holds four planes: the
-lowest byte of every z, then the second, the third, the highest. Small changes leave the high planes
-empty.
+The payload is the update's sequence (8 bytes, `payload`) and one zstd frame; without values in the
+overlay there is no frame. For every value, tensors in name order, values in C order, let b and t be
+the bits of the base's and of the target's float32 as whole numbers of 32 bits, and d = t - b modulo
+2**32, read as a signed number. It is stored as the unsigned number z = 2d if d >= 0, otherwise
+-2d - 1. The frame holds four planes: the lowest byte of every z, then the second, the third, the
+highest. Small changes leave the high planes zero.
 
 `coding` in the update's header is empty. A target that is not finite makes the update invalid.
 """
@@ -26,7 +25,6 @@ _PLANES = 4
 
 
 def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:
-    """The payload that leads from `base` to `target`, of the same names and shapes."""
     distance = (_bits(target) - _bits(base)).view(np.int32)
     zigzag = (distance.view(np.uint32) << 1) ^ (distance >> 31).view(np.uint32)
     planes = np.ascontiguousarray(zigzag.astype("<u4").view(np.uint8).reshape(-1, _PLANES).T)
@@ -34,7 +32,6 @@ def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Raises: BadData."""
     count = sum(value.size for value in base.values())
     content = read_frame(after_sequence(payload, sequence), _PLANES * count, "planes")
     planes = np.frombuffer(content, np.uint8).reshape(_PLANES, count)
@@ -50,7 +47,7 @@ def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np
 
 
 def _bits(overlay: Overlay) -> NDArray[np.uint32]:
-    """Every value's 32 bits as a whole number, tensors in name order."""
+    """The 32 bits of every value as a whole number, tensors in name order."""
     parts = [
         np.ascontiguousarray(overlay[name], np.float32).reshape(-1) for name in sorted(overlay)
     ]

@@ -2,18 +2,17 @@
 
 The 16 levels are those of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of
 a normal distribution, scaled to [-1, 1], with an exact zero. A block is 64 values times one scale,
-its largest magnitude. The scales take one byte each: double quantisation as in bitsandbytes costs
-as much at its second level alone. A writer uses 4 bits; files of cdcca 0.1 to 0.3 have 2 and 8 too.
+its largest magnitude, in one byte. A writer uses 4 bits; files of cdcca 0.1 to 0.3 also have 2 and
+8.
 
-What is known beforehand: the base's tensors in name order, and for each its number of values n and
-its bits, 0, 2, 4 or 8, which the list "bits" of `coding` in the update's header holds. A tensor of
-0 bits is not in the payload and does not change; a tensor without values has 0 bits. All others are
-*sent*. Values are taken in C order and in blocks of 64; the last block of a tensor may be shorter.
+A reader knows the base's tensors in name order, and for each its number of values n and its bits,
+0, 2, 4 or 8, from the list "bits" of `coding` in the update's header. A tensor of 0 bits is not in
+the payload and does not change; a tensor without values has 0 bits. All others are *sent*. Values
+are taken in C order and in blocks of 64; the last block of a tensor may be shorter.
 
 The payload is exactly one zstd frame that declares its content size and carries a checksum. Its
-content begins with the update's sequence, 8 bytes, unsigned and little-endian, which must be the
-header's (everything else in the header is held by a digest or a size; the sequence by this). Then
-come five planes, end to end, each holding the sent tensors in name order:
+content begins with the update's sequence, 8 bytes, unsigned and little-endian, which must equal the
+header's. Then come five planes, end to end, each with the sent tensors in name order:
 
 1. exponents: for each sent tensor one signed byte e;
 2. scales: for each sent tensor one byte for each block, ceil(n / 64) of them;
@@ -23,7 +22,7 @@ come five planes, end to end, each holding the sent tensors in name order:
 5. codes of the tensors of 2 bits: ceil(n / 4) bytes a tensor; of the four codes of a byte, the
    first is in its two lowest bits.
 
-Bits of a tensor's last byte that no value needs are written as zero and not read.
+Unused bits of a tensor's last byte are written as zero and not read.
 
 A scale byte c with its tensor's exponent e stands for the scale
     0 if c = 0, otherwise (16 + (c mod 16)) * 2**(c div 16) * 2**e    (a float32 exactly)
@@ -35,9 +34,8 @@ A value's change is level * scale, one float32 multiplication; the new value is 
 plus the change, one float32 addition. A scale, a change or a new value that is not finite makes the
 update invalid.
 
-Each plane is given to zstd in blocks of its own, because a Huffman table is for one block and a
-scale's bytes are not distributed as a code's. Level 1: on Gaussian changes level 3 is 0.1 % larger,
-and level 19 is a hundred times slower for nothing. A reader need not know of either.
+The writer gives each plane its own zstd blocks, because a Huffman table covers one block. A reader
+does not need to know.
 
 Shapes: K blocks, S = 64 values in a block (fewer in a tensor's last one).
 """
@@ -51,22 +49,23 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.change import Overlay, added
+from cdcca_cli.downlink.change import Overlay, overlay_with
 from cdcca_cli.downlink.codecs.payload import (
     SEQUENCE_BYTES,
     after_sequence,
+    damaged,
     read_frame,
     with_sequence,
+    write_frame,
 )
-from cdcca_cli.errors import BadData
 
 CODEC = "nf4-mixed"
 BLOCK = 64
 BITS = (0, 2, 4, 8)
 NEGLIGIBLE = 1e-6
-"""The share of the squared change that tensors may hold together and still not be sent.
+"""The total share of the squared change in tensors that are not sent.
 
-What NF4 itself rounds off is 8,000 times as much, and the next round finds again what is left out.
+NF4's own rounding error is 8,000 times as much, and the next round's change contains it again.
 """
 
 NF4: NDArray[np.float32] = np.array(
@@ -92,7 +91,7 @@ NF4: NDArray[np.float32] = np.array(
 )
 _MANTISSAS = 16
 _OCTAVES = 16
-# Smaller exponents would lead to numbers that some processors are set to flush to zero.
+# Smaller exponents would give numbers that some processors flush to zero.
 _SMALLEST_EXPONENT = -100
 _UNITS = np.array(
     [0]
@@ -142,9 +141,7 @@ def encode(
 
 
 def _matter(energies: Sequence[float]) -> list[bool]:
-    """Which tensors are sent: not those whose squared changes are the smallest and come to no more
-    than `NEGLIGIBLE` of the sum of all; unchanged ones are among them.
-    """
+    """Whether each tensor is sent: not the smallest, whose squares sum to `NEGLIGIBLE` at most."""
     allowed = NEGLIGIBLE * sum(energies)
     matter = [True] * len(energies)
     left_out = 0.0
@@ -157,10 +154,7 @@ def _matter(energies: Sequence[float]) -> list[bool]:
 
 
 def quantize(delta: NDArray[np.float32]) -> CodedTensor:
-    """The nearest level of each value, of a tensor of any shape with at least one value.
-
-    A scale at or above the block's largest magnitude leaves at most half a step of error.
-    """
+    """The nearest level of each value of a tensor of any shape with at least one value."""
     values = np.ascontiguousarray(delta, np.float32).reshape(-1)
     blocks_KS = np.zeros((-(-len(values) // BLOCK), BLOCK), np.float32)
     blocks_KS.reshape(-1)[: len(values)] = values
@@ -176,8 +170,8 @@ def quantize(delta: NDArray[np.float32]) -> CodedTensor:
 def encode_scales(scales_K: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int]:
     """The codes (K,) of finite scales that are not negative, and the tensor's exponent e.
 
-    A scale is rounded up, by 6 % at most (to code 1, which is 17, by 10), so no value of its block
-    is cut off. Scales more than 65,000 times smaller than the tensor's largest become 0.
+    A scale is rounded up, by 10 % at most, so no value of its block is clipped. Scales more than
+    65,000 times smaller than the tensor's largest become 0.
     """
     fraction_K, power_K = np.frexp(scales_K)  # scale = fraction * 2**power, fraction in [1/2, 1)
     mantissa_K = np.ceil(fraction_K * (2 * _MANTISSAS)).astype(np.int64)
@@ -196,20 +190,14 @@ def encode_scales(scales_K: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int
 
 
 def write_payload(sequence: int, tensors: Sequence[CodedTensor]) -> bytes:
-    """The payload of the sent tensors, in name order. The same tensors give the same bytes."""
+    """The payload of the sent tensors, in name order; deterministic."""
     planes = [
         with_sequence(sequence, b""),
         b"".join(tensor.exponent.to_bytes(1, "little", signed=True) for tensor in tensors),
         b"".join(tensor.scales for tensor in tensors),
         *(b"".join(t.codes for t in tensors if t.bits == bits) for bits in (8, 4, 2)),
     ]
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    frame = compressor.compressobj(size=sum(map(len, planes)))
-    pieces = []
-    for plane in planes:
-        if plane:
-            pieces += [frame.compress(plane), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
-    return b"".join([*pieces, frame.flush()])
+    return write_frame(planes, zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True))
 
 
 # ---------------------------------------------------------------- reading
@@ -226,7 +214,7 @@ def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         delta = np.multiply(levels, np.repeat(scales_K, BLOCK)[:num_values], dtype=np.float32)
     if not np.isfinite(delta).all():
-        raise BadData("update: a change is not finite: fetch it again")
+        raise damaged("a change is not finite")
     return delta
 
 
@@ -234,8 +222,6 @@ def read_payload(
     payload: bytes, sequence: int, bits: Sequence[int], num_values: Sequence[int]
 ) -> list[CodedTensor]:
     """The sent tensors of a payload, in name order.
-
-    Nothing is decompressed before the frame is known to be exactly as large as it must be.
 
     Args: bits, num_values: of every tensor of the base, in name order; bits in {0, 2, 4, 8}.
     Raises: BadData.
@@ -259,33 +245,27 @@ def read_payload(
 def decode(
     payload: bytes, sequence: int, coding: Mapping[str, Any], base: Overlay
 ) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
     bits = bits_of(coding)
     names = sorted(base)
     sizes = [base[name].size for name in names]
     if len(bits) != len(names):
-        raise BadData(
-            f"update: for {len(bits):,} tensors, its base has {len(names):,}: fetch it again"
-        )
+        raise damaged(f"for {len(bits):,} tensors; its base has {len(names):,}")
     for name, size, number in zip(names, sizes, bits, strict=True):
         if number not in BITS or (number and not size):
-            raise BadData(
-                f"update: {number} bits for {name[:80]}, of {size:,} values: fetch it again"
-            )
+            raise damaged(f"{number} bits for {name[:80]}, of {size:,} values")
     tensors = iter(read_payload(payload, sequence, bits, sizes))
-    overlay = dict(base)
-    for name, size, number in zip(names, sizes, bits, strict=True):
-        if number:
-            delta = restore(next(tensors), size).reshape(base[name].shape)
-            overlay[name] = added(base[name], delta)
-    return overlay
+    deltas = (
+        restore(next(tensors), size) if number else None
+        for size, number in zip(sizes, bits, strict=True)
+    )
+    return overlay_with(base, deltas)
 
 
 def bits_of(coding: Mapping[str, Any]) -> list[int]:
-    """The bits of each tensor, as the update's header has them. BadData."""
+    """The bits of each tensor, from the update's header. Raises: BadData."""
     bits = coding.get("bits")
     if set(coding) != {"bits"} or type(bits) is not list or any(type(b) is not int for b in bits):
-        raise BadData("update: 'coding' of nf4-mixed must be a list of whole numbers, 'bits'")
+        raise damaged("'coding' of nf4-mixed must be 'bits', a list of whole numbers")
     return bits
 
 
@@ -294,5 +274,5 @@ def decode_scales(codes_K: NDArray[np.uint8], exponent: int) -> NDArray[np.float
     with np.errstate(over="ignore"):
         scales_K: NDArray[np.float32] = np.ldexp(_UNITS, exponent)[codes_K]
     if not np.isfinite(scales_K).all():
-        raise BadData(f"update: a block scale is not finite (exponent {exponent}): fetch it again")
+        raise damaged(f"a block scale is not finite (exponent {exponent})")
     return scales_K

@@ -1,9 +1,9 @@
 """Whole numbers into planes of bits, and back: the body that `usq` and `ternary` share.
 
-What is known beforehand: the base's tensors in name order, and for each its number of values n.
-Every value has a code, a whole number within +-2^24. Every tensor has a class, 0..255; all codes of
-class 0 are zero and nothing is stored for it. Within a class the tensors stand in name order, their
-values in C order: N codes end to end. The planes of a class are
+A reader knows the base's tensors in name order, and for each its number of values n. Every value
+has a code, a whole number within +-2^24. Every tensor has a class, 0..255; all codes of class 0 are
+zero and nothing is stored for it. Within a class the tensors are in name order, their values in C
+order: N codes end to end. The planes of a class are
 
     plane k (k = 1..P)   one bit for each code q of |q| >= k-1: 1 if |q| >= k. P is the class's own
                          number of planes, 0..15: a writer's is the largest |q|, 15 at most
@@ -11,16 +11,15 @@ values in C order: N codes end to end. The planes of a class are
     rests                for each code of |q| >= P, W bytes, little-endian: |q| - P; W is the
                          class's own width, 0..3. If W is 0, they are all 0
 
-so each plane says what the one before it left open, and no table of codes is needed. Bit i of a
-plane is bit i mod 8, counted from the lowest, of its byte i div 8. Bits of the last byte that no
-code needs are written as zero and not read. A plane is stored in one of two forms:
+Bit i of a plane is bit i mod 8, counted from the lowest, of its byte i div 8. Unused bits of the
+last byte are written as zero and not read. A plane is stored in one of two forms:
 
     packed   its bytes as they are
     gaps     for each 1 the number of 0s since the one before (or the beginning), as byte g if
              g < 255, otherwise as 255 and then g - 255 in the same way. 0s after the last 1 are not
              written. At most n div 4 + 1 bytes for a plane of n bits
 
-The body is six parts, of lengths that stand in front of it:
+The body begins with 6 x 4 bytes, the lengths of its six parts in this order; then come the parts:
 
     header    one byte C, the number of classes, 0..255; for each class c = 1..C: one byte P, one
               byte W, and for each of its planes 5 bytes: 0 (packed) or 1 (gaps), and the number of
@@ -31,32 +30,27 @@ The body is six parts, of lengths that stand in front of it:
     sizes     planes 2..P of every class
     rests     rests of every class
 
-    6 x 4 bytes: the lengths of the parts as they stand here; then the parts
+`header` and `signs` are stored uncompressed; each of the other four is one zstd frame (`payload`),
+or empty if its content is empty. Nothing may follow.
 
-`header` and `signs` stand as they are, the other four are each one zstd frame (`payload`), or
-nothing where the content is nothing. Nothing may follow.
+A reader can refuse a bomb before it decompresses. `places` is bounded by the number of codes and
+gives the number of signs; these are uncompressed, so a short body has few; `sizes` and `rests` are
+bounded by that number: a later plane has at most one bit, a rest 3 bytes, per sign.
 
-A reader need not unfold what cannot be right. `places` is bounded by the number of codes; read, it
-says how many signs there are, and as these stand as they are, a short body has few; `sizes` and
-`rests` are bounded by that number: a later plane has at most a bit, a rest 3 bytes, for each sign.
-
-The writer takes gaps where fewer than one bit in five is 1: below that, Huffman's code for packed
-bytes wastes more than 2 %. zstd makes its tables for one class after the other, so tensors of alike
-energy should be of one class: 4 classes save 1 to 3 % on the shipped pair's updates. What is stored
-is within 2 % of the codes' entropy of order 0 from 0.3 to 4 bits, and below it where tensors
-differ. Numbers only: which steps they are multiples of is the codec's.
+The writer stores gaps where fewer than one bit in five is 1, because Huffman's code for packed
+bytes then wastes more than 2 %. zstd makes new tables for each class, so tensors of similar energy
+should share a class.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.codecs.payload import read_frame, write_frame
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.codecs.payload import damaged, read_frame, write_frame
 from cdcca_cli.numerics.uniform import LARGEST_CODE
 
 MOST_PLANES = 15
@@ -75,22 +69,14 @@ Codes = NDArray[np.integer]
 Bits = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One plane as it is stored."""
-
-    form: int
-    data: bytes
-
-
 # ---------------------------------------------------------------- writing
 
 
 def write_body(classes: Sequence[int], codes: Sequence[Codes]) -> bytes:
-    """The body of the tensors' codes, in name order. The same codes give the same bytes.
+    """The body of the tensors' codes, in name order; deterministic.
 
-    Args: classes: of each tensor, 0..255, the largest being the number of classes; 0 for tensors of
-        zeros only. codes: of each tensor, any shape, within +-2^24.
+    Args: classes: of each tensor, 0..255; 0 for zeros only. codes: of each tensor, any shape,
+        within +-2^24.
     """
     num_classes = max(classes, default=0)
     header = [bytes([num_classes])]
@@ -103,10 +89,10 @@ def write_body(classes: Sequence[int], codes: Sequence[Codes]) -> bytes:
         planes, left = _planes(is_shown, np.abs(shown))
         width = (int(left.max(initial=0)).bit_length() + 7) // 8
         header.append(_CLASS.pack(len(planes), width))
-        header += [_PLANE.pack(plane.form, len(plane.data)) for plane in planes]
-        places += [plane.data for plane in planes[:1]]
+        header += [_PLANE.pack(form, len(data)) for form, data in planes]
+        places += [data for _, data in planes[:1]]
         signs.append(np.packbits(shown < 0, bitorder="little").tobytes())
-        sizes += [plane.data for plane in planes[1:]]
+        sizes += [data for _, data in planes[1:]]
         rests.append(left.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
     parts = [
         b"".join(header),
@@ -119,8 +105,10 @@ def write_body(classes: Sequence[int], codes: Sequence[Codes]) -> bytes:
     return b"".join([_LENGTHS.pack(*map(len, parts)), *parts])
 
 
-def _planes(is_shown: NDArray[np.bool_], magnitudes: Codes) -> tuple[list[_Stored], Codes]:
-    """The planes of a class, and what its codes beyond the last plane are larger than P."""
+def _planes(
+    is_shown: NDArray[np.bool_], magnitudes: Codes
+) -> tuple[list[tuple[int, bytes]], Codes]:
+    """The planes of a class as (form, bytes), and |q| - P of the codes beyond the last plane."""
     largest = int(magnitudes.max(initial=0))
     planes = [_stored(is_shown)] if largest else []
     for number in range(2, min(largest, MOST_PLANES) + 1):
@@ -130,15 +118,14 @@ def _planes(is_shown: NDArray[np.bool_], magnitudes: Codes) -> tuple[list[_Store
     return planes, magnitudes - len(planes)
 
 
-def _stored(bits: NDArray[np.bool_]) -> _Stored:
+def _stored(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
     ones = int(np.count_nonzero(bits))
     if ones * _SPARSE < len(bits):
-        return _Stored(_GAPS, _gaps(np.flatnonzero(bits)).tobytes())
-    return _Stored(_PACKED, np.packbits(bits, bitorder="little").tobytes())
+        return _GAPS, _gaps(np.flatnonzero(bits)).tobytes()
+    return _PACKED, np.packbits(bits, bitorder="little").tobytes()
 
 
 def _gaps(at: NDArray[np.int64]) -> Bits:
-    """Bytes for the distances between ones at these places."""
     gaps = np.diff(at, prepend=-1) - 1
     whole = gaps // _LARGEST_GAP
     last = np.cumsum(whole + 1) - 1  # where each gap's last byte goes
@@ -151,15 +138,13 @@ def _gaps(at: NDArray[np.int64]) -> Bits:
 
 
 def part_lengths(body: bytes) -> dict[str, int]:
-    """Bytes of each part, and of the lengths themselves; they add up to the body. BadData."""
+    """Bytes of each part and of the lengths, which add up to the body. Raises: BadData."""
     if len(body) < _LENGTHS.size:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     lengths = _LENGTHS.unpack_from(body)
-    if _LENGTHS.size + sum(lengths) != len(body):
-        raise BadData(
-            f"update: the parts of its payload should have {_LENGTHS.size + sum(lengths):,} bytes, "
-            f"they have {len(body):,}: fetch it again"
-        )
+    expected = _LENGTHS.size + sum(lengths)
+    if expected != len(body):
+        raise damaged(f"the parts of its payload have {len(body):,} bytes, expected {expected:,}")
     return {"lengths": _LENGTHS.size, **dict(zip(PARTS, lengths, strict=True))}
 
 
@@ -168,7 +153,7 @@ def read_body(
 ) -> tuple[list[int], list[NDArray[np.integer]]]:
     """The class of each tensor, and the codes (N,) of each class from 1 on.
 
-    Every size is checked before anything of that size is made.
+    Every size is checked before anything of that size is allocated.
 
     Args: num_values: of every tensor of the base, in name order.
     Raises: BadData.
@@ -182,40 +167,39 @@ def read_body(
     totals = [0] * (len(kinds) + 1)
     for number, size in zip(of_tensor, num_values, strict=True):
         if number > len(kinds):
-            raise BadData(f"update: a tensor of class {number}, of {len(kinds)}: fetch it again")
+            raise damaged(f"a tensor of class {number} of {len(kinds)}")
         totals[number] += size
     for kind, total in zip(kinds, totals[1:], strict=True):
-        _expect_known(kind)
         _expect_possible(kind.planes[:1], total)
-    first = _Bytes(read_frame(places, sum(kind.stored(0, 1) for kind in kinds), "places"))
+    first = _Bytes(read_frame(places, _num_bytes(kind.planes[:1] for kind in kinds), "places"))
     sign = _Bytes(signs)
     decoded = [
         _Magnitudes(kind, total, first, sign) for kind, total in zip(kinds, totals[1:], strict=True)
     ]
-    for part in (first, sign):
-        part.expect_end()
+    first.expect_end()
+    sign.expect_end()
     for kind, one in zip(kinds, decoded, strict=True):
         _expect_possible(kind.planes[1:], one.num_shown)
-    second = _Bytes(read_frame(sizes, sum(kind.stored(1) for kind in kinds), "sizes"))
+    second = _Bytes(read_frame(sizes, _num_bytes(kind.planes[1:] for kind in kinds), "sizes"))
     for one in decoded:
         one.read_sizes(second)
     third = _Bytes(read_frame(rests, sum(one.num_rest_bytes for one in decoded), "rests"))
     codes = [one.codes(third) for one in decoded]
-    for part in (second, third):
-        part.expect_end()
+    second.expect_end()
+    third.expect_end()
     return of_tensor, codes
 
 
 @dataclass(frozen=True)
 class _Class:
-    """What the header says of one class: form and stored bytes of each plane, width of rests."""
+    """One class in the header: form and stored bytes of each plane, width of rests."""
 
     planes: tuple[tuple[int, int], ...]
     width: int
 
-    def stored(self, begin: int, end: int | None = None) -> int:
-        """The bytes of some of its planes."""
-        return sum(stored for _, stored in self.planes[begin:end])
+
+def _num_bytes(planes: Iterable[Sequence[tuple[int, int]]]) -> int:
+    return sum(stored for own in planes for _, stored in own)
 
 
 def _read_header(header: bytes) -> list[_Class]:
@@ -229,34 +213,27 @@ def _read_header(header: bytes) -> list[_Class]:
                 for number in range(num_planes)
             )
             place += _PLANE.size * num_planes
+            if num_planes > MOST_PLANES or width > 3 or (width and not planes):
+                raise damaged(f"a class of {num_planes} planes and rests of {width} bytes")
+            for form, _ in planes:
+                if form not in (_PACKED, _GAPS):
+                    raise damaged(f"a plane of form {form}, expected 0 or 1")
             kinds.append(_Class(planes, width))
     except (struct.error, IndexError):
-        raise BadData("update: the header of its payload is cut short: fetch it again") from None
+        raise damaged("the header of its payload is cut short") from None
     if place != len(header):
-        raise BadData("update: the header of its payload is too long: fetch it again")
+        raise damaged("the header of its payload is too long")
     return kinds
 
 
-def _expect_known(kind: _Class) -> None:
-    """The header says nothing of the class that no class can be."""
-    if len(kind.planes) > MOST_PLANES or kind.width > 3 or (kind.width and not kind.planes):
-        raise BadData(
-            f"update: a class of {len(kind.planes)} planes and rests of {kind.width} bytes: "
-            "fetch it again"
-        )
-    for form, _ in kind.planes:
-        if form not in (_PACKED, _GAPS):
-            raise BadData(f"update: a plane of form {form}, expected 0 or 1: fetch it again")
-
-
 def _expect_possible(planes: Sequence[tuple[int, int]], most_bits: int) -> None:
-    """None of these (form, stored bytes) is larger than a plane of so many bits can be."""
+    """Refuse a (form, stored bytes) that is too large for a plane of this many bits."""
     for form, stored in planes:
         most = _packed_bytes(most_bits) if form == _PACKED else _most_gaps(most_bits)
         if stored > most:
-            raise BadData(
-                f"update: a plane of {stored:,} bytes for at most {most_bits:,} bits, expected at "
-                f"most {most:,}: fetch it again"
+            raise damaged(
+                f"a plane of {stored:,} bytes for at most {most_bits:,} bits, expected at most "
+                f"{most:,}"
             )
 
 
@@ -269,8 +246,6 @@ def _most_gaps(num_bits: int) -> int:
 
 
 class _Bytes:
-    """Bytes that are taken off from the front."""
-
     def __init__(self, data: bytes | Bits) -> None:
         self._data = np.frombuffer(data, np.uint8)
         self._place = 0
@@ -278,17 +253,17 @@ class _Bytes:
     def take(self, count: int) -> Bits:
         piece = self._data[self._place : self._place + count]
         if len(piece) != count:
-            raise BadData("update: a part of its payload is cut short: fetch it again")
+            raise damaged("a part of its payload is cut short")
         self._place += count
         return piece
 
     def expect_end(self) -> None:
         if self._place != len(self._data):
-            raise BadData("update: a part of its payload is too long: fetch it again")
+            raise damaged("a part of its payload is too long")
 
 
 class _Magnitudes:
-    """The codes of one class, read off its planes: the first with the signs, then the others."""
+    """The codes of one class, read in steps: first plane and signs, other planes, rests."""
 
     def __init__(self, kind: _Class, total: int, places: _Bytes, signs: _Bytes) -> None:
         plane = kind.planes[:1]
@@ -299,7 +274,7 @@ class _Magnitudes:
         self._signs = signs.take(_packed_bytes(self.num_shown))
 
     def read_sizes(self, sizes: _Bytes) -> None:
-        """Takes the other planes off `sizes`; `num_rest_bytes` is known then."""
+        """Read the other planes, which determine `num_rest_bytes`."""
         self._magnitudes = np.ones(self.num_shown, np.int8)
         left = np.arange(self.num_shown, dtype=np.int32)
         for form, stored in self._kind.planes[1:]:
@@ -310,7 +285,7 @@ class _Magnitudes:
         self._left = left if self.num_rest_bytes else left[:0].copy()
 
     def codes(self, rests: _Bytes) -> Codes:
-        """(N,): int8, or int32 where there are rests."""
+        """(N,): int8, or int32 if there are rests."""
         count = self.num_shown
         sign = 1 - 2 * np.unpackbits(self._signs, count=count, bitorder="little").view(np.int8)
         magnitudes: Codes = self._magnitudes
@@ -321,7 +296,7 @@ class _Magnitudes:
             magnitudes = magnitudes.astype(np.int32)
             magnitudes[self._left] += columns.reshape(-1).view("<u4").astype(np.int32)
             if int(magnitudes.max(initial=0)) > LARGEST_CODE:
-                raise BadData(f"update: a code beyond +-{LARGEST_CODE:,}: fetch it again")
+                raise damaged(f"a code beyond +-{LARGEST_CODE:,}")
         codes = np.zeros(len(self._is_shown), magnitudes.dtype)
         codes[np.flatnonzero(self._is_shown)] = magnitudes * sign
         return codes
@@ -332,10 +307,10 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
     data = source.take(stored)
     if form == _PACKED:
         if stored != _packed_bytes(count):
-            raise BadData(f"update: {stored:,} bytes for {count:,} bits: fetch it again")
+            raise damaged(f"{stored:,} bytes for {count:,} bits")
         return np.unpackbits(data, count=count, bitorder="little")
     if stored > _most_gaps(count):
-        raise BadData(f"update: {stored:,} bytes of gaps for {count:,} bits: fetch it again")
+        raise damaged(f"{stored:,} bytes of gaps for {count:,} bits")
     ends_in_one = not stored or data[-1] != _LARGEST_GAP
     bits = np.zeros(count, np.uint8)
     place = 0
@@ -345,6 +320,6 @@ def _bits(source: _Bytes, form: int, stored: int, count: int) -> Bits:
         after = np.cumsum(np.add(gaps, is_end, dtype=np.int64)) + place
         place = int(after[-1])
         if place > count or not ends_in_one:
-            raise BadData("update: a 1 beyond the end of its plane: fetch it again")
+            raise damaged("a 1 beyond the end of its plane")
         bits[after[np.flatnonzero(is_end)] - 1] = 1
     return bits

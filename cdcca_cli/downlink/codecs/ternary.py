@@ -1,12 +1,11 @@
 """The codec `ternary`: the signs of the largest changes, all of one size. Its specification.
 
 ComPEFT (Yadav et al. 2023, arXiv:2311.13171): the k largest magnitudes of the whole change become
-+-1, the others 0, and one number, alpha * sigma, is what a 1 stands for; sigma is the standard
-deviation of the whole change (about zero here), alpha is tuned on held-out data. The paper's own
-size is computed (Golomb's code for the places); here it is written.
++-1, the others 0. A 1 stands for alpha * sigma; sigma is the standard deviation of the whole change
+about zero, alpha is tuned on held-out data.
 
-The payload is `usq`'s, every code -1, 0 or 1; `coding` in the update's header is empty. A reader of
-`usq` reads it: the codec has a name of its own so that a table can tell them apart.
+The payload is that of `usq` with codes -1, 0 or 1, and a reader of `usq` reads it; `coding` in the
+update's header is empty. The codec has its own name so that tables can tell the two apart.
 """
 
 from collections.abc import Sequence
@@ -19,14 +18,13 @@ from cdcca_cli.numerics.uniform import SMALLEST_STEP
 
 CODEC = "ternary"
 DENSITY = 0.2  # the share of the changes that is kept; ComPEFT tries 5 to 50 %
-ALPHAS = (1.5, 1.0, 2.0, 3.0)  # what a loss chooses from, the first without one
+ALPHAS = (1.5, 1.0, 2.0, 3.0)  # the loss chooses one; without a loss it is the first
 
 
 def encode(
     deltas: Sequence[NDArray[np.float32]], sequence: int, density: float, alpha: float
 ) -> bytes:
-    """The payload for these changes, in name order; nothing but zeros, or sizes below what a step
-    can be, gives one without codes.
+    """The payload for these changes, in name order; without codes if no valid step is possible.
 
     Args: density: the share of the changes that is kept, in (0, 1]. alpha: > 0.
     """

@@ -16,12 +16,11 @@ A tensor of class 0 does not change. For one of class c
 A change or a new value that is not finite makes the update invalid. `coding` in the update's header
 is empty.
 
-The writer gives all tensors one step, which is what reverse water-filling asks for: tensors that
-changed little get few bits by themselves. (cdcca 0.1 to 0.3 could write several.) Several classes
-have the same step, because a class is also what has tables of its own: tensors of similar energy
-share one where that makes the payload smaller. The step that is written is the quantiser's own,
-never a centroid: centroids shrink the update, and a short update loses far more of the task than
-its squared error suggests. `rate` chooses the step.
+The writer gives all tensors one step, as reverse water-filling demands: tensors with small changes
+then cost few bits. (cdcca 0.1 to 0.3 could write several.) Several classes can have the same step,
+because each class has its own tables, and tensors of similar energy share a class if that makes the
+payload smaller. The step is the quantiser's own, never a centroid: centroids shrink the update,
+which costs more of the task than its squared error suggests. `rate` chooses the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,49 +28,46 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.change import Overlay, added
+from cdcca_cli.downlink.change import Overlay, overlay_with
 from cdcca_cli.downlink.codecs import planes
-from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, with_sequence
-from cdcca_cli.errors import BadData
+from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, damaged, with_sequence
 from cdcca_cli.numerics.uniform import SMALLEST_STEP, quantize
 
 CODEC = "usq"
 
 _STEP = np.dtype("<f4")
-_CLASS_PARAMETERS = 48_000  # fewer, and a table of their own costs more than it saves
+_CLASS_PARAMETERS = 48_000  # with fewer, a class costs more than it saves
 _MOST_CLASSES = 8
-_LARGE = 1 << 22  # from so many parameters on, tables cost next to nothing
+_LARGE = 1 << 22  # from this many parameters on, tables cost next to nothing
 
 
 def encode(deltas: Sequence[NDArray[np.float32]], sequence: int, step: float) -> bytes:
     """The payload for these changes, in name order.
 
-    Args: deltas: of every tensor of the base; those that are not to be sent are zeros. step: a
-        float32 above 0.
+    Args: deltas: of every tensor of the base; zeros are not sent. step: a float32 above 0.
     Raises: BadData if a value is more than 2^24 steps from zero.
     """
     return write_payload(sequence, [_narrow(quantize(delta, step)) for delta in deltas], step)
 
 
 def write_payload(sequence: int, codes: Sequence[NDArray[np.integer]], step: float) -> bytes:
-    """The payload of codes (any shape) whose unit is this step, in name order."""
-    small = sum(one.size for one in codes) < _LARGE
-    tried = (1, _MOST_CLASSES) if small else (_MOST_CLASSES,)
-    return min((_written(sequence, codes, step, most) for most in tried), key=len)
+    """The payload of codes (any shape) in units of this step, in name order."""
+
+    def payload(most_classes: int) -> bytes:
+        classes = _classes(codes, most_classes)
+        steps = np.full(max(classes, default=0), step, _STEP)
+        head = bytes([len(steps)]) + steps.tobytes()
+        return with_sequence(sequence, head + planes.write_body(classes, codes))
+
+    is_small = sum(one.size for one in codes) < _LARGE
+    tried = (1, _MOST_CLASSES) if is_small else (_MOST_CLASSES,)
+    return min(map(payload, tried), key=len)
 
 
 def _narrow(codes: NDArray[np.int32]) -> NDArray[np.integer]:
-    """The same in a quarter of the memory, where that holds them."""
+    """The codes as int8 if they fit, to save memory."""
     small = codes.astype(np.int8)
     return small if (small == codes).all() else codes
-
-
-def _written(sequence: int, codes: Sequence[NDArray[np.integer]], step: float, most: int) -> bytes:
-    """The payload with at most so many classes."""
-    classes = _classes(codes, most)
-    steps = np.full(max(classes, default=0), step, _STEP)
-    head = bytes([len(steps)]) + steps.tobytes()
-    return with_sequence(sequence, head + planes.write_body(classes, codes))
 
 
 def _classes(codes: Sequence[NDArray[np.integer]], most: int) -> list[int]:
@@ -102,20 +98,15 @@ def _mean_square(codes: NDArray[np.integer]) -> float:
 
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
-    """The new overlay. Tensors that do not change are the base's own arrays. Raises: BadData."""
-    names = sorted(base)
-    overlay = dict(base)
-    deltas = changes(payload, sequence, [base[name].size for name in names])
-    for name, delta in zip(names, deltas, strict=True):
-        if delta is not None:
-            overlay[name] = added(base[name], delta.reshape(base[name].shape))
-    return overlay
+    return overlay_with(
+        base, changes(payload, sequence, [base[name].size for name in sorted(base)])
+    )
 
 
 def changes(
     payload: bytes, sequence: int, sizes: Sequence[int]
 ) -> Iterator[NDArray[np.float32] | None]:
-    """The change of each tensor, (N,) float32, one at a time; None for one that does not change.
+    """The change of each tensor, (N,) float32; None for one that does not change.
 
     Args: sizes: numbers of values of the base's tensors, in name order.
     Raises: BadData.
@@ -123,9 +114,7 @@ def changes(
     steps, body = _head(after_sequence(payload, sequence))
     classes, codes = planes.read_body(body, sizes)
     if len(codes) != len(steps):
-        raise BadData(
-            f"update: {len(steps)} steps for {len(codes)} classes of codes: fetch it again"
-        )
+        raise damaged(f"{len(steps)} steps for {len(codes)} classes of codes")
     places = [0] * len(codes)
     for size, number in zip(sizes, classes, strict=True):
         if not number:
@@ -139,26 +128,26 @@ def changes(
 
 
 def _head(rest: bytes) -> tuple[NDArray[np.float32], bytes]:
-    """The steps, checked, and the body, of what follows the sequence."""
+    """The checked steps and the body, from the bytes after the sequence."""
     count = rest[0] if rest else 0
     body = 1 + count * _STEP.itemsize
     if len(rest) < body:
-        raise BadData("update: its payload is cut short: fetch it again")
+        raise damaged("its payload is cut short")
     steps = np.frombuffer(rest[1:body], _STEP).astype(np.float32)
     sound = np.isfinite(steps) & (steps >= SMALLEST_STEP)
     if not sound.all():
         wrong = float(steps[np.argmin(sound)])
-        raise BadData(f"update: a step of {wrong:g}: expected a number above 0: fetch it again")
+        raise damaged(f"a step of {wrong:g}, expected a normal number above 0")
     return steps, rest[body:]
 
 
 def byte_kinds(payload: bytes) -> dict[str, int]:
-    """What the payload's bytes are for; they add up to its length. BadData."""
+    """The uses of the payload's bytes, which add up to its length. Raises: BadData."""
     _, body = _head(payload[SEQUENCE_BYTES:])
     return {"sequence and steps": len(payload) - len(body), **planes.part_lengths(body)}
 
 
 def steps_of(payload: bytes) -> list[float]:
-    """The different steps in a payload. BadData."""
+    """The distinct steps in a payload. Raises: BadData."""
     steps, _ = _head(payload[SEQUENCE_BYTES:])
     return sorted({float(step) for step in steps})
