@@ -258,7 +258,7 @@ def join(file: LabelFile, parts: Iterable[Path]) -> None:
                 made = LabelFile(source, str(part))
                 if made.head == file.head:
                     for key in made.places:
-                        file.append_record(made.raw(key))
+                        file.copy(key, made)
             with suppress(OSError):
                 os.unlink(part)
 

@@ -46,7 +46,7 @@ has the base does.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
 
@@ -67,9 +67,6 @@ ANSWER_KINDS = {"answers": 1}
 HELD_OUT_BYTES = 1 << 29
 _ANSWER_LIMITS = records.Limits(record_bytes=1 << 27)
 _FRAME_LIMITS = records.Limits(record_bytes=1 << 27)
-_KEYS_V1 = {"kind", "version", "base", "sequence", "method", "seed", "report"}
-_KEYS_V3 = _KEYS_V1 | {"rate_aware", "held_out"}
-_KEYS = {1: _KEYS_V1, 2: _KEYS_V3 | {"sensitivity"}, 3: _KEYS_V3}
 
 
 @dataclass(eq=False)
@@ -102,6 +99,13 @@ class RateAware:
     num_steps: int
 
 
+_RATE_AWARE = get_type_hints(RateAware)
+_V1: dict[str, Any] = {"kind": str, "version": int, "base": str, "sequence": int, "seed": int}
+_V1 |= {"method": str, "report": dict}
+_V3 = _V1 | {"rate_aware": dict | None, "held_out": int | None}
+_HEADERS = {1: _V1, 2: _V3 | {"sensitivity": list[float] | None}, 3: _V3}
+
+
 @dataclass(eq=False)
 class Adaptation:
     """An overlay after training, and where it came from.
@@ -128,8 +132,8 @@ class Adaptation:
 # ---------------------------------------------------------------- writing
 
 
-def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
-    """Write it; returns its bytes. BadData if it is not sound (training diverged)."""
+def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
+    """Write it. BadData if it is not sound (training diverged)."""
     where = "the adaptation"
     check_overlay(adaptation.overlay, where)
     header: dict[str, Any] = {
@@ -151,19 +155,18 @@ def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
     _check(header, len(adaptation.overlay), where)
     if held_out is not None:
         _check_held_out(held_out, where)
-    num_bytes = records.write_record(out, adaptation.overlay, header)
-    return num_bytes + (0 if held_out is None else _write_held_out(out, held_out))
+    records.write_record(out, adaptation.overlay, header)
+    if held_out is not None:
+        _write_held_out(out, held_out)
 
 
-def _write_held_out(out: Writable, held_out: HeldOut) -> int:
+def _write_held_out(out: Writable, held_out: HeldOut) -> None:
     text = json.dumps(held_out.answers, separators=(",", ":"), ensure_ascii=False).encode()
     tensors = {"text": np.frombuffer(text, np.uint8)}
-    num_bytes = records.write_record(out, tensors, {"kind": "answers", "version": 1})
-    counted = _Counted(out)
-    with shard_format.writer(counted) as write:
+    records.write_record(out, tensors, {"kind": "answers", "version": 1})
+    with shard_format.writer(out) as write:
         for shard in held_out.shards:
             write(as_stored(shard))
-    return num_bytes + counted.num_bytes
 
 
 def as_stored(shard: Shard) -> Shard:
@@ -178,19 +181,6 @@ def as_stored(shard: Shard) -> Shard:
     return shard if np.array_equal(again_NC, shard.tokens) else replace(shard, bits=32)
 
 
-class _Counted:
-    """Passes bytes on and counts them."""
-
-    def __init__(self, out: Writable) -> None:
-        self._out = out
-        self.num_bytes = 0
-
-    def write(self, data: Any, /) -> int:
-        self.num_bytes += len(data)
-        self._out.write(data)
-        return len(data)
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -200,29 +190,20 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
     if record is None:
         raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
     header = record.header
-    _check(header, len(record.tensors), where)
+    rate_aware = _check(header, len(record.tensors), where)
     check_overlay(record.tensors, where)
     held_out = None
     if (num_frames := header.get("held_out")) is not None:
         held_out = _read_held_out(stream, num_frames, where)
     elif stream.read(1):
         raise BadData(f"{where}: goes on after the end of the adaptation")
-    quantiser = header.get("rate_aware")
     return Adaptation(
         overlay=record.tensors,
-        base=header["base"],
-        sequence=header["sequence"],
-        method=header["method"],
-        seed=header["seed"],
-        report=header["report"],
+        **{name: header[name] for name in ("base", "sequence", "method", "seed", "report")},
         held_out=held_out,
-        rate_aware=quantiser and _rate_aware(quantiser),
+        rate_aware=rate_aware,
         file_version=header["version"],
     )
-
-
-def _rate_aware(found: Mapping[str, Any]) -> RateAware:
-    return RateAware(float(found["step"]), float(found["bits"]), found["num_steps"])
 
 
 def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
@@ -254,42 +235,31 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
 # ---------------------------------------------------------------- checks
 
 
-def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
-    version = header["version"]
-    records.exact_keys(header, _KEYS[version], where)
-    records.field(header, "report", dict, where)
-    if not is_digest(header["base"]):
+def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> RateAware | None:
+    """Refuse a header that is not sound; returns its quantiser. BadData."""
+    found = records.fields(header, _HEADERS[header["version"]], where)
+    if not is_digest(found["base"]):
         raise BadData(f"{where}: 'base' is not a digest")
-    if not records.field(header, "method", str, where):
+    if not found["method"]:
         raise BadData(f"{where}: 'method' is empty")
     for name in ("sequence", "seed"):
-        if records.field(header, name, int, where) < 0:
-            raise BadData(f"{where}: {name} is {header[name]}")
-    if version == 1:
-        return
-    num_frames = records.field(header, "held_out", int, where, optional=True)
-    if num_frames is not None:
-        _check_count(num_frames, "held_out", where)
-    if version == 2:
-        _check_sensitivity(header, num_tensors, where)
-    quantiser = records.field(header, "rate_aware", dict, where, optional=True)
-    if quantiser is not None:
-        records.exact_keys(quantiser, {"bits", "num_steps", "step"}, f"{where}: rate_aware")
-        for name in ("step", "bits"):
-            if records.field(quantiser, name, float, f"{where}: rate_aware") < 0:
-                raise BadData(f"{where}: rate_aware: {name} is below 0")
-        uniform.check_step(quantiser["step"], f"{where}: rate_aware")
-        _check_count(
-            records.field(quantiser, "num_steps", int, where), "rate_aware: num_steps", where
-        )
-
-
-def _check_sensitivity(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
-    values = records.list_of(header, "sensitivity", float, where, optional=True)
-    if values is not None and len(values) != num_tensors:
+        if found[name] < 0:
+            raise BadData(f"{where}: {name} is {found[name]}")
+    if found.get("held_out") is not None:
+        _check_count(found["held_out"], "held_out", where)
+    if (values := found.get("sensitivity")) is not None and len(values) != num_tensors:
         raise BadData(f"{where}: {len(values):,} sensitivities for {num_tensors:,} tensors")
     if any(value < 0 for value in values or ()):
         raise BadData(f"{where}: a sensitivity below 0")
+    if found.get("rate_aware") is None:
+        return None
+    place = f"{where}: rate_aware"
+    quantiser = RateAware(**records.fields(found["rate_aware"], _RATE_AWARE, place))
+    if quantiser.bits < 0:
+        raise BadData(f"{place}: bits is below 0")
+    uniform.check_step(quantiser.step, place)
+    _check_count(quantiser.num_steps, "rate_aware: num_steps", where)
+    return quantiser
 
 
 def _check_count(count: int, name: str, where: str) -> None:

@@ -42,6 +42,7 @@ Version 1 is read as well, and written as version 2 at the next change. It has n
 and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -162,13 +163,12 @@ class Device:
 
     def as_json(self) -> dict[str, Any]:
         """What device.json holds."""
-        return {
-            "kind": "device",
-            "version": VERSION,
-            **asdict(self.settings),
-            "groups": list(self.settings.groups),
-            **self._state.as_json(),
-        }
+        found: dict[str, Any] = json.loads(self._text())
+        return found
+
+    def _text(self) -> str:
+        settings_and_state = asdict(self.settings) | asdict(self._state)
+        return records.dump_json({"kind": "device", "version": VERSION, **settings_and_state})
 
     def summary(self) -> str:
         """One line for people."""
@@ -376,7 +376,7 @@ class Device:
 
     def _store(self, slot: Slot, data: bytes | None) -> None:
         """Write an overlay, if any, then device.json, then delete what that does not name."""
-        text = (records.dump_json(self.as_json()) + "\n").encode()
+        text = f"{self._text()}\n".encode()
         is_flipping = False
         try:
             if data is not None:

@@ -41,15 +41,13 @@ Runs no teacher and knows no model.
 """
 
 import math
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -66,9 +64,6 @@ KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
 _OPENINGS = 100
-_HEAD_KEYS = {"kind", "version", "teacher", "vocabulary", "dtype", "bits"}
-_KEYS = {"kind", "version", "key", "sum", "answers", "nats", "inputs", "queries", "visual"}
-_KEYS |= {"answer"}
 TENSORS = ("queries", "visual", "answer", "logits")
 
 
@@ -82,13 +77,21 @@ class Head:
     bits: int
 
 
+_HEAD = {"kind": str, "version": int} | get_type_hints(Head)
+_LENGTHS = {"inputs": list[int], "queries": list[int], "visual": list[int], "answer": list[int]}
+_ENTRY = {
+    **{"kind": str, "version": int, "key": str, "sum": str, "answers": list[str]},
+    **{"nats": list[float]},
+    **_LENGTHS,
+}
+
+
 @dataclass(eq=False)
 class LabelEntry:
-    """What the teacher says of one shard with K questions. Arrays are float32, one for each.
+    """The teacher's outputs for one shard with K questions, float32.
 
-    queries: of each input of the connector, (L, C); inputs: the input of each question.
-    visual: (L, D) of each question. answer: (A, D) of each question, logits: (A, V); None where
-    absent.
+    queries: (L, C) of each input of the connector; inputs: the input of each question.
+    visual: (L, D), answer: (A, D) and logits: (A, V) of each question; None where absent.
     """
 
     answers: list[str]
@@ -101,7 +104,7 @@ class LabelEntry:
 
 
 def key_of(shard: Shard) -> str:
-    """Digest of what a shard questions; the same however many bits its tokens were stored in."""
+    """Digest of a shard's questions and tokens, independent of how many bits stored the tokens."""
     questions = [
         [question.id, question.prompt, question.task, question.choices]
         for question in shard.questions
@@ -150,7 +153,6 @@ def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
 
 
 def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """As the module's docstring has it: of the tensors, with the rest of the header as one more."""
     rest = {name: value for name, value in header.items() if name != "sum"}
     text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
     return overlay_digest({**tensors, "header": text})
@@ -176,7 +178,7 @@ def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray
 def decode(record: records.Record, where: str) -> LabelEntry:
     """The entry in a record, checked. BadData."""
     header, tensors = record.header, record.tensors
-    lengths = _checked(header, where)
+    found = _checked(header, where)
     present = {name for name in TENSORS if name in tensors}
     scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
     if not present >= {"queries", "visual"} or set(tensors) != present | scales:
@@ -184,36 +186,27 @@ def decode(record: records.Record, where: str) -> LabelEntry:
     if _sum(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum does not match: name another `cache`")
     split: dict[str, Any] = {
-        name: _split(tensors, name, lengths["answer" if name == "logits" else name], where)
+        name: _split(tensors, name, found["answer" if name == "logits" else name], where)
         for name in present
     }
-    return LabelEntry(
-        answers=header["answers"],
-        nats=[float(value) for value in header["nats"]],
-        inputs=header["inputs"],
-        **split,
-    )
+    return LabelEntry(**{name: found[name] for name in ("answers", "nats", "inputs")}, **split)
 
 
-def _checked(header: Mapping[str, Any], where: str) -> dict[str, list[int]]:
-    """The lists of lengths, after a look at everything that is not a tensor."""
-    records.exact_keys(header, _KEYS, where)
-    if not is_digest(header["key"]):
+def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The header, checked. BadData."""
+    found = records.fields(header, _ENTRY, where)
+    if not is_digest(found["key"]):
         raise BadData(f"{where}: 'key' is not a digest")
-    answers = records.list_of(header, "answers", str, where) or []
-    nats = records.list_of(header, "nats", float, where) or []
-    lists = {
-        name: records.list_of(header, name, int, where) or []
-        for name in ("inputs", "queries", "visual", "answer")
-    }
-    of_questions = (nats, lists["inputs"], lists["visual"], lists["answer"])
-    if any(len(values) != len(answers) for values in of_questions):
-        raise BadData(f"{where}: {len(answers):,} answers, but another number of other things")
-    if any(value < 0 for value in chain(nats, *lists.values())):
+    for name in ("nats", "inputs", "visual", "answer"):
+        if len(found[name]) != len(found["answers"]):
+            raise BadData(
+                f"{where}: {len(found['answers']):,} answers, but {len(found[name]):,} in {name!r}"
+            )
+    if any(value < 0 for name in ("nats", *_LENGTHS) for value in found[name]):
         raise BadData(f"{where}: a number below 0")
-    if any(number >= len(lists["queries"]) for number in lists["inputs"]):
+    if any(number >= len(found["queries"]) for number in found["inputs"]):
         raise BadData(f"{where}: a question of an input that is not there")
-    return lists
+    return found
 
 
 def _split(
@@ -242,40 +235,38 @@ def _split(
 # ---------------------------------------------------------------- the file
 
 
-class LabelFile:
-    """A file of labels, mapped into memory: what is read of it is what is used.
+class _Place(NamedTuple):
+    begin: int
+    num_bytes: int
+    has_logits: bool
 
-    Labels are found by their keys; each is checked when it is read.
+
+class LabelFile:
+    """A file of labels. Entries are found by their keys; each is checked when it is read.
+
+    file: open for reading at least; it is kept open.
     """
 
     def __init__(self, file: BinaryIO, where: str) -> None:
-        """Args: file: open for reading at least; it is kept open. Raises: BadData, NewerFormat."""
+        """Raises: BadData, NewerFormat."""
         self._file, self.where = file, where
-        self.places: dict[str, tuple[int, bool]] = {}
+        self.places: dict[str, _Place] = {}
         self.end = 0
-        self._map: mmap.mmap | None = None
         self.head = self._scan()
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
 
     def has(self, key: str, *, logits: bool) -> bool:
-        """Whether there is an entry of this key, with logits if they are asked for."""
-        found = self.places.get(key)
-        return found is not None and (found[1] or not logits)
+        """Whether there is an entry of this key, with logits if they are needed."""
+        return key in self.places and (self.places[key].has_logits or not logits)
 
     def read(self, key: str) -> LabelEntry:
         """One entry. KeyError if there is none, BadData if it is damaged."""
-        place = self.places[key][0]
-        where = self._at(place)
-        try:
-            if self._map is None or place >= len(self._map):
-                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._map.seek(place)
-        except ValueError:  # the file is shorter than it was
-            raise BadData(f"{where}: cut short") from None
-        source = cast(BinaryIO, self._map)
-        record = records.read_record(source, kinds={"lesson": VERSION}, limits=LIMITS, where=where)
+        begin = self.places[key].begin
+        where, kinds = self._at(begin), {"lesson": VERSION}
+        self._file.seek(begin)
+        record = records.read_record(self._file, kinds=kinds, limits=LIMITS, where=where)
         if record is None:
             raise BadData(f"{where}: cut short")
         return decode(record, where)
@@ -283,29 +274,26 @@ class LabelFile:
     def append(self, key: str, entry: LabelEntry) -> None:
         """Add an entry at the end; BadData for values that are not finite. For writers."""
         assert self.head is not None
-        data = encode(key, entry, self.head.bits)
-        self._write(data)
-        self.places[key] = (self.end - len(data), entry.logits is not None)
+        self._add(key, encode(key, entry, self.head.bits), entry.logits is not None)
 
-    def append_record(self, data: bytes) -> None:
-        """Add a record as another file of the same head has it."""
-        place = self.end
-        self._write(data)
-        head = records.read_head(BytesIO(data)) or b""
-        self._note(*records.parse_head(head, self.where), place)
+    def copy(self, key: str, source: "LabelFile") -> None:
+        """Add an entry of another file that has the same head. For writers."""
+        place = source.places[key]
+        source._file.seek(place.begin)
+        data = source._file.read(place.num_bytes)
+        if len(data) < place.num_bytes:
+            raise BadData(f"{source._at(place.begin)}: cut short")
+        self._add(key, data, place.has_logits)
 
     def begin(self, head: Head) -> None:
         """Write the head of an empty file."""
         self._write(_encode_head(head))
         self.head = head
 
-    def raw(self, key: str) -> bytes:
-        """An entry's record, as its bytes."""
-        place = self.places[key][0]
-        self._file.seek(place)
-        head = records.read_head(self._file, limits=LIMITS, where=self.where) or b""
-        self._file.seek(place)
-        return self._file.read(records.num_bytes_of(head, self.where))
+    def _add(self, key: str, data: bytes, has_logits: bool) -> None:
+        place = _Place(self.end, len(data), has_logits)
+        self._write(data)
+        self.places[key] = place
 
     def _write(self, data: bytes) -> None:
         left = memoryview(data)
@@ -336,18 +324,14 @@ class LabelFile:
                 self.end = len(head)
                 continue
             records.expect_kind(header, {"lesson": VERSION}, where)
-            num_bytes = records.num_bytes_of(head, where)
+            num_bytes = len(head) + records.payload_bytes(table, where)
             if self.end + num_bytes > size:
                 break
-            self._note(table, header, self.end)
+            if not is_digest(key := header.get("key")):
+                raise BadData(f"{where}: 'key' is not a digest")
+            self.places[str(key)] = _Place(self.end, num_bytes, "logits" in table)
             self.end += num_bytes
         return found
-
-    def _note(self, table: Mapping[str, Any], header: Mapping[str, Any], place: int) -> None:
-        key = header.get("key")
-        if not is_digest(key):
-            raise BadData(f"{self._at(place)}: 'key' is not a digest")
-        self.places[str(key)] = (place, "logits" in table)
 
     def _at(self, place: int) -> str:
         return f"{self.where}: the entry at byte {place:,}"
@@ -356,15 +340,14 @@ class LabelFile:
 def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> Head:
     """The head in a file's first record, checked. BadData, NewerFormat."""
     records.expect_kind(header, {"lessons": VERSION}, where)
-    records.exact_keys(header, _HEAD_KEYS, where)
+    found = records.fields(header, _HEAD, where)
     if tensors:
         raise BadData(f"{where}: the head of its labels has tensors")
-    bits = records.field(header, "bits", int, where)
-    dtype = records.field(header, "dtype", str, where)
-    digests = (header["teacher"], header["vocabulary"])
-    if bits not in BITS or dtype not in DTYPES or not all(map(is_digest, digests)):
+    head = Head(**{name: found[name] for name in get_type_hints(Head)})
+    is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
+    if head.bits not in BITS or head.dtype not in DTYPES or not is_sound:
         raise BadData(f"{where}: the head of its labels is damaged")
-    return Head(*digests, dtype, bits)
+    return head
 
 
 def _encode_head(head: Head) -> bytes:
@@ -374,7 +357,7 @@ def _encode_head(head: Head) -> bytes:
 def open_labels(path: Path) -> LabelFile:
     """A file of labels to read from. MissingInput, BadData for an empty one, NewerFormat."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 -- it stays open as long as what is mapped
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 -- the LabelFile keeps it open
     except (OSError, ValueError) as error:
         raise MissingInput(files.reason(path, error)) from None
     found = LabelFile(file, str(path))

@@ -30,15 +30,15 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar, overload
+from types import NoneType
+from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.files import Writable
 from cdcca_cli.formats.digest import DTYPES, dtype_name, little_endian_bytes
-from cdcca_cli.text import is_text
-from cdcca_cli.text import load_json as load_json
+from cdcca_cli.text import is_text, load_json
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8
@@ -62,11 +62,15 @@ class CutShort(BadData):
 
 @dataclass(frozen=True)
 class Record:
-    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes."""
+    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes.
+
+    head: its first 8 + H bytes.
+    """
 
     tensors: dict[str, np.ndarray]
     header: dict[str, Any]
-    num_bytes: int
+    num_bytes: int = 0
+    head: bytes = b""
 
 
 # ---------------------------------------------------------------- writing
@@ -130,7 +134,25 @@ def read_record(
     Raises: BadData, NewerFormat.
     """
     head = read_head(stream, limits=limits, where=where)
-    return None if head is None else read_tensors(stream, head, kinds, limits=limits, where=where)
+    if head is None:
+        return None
+    table, header = parse_head(head, where)
+    if kinds is not None:
+        expect_kind(header, kinds, where)
+    slots, num_payload_bytes = _check_table(table, where)
+    num_bytes = len(head) + num_payload_bytes
+    if num_bytes > limits.record_bytes:
+        raise BadData(
+            f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
+        )
+    payload = _read_exactly(
+        stream, num_payload_bytes, f"{where}: cut short inside a record's tensors"
+    )
+    tensors = {}
+    for name, (dtype, shape, begin, end) in slots.items():
+        array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
+        tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
+    return Record(tensors, header, num_bytes, head)
 
 
 def read_head(
@@ -152,34 +174,6 @@ def read_head(
     return prefix + bytes(text)
 
 
-def read_tensors(
-    stream: BinaryIO,
-    head: bytes,
-    kinds: Mapping[str, int] | None = None,
-    *,
-    limits: Limits = DEFAULT_LIMITS,
-    where: str = "input",
-) -> Record:
-    """The rest of the record whose first 8 + H bytes `read_head` gave."""
-    table, header = parse_head(head, where)
-    if kinds is not None:
-        expect_kind(header, kinds, where)
-    slots, num_payload_bytes = _check_table(table, where)
-    num_bytes = len(head) + num_payload_bytes
-    if num_bytes > limits.record_bytes:
-        raise BadData(
-            f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
-        )
-    payload = _read_exactly(
-        stream, num_payload_bytes, f"{where}: cut short inside a record's tensors"
-    )
-    tensors = {}
-    for name, (dtype, shape, begin, end) in slots.items():
-        array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
-        tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
-    return Record(tensors, header, num_bytes)
-
-
 def read_only_record(
     stream: BinaryIO,
     kinds: Mapping[str, int],
@@ -196,10 +190,9 @@ def read_only_record(
     return record
 
 
-def num_bytes_of(head: bytes, where: str) -> int:
-    """How long the record is whose first 8 + H bytes these are. BadData."""
-    table, _ = parse_head(head, where)
-    return len(head) + _check_table(table, where)[1]
+def payload_bytes(table: Mapping[str, Any], where: str) -> int:
+    """How many bytes the tensors of this table take. BadData."""
+    return _check_table(table, where)[1]
 
 
 def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,21 +207,26 @@ def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]
     if not isinstance(header, dict):
         raise BadData(f"{where}: the record's cdcca header is not an object")
     field(header, "kind", str, where)
-    if field(header, "version", int, where) < 1:
-        raise BadData(f"{where}: version {header['version']}; they begin at 1")
+    field(header, "version", int, where)
     return table, header
 
 
 def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str) -> None:
     """Refuse another kind (BadData) or a newer version (NewerFormat)."""
-    kind, version = header["kind"], header["version"]
+    kind = header["kind"]
     if kind not in kinds:
         raise BadData(f"{where}: expected {_either(kinds)}, found {_named(kind)}")
-    if version > kinds[kind]:
+    check_version(header["version"], kinds[kind], f"{kind} format", where)
+
+
+def check_version(version: int, newest: int, name: str, where: str) -> None:
+    """Refuse a version below 1 (BadData) or above the newest that is read (NewerFormat)."""
+    if version > newest:
         raise NewerFormat(
-            f"{where}: {kind} format version {version}; this cdcca reads up to {kinds[kind]}: "
-            "upgrade it"
+            f"{where}: {name} version {version}; this cdcca reads up to {newest}: upgrade it"
         )
+    if version < 1:
+        raise BadData(f"{where}: version {version}; they begin at 1")
 
 
 def _named(kind: str) -> str:
@@ -298,30 +296,51 @@ def _check_table(
 T = TypeVar("T")
 
 
-@overload
-def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T: ...
-@overload
-def field(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool
-) -> T | None: ...
-def field(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
-) -> T | None:
-    """A field of the type it must have: a whole number is a float too, a boolean is neither.
+def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
+    """A field of the type it must have, as `fields` checks it. BadData."""
+    value: T = _typed(header.get(name), kind, name, where)
+    return value
 
-    Raises: BadData, also for a text that UTF-8 cannot hold.
+
+def fields(
+    data: object, hints: Mapping[str, Any], where: str, *, exact: bool = True
+) -> dict[str, Any]:
+    """The fields of an object, each of the type that its hint names.
+
+    A whole number is a float too, a boolean is neither, and a float is finite. A text is one that
+    UTF-8 can hold.
+
+    Args:
+        hints: by key: str, int, float, list or dict, a list or tuple of one of these, a Literal of
+            strings, or one of these or None.
+        exact: whether to refuse keys that have no hint and to require those that have one.
+    Raises: BadData.
     """
-    value = header.get(name)
-    if value is None and optional:
-        return None
+    if not isinstance(data, dict):
+        raise BadData(f"{where}: expected an object, found {_found(data)}")
+    if exact:
+        exact_keys(data, set(hints), where)
+    return {name: _typed(data.get(name), hint, name, where) for name, hint in hints.items()}
+
+
+def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if NoneType in inner:
+        return None if value is None else _typed(value, inner[0], name, where)
+    if kind is Literal:
+        if _typed(value, str, name, where) not in inner:
+            raise BadData(f"{where}: {name} {value[:40]!r}; expected {' or '.join(inner)}")
+        return value
+    if kind in (list, tuple) and inner:
+        items = _typed(value, list, name, where)
+        return kind(_typed(item, inner[0], name, where) for item in items)
     if kind is float and type(value) is int:
         try:
-            return float(value)  # type: ignore[return-value]
+            return float(value)
         except OverflowError:
             raise BadData(f"{where}: {name!r} is too large a number") from None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        found = "nothing" if value is None else type(value).__name__
-        raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {found}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {_found(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadData(f"{where}: {name!r} is not a finite number")
     if isinstance(value, str) and not is_text(value):
@@ -329,14 +348,8 @@ def field(
     return value
 
 
-def list_of(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
-) -> list[T] | None:
-    """A field that is a list of one type; None if it may be absent and is."""
-    values = field(header, name, list, where, optional=optional)
-    if values is None:
-        return None
-    return [field({name: value}, name, kind, where) for value in values]
+def _found(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def exact_keys(header: Mapping[str, Any], names: set[str], where: str) -> None:
@@ -363,7 +376,6 @@ _TYPES: dict[type, str] = {
     str: "a string",
     int: "a whole number",
     float: "a number",
-    bool: "true or false",
     list: "a list",
     dict: "an object",
 }

@@ -39,9 +39,9 @@ undo zstd (`streams` does).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, get_type_hints
 
 import numpy as np
 
@@ -53,7 +53,6 @@ from cdcca_cli.formats.digest import is_digest
 VERSION = 1
 KINDS = {"shard": VERSION, "end": VERSION}
 LIMITS = records.Limits(record_bytes=1 << 28)
-_KEYS = {"kind", "version", "frame", "image", "domain", "tower", "num_tokens", "bits", "asks"}
 _TOKEN_DTYPES = {32: "F32", 16: "F16", 8: "I8"}
 _LARGEST = 127
 
@@ -86,6 +85,13 @@ class Shard:
     questions: list[Question] = field(default_factory=list)
     bits: int = 32
     num_bytes: int = 0  # of its record, as read; 0 if it was not read
+
+
+_HEADER = {
+    **{"kind": str, "version": int, "frame": str, "image": str, "domain": str | None},
+    **{"tower": str, "num_tokens": int, "bits": int, "asks": list},
+}
+_QUESTION = get_type_hints(Question)
 
 
 # ---------------------------------------------------------------- writing
@@ -136,16 +142,6 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not np.array_equal(tensors["positions"], shard.positions):
         raise BadData(f"{where}: positions that are no whole numbers from 0 on")
     tensors["scores"] = np.asarray(shard.scores, dtype=np.float32)
-    questions = [
-        {
-            "id": question.id,
-            "prompt": question.prompt,
-            "task": question.task,
-            "choices": question.choices,
-            "entropy": None if question.entropy is None else float(question.entropy),
-        }
-        for question in shard.questions
-    ]
     header = {
         "kind": "shard",
         "version": VERSION,
@@ -155,7 +151,7 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "tower": shard.tower,
         "num_tokens": int(shard.num_tokens),
         "bits": shard.bits,
-        "asks": questions,
+        "asks": [asdict(question) for question in shard.questions],
     }
     # What we would not read, we do not write.
     _decode(records.Record(tensors, header, 0), "the shard")
@@ -237,16 +233,12 @@ def read_shards(
 
 
 def _decode(record: records.Record, where: str) -> Shard:
-    header = record.header
-    records.exact_keys(header, _KEYS, where)
-    frame = records.field(header, "frame", str, where)
-    tower = records.field(header, "tower", str, where)
-    num_tokens = records.field(header, "num_tokens", int, where)
-    bits = records.field(header, "bits", int, where)
-    if not frame:
+    found = records.fields(record.header, _HEADER, where)
+    num_tokens, bits = found["num_tokens"], found["bits"]
+    if not found["frame"]:
         raise BadData(f"{where}: the frame's id is empty")
-    where = f"{where} (frame {frame[:80]})"
-    if not is_digest(tower):
+    where = f"{where} (frame {found['frame'][:80]})"
+    if not is_digest(found["tower"]):
         raise BadData(f"{where}: 'tower' is not a digest")
     if not 1 <= num_tokens < 1 << 31:
         raise BadData(f"{where}: num_tokens is {num_tokens}")
@@ -269,16 +261,10 @@ def _decode(record: records.Record, where: str) -> Shard:
     if positions_N[0] < 0 or positions_N[-1] >= num_tokens or (np.diff(positions_N) <= 0).any():
         raise BadData(f"{where}: positions must ascend within 0 to {num_tokens - 1}")
     return Shard(
-        frame=frame,
-        image=records.field(header, "image", str, where),
-        domain=records.field(header, "domain", str, where, optional=True),
+        **{name: found[name] for name in ("frame", "image", "domain", "tower")},
         positions=positions_N.astype(np.int32),
         num_tokens=num_tokens,
-        tower=tower,
-        questions=[
-            _decode_question(question, where)
-            for question in records.field(header, "asks", list, where)
-        ],
+        questions=[_decode_question(question, where) for question in found["asks"]],
         bits=bits,
         num_bytes=record.num_bytes,
         # Last: what is NotFinite is sound in all else.
@@ -307,27 +293,13 @@ def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
     return array
 
 
-def _decode_question(question: object, where: str) -> Question:
-    if not isinstance(question, dict):
-        raise BadData(f"{where}: a question that is not an object")
-    records.exact_keys(question, {"id", "prompt", "task", "choices", "entropy"}, where)
-    task = records.field(question, "task", str, where)
-    if task not in ("vqa", "caption"):
-        raise BadData(f"{where}: task {task[:40]!r}; expected vqa or caption")
-    choices = records.list_of(question, "choices", str, where, optional=True)
-    if choices is not None and not choices:
+def _decode_question(data: object, where: str) -> Question:
+    question = Question(**records.fields(data, _QUESTION, f"{where}: a question"))
+    if question.choices == []:
         raise BadData(f"{where}: an empty list of choices")
-    prompt = records.field(question, "prompt", str, where, optional=True)
-    entropy = records.field(question, "entropy", float, where, optional=True)
-    if entropy is not None and entropy < 0:
-        raise BadData(f"{where}: an entropy of {entropy}")
-    return Question(
-        id=records.field(question, "id", str, where),
-        prompt=prompt,
-        task=cast(Task, task),
-        choices=choices,
-        entropy=entropy,
-    )
+    if question.entropy is not None and question.entropy < 0:
+        raise BadData(f"{where}: an entropy of {question.entropy}")
+    return question
 
 
 # ---------------------------------------------------------------- the ledger

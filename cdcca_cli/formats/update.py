@@ -30,8 +30,8 @@ sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
     bits        list of whole numbers, 0 to 32: bits of each tensor, in ascending order of the
                 base overlay's names; here it is coding["bits"]
 
-This module knows no codec and checks no signature: `read_envelope` stops where a signature has to
-be looked at (`downlink.receiver`), and `Envelope.open` goes on from there.
+This module knows no codec and checks no signature: `envelope_of` stops before the signatures are
+verified (`downlink.verify`), and `Envelope.open` continues.
 """
 
 import hashlib
@@ -59,9 +59,14 @@ KINDS = {"update": VERSION}
 _DOMAIN = b"cdcca update 2\n"
 _MOST = (1 << 53) - 1
 _CODING_DEPTH = 4
-_COMMON = {"base", "target", "sequence", "codec", "num_parameters", "payload_bytes"}
-_COMMON |= {"payload_sha256"}
-_SIGNED = _COMMON | {"model", "expires", "coding"}
+_HEAD = {"kind": str, "version": int}
+_COMMON = {
+    **{"base": str, "target": str, "sequence": int, "codec": str, "num_parameters": int},
+    **{"payload_bytes": int, "payload_sha256": str},
+}
+_VERSION_1 = _HEAD | _COMMON | {"bits": list[int]}
+_SIGNED = _COMMON | {"model": str | None, "expires": int | None, "coding": dict}
+_UPDATE = _SIGNED.keys() - {"payload_bytes", "payload_sha256"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,8 @@ class Update:
             v1 = {name: signed[name] for name in _COMMON} | {"bits": self.coding.get("bits")}
             return {"kind": "update", "version": 1, **v1}
         signatures = signature_objects(self.signatures)
-        return {
-            "kind": "update",
-            "version": VERSION,
-            "signed": self.signed(),
-            "signatures": signatures,
-        }
+        signed = {"signed": self.signed(), "signatures": signatures}
+        return {"kind": "update", "version": VERSION, **signed}
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,7 @@ class Envelope:
 
     def open(self, where: str = "the update") -> Update:
         """Check the header's content, then the payload's length and hash. BadData."""
-        signed = self.header if self.version == 1 else self.header["signed"]
-        _check(self.header, where)
+        signed = _check(self.header, where)
         if len(self.payload) != signed["payload_bytes"]:
             raise BadData(
                 f"{where}: a payload of {len(self.payload):,} bytes; its header says "
@@ -152,15 +152,8 @@ class Envelope:
                 f"{where}: the payload does not have the hash in its header: fetch it again"
             )
         return Update(
-            base=signed["base"],
-            target=signed["target"],
-            sequence=signed["sequence"],
-            codec=signed["codec"],
-            coding={"bits": signed["bits"]} if self.version == 1 else signed["coding"],
-            num_parameters=signed["num_parameters"],
+            **{name: signed[name] for name in _UPDATE},
             payload=self.payload,
-            model=signed.get("model"),
-            expires=signed.get("expires"),
             signatures=self.signatures,
             version=self.version,
         )
@@ -180,12 +173,7 @@ def write_update(out: Writable, update: Update) -> int:
 
 def read_update(stream: BinaryIO, *, where: str = "the update") -> Update:
     """Read and check it; its signatures are not verified. BadData, NewerFormat."""
-    return read_envelope(stream, where=where).open(where)
-
-
-def read_envelope(stream: BinaryIO, *, where: str = "the update") -> Envelope:
-    """Read a whole update and check its form, not its content. BadData, NewerFormat."""
-    return envelope_of(read_strict_record(stream, KINDS, where), where)
+    return envelope_of(read_strict_record(stream, KINDS, where), where).open(where)
 
 
 def envelope_of(record: records.Record, where: str) -> Envelope:
@@ -215,33 +203,28 @@ def _message(signed: Mapping[str, Any]) -> bytes:
     return _DOMAIN + records.dump_json(signed).encode()
 
 
-def _check(header: Mapping[str, Any], where: str) -> None:
+def _check(header: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is signed, as version 2 has it, checked. BadData."""
     if header["version"] == 1:
-        signed = header
-        records.exact_keys(header, _COMMON | {"bits", "kind", "version"}, where)
-        bits = records.list_of(header, "bits", int, where) or []
+        signed = records.fields(header, _VERSION_1, where)
+        bits = signed.pop("bits")
         if any(not 0 <= number <= 32 for number in bits):
             raise BadData(f"{where}: 'bits' must be 0 to 32")
+        signed |= {"model": None, "expires": None, "coding": {"bits": bits}}
     else:
-        signed = header["signed"]
-        records.exact_keys(signed, _SIGNED, where)
-        coding = records.field(signed, "coding", dict, where)
-        _check_coding(list(coding.values()), where, _CODING_DEPTH)
+        signed = records.fields(header["signed"], _SIGNED, where)
+        _check_coding(list(signed["coding"].values()), where, _CODING_DEPTH)
     for name in ("base", "target", "model"):
-        if not is_digest(signed.get(name)) and (name != "model" or signed.get(name) is not None):
+        if not is_digest(signed[name]) and (name != "model" or signed[name] is not None):
             raise BadData(f"{where}: {name!r} is not a digest")
-    if not records.field(signed, "codec", str, where):
+    if not signed["codec"]:
         raise BadData(f"{where}: 'codec' is empty")
-    records.field(signed, "payload_sha256", str, where)
-    for name, least in (
-        ("sequence", 1),
-        ("num_parameters", 0),
-        ("payload_bytes", 0),
-        ("expires", 0),
-    ):
-        number = records.field(signed, name, int, where, optional=name == "expires")
-        if number is not None and not least <= number <= _MOST:
+    least = {"sequence": 1, "num_parameters": 0, "payload_bytes": 0, "expires": 0}
+    for name, smallest in least.items():
+        number = signed[name]
+        if number is not None and not smallest <= number <= _MOST:
             raise BadData(f"{where}: {name} is {str(number)[:20]}")
+    return signed
 
 
 def _check_coding(values: list[Any], where: str, depth: int) -> None:

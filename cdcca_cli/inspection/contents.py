@@ -33,6 +33,7 @@ from cdcca_cli.text import load_json
 
 _SEEN_BYTES = 1 << 28
 _WEIGHTS_ENTRY_CHARS = 1 << 22
+_WEIGHTS_ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 _WEIGHTS_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _MOST_DTYPES = 64
 
@@ -309,9 +310,8 @@ def weights(stream: BinaryIO, where: str) -> Summary:
 
 def _weights_entry(entry: dict[str, Any], where: str) -> tuple[str, int, int]:
     """One tensor's dtype, number of elements, and end. BadData."""
-    dtype = records.field(entry, "dtype", str, where)
-    shape = records.list_of(entry, "shape", int, where) or []
-    offsets = records.list_of(entry, "data_offsets", int, where) or []
+    found = records.fields(entry, _WEIGHTS_ENTRY, where, exact=False)
+    dtype, shape, offsets = found.values()
     if not _WEIGHTS_DTYPE.fullmatch(dtype):
         raise BadData(f"{where}: dtype {dtype[:40]!r}")
     if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] < 1 << 63:

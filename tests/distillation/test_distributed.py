@@ -95,7 +95,7 @@ def leave_behind(labels_file: Path, folder: Path) -> None:
     for rank, some in enumerate((keys[:5], keys[5:])):
         with labels.writing(folder / f"left.labels.part-abc-{rank}", file.head) as part:
             for key in some:
-                part.append_record(file.raw(key))
+                part.copy(key, file)
     (folder / "left.labels.part-abc-2").write_bytes(labels_file.read_bytes()[:60])
 
 

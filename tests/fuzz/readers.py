@@ -1,6 +1,6 @@
 """Every kind of file that cdcca reads: valid samples, how they are changed, and how they are read.
 
-What belongs to other rooms is called in one function each, so that a move is mended in one place.
+Other rooms are imported where they are called.
 """
 
 import base64
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import adaptation, device, labels, predictions, shard
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
@@ -75,9 +75,9 @@ SHARDS = [
     make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
 ]
 LABELS = [
-    make.labels(make.entry()),
-    make.labels(make.entry(), make.entry_i8()),
-    make.labels(make.entry({"key": "sha256:" + "0b" * 32}), make.entry(), bits=32),
+    make.labels_file(make.label_entry()),
+    make.labels_file(make.label_entry(), make.entry_i8()),
+    make.labels_file(make.label_entry({"key": "sha256:" + "0b" * 32}), make.label_entry(), bits=32),
 ]
 ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
 
@@ -123,7 +123,6 @@ def _read_labels(data: bytes, folder: Path) -> None:
         found = labels.open_labels(path)
         for key in found.places:
             _writable(found.read(key))
-            found.raw(key)
     finally:
         look(str(path))
 
@@ -442,22 +441,15 @@ def _change_key(rng: Random) -> bytes:
     return b"\n".join((first, base64.b64encode(blob), last, b""))
 
 
-def _signing() -> Any:
-    """The module that reads key files."""
-    try:
-        from cdcca_cli.downlink import signatures
-    except ImportError:
-        from cdcca_cli.downlink import signing as signatures
-    return signatures
-
-
 def _read_key(data: bytes, folder: Path) -> None:
+    from cdcca_cli.downlink import keys
+
     path = _written(folder, data)
     path.chmod(0o600)
     try:
-        _signing().read_private_keys([path])
+        keys.read_private_keys([path])
     finally:
-        _signing().read_public_key(path)
+        keys.read_public_key(path)
 
 
 _SEEN = b'{"frames":{"a.jpg":"0123456789abcdef","b.jpg":"00"},"kind":"seen","version":1}\n'
@@ -480,28 +472,48 @@ student = 'mirror'
 [distill]
 epochs = 5
 kl_weight = 0.5
-methods = ["akd", "cwd"]
-rate_aware = true
+method = "akd"
+rate_aware = 60
+replay = ["a.tokens"]
 
 [sample]
-top = "10%"
+keep = "10%"
+state = "seen.json"
+
+[loop]
+rounds = 2
 """
 
 
+@cache
+def _commands() -> list[Any]:
+    from cdcca_cli.main import COMMANDS, expanded
+
+    return [expanded(name) for name in COMMANDS if name != "completion"]
+
+
 def _read_toml(data: bytes, folder: Path) -> None:
-    """`cdcca.toml` in the working folder."""
+    """`cdcca.toml` in the working folder, and the options of each command that reads it."""
     from cdcca_cli import config
 
     _written(folder, data, "cdcca.toml")
     before = Path.cwd()
     os.chdir(folder)
     try:
-        commands = ("infer", "sample", "distill", "compress", "loop")
-        found = config.read(commands)
-        for command in commands:
-            found.check_names(command, ("epochs", "kl_weight", "methods", "rate_aware", "top"))
+        toml = config.read([command.name for command in _commands()])
     finally:
         os.chdir(before)
+    refused = None
+    for command in _commands():
+        try:
+            toml.check_names(command.name, command.names())
+            _writable(command.defaults(toml))
+            for part in command.parts.values():
+                part.build({}, toml)
+        except UsageError as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 _VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "CDCCA_DEBUG")
@@ -604,7 +616,7 @@ def _read_picture(case: tuple[str, bytes], folder: Path) -> None:
 
 
 def _kinds() -> list[Kind]:
-    kinds = [
+    return [
         Kind("shards", _change_shards, _read_shards, 3),
         Kind("labels", _change_labels, _read_labels, 3),
         Kind("adaptation", _change_adaptation, _read_adaptation, 3),
@@ -634,17 +646,6 @@ def _kinds() -> list[Kind]:
         Kind("picture", _change_picture, _read_picture, 0.5),
         Kind("video", _change_video, _read_picture, 0.1),
     ]
-    here = {kind.name: kind for kind in kinds}
-    for name, module in (("cdcca.toml", "config"), ("environment", "distillation.distributed")):
-        if not _has(module):
-            del here[name]
-    return list(here.values())
-
-
-def _has(module: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(f"cdcca_cli.{module}") is not None
 
 
 KINDS = {kind.name: kind for kind in _kinds()}

@@ -684,7 +684,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "'prompt' is missing",
         shard({"asks": [{n: v for n, v in ASK.items() if n != "prompt"}]}),
     ),
-    "ask_a_string.shards": (65, "not an object", shard({"asks": ["What?"]})),
+    "ask_a_string.shards": (65, "a question: expected an object", shard({"asks": ["What?"]})),
     "ask_no_choices.shards": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
     "ask_choice_a_number.shards": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
     "ask_negative_entropy.shards": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
@@ -711,7 +711,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "bits_true.lessons": (65, "'bits'", labels_file(bits=True)),
     "dtype_unknown.lessons": (65, "head of its labels", labels_file(dtype="float8")),
     "teacher_no_digest.lessons": (65, "head of its labels", labels_file(teacher="blip")),
-    "vocabulary_a_list.lessons": (65, "head of its labels", labels_file(vocabulary=[])),
+    "vocabulary_a_list.lessons": (65, "'vocabulary' must be a string", labels_file(vocabulary=[])),
     "lesson_without_key.lessons": (65, "'key'", labels_file(label_entry({"key": "sha256:0"}))),
     "lesson_with_labels.lessons": (65, "unknown key", labels_file(label_entry({"labels": []}))),
     "sum_of_other_tensors.lessons": (
@@ -719,7 +719,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "its sum does not match",
         labels_file(label_entry({"sum": TARGET})),
     ),
-    "sum_a_number.lessons": (65, "its sum does not match", labels_file(label_entry({"sum": 0}))),
+    "sum_a_number.lessons": (65, "'sum' must be a string", labels_file(label_entry({"sum": 0}))),
     "nan.lessons": (
         65,
         "not finite",
