@@ -47,7 +47,7 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
         lora_alpha=device.lora.alpha,
         target_modules=linears,
         base_model_name_or_path=device.checkpoint,
-        revision=device.revision,
+        revision=device.settings.revision,
         inference_mode=True,
     )
     tensors: dict[str, np.ndarray] = {}

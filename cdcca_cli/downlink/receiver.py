@@ -26,7 +26,8 @@ from cdcca_cli import files
 from cdcca_cli.downlink import verify
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import MissingInput, WrongBase
-from cdcca_cli.formats.device import Device, Slot
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import Slot
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.trust import Trust, TrustList
 from cdcca_cli.formats.update import Update, utc

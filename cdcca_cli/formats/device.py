@@ -61,7 +61,6 @@ from cdcca_cli.formats.device_state import (
     VERSION,
     DeviceSettings,
     Lora,
-    Quantize,
     Slot,
     State,
     parse_state,
@@ -77,14 +76,9 @@ from cdcca_cli.formats.overlay import (
 )
 from cdcca_cli.formats.trust import Trust
 
-__all__ = [
-    *("FILE_NAME", "VERSION", "Device", "DeviceSettings", "Lora", "Quantize", "Slot", "State"),
-    *("read_overlay_file", "write_overlay_file"),
-]
-
 
 class Device:
-    """A device folder on disk: its settings, which overlay is current, and how that changes."""
+    """A device folder on disk, and how it changes."""
 
     def __init__(self, path: Path, settings: DeviceSettings, state: State) -> None:
         self.path = path
@@ -99,14 +93,6 @@ class Device:
         return self.settings.checkpoint
 
     @property
-    def revision(self) -> str | None:
-        return self.settings.revision
-
-    @property
-    def family(self) -> str:
-        return self.settings.family
-
-    @property
     def tower(self) -> str:
         return self.settings.tower
 
@@ -119,14 +105,6 @@ class Device:
         return self.settings.groups
 
     @property
-    def qformer_layers(self) -> int | None:
-        return self.settings.qformer_layers
-
-    @property
-    def quantize(self) -> Quantize:
-        return self.settings.quantize
-
-    @property
     def model(self) -> str | None:
         """Digest of all that never changes; None in a folder of format version 1."""
         return self.settings.model
@@ -135,10 +113,6 @@ class Device:
     def trust(self) -> Trust | None:
         """The keys that updates must be signed by; None: any update is taken."""
         return self._state.trust
-
-    @property
-    def keep(self) -> int:
-        return self._state.keep
 
     @property
     def current(self) -> Slot:
@@ -173,7 +147,7 @@ class Device:
     def summary(self) -> str:
         """One line for people."""
         return (
-            f"{self.checkpoint} ({self.family}), groups {', '.join(self.groups)}, "
+            f"{self.checkpoint} ({self.settings.family}), groups {', '.join(self.groups)}, "
             f"overlay {short(self.digest)} at sequence {self.sequence}"
         )
 
@@ -187,11 +161,10 @@ class Device:
     def read_overlay(self) -> dict[str, np.ndarray]:
         """The current overlay, float32 by name, its digest verified.
 
-        If it is gone because another process has changed the folder meanwhile, the one that is
-        current now. If its file is damaged, the newest sound one of those kept is current from now
-        on, in this object, not on the disk; highest_sequence stays. One line on stderr says so.
+        If another process has changed the folder, its new overlay. If the file is damaged, the
+        newest sound overlay of those kept, which this object (not the disk) then has as current.
 
-        Raises: MissingInput, BadData if there is no sound one.
+        Raises: MissingInput, BadData if no overlay is sound.
         """
         try:
             return self.read_slot(self.current)
@@ -207,7 +180,7 @@ class Device:
     def read_kept(self, sequence: int) -> tuple[Slot, dict[str, np.ndarray]]:
         """The current overlay or one of those kept, by its sequence.
 
-        Raises: MissingInput, which says what there is, BadData if its file is damaged.
+        Raises: MissingInput, BadData if its file is damaged.
         """
         for slot in (self.current, *self.kept):
             if slot.sequence == sequence:
@@ -215,7 +188,7 @@ class Device:
         have = ", ".join(str(slot.sequence) for slot in (self.current, *self.kept))
         raise MissingInput(
             f"{self.path}: keeps no overlay of sequence {sequence}, only of {have} "
-            f"(keep is {self.keep})"
+            f"(keep is {self._state.keep})"
         )
 
     def read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
@@ -232,7 +205,7 @@ class Device:
         return tensors
 
     def _has_changed(self) -> bool:
-        """Whether the disk holds another state than this object; it is taken up then."""
+        """Read the state again; whether it differs from this object's."""
         if self._lock_depth:
             return False
         before = self._state
@@ -240,10 +213,7 @@ class Device:
         return self._state != before
 
     def _before(self, fault: Exception) -> tuple[State, dict[str, np.ndarray]]:
-        """The state with the newest sound kept overlay as the current one, and its tensors.
-
-        Raises: `fault` if there is none.
-        """
+        """The state in which the newest sound kept overlay is current. Raises: `fault` if none."""
         for index, slot in enumerate(self.kept):
             try:
                 tensors = self.read_slot(slot)
@@ -267,12 +237,7 @@ class Device:
     ) -> "Device":
         """Make a folder with its first overlay, sequence 0.
 
-        An existing device folder is replaced only with `force`; a folder with other things in it
-        never is.
-
-        Args:
-            trust: the keys that updates must be signed by; None: any update is taken.
-            keep: how many overlays before the current one stay, 1 or more.
+        Args: force: replace an existing device folder; any other folder must be empty.
         Raises: CannotWrite, and BadData for settings or an overlay that are not sound.
         """
         path = Path(path)
@@ -295,9 +260,8 @@ class Device:
         return device
 
     def install(self, overlay: Overlay, sequence: int, signed_by: Sequence[str] = ()) -> None:
-        """Make an overlay the current one; the ones before stay, as many as `keep` says.
+        """Make an overlay the current one, and keep the `keep` overlays before it.
 
-        The file is on the disk before device.json names it; older files are deleted afterwards.
         The caller decides whether the sequence may be installed. Raises: CannotWrite, BadData.
         """
         with self.lock():
@@ -306,20 +270,20 @@ class Device:
             state = replace(
                 self._state,
                 current=replace(slot, signed_by=tuple(signed_by)),
-                kept=tuple(older[: self.keep]),
+                kept=tuple(older[: self._state.keep]),
                 highest_sequence=max(self.highest_sequence, sequence),
             )
             self._change(state, slot, data)
 
     def install_trust(self, trust: Trust) -> None:
-        """Trust these keys from now on. The caller decides whether it may. Raises: CannotWrite."""
+        """Trust these keys from now on; the caller has checked them. Raises: CannotWrite."""
         with self.lock():
             self._change(replace(self._state, trust=trust), self.current, None)
 
     def rollback(self) -> None:
-        """Make the newest sound overlay of those kept the current one; highest_sequence stays.
+        """Make the newest sound kept overlay the current one; highest_sequence stays.
 
-        Raises: MissingInput if none is kept, BadData if none is sound: nothing changes then.
+        Raises: MissingInput if none is kept, BadData if none is sound.
         """
         with self.lock():
             if not self.kept:
@@ -329,19 +293,16 @@ class Device:
             self._change(state, state.current, None)
 
     def settle(self) -> None:
-        """Make durable what another process changed; it may have been killed before its sync.
+        """Sync what another process changed; it may have been killed before its own sync.
 
-        To be called before reporting that there is nothing left to do. Raises: CannotWrite.
+        Called before reporting that there is nothing to do. Raises: CannotWrite.
         """
         for folder in (self.path / "overlay", self.path):
             _sync(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from changing the folder; waits for them. State is read afresh.
-
-        May be entered again while it is held.
-        """
+        """Keep other processes from changing the folder; reads the state again. Reentrant."""
         if self._lock_depth:
             yield
             return

@@ -80,8 +80,12 @@ class Head:
 _HEAD = {"kind": str, "version": int} | get_type_hints(Head)
 _LENGTHS = {"inputs": list[int], "queries": list[int], "visual": list[int], "answer": list[int]}
 _ENTRY = {
-    **{"kind": str, "version": int, "key": str, "sum": str, "answers": list[str]},
-    **{"nats": list[float]},
+    "kind": str,
+    "version": int,
+    "key": str,
+    "sum": str,
+    "answers": list[str],
+    "nats": list[float],
     **_LENGTHS,
 }
 

@@ -88,8 +88,15 @@ class Shard:
 
 
 _HEADER = {
-    **{"kind": str, "version": int, "frame": str, "image": str, "domain": str | None},
-    **{"tower": str, "num_tokens": int, "bits": int, "asks": list},
+    "kind": str,
+    "version": int,
+    "frame": str,
+    "image": str,
+    "domain": str | None,
+    "tower": str,
+    "num_tokens": int,
+    "bits": int,
+    "asks": list,
 }
 _QUESTION = get_type_hints(Question)
 

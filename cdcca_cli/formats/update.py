@@ -61,8 +61,13 @@ _MOST = (1 << 53) - 1
 _CODING_DEPTH = 4
 _HEAD = {"kind": str, "version": int}
 _COMMON = {
-    **{"base": str, "target": str, "sequence": int, "codec": str, "num_parameters": int},
-    **{"payload_bytes": int, "payload_sha256": str},
+    "base": str,
+    "target": str,
+    "sequence": int,
+    "codec": str,
+    "num_parameters": int,
+    "payload_bytes": int,
+    "payload_sha256": str,
 }
 _VERSION_1 = _HEAD | _COMMON | {"bits": list[int]}
 _SIGNED = _COMMON | {"model": str | None, "expires": int | None, "coding": dict}

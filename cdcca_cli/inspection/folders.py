@@ -8,7 +8,8 @@ from typing import Any
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
-from cdcca_cli.formats.device import VERSION, Device
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import VERSION
 from cdcca_cli.formats.kind import Kind
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
@@ -42,7 +43,7 @@ def summarize_device(path: Path) -> Summary:
             **{name: state[name] for name in settings},
             "signed_by": state["current"]["signed_by"],
             "trust": state["trust"],
-            "keep": device.keep,
+            "keep": state["keep"],
             "kept": [
                 {name: slot[name] for name in ("sequence", "digest", "signed_by")}
                 for slot in state["kept"]

@@ -13,13 +13,17 @@ _MOST_NAMES = 1000  # different domains, towers or models that are counted apart
 
 @dataclass
 class Summary:
-    """What is in a file or folder. The ledger's bytes add up to the length of the content."""
+    """What is in a file or folder. The ledger's bytes add up to the length of the content.
+
+    rest: what a reader of a stream calls the bytes that its ledger has no name for.
+    """
 
     kind: "Kind"
     facts: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, int] = field(default_factory=dict)
+    rest: str = "header"
 
     def as_json(self) -> dict[str, Any]:
         """One object; `bytes` has the ledger with its total."""

@@ -229,7 +229,7 @@ def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = N
 
 
 def _check_alike(device: Device, mirror: Device) -> None:
-    if replace(device.settings, quantize=mirror.quantize) != mirror.settings:
+    if replace(device.settings, quantize=mirror.settings.quantize) != mirror.settings:
         raise BadData(
             f"{mirror.path}: was not made as {device.path} was (checkpoint, Q-Former layers, "
             "groups, LoRA): run init for both with the same options"

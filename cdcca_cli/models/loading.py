@@ -141,9 +141,9 @@ def load_device(
         device.checkpoint,
         compute=compute,
         dtype=dtype,
-        quantize=device.quantize if quantize is None else quantize,
-        qformer_layers=device.qformer_layers,
-        revision=device.revision,
+        quantize=device.settings.quantize if quantize is None else quantize,
+        qformer_layers=device.settings.qformer_layers,
+        revision=device.settings.revision,
         zero_biases="bias" in device.groups,
     )
     if device.tower != model.tower_digest:

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import struct
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -471,8 +472,9 @@ student = 'mirror'
 
 [distill]
 epochs = 5
-kl_weight = 0.5
 method = "akd"
+kl = "forward"
+kl_weight = 0.5
 rate_aware = 60
 replay = ["a.tokens"]
 
@@ -483,6 +485,21 @@ state = "seen.json"
 [loop]
 rounds = 2
 """
+
+
+def _change_toml(rng: Random) -> bytes:
+    """The text mutated as text, or its values mutated as JSON and written as TOML."""
+    if rng.random() < 0.4:
+        return mutations.mutate_text(rng, _TOML)
+    tables = mutations.mutate_json(rng, mutations.load(json.dumps(tomllib.loads(_TOML.decode()))))
+    lines = []
+    for name, value in tables if isinstance(tables, Pairs) else ():
+        if isinstance(value, Pairs):
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {mutations.dump(inner)}" for key, inner in value]
+        else:
+            lines.append(f"{name} = {mutations.dump(value)}")
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
 @cache
@@ -641,7 +658,7 @@ def _kinds() -> list[Kind]:
         Kind("answers", _change_answers, _read_answers, 2),
         Kind("key", _change_key, _read_key),
         Kind("seen", lambda rng: mutations.mutate_json_file(rng, _SEEN), _read_seen),
-        Kind("cdcca.toml", lambda rng: mutations.mutate_text(rng, _TOML), _read_toml),
+        Kind("cdcca.toml", _change_toml, _read_toml),
         Kind("environment", _change_environment, _read_environment, 0.2),
         Kind("picture", _change_picture, _read_picture, 0.5),
         Kind("video", _change_video, _read_picture, 0.1),
