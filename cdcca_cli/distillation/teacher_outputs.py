@@ -70,7 +70,6 @@ class TeacherOutputs:
 
     def __init__(self, file: LabelFile, shards: Sequence[Shard]) -> None:
         """Args: shards: of which the file has an entry each."""
-        assert file.head is not None
         self.head = file.head
         self._file = file
         self._keys = {id(shard): key_of(shard) for shard in shards}
@@ -206,7 +205,6 @@ def _complete(head: Head, shards: Sequence[Shard], query: TeacherQuery) -> Label
 
 
 def _check_bits(file: LabelFile, query: TeacherQuery) -> None:
-    assert file.head is not None
     if query.bits not in (None, file.head.bits):
         raise BadData(
             f"{file.where}: keeps {file.head.bits} bits a number: leave `cache_bits` {query.bits} "
@@ -228,7 +226,6 @@ def _question_together(
     distributed.wait()
     have = labels.open_labels(path)
     _check_bits(have, query)
-    assert have.head is not None
     part = Path(f"{path}.part-{int(launch):x}-{distributed.rank()}")
     with labels.writing(part, have.head) as own:
         mine = chunks[distributed.rank() :: distributed.count()]

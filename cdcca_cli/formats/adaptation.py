@@ -1,4 +1,4 @@
-"""The adaptation, version 3: the overlay as it is after training, and what it was judged by.
+"""The adaptation, version 3: the overlay after training, and the frames that evaluated it.
 
 **Version 1.** A record (`records`) whose tensors are the whole overlay, float32, finite, by
 parameter name. Header, all keys always present:
@@ -15,13 +15,13 @@ Nothing may follow the record.
 **Version 3** has two more keys in the header, always present:
 
     rate_aware   null, or {"bits": number >= 0, "num_steps": 1 to 2^31 - 1, "step": number}:
-                 the last num_steps steps of training went through a quantiser, and what was judged
-                 is base + restore(quantize(overlay - base, step), step) of `uniform`; bits is the
-                 order-0 entropy of those codes. step is exactly a float32, and a sound one
+                 the last num_steps steps of training went through a quantiser, and the overlay
+                 evaluated was base + restore(quantize(overlay - base, step), step) of `uniform`;
+                 bits is the order-0 entropy of those codes. step is exactly a float32
                  (`uniform.check_step`)
     held_out     null, or how many frames were held out, 1 to 2^31 - 1
 
-If held_out is null, nothing may follow the record. Else two things follow it, and nothing them:
+If held_out is null, nothing may follow the record. Else exactly two things follow it:
 
     a record of kind "answers", version 1, no other header keys, with one tensor `text`, U8, one
     dimension: UTF-8 JSON, a list with one list for each frame, which has one string, not empty,
@@ -29,18 +29,15 @@ If held_out is null, nothing may follow the record. Else two things follow it, a
     a token stream (`shard`) of exactly that many frames: the held-out ones, each with the questions
     that the teacher answered, at least one.
 
-A token is stored in the bits in which it came if it is the same number when it is read again, else
-in 32. The frames, their order and the answers are those that training judged by, so the loss on
-them is the same number (`distillation.evaluation`). At most 512 MiB of token values (4 bytes
-each) are held out; training stores as many frames as fit.
+A frame's tokens are stored at their own bits if that gives the same numbers again, else at 32. The
+frames, their order and the answers are those of training, so the loss on them is the same number
+(`distillation.evaluation`). At most 512 MiB of token values (4 bytes each) are held out.
 
-**Version 2** is version 3 with one more key in the header: `sensitivity`, null, or a list of as
-many numbers >= 0 as there are tensors. It is checked and has no use any more.
+**Version 2** is version 3 with one more key in the header, which is checked and not used:
+`sensitivity`, null, or a list of as many numbers >= 0 as there are tensors.
 
-A writer writes version 1 where held_out and rate_aware are both null. An adaptation is not a
-difference: `compress` takes the difference from the mirror's overlay, so one file can be compressed
-again for a later mirror. This module does not know which names an overlay must have; a reader that
-has the base does.
+A writer writes version 1 if held_out and rate_aware are both null. This module does not know which
+names an overlay must have; a reader that has the base does.
 """
 
 import json
@@ -63,19 +60,13 @@ from cdcca_cli.text import is_text, load_json
 
 VERSION = 3
 KINDS = {"adaptation": VERSION}
-ANSWER_KINDS = {"answers": 1}
 HELD_OUT_BYTES = 1 << 29
-_ANSWER_LIMITS = records.Limits(record_bytes=1 << 27)
-_FRAME_LIMITS = records.Limits(record_bytes=1 << 27)
+_HELD_OUT_LIMITS = records.Limits(record_bytes=1 << 27)
 
 
 @dataclass(eq=False)
 class HeldOut:
-    """Frames that were not trained on, and what the teacher answers.
-
-    shards: as training had them, with the questions that the teacher answered.
-    answers: for each shard, one answer for each of its questions.
-    """
+    """Frames that were not trained on, and the teacher's answer to each of their questions."""
 
     shards: list[Shard]
     answers: list[list[str]]
@@ -86,13 +77,13 @@ class HeldOut:
 
     @property
     def num_bytes(self) -> int:
-        """Of the token values in memory; at most HELD_OUT_BYTES can be stored."""
+        """Size of the token values in memory; at most HELD_OUT_BYTES can be stored."""
         return sum(shard.tokens.nbytes for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class RateAware:
-    """The quantiser that the last `num_steps` steps of training saw: its step, the codes' bits."""
+    """The quantiser in the last `num_steps` steps of training; bits: the entropy of its codes."""
 
     step: float
     bits: float
@@ -100,6 +91,7 @@ class RateAware:
 
 
 _RATE_AWARE = get_type_hints(RateAware)
+_COPIED = ("base", "sequence", "method", "seed", "report")
 _V1: dict[str, Any] = {"kind": str, "version": int, "base": str, "sequence": int, "seed": int}
 _V1 |= {"method": str, "report": dict}
 _V3 = _V1 | {"rate_aware": dict | None, "held_out": int | None}
@@ -108,10 +100,7 @@ _HEADERS = {1: _V1, 2: _V3 | {"sensitivity": list[float] | None}, 3: _V3}
 
 @dataclass(eq=False)
 class Adaptation:
-    """An overlay after training, and where it came from.
-
-    file_version: of the file that it was read from; None if it was made here.
-    """
+    """An overlay after training. file_version: of the file it was read from, or None."""
 
     overlay: Overlay
     base: str
@@ -133,17 +122,13 @@ class Adaptation:
 
 
 def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
-    """Write it. BadData if it is not sound (training diverged)."""
+    """Write an adaptation. BadData if it is not sound (training diverged)."""
     where = "the adaptation"
     check_overlay(adaptation.overlay, where)
     header: dict[str, Any] = {
         "kind": "adaptation",
         "version": adaptation.version,
-        "base": adaptation.base,
-        "sequence": adaptation.sequence,
-        "method": adaptation.method,
-        "seed": adaptation.seed,
-        "report": adaptation.report,
+        **{name: getattr(adaptation, name) for name in _COPIED},
     }
     held_out = adaptation.held_out
     if adaptation.version > 1:
@@ -170,7 +155,7 @@ def _write_held_out(out: Writable, held_out: HeldOut) -> None:
 
 
 def as_stored(shard: Shard) -> Shard:
-    """The shard at its own bits, if they give its very tokens again; else at 32."""
+    """The shard at its own bits if they give the same tokens again, else at 32."""
     if shard.bits == 16:
         with np.errstate(over="ignore"):
             again_NC = shard.tokens.astype(np.float16).astype(np.float32)
@@ -185,7 +170,7 @@ def as_stored(shard: Shard) -> Shard:
 
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
-    """Read and check it. BadData, NewerFormat."""
+    """Read and check an adaptation. BadData, NewerFormat."""
     record = records.read_record(stream, kinds=KINDS, limits=overlay_format.LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
@@ -196,10 +181,10 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
     if (num_frames := header.get("held_out")) is not None:
         held_out = _read_held_out(stream, num_frames, where)
     elif stream.read(1):
-        raise BadData(f"{where}: goes on after the end of the adaptation")
+        raise BadData(f"{where}: continues after the end of the adaptation")
     return Adaptation(
         overlay=record.tensors,
-        **{name: header[name] for name in ("base", "sequence", "method", "seed", "report")},
+        **{name: header[name] for name in _COPIED},
         held_out=held_out,
         rate_aware=rate_aware,
         file_version=header["version"],
@@ -207,7 +192,7 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
 
 
 def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
-    record = records.read_record(stream, kinds=ANSWER_KINDS, limits=_ANSWER_LIMITS, where=where)
+    record = records.read_record(stream, kinds={"answers": 1}, limits=_HELD_OUT_LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: cut short before its {num_frames:,} held-out frames")
     records.exact_keys(record.header, {"kind", "version"}, where)
@@ -219,7 +204,7 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
     shards: list[Shard] = []
     held_bytes = 0
     frames = f"{where}: held-out frames"
-    for shard in shard_format.read_shards(stream, where=frames, limits=_FRAME_LIMITS):
+    for shard in shard_format.read_shards(stream, where=frames, limits=_HELD_OUT_LIMITS):
         shards.append(shard)
         if len(shards) > num_frames:
             raise BadData(f"{where}: more held-out frames than its {num_frames:,}")
@@ -269,9 +254,7 @@ def _check_count(count: int, name: str, where: str) -> None:
 
 def _check_size(held_bytes: int, where: str) -> None:
     if held_bytes > HELD_OUT_BYTES:
-        raise BadData(
-            f"{where}: more than {HELD_OUT_BYTES >> 20} MiB of held-out tokens; no more are read"
-        )
+        raise BadData(f"{where}: more than {HELD_OUT_BYTES >> 20} MiB of held-out tokens")
 
 
 def _check_held_out(held_out: HeldOut, where: str) -> None:
@@ -286,7 +269,7 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
                 f"{len(shard.questions):,} questions, one at least"
             )
         if not all(isinstance(a, str) and a and is_text(a) for a in row):
-            raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")
+            raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is not text")
     towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
     if len(towers) > 1:
         raise BadData(f"{where}: held-out frames of more than one vision tower")

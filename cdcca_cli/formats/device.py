@@ -1,4 +1,4 @@
-"""The device folder, version 2: a frozen checkpoint's name, and what has been learnt on top.
+"""The device folder, version 2: the name of a frozen checkpoint, and the overlays learnt for it.
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
@@ -11,11 +11,11 @@ device.json, all keys always present:
     revision        string or null: of the hub id
     family          string: the family's name (transformers' model_type)
     qformer_layers  whole number >= 1 or null: how many layers of the Q-Former are kept
-    quantize        "none", "int8" or "nf4": how the language model is held in memory
+    quantize        "none", "int8" or "nf4": how memory holds the language model
     groups          list of "norm", "bias", "query", "lora", each at most once
     lora            {"alpha": number > 0, "rank": whole number >= 1, "seed": whole number >= 0}
     tower           digest of the vision tower
-    model           digest of all that is frozen and of the start (`families.initial`), or null
+    model           digest of what is frozen and of the first overlay (`models.initial`), or null
     current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
                     "signed_by": list of the trusted keys that signed its update, ascending; empty
                     for an update that was taken unsigned, and for the start}
@@ -29,14 +29,11 @@ An overlay file (`overlay`) has the sequence that device.json has: 0 for the ove
 `cdcca init`, and the update's for one that an update made. <digest16> is the digest's first 16
 hexadecimal digits.
 
-device.json decides. It is replaced as a whole, after the overlay that it names is on the disk.
-Files that it does not name are deleted after that, also those that a killed process left behind.
-Each file is synced before it gets its name, and its folder after, so the folder is sound whenever
-the power fails: the counter, the keys and the overlay change together or not at all. A process that
-finds a change already made syncs both folders before it reports that, because the process that made
-the change may have been killed before its own sync (`settle`).
-Damage to an overlay file is noticed when the file is read; the newest sound one of those kept is
-used in its place. The checkpoint is referred to, never written or checked here.
+device.json is replaced as a whole, after the overlay that it names is on the disk; then the files
+that it does not name are deleted. Each file is synced before it gets its name, and its folder
+after, so the counter, the keys and the overlay change together or not at all, even if the power
+fails. If an overlay file is damaged, the newest sound one of those kept is used. The checkpoint is
+not read or written here.
 
 Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
 and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
@@ -145,7 +142,6 @@ class Device:
         return records.dump_json({"kind": "device", "version": VERSION, **settings_and_state})
 
     def summary(self) -> str:
-        """One line for people."""
         return (
             f"{self.checkpoint} ({self.settings.family}), groups {', '.join(self.groups)}, "
             f"overlay {short(self.digest)} at sequence {self.sequence}"

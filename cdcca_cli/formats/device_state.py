@@ -1,7 +1,4 @@
-"""device.json, read and checked; `device` specifies it and changes it.
-
-Nothing here writes, and no overlay is read.
-"""
+"""device.json, read and checked; `device` specifies it and writes it."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """Labels, version 1: a teacher's outputs for token shards, kept so that it runs once.
 
-A file of records (`records`) end to end: a head, then any number of entries, one for each shard,
-in the order in which they were computed. It grows at its end and is never rewritten.
+A file of records (`records`) end to end: a head, then one entry for each shard, in the order in
+which they were computed. It grows at its end and is never rewritten.
 
 Head. No tensors. Header, all keys always present:
 
@@ -40,6 +40,7 @@ writer was killed: the whole entries count, and the next writer cuts the rest of
 Runs no teacher and knows no model.
 """
 
+import fcntl
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,21 +56,21 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
-from cdcca_cli.formats.locks import lock, unlock
+from cdcca_cli.formats.locks import lock
 from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Shard, dequantize_absmax, quantize_absmax
 
 VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
 BITS = (32, 16, 8)
-LIMITS = records.Limits(header_bytes=1 << 20, record_bytes=1 << 33)
+LIMITS = records.Limits(record_bytes=1 << 33)
 _OPENINGS = 100
 TENSORS = ("queries", "visual", "answer", "logits")
 
 
 @dataclass(frozen=True)
 class Head:
-    """Whose labels these are."""
+    """The teacher of the labels, and how they are stored."""
 
     teacher: str
     vocabulary: str
@@ -132,9 +133,7 @@ def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
     if not all(map(math.isfinite, entry.nats)):
         raise BadData(f"{where}: a cross-entropy that is not finite")
     tensors: dict[str, np.ndarray] = {}
-    lengths = {"queries": _lengths(entry.queries), "visual": _lengths(entry.visual)}
     rows = entry.answer if entry.answer is not None else entry.logits
-    lengths["answer"] = [0] * len(entry.answers) if rows is None else _lengths(rows)
     for name in TENSORS:
         parts: list[np.ndarray] | None = getattr(entry, name)
         if parts is not None:
@@ -149,7 +148,9 @@ def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
         "answers": entry.answers,
         "nats": entry.nats,
         "inputs": entry.inputs,
-        **lengths,
+        "queries": [len(part) for part in entry.queries],
+        "visual": [len(part) for part in entry.visual],
+        "answer": [0] * len(entry.answers) if rows is None else [len(part) for part in rows],
     }
     out = BytesIO()
     records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
@@ -160,10 +161,6 @@ def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     rest = {name: value for name, value in header.items() if name != "sum"}
     text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
     return overlay_digest({**tensors, "header": text})
-
-
-def _lengths(parts: Sequence[np.ndarray]) -> list[int]:
-    return [len(part) for part in parts]
 
 
 def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray]:
@@ -209,7 +206,7 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
     if any(value < 0 for name in ("nats", *_LENGTHS) for value in found[name]):
         raise BadData(f"{where}: a number below 0")
     if any(number >= len(found["queries"]) for number in found["inputs"]):
-        raise BadData(f"{where}: a question of an input that is not there")
+        raise BadData(f"{where}: a question has an input that does not exist")
     return found
 
 
@@ -246,17 +243,20 @@ class _Place(NamedTuple):
 
 
 class LabelFile:
-    """A file of labels. Entries are found by their keys; each is checked when it is read.
-
-    file: open for reading at least; it is kept open.
-    """
+    """A file of labels. Entries are found by their keys; each is checked when it is read."""
 
     def __init__(self, file: BinaryIO, where: str) -> None:
-        """Raises: BadData, NewerFormat."""
+        """Args: file: kept open. Raises: BadData, also for an empty file, NewerFormat."""
         self._file, self.where = file, where
         self.places: dict[str, _Place] = {}
-        self.end = 0
-        self.head = self._scan()
+        file.seek(0)
+        kinds = {"lessons": VERSION}
+        first = records.read_record(file, kinds=kinds, limits=LIMITS, where=where)
+        if first is None:
+            raise BadData(f"{where}: empty; expected a teacher's labels")
+        self.head = parse_head(first, where)
+        self.end = first.num_bytes
+        self._scan()
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
@@ -277,7 +277,6 @@ class LabelFile:
 
     def append(self, key: str, entry: LabelEntry) -> None:
         """Add an entry at the end; BadData for values that are not finite. For writers."""
-        assert self.head is not None
         self._add(key, encode(key, entry, self.head.bits), entry.logits is not None)
 
     def copy(self, key: str, source: "LabelFile") -> None:
@@ -289,63 +288,50 @@ class LabelFile:
             raise BadData(f"{source._at(place.begin)}: cut short")
         self._add(key, data, place.has_logits)
 
-    def begin(self, head: Head) -> None:
-        """Write the head of an empty file."""
-        self._write(_encode_head(head))
-        self.head = head
-
     def _add(self, key: str, data: bytes, has_logits: bool) -> None:
         place = _Place(self.end, len(data), has_logits)
-        self._write(data)
+        self.end += _write(self._file, self.end, data, self.where)
         self.places[key] = place
 
-    def _write(self, data: bytes) -> None:
-        left = memoryview(data)
-        try:
-            self._file.seek(self.end)
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            raise CannotWrite(files.reason(self.where, error)) from None
-        self.end += len(data)
-
-    def _scan(self) -> Head | None:
-        """Find every whole record; None for an empty file."""
+    def _scan(self) -> None:
+        """Find every whole entry."""
         size = os.fstat(self._file.fileno()).st_size
-        found: Head | None = None
         while self.end < size:
-            where = self._at(self.end) if found is not None else self.where
+            where = self._at(self.end)
             self._file.seek(self.end)
             try:
                 head = records.read_head(self._file, limits=LIMITS, where=where) or b""
             except records.CutShort:
-                if found is None:
-                    raise
-                break  # a writer was killed
+                return  # a writer was killed
             table, header = records.parse_head(head, where)
-            if found is None:
-                found = parse_head(header, table, where)
-                self.end = len(head)
-                continue
             records.expect_kind(header, {"lesson": VERSION}, where)
             num_bytes = len(head) + records.payload_bytes(table, where)
             if self.end + num_bytes > size:
-                break
+                return
             if not is_digest(key := header.get("key")):
                 raise BadData(f"{where}: 'key' is not a digest")
             self.places[str(key)] = _Place(self.end, num_bytes, "logits" in table)
             self.end += num_bytes
-        return found
 
     def _at(self, place: int) -> str:
         return f"{self.where}: the entry at byte {place:,}"
 
 
-def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: str) -> Head:
-    """The head in a file's first record, checked. BadData, NewerFormat."""
-    records.expect_kind(header, {"lessons": VERSION}, where)
-    found = records.fields(header, _HEAD, where)
-    if tensors:
+def _write(file: BinaryIO, begin: int, data: bytes, where: str) -> int:
+    left = memoryview(data)
+    try:
+        file.seek(begin)
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise CannotWrite(files.reason(where, error)) from None
+    return len(data)
+
+
+def parse_head(record: records.Record, where: str) -> Head:
+    """The head in a file's first record, checked. BadData."""
+    found = records.fields(record.header, _HEAD, where)
+    if record.tensors:
         raise BadData(f"{where}: the head of its labels has tensors")
     head = Head(**{name: found[name] for name in get_type_hints(Head)})
     is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
@@ -354,53 +340,42 @@ def parse_head(header: Mapping[str, Any], tensors: Mapping[str, object], where: 
     return head
 
 
-def _encode_head(head: Head) -> bytes:
-    return records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
-
-
 def open_labels(path: Path) -> LabelFile:
-    """A file of labels to read from. MissingInput, BadData for an empty one, NewerFormat."""
+    """A file of labels to read. MissingInput, BadData, NewerFormat."""
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 -- the LabelFile keeps it open
     except (OSError, ValueError) as error:
         raise MissingInput(files.reason(path, error)) from None
-    found = LabelFile(file, str(path))
-    if found.head is None:
-        raise BadData(f"{path}: empty; expected a teacher's labels")
-    return found
+    return LabelFile(file, str(path))
 
 
 @contextmanager
 def writing(path: Path | None, head: Head) -> Iterator[LabelFile]:
-    """A file of labels to read from and add to, for one process at a time; others wait.
+    """A file of labels to read and extend, for one process at a time; others wait.
 
-    Args: path: made if it is not there; None: a temporary one, gone at the end.
-    Raises: BadData for labels of another teacher, or of one with another vocabulary or dtype;
-        CannotWrite.
+    The file stays open, but not locked, to be read afterwards.
+
+    Args: path: created if it does not exist; None: a temporary file.
+    Raises: BadData for labels of another teacher, vocabulary or dtype; CannotWrite.
     """
     where = str(path or "the labels")
-    # The file stays open (and locked no longer) for those who read from it afterwards.
     file = _locked(path, where)
     try:
-        _forget_cut_head(file, head)
+        _begin(file, head, where)
         labels = LabelFile(file, where)
         size = os.fstat(file.fileno()).st_size
         if labels.end < size:
-            streams.message(
-                f"{where}: its last {size - labels.end:,} bytes are of labels that were not "
-                "finished: computed again"
-            )
+            unfinished = f"{size - labels.end:,} bytes of an unfinished entry"
+            streams.message(f"{where}: {unfinished} at its end are removed and computed again")
             file.truncate(labels.end)
-        if labels.head is None:
-            labels.begin(head)
         expect(labels.head, head, where)
         yield labels
     finally:
-        unlock(file)
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _locked(path: Path | None, where: str) -> Any:
-    """The file, open and locked: another launch may remove it (as one it has joined) in between."""
+    """The file, open and locked; opened again if another launch has joined and removed it."""
     import tempfile
 
     for _ in range(_OPENINGS):
@@ -409,7 +384,7 @@ def _locked(path: Path | None, where: str) -> Any:
                 return tempfile.TemporaryFile(prefix="cdcca-", buffering=0)
             files.make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            # Unbuffered: what could not be written must not be tried again once others may write.
+            # Unbuffered: a failed write must not be repeated when others may write.
             file = os.fdopen(descriptor, "r+b", buffering=0)
         except OSError as error:
             raise CannotWrite(files.reason(where, error)) from None
@@ -421,29 +396,25 @@ def _locked(path: Path | None, where: str) -> Any:
     raise CannotWrite(f"{where}: is removed whenever it is opened: name another place")
 
 
-def _forget_cut_head(file: Any, head: Head) -> None:
-    """Empty a file whose writer was killed in the head that is to be written now."""
-    whole = _encode_head(head)
+def _begin(file: Any, head: Head, where: str) -> None:
+    """Write the head of an empty file, or of one whose writer was killed while it wrote this."""
+    whole = records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
     size = os.fstat(file.fileno()).st_size
-    if 0 < size < len(whole) and whole.startswith(file.read(size)):
-        file.truncate(0)
+    if size < len(whole) and whole.startswith(file.read(size)):
+        _write(file, 0, whole, where)
 
 
-def expect(found: Head | None, head: Head, where: str) -> None:
+def expect(found: Head, head: Head, where: str) -> None:
     """Raises: BadData for labels of another teacher, vocabulary or dtype."""
-    if found is None or found.teacher != head.teacher:
-        of = "no teacher" if found is None else f"teacher {found.teacher}"
-        raise BadData(
-            f"{where}: holds the labels of {of}, not of {head.teacher}: name another `cache`, or "
-            "that teacher"
-        )
-    if found.vocabulary != head.vocabulary:
-        raise BadData(
-            f"{where}: the teacher's vocabulary was {found.vocabulary} then, and is "
-            f"{head.vocabulary} now: name another `cache`"
-        )
-    if found.dtype != head.dtype:
-        raise BadData(
-            f"{where}: the teacher computed in {found.dtype} then, and in {head.dtype} now: set "
-            f"`dtype` to {found.dtype}, or name another `cache`"
-        )
+    cures = {
+        "teacher": ", or that teacher",
+        "vocabulary": "",
+        "dtype": f", or set `dtype` to {found.dtype}",
+    }
+    for name, cure in cures.items():
+        kept, wanted = getattr(found, name), getattr(head, name)
+        if kept != wanted:
+            raise BadData(
+                f"{where}: holds labels of {name} {kept}, not of {wanted}: name another "
+                f"`cache`{cure}"
+            )

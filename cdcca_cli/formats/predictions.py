@@ -20,8 +20,7 @@ All numbers are finite and entropies >= 0; choice is one of choices; choice_scor
 as choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
 skips keys it does not know, so that a line may carry a person's own notes through `jq`.
 
-JSON lines can be cut at any line (`head -3` gives predictions), so this format has no end mark
-and a file cut between two lines looks like a shorter one.
+The format has no end mark: a file cut between two lines is a sound, shorter one.
 """
 
 from collections.abc import Iterable, Iterator

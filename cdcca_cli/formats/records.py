@@ -9,8 +9,8 @@ The header maps each tensor's name to {"data_offsets": [begin, end], "dtype": D,
 offsets counted from the first byte after the header, and "__metadata__" to an object with exactly
 one key, "cdcca", whose value is a string: a second JSON object, keys sorted, no spaces, ASCII. It
 has at least "kind" (a string) and "version" (a positive whole number); everything else in it is
-the business of the format of that kind. (One key, because safetensors libraries write several in
-random order, and the same content must give the same bytes.)
+the business of the format of that kind. (One key, because safetensors libraries write several keys
+in random order.)
 
 D is one of F32 F16 I8 U8 I32 I64 U16. A writer stores tensors in ascending order of their names; a
 reader accepts any order, but together they must cover the bytes exactly, without hole or overlap,
@@ -124,14 +124,9 @@ def read_record(
     limits: Limits = DEFAULT_LIMITS,
     where: str = "input",
 ) -> Record | None:
-    """Read the next record, or None at the end of the stream.
+    """Read the next record, or None at the end of the stream. BadData, NewerFormat.
 
-    Args:
-      kinds: the kinds that are expected, each with the newest version that the caller reads;
-        None: any.
-      where: how messages call this place.
-
-    Raises: BadData, NewerFormat.
+    Args: kinds: the kinds that are expected, each with the newest version that is read; None: any.
     """
     head = read_head(stream, limits=limits, where=where)
     if head is None:
@@ -145,9 +140,8 @@ def read_record(
         raise BadData(
             f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
         )
-    payload = _read_exactly(
-        stream, num_payload_bytes, f"{where}: cut short inside a record's tensors"
-    )
+    fault = f"{where}: cut short inside a record's tensors"
+    payload = _read_exactly(stream, num_payload_bytes, fault)
     tensors = {}
     for name, (dtype, shape, begin, end) in slots.items():
         array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
@@ -186,7 +180,7 @@ def read_only_record(
     if record is None:
         raise BadData(f"{where}: empty; expected {_either(kinds)}: did the stage before it fail?")
     if stream.read(1):
-        raise BadData(f"{where}: goes on after the end of the {record.header['kind']}")
+        raise BadData(f"{where}: continues after the end of the {record.header['kind']}")
     return record
 
 
@@ -240,7 +234,7 @@ def _either(kinds: Mapping[str, int]) -> str:
 
 
 def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:
-    """Read in pieces, so that a header that lies about the size costs no memory."""
+    """Read in pieces, so that a false size in a header costs no memory."""
     data = bytearray()
     while len(data) < length:
         piece = stream.read(min(length - len(data), _CHUNK_BYTES))

@@ -1,4 +1,4 @@
-"""Who may speak to a device: the trust list, version 1, and signatures as files hold them.
+"""The trust list, version 1: the keys that sign a device's updates; and signatures in files.
 
 A trust list says which public keys a device trusts, and how many of them an update needs. A record
 (`records`) without tensors; header, all keys always present:
@@ -17,8 +17,7 @@ in RFC 8032. Signatures are in ascending order of their keys, each key once, 256
 refuses a list or an update that it would not write again byte for byte, and one whose record has a
 header of more than 256 KiB.
 
-Which signatures a list needs is for `downlink.receiver` to say; nothing is verified here, and no
-cryptography is imported.
+Nothing is verified here (`downlink.verify` does), and no cryptography is imported.
 """
 
 import re
@@ -78,7 +77,6 @@ class TrustList:
         return _DOMAIN + records.dump_json(self.trust.as_json()).encode()
 
     def with_signatures(self, signatures: tuple[Signature, ...]) -> "TrustList":
-        """The same with these."""
         return replace(self, signatures=signatures)
 
 
@@ -124,7 +122,7 @@ def parse_trust(data: Any, where: str) -> Trust:
 
 
 def is_key(value: object) -> bool:
-    """Whether this is a public key as files hold it."""
+    """Whether this is a public key."""
     return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 

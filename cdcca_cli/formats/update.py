@@ -7,11 +7,10 @@ always present:
     signed      object, what the signatures are over:
         base            digest of the overlay that the changes are against
         target          digest of the overlay that they lead to
-        model           digest of what both sides have frozen (`families.initial`), or null
-        sequence        whole number >= 1; a device refuses one it is past
-        expires         whole number >= 0, or null: seconds since 1970 from which on it is refused
-        codec           string, not empty: how the payload is to be read (`downlink.codecs`); a
-                        reader that does not know it needs a newer cdcca
+        model           digest of what both sides have frozen (`models.initial`), or null
+        sequence        whole number >= 1; a device takes only a higher one than it has had
+        expires         whole number >= 0, or null: seconds since 1970 at which it expires
+        codec           string, not empty: how the payload is coded (`downlink.codecs`)
         coding          object, the codec's own: whole numbers, strings, and lists of these
         num_parameters  whole number >= 0: of all tensors of the base together
         payload_bytes   length of the payload
@@ -20,9 +19,8 @@ always present:
                 `records.dump_json` writes it
 
 Whole numbers are below 2**53, the record's header is 256 KiB at most. Nothing may follow the
-record, and it is written in one way only: a reader refuses what it would not write again byte for
-byte. An update names no tensors: the digest of the base says which names and shapes they are, so a
-device that does not hold the base has no use for it.
+record, and a reader refuses what it would not write again byte for byte. An update names no
+tensors: their names and shapes are those of the base.
 
 Version 1 is read as well. It has no `signed` and no `signatures`; its header holds base, target,
 sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
@@ -76,10 +74,7 @@ _UPDATE = _SIGNED.keys() - {"payload_bytes", "payload_sha256"}
 
 @dataclass(frozen=True)
 class Update:
-    """A coded change from one overlay to another.
-
-    version: of the format that it is written in; only version 2 can be signed.
-    """
+    """A coded change from one overlay to another. Only one of format version 2 can be signed."""
 
     base: str
     target: str
@@ -96,14 +91,7 @@ class Update:
     def signed(self) -> dict[str, Any]:
         """What the signatures are over."""
         return {
-            "base": self.base,
-            "target": self.target,
-            "model": self.model,
-            "sequence": self.sequence,
-            "expires": self.expires,
-            "codec": self.codec,
-            "coding": self.coding,
-            "num_parameters": self.num_parameters,
+            **{name: getattr(self, name) for name in _UPDATE},
             "payload_bytes": len(self.payload),
             "payload_sha256": hashlib.sha256(self.payload).hexdigest(),
         }
@@ -113,7 +101,7 @@ class Update:
         return _message(self.signed())
 
     def with_signatures(self, signatures: tuple[Signature, ...]) -> "Update":
-        """The same with these, in the format version that has room for them."""
+        """The same with these, in the format version that can hold them."""
         return replace(self, signatures=signatures, version=VERSION)
 
     def header(self) -> dict[str, Any]:
@@ -129,20 +117,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Envelope:
-    """An update whose lengths and form are right, and nothing else is known of it."""
+    """An update whose content and signatures have not been checked yet."""
 
     header: dict[str, Any]
     payload: bytes
     signatures: tuple[Signature, ...]
 
-    @property
-    def version(self) -> int:
-        number: int = self.header["version"]
-        return number
-
     def signed_bytes(self) -> bytes:
         """The message that is signed; empty for version 1, which cannot be signed."""
-        return b"" if self.version == 1 else _message(self.header["signed"])
+        return b"" if self.header["version"] == 1 else _message(self.header["signed"])
 
     def open(self, where: str = "the update") -> Update:
         """Check the header's content, then the payload's length and hash. BadData."""
@@ -153,14 +136,12 @@ class Envelope:
                 f"{signed['payload_bytes']:,}: fetch it again"
             )
         if hashlib.sha256(self.payload).hexdigest() != signed["payload_sha256"]:
-            raise BadData(
-                f"{where}: the payload does not have the hash in its header: fetch it again"
-            )
+            raise BadData(f"{where}: the payload's hash is not that in the header: fetch it again")
         return Update(
             **{name: signed[name] for name in _UPDATE},
             payload=self.payload,
             signatures=self.signatures,
-            version=self.version,
+            version=self.header["version"],
         )
 
 
@@ -182,7 +163,7 @@ def read_update(stream: BinaryIO, *, where: str = "the update") -> Update:
 
 
 def envelope_of(record: records.Record, where: str) -> Envelope:
-    """The update that a record of `read_strict_record` holds, its form checked. BadData."""
+    """The update in a record of `read_strict_record`, its content not checked. BadData."""
     header = record.header
     records.expect_tensors(record, {"payload": "U8"}, where)
     payload = record.tensors["payload"]

@@ -27,7 +27,7 @@ from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES, Kind
+from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES
 from cdcca_cli.formats.overlay import Overlay
 from cdcca_cli.inspection.summary import Names, Summary
 from cdcca_cli.text import load_json
@@ -62,7 +62,7 @@ class _Measured:
         return f"sha256:{self._sha.hexdigest()}"
 
 
-def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
+def summarize(kind: str, stream: BinaryIO, where: str) -> Summary:
     """Read a stream of this kind to its end. Raises: BadData, and what its reader raises."""
     reader = _READERS.get(kind)
     if reader is None:
@@ -90,11 +90,11 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
         channels.add(shard.tokens.shape[1])
         ledger.update(shard_format.shard_bytes(shard))
     names = {"by_domain": domains, "by_bits": bits, "by_channels": channels}
-    by_name = {name: found.as_json() for name, found in names.items()}
+    by_name = {name: found.sorted() for name, found in names.items()}
     return Summary(
         "shards",
         {"format": shard_format.VERSION},
-        {"towers": towers.as_json()},
+        {"towers": towers.sorted()},
         counts | by_name,
         dict(ledger),
         rest="end records",
@@ -104,9 +104,10 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
 def _labels(stream: BinaryIO, where: str) -> Summary:
     """Record by record: an entry that is in the file twice counts twice."""
     limits = labels_format.LIMITS
-    first = records.read_record(stream, kinds=labels_format.KINDS, limits=limits, where=where)
+    kinds = {"lessons": labels_format.VERSION}
+    first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
     assert first is not None  # the kind was found in it
-    head = labels_format.parse_head(first.header, first.tensors, where)
+    head = labels_format.parse_head(first, where)
     counts = dict.fromkeys(
         ("entries", "questions", "answered_with_nothing", "entries_with_logits"), 0
     )
@@ -154,12 +155,12 @@ def _predictions(stream: BinaryIO, where: str) -> Summary:
     averages = {
         name: min(total, sys.float_info.max) / max(count, 1) for name, total in sums.items()
     }
-    counts = {"predictions": count, "with_choices": with_choices, "by_task": tasks.as_json()}
+    counts = {"predictions": count, "with_choices": with_choices, "by_task": tasks.sorted()}
     return Summary(
         "predictions",
         {"format": predictions_format.VERSION},
-        {"models": models.as_json()},
-        {**counts, "by_domain": domains.as_json(), "average_entropy_nats": averages},
+        {"models": models.sorted()},
+        {**counts, "by_domain": domains.sorted(), "average_entropy_nats": averages},
         rest="lines",
     )
 
@@ -170,11 +171,8 @@ def _adaptation(stream: BinaryIO, where: str) -> Summary:
     summary = _overlay_summary("adaptation", adaptation.overlay)
     summary.facts = {
         "format": adaptation.file_version,
-        "sequence": adaptation.sequence,
-        "method": adaptation.method,
-        "seed": adaptation.seed,
+        **{name: getattr(adaptation, name) for name in ("sequence", "method", "seed", "report")},
         "rate_aware": None if quantiser is None else vars(quantiser),
-        "report": adaptation.report,
     }
     summary.digests["base"] = adaptation.base
     if held_out is not None:
@@ -191,7 +189,7 @@ def _overlay(stream: BinaryIO, where: str) -> Summary:
     return summary
 
 
-def _overlay_summary(kind: Kind, overlay: Overlay) -> Summary:
+def _overlay_summary(kind: str, overlay: Overlay) -> Summary:
     sizes = [array.size for array in overlay.values()]
     return Summary(
         kind,
@@ -322,7 +320,7 @@ def _seen(stream: BinaryIO, where: str) -> Summary:
     return Summary("seen", {"format": version}, counts=counts, rest="text")
 
 
-_READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
+_READERS: dict[str, Callable[[BinaryIO, str], Summary]] = {
     "shards": _shards,
     "labels": _labels,
     "predictions": _predictions,

@@ -1,4 +1,4 @@
-"""What a folder holds: a device, a checkpoint, or frames; and frames of other sources too."""
+"""What a device folder, a checkpoint or a source of frames holds."""
 
 import os
 from collections import Counter
@@ -10,12 +10,15 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import VERSION
-from cdcca_cli.formats.kind import Kind
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
 from cdcca_cli.text import load_json
 
 _CONFIG_BYTES = 1 << 24
+_DEVICE_FACTS = (
+    *("highest_sequence", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
+    *("groups", "lora", "trust", "keep"),
+)
 
 
 def summarize_device(path: Path) -> Summary:
@@ -25,7 +28,6 @@ def summarize_device(path: Path) -> Summary:
     for slot in device.kept:
         device.read_slot(slot)
     state = device.as_json()
-    settings = ("checkpoint", "revision", "family", "qformer_layers", "quantize", "groups", "lora")
     try:
         sizes = {
             file.relative_to(path).as_posix(): file.stat().st_size
@@ -39,11 +41,8 @@ def summarize_device(path: Path) -> Summary:
         {
             "format": VERSION,
             "sequence": device.sequence,
-            "highest_sequence": device.highest_sequence,
-            **{name: state[name] for name in settings},
+            **{name: state[name] for name in _DEVICE_FACTS},
             "signed_by": state["current"]["signed_by"],
-            "trust": state["trust"],
-            "keep": state["keep"],
             "kept": [
                 {name: slot[name] for name in ("sequence", "digest", "signed_by")}
                 for slot in state["kept"]
@@ -56,10 +55,7 @@ def summarize_device(path: Path) -> Summary:
 
 
 def summarize_checkpoint(path: Path) -> Summary:
-    """A transformers checkpoint: its family, and what its safetensors headers hold.
-
-    Raises: MissingInput if a file cannot be read, BadData.
-    """
+    """A checkpoint: its family and the headers of its weights. MissingInput, BadData."""
     config_file = path / "config.json"
     try:
         with open(config_file, "rb") as source:
@@ -100,11 +96,8 @@ def summarize_checkpoint(path: Path) -> Summary:
     )
 
 
-def summarize_frames(path: Path, kind: Kind) -> Summary:
-    """Frames and what is asked of them; the images of a manifest or annotations need not be there.
-
-    Raises: what `datasets` raises for a source that is not sound.
-    """
+def summarize_frames(path: Path, kind: str) -> Summary:
+    """Frames and their questions; images of a manifest or annotation file need not exist."""
     from cdcca_cli.datasets import load_image, read_frames
     from cdcca_cli.datasets.annotations import read_pictures
     from cdcca_cli.datasets.manifest import Manifest

@@ -328,10 +328,10 @@ def test_state_of_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     [
         (b"", 65, "empty"),
         (b"\x89PNG, but no image", 65, "a.bin"),
-        (b"GIF", 65, "not a file that cdcca knows"),
+        (b"GIF", 65, "not a kind of file that cdcca reads"),
         (b"{", 65, "a.bin"),
         (b"[1, 2", 65, "a.bin"),
-        (os.urandom(0) + b"\0" * 4000, 65, "not a file that cdcca knows"),
+        (os.urandom(0) + b"\0" * 4000, 65, "not a kind of file that cdcca reads"),
         (b'\x08\0\0\0\0\0\0\0{"a":1} ', 65, "not a sound safetensors header"),
     ],
 )
