@@ -13,9 +13,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-from cdcca_cli.errors import BadData
+from cdcca_cli import files
+from cdcca_cli.errors import BadData, MissingInput
 
 # ---------------------------------------------------------------- JSON
 
@@ -70,6 +72,18 @@ def load_json(text: str | bytes | bytearray, where: str) -> Any:
     except ValueError as error:
         fault = f"not JSON ({str(error)[:200]})"
     raise BadData(f"{where}: {fault}")
+
+
+def read_json(path: Path, most_bytes: int) -> Any:
+    """The JSON value in a file. Raises: MissingInput if it cannot be read, BadData."""
+    try:
+        with open(path, "rb") as source:
+            text = source.read(most_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise MissingInput(files.reason(path, error)) from None
+    if len(text) > most_bytes:
+        raise BadData(f"{path}: larger than {most_bytes:,} bytes")
+    return load_json(text, str(path))
 
 
 def _check_depth(value: object) -> None:

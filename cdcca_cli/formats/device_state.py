@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from cdcca_cli import files
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
-from cdcca_cli.text import load_json
+from cdcca_cli.text import read_json
 
 VERSION = 2
 FILE_NAME = "device.json"
@@ -79,18 +78,9 @@ del _VERSION_1["model"]
 def read_state(path: Path) -> Any:
     """What device.json holds, as JSON. MissingInput, BadData."""
     file = path / FILE_NAME
-    if os.path.isdir(path) and not os.path.lexists(file):
+    if not os.path.lexists(file):
         raise MissingInput(f"{path}: no device folder (no {FILE_NAME}): make one with cdcca init")
-    try:
-        with open(file, "rb") as source:
-            text = source.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise MissingInput(
-            f"{files.reason(file, error)}: name a device folder, or make one with cdcca init"
-        ) from None
-    if len(text) > _MOST_BYTES:
-        raise BadData(f"{file}: larger than {_MOST_BYTES:,} bytes")
-    return load_json(text, str(file))
+    return read_json(file, _MOST_BYTES)
 
 
 def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
@@ -152,5 +142,5 @@ def _slot(data: dict[str, Any], where: str) -> Slot:
     if list(keys) != sorted(set(keys)) or not all(map(is_key, keys)):
         raise BadData(f"{where}: 'signed_by' are not keys in ascending order, each once")
     if slot.sequence < 0 or not is_digest(slot.digest) or not _FILE.fullmatch(slot.file):
-        raise BadData(f"{where}: no sound overlay entry: {slot}"[:300])
+        raise BadData(f"{where}: not a sound overlay entry: {slot}"[:300])
     return slot

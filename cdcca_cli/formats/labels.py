@@ -31,7 +31,7 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
     visual   (sum L_k, D)  the language model's last attention at the visual positions
     answer   (sum A_k, D)  the same where each token of the answer is predicted; absent where that
                            attention does not see the answer
-    logits   (sum A_k, V)  of the answer's tokens; absent unless they were asked for
+    logits   (sum A_k, V)  of the answer's tokens; may be absent
 
 All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are not below
 0. Of two entries with one key the later one counts. A file that ends inside an entry is one whose
@@ -117,7 +117,7 @@ def key_of(shard: Shard) -> str:
     content = records.dump_json([shard.frame, shard.tower, shard.num_tokens, questions]).encode()
     return overlay_digest(
         {
-            "said": np.frombuffer(content, np.uint8),
+            "said": np.frombuffer(content, np.uint8),  # the name is hashed too
             "tokens": shard.tokens,
             "positions": shard.positions,
         }

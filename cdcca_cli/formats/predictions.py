@@ -59,7 +59,7 @@ _HINTS = get_type_hints(Prediction)
 
 
 def encode_line(prediction: Prediction) -> str:
-    """One line, newline included. BadData if it is no sound prediction."""
+    """One line, newline included. BadData if it is not sound."""
     try:
         line = records.dump_json({"v": VERSION, **asdict(prediction)})
     except ValueError:

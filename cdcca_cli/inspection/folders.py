@@ -1,6 +1,5 @@
 """What a device folder, a checkpoint or a source of frames holds."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import VERSION
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
-from cdcca_cli.text import load_json
+from cdcca_cli.text import read_json
 
 _CONFIG_BYTES = 1 << 24
 _DEVICE_FACTS = (
@@ -28,14 +27,6 @@ def summarize_device(path: Path) -> Summary:
     for slot in device.kept:
         device.read_slot(slot)
     state = device.as_json()
-    try:
-        sizes = {
-            file.relative_to(path).as_posix(): file.stat().st_size
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
-    except OSError as error:
-        raise MissingInput(files.reason(path, error)) from None
     return Summary(
         "device",
         {
@@ -50,30 +41,19 @@ def summarize_device(path: Path) -> Summary:
         },
         {"current": device.digest, "tower": device.tower, "model": device.model},
         {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
-        sizes,
+        _sizes(path, "**/*"),
     )
 
 
 def summarize_checkpoint(path: Path) -> Summary:
     """A checkpoint: its family and the headers of its weights. MissingInput, BadData."""
     config_file = path / "config.json"
-    try:
-        with open(config_file, "rb") as source:
-            text = source.read(_CONFIG_BYTES + 1)
-        sizes = {
-            entry.name: entry.stat().st_size
-            for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
-            if entry.is_file()
-        }
-    except OSError as error:
-        raise MissingInput(files.reason(path, error)) from None
-    if len(text) > _CONFIG_BYTES:
-        raise BadData(f"{config_file}: larger than {_CONFIG_BYTES:,} bytes")
-    config = load_json(text, str(config_file))
+    config = read_json(config_file, _CONFIG_BYTES)
     if not isinstance(config, dict):
         raise BadData(f"{config_file}: expected an object")
     parameters: Counter[str] = Counter()
     num_tensors = 0
+    sizes = _sizes(path, "*")
     for name in sizes:
         if name.endswith(".safetensors"):
             with streams.binary_input(path / name) as stream:
@@ -94,6 +74,17 @@ def summarize_checkpoint(path: Path) -> Summary:
         },
         ledger=sizes,
     )
+
+
+def _sizes(path: Path, pattern: str) -> dict[str, int]:
+    try:
+        return {
+            file.relative_to(path).as_posix(): file.stat().st_size
+            for file in sorted(path.glob(pattern))
+            if file.is_file()
+        }
+    except OSError as error:
+        raise MissingInput(files.reason(path, error)) from None
 
 
 def summarize_frames(path: Path, kind: str) -> Summary:

@@ -482,7 +482,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "empty.shards": (65, "empty", b""),
     "text.shards": (
         65,
-        "not a kind of file that cdcca reads",
+        "not a kind of file",
         b"hello, this is no stream at all\n",
     ),
     "cut_in_header_length.shards": (65, "cut short", shard() + end(1)[:5]),
