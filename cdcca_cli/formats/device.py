@@ -86,20 +86,8 @@ class Device:
     # ---- what it is
 
     @property
-    def checkpoint(self) -> str:
-        return self.settings.checkpoint
-
-    @property
-    def tower(self) -> str:
-        return self.settings.tower
-
-    @property
     def lora(self) -> Lora:
         return self.settings.lora
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.settings.groups
 
     @property
     def model(self) -> str | None:
@@ -142,8 +130,9 @@ class Device:
         return records.dump_json({"kind": "device", "version": VERSION, **settings_and_state})
 
     def summary(self) -> str:
+        settings = self.settings
         return (
-            f"{self.checkpoint} ({self.settings.family}), groups {', '.join(self.groups)}, "
+            f"{settings.checkpoint} ({settings.family}), groups {', '.join(settings.groups)}, "
             f"overlay {short(self.digest)} at sequence {self.sequence}"
         )
 

@@ -39,7 +39,7 @@ def summarize_device(path: Path) -> Summary:
                 for slot in state["kept"]
             ],
         },
-        {"current": device.digest, "tower": device.tower, "model": device.model},
+        {"current": device.digest, "tower": device.settings.tower, "model": device.model},
         {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
         _sizes(path, "**/*"),
     )

@@ -74,11 +74,9 @@ def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
 
     Raises: as `models.load`.
     """
-    settings = device.settings
-    model = _loaded(
-        settings.checkpoint, settings.groups, settings.qformer_layers, settings.revision
-    )
-    overlay = model.initial_overlay(device.groups, device.lora.rank, device.lora.seed)
+    made = device.settings
+    model = _loaded(made.checkpoint, made.groups, made.qformer_layers, made.revision)
+    overlay = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
     return dict(sorted(overlay.items()))
 
 

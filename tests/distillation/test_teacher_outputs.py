@@ -279,7 +279,7 @@ def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
     common, part = tmp_path / "labels", tmp_path / "labels.part-1-0"
     head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
     (key, entry) = key_of(shards[0]), everything(teacher, shards[:1])[0]
-    inner, removed = labels._lock, []
+    inner, removed = labels.lock, []
 
     def join_first(file: BinaryIO, where: str) -> None:
         if where == str(part) and len(removed) < 2:
@@ -288,7 +288,7 @@ def test_a_part_that_is_joined_before_it_is_locked_loses_nothing(
             removed.append(part.exists())
         inner(file, where)
 
-    monkeypatch.setattr(labels, "_lock", join_first)
+    monkeypatch.setattr(labels, "lock", join_first)
     with labels.writing(part, head) as own:
         own.append(key, entry)
     assert removed == [False, False]

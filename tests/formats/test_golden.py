@@ -251,7 +251,7 @@ def test_device_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
 def test_device() -> None:
     found = device.Device.open(VALID / "device_v1")
     assert found.lora == device_state.Lora(rank=16, alpha=32.0, seed=0)
-    assert (found.checkpoint, found.settings.family, found.settings.qformer_layers) == (
+    assert (found.settings.checkpoint, found.settings.family, found.settings.qformer_layers) == (
         "shipped:student",
         "blip-2",
         2,
