@@ -91,9 +91,8 @@ class RateAware:
 
 
 _RATE_AWARE = get_type_hints(RateAware)
-_COPIED = ("base", "sequence", "method", "seed", "report")
-_V1: dict[str, Any] = {"kind": str, "version": int, "base": str, "sequence": int, "seed": int}
-_V1 |= {"method": str, "report": dict}
+_ADAPTED = {"base": str, "sequence": int, "method": str, "seed": int, "report": dict}
+_V1: dict[str, Any] = records.HEAD | _ADAPTED
 _V3 = _V1 | {"rate_aware": dict | None, "held_out": int | None}
 _HEADERS = {1: _V1, 2: _V3 | {"sensitivity": list[float] | None}, 3: _V3}
 
@@ -128,7 +127,7 @@ def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
     header: dict[str, Any] = {
         "kind": "adaptation",
         "version": adaptation.version,
-        **{name: getattr(adaptation, name) for name in _COPIED},
+        **{name: getattr(adaptation, name) for name in _ADAPTED},
     }
     held_out = adaptation.held_out
     if adaptation.version > 1:
@@ -184,7 +183,7 @@ def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adapt
         raise BadData(f"{where}: continues after the end of the adaptation")
     return Adaptation(
         overlay=record.tensors,
-        **{name: header[name] for name in _COPIED},
+        **{name: header[name] for name in _ADAPTED},
         held_out=held_out,
         rate_aware=rate_aware,
         file_version=header["version"],

@@ -1,6 +1,5 @@
 """device.json, read and checked; `device` specifies it and writes it."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +69,18 @@ _SETTINGS = get_type_hints(DeviceSettings) | {"lora": dict}
 _LORA = get_type_hints(Lora)
 _SLOT = get_type_hints(Slot)
 _STATE = {"current": dict, "kept": list[dict], "highest_sequence": int, "keep": int}
-_HEAD = {"kind": str, "version": int}
-_VERSION_1 = _HEAD | _SETTINGS | {"current": dict, "previous": dict | None, "highest_sequence": int}
+_VERSION_1 = records.HEAD | _SETTINGS
+_VERSION_1 |= {"current": dict, "previous": dict | None, "highest_sequence": int}
 del _VERSION_1["model"]
 
 
 def read_state(path: Path) -> Any:
     """What device.json holds, as JSON. MissingInput, BadData."""
-    file = path / FILE_NAME
-    if not os.path.lexists(file):
-        raise MissingInput(f"{path}: no device folder (no {FILE_NAME}): make one with cdcca init")
-    return read_json(file, _MOST_BYTES)
+    try:
+        return read_json(path / FILE_NAME, _MOST_BYTES)
+    except MissingInput as error:
+        cure = "name a device folder, or make one with cdcca init"
+        raise MissingInput(f"{error}: {cure}") from None
 
 
 def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
@@ -91,7 +91,7 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     records.check_version(version, VERSION, "device folder", where)
     if version == 1:
         data = _from_version_1(data, where)
-    found = records.fields(data, _HEAD | _SETTINGS | _STATE | {"trust": dict | None}, where)
+    found = records.fields(data, records.HEAD | _SETTINGS | _STATE | {"trust": dict | None}, where)
     current, *kept = (_slot(slot, where) for slot in (found["current"], *found["kept"]))
     sequences = [slot.sequence for slot in (current, *kept)]
     if sequences != sorted(set(sequences), reverse=True):

@@ -78,17 +78,10 @@ class Head:
     bits: int
 
 
-_HEAD = {"kind": str, "version": int} | get_type_hints(Head)
+_HEAD = records.HEAD | get_type_hints(Head)
 _LENGTHS = {"inputs": list[int], "queries": list[int], "visual": list[int], "answer": list[int]}
-_ENTRY = {
-    "kind": str,
-    "version": int,
-    "key": str,
-    "sum": str,
-    "answers": list[str],
-    "nats": list[float],
-    **_LENGTHS,
-}
+_ENTRY = records.HEAD | _LENGTHS
+_ENTRY |= {"key": str, "sum": str, "answers": list[str], "nats": list[float]}
 
 
 @dataclass(eq=False)

@@ -54,6 +54,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+HEAD: dict[str, Any] = {"kind": str, "version": int}
+"""The fields of every header, as hints for `fields`."""
 
 
 class CutShort(BadData):

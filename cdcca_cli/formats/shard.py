@@ -86,18 +86,9 @@ class Shard:
     num_bytes: int = 0  # of its record, as read; 0 if it was not read
 
 
-_HEADER = {
-    "kind": str,
-    "version": int,
-    "frame": str,
-    "image": str,
-    "domain": str | None,
-    "tower": str,
-    "num_tokens": int,
-    "bits": int,
-    "asks": list,
-}
-_COPIED = ("frame", "image", "domain", "tower", "bits")
+_SHARD = get_type_hints(Shard)
+_COPIED = ("frame", "image", "domain", "tower", "num_tokens", "bits")
+_HEADER = records.HEAD | {name: _SHARD[name] for name in _COPIED} | {"asks": list}
 _QUESTION = get_type_hints(Question)
 
 
@@ -220,13 +211,13 @@ def read_shards(
         raise BadData(f"{where}: empty; expected token shards: did the stage before it fail?")
     if not ended:
         raise BadData(
-            f"{where}: no end record after {total:,} shards: it was cut, or the stage before it "
-            "failed"
+            f"{where}: ends after {total:,} shards without its end record: it was cut, or the "
+            "stage before it failed"
         )
 
 
 def _check_end(record: records.Record, count: int, where: str) -> None:
-    found = records.fields(record.header, {"kind": str, "version": int, "count": int}, where)
+    found = records.fields(record.header, records.HEAD | {"count": int}, where)
     records.expect_tensors(record, {}, where)
     if found["count"] != count:
         raise BadData(f"{where}: {count:,} shards, but its end record counts {found['count']:,}")
@@ -263,7 +254,6 @@ def _decode(record: records.Record, where: str) -> Shard:
     return Shard(
         **{name: found[name] for name in _COPIED},
         positions=positions_N.astype(np.int32),
-        num_tokens=num_tokens,
         questions=[_decode_question(question, where) for question in found["asks"]],
         num_bytes=record.num_bytes,
         # Last: what is NotFinite is sound in all else.

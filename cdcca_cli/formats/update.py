@@ -36,7 +36,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
 
@@ -57,19 +57,8 @@ KINDS = {"update": VERSION}
 _DOMAIN = b"cdcca update 2\n"
 _MOST = (1 << 53) - 1
 _CODING_DEPTH = 4
-_HEAD = {"kind": str, "version": int}
-_COMMON = {
-    "base": str,
-    "target": str,
-    "sequence": int,
-    "codec": str,
-    "num_parameters": int,
-    "payload_bytes": int,
-    "payload_sha256": str,
-}
-_VERSION_1 = _HEAD | _COMMON | {"bits": list[int]}
-_SIGNED = _COMMON | {"model": str | None, "expires": int | None, "coding": dict}
-_UPDATE = _SIGNED.keys() - {"payload_bytes", "payload_sha256"}
+_COPIED = ("base", "target", "sequence", "codec", "num_parameters", "model", "expires", "coding")
+_NEW_IN_2 = ("model", "expires", "coding")
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class Update:
     def signed(self) -> dict[str, Any]:
         """What the signatures are over."""
         return {
-            **{name: getattr(self, name) for name in _UPDATE},
+            **{name: getattr(self, name) for name in _COPIED},
             "payload_bytes": len(self.payload),
             "payload_sha256": hashlib.sha256(self.payload).hexdigest(),
         }
@@ -113,6 +102,12 @@ class Update:
         signatures = signature_objects(self.signatures)
         signed = {"signed": self.signed(), "signatures": signatures}
         return {"kind": "update", "version": VERSION, **signed}
+
+
+_SIGNED = {"payload_bytes": int, "payload_sha256": str}
+_SIGNED |= {name: get_type_hints(Update)[name] for name in _COPIED}
+_COMMON = {name: hint for name, hint in _SIGNED.items() if name not in _NEW_IN_2}
+_VERSION_1 = records.HEAD | _COMMON | {"bits": list[int]}
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ class Envelope:
         if hashlib.sha256(self.payload).hexdigest() != signed["payload_sha256"]:
             raise BadData(f"{where}: the payload's hash is not that in the header: fetch it again")
         return Update(
-            **{name: signed[name] for name in _UPDATE},
+            **{name: signed[name] for name in _COPIED},
             payload=self.payload,
             signatures=self.signatures,
             version=self.header["version"],

@@ -959,7 +959,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "kept_missing.device": (66, "no such file", device_2(kept=[slot_2(1)])),
     "path_leaves_folder.device": (
         65,
-        "no sound overlay",
+        "not a sound overlay",
         device(current={**device_state()["current"], "file": "overlay/../../secret.safetensors"}),
     ),
     "other_overlay.device": (
