@@ -32,6 +32,7 @@ _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte 0x50..0x5f: metadata bef
 _ZSTD_WINDOW_BYTES = 1 << 27  # what `zstd -d` itself accepts without --long
 _ZSTD_PIECE_BYTES = 512  # a piece expands to 16 MiB at most, whatever it holds
 _LINE_CHARS = 1 << 24
+_MESSAGE_CHARS = 2000
 _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 _quiet = False
@@ -154,11 +155,12 @@ def message(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, even when quiet: errors."""
+    """One line on stderr, even when quiet: errors. Cut to _MESSAGE_CHARS: it may quote a file."""
     if sys.stderr is not None:
-        line = one_line(f"{_stage}: {_spell(text)}").encode(
-            sys.stderr.encoding or "utf-8", "backslashreplace"
-        )
+        shown = one_line(f"{_stage}: {_spell(text)}")
+        if len(shown) > _MESSAGE_CHARS:
+            shown = f"{shown[:_MESSAGE_CHARS]}..."
+        line = shown.encode(sys.stderr.encoding or "utf-8", "backslashreplace")
         try:
             sys.stderr.write(line.decode(sys.stderr.encoding or "utf-8") + "\n")
             sys.stderr.flush()

@@ -1,14 +1,10 @@
-"""Text that is not trusted, read: JSON, amounts such as `10%` and `64KiB`, and whether it is UTF-8.
+"""Untrusted text: JSON, amounts such as `10%` and `64KiB`, and whether it is UTF-8.
 
-**JSON** is read in one way everywhere: UTF-8, each key once in its object, every number finite and
-of at most 64 digits if it is whole, at most 64 containers inside one another, and no lone
-surrogate (`"\\ud800"`), so whatever was read can be written again. A reader of streams uses
-DECODER, which leaves the last two to its caller.
+JSON is accepted if it is UTF-8, no object has a key twice, every number is finite, a whole number
+has at most 64 digits, at most 64 containers are nested, and no text has a lone surrogate
+(`"\\ud800"`), so what was read can be written again. DECODER leaves the last two to its caller.
 
-**Amounts**: shares are exact fractions, so 10 % of 30 is 3 on every machine. A text that is no such
-amount is a ValueError with what was expected; `settings` adds the setting's name.
-
-Knows nothing of what is read: the messages begin with the place that the caller names.
+A text that is not an amount is a ValueError that names what was expected.
 """
 
 import json
@@ -17,14 +13,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-from cdcca_cli.errors import BadData
+from cdcca_cli import files
+from cdcca_cli.errors import BadData, MissingInput
 
 # ---------------------------------------------------------------- JSON
 
-MOST_DIGITS = 64
-MOST_DEPTH = 64
+_MOST_DIGITS = 64
+_MOST_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -37,7 +35,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
 
@@ -49,17 +47,13 @@ def _finite(text: str) -> float:
     return number
 
 
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
-
-
 DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_constant
+    object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_finite
 )
 
 
 def load_json(text: str | bytes | bytearray, where: str) -> Any:
-    """One JSON value, as the module's docstring says. BadData, `where` first, for anything else."""
+    """One JSON value. Raises: BadData."""
     try:
         if not isinstance(text, str):
             text = text.decode("utf-8")
@@ -80,10 +74,22 @@ def load_json(text: str | bytes | bytearray, where: str) -> Any:
     raise BadData(f"{where}: {fault}")
 
 
+def read_json(path: Path, most_bytes: int) -> Any:
+    """The JSON value in a file. Raises: MissingInput if it cannot be read, BadData."""
+    try:
+        with open(path, "rb") as source:
+            text = source.read(most_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise MissingInput(files.reason(path, error)) from None
+    if len(text) > most_bytes:
+        raise BadData(f"{path}: larger than {most_bytes:,} bytes")
+    return load_json(text, str(path))
+
+
 def _check_depth(value: object) -> None:
-    """RecursionError for more than MOST_DEPTH containers inside one another."""
+    """RecursionError for more than _MOST_DEPTH containers inside one another."""
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(_MOST_DEPTH):
         level = [
             inner
             for outer in level
@@ -97,9 +103,7 @@ def _check_depth(value: object) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it: \\u escapes and file names let lone surrogates in."""
-    if value.isascii():
-        return True
+    """Whether UTF-8 can hold it: JSON escapes and file names can have lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -117,13 +121,13 @@ _NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
 
 @dataclass(frozen=True)
 class Amount:
-    """A count, or a share of what there is; a share is exact, so 10 % of 30 is 3."""
+    """A count, or a share, which is exact: 10 % of 30 is 3 on every machine."""
 
     value: Fraction
     is_share: bool
 
     def of(self, total: int) -> int:
-        """How many of `total` this is: shares rounded up, so 1 at least, and never above it."""
+        """How many of `total` this is: shares rounded up, at most `total`."""
         wanted = -(-self.value * total // 1) if self.is_share else self.value
         return min(total, int(wanted))
 
@@ -137,7 +141,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def parse_amount(text: str) -> Amount:
-    """Read `10%` or `12`. Raises: ValueError: neither, or not above 0, or above 100 %."""
+    """Read `10%` or `12`, above 0. Raises: ValueError."""
     match = re.fullmatch(rf"({_NUMBER})%|(\d{{1,18}})", text.strip())
     if match is not None:
         is_share = match[1] is not None
@@ -148,10 +152,7 @@ def parse_amount(text: str) -> Amount:
 
 
 def parse_bytes(text: str) -> int:
-    """Read a number of bytes: `65536`, `64KiB` (times 1024), `64KB` (times 1000).
-
-    Raises: ValueError: not one, or 0.
-    """
+    """Read bytes above 0: `65536`, `64KiB` (times 1024), `64KB` (times 1000). ValueError."""
     match = re.fullmatch(rf"({_NUMBER})\s*([A-Za-z]*)", text.strip())
     if match is not None and match[2].upper() in _UNITS:
         num_bytes = int(Fraction(match[1]) * _UNITS[match[2].upper()])

@@ -521,6 +521,12 @@ def test_quiet_hides_messages_but_not_errors(capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().err == "cdcca: an error\n"
 
 
+def test_a_long_name_in_a_message_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    streams.complain("x" * 100_000)
+    err = capfd.readouterr().err
+    assert err.startswith("cdcca: xxx") and err.endswith("xxx...\n") and len(err) == 2004
+
+
 def test_tables_and_facts(capfd: pytest.CaptureFixture[str]) -> None:
     streams.emit_table("scores", ("name", "n", "x"), [("a[b]", 12345, 0.5), ("é\n", None, 2.0)])
     streams.emit_facts([("kind", "shards"), ("bytes", 12345)])

@@ -1,26 +1,26 @@
-"""`cdcca inspect`: what any of the files is."""
+"""`cdcca inspect`: what a file or folder holds."""
 
 from typing import Annotated
 
 import typer
 
 from cdcca_cli import streams
+from cdcca_cli.options import Json, Quiet
 
 
 def command(
     file: Annotated[
-        str | None, typer.Argument(help="A file or folder; none, or -, is stdin.")
+        str | None, typer.Argument(help="File or folder; standard input if omitted or -")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object; off a terminal it is that anyway.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Show what a file is: its kind, digests and counts, and what its bytes are spent on.
+    """Show a file's kind, digests and counts, and how many bytes each of its parts takes.
 
-    Token shards, predictions, a teacher's labels, adaptations, updates, overlays, device folders,
-    checkpoints, frames, manifests and annotation files, with or without zstd around them. A damaged
-    file is refused, so this is also how a file is verified.
+    Reads token shards, predictions, labels, adaptations, updates, overlays, device folders,
+    checkpoints, frames, manifests and annotation files, also if zstd has compressed them. A damaged
+    file is refused, so inspect also verifies a file. Standard output gets one JSON object if it is
+    not a terminal.
 
     Example: cdcca sample frames/ -m device/ | tee uplink.tokens | cdcca inspect
     """

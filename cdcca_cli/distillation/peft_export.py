@@ -19,8 +19,8 @@ def check_peft(folder: Path, device: Device, force: bool) -> None:
 
     Raises: SettingError for a student without LoRA; CannotWrite for a folder that has an adapter.
     """
-    if "lora" not in device.groups:
-        trains = ", ".join(device.groups)
+    if "lora" not in device.settings.groups:
+        trains = ", ".join(device.settings.groups)
         raise SettingError(
             "peft", f"the student trains {trains} and no LoRA: make a student with `groups` lora"
         )
@@ -46,8 +46,8 @@ def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device)
         r=device.lora.rank,
         lora_alpha=device.lora.alpha,
         target_modules=linears,
-        base_model_name_or_path=device.checkpoint,
-        revision=device.revision,
+        base_model_name_or_path=device.settings.checkpoint,
+        revision=device.settings.revision,
         inference_mode=True,
     )
     tensors: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The adaptation, version 3: the overlay as it is after training, and what it was judged by.
+"""The adaptation, version 3: the overlay after training, and the frames that evaluated it.
 
 **Version 1.** A record (`records`) whose tensors are the whole overlay, float32, finite, by
 parameter name. Header, all keys always present:
@@ -15,13 +15,13 @@ Nothing may follow the record.
 **Version 3** has two more keys in the header, always present:
 
     rate_aware   null, or {"bits": number >= 0, "num_steps": 1 to 2^31 - 1, "step": number}:
-                 the last num_steps steps of training went through a quantiser, and what was judged
-                 is base + restore(quantize(overlay - base, step), step) of `uniform`; bits is the
-                 order-0 entropy of those codes. step is exactly a float32, and a sound one
+                 the last num_steps steps of training went through a quantiser, and the overlay
+                 evaluated was base + restore(quantize(overlay - base, step), step) of `uniform`;
+                 bits is the order-0 entropy of those codes. step is exactly a float32
                  (`uniform.check_step`)
     held_out     null, or how many frames were held out, 1 to 2^31 - 1
 
-If held_out is null, nothing may follow the record. Else two things follow it, and nothing them:
+If held_out is null, nothing may follow the record. Else exactly two things follow it:
 
     a record of kind "answers", version 1, no other header keys, with one tensor `text`, U8, one
     dimension: UTF-8 JSON, a list with one list for each frame, which has one string, not empty,
@@ -29,24 +29,21 @@ If held_out is null, nothing may follow the record. Else two things follow it, a
     a token stream (`shard`) of exactly that many frames: the held-out ones, each with the questions
     that the teacher answered, at least one.
 
-A token is stored in the bits in which it came if it is the same number when it is read again, else
-in 32. The frames, their order and the answers are those that training judged by, so the loss on
-them is the same number (`distillation.evaluation`). At most 512 MiB of token values (4 bytes
-each) are held out; training stores as many frames as fit.
+A frame's tokens are stored at their own bits if that gives the same numbers again, else at 32. The
+frames, their order and the answers are those of training, so the loss on them is the same number
+(`distillation.evaluation`). At most 512 MiB of token values (4 bytes each) are held out.
 
-**Version 2** is version 3 with one more key in the header: `sensitivity`, null, or a list of as
-many numbers >= 0 as there are tensors. It is checked and has no use any more.
+**Version 2** is version 3 with one more key in the header, which is checked and not used:
+`sensitivity`, null, or a list of as many numbers >= 0 as there are tensors.
 
-A writer writes version 1 where held_out and rate_aware are both null. An adaptation is not a
-difference: `compress` takes the difference from the mirror's overlay, so one file can be compressed
-again for a later mirror. This module does not know which names an overlay must have; a reader that
-has the base does.
+A writer writes version 1 if held_out and rate_aware are both null. This module does not know which
+names an overlay must have; a reader that has the base does.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
 
@@ -63,22 +60,13 @@ from cdcca_cli.text import is_text, load_json
 
 VERSION = 3
 KINDS = {"adaptation": VERSION}
-ANSWER_KINDS = {"answers": 1}
 HELD_OUT_BYTES = 1 << 29
-_ANSWER_LIMITS = records.Limits(record_bytes=1 << 27)
-_FRAME_LIMITS = records.Limits(record_bytes=1 << 27)
-_KEYS_V1 = {"kind", "version", "base", "sequence", "method", "seed", "report"}
-_KEYS_V3 = _KEYS_V1 | {"rate_aware", "held_out"}
-_KEYS = {1: _KEYS_V1, 2: _KEYS_V3 | {"sensitivity"}, 3: _KEYS_V3}
+_HELD_OUT_LIMITS = records.Limits(record_bytes=1 << 27)
 
 
 @dataclass(eq=False)
 class HeldOut:
-    """Frames that were not trained on, and what the teacher answers.
-
-    shards: as training had them, with the questions that the teacher answered.
-    answers: for each shard, one answer for each of its questions.
-    """
+    """Frames that were not trained on, and the teacher's answer to each of their questions."""
 
     shards: list[Shard]
     answers: list[list[str]]
@@ -89,25 +77,29 @@ class HeldOut:
 
     @property
     def num_bytes(self) -> int:
-        """Of the token values in memory; at most HELD_OUT_BYTES can be stored."""
+        """Size of the token values in memory; at most HELD_OUT_BYTES can be stored."""
         return sum(shard.tokens.nbytes for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class RateAware:
-    """The quantiser that the last `num_steps` steps of training saw: its step, the codes' bits."""
+    """The quantiser in the last `num_steps` steps of training; bits: the entropy of its codes."""
 
     step: float
     bits: float
     num_steps: int
 
 
+_RATE_AWARE = get_type_hints(RateAware)
+_ADAPTED = {"base": str, "sequence": int, "method": str, "seed": int, "report": dict}
+_V1: dict[str, Any] = records.HEAD | _ADAPTED
+_V3 = _V1 | {"rate_aware": dict | None, "held_out": int | None}
+_HEADERS = {1: _V1, 2: _V3 | {"sensitivity": list[float] | None}, 3: _V3}
+
+
 @dataclass(eq=False)
 class Adaptation:
-    """An overlay after training, and where it came from.
-
-    file_version: of the file that it was read from; None if it was made here.
-    """
+    """An overlay after training. file_version: of the file it was read from, or None."""
 
     overlay: Overlay
     base: str
@@ -128,18 +120,14 @@ class Adaptation:
 # ---------------------------------------------------------------- writing
 
 
-def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
-    """Write it; returns its bytes. BadData if it is not sound (training diverged)."""
+def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
+    """Write an adaptation. BadData if it is not sound (training diverged)."""
     where = "the adaptation"
     check_overlay(adaptation.overlay, where)
     header: dict[str, Any] = {
         "kind": "adaptation",
         "version": adaptation.version,
-        "base": adaptation.base,
-        "sequence": adaptation.sequence,
-        "method": adaptation.method,
-        "seed": adaptation.seed,
-        "report": adaptation.report,
+        **{name: getattr(adaptation, name) for name in _ADAPTED},
     }
     held_out = adaptation.held_out
     if adaptation.version > 1:
@@ -151,23 +139,22 @@ def write_adaptation(out: Writable, adaptation: Adaptation) -> int:
     _check(header, len(adaptation.overlay), where)
     if held_out is not None:
         _check_held_out(held_out, where)
-    num_bytes = records.write_record(out, adaptation.overlay, header)
-    return num_bytes + (0 if held_out is None else _write_held_out(out, held_out))
+    records.write_record(out, adaptation.overlay, header)
+    if held_out is not None:
+        _write_held_out(out, held_out)
 
 
-def _write_held_out(out: Writable, held_out: HeldOut) -> int:
+def _write_held_out(out: Writable, held_out: HeldOut) -> None:
     text = json.dumps(held_out.answers, separators=(",", ":"), ensure_ascii=False).encode()
     tensors = {"text": np.frombuffer(text, np.uint8)}
-    num_bytes = records.write_record(out, tensors, {"kind": "answers", "version": 1})
-    counted = _Counted(out)
-    with shard_format.writer(counted) as write:
+    records.write_record(out, tensors, {"kind": "answers", "version": 1})
+    with shard_format.writer(out) as write:
         for shard in held_out.shards:
             write(as_stored(shard))
-    return num_bytes + counted.num_bytes
 
 
 def as_stored(shard: Shard) -> Shard:
-    """The shard at its own bits, if they give its very tokens again; else at 32."""
+    """The shard at its own bits if they give the same tokens again, else at 32."""
     if shard.bits == 16:
         with np.errstate(over="ignore"):
             again_NC = shard.tokens.astype(np.float16).astype(np.float32)
@@ -178,55 +165,33 @@ def as_stored(shard: Shard) -> Shard:
     return shard if np.array_equal(again_NC, shard.tokens) else replace(shard, bits=32)
 
 
-class _Counted:
-    """Passes bytes on and counts them."""
-
-    def __init__(self, out: Writable) -> None:
-        self._out = out
-        self.num_bytes = 0
-
-    def write(self, data: Any, /) -> int:
-        self.num_bytes += len(data)
-        self._out.write(data)
-        return len(data)
-
-
 # ---------------------------------------------------------------- reading
 
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
-    """Read and check it. BadData, NewerFormat."""
+    """Read and check an adaptation. BadData, NewerFormat."""
     record = records.read_record(stream, kinds=KINDS, limits=overlay_format.LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: empty; expected an adaptation: did the stage before it fail?")
     header = record.header
-    _check(header, len(record.tensors), where)
+    rate_aware = _check(header, len(record.tensors), where)
     check_overlay(record.tensors, where)
     held_out = None
     if (num_frames := header.get("held_out")) is not None:
         held_out = _read_held_out(stream, num_frames, where)
     elif stream.read(1):
-        raise BadData(f"{where}: goes on after the end of the adaptation")
-    quantiser = header.get("rate_aware")
+        raise BadData(f"{where}: continues after the end of the adaptation")
     return Adaptation(
         overlay=record.tensors,
-        base=header["base"],
-        sequence=header["sequence"],
-        method=header["method"],
-        seed=header["seed"],
-        report=header["report"],
+        **{name: header[name] for name in _ADAPTED},
         held_out=held_out,
-        rate_aware=quantiser and _rate_aware(quantiser),
+        rate_aware=rate_aware,
         file_version=header["version"],
     )
 
 
-def _rate_aware(found: Mapping[str, Any]) -> RateAware:
-    return RateAware(float(found["step"]), float(found["bits"]), found["num_steps"])
-
-
 def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
-    record = records.read_record(stream, kinds=ANSWER_KINDS, limits=_ANSWER_LIMITS, where=where)
+    record = records.read_record(stream, kinds={"answers": 1}, limits=_HELD_OUT_LIMITS, where=where)
     if record is None:
         raise BadData(f"{where}: cut short before its {num_frames:,} held-out frames")
     records.exact_keys(record.header, {"kind", "version"}, where)
@@ -238,7 +203,7 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
     shards: list[Shard] = []
     held_bytes = 0
     frames = f"{where}: held-out frames"
-    for shard in shard_format.read_shards(stream, where=frames, limits=_FRAME_LIMITS):
+    for shard in shard_format.read_shards(stream, where=frames, limits=_HELD_OUT_LIMITS):
         shards.append(shard)
         if len(shards) > num_frames:
             raise BadData(f"{where}: more held-out frames than its {num_frames:,}")
@@ -254,42 +219,31 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
 # ---------------------------------------------------------------- checks
 
 
-def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
-    version = header["version"]
-    records.exact_keys(header, _KEYS[version], where)
-    records.field(header, "report", dict, where)
-    if not is_digest(header["base"]):
+def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> RateAware | None:
+    """Refuse a header that is not sound; returns its quantiser. BadData."""
+    found = records.fields(header, _HEADERS[header["version"]], where)
+    if not is_digest(found["base"]):
         raise BadData(f"{where}: 'base' is not a digest")
-    if not records.field(header, "method", str, where):
+    if not found["method"]:
         raise BadData(f"{where}: 'method' is empty")
     for name in ("sequence", "seed"):
-        if records.field(header, name, int, where) < 0:
-            raise BadData(f"{where}: {name} is {header[name]}")
-    if version == 1:
-        return
-    num_frames = records.field(header, "held_out", int, where, optional=True)
-    if num_frames is not None:
-        _check_count(num_frames, "held_out", where)
-    if version == 2:
-        _check_sensitivity(header, num_tensors, where)
-    quantiser = records.field(header, "rate_aware", dict, where, optional=True)
-    if quantiser is not None:
-        records.exact_keys(quantiser, {"bits", "num_steps", "step"}, f"{where}: rate_aware")
-        for name in ("step", "bits"):
-            if records.field(quantiser, name, float, f"{where}: rate_aware") < 0:
-                raise BadData(f"{where}: rate_aware: {name} is below 0")
-        uniform.check_step(quantiser["step"], f"{where}: rate_aware")
-        _check_count(
-            records.field(quantiser, "num_steps", int, where), "rate_aware: num_steps", where
-        )
-
-
-def _check_sensitivity(header: Mapping[str, Any], num_tensors: int, where: str) -> None:
-    values = records.list_of(header, "sensitivity", float, where, optional=True)
-    if values is not None and len(values) != num_tensors:
+        if found[name] < 0:
+            raise BadData(f"{where}: {name} is {found[name]}")
+    if found.get("held_out") is not None:
+        _check_count(found["held_out"], "held_out", where)
+    if (values := found.get("sensitivity")) is not None and len(values) != num_tensors:
         raise BadData(f"{where}: {len(values):,} sensitivities for {num_tensors:,} tensors")
     if any(value < 0 for value in values or ()):
         raise BadData(f"{where}: a sensitivity below 0")
+    if found.get("rate_aware") is None:
+        return None
+    place = f"{where}: rate_aware"
+    quantiser = RateAware(**records.fields(found["rate_aware"], _RATE_AWARE, place))
+    if quantiser.bits < 0:
+        raise BadData(f"{place}: bits is below 0")
+    uniform.check_step(quantiser.step, place)
+    _check_count(quantiser.num_steps, "rate_aware: num_steps", where)
+    return quantiser
 
 
 def _check_count(count: int, name: str, where: str) -> None:
@@ -299,9 +253,7 @@ def _check_count(count: int, name: str, where: str) -> None:
 
 def _check_size(held_bytes: int, where: str) -> None:
     if held_bytes > HELD_OUT_BYTES:
-        raise BadData(
-            f"{where}: more than {HELD_OUT_BYTES >> 20} MiB of held-out tokens; no more are read"
-        )
+        raise BadData(f"{where}: more than {HELD_OUT_BYTES >> 20} MiB of held-out tokens")
 
 
 def _check_held_out(held_out: HeldOut, where: str) -> None:
@@ -316,7 +268,7 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
                 f"{len(shard.questions):,} questions, one at least"
             )
         if not all(isinstance(a, str) and a and is_text(a) for a in row):
-            raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is no text")
+            raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is not text")
     towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
     if len(towers) > 1:
         raise BadData(f"{where}: held-out frames of more than one vision tower")

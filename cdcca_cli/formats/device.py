@@ -1,4 +1,4 @@
-"""The device folder, version 2: a frozen checkpoint's name, and what has been learnt on top.
+"""The device folder, version 2: the name of a frozen checkpoint, and the overlays learnt for it.
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
@@ -11,11 +11,11 @@ device.json, all keys always present:
     revision        string or null: of the hub id
     family          string: the family's name (transformers' model_type)
     qformer_layers  whole number >= 1 or null: how many layers of the Q-Former are kept
-    quantize        "none", "int8" or "nf4": how the language model is held in memory
+    quantize        "none", "int8" or "nf4": how memory holds the language model
     groups          list of "norm", "bias", "query", "lora", each at most once
     lora            {"alpha": number > 0, "rank": whole number >= 1, "seed": whole number >= 0}
     tower           digest of the vision tower
-    model           digest of all that is frozen and of the start (`families.initial`), or null
+    model           digest of what is frozen and of the first overlay (`models.initial`), or null
     current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
                     "signed_by": list of the trusted keys that signed its update, ascending; empty
                     for an update that was taken unsigned, and for the start}
@@ -29,19 +29,17 @@ An overlay file (`overlay`) has the sequence that device.json has: 0 for the ove
 `cdcca init`, and the update's for one that an update made. <digest16> is the digest's first 16
 hexadecimal digits.
 
-device.json decides. It is replaced as a whole, after the overlay that it names is on the disk.
-Files that it does not name are deleted after that, also those that a killed process left behind.
-Each file is synced before it gets its name, and its folder after, so the folder is sound whenever
-the power fails: the counter, the keys and the overlay change together or not at all. A process that
-finds a change already made syncs both folders before it reports that, because the process that made
-the change may have been killed before its own sync (`settle`).
-Damage to an overlay file is noticed when the file is read; the newest sound one of those kept is
-used in its place. The checkpoint is referred to, never written or checked here.
+device.json is replaced as a whole, after the overlay that it names is on the disk; then the files
+that it does not name are deleted. Each file is synced before it gets its name, and its folder
+after, so the counter, the keys and the overlay change together or not at all, even if the power
+fails. If an overlay file is damaged, the newest sound one of those kept is used. The checkpoint is
+not read or written here.
 
 Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
 and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -60,7 +58,6 @@ from cdcca_cli.formats.device_state import (
     VERSION,
     DeviceSettings,
     Lora,
-    Quantize,
     Slot,
     State,
     parse_state,
@@ -76,14 +73,9 @@ from cdcca_cli.formats.overlay import (
 )
 from cdcca_cli.formats.trust import Trust
 
-__all__ = [
-    *("FILE_NAME", "VERSION", "Device", "DeviceSettings", "Lora", "Quantize", "Slot", "State"),
-    *("read_overlay_file", "write_overlay_file"),
-]
-
 
 class Device:
-    """A device folder on disk: its settings, which overlay is current, and how that changes."""
+    """A device folder on disk, and how it changes."""
 
     def __init__(self, path: Path, settings: DeviceSettings, state: State) -> None:
         self.path = path
@@ -94,36 +86,8 @@ class Device:
     # ---- what it is
 
     @property
-    def checkpoint(self) -> str:
-        return self.settings.checkpoint
-
-    @property
-    def revision(self) -> str | None:
-        return self.settings.revision
-
-    @property
-    def family(self) -> str:
-        return self.settings.family
-
-    @property
-    def tower(self) -> str:
-        return self.settings.tower
-
-    @property
     def lora(self) -> Lora:
         return self.settings.lora
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self.settings.groups
-
-    @property
-    def qformer_layers(self) -> int | None:
-        return self.settings.qformer_layers
-
-    @property
-    def quantize(self) -> Quantize:
-        return self.settings.quantize
 
     @property
     def model(self) -> str | None:
@@ -134,10 +98,6 @@ class Device:
     def trust(self) -> Trust | None:
         """The keys that updates must be signed by; None: any update is taken."""
         return self._state.trust
-
-    @property
-    def keep(self) -> int:
-        return self._state.keep
 
     @property
     def current(self) -> Slot:
@@ -162,18 +122,17 @@ class Device:
 
     def as_json(self) -> dict[str, Any]:
         """What device.json holds."""
-        return {
-            "kind": "device",
-            "version": VERSION,
-            **asdict(self.settings),
-            "groups": list(self.settings.groups),
-            **self._state.as_json(),
-        }
+        found: dict[str, Any] = json.loads(self._text())
+        return found
+
+    def _text(self) -> str:
+        settings_and_state = asdict(self.settings) | asdict(self._state)
+        return records.dump_json({"kind": "device", "version": VERSION, **settings_and_state})
 
     def summary(self) -> str:
-        """One line for people."""
+        settings = self.settings
         return (
-            f"{self.checkpoint} ({self.family}), groups {', '.join(self.groups)}, "
+            f"{settings.checkpoint} ({settings.family}), groups {', '.join(settings.groups)}, "
             f"overlay {short(self.digest)} at sequence {self.sequence}"
         )
 
@@ -187,11 +146,10 @@ class Device:
     def read_overlay(self) -> dict[str, np.ndarray]:
         """The current overlay, float32 by name, its digest verified.
 
-        If it is gone because another process has changed the folder meanwhile, the one that is
-        current now. If its file is damaged, the newest sound one of those kept is current from now
-        on, in this object, not on the disk; highest_sequence stays. One line on stderr says so.
+        If another process has changed the folder, its new overlay. If the file is damaged, the
+        newest sound overlay of those kept, which this object (not the disk) then has as current.
 
-        Raises: MissingInput, BadData if there is no sound one.
+        Raises: MissingInput, BadData if no overlay is sound.
         """
         try:
             return self.read_slot(self.current)
@@ -207,7 +165,7 @@ class Device:
     def read_kept(self, sequence: int) -> tuple[Slot, dict[str, np.ndarray]]:
         """The current overlay or one of those kept, by its sequence.
 
-        Raises: MissingInput, which says what there is, BadData if its file is damaged.
+        Raises: MissingInput, BadData if its file is damaged.
         """
         for slot in (self.current, *self.kept):
             if slot.sequence == sequence:
@@ -215,7 +173,7 @@ class Device:
         have = ", ".join(str(slot.sequence) for slot in (self.current, *self.kept))
         raise MissingInput(
             f"{self.path}: keeps no overlay of sequence {sequence}, only of {have} "
-            f"(keep is {self.keep})"
+            f"(keep is {self._state.keep})"
         )
 
     def read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
@@ -232,7 +190,7 @@ class Device:
         return tensors
 
     def _has_changed(self) -> bool:
-        """Whether the disk holds another state than this object; it is taken up then."""
+        """Read the state again; whether it differs from this object's."""
         if self._lock_depth:
             return False
         before = self._state
@@ -240,10 +198,7 @@ class Device:
         return self._state != before
 
     def _before(self, fault: Exception) -> tuple[State, dict[str, np.ndarray]]:
-        """The state with the newest sound kept overlay as the current one, and its tensors.
-
-        Raises: `fault` if there is none.
-        """
+        """The state in which the newest sound kept overlay is current. Raises: `fault` if none."""
         for index, slot in enumerate(self.kept):
             try:
                 tensors = self.read_slot(slot)
@@ -267,12 +222,7 @@ class Device:
     ) -> "Device":
         """Make a folder with its first overlay, sequence 0.
 
-        An existing device folder is replaced only with `force`; a folder with other things in it
-        never is.
-
-        Args:
-            trust: the keys that updates must be signed by; None: any update is taken.
-            keep: how many overlays before the current one stay, 1 or more.
+        Args: force: replace an existing device folder; any other folder must be empty.
         Raises: CannotWrite, and BadData for settings or an overlay that are not sound.
         """
         path = Path(path)
@@ -295,9 +245,8 @@ class Device:
         return device
 
     def install(self, overlay: Overlay, sequence: int, signed_by: Sequence[str] = ()) -> None:
-        """Make an overlay the current one; the ones before stay, as many as `keep` says.
+        """Make an overlay the current one, and keep the `keep` overlays before it.
 
-        The file is on the disk before device.json names it; older files are deleted afterwards.
         The caller decides whether the sequence may be installed. Raises: CannotWrite, BadData.
         """
         with self.lock():
@@ -306,20 +255,20 @@ class Device:
             state = replace(
                 self._state,
                 current=replace(slot, signed_by=tuple(signed_by)),
-                kept=tuple(older[: self.keep]),
+                kept=tuple(older[: self._state.keep]),
                 highest_sequence=max(self.highest_sequence, sequence),
             )
             self._change(state, slot, data)
 
     def install_trust(self, trust: Trust) -> None:
-        """Trust these keys from now on. The caller decides whether it may. Raises: CannotWrite."""
+        """Trust these keys from now on; the caller has checked them. Raises: CannotWrite."""
         with self.lock():
             self._change(replace(self._state, trust=trust), self.current, None)
 
     def rollback(self) -> None:
-        """Make the newest sound overlay of those kept the current one; highest_sequence stays.
+        """Make the newest sound kept overlay the current one; highest_sequence stays.
 
-        Raises: MissingInput if none is kept, BadData if none is sound: nothing changes then.
+        Raises: MissingInput if none is kept, BadData if none is sound.
         """
         with self.lock():
             if not self.kept:
@@ -329,19 +278,16 @@ class Device:
             self._change(state, state.current, None)
 
     def settle(self) -> None:
-        """Make durable what another process changed; it may have been killed before its sync.
+        """Sync what another process changed; it may have been killed before its own sync.
 
-        To be called before reporting that there is nothing left to do. Raises: CannotWrite.
+        Called before reporting that there is nothing to do. Raises: CannotWrite.
         """
         for folder in (self.path / "overlay", self.path):
             _sync(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from changing the folder; waits for them. State is read afresh.
-
-        May be entered again while it is held.
-        """
+        """Keep other processes from changing the folder; reads the state again. Reentrant."""
         if self._lock_depth:
             yield
             return
@@ -376,7 +322,7 @@ class Device:
 
     def _store(self, slot: Slot, data: bytes | None) -> None:
         """Write an overlay, if any, then device.json, then delete what that does not name."""
-        text = (records.dump_json(self.as_json()) + "\n").encode()
+        text = f"{self._text()}\n".encode()
         is_flipping = False
         try:
             if data is not None:

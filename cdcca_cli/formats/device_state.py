@@ -1,31 +1,20 @@
-"""device.json, read and checked; `device` specifies it and changes it.
+"""device.json, read and checked; `device` specifies it and writes it."""
 
-Nothing here writes, and no overlay is read.
-"""
-
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_type_hints
 
-from cdcca_cli import files
-from cdcca_cli.errors import BadData, MissingInput, NewerFormat
+from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
-from cdcca_cli.formats.names import GROUPS, QUANTIZATIONS
+from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
-from cdcca_cli.text import load_json
+from cdcca_cli.text import read_json
 
 VERSION = 2
 FILE_NAME = "device.json"
 _MOST_BYTES = 1 << 20
-_COMMON_KEYS = {
-    *("kind", "version", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
-    *("groups", "lora", "tower", "current", "highest_sequence"),
-}
-_KEYS = {1: _COMMON_KEYS | {"previous"}, 2: _COMMON_KEYS | {"model", "kept", "keep", "trust"}}
 _FILE = re.compile(r"overlay/(0|[1-9][0-9]{0,15})-[0-9a-f]{16}\.safetensors")
 
 Quantize = Literal["none", "int8", "nf4"]
@@ -64,9 +53,6 @@ class Slot:
     file: str
     signed_by: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "signed_by": list(self.signed_by)}
-
 
 @dataclass(frozen=True)
 class State:
@@ -78,31 +64,23 @@ class State:
     keep: int = 1
     trust: Trust | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "current": self.current.as_json(),
-            "kept": [slot.as_json() for slot in self.kept],
-            "highest_sequence": self.highest_sequence,
-            "keep": self.keep,
-            "trust": None if self.trust is None else self.trust.as_json(),
-        }
+
+_SETTINGS = get_type_hints(DeviceSettings) | {"lora": dict}
+_LORA = get_type_hints(Lora)
+_SLOT = get_type_hints(Slot)
+_STATE = {"current": dict, "kept": list[dict], "highest_sequence": int, "keep": int}
+_VERSION_1 = records.HEAD | _SETTINGS
+_VERSION_1 |= {"current": dict, "previous": dict | None, "highest_sequence": int}
+del _VERSION_1["model"]
 
 
 def read_state(path: Path) -> Any:
     """What device.json holds, as JSON. MissingInput, BadData."""
-    file = path / FILE_NAME
-    if os.path.isdir(path) and not os.path.lexists(file):
-        raise MissingInput(f"{path}: no device folder (no {FILE_NAME}): make one with cdcca init")
     try:
-        with open(file, "rb") as source:
-            text = source.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise MissingInput(
-            f"{files.reason(file, error)}: name a device folder, or make one with cdcca init"
-        ) from None
-    if len(text) > _MOST_BYTES:
-        raise BadData(f"{file}: larger than {_MOST_BYTES:,} bytes")
-    return load_json(text, str(file))
+        return read_json(path / FILE_NAME, _MOST_BYTES)
+    except MissingInput as error:
+        cure = "name a device folder, or make one with cdcca init"
+        raise MissingInput(f"{error}: {cure}") from None
 
 
 def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
@@ -110,85 +88,59 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     if not isinstance(data, dict) or data.get("kind") != "device":
         raise BadData(f"{where}: is not the device.json of cdcca")
     version = records.field(data, "version", int, where)
-    if version > VERSION:
-        raise NewerFormat(
-            f"{where}: device folder version {version}; this cdcca reads up to {VERSION}: "
-            "upgrade it"
-        )
-    if version < 1:
-        raise BadData(f"{where}: version {version}; they begin at 1")
-    records.exact_keys(data, _KEYS[version], where)
+    records.check_version(version, VERSION, "device folder", where)
     if version == 1:
         data = _from_version_1(data, where)
-    current = _slot(records.field(data, "current", dict, where), where)
-    kept = tuple(_slot(slot, where) for slot in records.list_of(data, "kept", dict, where) or ())
-    sequences = [current.sequence, *(slot.sequence for slot in kept)]
+    found = records.fields(data, records.HEAD | _SETTINGS | _STATE | {"trust": dict | None}, where)
+    current, *kept = (_slot(slot, where) for slot in (found["current"], *found["kept"]))
+    sequences = [slot.sequence for slot in (current, *kept)]
     if sequences != sorted(set(sequences), reverse=True):
         raise BadData(f"{where}: the kept overlays are not older from one to the next")
-    highest = records.field(data, "highest_sequence", int, where)
+    highest, keep = found["highest_sequence"], found["keep"]
     if highest < current.sequence:
         raise BadData(f"{where}: highest_sequence {highest} is below an overlay's")
-    if (keep := records.field(data, "keep", int, where)) < 1:
-        raise BadData(f"{where}: 'keep' is {keep}")
-    trust = None if data["trust"] is None else parse_trust(data["trust"], where)
-    return _settings(data, where), State(current, kept, highest, keep, trust)
+    if keep < 1:
+        raise BadData(f"{where}: 'keep' is {keep}; expected 1 or more")
+    trust = None if found["trust"] is None else parse_trust(found["trust"], where)
+    settings = _settings({name: found[name] for name in _SETTINGS}, where)
+    return settings, State(current, tuple(kept), highest, keep, trust)
 
 
-def _from_version_1(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _from_version_1(data: dict[str, Any], where: str) -> dict[str, Any]:
     """The same state in version 2."""
-    previous = records.field(data, "previous", dict, where, optional=True)
-    slots = [records.field(data, "current", dict, where), *([previous] if previous else [])]
+    records.fields(data, _VERSION_1, where)
+    previous = data["previous"]
+    slots = [data["current"], *([] if previous is None else [previous])]
     for slot in slots:
         records.exact_keys(slot, {"sequence", "digest", "file"}, where)
     current, *kept = [{**slot, "signed_by": []} for slot in slots]
-    return {**data, "current": current, "kept": kept, "keep": 1, "model": None, "trust": None}
+    old = {name: value for name, value in data.items() if name != "previous"}
+    return old | {"current": current, "kept": kept, "keep": 1, "model": None, "trust": None}
 
 
-def _settings(data: Mapping[str, Any], where: str) -> DeviceSettings:
-    lora = records.field(data, "lora", dict, where)
-    records.exact_keys(lora, {"rank", "alpha", "seed"}, f"{where}: lora")
-    settings = DeviceSettings(
-        checkpoint=records.field(data, "checkpoint", str, where),
-        revision=records.field(data, "revision", str, where, optional=True),
-        family=records.field(data, "family", str, where),
-        qformer_layers=records.field(data, "qformer_layers", int, where, optional=True),
-        quantize=cast(Quantize, records.field(data, "quantize", str, where)),
-        groups=tuple(records.list_of(data, "groups", str, where) or ()),
-        lora=Lora(
-            rank=records.field(lora, "rank", int, where),
-            alpha=records.field(lora, "alpha", float, where),
-            seed=records.field(lora, "seed", int, where),
-        ),
-        tower=records.field(data, "tower", str, where),
-        model=records.field(data, "model", str, where, optional=True),
-    )
+def _settings(found: dict[str, Any], where: str) -> DeviceSettings:
+    lora = Lora(**records.fields(found["lora"], _LORA, f"{where}: lora"))
+    settings = DeviceSettings(**{**found, "lora": lora})
     groups = settings.groups
     sound = {
         "checkpoint": settings.checkpoint != "",
         "family": settings.family != "",
-        "quantize": settings.quantize in QUANTIZATIONS,
         "qformer_layers": settings.qformer_layers is None or settings.qformer_layers >= 1,
         "groups": set(groups) <= set(GROUPS) and len(set(groups)) == len(groups) > 0,
-        "lora": settings.lora.rank >= 1 and settings.lora.alpha > 0 and settings.lora.seed >= 0,
+        "lora": lora.rank >= 1 and lora.alpha > 0 and lora.seed >= 0,
         "tower": is_digest(settings.tower),
         "model": settings.model is None or is_digest(settings.model),
     }
     if wrong := [name for name, is_sound in sound.items() if not is_sound]:
-        raise BadData(f"{where}: {wrong[0]!r} cannot be {str(data[wrong[0]])[:80]}")
+        raise BadData(f"{where}: {wrong[0]!r} cannot be {str(found[wrong[0]])[:80]}")
     return settings
 
 
-def _slot(data: Mapping[str, Any], where: str) -> Slot:
-    records.exact_keys(data, {"sequence", "digest", "file", "signed_by"}, where)
-    slot = Slot(
-        records.field(data, "sequence", int, where),
-        records.field(data, "digest", str, where),
-        records.field(data, "file", str, where),
-        tuple(records.list_of(data, "signed_by", str, where) or ()),
-    )
+def _slot(data: dict[str, Any], where: str) -> Slot:
+    slot = Slot(**records.fields(data, _SLOT, where))
     keys = slot.signed_by
     if list(keys) != sorted(set(keys)) or not all(map(is_key, keys)):
         raise BadData(f"{where}: 'signed_by' are not keys in ascending order, each once")
     if slot.sequence < 0 or not is_digest(slot.digest) or not _FILE.fullmatch(slot.file):
-        raise BadData(f"{where}: no sound overlay entry: {slot}"[:300])
+        raise BadData(f"{where}: not a sound overlay entry: {slot}"[:300])
     return slot

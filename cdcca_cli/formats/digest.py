@@ -11,21 +11,16 @@ The digest of a set of named arrays is SHA-256 over
     shape    = each dimension as an unsigned 64-bit little-endian number
     data     = the elements in C order, little-endian
 
-and is written "sha256:" followed by 64 lower-case hexadecimal digits. Every field says how long
-it is, so two different sets cannot give the same bytes. -0.0 and 0.0 differ; so do NaN payloads.
-
-This module does not sign or read anything but arrays and files.
+and is written "sha256:" followed by 64 lower-case hexadecimal digits. Every field has its length,
+so two different sets cannot give the same bytes. -0.0 and 0.0 differ, and so do NaN payloads.
 """
 
 import hashlib
 import re
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
-
-from cdcca_cli.errors import MissingInput
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
@@ -36,13 +31,13 @@ DTYPES: dict[str, np.dtype] = {
     "I64": np.dtype("<i8"),
     "U16": np.dtype("<u2"),
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def dtype_name(array: np.ndarray) -> str:
     """The safetensors name of an array's dtype; TypeError for one that no format uses."""
-    name = DTYPE_NAMES.get(array.dtype.newbyteorder("<"))
+    name = _DTYPE_NAMES.get(array.dtype.newbyteorder("<"))
     if name is None:
         raise TypeError(f"arrays of {array.dtype} have no place in cdcca files")
     return name
@@ -63,15 +58,6 @@ def overlay_digest(tensors: Mapping[str, np.ndarray]) -> str:
             sha.update(struct.pack("<Q", len(field)))
             sha.update(field)
     return f"sha256:{sha.hexdigest()}"
-
-
-def file_digest(path: str | Path) -> str:
-    """The digest of a file's bytes, as `sha256sum` gives it; MissingInput if it cannot be read."""
-    try:
-        with open(path, "rb") as source:
-            return f"sha256:{hashlib.file_digest(source, 'sha256').hexdigest()}"
-    except OSError as error:
-        raise MissingInput(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def is_digest(value: object) -> bool:

@@ -1,5 +1,4 @@
-"""Which kind of file something is, from its first bytes, never from its name; and how messages
-name a file that was given where another kind was expected.
+"""What kind of file something is, from its first bytes, and how messages describe it.
 
     shards, labels, adaptation, update,  records: the "kind" in the first record's header
     overlay, trust
@@ -10,7 +9,7 @@ name a file that was given where another kind was expected.
     image, video                          its magic number
     device, checkpoint, frames            folders: by device.json or config.json in them, or neither
 
-A kind is a guess about intent, not a check: the reader of that kind checks.
+A kind is a guess, not a check: the reader of that kind checks.
 """
 
 import io
@@ -18,7 +17,7 @@ import os
 import re
 import struct
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import records
@@ -26,66 +25,41 @@ from cdcca_cli.formats.device_state import FILE_NAME
 from cdcca_cli.streams import pushed_back
 from cdcca_cli.text import load_json
 
-Kind = Literal[
-    "shards",
-    "labels",
-    "adaptation",
-    "update",
-    "overlay",
-    "trust",
-    "weights",
-    "predictions",
-    "manifest",
-    "seen",
-    "annotations",
-    "image",
-    "video",
-    "device",
-    "checkpoint",
-    "frames",
-]
-
 WEIGHTS_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors library reads."""
 HEAD_BYTES = (1 << 20) + 8
 """How much of a file `describe` looks at: the longest header of a record."""
-_RECORDS: dict[str, Kind] = {
+_RECORDS: dict[str, str] = {
     "shard": "shards",
     "end": "shards",
     "lessons": "labels",
     "lesson": "labels",
-    "adaptation": "adaptation",
-    "update": "update",
-    "overlay": "overlay",
-    "trust": "trust",
+    **{kind: kind for kind in ("adaptation", "update", "overlay", "trust")},
 }
-_PICTURES: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
-    (
-        "image",
-        re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|P[56]\s|RIFF....WEBP", re.S),
-    ),
-    ("video", re.compile(rb"RIFF....AVI|....ftyp|\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]", re.S)),
-)
+_PICTURES: dict[str, bytes] = {
+    "image": rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|P[56]\s|RIFF....WEBP",
+    "video": rb"RIFF....AVI|....ftyp|\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]",
+}
 _LINE_BYTES = 1 << 20
 
 
-def kind_of_folder(path: Path) -> Kind:
-    """What a folder is: its device.json or config.json decides."""
+def kind_of_folder(path: Path) -> str:
+    """The kind of a folder."""
     if os.path.lexists(path / FILE_NAME):
         return "device"
     return "checkpoint" if os.path.lexists(path / "config.json") else "frames"
 
 
-def sniff(stream: BinaryIO, where: str) -> tuple[Kind, BinaryIO]:
-    """The kind of a stream (zstd taken off before), and a stream that gives all of it again.
+def sniff(stream: BinaryIO, where: str) -> tuple[str, BinaryIO]:
+    """The kind of a stream without zstd, and a stream that gives all of it again.
 
-    Raises: BadData for an empty stream, and for one that is none of the kinds.
+    Raises: BadData for an empty stream and an unknown kind.
     """
     head = stream.read(12)
     if not head:
         raise BadData(f"{where}: empty")
-    for kind, magic in _PICTURES:
-        if magic.match(head):
+    for kind, magic in _PICTURES.items():
+        if re.match(magic, head, re.DOTALL):
             return kind, pushed_back(head, stream)
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         line = head if b"\n" in head else head + stream.readline(_LINE_BYTES)
@@ -97,10 +71,10 @@ def sniff(stream: BinaryIO, where: str) -> tuple[Kind, BinaryIO]:
         source = pushed_back(head, stream)
         full_head = records.read_head(source, where=where) or b""
         return _kind_of_record(full_head, where), pushed_back(full_head, source)
-    raise BadData(f"{where}: not a file that cdcca knows")
+    raise BadData(f"{where}: not a kind of file that cdcca reads")
 
 
-def _kind_of_record(head: bytes, where: str) -> Kind:
+def _kind_of_record(head: bytes, where: str) -> str:
     table = load_json(head[8:], f"{where}: the record's header")
     metadata = table.get("__metadata__") if isinstance(table, dict) else None
     if not isinstance(metadata, dict) or "cdcca" not in metadata:
@@ -111,7 +85,7 @@ def _kind_of_record(head: bytes, where: str) -> Kind:
     return _RECORDS[header["kind"]]
 
 
-def _kind_of_json(line: bytes) -> Kind:
+def _kind_of_json(line: bytes) -> str:
     try:
         first = load_json(line.removeprefix(b"\xef\xbb\xbf"), "the first line")
     except CdccaError:
@@ -136,7 +110,7 @@ _MAGIC = (
     (b"%PDF", "a PDF document"),
     (b"SQLite format 3", "an SQLite database"),
 )
-_WORDS: dict[Kind | None, str] = {
+_WORDS: dict[str, str] = {
     "shards": "token shards, which cdcca sample writes and cdcca distill takes",
     "labels": "a teacher's labels, which cdcca distill keeps in its cache",
     "adaptation": "an adaptation, which cdcca distill writes and cdcca compress takes",
@@ -153,10 +127,7 @@ _WORDS: dict[Kind | None, str] = {
 
 
 def describe(head: bytes) -> str | None:
-    """What a file with these first bytes is, in words; None if it has no name here.
-
-    Args: head: the whole file, or HEAD_BYTES of it.
-    """
+    """What a file is, in words; None if unknown. Args: head: its first HEAD_BYTES, or all of it."""
     if not head:
         return "an empty file"
     for magic, name in _MAGIC:
@@ -164,11 +135,7 @@ def describe(head: bytes) -> str | None:
             return name
     if not head.strip(b"\0 \t\r\n"):
         return "blanks or zeros"
-    found: Kind | None
     try:
-        found, _ = sniff(io.BytesIO(head), "")
+        return _WORDS.get(sniff(io.BytesIO(head), "")[0])
     except CdccaError:
-        found = None
-    if found is None and b"\0" in head:
-        return "text in UTF-16 or no text at all: save it as UTF-8"
-    return _WORDS.get(found)
+        return "text in UTF-16 or no text at all: save it as UTF-8" if b"\0" in head else None

@@ -8,7 +8,7 @@ from cdcca_cli.errors import CannotWrite
 
 
 def lock(file: BinaryIO | int, where: str) -> None:
-    """Lock a file that is open, until it is closed or unlocked; waits for other processes.
+    """Lock an open file until it is closed or unlocked; waits for other processes.
 
     Raises: CannotWrite if its file system has no locks.
     """
@@ -20,8 +20,3 @@ def lock(file: BinaryIO | int, where: str) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CannotWrite(f"{where}: cannot be locked ({reason}): name another place") from None
-
-
-def unlock(file: BinaryIO | int) -> None:
-    """Let other processes lock it."""
-    fcntl.flock(file, fcntl.LOCK_UN)

@@ -20,15 +20,14 @@ All numbers are finite and entropies >= 0; choice is one of choices; choice_scor
 as choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
 skips keys it does not know, so that a line may carry a person's own notes through `jq`.
 
-JSON lines can be cut at any line (`head -3` gives predictions), so this format has no end mark
-and a file cut between two lines looks like a shorter one.
+The format has no end mark: a file cut between two lines is a sound, shorter one.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TextIO, cast
+from typing import get_type_hints
 
-from cdcca_cli.errors import BadData, NewerFormat
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.shard import Task
@@ -56,8 +55,11 @@ class Prediction:
     domain: str | None
 
 
+_HINTS = get_type_hints(Prediction)
+
+
 def encode_line(prediction: Prediction) -> str:
-    """One line, newline included. BadData if it is no sound prediction."""
+    """One line, newline included. BadData if it is not sound."""
     try:
         line = records.dump_json({"v": VERSION, **asdict(prediction)})
     except ValueError:
@@ -66,15 +68,6 @@ def encode_line(prediction: Prediction) -> str:
         ) from None
     decode_line(line, f"question {prediction.id}")  # what we would not read, we do not write
     return line + "\n"
-
-
-def write_predictions(out: TextIO, predictions: Iterable[Prediction]) -> int:
-    """Write them as they come; returns how many."""
-    count = 0
-    for prediction in predictions:
-        out.write(encode_line(prediction))
-        count += 1
-    return count
 
 
 def read_predictions(text: Iterable[str], *, where: str = "predictions") -> Iterator[Prediction]:
@@ -90,45 +83,20 @@ def decode_line(line: str, where: str) -> Prediction:
     if not isinstance(row, dict) or "v" not in row:
         raise BadData(f"{where}: not a prediction (an object with a version 'v'): see cdcca infer")
     version = records.field(row, "v", int, where)
-    if version > VERSION:
-        raise NewerFormat(
-            f"{where}: prediction format version {version}; this cdcca reads up to {VERSION}: "
-            "upgrade it"
-        )
-    if version < 1:
-        raise BadData(f"{where}: version {version}; they begin at 1")
-    name = records.field(row, "id", str, where)
-    task = records.field(row, "task", str, where)
-    choice = records.field(row, "choice", str, where, optional=True)
-    choices = records.list_of(row, "choices", str, where, optional=True)
-    scores = records.list_of(row, "choice_scores", float, where, optional=True)
-    model = records.field(row, "model", str, where)
-    entropies = records.field(row, "entropy", dict, where)
-    entropy = {key: records.field(entropies, key, float, f"{where}: entropy") for key in ENTROPIES}
-    tokens = records.list_of(row, "token_entropies", float, where, optional=True)
-    if not name:
+    records.check_version(version, VERSION, "prediction format", where)
+    values = records.fields(row, _HINTS, where, exact=False)
+    hints = dict.fromkeys(ENTROPIES, float)
+    entropy = records.fields(values["entropy"], hints, f"{where}: entropy", exact=False)
+    found = Prediction(**{**values, "entropy": entropy})
+    choices, scores = found.choices or [], found.choice_scores
+    if not found.id:
         raise BadData(f"{where}: 'id' is empty")
-    if task not in ("vqa", "caption"):
-        raise BadData(f"{where}: task {task[:40]!r}; expected vqa or caption")
-    if choice is not None and choice not in (choices or []):
-        raise BadData(f"{where}: choice {choice[:40]!r} is not among the choices")
-    if scores is not None and len(scores) != len(choices or []):
-        raise BadData(f"{where}: {len(scores)} choice_scores for {len(choices or [])} choices")
-    if min([*entropy.values(), *(tokens or [])]) < 0:
+    if found.choice is not None and found.choice not in choices:
+        raise BadData(f"{where}: choice {found.choice[:40]!r} is not among the choices")
+    if scores is not None and len(scores) != len(choices):
+        raise BadData(f"{where}: {len(scores)} choice_scores for {len(choices)} choices")
+    if min([*entropy.values(), *(found.token_entropies or [])]) < 0:
         raise BadData(f"{where}: a negative entropy")
-    if not is_digest(model):
+    if not is_digest(found.model):
         raise BadData(f"{where}: 'model' is not a digest")
-    return Prediction(
-        id=name,
-        image=records.field(row, "image", str, where),
-        task=cast(Task, task),
-        prompt=records.field(row, "prompt", str, where, optional=True),
-        answer=records.field(row, "answer", str, where),
-        choice=choice,
-        choices=choices,
-        choice_scores=scores,
-        entropy=entropy,
-        token_entropies=tokens,
-        model=model,
-        domain=records.field(row, "domain", str, where, optional=True),
-    )
+    return found

@@ -9,8 +9,8 @@ The header maps each tensor's name to {"data_offsets": [begin, end], "dtype": D,
 offsets counted from the first byte after the header, and "__metadata__" to an object with exactly
 one key, "cdcca", whose value is a string: a second JSON object, keys sorted, no spaces, ASCII. It
 has at least "kind" (a string) and "version" (a positive whole number); everything else in it is
-the business of the format of that kind. (One key, because safetensors libraries write several in
-random order, and the same content must give the same bytes.)
+the business of the format of that kind. (One key, because safetensors libraries write several keys
+in random order.)
 
 D is one of F32 F16 I8 U8 I32 I64 U16. A writer stores tensors in ascending order of their names; a
 reader accepts any order, but together they must cover the bytes exactly, without hole or overlap,
@@ -30,15 +30,15 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar, overload
+from types import NoneType
+from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.files import Writable
 from cdcca_cli.formats.digest import DTYPES, dtype_name, little_endian_bytes
-from cdcca_cli.text import is_text
-from cdcca_cli.text import load_json as load_json
+from cdcca_cli.text import is_text, load_json
 
 _CHUNK_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8
@@ -54,6 +54,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+HEAD: dict[str, Any] = {"kind": str, "version": int}
+"""The fields of every header, as hints for `fields`."""
 
 
 class CutShort(BadData):
@@ -62,11 +64,15 @@ class CutShort(BadData):
 
 @dataclass(frozen=True)
 class Record:
-    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes."""
+    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes.
+
+    head: its first 8 + H bytes.
+    """
 
     tensors: dict[str, np.ndarray]
     header: dict[str, Any]
-    num_bytes: int
+    num_bytes: int = 0
+    head: bytes = b""
 
 
 # ---------------------------------------------------------------- writing
@@ -120,17 +126,29 @@ def read_record(
     limits: Limits = DEFAULT_LIMITS,
     where: str = "input",
 ) -> Record | None:
-    """Read the next record, or None at the end of the stream.
+    """Read the next record, or None at the end of the stream. BadData, NewerFormat.
 
-    Args:
-      kinds: the kinds that are expected, each with the newest version that the caller reads;
-        None: any.
-      where: how messages call this place.
-
-    Raises: BadData, NewerFormat.
+    Args: kinds: the kinds that are expected, each with the newest version that is read; None: any.
     """
     head = read_head(stream, limits=limits, where=where)
-    return None if head is None else read_tensors(stream, head, kinds, limits=limits, where=where)
+    if head is None:
+        return None
+    table, header = parse_head(head, where)
+    if kinds is not None:
+        expect_kind(header, kinds, where)
+    slots, num_payload_bytes = _check_table(table, where)
+    num_bytes = len(head) + num_payload_bytes
+    if num_bytes > limits.record_bytes:
+        raise BadData(
+            f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
+        )
+    fault = f"{where}: cut short inside a record's tensors"
+    payload = _read_exactly(stream, num_payload_bytes, fault)
+    tensors = {}
+    for name, (dtype, shape, begin, end) in slots.items():
+        array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
+        tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
+    return Record(tensors, header, num_bytes, head)
 
 
 def read_head(
@@ -152,34 +170,6 @@ def read_head(
     return prefix + bytes(text)
 
 
-def read_tensors(
-    stream: BinaryIO,
-    head: bytes,
-    kinds: Mapping[str, int] | None = None,
-    *,
-    limits: Limits = DEFAULT_LIMITS,
-    where: str = "input",
-) -> Record:
-    """The rest of the record whose first 8 + H bytes `read_head` gave."""
-    table, header = parse_head(head, where)
-    if kinds is not None:
-        expect_kind(header, kinds, where)
-    slots, num_payload_bytes = _check_table(table, where)
-    num_bytes = len(head) + num_payload_bytes
-    if num_bytes > limits.record_bytes:
-        raise BadData(
-            f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
-        )
-    payload = _read_exactly(
-        stream, num_payload_bytes, f"{where}: cut short inside a record's tensors"
-    )
-    tensors = {}
-    for name, (dtype, shape, begin, end) in slots.items():
-        array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
-        tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
-    return Record(tensors, header, num_bytes)
-
-
 def read_only_record(
     stream: BinaryIO,
     kinds: Mapping[str, int],
@@ -192,14 +182,13 @@ def read_only_record(
     if record is None:
         raise BadData(f"{where}: empty; expected {_either(kinds)}: did the stage before it fail?")
     if stream.read(1):
-        raise BadData(f"{where}: goes on after the end of the {record.header['kind']}")
+        raise BadData(f"{where}: continues after the end of the {record.header['kind']}")
     return record
 
 
-def num_bytes_of(head: bytes, where: str) -> int:
-    """How long the record is whose first 8 + H bytes these are. BadData."""
-    table, _ = parse_head(head, where)
-    return len(head) + _check_table(table, where)[1]
+def payload_bytes(table: Mapping[str, Any], where: str) -> int:
+    """How many bytes the tensors of this table take. BadData."""
+    return _check_table(table, where)[1]
 
 
 def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,21 +203,26 @@ def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]
     if not isinstance(header, dict):
         raise BadData(f"{where}: the record's cdcca header is not an object")
     field(header, "kind", str, where)
-    if field(header, "version", int, where) < 1:
-        raise BadData(f"{where}: version {header['version']}; they begin at 1")
+    field(header, "version", int, where)
     return table, header
 
 
 def expect_kind(header: Mapping[str, Any], kinds: Mapping[str, int], where: str) -> None:
     """Refuse another kind (BadData) or a newer version (NewerFormat)."""
-    kind, version = header["kind"], header["version"]
+    kind = header["kind"]
     if kind not in kinds:
         raise BadData(f"{where}: expected {_either(kinds)}, found {_named(kind)}")
-    if version > kinds[kind]:
+    check_version(header["version"], kinds[kind], f"{kind} format", where)
+
+
+def check_version(version: int, newest: int, name: str, where: str) -> None:
+    """Refuse a version below 1 (BadData) or above the newest that is read (NewerFormat)."""
+    if version > newest:
         raise NewerFormat(
-            f"{where}: {kind} format version {version}; this cdcca reads up to {kinds[kind]}: "
-            "upgrade it"
+            f"{where}: {name} version {version}; this cdcca reads up to {newest}: upgrade it"
         )
+    if version < 1:
+        raise BadData(f"{where}: version {version}; they begin at 1")
 
 
 def _named(kind: str) -> str:
@@ -242,7 +236,7 @@ def _either(kinds: Mapping[str, int]) -> str:
 
 
 def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:
-    """Read in pieces, so that a header that lies about the size costs no memory."""
+    """Read in pieces, so that a false size in a header costs no memory."""
     data = bytearray()
     while len(data) < length:
         piece = stream.read(min(length - len(data), _CHUNK_BYTES))
@@ -298,30 +292,51 @@ def _check_table(
 T = TypeVar("T")
 
 
-@overload
-def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T: ...
-@overload
-def field(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool
-) -> T | None: ...
-def field(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
-) -> T | None:
-    """A field of the type it must have: a whole number is a float too, a boolean is neither.
+def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
+    """A field of the type it must have, as `fields` checks it. BadData."""
+    value: T = _typed(header.get(name), kind, name, where)
+    return value
 
-    Raises: BadData, also for a text that UTF-8 cannot hold.
+
+def fields(
+    data: object, hints: Mapping[str, Any], where: str, *, exact: bool = True
+) -> dict[str, Any]:
+    """The fields of an object, each of the type that its hint names.
+
+    A whole number is a float too, a boolean is neither, and a float is finite. A text is one that
+    UTF-8 can hold.
+
+    Args:
+        hints: by key: str, int, float, list or dict, a list or tuple of one of these, a Literal of
+            strings, or one of these or None.
+        exact: whether to refuse keys that have no hint and to require those that have one.
+    Raises: BadData.
     """
-    value = header.get(name)
-    if value is None and optional:
-        return None
+    if not isinstance(data, dict):
+        raise BadData(f"{where}: expected an object, found {_found(data)}")
+    if exact:
+        exact_keys(data, set(hints), where)
+    return {name: _typed(data.get(name), hint, name, where) for name, hint in hints.items()}
+
+
+def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if NoneType in inner:
+        return None if value is None else _typed(value, inner[0], name, where)
+    if kind is Literal:
+        if _typed(value, str, name, where) not in inner:
+            raise BadData(f"{where}: {name} {value[:40]!r}; expected {' or '.join(inner)}")
+        return value
+    if kind in (list, tuple) and inner:
+        items = _typed(value, list, name, where)
+        return kind(_typed(item, inner[0], name, where) for item in items)
     if kind is float and type(value) is int:
         try:
-            return float(value)  # type: ignore[return-value]
+            return float(value)
         except OverflowError:
             raise BadData(f"{where}: {name!r} is too large a number") from None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        found = "nothing" if value is None else type(value).__name__
-        raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {found}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {_found(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadData(f"{where}: {name!r} is not a finite number")
     if isinstance(value, str) and not is_text(value):
@@ -329,14 +344,8 @@ def field(
     return value
 
 
-def list_of(
-    header: Mapping[str, Any], name: str, kind: type[T], where: str, *, optional: bool = False
-) -> list[T] | None:
-    """A field that is a list of one type; None if it may be absent and is."""
-    values = field(header, name, list, where, optional=optional)
-    if values is None:
-        return None
-    return [field({name: value}, name, kind, where) for value in values]
+def _found(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def exact_keys(header: Mapping[str, Any], names: set[str], where: str) -> None:
@@ -363,7 +372,6 @@ _TYPES: dict[type, str] = {
     str: "a string",
     int: "a whole number",
     float: "a number",
-    bool: "true or false",
     list: "a list",
     dict: "an object",
 }

@@ -1,4 +1,4 @@
-"""The token stream (the uplink), version 1: what the device was unsure of, one record a frame.
+"""The token stream (the uplink), version 1: one record per frame, of its uncertain tokens.
 
 A stream is any number of parts end to end (`cat a.tokens b.tokens` is a stream). A part is zero or
 more shard records and one end record; both are records as in `records`. Nothing may follow
@@ -33,15 +33,14 @@ value is at most half a scale. All values are finite.
 End record. Header {"count": number of shard records in this part, "kind": "end", "version": 1}; no
 tensors.
 
-A shard carries no labels and no pixels, and this module does not choose tokens, know models, or
-undo zstd (`streams` does).
+A shard carries no labels and no pixels. `streams` undoes zstd.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, get_type_hints
 
 import numpy as np
 
@@ -53,7 +52,6 @@ from cdcca_cli.formats.digest import is_digest
 VERSION = 1
 KINDS = {"shard": VERSION, "end": VERSION}
 LIMITS = records.Limits(record_bytes=1 << 28)
-_KEYS = {"kind", "version", "frame", "image", "domain", "tower", "num_tokens", "bits", "asks"}
 _TOKEN_DTYPES = {32: "F32", 16: "F16", 8: "I8"}
 _LARGEST = 127
 
@@ -88,6 +86,12 @@ class Shard:
     num_bytes: int = 0  # of its record, as read; 0 if it was not read
 
 
+_SHARD = get_type_hints(Shard)
+_COPIED = ("frame", "image", "domain", "tower", "num_tokens", "bits")
+_HEADER = records.HEAD | {name: _SHARD[name] for name in _COPIED} | {"asks": list}
+_QUESTION = get_type_hints(Question)
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -105,18 +109,13 @@ def dequantize_absmax(codes_NC: np.ndarray, scales_N: np.ndarray) -> np.ndarray:
     return codes_NC.astype(np.float32) * scales_N[:, None]
 
 
-def write_shard(out: Writable, shard: Shard) -> int:
-    """Write one shard record at shard.bits; returns its bytes. BadData if it is no sound shard."""
-    tensors, header = _encode(shard)
-    return records.write_record(out, tensors, header)
-
-
 def encoded_bytes(shard: Shard) -> int:
     """How many bytes `write_shard` would write."""
     return write_shard(BytesIO(), shard)
 
 
-def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def write_shard(out: Writable, shard: Shard) -> int:
+    """Write one shard record; returns its bytes. BadData if it is not sound."""
     where = f"frame {shard.frame}"
     tokens_NC = np.asarray(shard.tokens, dtype=np.float32)
     if shard.bits not in _TOKEN_DTYPES:
@@ -134,40 +133,25 @@ def _encode(shard: Shard) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     in_range = np.clip(shard.positions, 0, 0xFFFF if small else 0x7FFFFFFF)
     tensors["positions"] = in_range.astype(np.uint16 if small else np.int32)
     if not np.array_equal(tensors["positions"], shard.positions):
-        raise BadData(f"{where}: positions that are no whole numbers from 0 on")
+        raise BadData(f"{where}: positions that are not whole numbers of 0 or more")
     tensors["scores"] = np.asarray(shard.scores, dtype=np.float32)
-    questions = [
-        {
-            "id": question.id,
-            "prompt": question.prompt,
-            "task": question.task,
-            "choices": question.choices,
-            "entropy": None if question.entropy is None else float(question.entropy),
-        }
-        for question in shard.questions
-    ]
     header = {
         "kind": "shard",
         "version": VERSION,
-        "frame": shard.frame,
-        "image": shard.image,
-        "domain": shard.domain,
-        "tower": shard.tower,
+        **{name: getattr(shard, name) for name in _COPIED},
         "num_tokens": int(shard.num_tokens),
-        "bits": shard.bits,
-        "asks": questions,
+        "asks": [asdict(question) for question in shard.questions],
     }
     # What we would not read, we do not write.
-    _decode(records.Record(tensors, header, 0), "the shard")
-    return tensors, header
+    _decode(records.Record(tensors, header), "the shard")
+    return records.write_record(out, tensors, header)
 
 
 @contextmanager
 def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
-    """Write shards, then, if all went well, the end record.
+    """Write shards, then the end record; not after an exception, so a reader refuses the rest.
 
-    Yields a function that writes one shard and returns its bytes. After an exception there is no
-    end record, so a reader refuses what was written.
+    Yields: a function that writes one shard and returns its bytes.
     """
     count = 0
 
@@ -185,7 +169,7 @@ def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
 
 
 class NotFinite(BadData):
-    """A record whose only fault is that tokens or scores are not finite: the tower made them."""
+    """A record whose only fault is that the tower's tokens or scores are not finite."""
 
 
 def read_shards(
@@ -198,9 +182,9 @@ def read_shards(
     """Shards one after the other, each checked; memory holds one.
 
     Args:
-        refused: called with a message for each shard whose tokens or scores are not finite, which
-            is then left out; None: such a shard is an error.
-    Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
+        refused: called with a message for each shard that is left out because its tokens or scores
+            are not finite; None: such a shard is an error.
+    Raises: BadData, NewerFormat.
     """
     count = total = 0
     ended = False
@@ -210,43 +194,42 @@ def read_shards(
         if record is None:
             break
         ended = record.header["kind"] == "end"
-        if not ended:
-            count, total = count + 1, total + 1
-            try:
-                shard = _decode(record, place)
-            except NotFinite as fault:
-                if refused is None:
-                    raise
-                refused(f"{fault}: left out")
-                continue
-            yield shard
+        if ended:
+            _check_end(record, count, where)
+            count = 0
             continue
-        records.exact_keys(record.header, {"kind", "version", "count"}, place)
-        records.expect_tensors(record, {}, place)
-        promised = records.field(record.header, "count", int, place)
-        if promised != count:
-            raise BadData(f"{where}: {count:,} shards, but its end record counts {promised:,}")
-        count = 0
+        count, total = count + 1, total + 1
+        try:
+            shard = _decode(record, place)
+        except NotFinite as fault:
+            if refused is None:
+                raise
+            refused(f"{fault}: left out")
+        else:
+            yield shard
+    if not total and not ended:
+        raise BadData(f"{where}: empty; expected token shards: did the stage before it fail?")
     if not ended:
         raise BadData(
             f"{where}: ends after {total:,} shards without its end record: it was cut, or the "
             "stage before it failed"
-            if total
-            else f"{where}: empty; expected token shards: did the stage before it fail?"
         )
 
 
+def _check_end(record: records.Record, count: int, where: str) -> None:
+    found = records.fields(record.header, records.HEAD | {"count": int}, where)
+    records.expect_tensors(record, {}, where)
+    if found["count"] != count:
+        raise BadData(f"{where}: {count:,} shards, but its end record counts {found['count']:,}")
+
+
 def _decode(record: records.Record, where: str) -> Shard:
-    header = record.header
-    records.exact_keys(header, _KEYS, where)
-    frame = records.field(header, "frame", str, where)
-    tower = records.field(header, "tower", str, where)
-    num_tokens = records.field(header, "num_tokens", int, where)
-    bits = records.field(header, "bits", int, where)
-    if not frame:
+    found = records.fields(record.header, _HEADER, where)
+    num_tokens, bits = found["num_tokens"], found["bits"]
+    if not found["frame"]:
         raise BadData(f"{where}: the frame's id is empty")
-    where = f"{where} (frame {frame[:80]})"
-    if not is_digest(tower):
+    where = f"{where} (frame {found['frame'][:80]})"
+    if not is_digest(found["tower"]):
         raise BadData(f"{where}: 'tower' is not a digest")
     if not 1 <= num_tokens < 1 << 31:
         raise BadData(f"{where}: num_tokens is {num_tokens}")
@@ -269,17 +252,9 @@ def _decode(record: records.Record, where: str) -> Shard:
     if positions_N[0] < 0 or positions_N[-1] >= num_tokens or (np.diff(positions_N) <= 0).any():
         raise BadData(f"{where}: positions must ascend within 0 to {num_tokens - 1}")
     return Shard(
-        frame=frame,
-        image=records.field(header, "image", str, where),
-        domain=records.field(header, "domain", str, where, optional=True),
+        **{name: found[name] for name in _COPIED},
         positions=positions_N.astype(np.int32),
-        num_tokens=num_tokens,
-        tower=tower,
-        questions=[
-            _decode_question(question, where)
-            for question in records.field(header, "asks", list, where)
-        ],
-        bits=bits,
+        questions=[_decode_question(question, where) for question in found["asks"]],
         num_bytes=record.num_bytes,
         # Last: what is NotFinite is sound in all else.
         tokens=_decode_tokens(record.tensors, where),
@@ -307,34 +282,20 @@ def _finite(array: np.ndarray, name: str, where: str) -> np.ndarray:
     return array
 
 
-def _decode_question(question: object, where: str) -> Question:
-    if not isinstance(question, dict):
-        raise BadData(f"{where}: a question that is not an object")
-    records.exact_keys(question, {"id", "prompt", "task", "choices", "entropy"}, where)
-    task = records.field(question, "task", str, where)
-    if task not in ("vqa", "caption"):
-        raise BadData(f"{where}: task {task[:40]!r}; expected vqa or caption")
-    choices = records.list_of(question, "choices", str, where, optional=True)
-    if choices is not None and not choices:
+def _decode_question(data: object, where: str) -> Question:
+    question = Question(**records.fields(data, _QUESTION, f"{where}: a question"))
+    if question.choices == []:
         raise BadData(f"{where}: an empty list of choices")
-    prompt = records.field(question, "prompt", str, where, optional=True)
-    entropy = records.field(question, "entropy", float, where, optional=True)
-    if entropy is not None and entropy < 0:
-        raise BadData(f"{where}: an entropy of {entropy}")
-    return Question(
-        id=records.field(question, "id", str, where),
-        prompt=prompt,
-        task=cast(Task, task),
-        choices=choices,
-        entropy=entropy,
-    )
+    if question.entropy is not None and question.entropy < 0:
+        raise BadData(f"{where}: an entropy of {question.entropy}")
+    return question
 
 
 # ---------------------------------------------------------------- the ledger
 
 
 def shard_bytes(shard: Shard) -> dict[str, int]:
-    """The bytes of a shard's record by what they are for; they add up to the record's length."""
+    """How many bytes of a shard's record each part takes; they add up to its length."""
     num_kept, num_channels = shard.tokens.shape
     ledger = {
         "payload": num_kept * num_channels * shard.bits // 8,

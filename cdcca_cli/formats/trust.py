@@ -1,4 +1,4 @@
-"""Who may speak to a device: the trust list, version 1, and signatures as files hold them.
+"""The trust list, version 1: the keys that sign a device's updates; and signatures in files.
 
 A trust list says which public keys a device trusts, and how many of them an update needs. A record
 (`records`) without tensors; header, all keys always present:
@@ -17,19 +17,17 @@ in RFC 8032. Signatures are in ascending order of their keys, each key once, 256
 refuses a list or an update that it would not write again byte for byte, and one whose record has a
 header of more than 256 KiB.
 
-Which signatures a list needs is for `downlink.receiver` to say; nothing is verified here, and no
-cryptography is imported.
+Nothing is verified here (`downlink.verify` does), and no cryptography is imported.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import records
-from cdcca_cli.streams import pushed_back
 
 VERSION = 1
 KINDS = {"trust": VERSION}
@@ -39,7 +37,7 @@ _MOST_SIGNATURES = 256
 _MOST_VERSION = (1 << 53) - 1
 _DOMAIN = b"cdcca trust 1\n"
 _KEY = re.compile(r"[0-9a-f]{64}")
-_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_SIGNATURE_DIGITS = re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ class Trust:
         return {"version": self.version, "threshold": self.threshold, "keys": list(self.keys)}
 
 
+_SIGNATURE = get_type_hints(Signature)
+_TRUST = get_type_hints(Trust)
+
+
 @dataclass(frozen=True)
 class TrustList:
     """A trust to be installed, and the signatures over it."""
@@ -75,7 +77,6 @@ class TrustList:
         return _DOMAIN + records.dump_json(self.trust.as_json()).encode()
 
     def with_signatures(self, signatures: tuple[Signature, ...]) -> "TrustList":
-        """The same with these."""
         return replace(self, signatures=signatures)
 
 
@@ -107,25 +108,21 @@ def trust_list_of(record: records.Record, where: str) -> TrustList:
 
 def parse_trust(data: Any, where: str) -> Trust:
     """The trust that an object of JSON holds. BadData."""
-    if not isinstance(data, dict):
-        raise BadData(f"{where}: the trusted keys are not an object")
-    records.exact_keys(data, {"version", "threshold", "keys"}, where)
-    keys = tuple(records.list_of(data, "keys", str, where) or ())
-    threshold = records.field(data, "threshold", int, where)
-    version = records.field(data, "version", int, where)
+    trust = Trust(**records.fields(data, _TRUST, f"{where}: the trusted keys"))
+    keys, threshold, version = trust.keys, trust.threshold, trust.version
     if not all(map(_KEY.fullmatch, keys)) or list(keys) != sorted(set(keys)):
         raise BadData(f"{where}: 'keys' are not public keys in ascending order, each once")
     if not 1 <= len(keys) <= MOST_KEYS:
-        raise BadData(f"{where}: {len(keys):,} trusted keys; 1 to {MOST_KEYS} can be")
+        raise BadData(f"{where}: {len(keys):,} trusted keys; expected 1 to {MOST_KEYS}")
     if not 1 <= threshold <= len(keys):
         raise BadData(f"{where}: a threshold of {str(threshold)[:20]} of {len(keys)} keys")
     if not 1 <= version <= _MOST_VERSION:
         raise BadData(f"{where}: version {str(version)[:20]} of the trusted keys")
-    return Trust(version, threshold, keys)
+    return trust
 
 
 def is_key(value: object) -> bool:
-    """Whether this is a public key as files hold it."""
+    """Whether this is a public key."""
     return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
@@ -136,32 +133,26 @@ def signature_objects(signatures: Sequence[Signature]) -> list[dict[str, str]]:
 
 def read_signatures(header: Mapping[str, Any], where: str) -> tuple[Signature, ...]:
     """The signatures in a header, well formed and in order. BadData."""
-    found = []
-    objects = records.list_of(header, "signatures", dict, where) or []
+    objects = records.field(header, "signatures", list, where)
     if len(objects) > _MOST_SIGNATURES:
         raise BadData(f"{where}: {len(objects):,} signatures; at most {_MOST_SIGNATURES}")
-    for entry in objects:
-        records.exact_keys(entry, {"key", "signature"}, f"{where}: a signature")
-        key = records.field(entry, "key", str, where)
-        signature = records.field(entry, "signature", str, where)
-        if not _KEY.fullmatch(key) or not _SIGNATURE.fullmatch(signature):
+    place = f"{where}: a signature"
+    found = tuple(Signature(**records.fields(one, _SIGNATURE, place)) for one in objects)
+    for one in found:
+        if not _KEY.fullmatch(one.key) or not _SIGNATURE_DIGITS.fullmatch(one.signature):
             raise BadData(f"{where}: a signature is not in hexadecimal digits, 64 and 128 of them")
-        found.append(Signature(key, signature))
     keys = [signature.key for signature in found]
     if keys != sorted(set(keys)):
         raise BadData(f"{where}: its signatures are not in ascending order of keys, each once")
-    return tuple(found)
+    return found
 
 
 def read_strict_record(stream: BinaryIO, kinds: Mapping[str, int], where: str) -> records.Record:
     """The one record of a file, refused unless a writer would give the same bytes.
 
-    Its tensors, if there are several, must be in ascending order of their names.
-
     Raises: BadData, NewerFormat.
     """
-    head = records.read_head(stream, limits=LIMITS, where=where) or b""
-    record = records.read_only_record(pushed_back(head, stream), kinds, where=where)
-    if records.encode_header(record.tensors, record.header) != head:
+    record = records.read_only_record(stream, kinds, limits=LIMITS, where=where)
+    if records.encode_header(record.tensors, record.header) != record.head:
         raise BadData(f"{where}: not written as cdcca writes it: it is damaged, fetch it again")
     return record

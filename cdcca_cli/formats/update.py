@@ -7,11 +7,10 @@ always present:
     signed      object, what the signatures are over:
         base            digest of the overlay that the changes are against
         target          digest of the overlay that they lead to
-        model           digest of what both sides have frozen (`families.initial`), or null
-        sequence        whole number >= 1; a device refuses one it is past
-        expires         whole number >= 0, or null: seconds since 1970 from which on it is refused
-        codec           string, not empty: how the payload is to be read (`downlink.codecs`); a
-                        reader that does not know it needs a newer cdcca
+        model           digest of what both sides have frozen (`models.initial`), or null
+        sequence        whole number >= 1; a device takes only a higher one than it has had
+        expires         whole number >= 0, or null: seconds since 1970 at which it expires
+        codec           string, not empty: how the payload is coded (`downlink.codecs`)
         coding          object, the codec's own: whole numbers, strings, and lists of these
         num_parameters  whole number >= 0: of all tensors of the base together
         payload_bytes   length of the payload
@@ -20,9 +19,8 @@ always present:
                 `records.dump_json` writes it
 
 Whole numbers are below 2**53, the record's header is 256 KiB at most. Nothing may follow the
-record, and it is written in one way only: a reader refuses what it would not write again byte for
-byte. An update names no tensors: the digest of the base says which names and shapes they are, so a
-device that does not hold the base has no use for it.
+record, and a reader refuses what it would not write again byte for byte. An update names no
+tensors: their names and shapes are those of the base.
 
 Version 1 is read as well. It has no `signed` and no `signatures`; its header holds base, target,
 sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
@@ -30,15 +28,15 @@ sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
     bits        list of whole numbers, 0 to 32: bits of each tensor, in ascending order of the
                 base overlay's names; here it is coding["bits"]
 
-This module knows no codec and checks no signature: `read_envelope` stops where a signature has to
-be looked at (`downlink.receiver`), and `Envelope.open` goes on from there.
+This module knows no codec and checks no signature: `envelope_of` stops before the signatures are
+verified (`downlink.verify`), and `Envelope.open` continues.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
 
@@ -59,17 +57,13 @@ KINDS = {"update": VERSION}
 _DOMAIN = b"cdcca update 2\n"
 _MOST = (1 << 53) - 1
 _CODING_DEPTH = 4
-_COMMON = {"base", "target", "sequence", "codec", "num_parameters", "payload_bytes"}
-_COMMON |= {"payload_sha256"}
-_SIGNED = _COMMON | {"model", "expires", "coding"}
+_COPIED = ("base", "target", "sequence", "codec", "num_parameters", "model", "expires", "coding")
+_NEW_IN_2 = ("model", "expires", "coding")
 
 
 @dataclass(frozen=True)
 class Update:
-    """A coded change from one overlay to another.
-
-    version: of the format that it is written in; only version 2 can be signed.
-    """
+    """A coded change from one overlay to another. Only one of format version 2 can be signed."""
 
     base: str
     target: str
@@ -86,14 +80,7 @@ class Update:
     def signed(self) -> dict[str, Any]:
         """What the signatures are over."""
         return {
-            "base": self.base,
-            "target": self.target,
-            "model": self.model,
-            "sequence": self.sequence,
-            "expires": self.expires,
-            "codec": self.codec,
-            "coding": self.coding,
-            "num_parameters": self.num_parameters,
+            **{name: getattr(self, name) for name in _COPIED},
             "payload_bytes": len(self.payload),
             "payload_sha256": hashlib.sha256(self.payload).hexdigest(),
         }
@@ -103,7 +90,7 @@ class Update:
         return _message(self.signed())
 
     def with_signatures(self, signatures: tuple[Signature, ...]) -> "Update":
-        """The same with these, in the format version that has room for them."""
+        """The same with these, in the format version that can hold them."""
         return replace(self, signatures=signatures, version=VERSION)
 
     def header(self) -> dict[str, Any]:
@@ -113,56 +100,43 @@ class Update:
             v1 = {name: signed[name] for name in _COMMON} | {"bits": self.coding.get("bits")}
             return {"kind": "update", "version": 1, **v1}
         signatures = signature_objects(self.signatures)
-        return {
-            "kind": "update",
-            "version": VERSION,
-            "signed": self.signed(),
-            "signatures": signatures,
-        }
+        signed = {"signed": self.signed(), "signatures": signatures}
+        return {"kind": "update", "version": VERSION, **signed}
+
+
+_SIGNED = {"payload_bytes": int, "payload_sha256": str}
+_SIGNED |= {name: get_type_hints(Update)[name] for name in _COPIED}
+_COMMON = {name: hint for name, hint in _SIGNED.items() if name not in _NEW_IN_2}
+_VERSION_1 = records.HEAD | _COMMON | {"bits": list[int]}
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """An update whose lengths and form are right, and nothing else is known of it."""
+    """An update whose content and signatures have not been checked yet."""
 
     header: dict[str, Any]
     payload: bytes
     signatures: tuple[Signature, ...]
 
-    @property
-    def version(self) -> int:
-        number: int = self.header["version"]
-        return number
-
     def signed_bytes(self) -> bytes:
         """The message that is signed; empty for version 1, which cannot be signed."""
-        return b"" if self.version == 1 else _message(self.header["signed"])
+        return b"" if self.header["version"] == 1 else _message(self.header["signed"])
 
     def open(self, where: str = "the update") -> Update:
         """Check the header's content, then the payload's length and hash. BadData."""
-        signed = self.header if self.version == 1 else self.header["signed"]
-        _check(self.header, where)
+        signed = _check(self.header, where)
         if len(self.payload) != signed["payload_bytes"]:
             raise BadData(
                 f"{where}: a payload of {len(self.payload):,} bytes; its header says "
                 f"{signed['payload_bytes']:,}: fetch it again"
             )
         if hashlib.sha256(self.payload).hexdigest() != signed["payload_sha256"]:
-            raise BadData(
-                f"{where}: the payload does not have the hash in its header: fetch it again"
-            )
+            raise BadData(f"{where}: the payload's hash is not that in the header: fetch it again")
         return Update(
-            base=signed["base"],
-            target=signed["target"],
-            sequence=signed["sequence"],
-            codec=signed["codec"],
-            coding={"bits": signed["bits"]} if self.version == 1 else signed["coding"],
-            num_parameters=signed["num_parameters"],
+            **{name: signed[name] for name in _COPIED},
             payload=self.payload,
-            model=signed.get("model"),
-            expires=signed.get("expires"),
             signatures=self.signatures,
-            version=self.version,
+            version=self.header["version"],
         )
 
 
@@ -180,16 +154,11 @@ def write_update(out: Writable, update: Update) -> int:
 
 def read_update(stream: BinaryIO, *, where: str = "the update") -> Update:
     """Read and check it; its signatures are not verified. BadData, NewerFormat."""
-    return read_envelope(stream, where=where).open(where)
-
-
-def read_envelope(stream: BinaryIO, *, where: str = "the update") -> Envelope:
-    """Read a whole update and check its form, not its content. BadData, NewerFormat."""
-    return envelope_of(read_strict_record(stream, KINDS, where), where)
+    return envelope_of(read_strict_record(stream, KINDS, where), where).open(where)
 
 
 def envelope_of(record: records.Record, where: str) -> Envelope:
-    """The update that a record of `read_strict_record` holds, its form checked. BadData."""
+    """The update in a record of `read_strict_record`, its content not checked. BadData."""
     header = record.header
     records.expect_tensors(record, {"payload": "U8"}, where)
     payload = record.tensors["payload"]
@@ -215,33 +184,28 @@ def _message(signed: Mapping[str, Any]) -> bytes:
     return _DOMAIN + records.dump_json(signed).encode()
 
 
-def _check(header: Mapping[str, Any], where: str) -> None:
+def _check(header: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What is signed, as version 2 has it, checked. BadData."""
     if header["version"] == 1:
-        signed = header
-        records.exact_keys(header, _COMMON | {"bits", "kind", "version"}, where)
-        bits = records.list_of(header, "bits", int, where) or []
+        signed = records.fields(header, _VERSION_1, where)
+        bits = signed.pop("bits")
         if any(not 0 <= number <= 32 for number in bits):
             raise BadData(f"{where}: 'bits' must be 0 to 32")
+        signed |= {"model": None, "expires": None, "coding": {"bits": bits}}
     else:
-        signed = header["signed"]
-        records.exact_keys(signed, _SIGNED, where)
-        coding = records.field(signed, "coding", dict, where)
-        _check_coding(list(coding.values()), where, _CODING_DEPTH)
+        signed = records.fields(header["signed"], _SIGNED, where)
+        _check_coding(list(signed["coding"].values()), where, _CODING_DEPTH)
     for name in ("base", "target", "model"):
-        if not is_digest(signed.get(name)) and (name != "model" or signed.get(name) is not None):
+        if not is_digest(signed[name]) and (name != "model" or signed[name] is not None):
             raise BadData(f"{where}: {name!r} is not a digest")
-    if not records.field(signed, "codec", str, where):
+    if not signed["codec"]:
         raise BadData(f"{where}: 'codec' is empty")
-    records.field(signed, "payload_sha256", str, where)
-    for name, least in (
-        ("sequence", 1),
-        ("num_parameters", 0),
-        ("payload_bytes", 0),
-        ("expires", 0),
-    ):
-        number = records.field(signed, name, int, where, optional=name == "expires")
-        if number is not None and not least <= number <= _MOST:
+    least = {"sequence": 1, "num_parameters": 0, "payload_bytes": 0, "expires": 0}
+    for name, smallest in least.items():
+        number = signed[name]
+        if number is not None and not smallest <= number <= _MOST:
             raise BadData(f"{where}: {name} is {str(number)[:20]}")
+    return signed
 
 
 def _check_coding(values: list[Any], where: str, depth: int) -> None:

@@ -10,10 +10,10 @@ import re
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from typing import Any, BinaryIO, cast
-
-import numpy as np
 
 from cdcca_cli import streams
 from cdcca_cli.datasets.entries import entries
@@ -27,12 +27,14 @@ from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES, Kind
+from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES
+from cdcca_cli.formats.overlay import Overlay
 from cdcca_cli.inspection.summary import Names, Summary
 from cdcca_cli.text import load_json
 
 _SEEN_BYTES = 1 << 28
 _WEIGHTS_ENTRY_CHARS = 1 << 22
+_WEIGHTS_ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 _WEIGHTS_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _MOST_DTYPES = 64
 
@@ -60,8 +62,8 @@ class _Measured:
         return f"sha256:{self._sha.hexdigest()}"
 
 
-def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
-    """Read a stream of this kind to its end. BadData and what else its reader raises."""
+def summarize(kind: str, stream: BinaryIO, where: str) -> Summary:
+    """Read a stream of this kind to its end. Raises: BadData, and what its reader raises."""
     reader = _READERS.get(kind)
     if reader is None:
         raise BadData(f"{where}: {kind} cannot be read from a stream: name the file itself")
@@ -69,11 +71,11 @@ def summarize(kind: Kind, stream: BinaryIO, where: str) -> Summary:
     summary = reader(cast(BinaryIO, measured), where)
     if kind != "weights":  # only its header was read
         summary.digests["content"] = measured.digest
+        summary.ledger[summary.rest] = measured.num_bytes - sum(summary.ledger.values())
     return summary
 
 
 def _shards(stream: BinaryIO, where: str) -> Summary:
-    summary = Summary("shards", {"format": shard_format.VERSION})
     counts = dict.fromkeys(("shards", "questions", "kept_tokens", "all_tokens"), 0)
     towers, domains, bits, channels = Names(), Names(), Names(), Names()
     ledger: Counter[str] = Counter(payload=0, scales=0, positions=0, scores=0, header=0)
@@ -87,39 +89,38 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
         bits.add(shard.bits)
         channels.add(shard.tokens.shape[1])
         ledger.update(shard_format.shard_bytes(shard))
-    summary.counts = {
-        **counts,
-        "by_domain": domains.as_json(),
-        "by_bits": bits.as_json(),
-        "by_channels": channels.as_json(),
-    }
-    summary.digests["towers"] = towers.as_json()
-    summary.ledger = dict(ledger)
-    summary.ledger["end records"] = cast(_Measured, stream).num_bytes - sum(ledger.values())
-    return summary
+    names = {"by_domain": domains, "by_bits": bits, "by_channels": channels}
+    by_name = {name: found.sorted() for name, found in names.items()}
+    return Summary(
+        "shards",
+        {"format": shard_format.VERSION},
+        {"towers": towers.sorted()},
+        counts | by_name,
+        dict(ledger),
+        rest="end records",
+    )
 
 
 def _labels(stream: BinaryIO, where: str) -> Summary:
-    """Record by record: labels that are in the file twice are counted twice."""
-    measured = cast(_Measured, stream)
-    kinds, limits = {"lessons": labels_format.VERSION}, labels_format.LIMITS
+    """Record by record: an entry that is in the file twice counts twice."""
+    limits = labels_format.LIMITS
+    kinds = {"lessons": labels_format.VERSION}
     first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
     assert first is not None  # the kind was found in it
-    head = labels_format.parse_head(first.header, first.tensors, where)
+    head = labels_format.parse_head(first, where)
     counts = dict.fromkeys(
         ("entries", "questions", "answered_with_nothing", "entries_with_logits"), 0
     )
     ledger = dict.fromkeys((*labels_format.TENSORS, "scales", "header"), 0)
-    ledger["header"] = end = first.num_bytes
-    try:
+    ledger["header"] = first.num_bytes
+    with suppress(records.CutShort):  # a writer is at work or was killed: the next one continues
         while True:
-            place = f"{where}: the entry at byte {end:,}"
+            place = f"{where}: the entry at byte {sum(ledger.values()):,}"
             kinds = {"lesson": labels_format.VERSION}
             record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
             if record is None:
                 break
             entry = labels_format.decode(record, place)
-            end = measured.num_bytes
             counts["entries"] += 1
             counts["questions"] += len(entry.answers)
             counts["answered_with_nothing"] += entry.answers.count("")
@@ -128,19 +129,13 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
             for name, size in sizes.items():
                 ledger["scales" if name.endswith(".scales") else name] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
-    except records.CutShort:
-        pass  # its writer is at work, or was killed: the next writer goes on from here
-    ledger["unfinished"] = measured.num_bytes - end
     return Summary(
         "labels",
-        {
-            "format": labels_format.VERSION,
-            "bits": head.bits,
-            "unfinished_bytes": ledger["unfinished"],
-        },
+        {"format": labels_format.VERSION, "bits": head.bits},
         {"teacher": head.teacher, "vocabulary": head.vocabulary},
         counts,
         ledger,
+        rest="unfinished",
     )
 
 
@@ -157,66 +152,51 @@ def _predictions(stream: BinaryIO, where: str) -> Summary:
         domains.add(prediction.domain)
         for name in sums:
             sums[name] += prediction.entropy[name]
+    averages = {
+        name: min(total, sys.float_info.max) / max(count, 1) for name, total in sums.items()
+    }
+    counts = {"predictions": count, "with_choices": with_choices, "by_task": tasks.sorted()}
     return Summary(
         "predictions",
         {"format": predictions_format.VERSION},
-        {"models": models.as_json()},
-        {
-            "predictions": count,
-            "with_choices": with_choices,
-            "by_task": tasks.as_json(),
-            "by_domain": domains.as_json(),
-            "average_entropy_nats": {
-                name: min(total, sys.float_info.max) / max(count, 1) for name, total in sums.items()
-            },
-        },
-        {"lines": cast(_Measured, stream).num_bytes},
+        {"models": models.sorted()},
+        {**counts, "by_domain": domains.sorted(), "average_entropy_nats": averages},
+        rest="lines",
     )
 
 
 def _adaptation(stream: BinaryIO, where: str) -> Summary:
     adaptation = adaptation_format.read_adaptation(stream, where=where)
     held_out, quantiser = adaptation.held_out, adaptation.rate_aware
-    facts = {
+    summary = _overlay_summary("adaptation", adaptation.overlay)
+    summary.facts = {
         "format": adaptation.file_version,
-        "sequence": adaptation.sequence,
-        "method": adaptation.method,
-        "seed": adaptation.seed,
+        **{name: getattr(adaptation, name) for name in ("sequence", "method", "seed", "report")},
         "rate_aware": None if quantiser is None else vars(quantiser),
-        "report": adaptation.report,
     }
-    digests = {"base": adaptation.base, "overlay": overlay_digest(adaptation.overlay)}
-    arrays = adaptation.overlay.values()
-    summary = _overlay_summary("adaptation", facts, digests, arrays, stream)
+    summary.digests["base"] = adaptation.base
     if held_out is not None:
-        summary.counts |= {
-            "held_out_frames": len(held_out.shards),
-            "held_out_asks": held_out.num_questions,
-        }
-        frames = sum(shard.num_bytes for shard in held_out.shards)
-        summary.ledger |= {"held-out frames": frames, "header": summary.ledger["header"] - frames}
+        summary.counts["held_out_frames"] = len(held_out.shards)
+        summary.counts["held_out_questions"] = held_out.num_questions
+        summary.ledger["held-out frames"] = sum(shard.num_bytes for shard in held_out.shards)
     return summary
 
 
 def _overlay(stream: BinaryIO, where: str) -> Summary:
     tensors, sequence = overlay_format.read_overlay_file(stream, where=where)
-    facts = {"format": overlay_format.KINDS["overlay"], "sequence": sequence}
-    digests = {"overlay": overlay_digest(tensors)}
-    return _overlay_summary("overlay", facts, digests, tensors.values(), stream)
+    summary = _overlay_summary("overlay", tensors)
+    summary.facts = {"format": overlay_format.KINDS["overlay"], "sequence": sequence}
+    return summary
 
 
-def _overlay_summary(
-    kind: Kind,
-    facts: dict[str, Any],
-    digests: dict[str, Any],
-    arrays: Iterable[np.ndarray],
-    stream: BinaryIO,
-) -> Summary:
-    sizes = [array.size for array in arrays]
-    counts = {"tensors": len(sizes), "parameters": sum(sizes)}
-    payload = 4 * sum(sizes)
-    ledger = {"payload": payload, "header": cast(_Measured, stream).num_bytes - payload}
-    return Summary(kind, facts, digests, counts, ledger)
+def _overlay_summary(kind: str, overlay: Overlay) -> Summary:
+    sizes = [array.size for array in overlay.values()]
+    return Summary(
+        kind,
+        digests={"overlay": overlay_digest(overlay)},
+        counts={"tensors": len(sizes), "parameters": sum(sizes)},
+        ledger={"payload": 4 * sum(sizes)},
+    )
 
 
 def _update(stream: BinaryIO, where: str) -> Summary:
@@ -224,7 +204,7 @@ def _update(stream: BinaryIO, where: str) -> Summary:
     from cdcca_cli.downlink import codecs
 
     update = update_format.read_update(stream, where=where)
-    num_bytes = cast(_Measured, stream).num_bytes
+    num_bytes = update_format.write_update(BytesIO(), update)  # the very bytes that were read
     payload = {f"payload: {kind}": size for kind, size in codecs.byte_kinds(update).items()}
     return Summary(
         "update",
@@ -239,40 +219,36 @@ def _update(stream: BinaryIO, where: str) -> Summary:
         },
         {"base": update.base, "target": update.target, "model": update.model},
         {"parameters": update.num_parameters},
-        payload | _header_bytes(update.header(), num_bytes - len(update.payload)),
+        payload | _header_bytes(update.header()),
+        rest="framing",
     )
-
-
-def _header_bytes(header: dict[str, Any], num_bytes: int) -> dict[str, int]:
-    """How the bytes around the payload divide: what is signed, the signatures, the framing.
-
-    The header is JSON in a string of JSON, so every quotation mark in it takes two bytes.
-    """
-    parts = {"header": "signed", "signatures": "signatures"}
-    held = {
-        kind: len(records.dump_json(records.dump_json(header[name]))) - 2
-        for kind, name in parts.items()
-        if name in header
-    }
-    return {**held, "framing": num_bytes - sum(held.values())}
 
 
 def _trust(stream: BinaryIO, where: str) -> Summary:
     found = trust_format.read_trust_list(stream, where=where)
     signatures = trust_format.signature_objects(found.signatures)
     trust = found.trust.as_json()
+    keys = [signature.key for signature in found.signatures]
     return Summary(
         "trust",
-        {
-            "format": trust_format.VERSION,
-            "trust": trust,
-            "signatures_of": [signature.key for signature in found.signatures],
-        },
-        counts={"keys": len(found.trust.keys), "signatures": len(found.signatures)},
-        ledger=_header_bytes(
-            {"signed": trust, "signatures": signatures}, cast(_Measured, stream).num_bytes
-        ),
+        {"format": trust_format.VERSION, "trust": trust, "signatures_of": keys},
+        counts={"keys": len(found.trust.keys), "signatures": len(keys)},
+        ledger=_header_bytes({"signed": trust, "signatures": signatures}),
+        rest="framing",
     )
+
+
+def _header_bytes(header: dict[str, Any]) -> dict[str, int]:
+    """The bytes of what is signed, and of the signatures, in a record's header.
+
+    The header is JSON in a string of JSON, so every quotation mark in it takes two bytes.
+    """
+    parts = {"header": "signed", "signatures": "signatures"}
+    return {
+        kind: len(records.dump_json(records.dump_json(header[name]))) - 2
+        for kind, name in parts.items()
+        if name in header
+    }
 
 
 def weights(stream: BinaryIO, where: str) -> Summary:
@@ -309,9 +285,8 @@ def weights(stream: BinaryIO, where: str) -> Summary:
 
 def _weights_entry(entry: dict[str, Any], where: str) -> tuple[str, int, int]:
     """One tensor's dtype, number of elements, and end. BadData."""
-    dtype = records.field(entry, "dtype", str, where)
-    shape = records.list_of(entry, "shape", int, where) or []
-    offsets = records.list_of(entry, "data_offsets", int, where) or []
+    found = records.fields(entry, _WEIGHTS_ENTRY, where, exact=False)
+    dtype, shape, offsets = found.values()
     if not _WEIGHTS_DTYPE.fullmatch(dtype):
         raise BadData(f"{where}: dtype {dtype[:40]!r}")
     if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] < 1 << 63:
@@ -341,13 +316,11 @@ def _seen(stream: BinaryIO, where: str) -> Summary:
     if not isinstance(state, dict) or not isinstance(state.get("frames"), dict):
         raise BadData(f"{where}: not a state file of cdcca sample")
     version = records.field(state, "version", int, where)
-    ledger = {"text": cast(_Measured, stream).num_bytes}
-    return Summary(
-        "seen", {"format": version}, counts={"frames": len(state["frames"])}, ledger=ledger
-    )
+    counts = {"frames": len(state["frames"])}
+    return Summary("seen", {"format": version}, counts=counts, rest="text")
 
 
-_READERS: dict[Kind, Callable[[BinaryIO, str], Summary]] = {
+_READERS: dict[str, Callable[[BinaryIO, str], Summary]] = {
     "shards": _shards,
     "labels": _labels,
     "predictions": _predictions,

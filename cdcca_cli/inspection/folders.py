@@ -1,6 +1,5 @@
-"""What a folder holds: a device, a checkpoint, or frames; and frames of other sources too."""
+"""What a device folder, a checkpoint or a source of frames holds."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,13 +7,17 @@ from typing import Any
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
-from cdcca_cli.formats.device import VERSION, Device
-from cdcca_cli.formats.kind import Kind
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import VERSION
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
-from cdcca_cli.text import load_json
+from cdcca_cli.text import read_json
 
 _CONFIG_BYTES = 1 << 24
+_DEVICE_FACTS = (
+    *("highest_sequence", "checkpoint", "revision", "family", "qformer_layers", "quantize"),
+    *("groups", "lora", "trust", "keep"),
+)
 
 
 def summarize_device(path: Path) -> Summary:
@@ -24,59 +27,33 @@ def summarize_device(path: Path) -> Summary:
     for slot in device.kept:
         device.read_slot(slot)
     state = device.as_json()
-    settings = ("checkpoint", "revision", "family", "qformer_layers", "quantize", "groups", "lora")
-    try:
-        sizes = {
-            file.relative_to(path).as_posix(): file.stat().st_size
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
-    except OSError as error:
-        raise MissingInput(files.reason(path, error)) from None
     return Summary(
         "device",
         {
             "format": VERSION,
             "sequence": device.sequence,
-            "highest_sequence": device.highest_sequence,
-            **{name: state[name] for name in settings},
+            **{name: state[name] for name in _DEVICE_FACTS},
             "signed_by": state["current"]["signed_by"],
-            "trust": state["trust"],
-            "keep": device.keep,
             "kept": [
                 {name: slot[name] for name in ("sequence", "digest", "signed_by")}
                 for slot in state["kept"]
             ],
         },
-        {"current": device.digest, "tower": device.tower, "model": device.model},
+        {"current": device.digest, "tower": device.settings.tower, "model": device.model},
         {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
-        sizes,
+        _sizes(path, "**/*"),
     )
 
 
 def summarize_checkpoint(path: Path) -> Summary:
-    """A transformers checkpoint: its family, and what its safetensors headers hold.
-
-    Raises: MissingInput if a file cannot be read, BadData.
-    """
+    """A checkpoint: its family and the headers of its weights. MissingInput, BadData."""
     config_file = path / "config.json"
-    try:
-        with open(config_file, "rb") as source:
-            text = source.read(_CONFIG_BYTES + 1)
-        sizes = {
-            entry.name: entry.stat().st_size
-            for entry in sorted(os.scandir(path), key=lambda entry: entry.name)
-            if entry.is_file()
-        }
-    except OSError as error:
-        raise MissingInput(files.reason(path, error)) from None
-    if len(text) > _CONFIG_BYTES:
-        raise BadData(f"{config_file}: larger than {_CONFIG_BYTES:,} bytes")
-    config = load_json(text, str(config_file))
+    config = read_json(config_file, _CONFIG_BYTES)
     if not isinstance(config, dict):
         raise BadData(f"{config_file}: expected an object")
     parameters: Counter[str] = Counter()
     num_tensors = 0
+    sizes = _sizes(path, "*")
     for name in sizes:
         if name.endswith(".safetensors"):
             with streams.binary_input(path / name) as stream:
@@ -99,11 +76,19 @@ def summarize_checkpoint(path: Path) -> Summary:
     )
 
 
-def summarize_frames(path: Path, kind: Kind) -> Summary:
-    """Frames and what is asked of them; the images of a manifest or annotations need not be there.
+def _sizes(path: Path, pattern: str) -> dict[str, int]:
+    try:
+        return {
+            file.relative_to(path).as_posix(): file.stat().st_size
+            for file in sorted(path.glob(pattern))
+            if file.is_file()
+        }
+    except OSError as error:
+        raise MissingInput(files.reason(path, error)) from None
 
-    Raises: what `datasets` raises for a source that is not sound.
-    """
+
+def summarize_frames(path: Path, kind: str) -> Summary:
+    """Frames and their questions; images of a manifest or annotation file need not exist."""
     from cdcca_cli.datasets import load_image, read_frames
     from cdcca_cli.datasets.annotations import read_pictures
     from cdcca_cli.datasets.manifest import Manifest

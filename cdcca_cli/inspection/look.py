@@ -1,4 +1,4 @@
-"""From a path or standard input to the reader of its kind."""
+"""A path or standard input, read by the reader of its kind."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,7 @@ _FRAMES = ("image", "video", "manifest", "annotations")
 
 
 def look(file: str | None) -> Summary:
-    """What a file or folder is, checked from end to end; None and "-": standard input.
-
-    Raises: whatever the reader of its kind raises.
-    """
+    """What a file or folder is, checked to its end; None and "-": standard input. CdccaError."""
     path = Path(file or "-")
     if path.name in ("device.json", "config.json"):
         path = path.parent

@@ -3,23 +3,24 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from cdcca_cli.formats.kind import Kind
-
-_MOST_NAMES = 1000  # different domains, towers or models that are counted apart
+_MOST_NAMES = 1000  # different domains, towers or models that are counted separately
 
 
 @dataclass
 class Summary:
-    """What is in a file or folder. The ledger's bytes add up to the length of the content."""
+    """What is in a file or folder. The ledger's bytes add up to the length of the content.
 
-    kind: "Kind"
+    rest: what a reader of a stream calls the bytes that its ledger has no name for.
+    """
+
+    kind: str
     facts: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, int] = field(default_factory=dict)
+    rest: str = "header"
 
     def as_json(self) -> dict[str, Any]:
         """One object; `bytes` has the ledger with its total."""
@@ -30,19 +31,16 @@ class Summary:
         return result
 
 
-class Names:
+class Names(Counter[str]):
     """Counts by name, for a bounded number of names."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
 
     def add(self, name: object) -> None:
         text = "(none)" if name is None else str(name)
-        known = text in self._counts or len(self._counts) < _MOST_NAMES
-        self._counts[text if known else "(others)"] += 1
+        known = text in self or len(self) < _MOST_NAMES
+        self[text if known else "(others)"] += 1
 
-    def as_json(self) -> dict[str, int]:
-        return dict(sorted(self._counts.items()))
+    def sorted(self) -> dict[str, int]:
+        return dict(sorted(self.items()))
 
 
 def rows(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:

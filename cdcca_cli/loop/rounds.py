@@ -32,7 +32,7 @@ from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.predictions import Prediction, write_predictions
+from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.formats.update import Update, write_update
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.models import load, load_device
@@ -147,7 +147,7 @@ class Cycle:
         predictions = self.predict(frames, f"round {number}: infer", skipped)
         skipped.refuse_if_all()
         with streams.text_output(folder / "predictions.jsonl") as out:
-            write_predictions(out, predictions)
+            out.writelines(map(encode_line, predictions))
         uplink = folder / "uplink.tokens"
         num_questions = self._sample(uplink, frames, predictions, number)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
@@ -230,7 +230,7 @@ def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = N
 
 
 def _check_alike(device: Device, mirror: Device) -> None:
-    if replace(device.settings, quantize=mirror.quantize) != mirror.settings:
+    if replace(device.settings, quantize=mirror.settings.quantize) != mirror.settings:
         raise BadData(
             f"{mirror.path}: was not made as {device.path} was (checkpoint, Q-Former layers, "
             "groups, LoRA): run init for both with the same options"

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.formats import records
-from cdcca_cli.formats.device import Device, DeviceSettings, Lora, Quantize
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import DeviceSettings, Lora, Quantize
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.formats.trust import Trust
@@ -73,8 +74,9 @@ def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
 
     Raises: as `models.load`.
     """
-    model = _loaded(device.checkpoint, device.groups, device.qformer_layers, device.revision)
-    overlay = model.initial_overlay(device.groups, device.lora.rank, device.lora.seed)
+    made = device.settings
+    model = _loaded(made.checkpoint, made.groups, made.qformer_layers, made.revision)
+    overlay = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
     return dict(sorted(overlay.items()))
 
 

@@ -137,21 +137,22 @@ def load_device(
     Raises: as `load`; BadData if the overlay or the vision tower is not this checkpoint's.
     """
     overlay = device.read_overlay()
+    settings = device.settings
     model = load(
-        device.checkpoint,
+        settings.checkpoint,
         compute=compute,
         dtype=dtype,
-        quantize=device.quantize if quantize is None else quantize,
-        qformer_layers=device.qformer_layers,
-        revision=device.revision,
-        zero_biases="bias" in device.groups,
+        quantize=settings.quantize if quantize is None else quantize,
+        qformer_layers=settings.qformer_layers,
+        revision=settings.revision,
+        zero_biases="bias" in settings.groups,
     )
-    if device.tower != model.tower_digest:
+    if settings.tower != model.tower_digest:
         raise BadData(
-            f"{device.checkpoint}: its vision tower is {model.tower_digest}, the device folder was "
-            f"made with {device.tower}: give the checkpoint it was made from, or run init again"
+            f"{settings.checkpoint}: its vision tower is {model.tower_digest}, the device folder "
+            f"was made with {settings.tower}: give that checkpoint, or run init again"
         )
-    model.install_overlay(overlay, device.lora.alpha)
+    model.install_overlay(overlay, settings.lora.alpha)
     return model
 
 

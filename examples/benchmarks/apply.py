@@ -25,7 +25,8 @@ import numpy as np
 from cdcca_cli.downlink import sender
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
-from cdcca_cli.formats.device import Device, DeviceSettings, Lora
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import DeviceSettings, Lora
 from cdcca_cli.formats.update import write_update
 
 LAYERS, WIDTH, INNER = 32, 4096, 11_008

@@ -320,7 +320,7 @@ class TestCompress:
             (adaptation, other.path, 78, "the adaptation was made from sha256:"),
             (cut, mirror, 65, "cut short"),
             (tmp_path / "absent", mirror, 66, "no such file"),
-            (adaptation, tmp_path, 66, "no device folder"),
+            (adaptation, tmp_path, 66, "name a device folder"),
         ):
             out = tmp_path / "none.cdcca"
             assert run("compress", name, "--base", base, "-o", out) == code

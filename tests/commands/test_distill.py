@@ -452,7 +452,7 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
     said = json.loads(capfd.readouterr().out)
     assert said["format"] == 3
     assert said["rate_aware"]["step"] == made.rate_aware.step
-    assert said["counts"]["held_out_asks"] == made.held_out.num_questions
+    assert said["counts"]["held_out_questions"] == made.held_out.num_questions
     assert said["bytes"]["total"] == (tmp_path / "out").stat().st_size
     assert run(tokens, "-o", "plain") == 0
     assert adaptation_in((tmp_path / "plain").read_bytes()).rate_aware is None

@@ -85,24 +85,23 @@ def test_labels(capfd: pytest.CaptureFixture[str]) -> None:
         "kind": "labels",
         "format": 1,
         "bits": 16,
-        "unfinished_bytes": 0,
         "digests": {"teacher": make.MODEL, "vocabulary": make.BASE},
         "counts": {
             "entries": 1,
             "questions": 2,
             "answered_with_nothing": 1,
-            "lessons_with_logits": 1,
+            "entries_with_logits": 1,
         },
     }
-    assert ledger.pop("total") == len(make.labels(make.entry())) == sum(ledger.values())
-    assert ledger.pop("header") == len(make.labels(make.entry())) - 12 - 16 - 6 - 12
+    assert ledger.pop("total") == len(make.labels_file(make.label_entry())) == sum(ledger.values())
+    assert ledger.pop("header") == len(make.labels_file(make.label_entry())) - 12 - 16 - 6 - 12
     sizes = {"queries": 12, "visual": 16, "answer": 6, "logits": 12, "scales": 0, "unfinished": 0}
     assert ledger == sizes
 
 
 def test_labels_of_8_bits(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "lessons_v1_i8.lessons", capfd)
-    assert (found["bits"], found["counts"]["lessons_with_logits"]) == (8, 0)
+    assert (found["bits"], found["counts"]["entries_with_logits"]) == (8, 0)
     assert [found["bytes"][name] for name in ("queries", "visual", "scales")] == [6, 2, 12]
 
 
@@ -111,20 +110,20 @@ def test_labels_whose_last_is_not_finished(
     cut: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Cut near its end and near its beginning: what is whole is told, and how much is not."""
-    whole = make.labels(make.entry(), make.entry())
-    for length in (len(whole) - cut, len(whole) - len(make.entry()) + cut):
+    whole = make.labels_file(make.label_entry(), make.label_entry())
+    for length in (len(whole) - cut, len(whole) - len(make.label_entry()) + cut):
         (tmp_path / "cut").write_bytes(whole[:length])
         found = inspect(tmp_path / "cut", capfd)
         assert found["counts"]["entries"] == 1
-        rest = length - len(make.labels(make.entry()))
-        assert found["unfinished_bytes"] == found["bytes"]["unfinished"] == rest
+        rest = length - len(make.labels_file(make.label_entry()))
+        assert found["bytes"]["unfinished"] == rest
         assert found["bytes"]["total"] == length
 
 
 def test_memory_stays_flat_from_10_to_1000_labels() -> None:
     def peak_bytes(times: int) -> int:
         class Labels(io.RawIOBase):
-            left, piece = times, make.labels(bits=32)
+            left, piece = times, make.labels_file(bits=32)
 
             def readable(self) -> bool:
                 return True
@@ -136,7 +135,7 @@ def test_memory_stays_flat_from_10_to_1000_labels() -> None:
                 buffer[: len(taken)] = taken
                 return len(taken)
 
-        make_entry = make.entry()
+        make_entry = make.label_entry()
         tracemalloc.start()
         found = summarize("labels", io.BufferedReader(Labels()), "here")
         _, peak = tracemalloc.get_traced_memory()
@@ -329,10 +328,10 @@ def test_state_of_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     [
         (b"", 65, "empty"),
         (b"\x89PNG, but no image", 65, "a.bin"),
-        (b"GIF", 65, "not a file that cdcca knows"),
+        (b"GIF", 65, "not a kind of file that cdcca reads"),
         (b"{", 65, "a.bin"),
         (b"[1, 2", 65, "a.bin"),
-        (os.urandom(0) + b"\0" * 4000, 65, "not a file that cdcca knows"),
+        (os.urandom(0) + b"\0" * 4000, 65, "not a kind of file that cdcca reads"),
         (b'\x08\0\0\0\0\0\0\0{"a":1} ', 65, "not a sound safetensors header"),
     ],
 )
@@ -366,7 +365,7 @@ def test_from_a_pipe(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     data = (VALID / name).read_bytes()
     expected = {**inspect(VALID / name, capfd), "file": "standard input"}
     for arguments, content in (((), data), (("-",), zstandard.compress(data))):
-        done = from_pipe(content, *arguments)
+        done = from_pipe(content, *arguments, "--quiet")  # a slow command writes its time
         assert (done.returncode, done.stderr) == (0, b"")
         assert json.loads(done.stdout) == expected
 

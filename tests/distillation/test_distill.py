@@ -251,7 +251,7 @@ def test_another_lora_scale_does_not_take_up_the_state(
     lora = mirror.lora
     other = create_device(
         tmp_path / "other",
-        mirror.checkpoint,
+        mirror.settings.checkpoint,
         InitSettings(lora_rank=lora.rank, lora_alpha=3 * lora.alpha, seed=lora.seed),
     )
     assert other.digest == mirror.digest

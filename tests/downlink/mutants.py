@@ -22,7 +22,7 @@ from cdcca_cli import streams
 from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut, RateAware, write_adaptation
-from cdcca_cli.formats.device import write_overlay_file
+from cdcca_cli.formats.overlay import write_overlay_file
 from cdcca_cli.formats.shard import Question, Shard, writer
 from cdcca_cli.formats.update import Update
 from tests.downlink import changes, forged

@@ -34,8 +34,9 @@ from cdcca_cli.errors import (
     WrongBase,
 )
 from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
-from cdcca_cli.formats.device import Device, read_overlay_file, write_overlay_file
+from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.overlay import read_overlay_file, write_overlay_file
 from cdcca_cli.formats.shard import read_shards, write_shard
 from cdcca_cli.formats.trust import TrustList, write_trust_list
 from tests.downlink import forged, mutants, worlds

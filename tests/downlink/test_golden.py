@@ -10,8 +10,8 @@ import pytest
 
 from cdcca_cli.downlink import codecs
 from cdcca_cli.downlink.settings import CompressSettings
-from cdcca_cli.formats.device import read_overlay_file
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.overlay import read_overlay_file
 from cdcca_cli.formats.update import read_update
 from tests.downlink import slow_decoder, worlds
 

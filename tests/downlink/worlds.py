@@ -9,7 +9,8 @@ import numpy as np
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
-from cdcca_cli.formats.device import Device, DeviceSettings, Lora
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import DeviceSettings, Lora
 from cdcca_cli.formats.update import Update, write_update
 
 Overlay = dict[str, np.ndarray]

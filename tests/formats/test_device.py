@@ -14,7 +14,8 @@ import pytest
 
 from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
-from cdcca_cli.formats.device import Device, DeviceSettings, Lora
+from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_state import DeviceSettings, Lora
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.trust import Trust
 

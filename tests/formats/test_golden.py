@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from cdcca_cli.downlink import signatures
-from cdcca_cli.formats import adaptation, device, labels, predictions, shard, trust, update
+from cdcca_cli.formats import (
+    adaptation,
+    device,
+    device_state,
+    labels,
+    predictions,
+    shard,
+    trust,
+    update,
+)
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -145,12 +154,12 @@ def test_labels_of_8_bits() -> None:
 def test_labels_that_were_not_finished() -> None:
     found = labels.open_labels(VALID / "lessons_v1_unfinished.lessons")
     assert list(found.places) == [make.LABEL["key"]]
-    assert found.end == len(make.labels(make.entry()))
+    assert found.end == len(make.labels_file(make.label_entry()))
 
 
 @pytest.mark.parametrize("name", ["lessons_v1", "lessons_v1_i8", "lessons_v1_none"])
 def test_the_writer_gives_the_golden_labels_again(name: str, tmp_path: Path) -> None:
-    path = VALID / f"{name}.labels"
+    path = VALID / f"{name}.lessons"
     found = labels.open_labels(path)
     assert found.head is not None
     with labels.writing(tmp_path / "again", found.head) as again:
@@ -167,7 +176,7 @@ def test_adaptation() -> None:
     assert found.overlay["a.weight"].tolist() == [[1, 2], [3, 4]]
     assert found.overlay["b.bias"].tolist() == [0.5, -0.5, 0]
     out = BytesIO()
-    assert adaptation.write_adaptation(out, found) == len(data)
+    adaptation.write_adaptation(out, found)
     assert out.getvalue() == data
 
 
@@ -219,7 +228,7 @@ def test_trust_list() -> None:
 
 def test_device_of_version_2() -> None:
     found = device.Device.open(VALID / "device_v2")
-    assert (found.sequence, found.highest_sequence, found.keep) == (3, 5, 2)
+    assert (found.sequence, found.highest_sequence, found.as_json()["keep"]) == (3, 5, 2)
     assert [slot.sequence for slot in found.kept] == [2, 0]
     assert found.current.signed_by == tuple(sorted(make.KEYS))
     assert found.trust == trust.Trust(3, 2, tuple(sorted(make.KEYS)))
@@ -231,7 +240,8 @@ def test_device_of_version_2() -> None:
 def test_device_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
     shutil.copytree(VALID / "device_v1", tmp_path / "device")
     found = device.Device.open(tmp_path / "device")
-    assert (found.model, found.trust, found.keep, found.kept) == (None, None, 1, ())
+    assert (found.model, found.trust, found.kept) == (None, None, ())
+    assert found.as_json()["keep"] == 1
     found.install(found.read_overlay(), 4)
     written = json.loads((tmp_path / "device/device.json").read_text())
     assert written["version"] == 2 and [slot["sequence"] for slot in written["kept"]] == [3]
@@ -240,8 +250,8 @@ def test_device_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
 
 def test_device() -> None:
     found = device.Device.open(VALID / "device_v1")
-    assert found.lora == device.Lora(rank=16, alpha=32.0, seed=0)
-    assert (found.checkpoint, found.family, found.qformer_layers) == (
+    assert found.lora == device_state.Lora(rank=16, alpha=32.0, seed=0)
+    assert (found.settings.checkpoint, found.settings.family, found.settings.qformer_layers) == (
         "shipped:student",
         "blip-2",
         2,

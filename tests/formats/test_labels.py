@@ -268,7 +268,7 @@ def test_a_record_can_move_to_another_file(tmp_path: Path) -> None:
     part = labels.open_labels(tmp_path / "one")
     with labels.writing(tmp_path / "two", HEAD) as file:
         for name in part.places:
-            file.append_record(part.raw(name))
+            file.copy(name, part)
         assert_same(file.read(key(2)), make_entry(2))
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
 
@@ -361,13 +361,13 @@ WRITER = """
 import sys
 from pathlib import Path
 from cdcca_cli.formats import labels
-from tests.formats.test_lessons import HEAD, key, make_lesson
+from tests.formats.test_labels import HEAD, key, make_entry
 first, path = int(sys.argv[1]), Path(sys.argv[2])
 for start in range(first, first + 40, 4):
     with labels.writing(path, HEAD) as file:
         for number in range(start, start + 4):
-            file.append(key(number), make_lesson(number))
-            assert file.read(key(number)).answers == make_lesson(number).answers
+            file.append(key(number), make_entry(number))
+            assert file.read(key(number)).answers == make_entry(number).answers
 """
 
 

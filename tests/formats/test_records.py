@@ -1,6 +1,7 @@
 import json
 import struct
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -132,12 +133,18 @@ def test_fields_have_types() -> None:
     header = json.loads('{"n": 1, "x": 1.5, "b": true, "s": "t", "l": ["a", 1]}')
     assert records.field(header, "n", int, "here") == 1
     assert records.field(header, "n", float, "here") == 1.0
-    assert records.field(header, "gone", str, "here", optional=True) is None
+    hints = {"gone": str | None, "s": Literal["t"] | None, "l": list}
+    found = records.fields(header, hints, "here", exact=False)
+    assert found == {"gone": None, "s": "t", "l": ["a", 1]}
     for name, kind in (("b", int), ("b", float), ("x", int), ("gone", str), ("n", str)):
         with pytest.raises(BadData, match=f"here: '{name}' must be"):
             records.field(header, name, kind, "here")
     with pytest.raises(BadData, match="must be a string"):
-        records.list_of(header, "l", str, "here")
+        records.fields({"l": ["a", 1]}, {"l": list[str]}, "here")
+    with pytest.raises(BadData, match="here: s 't'; expected a or b"):
+        records.fields({"s": "t"}, {"s": Literal["a", "b"]}, "here")
+    with pytest.raises(BadData, match="expected an object, found list"):
+        records.fields([], {}, "here")
 
 
 def test_a_whole_number_that_no_float_holds_is_refused() -> None:

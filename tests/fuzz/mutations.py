@@ -361,13 +361,13 @@ def mutate_tensor(rng: Random, parts: RecordParts) -> None:
 def mutate_records(
     rng: Random,
     data: bytes,
-    mended: Callable[[RecordParts], None] | None = None,
+    repair: Callable[[RecordParts], None] | None = None,
     other: bytes = b"",
 ) -> bytes:
     """A file of records with its structure changed.
 
     Args:
-        mended: puts right what depends on the content (hashes, signatures), most of the times.
+        repair: corrects what depends on the content (hashes, signatures), most of the time.
         other: a file of another kind, to splice in.
     """
     records = split_records(data)
@@ -389,9 +389,9 @@ def mutate_records(
         records.insert(rng.randint(0, len(records)), rng.choice(records))
         if rng.random() < 0.5:
             del records[rng.randrange(len(records))]
-    if mended is not None and rng.random() < 0.8:
+    if repair is not None and rng.random() < 0.8:
         for record in records:
-            mended(record)
+            repair(record)
     pieces = [join_record(parts, edit if n == index else None) for n, parts in enumerate(records)]
     if change == 8:
         pieces[index] = mutate_bytes(rng, pieces[index])

@@ -1,6 +1,6 @@
 """Every kind of file that cdcca reads: valid samples, how they are changed, and how they are read.
 
-What belongs to other rooms is called in one function each, so that a move is mended in one place.
+Other rooms are imported where they are called.
 """
 
 import base64
@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import struct
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import adaptation, device, labels, predictions, shard
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
@@ -75,9 +76,9 @@ SHARDS = [
     make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
 ]
 LABELS = [
-    make.labels(make.entry()),
-    make.labels(make.entry(), make.entry_i8()),
-    make.labels(make.entry({"key": "sha256:" + "0b" * 32}), make.entry(), bits=32),
+    make.labels_file(make.label_entry()),
+    make.labels_file(make.label_entry(), make.entry_i8()),
+    make.labels_file(make.label_entry({"key": "sha256:" + "0b" * 32}), make.label_entry(), bits=32),
 ]
 ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
 
@@ -123,7 +124,6 @@ def _read_labels(data: bytes, folder: Path) -> None:
         found = labels.open_labels(path)
         for key in found.places:
             _writable(found.read(key))
-            found.raw(key)
     finally:
         look(str(path))
 
@@ -442,22 +442,15 @@ def _change_key(rng: Random) -> bytes:
     return b"\n".join((first, base64.b64encode(blob), last, b""))
 
 
-def _signing() -> Any:
-    """The module that reads key files."""
-    try:
-        from cdcca_cli.downlink import signatures
-    except ImportError:
-        from cdcca_cli.downlink import signing as signatures
-    return signatures
-
-
 def _read_key(data: bytes, folder: Path) -> None:
+    from cdcca_cli.downlink import keys
+
     path = _written(folder, data)
     path.chmod(0o600)
     try:
-        _signing().read_private_keys([path])
+        keys.read_private_keys([path])
     finally:
-        _signing().read_public_key(path)
+        keys.read_public_key(path)
 
 
 _SEEN = b'{"frames":{"a.jpg":"0123456789abcdef","b.jpg":"00"},"kind":"seen","version":1}\n'
@@ -479,29 +472,65 @@ student = 'mirror'
 
 [distill]
 epochs = 5
+method = "akd"
+kl = "forward"
 kl_weight = 0.5
-methods = ["akd", "cwd"]
-rate_aware = true
+rate_aware = 60
+replay = ["a.tokens"]
 
 [sample]
-top = "10%"
+keep = "10%"
+state = "seen.json"
+
+[loop]
+rounds = 2
 """
 
 
+def _change_toml(rng: Random) -> bytes:
+    """The text mutated as text, or its values mutated as JSON and written as TOML."""
+    if rng.random() < 0.4:
+        return mutations.mutate_text(rng, _TOML)
+    tables = mutations.mutate_json(rng, mutations.load(json.dumps(tomllib.loads(_TOML.decode()))))
+    lines = []
+    for name, value in tables if isinstance(tables, Pairs) else ():
+        if isinstance(value, Pairs):
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {mutations.dump(inner)}" for key, inner in value]
+        else:
+            lines.append(f"{name} = {mutations.dump(value)}")
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+@cache
+def _commands() -> list[Any]:
+    from cdcca_cli.main import COMMANDS, expanded
+
+    return [expanded(name) for name in COMMANDS if name != "completion"]
+
+
 def _read_toml(data: bytes, folder: Path) -> None:
-    """`cdcca.toml` in the working folder."""
+    """`cdcca.toml` in the working folder, and the options of each command that reads it."""
     from cdcca_cli import config
 
     _written(folder, data, "cdcca.toml")
     before = Path.cwd()
     os.chdir(folder)
     try:
-        commands = ("infer", "sample", "distill", "compress", "loop")
-        found = config.read(commands)
-        for command in commands:
-            found.check_names(command, ("epochs", "kl_weight", "methods", "rate_aware", "top"))
+        toml = config.read([command.name for command in _commands()])
     finally:
         os.chdir(before)
+    refused = None
+    for command in _commands():
+        try:
+            toml.check_names(command.name, command.names())
+            _writable(command.defaults(toml))
+            for part in command.parts.values():
+                part.build({}, toml)
+        except UsageError as error:
+            refused = error
+    if refused is not None:
+        raise refused
 
 
 _VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "CDCCA_DEBUG")
@@ -604,7 +633,7 @@ def _read_picture(case: tuple[str, bytes], folder: Path) -> None:
 
 
 def _kinds() -> list[Kind]:
-    kinds = [
+    return [
         Kind("shards", _change_shards, _read_shards, 3),
         Kind("labels", _change_labels, _read_labels, 3),
         Kind("adaptation", _change_adaptation, _read_adaptation, 3),
@@ -629,22 +658,11 @@ def _kinds() -> list[Kind]:
         Kind("answers", _change_answers, _read_answers, 2),
         Kind("key", _change_key, _read_key),
         Kind("seen", lambda rng: mutations.mutate_json_file(rng, _SEEN), _read_seen),
-        Kind("cdcca.toml", lambda rng: mutations.mutate_text(rng, _TOML), _read_toml),
+        Kind("cdcca.toml", _change_toml, _read_toml),
         Kind("environment", _change_environment, _read_environment, 0.2),
         Kind("picture", _change_picture, _read_picture, 0.5),
         Kind("video", _change_video, _read_picture, 0.1),
     ]
-    here = {kind.name: kind for kind in kinds}
-    for name, module in (("cdcca.toml", "config"), ("environment", "distillation.distributed")):
-        if not _has(module):
-            del here[name]
-    return list(here.values())
-
-
-def _has(module: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(f"cdcca_cli.{module}") is not None
 
 
 KINDS = {kind.name: kind for kind in _kinds()}

@@ -71,7 +71,12 @@ def test_memory_is_a_fault() -> None:
 def test_records_come_apart_and_together() -> None:
     from tests.golden import make
 
-    for data in (make.shard(), make.adaptation_2(), make.labels(make.entry_i8()), make.trust()):
+    for data in (
+        make.shard(),
+        make.adaptation_2(),
+        make.labels_file(make.entry_i8()),
+        make.trust(),
+    ):
         parts = mutations.split_records(data)
         assert b"".join(map(mutations.join_record, parts)) == data
 

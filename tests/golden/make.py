@@ -480,7 +480,11 @@ NAN, INF = float("nan"), float("inf")
 FAULTS: dict[str, tuple[int, str, bytes]] = {
     # -- the stream
     "empty.shards": (65, "empty", b""),
-    "text.shards": (65, "not a file that cdcca knows", b"hello, this is no stream at all\n"),
+    "text.shards": (
+        65,
+        "not a kind of file",
+        b"hello, this is no stream at all\n",
+    ),
     "cut_in_header_length.shards": (65, "cut short", shard() + end(1)[:5]),
     "cut_in_header.shards": (65, "cut short", shard() + end(1)[:20]),
     "cut_in_tensors.shards": (65, "cut short", shard()[:-3]),
@@ -684,7 +688,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "'prompt' is missing",
         shard({"asks": [{n: v for n, v in ASK.items() if n != "prompt"}]}),
     ),
-    "ask_a_string.shards": (65, "not an object", shard({"asks": ["What?"]})),
+    "ask_a_string.shards": (65, "a question: expected an object", shard({"asks": ["What?"]})),
     "ask_no_choices.shards": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
     "ask_choice_a_number.shards": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
     "ask_negative_entropy.shards": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
@@ -711,7 +715,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "bits_true.lessons": (65, "'bits'", labels_file(bits=True)),
     "dtype_unknown.lessons": (65, "head of its labels", labels_file(dtype="float8")),
     "teacher_no_digest.lessons": (65, "head of its labels", labels_file(teacher="blip")),
-    "vocabulary_a_list.lessons": (65, "head of its labels", labels_file(vocabulary=[])),
+    "vocabulary_a_list.lessons": (65, "'vocabulary' must be a string", labels_file(vocabulary=[])),
     "lesson_without_key.lessons": (65, "'key'", labels_file(label_entry({"key": "sha256:0"}))),
     "lesson_with_labels.lessons": (65, "unknown key", labels_file(label_entry({"labels": []}))),
     "sum_of_other_tensors.lessons": (
@@ -719,7 +723,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "its sum does not match",
         labels_file(label_entry({"sum": TARGET})),
     ),
-    "sum_a_number.lessons": (65, "its sum does not match", labels_file(label_entry({"sum": 0}))),
+    "sum_a_number.lessons": (65, "'sum' must be a string", labels_file(label_entry({"sum": 0}))),
     "nan.lessons": (
         65,
         "not finite",
@@ -802,11 +806,11 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "nats_negative.lessons": (65, "below 0", labels_file(label_entry({"nats": [0.25, -1]}))),
     "nats_huge.lessons": (65, "401 digits", labels_file(label_entry({"nats": [0.25, 10**400]}))),
     "nats_text.lessons": (65, "a number", labels_file(label_entry({"nats": [0.25, "1"]}))),
-    "input_not_there.lessons": (65, "not there", labels_file(label_entry({"inputs": [0, 1]}))),
+    "input_not_there.lessons": (65, "does not exist", labels_file(label_entry({"inputs": [0, 1]}))),
     # -- adaptation
     "cut.adaptation": (65, "cut short", adaptation()[:-1]),
-    "trailing_bytes.adaptation": (65, "goes on", adaptation() + b"x"),
-    "twice.adaptation": (65, "goes on", adaptation() + adaptation()),
+    "trailing_bytes.adaptation": (65, "continues after", adaptation() + b"x"),
+    "twice.adaptation": (65, "continues after", adaptation() + adaptation()),
     "newer_version.adaptation": (76, "upgrade", adaptation(version=9)),
     "base_no_digest.adaptation": (65, "'base'", adaptation(base="HEAD")),
     "sequence_negative.adaptation": (65, "sequence", adaptation(sequence=-1)),
@@ -820,10 +824,10 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "held_out_missing.adaptation": (65, "cut short", record(ADAPTATION_2, OVERLAY)),
     "held_out_cut.adaptation": (65, "end record", adaptation_2(frames=shard())),
     "held_out_counts_two.adaptation": (65, "counts 2", adaptation_2(held_out=2)),
-    "held_out_none_but_there.adaptation": (65, "goes on", adaptation_2(held_out=None)),
+    "held_out_none_but_there.adaptation": (65, "continues after", adaptation_2(held_out=None)),
     "held_out_zero.adaptation": (65, "held_out is 0", adaptation_2(held_out=0)),
     "answers_too_few.adaptation": (65, "an answer for each", adaptation_2("[[]]")),
-    "answers_a_number.adaptation": (65, "no text", adaptation_2("[[1]]")),
+    "answers_a_number.adaptation": (65, "not text", adaptation_2("[[1]]")),
     "answers_deep.adaptation": (65, "nested too deeply", adaptation_2(DEEP)),
     "step_zero.adaptation": (
         65,
@@ -846,7 +850,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     # -- update
     "tensor_of_zero_times_2_80.update": (65, "elements", record(UPDATE, HUGE_AND_EMPTY)),
     "cut.update": (65, "cut short", update()[:-1]),
-    "trailing_bytes.update": (65, "goes on", update() + b"\n"),
+    "trailing_bytes.update": (65, "continues after", update() + b"\n"),
     "newer_version.update": (76, "upgrade", update(version=3)),
     "payload_flipped.update": (65, "hash", update(payload=bytes(40))),
     "payload_shorter.update": (65, "39 bytes", update(payload=PAYLOAD[:39])),
@@ -898,7 +902,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     ),
     # -- trust
     "cut.trust": (65, "cut short", trust()[:-1]),
-    "trailing_bytes.trust": (65, "goes on", trust() + b"x"),
+    "trailing_bytes.trust": (65, "continues after", trust() + b"x"),
     "newer_version.trust": (76, "upgrade", trust(header={"version": 2})),
     "no_keys.trust": (65, "0 trusted keys", trust(keys=[])),
     "one_key_twice.trust": (65, "each once", trust(keys=[KEYS[0], KEYS[0]])),
@@ -955,7 +959,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "kept_missing.device": (66, "no such file", device_2(kept=[slot_2(1)])),
     "path_leaves_folder.device": (
         65,
-        "no sound overlay",
+        "not a sound overlay",
         device(current={**device_state()["current"], "file": "overlay/../../secret.safetensors"}),
     ),
     "other_overlay.device": (

@@ -226,7 +226,7 @@ def test_create_device_and_load_it(tmp_path: Path, blip2_llama: Path) -> None:
     model = models.load_device(device, compute="cpu")
     plain = models.load(blip2_llama, compute="cpu")
     assert model.digest == device.digest
-    assert model.tower_digest == plain.tower_digest == device.tower
+    assert model.tower_digest == plain.tower_digest == device.settings.tower
     prompt = [model.format_prompt("red?", "vqa")]
     tokens = plain.vision_tokens(plain.preprocess(tiny.images(1)))
     logits = []

@@ -75,7 +75,7 @@ def test_tokens_give_what_pixels_give(role: str) -> None:
 def test_a_device_of_the_shipped_student(tmp_path: Path) -> None:
     """init, then NF4 on a CPU: its linears have shapes that 4 bits can hold."""
     device = initial.create_device(tmp_path / "d", "shipped:student", InitSettings(quantize="nf4"))
-    assert device.checkpoint == "shipped:student"
+    assert device.settings.checkpoint == "shipped:student"
     model = models.load_device(device, compute="cpu")
     images, questions, _ = some_frames(2)
     prompts = [model.format_prompt(question, "vqa") for question in questions]
