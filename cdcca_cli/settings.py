@@ -9,11 +9,11 @@
             check(self)
 
 `check` refuses a value out of range. `cdcca_cli.options` makes command-line options from the same
-fields, and the README's tables are made from them too, so a setting is described once. A field with
-`is_tuning` gets no option of its own: it is given by name, with `--set` or in `cdcca.toml`.
+fields, and the README's tables are made from them. A field with `is_tuning` gets no option of its
+own: it is given by name, with `--set` or in `cdcca.toml`.
 
 Code below `commands` does not know how an option is spelled. A message names a setting in
-backticks (`kl_weight`), and `main` writes the option's spelling in their place.
+backticks (`kl_weight`), and `main` replaces it by the option.
 """
 
 from collections.abc import Callable, Collection
@@ -24,8 +24,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cdcca_cli.errors import SettingError, UsageError
 
-_LARGEST = 2.0**63
-"""No number is as large as this; it is also where whole numbers of other libraries end."""
+NO_DASH = "expected a name on disk; ./- is the file called -"
+_LARGEST = 2.0**63  # also where whole numbers of other libraries end
+_TRUTHS = {"true": True, "false": False}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,12 @@ class Setting:
     """What is known of one field.
 
     help: one line that is clear by itself, without a full stop.
-    usually: the default in words, where it is not the field's, such as one that depends on others.
+    usually: the default in words, if it depends on other settings.
     at_least, above, at_most, below: the range of a number, in `unit`.
-    choices: the values allowed.
     parse: from the text of an option to the value; raises ValueError with what was expected.
-    methods: the methods that the setting does something for; None: all of them.
+    methods: the methods that use the setting; None: all of them.
     is_tuning: given with `--set` or in cdcca.toml only.
-    option: the name of the option and of the key in cdcca.toml, where it is not the field's.
+    option: the name of the option and of the key in cdcca.toml, if it is not the field's.
     short: the option's short form, such as `-n`.
     """
 
@@ -58,10 +59,7 @@ class Setting:
     short: str | None = None
 
     def line(self, default: Any, *, with_choices: bool = False) -> str:
-        """The help, with default, range and methods in brackets.
-
-        Args: default: of the field. with_choices: name them, where nothing else shows them.
-        """
+        """The help, with default, range and methods in brackets."""
         usual = self.usually or ("" if default is None or default is False else str(default))
         notes = [f"default: {usual}"] if usual else []
         bounds = (self.at_least, self.above, self.at_most, self.below)
@@ -120,7 +118,7 @@ def hints(owner: type) -> dict[str, Any]:
 
 
 def defaults(owner: type) -> dict[str, Any]:
-    """The default of each setting of a dataclass."""
+    """The default of each field of a dataclass, by name."""
     return {one.name: one.default for one in fields(owner) if one.default is not MISSING}
 
 
@@ -143,37 +141,39 @@ def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
 
 
 def value_of(owner: type, name: str, text: str) -> Any:
-    """The value that a text means for a setting.
+    """The value of a setting for the text of an option.
 
-    Whole and decimal numbers, true and false, names between commas for tuples, else the text.
     Raises: SettingError: no such setting, or no such value.
     """
     known = described(owner).get(name)
     if known is None:
         names = ", ".join(sorted_by_likeness(name, described(owner)))
         raise SettingError(name, f"no such setting: expected one of {names}")
-    kind = hints(owner)[name]
     if not text:
         raise SettingError(name, "expected a value, found an empty one")
-    if kind is Path and text == "-":
-        raise SettingError(name, "expected a name on disk; ./- is the file called -", text)
     try:
-        if known.parse is not None:
-            return known.parse(text)
-        if kind is bool:
-            return {"true": True, "false": False}[text.strip().lower()]
-        if get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(","))
-        return kind(text)
-    except KeyError:
-        raise SettingError(name, "expected true or false", text) from None
+        return known.parse(text) if known.parse else converted(hints(owner)[name], text)
     except SettingError:
         raise
     except UsageError as error:  # of a `parse`: the reason alone
         raise SettingError(name, str(error).partition(": ")[2], text) from None
     except ValueError as error:
-        words = None if known.parse else {int: "a whole number", float: "a number"}.get(kind)
-        raise SettingError(name, f"expected {words}" if words else str(error), text) from None
+        raise SettingError(name, str(error), text) from None
+
+
+def converted(kind: Any, text: str) -> Any:
+    """The value of a type for a text; parts of a tuple are between commas.
+
+    Raises: ValueError with what was expected.
+    """
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(","))
+    if kind is Path and text == "-":
+        raise ValueError(NO_DASH)
+    try:
+        return _TRUTHS[text.strip().lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"expected {_WORDS[kind]}") from None
 
 
 def plain_type(hint: Any) -> Any:

@@ -1,9 +1,6 @@
-"""Bad members of a run: each is named on stderr, counted and left out, or stops the run.
+"""Bad members of a run: each is named on stderr, counted and left out, or stops a strict run.
 
-One damaged picture, one prompt that is too long or one record that is not finite must not stop the
-rest. Where the whole run is asked to be strict, it does.
-
-Does not decide what is bad: the caller catches the error and hands it over.
+The caller decides what is bad, and hands over the error.
 """
 
 from collections import Counter
@@ -16,12 +13,10 @@ NUM_NAMED = 10
 
 
 class Skipped:
-    """What one run left out because it is bad.
-
-    The first NUM_NAMED members are named, even when quiet; the others are counted.
+    """What one run left out. The first NUM_NAMED members are named, even when quiet.
 
     Args: strict: raise the first error instead.
-    Attributes: num_sound: how many members were good, counted by the caller.
+    Attributes: num_sound: number of good members, counted by the caller.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -30,10 +25,9 @@ class Skipped:
         self.num_sound = 0
 
     def add(self, kind: str, error: CdccaError) -> None:
-        """Leave out one member.
+        """Leave out one member; a strict run raises `error`.
 
         Args: kind: what it is, such as `frame`. error: which one, and why.
-        Raises: `error`, if the run is strict.
         """
         if self._strict:
             raise error
@@ -48,7 +42,7 @@ class Skipped:
         return self._counts.total()
 
     def refuse_if_all(self) -> None:
-        """A run without one good member has failed. Raises: BadData (65)."""
+        """Raises: BadData (65) if members were left out and none was good."""
         if self.count and not self.num_sound:
             raise BadData(f"nothing is left: {self._words()} left out")
 

@@ -142,12 +142,12 @@ def summary(text: str) -> None:
 
 def end_stage(seconds: float | None) -> None:
     """Write the command's summary; of a long stage also the time it took."""
-    words = _summary
-    if seconds is not None:
-        took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-        words = f"{_summary} (in {took})" if _summary else f"done in {took}"
-    if words:
-        message(words)
+    if seconds is None:
+        if _summary:
+            message(_summary)
+        return
+    took = f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    message(f"{_summary} (in {took})" if _summary else f"done in {took}")
 
 
 def message(text: str) -> None:

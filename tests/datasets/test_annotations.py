@@ -302,7 +302,7 @@ def test_mutated_files_end_in_references_or_one_line(tmp_path: Path, seed: int) 
 
 @real
 @pytest.mark.parametrize(
-    ("name", "frames", "asks"),
+    ("name", "frames", "questions"),
     [
         ("val2017", 177, 177),
         ("aokvqa_val_on_these_images.json", 45, 45),
@@ -334,7 +334,7 @@ def test_a_list_that_is_there_twice(tmp_path: Path) -> None:
 
 @real
 @pytest.mark.parametrize(
-    ("name", "source", "asks"),
+    ("name", "source", "questions"),
     [
         ("aokvqa/aokvqa_v1p0_val.json", "aokvqa", 1145),
         ("coco/captions_val2017.json", "caption", 5000),
