@@ -233,10 +233,10 @@ class _Pieces(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
+            more = next(self._pieces, None)
+            if more is None:
                 return 0
-            self._rest = memoryview(piece)
+            self._rest = memoryview(more)
         view = memoryview(buffer).cast("B")
         piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
         view[: len(piece)] = piece

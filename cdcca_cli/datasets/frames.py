@@ -4,7 +4,7 @@ Labels (the correct choice, ten answers, captions) travel with the questions. Th
 and never go up. This module knows no file format: `pictures`, `video` and `sources` do.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Task = Literal["vqa", "caption"]
 TASKS: tuple[Task, ...] = ("vqa", "caption")
 
@@ -58,18 +59,21 @@ class Frame:
     position: int | None = None
 
 
-class Frames(Protocol):
-    """A source of frames with a known length, which can be read any number of times."""
+class Items(Protocol[T_co]):
+    """Items of a known number, which can be read any number of times."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+Frames = Items[Frame]
 
 
 class LazyFrames(Generic[T]):
     """Frames that are made from items when they are read."""
 
-    def __init__(self, items: Collection[T], frame_of: Callable[[T], Frame]) -> None:
+    def __init__(self, items: Items[T], frame_of: Callable[[T], Frame]) -> None:
         self._items, self._frame_of = items, frame_of
 
     def __len__(self) -> int:

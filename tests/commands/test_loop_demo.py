@@ -31,7 +31,7 @@ def test_the_loop_leaves_what_the_stages_leave(
 ) -> None:
     """The update of its first round is the one that the separate commands make, byte for byte;
     the teacher's labels that it kept are all that they need."""
-    labels = str(tmp_path / "teacher.lessons")
+    labels = str(tmp_path / "teacher.labels")
     for side in ("device", "other", "mirror"):
         assert main(["init", str(tmp_path / side), "--quiet"]) == 0
     stream, work = str(few / "stream"), tmp_path / "work"
@@ -78,7 +78,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
 ) -> None:
     assert main(["init", str(tmp_path / "device"), "--quiet"]) == 0
     arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
-    arguments += ["--teacher", "no.lessons", "-o", str(tmp_path / "work")]
+    arguments += ["--teacher", "no.labels", "-o", str(tmp_path / "work")]
     assert main(arguments) == 66
     assert "no.labels: no such" in capfd.readouterr().err
     assert not (tmp_path / "work").exists()
@@ -107,7 +107,7 @@ def test_an_earlier_run_is_not_replaced_unless_asked(
     err = capfd.readouterr().err
     assert "is of an earlier run" in err and "give --force to replace it" in err
     assert earlier_files(tmp_path / "rounds") == before
-    assert main([*arguments, "--teacher", "gone.lessons", "--force"]) == 66
+    assert main([*arguments, "--teacher", "gone.labels", "--force"]) == 66
     assert earlier_files(tmp_path / "rounds") == before
     assert main([*arguments, "--force"]) == 0
     (update,) = (tmp_path / "rounds").rglob("*.cdcca")
