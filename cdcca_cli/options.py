@@ -108,7 +108,7 @@ Sign = Annotated[
     typer.Option(help="Private key to sign with (repeatable)", envvar="CDCCA_SIGN"),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first frame that cannot be used")
+    bool, typer.Option("--strict", help="Stop at the first frame or shard that cannot be used")
 ]
 
 

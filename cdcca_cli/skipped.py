@@ -15,12 +15,12 @@ NUM_NAMED = 10
 class Skipped:
     """What one run left out. The first NUM_NAMED members are named, even when quiet.
 
-    Args: strict: raise the first error instead.
+    Args: strict: raise the first error instead. quiet: name none, as a process that is not first.
     Attributes: num_sound: number of good members, counted by the caller.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
-        self._strict = strict
+    def __init__(self, *, strict: bool = False, quiet: bool = False) -> None:
+        self._strict, self._quiet = strict, quiet
         self._counts: Counter[str] = Counter()
         self.num_sound = 0
 
@@ -32,6 +32,8 @@ class Skipped:
         if self._strict:
             raise error
         self._counts[kind] += 1
+        if self._quiet:
+            return
         if self.count <= NUM_NAMED:
             streams.complain(f"left out: {error}")
         elif self.count == NUM_NAMED + 1:

@@ -193,12 +193,12 @@ def read_shards(
     *,
     where: str = "the token stream",
     limits: records.Limits = LIMITS,
-    refused: Callable[[str], object] | None = None,
+    refused: Callable[[NotFinite], object] | None = None,
 ) -> Iterator[Shard]:
     """Shards one after the other, each checked; memory holds one.
 
     Args:
-        refused: called with a message for each shard whose tokens or scores are not finite, which
+        refused: called with the error for each shard whose tokens or scores are not finite, which
             is then left out; None: such a shard is an error.
     Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
     """
@@ -217,7 +217,7 @@ def read_shards(
             except NotFinite as fault:
                 if refused is None:
                     raise
-                refused(f"{fault}: left out")
+                refused(fault)
                 continue
             yield shard
             continue
