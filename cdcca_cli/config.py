@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import MissingInput, UsageError
-from cdcca_cli.settings import check, setting, sorted_by_likeness
+from cdcca_cli.settings import check, no_such, setting
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
@@ -40,7 +40,7 @@ _MOST_BYTES = 1 << 14  # the parser takes quadratic time for dotted keys
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a model is computed on: `compute` and `dtype` are arguments of `models.load`."""
+    """The hardware and number format that a model is computed with."""
 
     compute: str = setting("auto", "Hardware to compute on", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = setting(
@@ -54,7 +54,7 @@ class Runtime:
         check(self)
 
     def set_threads(self) -> None:
-        """Make torch compute with this many threads."""
+        """Set the number of threads of torch."""
         if self.threads is not None:
             import torch
 
@@ -83,9 +83,7 @@ class Toml:
         """Raises: UsageError for a key that is not one of `names`, or has no value."""
         for name, value in self.tables.get(table, {}).items():
             if name not in names:
-                near = ", ".join(sorted_by_likeness(name, names)[:5])
-                more = ", ..." if len(names) > 5 else ""
-                raise self.refusal(table, name, f"no such setting: expected one of {near}{more}")
+                raise self.refusal(table, name, no_such("setting", name, names))
             if value == "" or isinstance(value, dict):
                 raise self.refusal(table, name, "expected a value", value)
 
@@ -127,12 +125,11 @@ def read(commands: Collection[str]) -> Toml:
     toml = Toml(top, tables, _lines(text))
     for name in tables:
         if name not in commands:
-            near = ", ".join(sorted_by_likeness(name, commands))
-            raise toml.refusal(name, "", f"no such table: expected one of {near}")
+            raise toml.refusal(name, "", no_such("table", name, commands))
     for name, value in top.items():
         if name not in FOLDERS:
-            near = ", ".join([*FOLDERS, *(f"[{command}]" for command in commands)])
-            raise toml.refusal("", name, f"no such setting: expected one of {near}")
+            known = [*FOLDERS, *(f"[{command}]" for command in commands)]
+            raise toml.refusal("", name, no_such("setting", name, known))
         if not isinstance(value, str) or not value:
             raise toml.refusal("", name, "expected a path in quotes", value)
     return toml

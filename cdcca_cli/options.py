@@ -219,8 +219,7 @@ class _Part:
             if name in self.names and self.names[name] not in self.tuning:
                 raise SettingError("set", f"expected `{name}`, an option of its own", word)
             if name not in self.tuning:
-                near = ", ".join(settings.sorted_by_likeness(name, self.tuning)[:5])
-                raise SettingError("set", f"no such setting: expected one of {near}, ...", word)
+                raise SettingError("set", settings.no_such("setting", name, self.tuning), word)
             settings.value_of(self.owner, name, value)
             found[name] = value
         return found
@@ -321,9 +320,9 @@ class Expanded:
         return found | {"set": _spelled("set")}
 
 
-def _parameter(name: str, hint: Any, default: Any = None) -> inspect.Parameter:
+def _parameter(name: str, hint: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=hint)
+    return inspect.Parameter(name, kind, default=None, annotation=hint)
 
 
 def _without_annotated(hint: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ Code below `commands` does not know how an option is spelled. A message names a 
 backticks (`kl_weight`), and `main` replaces it by the option.
 """
 
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,12 @@ from cdcca_cli.errors import SettingError, UsageError
 
 NO_DASH = "expected a name on disk; ./- is the file called -"
 _LARGEST = 2.0**63  # also where whole numbers of other libraries end
+_BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "at_least": (operator.ge, "{:g} or more"),
+    "above": (operator.gt, "more than {:g}"),
+    "at_most": (operator.le, "at most {:g}"),
+    "below": (operator.lt, "less than {:g}"),
+}
 _TRUTHS = {"true": True, "false": False}
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
@@ -62,12 +69,16 @@ class Setting:
         """The help, with default, range and methods in brackets."""
         usual = self.usually or ("" if default is None or default is False else str(default))
         notes = [f"default: {usual}"] if usual else []
-        bounds = (self.at_least, self.above, self.at_most, self.below)
-        if any(bound is not None for bound in bounds) or (with_choices and self.choices):
+        if self._bounds() or (with_choices and self.choices):
             notes.append(self.expected())
         if self.methods is not None:
             notes.append(f"for {', '.join(self.methods)}")
         return self.help + (f"  [{'; '.join(notes)}]" if notes else "")
+
+    def _bounds(self) -> dict[str, float]:
+        """The limits that are set, by field."""
+        found = {name: getattr(self, name) for name in _BOUNDS}
+        return {name: bound for name, bound in found.items() if bound is not None}
 
     def expected(self) -> str:
         """The values allowed, in words."""
@@ -76,16 +87,8 @@ class Setting:
         unit = f" {self.unit}" if self.unit else ""
         if self.at_least is not None and self.at_most is not None:
             return f"{self.at_least:g} to {self.at_most:g}{unit}"
-        lower = upper = ""
-        if self.at_least is not None:
-            lower = f"{self.at_least:g} or more"
-        elif self.above is not None:
-            lower = f"more than {self.above:g}"
-        if self.at_most is not None:
-            upper = f"at most {self.at_most:g}"
-        elif self.below is not None:
-            upper = f"less than {self.below:g}"
-        return (", ".join(part for part in (lower, upper) if part) or "a finite number") + unit
+        words = [_BOUNDS[name][1].format(bound) for name, bound in self._bounds().items()]
+        return (", ".join(words) or "a finite number") + unit
 
     def allows(self, value: Any) -> bool:
         """Whether a value, other than None, is within the range or among the choices."""
@@ -93,13 +96,9 @@ class Setting:
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
-        return (
-            -_LARGEST < value < _LARGEST  # also not NaN
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
+        if not -_LARGEST < value < _LARGEST:  # also NaN
+            return False
+        return all(_BOUNDS[name][0](value, bound) for name, bound in self._bounds().items())
 
 
 def setting(default: Any, help: str, **known: Any) -> Any:
@@ -147,8 +146,7 @@ def value_of(owner: type, name: str, text: str) -> Any:
     """
     known = described(owner).get(name)
     if known is None:
-        names = ", ".join(sorted_by_likeness(name, described(owner)))
-        raise SettingError(name, f"no such setting: expected one of {names}")
+        raise SettingError(name, no_such("setting", name, described(owner)))
     if not text:
         raise SettingError(name, "expected a value, found an empty one")
     try:
@@ -183,9 +181,11 @@ def plain_type(hint: Any) -> Any:
     return hint
 
 
-def sorted_by_likeness(name: str, names: Collection[str]) -> list[str]:
-    """The names, those that `name` may be a misspelling of first."""
+def no_such(what: str, name: str, names: Collection[str]) -> str:
+    """Why `name` is refused: the names allowed, those that it may be a misspelling of first."""
     import difflib
 
     near = difflib.get_close_matches(name, names, 3)
-    return [*near, *(other for other in names if other not in near)]
+    shown = [*near, *(other for other in names if other not in near)][:5]
+    more = ", ..." if len(names) > len(shown) else ""
+    return f"no such {what}: expected one of {', '.join(shown)}{more}"

@@ -48,7 +48,7 @@ _claimed: int | None = None  # a private duplicate of the real stdout; -1: it wa
 
 
 def claim_stdout() -> None:
-    """Keep the real stdout for data and send what others write to fd 1 to stderr. Idempotent."""
+    """Keep the real stdout for data, and send what libraries write to fd 1 to stderr."""
     global _claimed
     if _claimed is not None:
         return
@@ -121,7 +121,7 @@ def is_quiet() -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text with control characters escaped: names read from files may hold any of them."""
+    """The text with control characters escaped, which names of files may have."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -190,7 +190,7 @@ def emit_facts(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A command's result for people; numbers to the right. Plain text when not on a terminal."""
+    """A command's result for people; plain text if not on a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -281,7 +281,7 @@ def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
 
 
 def input_name(path: str | Path | None) -> str:
-    """How messages call this input."""
+    """The name of an input in messages."""
     return "standard input" if _is_standard(path, "stdin") else str(path)
 
 
@@ -329,9 +329,9 @@ def _standard_input() -> int:
 
 
 def has_piped_data() -> bool:
-    """Whether a file or pipe on standard input holds anything; waits for its first byte or its end.
+    """Whether standard input is a file or pipe with data; waits for the first byte or the end.
 
-    A terminal, a device (/dev/null, as under cron) and a closed stream hold nothing.
+    A terminal, a device (/dev/null, as under cron) and a closed stream have none.
     """
     try:
         status = os.fstat(0)
@@ -355,7 +355,7 @@ def text_input(path: str | Path | None) -> Iterator[Iterator[str]]:
 
 
 def lines(source: BinaryIO, where: str) -> Iterator[str]:
-    """UTF-8 lines without their newlines; BadData for one that is not UTF-8, or too long."""
+    """UTF-8 lines without their newlines. Raises: BadData if one is not UTF-8, or too long."""
     number = 0
     while line := source.readline(_LINE_CHARS):
         number += 1

@@ -28,7 +28,7 @@ answer confidences.
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,8 +68,10 @@ def annotated_frames(path: Path, *, images: Path | None = None, task: Task | Non
     Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
         SettingError (2) if no question is of that task.
     """
-    kept = [_only(picture, task) for picture in read_pictures(path).values()]
-    kept = [picture for picture in kept if picture.questions]
+    pictures = read_pictures(path).values()
+    for picture in pictures:
+        picture.questions = [one for one in picture.questions if task in (None, one.task)]
+    kept = [picture for picture in pictures if picture.questions]
     if not kept:
         raise SettingError("task", f"{path} holds no such questions: leave it out", task)
     questions = (question for picture in kept for question in picture.questions)
@@ -103,8 +105,6 @@ def read_pictures(*paths: Path) -> dict[str, Picture]:
     found = _Found()
     for path in paths:
         require_file(path)
-        if path.stat().st_size > fields.MAX_JSON_BYTES:
-            raise BadData(f"{path}: more than {fields.MAX_JSON_BYTES:,} bytes of JSON")
         with open(path, "rb") as file:
             found.read(file, str(path))
     return found.pictures(", ".join(map(str, paths)))
@@ -217,8 +217,7 @@ class _Found:
             self.captions.setdefault(image_id, []).append(caption)
         elif "question_id" in item:
             question_id = fields.an_id(item, "question_id", place)
-            if question_id in self.labels:
-                raise BadData(f"{place}: the id '{question_id}' is there twice")
+            _refuse_twice(question_id, self.labels, place)
             self.labels[question_id] = self._entry(item, place, labels=True)
         else:
             raise BadData(
@@ -230,8 +229,7 @@ class _Found:
         item = fields.an_object(value, place)
         picture = self._karpathy(item, place) if "sentences" in item else None
         picture = picture or _picture(item, fields.an_id(item, "id", place), place)
-        if picture.id in self.images:
-            raise BadData(f"{place}: the id '{picture.id}' is there twice")
+        _refuse_twice(picture.id, self.images, place)
         self.images[picture.id] = picture
 
     def _karpathy(self, item: dict[str, Any], place: str) -> Picture:
@@ -248,7 +246,6 @@ class _Found:
 
     def _entry(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Entry:
         choices = fields.optional_texts(item, "choices", place)
-        key = "direct_answers" if "direct_answers" in item else "answers"
         question_id = fields.an_id(item, "question_id", place)
         question = LabelledQuestion(
             id=question_id if labels else self._new(question_id, place),
@@ -258,7 +255,7 @@ class _Found:
             correct_choice_idx=fields.optional_index(
                 item, "correct_choice_idx", len(choices or ()), place
             ),
-            answers=_answers(item, key, place),
+            answers=_answers(item, place),
             kind=fields.optional_text(item, "answer_type", place),
             difficult_direct_answer=fields.a_truth(item, "difficult_direct_answer", place),
         )
@@ -268,8 +265,7 @@ class _Found:
         return _Entry(question, source, picture, place, question_type and sys.intern(question_type))
 
     def _new(self, question_id: str, place: str) -> str:
-        if question_id in self._seen:
-            raise BadData(f"{place}: the id '{question_id}' is there twice")
+        _refuse_twice(question_id, self._seen, place)
         self._seen.add(question_id)
         return question_id
 
@@ -331,6 +327,11 @@ class _Found:
             yield _Entry(question, source, picture, where)
 
 
+def _refuse_twice(name: str, seen: Container[str], place: str) -> None:
+    if name in seen:
+        raise BadData(f"{place}: the id '{name}' is there twice")
+
+
 _ENTRY_OF = {
     "questions": _Found._asked,
     "annotations": _Found._annotation,
@@ -338,8 +339,9 @@ _ENTRY_OF = {
 }
 
 
-def _answers(item: dict[str, Any], key: str, place: str) -> list[str] | None:
+def _answers(item: dict[str, Any], place: str) -> list[str] | None:
     """Plain texts, or VQAv2's objects with an `answer` each."""
+    key = "direct_answers" if "direct_answers" in item else "answers"
     value = item.get(key)
     place = f"{place}, '{key}'"
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -358,30 +360,20 @@ def _picture(item: dict[str, Any], image_id: str, place: str) -> Picture:
     )
 
 
-def _only(picture: Picture, task: Task | None) -> Picture:
-    if task is not None:
-        picture.questions = [question for question in picture.questions if question.task == task]
-    return picture
-
-
 def _find_image(folder: Path, picture: Picture, where: str) -> Path | None:
-    for name in _candidates(picture):
-        path = inside(folder, name, where)
-        if os.path.isfile(path):
-            return path
-    return None
-
-
-def _candidates(picture: Picture) -> Iterable[str]:
     names = [picture.file_name] if picture.file_name else []
     if picture.id.isascii() and picture.id.isdigit():
         number = picture.id.zfill(12)
         names.append(f"{number}.jpg")
-        names += [f"COCO_{folder}_{number}.jpg" for folder in COCO_FOLDERS if folder]
-    own = [picture.split, f"{picture.split}2017", f"{picture.split}2014"] if picture.split else []
-    for folder in dict.fromkeys(("", *own, *COCO_FOLDERS)):
+        names += [f"COCO_{parent}_{number}.jpg" for parent in COCO_FOLDERS if parent]
+    split = picture.split
+    own = [split, f"{split}2017", f"{split}2014"] if split else []
+    for parent in dict.fromkeys(("", *own, *COCO_FOLDERS)):
         for name in names:
-            yield os.path.join(folder, name)
+            path = inside(folder, os.path.join(parent, name), where)
+            if os.path.isfile(path):
+                return path
+    return None
 
 
 def _image_id(name: str) -> str:

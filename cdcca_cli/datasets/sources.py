@@ -49,20 +49,25 @@ def read_frames(
         folder without images or a file that is none of these, naming file and line; SettingError
         (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
     """
-    wanted = _task(prompt, task)
+    if task is not None and task not in TASKS:
+        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
+    if prompt is not None and not prompt.strip():
+        raise SettingError("prompt", "expected a question, found blanks")
     path = _existing(source)
-    folder = _existing_folder(images)
+    folder = None if images is None else Path(images)
+    if folder is not None and not (str(images) and folder.is_dir()):
+        raise MissingInput(f"`images` {images}: no such folder")
     kind = _kind_of(path)
     if kind in ("folder", "image", "video"):
         if folder is not None:
             raise SettingError(
                 "images", f"expected a manifest or annotation file beside it; {path} is neither"
             )
-        if wanted == "vqa" and prompt is None:
-            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", wanted)
-        bare: Task = wanted or ("caption" if prompt is None else "vqa")
+        if task == "vqa" and prompt is None:
+            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", task)
+        bare: Task = task or ("caption" if prompt is None else "vqa")
         return _bare(path, kind, LabelledQuestion("", prompt, bare))
-    own_task = wanted if prompt is None else None
+    own_task = task if prompt is None else None
     frames: Frames
     if kind == "manifest":
         manifest = path / MANIFEST_NAME if path.is_dir() else path
@@ -71,7 +76,7 @@ def read_frames(
         frames = annotated_frames(path, images=folder, task=own_task)
     if prompt is None:
         return frames
-    asked = LabelledQuestion("", prompt, wanted or "vqa")
+    asked = LabelledQuestion("", prompt, task or "vqa")
     return LazyFrames(frames, lambda frame: replace(frame, questions=[replace(asked, id=frame.id)]))
 
 
@@ -262,31 +267,11 @@ def _kind_of_line(line: bytes, path: Path) -> str:
     return "manifest" if {"id", "image"} & value.keys() else "annotations"
 
 
-def _task(prompt: str | None, task: str | None) -> Task | None:
-    if task is not None and task not in TASKS:
-        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
-    if prompt is not None and not prompt.strip():
-        raise SettingError("prompt", "expected a question, found blanks")
-    return task
-
-
 def _existing(source: str | Path) -> Path:
     """Refuse an empty name, which would be the current folder: it comes from an unset variable."""
     if not str(source):
         raise MissingInput("expected the name of a file or folder, found an empty one")
     path = Path(source)
-    try:
-        found = os.path.exists(path)
-    except ValueError:
-        found = False
-    if not found:
+    if not os.path.exists(path):
         raise MissingInput(f"{path}: no such file or folder")
     return path
-
-
-def _existing_folder(images: str | Path | None) -> Path | None:
-    if images is None:
-        return None
-    if not str(images) or not os.path.isdir(images):
-        raise MissingInput(f"`images` {images}: no such folder")
-    return Path(images)
