@@ -168,7 +168,7 @@ def test_names_that_are_no_settings_lose_their_backticks(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said", "line"),
+    ("seconds", "words", "line"),
     [
         (0.0, "3 frames", "cdcca inspect: 3 frames\n"),
         (0.0, "", ""),
@@ -178,7 +178,7 @@ def test_names_that_are_no_settings_lose_their_backticks(
 )
 def test_a_long_stage_ends_with_one_line(
     seconds: float,
-    said: str,
+    words: str,
     line: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -191,8 +191,8 @@ def test_a_long_stage_ends_with_one_line(
 
     def command() -> None:
         """Do it."""
-        if said:
-            streams.summary(said)
+        if words:
+            streams.summary(words)
 
     monkeypatch.setattr(verb, "command", command)
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
