@@ -57,8 +57,8 @@ class Work:
         self._earlier = [one for one in path.glob("round-*") if re.fullmatch(r"\d+", one.name[6:])]
         if self._earlier and not force:
             raise CannotWrite(
-                f"{self._earlier[0]}: belongs to an earlier run: name another folder with `output`, "
-                "or give `force` to replace it"
+                f"{self._earlier[0]}: belongs to an earlier run: name another folder with "
+                "`output`, or give `force` to replace it"
             )
 
     def clear(self) -> None:
