@@ -38,9 +38,9 @@ GROUPS = {
         "apply": "an update into a device folder",
         "eval": "predictions to scores, and the link's ledger",
     },
-    "Around them": {
+    "Other commands": {
         "init": "a device folder from a checkpoint",
-        "inspect": "what any of the files is",
+        "inspect": "a description of any file, which is verified",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
         "completion": "a script that completes command lines in a shell",
