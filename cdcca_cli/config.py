@@ -9,11 +9,11 @@
     kl_weight = 0.5                # any setting that its --set takes
 
 Names are those of the options, with underscores. `loop` reads [sample], [distill] and [compress]
-too, so that one file keeps a whole run. A wrong table, name or value is refused with its line.
+too, so that one file keeps a whole run. A mistake is refused with its line.
 
 A folder is looked for on the command line, in an environment variable (`CDCCA_DEVICE`,
-`CDCCA_STUDENT`, `CDCCA_TEACHER`), in the command's table, and at the top of cdcca.toml. If none of
-them names one, it is that of the shipped pair, with a message on stderr.
+`CDCCA_STUDENT`, `CDCCA_TEACHER`), in the command's table, and at the top of cdcca.toml. If it is
+in none of them, the shipped pair is used, with a message on stderr.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import MissingInput, UsageError
-from cdcca_cli.settings import check, setting, sorted_by_likeness
+from cdcca_cli.settings import check, no_such, setting
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
@@ -40,7 +40,7 @@ _MOST_BYTES = 1 << 14  # the parser takes quadratic time for dotted keys
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a model is computed on: `compute` and `dtype` are arguments of `models.load`."""
+    """The hardware and number format that a model is computed with."""
 
     compute: str = setting("auto", "Hardware to compute on", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = setting(
@@ -54,7 +54,7 @@ class Runtime:
         check(self)
 
     def set_threads(self) -> None:
-        """Make torch compute with this many threads."""
+        """Set the number of threads of torch."""
         if self.threads is not None:
             import torch
 
@@ -66,42 +66,40 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Toml:
-    """What cdcca.toml holds. top: the folders. tables: by command. lines: of keys, from 1."""
+    """cdcca.toml. top: the folders. tables: by command. lines: by table and key, from 1."""
 
     top: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def refusal(self, table: str, name: str, reason: str, value: object = None) -> UsageError:
-        """The error for a name or a value; table "" is the top of the file."""
+        """The error for a name or a value; table "" means the top of the file."""
         line = self.lines.get((table, name)) or self.lines.get((table, ""))
         place = f"{TOML}:{line}" if line else TOML
         found = "" if value is None else f", found {str(as_text(value))[:80]!r}"
         return UsageError(f"{place}: {f'[{table}] ' if table else ''}{name}: {reason}{found}")
 
     def check_names(self, table: str, names: Collection[str]) -> None:
-        """Refuse what is no option of the command whose table it is. Raises: UsageError."""
+        """Raises: UsageError for a key that is not one of `names`, or has no value."""
         for name, value in self.tables.get(table, {}).items():
             if name not in names:
-                near = ", ".join(sorted_by_likeness(name, names)[:5])
-                more = ", ..." if len(names) > 5 else ""
-                raise self.refusal(table, name, f"no such setting: expected one of {near}{more}")
+                raise self.refusal(table, name, no_such("setting", name, names))
             if value == "" or isinstance(value, dict):
                 raise self.refusal(table, name, "expected a value", value)
 
 
 def as_text(value: object) -> str:
-    """A value of cdcca.toml as it would be written on a command line."""
+    """A value of cdcca.toml as it is written on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(as_text, value)) if isinstance(value, list) else str(value)
 
 
 def read(commands: Collection[str]) -> Toml:
-    """The cdcca.toml of the working folder; an empty one if there is none.
+    """The cdcca.toml of the working folder; empty if there is none.
 
-    Args: commands: the tables that there may be.
-    Raises: MissingInput if it cannot be read, UsageError if it is not what it should be.
+    Args: commands: the names allowed for tables.
+    Raises: MissingInput if it cannot be read, UsageError if its content is wrong.
     """
     import tomllib
 
@@ -127,12 +125,11 @@ def read(commands: Collection[str]) -> Toml:
     toml = Toml(top, tables, _lines(text))
     for name in tables:
         if name not in commands:
-            near = ", ".join(sorted_by_likeness(name, commands))
-            raise toml.refusal(name, "", f"no such table: expected one of {near}")
+            raise toml.refusal(name, "", no_such("table", name, commands))
     for name, value in top.items():
         if name not in FOLDERS:
-            near = ", ".join([*FOLDERS, *(f"[{command}]" for command in commands)])
-            raise toml.refusal("", name, f"no such setting: expected one of {near}")
+            known = [*FOLDERS, *(f"[{command}]" for command in commands)]
+            raise toml.refusal("", name, no_such("setting", name, known))
         if not isinstance(value, str) or not value:
             raise toml.refusal("", name, "expected a path in quotes", value)
     return toml
@@ -142,7 +139,7 @@ _current = Toml()
 
 
 def use(toml: Toml) -> None:
-    """Make this the file that the rest of the process reads."""
+    """Set what `current` returns."""
     global _current
     _current = toml
 
@@ -153,7 +150,7 @@ def current() -> Toml:
 
 
 def _lines(text: str) -> dict[tuple[str, str], int]:
-    """The line of each table and each key, found without parsing values."""
+    """The line of each table and key, from 1."""
     found: dict[tuple[str, str], int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -169,10 +166,11 @@ def _lines(text: str) -> dict[tuple[str, str], int]:
 
 
 def device(option: str | None, role: str = "device") -> "Device":
-    """The device folder that the option or the top of cdcca.toml names.
+    """The open device folder that the option or the top of cdcca.toml names.
+
+    If neither does, a new one of the shipped student, removed at exit.
 
     Args: role: `device` or `student`, the key in cdcca.toml.
-    Returns: the open folder; the shipped student's, in a temporary folder, when none is named.
     """
     from cdcca_cli.formats.device import Device
 

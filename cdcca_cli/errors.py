@@ -1,8 +1,7 @@
 """One class, one exit code, one message.
 
-Raise one of these for everything that is not a bug. The message is one line that says what is
-wrong, where, what was expected, what was found, and the cure. Nothing here exits or prints:
-`main.py` does. The README's table is made from `exit_codes()`.
+Raise one of these for everything that is not a bug. The message is one line: what is wrong, where,
+what was expected, what was found, and the cure. `main.py` prints it and exits.
 """
 
 from collections.abc import Mapping
@@ -28,17 +27,14 @@ class UsageError(CdccaError):
 class SettingError(UsageError):
     """A setting cannot have this value, alone or together with another.
 
-    The message names settings in backticks (`kl_weight`), as code does; `main` writes the spelling
-    of the option in their place.
-
-    Args: name: the setting. reason: what was expected, or what it conflicts with. value: what was
-        given, where that helps.
+    Args: name: the setting. reason: what was expected, or what it conflicts with; it names other
+        settings in backticks, too. value: what was given, where that helps.
     """
 
     def __init__(self, name: str, reason: str, value: object = None) -> None:
         shown = "" if value is None else f" {str(value)[:80]}"
         super().__init__(f"`{name}`{shown}: {reason}")
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.value = name, reason, value
 
 
 class BadData(CdccaError):
@@ -93,10 +89,7 @@ class MadeWorse(CdccaError):
 
 
 class Terminated(BaseException):
-    """A signal asked the process to stop (SIGTERM, SIGHUP); like KeyboardInterrupt, no Exception.
-
-    Open files are cleaned up on its way out; the exit code is 128 + signal.
-    """
+    """SIGTERM or SIGHUP arrived; no Exception, like KeyboardInterrupt. Exit code 128 + signal."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")

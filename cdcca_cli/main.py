@@ -1,7 +1,6 @@
-"""The Typer app, and the only place that turns errors into exit codes.
+"""The command line: runs one command, and turns errors into messages and exit codes (`errors`).
 
-Nothing heavy is imported here or at the top of a command's file, and only the file of the command
-that runs is imported at all. See `errors` for the codes.
+Only the file of the command that runs is imported, and nothing heavy before it.
 """
 
 import os
@@ -39,9 +38,9 @@ GROUPS = {
         "apply": "an update into a device folder",
         "eval": "predictions to scores, and the link's ledger",
     },
-    "Around them": {
+    "Other commands": {
         "init": "a device folder from a checkpoint",
-        "inspect": "what any of the files is",
+        "inspect": "a description of any file, which is verified",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
         "completion": "a script that completes command lines in a shell",
@@ -52,7 +51,7 @@ GROUPS = {
         "trust": "a list of the keys that devices trust",
     },
 }
-"""The commands as `cdcca --help` shows them; each is `cdcca_cli/commands/<name>.py`."""
+"""The commands in the order of `cdcca --help`; each is `cdcca_cli/commands/<name>.py`."""
 COMMANDS = {name: purpose for rows in GROUPS.values() for name, purpose in rows.items()}
 _COMPLETE = "_CDCCA_COMPLETE"  # set by the script of `cdcca completion`
 _SLOW_SECONDS = 1.0
@@ -66,10 +65,7 @@ def expanded(name: str) -> "Expanded":
 
 
 def build(command: "Expanded | None") -> Any:
-    """The command line, as click's group; of the commands, all but this one are names alone.
-
-    So a command imports what it needs itself, and `cdcca --help` imports none of them.
-    """
+    """The command line, as a click group in which all commands but `command` are names only."""
     import typer
     from typer.core import TyperCommand, TyperGroup
 
@@ -182,7 +178,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _read_toml(command: "Expanded") -> "config.Toml":
-    """cdcca.toml, after a check of the names in the tables that this command reads."""
+    """cdcca.toml, with the names checked in the tables that this command reads."""
     toml = config.read(COMMANDS)
     for table in command.tables:
         if table in toml.tables:
@@ -193,12 +189,12 @@ def _read_toml(command: "Expanded") -> "config.Toml":
 
 
 def _spell(spelling: Mapping[str, str], text: str) -> str:
-    """A message with the settings in backticks as the command's options are spelled."""
+    """The message, with each setting in backticks replaced by the command's option."""
     return re.sub(r"`([a-z]\w*)`", lambda found: spelling.get(found[1], found[1]), text)
 
 
 def _complete(instruction: str) -> int:
-    """Answer the shell's script, which passes the words typed so far in the environment."""
+    """Complete the words that the shell's script passes in the environment."""
     from typer import completion
 
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
@@ -206,12 +202,12 @@ def _complete(instruction: str) -> int:
     completion.completion_init()
     try:
         return completion.shell_complete(group, {}, "cdcca", _COMPLETE, instruction)
-    except SystemExit as done:  # fish questions by the exit code
+    except SystemExit as done:  # fish reads the exit code
         return done.code if isinstance(done.code, int) else 0
 
 
 def _named(error: BaseException) -> CdccaError:
-    """The error of this package for any error."""
+    """The error itself, or the error of this package that describes it."""
     if isinstance(error, CdccaError):
         return error
     if hasattr(error, "format_message"):  # typer's own, whose class has moved between versions
@@ -238,16 +234,11 @@ def _stopped_by_signals() -> Iterator[None]:
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         with suppress(ValueError):  # not the main thread
-            if (
-                signal.getsignal(number) is signal.SIG_DFL
-            ):  # under nohup SIGHUP is ignored: leave it
+            # Under nohup SIGHUP is ignored and must stay so.
+            if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,14 +3,12 @@
     def command(how: DistillSettings, on: Runtime, quiet: Quiet = False) -> None: ...
 
 `Expanded` replaces each parameter whose type is a settings dataclass (`cdcca_cli.settings`) by one
-option a field; help, range and default come from the field. A field with `is_tuning` gets no
-option: it is set with `--set NAME=VALUE`. Every option and every tuning setting can also be set in
-the command's table in cdcca.toml (`cdcca_cli.config`). In order: command line, environment, table,
-default.
+option a field. A field with `is_tuning` gets no option: it is set with `--set NAME=VALUE`. Every
+option and tuning setting can also be set in the command's table in cdcca.toml (`cdcca_cli.config`).
+In order: command line, environment, table, default.
 
-`Command` holds two rules for all options and operands: an empty value is refused, because most of
-them come from a variable that is not set; and `-` is refused where a `Path` is expected, because it
-means standard input or output, which only a `str` can name.
+`Command` refuses an empty value of any option or operand, because most come from a variable that is
+not set; and `-` where a `Path` is expected, because only a `str` can name a standard stream.
 """
 
 import inspect
@@ -43,7 +41,7 @@ def choice(names: Sequence[str], help: str, *spelled: str) -> Any:
 
 
 def one_of(names: Sequence[str]) -> Callable[[typer.CallbackParam, str | None], str | None]:
-    """A check, for typer's `callback`, that a value is one of these names."""
+    """A `callback` for typer: the value must be one of these names."""
 
     def checked(param: typer.CallbackParam, value: str | None) -> str | None:
         if value is not None and value not in names:
@@ -55,7 +53,7 @@ def one_of(names: Sequence[str]) -> Callable[[typer.CallbackParam, str | None], 
 
 
 def completing(names: Sequence[str]) -> Callable[[str], list[str]]:
-    """What completes a value, for typer's `autocompletion`."""
+    """An `autocompletion` for typer."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -110,7 +108,7 @@ Sign = Annotated[
     typer.Option(help="Private key to sign with (repeatable)", envvar="CDCCA_SIGN"),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first frame that cannot be used")
+    bool, typer.Option("--strict", help="Stop at the first frame or shard that cannot be used")
 ]
 
 
@@ -119,17 +117,14 @@ Strict = Annotated[
 
 @dataclass(frozen=True)
 class Only:
-    """Options for some settings of a dataclass; the others come from a table of cdcca.toml.
-
-    table: the command whose table it is. names: the settings that get an option here.
-    """
+    """Options for some settings of a dataclass; the others come from the table of a command."""
 
     table: str
     names: tuple[str, ...] = ()
 
 
 class _Part:
-    """One parameter of a command that is a settings dataclass."""
+    """One parameter of a command whose type is a settings dataclass."""
 
     def __init__(self, owner: type, command: str, only: Only | None) -> None:
         self.owner, self.command, self.is_whole = owner, command, only is None
@@ -141,30 +136,27 @@ class _Part:
         self.with_option = tuple(own) if only is None else only.names
 
     def option(self, name: str) -> str:
-        """The name of a setting's option, as a Python name."""
+        """The name of a field's option, with underscores."""
         known = self.settings.get(name)
         return name if known is None else (known.option or name)
 
     def parameters(self) -> Iterator[inspect.Parameter]:
-        """The options, as parameters of a command; None is a value that was not given."""
+        """The options, as parameters of a command; the default None means not given."""
         hints, usual = settings.hints(self.owner), settings.defaults(self.owner)
         for name in self.with_option:
-            known, kind = self.settings[name], hints[name]
-            spelled = [_spelled(self.option(name))]
-            if known.short:
-                spelled.append(known.short)
-            option = typer.Option(
-                *spelled,
+            known, kind, option = self.settings[name], hints[name], self.option(name)
+            info = typer.Option(
+                *(spelled for spelled in (_spelled(option), known.short) if spelled),
                 help=known.help if kind is bool else known.line(usual.get(name)),
                 metavar=None if kind is bool else _metavar(known, kind),
                 show_default=False,
                 autocompletion=completing([str(one) for one in known.choices or ()]),
             )
             hint: Any = bool if kind is bool else list[str] if self.repeats(name) else str
-            yield _parameter(self.option(name), Annotated[hint | None, option])
+            yield _parameter(option, Annotated[hint | None, info])
 
     def set_option(self) -> Any:
-        """`--set`, as the type of a parameter."""
+        """The type of the parameter for `--set`."""
         option = typer.Option(
             metavar="NAME=VALUE",
             help="Setting that tunes one method (repeatable); help: print all of them",
@@ -185,7 +177,7 @@ class _Part:
         return tuple(given)
 
     def build(self, given: Mapping[str, Any], toml: config.Toml) -> Any:
-        """The dataclass, from the values of the command line and those of the table.
+        """The dataclass, from the values of the command line and of the table.
 
         Args: given: text or true, by the name of the option or of the tuning setting.
         Raises: UsageError.
@@ -214,7 +206,7 @@ class _Part:
         except SettingError as error:
             if (source := tables.get(error.name)) is None:
                 raise
-            raise toml.refusal(source, self.option(error.name), error.reason) from None
+            raise toml.refusal(source, self.option(error.name), error.reason, error.value) from None
         return made
 
     def set_values(self, words: Sequence[str]) -> dict[str, str]:
@@ -227,8 +219,7 @@ class _Part:
             if name in self.names and self.names[name] not in self.tuning:
                 raise SettingError("set", f"expected `{name}`, an option of its own", word)
             if name not in self.tuning:
-                near = ", ".join(settings.sorted_by_likeness(name, self.tuning)[:5])
-                raise SettingError("set", f"no such setting: expected one of {near}, ...", word)
+                raise SettingError("set", settings.no_such("setting", name, self.tuning), word)
             settings.value_of(self.owner, name, value)
             found[name] = value
         return found
@@ -243,7 +234,7 @@ class _Part:
 
 
 class Expanded:
-    """A command whose settings have become options, as typer calls it."""
+    """A command with its settings replaced by options, for typer to call."""
 
     def __init__(self, command: Callable[..., Any], name: str) -> None:
         update_wrapper(self, command)
@@ -304,13 +295,14 @@ class Expanded:
         for name, value in toml.tables.get(self.name, {}).items():
             parameter = self.own.get(name)
             if parameter is not None and (name != "teacher" or not os.environ.get(_TEACHER)):
-                if (expected := _mismatch(parameter, value)) is not None:
-                    raise toml.refusal(self.name, name, f"expected {expected}", value)
-                found[name] = value
+                try:
+                    found[name] = _checked(parameter, value)
+                except ValueError as error:
+                    raise toml.refusal(self.name, name, str(error), value) from None
         return found
 
     def spelling(self) -> dict[str, str]:
-        """How people write each setting of this command."""
+        """How a user writes each setting of this command."""
         found = {}
         for name, parameter in self.own.items():
             found[name] = _declared(name, parameter) if _is_option(parameter) else name.upper()
@@ -328,9 +320,9 @@ class Expanded:
         return found | {"set": _spelled("set")}
 
 
-def _parameter(name: str, hint: Any, default: Any = None) -> inspect.Parameter:
+def _parameter(name: str, hint: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=hint)
+    return inspect.Parameter(name, kind, default=None, annotation=hint)
 
 
 def _without_annotated(hint: Any) -> tuple[Any, ...]:
@@ -365,26 +357,24 @@ def _metavar(known: Setting, kind: Any) -> str:
     return f"<{kind.__name__.lower()}>"
 
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def _mismatch(parameter: inspect.Parameter, value: Any) -> str | None:
-    """What was expected, if a value of cdcca.toml does not fit a parameter."""
+def _checked(parameter: inspect.Parameter, value: Any) -> Any:
+    """A value of cdcca.toml for a parameter. Raises: ValueError with what was expected."""
     kind = settings.plain_type(_without_annotated(parameter.annotation)[0])
+    info = _info(parameter)
     if get_origin(kind) is list:
-        fits = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-        return None if fits else "a list of texts in quotes"
-    if kind in (str, Path):
-        if not isinstance(value, str) or not value:
-            return "text in quotes"
-        if kind is Path and value == "-":
-            return "a name on disk; ./- is the file called -"
-        names = getattr(_info(parameter).callback, "names", (value,))
-        return None if value in names else f"one of {', '.join(names)}"
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        return _WORDS[kind]
-    least = getattr(_info(parameter), "min", None)
-    return f"{least} or more" if least is not None and value < least else None
+        if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
+            return value
+        raise ValueError("expected a list of texts in quotes")
+    if kind in (str, Path) and not isinstance(value, str):
+        raise ValueError("expected text in quotes")
+    found = settings.converted(kind, config.as_text(value))
+    names = getattr(info.callback, "names", None)
+    if names is not None and found not in names:
+        raise ValueError(f"expected one of {', '.join(names)}")
+    least = getattr(info, "min", None)
+    if least is not None and found < least:
+        raise ValueError(f"expected {least} or more")
+    return found
 
 
 # ---------------------------------------------------------------- the rules for every value
@@ -406,7 +396,7 @@ class Command(TyperCommand):
         if "" in words:
             raise UsageError(f"{name}: expected a value, found an empty one (an unset variable?)")
         if "-" in words and _takes_path(self.callback, param.name):
-            raise UsageError(f"{name} -: expected a name on disk; ./- is the file called -")
+            raise UsageError(f"{name} -: {settings.NO_DASH}")
 
     def invoke(self, ctx: Any) -> Any:
         """Run with stdout kept for data; help has been printed before this."""

@@ -9,13 +9,14 @@
             check(self)
 
 `check` refuses a value out of range. `cdcca_cli.options` makes command-line options from the same
-fields, and the README's tables are made from them too, so a setting is described once. A field with
-`is_tuning` gets no option of its own: it is given by name, with `--set` or in `cdcca.toml`.
+fields, and the README's tables are made from them. A field with `is_tuning` gets no option of its
+own: it is given by name, with `--set` or in `cdcca.toml`.
 
 Code below `commands` does not know how an option is spelled. A message names a setting in
-backticks (`kl_weight`), and `main` writes the option's spelling in their place.
+backticks (`kl_weight`), and `main` replaces it by the option.
 """
 
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -24,8 +25,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cdcca_cli.errors import SettingError, UsageError
 
-_LARGEST = 2.0**63
-"""No number is as large as this; it is also where whole numbers of other libraries end."""
+NO_DASH = "expected a name on disk; ./- is the file called -"
+_LARGEST = 2.0**63  # also where whole numbers of other libraries end
+_BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "at_least": (operator.ge, "{:g} or more"),
+    "above": (operator.gt, "more than {:g}"),
+    "at_most": (operator.le, "at most {:g}"),
+    "below": (operator.lt, "less than {:g}"),
+}
+_TRUTHS = {"true": True, "false": False}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,12 @@ class Setting:
     """What is known of one field.
 
     help: one line that is clear by itself, without a full stop.
-    usually: the default in words, where it is not the field's, such as one that depends on others.
+    usually: the default in words, if it depends on other settings.
     at_least, above, at_most, below: the range of a number, in `unit`.
-    choices: the values allowed.
     parse: from the text of an option to the value; raises ValueError with what was expected.
-    methods: the methods that the setting does something for; None: all of them.
+    methods: the methods that use the setting; None: all of them.
     is_tuning: given with `--set` or in cdcca.toml only.
-    option: the name of the option and of the key in cdcca.toml, where it is not the field's.
+    option: the name of the option and of the key in cdcca.toml, if it is not the field's.
     short: the option's short form, such as `-n`.
     """
 
@@ -65,12 +73,16 @@ class Setting:
         is_plain = default is None or default is False or default == ()
         usual = self.usually or ("" if is_plain else str(default))
         notes = [f"default: {usual}"] if usual else []
-        bounds = (self.at_least, self.above, self.at_most, self.below)
-        if any(bound is not None for bound in bounds) or (with_choices and self.choices):
+        if self._bounds() or (with_choices and self.choices):
             notes.append(self.expected())
         if self.methods is not None:
             notes.append(f"for {', '.join(self.methods)}")
         return self.help + (f"  [{'; '.join(notes)}]" if notes else "")
+
+    def _bounds(self) -> dict[str, float]:
+        """The limits that are set, by field."""
+        found = {name: getattr(self, name) for name in _BOUNDS}
+        return {name: bound for name, bound in found.items() if bound is not None}
 
     def expected(self) -> str:
         """The values allowed, in words."""
@@ -79,16 +91,8 @@ class Setting:
         unit = f" {self.unit}" if self.unit else ""
         if self.at_least is not None and self.at_most is not None:
             return f"{self.at_least:g} to {self.at_most:g}{unit}"
-        lower = upper = ""
-        if self.at_least is not None:
-            lower = f"{self.at_least:g} or more"
-        elif self.above is not None:
-            lower = f"more than {self.above:g}"
-        if self.at_most is not None:
-            upper = f"at most {self.at_most:g}"
-        elif self.below is not None:
-            upper = f"less than {self.below:g}"
-        return (", ".join(part for part in (lower, upper) if part) or "a finite number") + unit
+        words = [_BOUNDS[name][1].format(bound) for name, bound in self._bounds().items()]
+        return (", ".join(words) or "a finite number") + unit
 
     def allows(self, value: Any) -> bool:
         """Whether a value, other than None, is within the range or among the choices."""
@@ -96,13 +100,9 @@ class Setting:
             return value in self.choices
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
-        return (
-            -_LARGEST < value < _LARGEST  # also not NaN
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
+        if not -_LARGEST < value < _LARGEST:  # also NaN
+            return False
+        return all(_BOUNDS[name][0](value, bound) for name, bound in self._bounds().items())
 
 
 def setting(default: Any, help: str, **known: Any) -> Any:
@@ -121,7 +121,7 @@ def hints(owner: type) -> dict[str, Any]:
 
 
 def defaults(owner: type) -> dict[str, Any]:
-    """The default of each setting of a dataclass."""
+    """The default of each field of a dataclass, by name."""
     return {one.name: one.default for one in fields(owner) if one.default is not MISSING}
 
 
@@ -144,37 +144,38 @@ def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
 
 
 def value_of(owner: type, name: str, text: str) -> Any:
-    """The value that a text means for a setting.
+    """The value of a setting for the text of an option.
 
-    Whole and decimal numbers, true and false, names between commas for tuples, else the text.
     Raises: SettingError: no such setting, or no such value.
     """
     known = described(owner).get(name)
     if known is None:
-        names = ", ".join(sorted_by_likeness(name, described(owner)))
-        raise SettingError(name, f"no such setting: expected one of {names}")
-    kind = hints(owner)[name]
+        raise SettingError(name, no_such("setting", name, described(owner)))
     if not text:
         raise SettingError(name, "expected a value, found an empty one")
-    if kind is Path and text == "-":
-        raise SettingError(name, "expected a name on disk; ./- is the file called -", text)
     try:
-        if known.parse is not None:
-            return known.parse(text)
-        if kind is bool:
-            return {"true": True, "false": False}[text.strip().lower()]
-        if get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(","))
-        return kind(text)
-    except KeyError:
-        raise SettingError(name, "expected true or false", text) from None
+        return known.parse(text) if known.parse else converted(hints(owner)[name], text)
     except SettingError:
         raise
     except UsageError as error:  # of a `parse`: the reason alone
         raise SettingError(name, str(error).partition(": ")[2], text) from None
     except ValueError as error:
-        words = None if known.parse else {int: "a whole number", float: "a number"}.get(kind)
-        raise SettingError(name, f"expected {words}" if words else str(error), text) from None
+        raise SettingError(name, str(error), text) from None
+
+
+def converted(kind: Any, text: str) -> Any:
+    """The value of a type for a text; parts of a tuple are between commas.
+
+    Raises: ValueError with what was expected.
+    """
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(","))
+    if kind is Path and text == "-":
+        raise ValueError(NO_DASH)
+    try:
+        return _TRUTHS[text.strip().lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"expected {_WORDS[kind]}") from None
 
 
 def plain_type(hint: Any) -> Any:
@@ -184,9 +185,11 @@ def plain_type(hint: Any) -> Any:
     return hint
 
 
-def sorted_by_likeness(name: str, names: Collection[str]) -> list[str]:
-    """The names, those that `name` may be a misspelling of first."""
+def no_such(what: str, name: str, names: Collection[str]) -> str:
+    """Why `name` is refused: the names allowed, those that it may be a misspelling of first."""
     import difflib
 
     near = difflib.get_close_matches(name, names, 3)
-    return [*near, *(other for other in names if other not in near)]
+    shown = [*near, *(other for other in names if other not in near)][:5]
+    more = ", ..." if len(names) > len(shown) else ""
+    return f"no such {what}: expected one of {', '.join(shown)}{more}"

@@ -1,9 +1,6 @@
-"""Bad members of a run: each is named on stderr, counted and left out, or stops the run.
+"""Bad members of a run: each is named on stderr, counted and left out, or stops a strict run.
 
-One damaged picture, one prompt that is too long or one record that is not finite must not stop the
-rest. Where the whole run is asked to be strict, it does.
-
-Does not decide what is bad: the caller catches the error and hands it over.
+The caller decides what is bad, and hands over the error.
 """
 
 from collections import Counter
@@ -16,28 +13,27 @@ NUM_NAMED = 10
 
 
 class Skipped:
-    """What one run left out because it is bad.
+    """What one run left out. The first NUM_NAMED members are named, even when quiet.
 
-    The first NUM_NAMED members are named, even when quiet; the others are counted.
-
-    Args: strict: raise the first error instead.
-    Attributes: num_sound: how many members were good, counted by the caller.
+    Args: strict: raise the first error instead. quiet: name none, as a process that is not first.
+    Attributes: num_sound: number of good members, counted by the caller.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
-        self._strict = strict
+    def __init__(self, *, strict: bool = False, quiet: bool = False) -> None:
+        self._strict, self._quiet = strict, quiet
         self._counts: Counter[str] = Counter()
         self.num_sound = 0
 
     def add(self, kind: str, error: CdccaError) -> None:
-        """Leave out one member.
+        """Leave out one member; a strict run raises `error`.
 
         Args: kind: what it is, such as `frame`. error: which one, and why.
-        Raises: `error`, if the run is strict.
         """
         if self._strict:
             raise error
         self._counts[kind] += 1
+        if self._quiet:
+            return
         if self.count <= NUM_NAMED:
             streams.complain(f"left out: {error}")
         elif self.count == NUM_NAMED + 1:
@@ -48,7 +44,7 @@ class Skipped:
         return self._counts.total()
 
     def refuse_if_all(self) -> None:
-        """A run without one good member has failed. Raises: BadData (65)."""
+        """Raises: BadData (65) if members were left out and none was good."""
         if self.count and not self.num_sound:
             raise BadData(f"nothing is left: {self._words()} left out")
 

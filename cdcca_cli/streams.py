@@ -1,14 +1,15 @@
 """stdin, stdout and stderr: the only module that touches the standard streams.
 
-- stdout is data. `claim_stdout` keeps it for us and points file descriptor 1 at stderr, so that
-  a library that prints cannot spoil the data.
-- Bytes never go to a terminal, and a terminal is never read: no input named means a pipe.
-- zstd around an input is recognised by its magic number and read across frames in bounded
-  memory; an output whose name ends in `.zst` is compressed, with a checksum.
+- stdout is data. `claim_stdout` points file descriptor 1 at stderr, so that a library that prints
+  cannot spoil the data.
+- Bytes never go to a terminal, and a terminal is never read.
+- zstd around an input is recognised by its magic number and read in bounded memory; an output
+  whose name ends in `.zst` is compressed, with a checksum.
 
-This module knows no format, and it does not exit: see `main.py`. POSIX only.
+Knows no format and does not exit (`main.py`). POSIX only.
 """
 
+import codecs
 import io
 import json
 import os
@@ -18,6 +19,8 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, cast
 
@@ -46,7 +49,7 @@ _claimed: int | None = None  # a private duplicate of the real stdout; -1: it wa
 
 
 def claim_stdout() -> None:
-    """Keep the real stdout for data and send what others write to fd 1 to stderr. Idempotent."""
+    """Keep the real stdout for data, and send what libraries write to fd 1 to stderr."""
     global _claimed
     if _claimed is not None:
         return
@@ -64,7 +67,7 @@ def claim_stdout() -> None:
 
 
 def release_stdout() -> None:
-    """Give fd 1 back: the end of `main`, and of a test that called it."""
+    """Undo `claim_stdout`, at the end of `main`."""
     global _claimed
     if _claimed is None:
         return
@@ -119,27 +122,27 @@ def is_quiet() -> bool:
 
 
 def one_line(text: str) -> str:
-    """The text with control characters escaped: names read from files may hold any of them."""
+    """The text with control characters escaped, which names of files may have."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def set_stage(stage: str, spell: Callable[[str], str] = str) -> None:
-    """Set the name that begins each line on stderr, which several stages of a pipe share.
+    """Begin each line on stderr with `stage`, such as `cdcca sample`.
 
-    Args: stage: such as `cdcca sample`. spell: replaces settings in backticks by their options.
+    Args: spell: replaces the settings in backticks in a message by their options.
     """
     global _stage, _spell, _summary
     _stage, _spell, _summary = stage, spell, ""
 
 
 def summary(text: str) -> None:
-    """What a command has done, in one line, which `end_stage` writes: counts, sizes, scores."""
+    """Set the line that `end_stage` writes: what the command has done."""
     global _summary
     _summary = text
 
 
 def end_stage(seconds: float | None) -> None:
-    """Write the command's summary, with the time it took if that is given (a long stage)."""
+    """Write the command's summary; of a long stage also the time it took."""
     if seconds is None:
         if _summary:
             message(_summary)
@@ -156,18 +159,20 @@ def message(text: str) -> None:
 
 def complain(text: str) -> None:
     """One line on stderr, even when quiet: errors. Cut to _MESSAGE_CHARS: it may quote a file."""
-    if sys.stderr is not None:
-        shown = one_line(f"{_stage}: {_spell(text)}")
-        if len(shown) > _MESSAGE_CHARS:
-            shown = f"{shown[:_MESSAGE_CHARS]}..."
-        line = shown.encode(sys.stderr.encoding or "utf-8", "backslashreplace")
-        try:
-            sys.stderr.write(line.decode(sys.stderr.encoding or "utf-8") + "\n")
-            sys.stderr.flush()
-        except ValueError:  # closed
-            pass
-        except OSError:  # no reader; Python would report it once more at exit
-            _point_at_devnull(2)
+    if sys.stderr is None:
+        return
+    shown = one_line(f"{_stage}: {_spell(text)}")
+    if len(shown) > _MESSAGE_CHARS:
+        shown = f"{shown[:_MESSAGE_CHARS]}..."
+    encoding = sys.stderr.encoding or "utf-8"
+    line = shown.encode(encoding, "backslashreplace")
+    try:
+        sys.stderr.write(line.decode(encoding) + "\n")
+        sys.stderr.flush()
+    except ValueError:  # closed
+        pass
+    except OSError:  # no reader; Python would report it once more at exit
+        _point_at_devnull(2)
 
 
 def emit(text: str) -> None:
@@ -177,7 +182,7 @@ def emit(text: str) -> None:
 
 
 def emit_json(result: object) -> None:
-    """A command's result as one JSON object on one line; NaN is a bug, not JSON."""
+    """A command's result as one JSON object on one line."""
     emit(json.dumps(result, ensure_ascii=False, allow_nan=False))
 
 
@@ -189,7 +194,7 @@ def emit_facts(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A command's result for people; numbers to the right. Plain text when not on a terminal."""
+    """A command's result for people; plain text if not on a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -221,68 +226,52 @@ def _cell(value: object) -> str:
 # ---------------------------------------------------------------- reading
 
 
-class _Chained(io.RawIOBase):
-    """The bytes already read, then the rest of the stream."""
+class _Pieces(io.RawIOBase):
+    """The bytes of an iterator as a stream."""
 
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        self._head, self._rest = head, rest
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        while not self._rest:
+            more = next(self._pieces, None)
+            if more is None:
+                return 0
+            self._rest = memoryview(more)
         view = memoryview(buffer).cast("B")
-        if self._head:
-            piece, self._head = self._head[: len(view)], self._head[len(view) :]
-        else:
-            piece = self._rest.read(len(view))
+        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
         view[: len(piece)] = piece
         return len(piece)
 
 
 def pushed_back(head: bytes, rest: BinaryIO) -> BinaryIO:
     """A stream that gives `head` again before the rest."""
-    return io.BufferedReader(_Chained(head, rest))
+    pieces = iter(partial(rest.read, io.DEFAULT_BUFFER_SIZE), b"")
+    return io.BufferedReader(_Pieces(chain((head,), pieces)))
 
 
-class _Unzstd(io.RawIOBase):
-    """Decompressed bytes of one or more zstd frames end to end; a cut or junk is BadData."""
+def _decompressed(source: BinaryIO, where: str) -> Iterator[bytes]:
+    """The content of zstd frames end to end. Raises: BadData if it is damaged or cut short."""
+    import zstandard
 
-    def __init__(self, source: BinaryIO, where: str) -> None:
-        import zstandard
-
-        self._source, self._where, self._error = source, where, zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        self._frame = self._decompressor.decompressobj()
-        self._inside = False
-        self._compressed = b""
-        self._plain = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        view = memoryview(buffer).cast("B")
-        while not self._plain:
-            if not self._compressed:
-                self._compressed = self._source.read(_ZSTD_PIECE_BYTES)
-            if not self._compressed:
-                if self._inside:
-                    raise BadData(f"{self._where}: the zstd data is cut short: fetch it again")
-                return 0
-            try:
-                self._plain = memoryview(self._frame.decompress(self._compressed))
-            except self._error as error:
-                raise BadData(
-                    f"{self._where}: damaged zstd data, fetch it again ({error})"
-                ) from None
-            self._compressed = self._frame.unused_data
-            self._inside = not self._frame.eof
-            if self._frame.eof:
-                self._frame = self._decompressor.decompressobj()
-        piece, self._plain = self._plain[: len(view)], self._plain[len(view) :]
-        view[: len(piece)] = piece
-        return len(piece)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+    frame = None
+    compressed = b""
+    while compressed or (compressed := source.read(_ZSTD_PIECE_BYTES)):
+        frame = frame or decompressor.decompressobj()
+        try:
+            content = frame.decompress(compressed)
+        except zstandard.ZstdError as error:
+            raise BadData(f"{where}: damaged zstd data, fetch it again ({error})") from None
+        yield content
+        compressed = frame.unused_data
+        if frame.eof:
+            frame = None
+    if frame is not None:
+        raise BadData(f"{where}: the zstd data is cut short: fetch it again")
 
 
 def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
@@ -291,19 +280,19 @@ def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
     source = pushed_back(head, stream)
     skippable = head[1:] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F
     if head == ZSTD_MAGIC or skippable:
-        return io.BufferedReader(_Unzstd(source, where), 1 << 16)
+        return io.BufferedReader(_Pieces(_decompressed(source, where)), 1 << 16)
     return source
 
 
 def input_name(path: str | Path | None) -> str:
-    """How messages call this input."""
+    """The name of an input in messages."""
     return "standard input" if _is_standard(path, "stdin") else str(path)
 
 
 def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> bool:
     number = _NAMES[which]
-    known = (None, "-", f"/dev/{which}", f"/dev/fd/{number}", f"/proc/self/fd/{number}")
-    return (path if path is None else str(path)) in known
+    known = ("-", f"/dev/{which}", f"/dev/fd/{number}", f"/proc/self/fd/{number}")
+    return path is None or str(path) in known
 
 
 @contextmanager
@@ -319,31 +308,34 @@ def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
-    if path is None or _is_standard(path, "stdin"):
-        if is_terminal("stdin"):
-            raise UsageError("no input: name a file, or pipe one in")
-        try:
-            descriptor = os.dup(0)
-        except OSError:
-            raise UsageError("no input: standard input is closed; name a file") from None
-        if sys.stdin is None:  # closed when Python started; fd 0 is another file
-            os.close(descriptor)
-            raise UsageError("no input: standard input is closed; name a file")
-        os.set_blocking(descriptor, True)
-        source: BinaryIO = open(descriptor, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
-    else:
-        try:
-            source = open(path, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
-        except (OSError, ValueError) as error:
-            raise MissingInput(files.reason(path, error)) from None
+    file = _standard_input() if path is None or _is_standard(path, "stdin") else path
+    try:
+        source = open(file, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
+    except (OSError, ValueError) as error:
+        raise MissingInput(files.reason(path or "standard input", error)) from None
     with source:
         yield source
 
 
-def has_piped_data() -> bool:
-    """Whether a file or pipe on standard input holds anything; waits for its first byte or its end.
+def _standard_input() -> int:
+    """A new descriptor of standard input."""
+    if is_terminal("stdin"):
+        raise UsageError("no input: name a file, or pipe one in")
+    closed = UsageError("no input: standard input is closed; name a file")
+    if sys.stdin is None:  # closed when Python started; fd 0 is another file
+        raise closed
+    try:
+        descriptor = os.dup(0)
+    except OSError:
+        raise closed from None
+    os.set_blocking(descriptor, True)
+    return descriptor
 
-    A terminal, a device (/dev/null, as under cron) and a closed stream hold nothing.
+
+def has_piped_data() -> bool:
+    """Whether standard input is a file or pipe with data; waits for the first byte or the end.
+
+    A terminal, a device (/dev/null, as under cron) and a closed stream have none.
     """
     try:
         status = os.fstat(0)
@@ -367,7 +359,7 @@ def text_input(path: str | Path | None) -> Iterator[Iterator[str]]:
 
 
 def lines(source: BinaryIO, where: str) -> Iterator[str]:
-    """UTF-8 lines without their newlines; BadData for one that is not UTF-8, or too long."""
+    """UTF-8 lines without their newlines. Raises: BadData if one is not UTF-8, or too long."""
     number = 0
     while line := source.readline(_LINE_CHARS):
         number += 1
@@ -414,15 +406,14 @@ def _with_zstd(out: BinaryIO, path: str | Path | None) -> Iterator[BinaryIO]:
 def binary_output(
     path: str | Path | None, usual_name: str, *, force: bool = False
 ) -> Iterator[BinaryIO]:
-    """Open where a command's bytes go; afterwards it is written as a whole, or as it was.
+    """Open where a command's bytes go. A file is written as a whole, or stays as it was.
 
     Args:
       path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
         it is a terminal, and then for the file `usual_name` in the working folder.
-      usual_name: for example "uplink.tokens".
       force: with path None, replace an existing file of the usual name.
 
-    Raises: UsageError for bytes to a terminal, CannotWrite for everything else that prevents it.
+    Raises: UsageError for bytes to a terminal, CannotWrite for any other failure.
     """
     terminal = is_terminal("stdout")
     named = path
@@ -442,27 +433,8 @@ def binary_output(
 
 @contextmanager
 def text_output(path: str | Path | None) -> Iterator[TextIO]:
-    """Open where a command's UTF-8 text goes: stdout (a terminal too) for None and "-", or a file.
-
-    A file that is named is replaced.
-    """
+    """Open a named file (replaced), or stdout for None and "-", for a command's UTF-8 text."""
     standard = _is_standard(path, "stdout")
     opened = _standard_output() if standard else files.output(cast(str, path))
     with opened as out, _with_zstd(out, None if standard else path) as writer:
-        yield cast(TextIO, _Utf8(writer, flush_each=standard and is_terminal("stdout")))
-
-
-class _Utf8(io.TextIOBase):
-    """Text into a binary stream that the caller closes."""
-
-    def __init__(self, out: BinaryIO, flush_each: bool) -> None:
-        self._out, self._flush_each = out, flush_each
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str, /) -> int:
-        self._out.write(text.encode("utf-8", "backslashreplace"))
-        if self._flush_each:
-            self._out.flush()
-        return len(text)
+        yield cast(TextIO, codecs.getwriter("utf-8")(writer, "backslashreplace"))

@@ -132,7 +132,7 @@ def test_a_method_of_the_command_line_makes_other_settings_of_the_table_idle(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('\ntecher = "x"', "cdcca.toml:2: techer: no such setting: expected one of device, stu"),
+        ('\ntecher = "x"', "cdcca.toml:2: techer: no such setting: expected one of teacher, dev"),
         ("teacher = 7", "cdcca.toml:1: teacher: expected a path in quotes, found '7'"),
         ("teacher = ''", "cdcca.toml:1: teacher: expected a path in quotes, found ''"),
         ("\nteacher = \n", "cdcca.toml:2: not valid TOML: Invalid value"),

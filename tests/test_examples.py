@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as it stands, in a folder of its own, with `cdcca` on the PATH."""
+"""Every script in examples/ runs unchanged, in a folder of its own, with `cdcca` on the PATH."""
 
 import json
 import os

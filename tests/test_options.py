@@ -16,8 +16,6 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.main import COMMANDS, build, expanded, main
 
 ROOT = Path(__file__).parents[1]
-OLD_HELP: set[str] = set()
-"""Commands whose help is not yet written as the test wants it."""
 
 
 def click_command(name: str) -> Any:
@@ -38,7 +36,7 @@ def test_the_options_of_a_command_can_be_counted(
     assert len(shown) == len(options_of(name)) + 1 <= 28
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - OLD_HELP))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_line_of_help_in_plain_english(name: str) -> None:
     """It begins with a capital or with its choices, and has no full stop."""
     for option in options_of(name):
@@ -168,7 +166,7 @@ def test_names_that_are_no_settings_lose_their_backticks(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said", "line"),
+    ("seconds", "words", "line"),
     [
         (0.0, "3 frames", "cdcca inspect: 3 frames\n"),
         (0.0, "", ""),
@@ -178,7 +176,7 @@ def test_names_that_are_no_settings_lose_their_backticks(
 )
 def test_a_long_stage_ends_with_one_line(
     seconds: float,
-    said: str,
+    words: str,
     line: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -191,8 +189,8 @@ def test_a_long_stage_ends_with_one_line(
 
     def command() -> None:
         """Do it."""
-        if said:
-            streams.summary(said)
+        if words:
+            streams.summary(words)
 
     monkeypatch.setattr(verb, "command", command)
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))

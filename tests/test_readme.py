@@ -56,10 +56,10 @@ def test_every_option_it_shows_exists(line: str, capfd: pytest.CaptureFixture[st
 
     words = shlex.split(line)
     assert main([words[1], "--help"]) == 0
-    said = capfd.readouterr().out
+    shown = capfd.readouterr().out
     for word in words[2:]:
         if word.startswith("-"):
-            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", said), word
+            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", shown), word
 
 
 @pytest.mark.slow

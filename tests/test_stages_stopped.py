@@ -98,8 +98,8 @@ def test_ctrl_c(stage: str, world: tuple[Path, Path, Path], tmp_path: Path) -> N
     else:
         until_hidden_file(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=WAIT_SECONDS)[1].decode()
-    assert (process.returncode, said) == (130, f"cdcca {stage}: interrupted\n")
+    stderr = process.communicate(timeout=WAIT_SECONDS)[1].decode()
+    assert (process.returncode, stderr) == (130, f"cdcca {stage}: interrupted\n")
     assert list(tmp_path.iterdir()) == []
     assert state_of(world[0]) == before
 
@@ -127,9 +127,9 @@ def test_a_reader_that_goes_away(
     assert process.stdout.read(10)
     process.stdout.close()
     assert process.stderr is not None
-    said = process.stderr.read().decode()
+    stderr = process.stderr.read().decode()
     assert process.wait(timeout=WAIT_SECONDS) == 141
-    assert "Traceback" not in said and "Broken" not in said
+    assert "Traceback" not in stderr and "Broken" not in stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_a_full_disk(stage: str, world: tuple[Path, Path, Path], full_disk: Path
         cwd=full_disk,
         stdin=subprocess.DEVNULL,
     )
-    said = process.communicate(timeout=WAIT_SECONDS)[1].decode()
-    assert process.returncode == 73, said
-    assert "out: no space left on device" in said.splitlines()[-1]
+    stderr = process.communicate(timeout=WAIT_SECONDS)[1].decode()
+    assert process.returncode == 73, stderr
+    assert "out: no space left on device" in stderr.splitlines()[-1]
     assert [path.name for path in full_disk.iterdir()] == ["ballast"]

@@ -27,6 +27,7 @@ def command(
 
     Example: eval "$(cdcca completion bash)"
     """
+    streams.set_quiet(True)  # no "done in ..." whenever a shell starts
     from typer.completion import get_completion_script
 
     streams.emit(

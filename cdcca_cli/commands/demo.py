@@ -33,16 +33,17 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli.loop import demo
+    from cdcca_cli.loop.history import COLUMNS
 
     if export is not None:
         demo.export(export)
-        streams.summary(f"{export}: the shipped frames are in it")
+        streams.summary(f"copied the shipped frames to {export}")
         return
     on.set_threads()
-    result = demo.run(rounds, seed=seed, keep=output)
+    history = demo.run(rounds, seed=seed, keep=output)
     if json:
-        streams.emit_json(result.as_json())
+        streams.emit_json(history.as_json() | {"sentences": demo.sentences(history)})
     else:
-        streams.emit_table(result.title, result.columns, result.rows())
-        for sentence in result.sentences():
+        streams.emit_table("target frames that were never sent", COLUMNS, history.rows())
+        for sentence in demo.sentences(history):
             streams.emit(sentence)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -12,7 +13,8 @@ from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError
-from cdcca_cli.options import Force, Output, Quiet, Student, Teacher
+from cdcca_cli.options import Force, Output, Quiet, Strict, Student, Teacher
+from cdcca_cli.skipped import Skipped
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.shard import Shard
@@ -26,6 +28,7 @@ def command(
     ] = None,
     teacher: Teacher = None,
     student: Student = None,
+    strict: Strict = False,
     resume: Annotated[
         str | None,
         typer.Option(help="Adaptation to continue from; what its coding rounded off is sent next"),
@@ -73,6 +76,7 @@ def command(
         raise SettingError("replay_share", "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
+    skipped = Skipped(strict=strict, quiet=not is_first)
     paths: list[str | None] = [*shards] if shards else [None]
     distributed.check_shared(paths, how, teacher)
     with ExitStack() as opened:
@@ -102,13 +106,13 @@ def command(
         distributed.start(on.compute)
         large, how = distilling.load_teacher(named, how, on.compute, on.dtype)
         adaptation = distilling.distill(
-            _read(paths, sources),
+            _read(paths, sources, skipped),
             large,
             mirror,
             how,
             resume=earlier,
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
-            earlier=_read(replay or [], replayed),
+            earlier=_read(replay or [], replayed, skipped),
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
         )
         write_adaptation(out, adaptation)
@@ -117,12 +121,17 @@ def command(
     *lines, last = distilling.summary(adaptation)
     for line in lines:
         streams.message(line)
-    streams.summary(last)
+    streams.summary(f"{last}{skipped}")
 
 
-def _read(paths: Sequence[str | None], sources: Sequence[BinaryIO]) -> "Iterator[Shard]":
+def _read(
+    paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: Skipped
+) -> "Iterator[Shard]":
     """The shards of several streams, without those that have values that are not finite."""
     from cdcca_cli.formats.shard import read_shards
 
+    refused = partial(skipped.add, "shard")
     for path, source in zip(paths, sources, strict=True):
-        yield from read_shards(source, where=streams.input_name(path), refused=streams.message)
+        for shard in read_shards(source, where=streams.input_name(path), refused=refused):
+            skipped.num_sound += 1
+            yield shard

@@ -3,10 +3,9 @@
     for frame in read_frames("frames/"):
         image = load_image(frame)
 
-`sources` finds the reader: `manifest` or `annotations` (both check JSON with `fields`; large files
-come entry by entry from `entries`). `frames` has the one Frame type and `load_image`, which reads
-`pictures` or a `video`. Readers take the published files as they are and refuse everything else,
-with the place. Nothing here scores, resizes for a model, or writes.
+`sources` finds the reader: `manifest` or `annotations` (`fields` and `entries` read their JSON).
+`frames` has the Frame type and `load_image`, which uses `pictures` or `video`. Readers take the
+published files as they are and refuse anything else, with the place.
 """
 
 from cdcca_cli.datasets.frames import Frame, Frames, LabelledQuestion, Task, load_image

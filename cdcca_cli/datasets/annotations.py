@@ -21,21 +21,21 @@ The id of a question is its question_id, of a caption its image's id, as text. A
 image's id. An image is looked for under `images` by the name the file gives and by the names COCO
 uses, there and in COCO's folders (val2017/, train2014/, ...).
 
-Entries are read and checked one by one, and what is not used is not kept: rationales, boxes,
-licences, answer confidences.
+Entries are read and checked one by one. What is not used is not kept: rationales, boxes, licences,
+answer confidences.
 """
 
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries
-from cdcca_cli.datasets.frames import Frame, LabelledQuestion, Task
+from cdcca_cli.datasets.frames import Frame, Frames, LabelledQuestion, LazyFrames, Task
 from cdcca_cli.datasets.manifest import inside
 from cdcca_cli.datasets.pictures import require_file
 from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
@@ -43,16 +43,12 @@ from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
 COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", "test2015")
 
 
-Source = str
-"""Which published kind of references something was read from: a task of `scoring.tasks`."""
-
-
 @dataclass(slots=True)
 class Picture:
-    """One image of an annotation file: what the file calls it, its questions, and each one's
-    source.
+    """One image of an annotation file, with its questions.
 
-    part: its split, in a file that holds several of them.
+    part: its split, in a file that holds several.
+    sources: by question id, its task of `scoring.tasks`.
     """
 
     id: str
@@ -61,51 +57,40 @@ class Picture:
     split: str = ""
     part: str | None = None
     questions: list[LabelledQuestion] = field(default_factory=list)
-    sources: dict[str, Source] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
-class Annotations:
+def annotated_frames(path: Path, *, images: Path | None = None, task: Task | None = None) -> Frames:
     """The frames of an annotation file.
 
-    path: the file. images: the folder its images lie in, otherwise the file's own. task: only the
-    questions of this task.
+    images: the folder of its images, if not the file's own. task: only the questions of this task.
 
     Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
         SettingError (2) if no question is of that task.
     """
-
-    def __init__(self, path: Path, *, images: Path | None = None, task: Task | None = None) -> None:
-        pictures = read_pictures(path)
-        kept = [_only(picture, task) for picture in pictures.values()]
-        kept = [picture for picture in kept if picture.questions]
-        if not kept:
-            raise SettingError("task", f"{path} holds no such questions: leave it out", task)
-        if any(
-            question.task == "vqa" and question.prompt is None
-            for p in kept
-            for question in p.questions
-        ):
-            raise UsageError(
-                f"{path}: answers without their questions; name the questions file for frames, "
-                "this one for `references`"
-            )
-        folder = images if images is not None else path.parent
-        found = [(picture, _find_image(folder, picture, str(path))) for picture in kept]
-        lost = [picture for picture, image in found if image is None]
-        if lost:
-            name = lost[0].file_name or f"{lost[0].id.zfill(12)}.jpg"
-            raise MissingInput(
-                f"{path}: {len(lost)} of {len(kept)} images are not in {folder}, {name} for one: "
-                "give their folder with `images`"
-            )
-        self._found = [(picture, image) for picture, image in found if image is not None]
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for picture, image in self._found:
-            yield Frame(picture.id, image, list(picture.questions), picture.domain)
+    pictures = read_pictures(path).values()
+    for picture in pictures:
+        picture.questions = [one for one in picture.questions if task in (None, one.task)]
+    kept = [picture for picture in pictures if picture.questions]
+    if not kept:
+        raise SettingError("task", f"{path} holds no such questions: leave it out", task)
+    questions = (question for picture in kept for question in picture.questions)
+    if any(question.task == "vqa" and question.prompt is None for question in questions):
+        raise UsageError(
+            f"{path}: answers without their questions; name the questions file for frames, "
+            "this one for `references`"
+        )
+    folder = images if images is not None else path.parent
+    files = {picture.id: _find_image(folder, picture, str(path)) for picture in kept}
+    found = {image_id: image for image_id, image in files.items() if image is not None}
+    lost = [picture for picture in kept if picture.id not in found]
+    if lost:
+        name = lost[0].file_name or f"{lost[0].id.zfill(12)}.jpg"
+        raise MissingInput(
+            f"{path}: {len(lost)} of {len(kept)} images are not in {folder}, {name} for one: "
+            "give their folder with `images`"
+        )
+    return LazyFrames(kept, lambda p: Frame(p.id, found[p.id], list(p.questions), p.domain))
 
 
 def read_pictures(*paths: Path) -> dict[str, Picture]:
@@ -114,14 +99,12 @@ def read_pictures(*paths: Path) -> dict[str, Picture]:
     Several files count as one, in any order: VQAv2's questions and its annotations, or the parts of
     a split.
 
-    Raises: BadData (65) if one is none of the published shapes or breaks its own, an id is there
-        twice, or no question has an annotation where both are given.
+    Raises: BadData (65) if a file has none of the published shapes, an id is there twice, or no
+        question has an annotation where both are given.
     """
     found = _Found()
     for path in paths:
         require_file(path)
-        if path.stat().st_size > fields.MAX_JSON_BYTES:
-            raise BadData(f"{path}: more than {fields.MAX_JSON_BYTES:,} bytes of JSON")
         with open(path, "rb") as file:
             found.read(file, str(path))
     return found.pictures(", ".join(map(str, paths)))
@@ -131,19 +114,17 @@ EXPECTED = (
     "expected A-OKVQA, VQAv2, COCO-caption or nocaps annotations, Karpathy's dataset_coco.json or "
     "LAVIS' captions"
 )
-NOCAPS_DOMAINS = frozenset(
-    ("in-domain", "near-domain", "out-domain", "in", "near", "out"),
-)
+NOCAPS_DOMAINS = frozenset(("in-domain", "near-domain", "out-domain", "in", "near", "out"))
 AOKVQA_KEYS = frozenset(("choices", "direct_answers", "difficult_direct_answer", "rationales"))
 _NUMBER_OF_IMAGE = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.[a-z]{3,4}", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A question or its labels, and where they stand."""
+    """A question or its labels, and the place in the file."""
 
     question: LabelledQuestion
-    source: Source
+    source: str
     picture: Picture
     place: str
     question_type: str | None = None
@@ -151,7 +132,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found in the files so far; each entry is checked as it is read."""
+    """The entries read so far."""
 
     listed: list[_Entry] = field(default_factory=list)
     questions: dict[str, _Entry] = field(default_factory=dict)
@@ -187,7 +168,7 @@ class _Found:
             raise BadData(f"{where}: {EXPECTED}, found an object with {fields.keys_of(others)}")
 
     def _merged(self, value: object, place: str) -> None:
-        """An entry with everything about one question, or all captions of one image."""
+        """An entry of a list: one question with its labels, or the captions of one image."""
         item = fields.an_object(value, place)
         if "question_id" in item:
             self.listed.append(self._entry(item, place))
@@ -236,8 +217,7 @@ class _Found:
             self.captions.setdefault(image_id, []).append(caption)
         elif "question_id" in item:
             question_id = fields.an_id(item, "question_id", place)
-            if question_id in self.labels:
-                raise BadData(f"{place}: the id '{question_id}' is there twice")
+            _refuse_twice(question_id, self.labels, place)
             self.labels[question_id] = self._entry(item, place, labels=True)
         else:
             raise BadData(
@@ -249,8 +229,7 @@ class _Found:
         item = fields.an_object(value, place)
         picture = self._karpathy(item, place) if "sentences" in item else None
         picture = picture or _picture(item, fields.an_id(item, "id", place), place)
-        if picture.id in self.images:
-            raise BadData(f"{place}: the id '{picture.id}' is there twice")
+        _refuse_twice(picture.id, self.images, place)
         self.images[picture.id] = picture
 
     def _karpathy(self, item: dict[str, Any], place: str) -> Picture:
@@ -267,7 +246,6 @@ class _Found:
 
     def _entry(self, item: dict[str, Any], place: str, *, labels: bool = False) -> _Entry:
         choices = fields.optional_texts(item, "choices", place)
-        key = "direct_answers" if "direct_answers" in item else "answers"
         question_id = fields.an_id(item, "question_id", place)
         question = LabelledQuestion(
             id=question_id if labels else self._new(question_id, place),
@@ -277,23 +255,22 @@ class _Found:
             correct_choice_idx=fields.optional_index(
                 item, "correct_choice_idx", len(choices or ()), place
             ),
-            answers=_answers(item, key, place),
+            answers=_answers(item, place),
             kind=fields.optional_text(item, "answer_type", place),
             difficult_direct_answer=fields.a_truth(item, "difficult_direct_answer", place),
         )
         picture = _picture(item, fields.an_id(item, "image_id", place), place)
-        source: Source = "aokvqa" if AOKVQA_KEYS & item.keys() else "vqa"
+        source: str = "aokvqa" if AOKVQA_KEYS & item.keys() else "vqa"
         question_type = fields.optional_text(item, "question_type", place)
         return _Entry(question, source, picture, place, question_type and sys.intern(question_type))
 
     def _new(self, question_id: str, place: str) -> str:
-        if question_id in self._seen:
-            raise BadData(f"{place}: the id '{question_id}' is there twice")
+        _refuse_twice(question_id, self._seen, place)
         self._seen.add(question_id)
         return question_id
 
     def pictures(self, where: str) -> dict[str, Picture]:
-        """Everything that was found, joined."""
+        """The images of all files, each with its questions."""
         pictures: dict[str, Picture] = {}
         for one in [*self.listed, *self._joined(where), *self._captioned(where)]:
             question = one.question
@@ -307,7 +284,7 @@ class _Found:
         return pictures
 
     def _joined(self, where: str) -> Iterator[_Entry]:
-        """The questions with their labels; of labels alone, the labels."""
+        """The questions with their labels; only the labels if there are no questions."""
         if not self.questions:
             for question_id, label in self.labels.items():
                 self._new(question_id, label.place)
@@ -332,7 +309,7 @@ class _Found:
             yield replace(entry, question=question, question_type=labels.question_type)
 
     def _captioned(self, where: str) -> Iterator[_Entry]:
-        """Each image with its captions. One without keeps its question, without references."""
+        """A caption question for each image, with its captions if there are any."""
         if self.captions and not self.lists_images:
             self.images = {image_id: Picture(image_id) for image_id in self.captions}
         lost = self.captions.keys() - self.images.keys()
@@ -342,12 +319,17 @@ class _Found:
                 f"{min(lost)} for one"
             )
         domains = {picture.domain for picture in self.images.values()}
-        source: Source = "nocaps" if domains & NOCAPS_DOMAINS else "caption"
+        source: str = "nocaps" if domains & NOCAPS_DOMAINS else "caption"
         for image_id, picture in self.images.items():
             question = LabelledQuestion(
                 self._new(image_id, where), captions=self.captions.get(image_id)
             )
             yield _Entry(question, source, picture, where)
+
+
+def _refuse_twice(name: str, seen: Container[str], place: str) -> None:
+    if name in seen:
+        raise BadData(f"{place}: the id '{name}' is there twice")
 
 
 _ENTRY_OF = {
@@ -357,8 +339,9 @@ _ENTRY_OF = {
 }
 
 
-def _answers(item: dict[str, Any], key: str, place: str) -> list[str] | None:
+def _answers(item: dict[str, Any], place: str) -> list[str] | None:
     """Plain texts, or VQAv2's objects with an `answer` each."""
+    key = "direct_answers" if "direct_answers" in item else "answers"
     value = item.get(key)
     place = f"{place}, '{key}'"
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -377,30 +360,20 @@ def _picture(item: dict[str, Any], image_id: str, place: str) -> Picture:
     )
 
 
-def _only(picture: Picture, task: Task | None) -> Picture:
-    if task is not None:
-        picture.questions = [question for question in picture.questions if question.task == task]
-    return picture
-
-
 def _find_image(folder: Path, picture: Picture, where: str) -> Path | None:
-    for name in _candidates(picture):
-        path = inside(folder, name, where)
-        if os.path.isfile(path):
-            return path
-    return None
-
-
-def _candidates(picture: Picture) -> Iterable[str]:
     names = [picture.file_name] if picture.file_name else []
     if picture.id.isascii() and picture.id.isdigit():
         number = picture.id.zfill(12)
         names.append(f"{number}.jpg")
-        names += [f"COCO_{folder}_{number}.jpg" for folder in COCO_FOLDERS if folder]
-    own = [picture.split, f"{picture.split}2017", f"{picture.split}2014"] if picture.split else []
-    for folder in dict.fromkeys(("", *own, *COCO_FOLDERS)):
+        names += [f"COCO_{parent}_{number}.jpg" for parent in COCO_FOLDERS if parent]
+    split = picture.split
+    own = [split, f"{split}2017", f"{split}2014"] if split else []
+    for parent in dict.fromkeys(("", *own, *COCO_FOLDERS)):
         for name in names:
-            yield os.path.join(folder, name)
+            path = inside(folder, os.path.join(parent, name), where)
+            if os.path.isfile(path):
+                return path
+    return None
 
 
 def _image_id(name: str) -> str:
@@ -409,7 +382,7 @@ def _image_id(name: str) -> str:
     return match[1] if match else os.path.splitext(os.path.basename(name))[0] or name
 
 
-def no_labels(sources: "set[Source | None]") -> str:
+def no_labels(sources: set[str | None]) -> str:
     """Why files of these kinds, which hold no labels, cannot be references."""
     why = {
         "aokvqa": "A-OKVQA's test split is published without answers: give the train or val split",

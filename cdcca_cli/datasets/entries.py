@@ -1,24 +1,23 @@
-"""A JSON file one entry at a time, so that what is wrong with it is found before it is held.
+"""A large JSON file, entry by entry: only one entry is in memory.
 
     for key, number, value in entries(source, "val.json"):
 
 A list gives (None, number, value) for each of its values. An object gives (key, None, value) for
-each of its keys; but a value that is a list comes as (key, None, []) and then, each on its own, as
-(key, number, value). Whatever comes twice in the object comes twice here: the caller knows which
-keys matter to it.
+each of its keys; but a value that is a list comes as (key, None, []) and then (key, number, value)
+for each of its values. A key that is there twice comes twice.
 
     for value in values(source, "answers.json"):
 
-gives JSON values that follow each other, whatever blanks are between them: JSON lines, objects over
+gives JSON values that follow each other, with any blanks between them: JSON lines, objects over
 several lines (`jq .`), several objects on one line.
 
-Only one entry is in memory, of at most MAX_VALUE_CHARS, and no more than that of blanks is read
-over: a gigabyte of nothing is refused near its beginning. Nothing here knows what the entries are.
+An entry has at most MAX_VALUE_CHARS characters, and so have blanks in a row.
 """
 
 import codecs
 import re
 from collections.abc import Iterator
+from itertools import count
 from json import JSONDecodeError
 from typing import Any, BinaryIO, NoReturn
 
@@ -35,21 +34,31 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 Entry = tuple[str | None, int | None, Any]
 
 
-def entries(source: BinaryIO, where: str, *, most_chars: int = MAX_VALUE_CHARS) -> Iterator[Entry]:
+def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> Iterator[Entry]:
     """The entries of one JSON list or object, from UTF-8 with or without a byte order mark.
 
-    Args: most_chars: the most characters of one entry.
+    Args: most_chars: the most characters of one entry, if not MAX_VALUE_CHARS.
 
     Raises: BadData (65), `where` first, for anything that is not one JSON list or object, holds an
         object with the same key twice inside an entry, or is larger than fields.MAX_JSON_BYTES.
     """
-    text = _Text(source, where, most_chars)
+    text = _Text(source, where, most_chars or MAX_VALUE_CHARS)
     opening = text.peek()
     if opening == "[":
-        for number, value in text.items():
-            yield None, number, value
+        for number in text.members("[", "]"):
+            yield None, number, text.value()
     elif opening == "{":
-        yield from _members(text, where)
+        for _ in text.members("{", "}"):
+            if text.peek() != '"':
+                text.refuse("a key was expected")
+            key = text.value()
+            text.take(":")
+            if text.peek() != "[":
+                yield key, None, text.value()
+                continue
+            yield key, None, []
+            for number in text.members("[", "]"):
+                yield key, number, text.value()
     else:
         raise BadData(f"{where}: expected a JSON list or object, found {text.describe()}")
     if text.peek():
@@ -61,49 +70,29 @@ def values(source: BinaryIO, where: str) -> Iterator[Any]:
 
     Raises: BadData (65), as `entries`.
     """
-    text = _Text(source, where)
+    text = _Text(source, where, MAX_VALUE_CHARS)
     while text.peek():
         yield text.value()
 
 
-def _members(text: "_Text", where: str) -> Iterator[Entry]:
-    text.take("{")
-    if text.peek() == "}":
-        text.take("}")
-        return
-    while True:
-        if text.peek() != '"':
-            text.refuse("a key was expected")
-        key = text.value()
-        text.take(":")
-        if text.peek() == "[":
-            yield key, None, []
-            for number, value in text.items():
-                yield key, number, value
-        else:
-            yield key, None, text.value()
-        if text.take(",", "}") == "}":
-            return
-
-
 class _Text:
-    """Decoded text with a place in it, read on as needed."""
+    """Decoded text and the current place in it; more is read when needed."""
 
-    def __init__(self, source: BinaryIO, where: str, most_chars: int = MAX_VALUE_CHARS) -> None:
+    def __init__(self, source: BinaryIO, where: str, most_chars: int) -> None:
         self._source, self._where, self._most_chars = source, where, most_chars
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text = ""
         self._place = 0  # in _text
-        self._before = 0  # characters that were dropped from its front
+        self._before = 0  # characters dropped from the front of _text
         self._num_bytes = 0
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is no blank; "" at the end."""
+        """The next character that is not a blank; "" at the end."""
         blanks = 0
         while True:
             match = _BLANKS.match(self._text, self._place)
-            assert match is not None  # the pattern matches nothing, too
+            assert match is not None  # the pattern also matches the empty string
             blanks += match.end() - self._place
             self._place = match.end()
             if self._place < len(self._text) or self._ended:
@@ -120,21 +109,19 @@ class _Text:
         self._place += 1
         return found
 
-    def items(self) -> Iterator[tuple[int, Any]]:
-        """The values of the list that begins here."""
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
+    def members(self, opening: str, closing: str) -> Iterator[int]:
+        """Step through the list or object that begins here: the number of each member."""
+        self.take(opening)
+        if self.peek() == closing:
+            self.take(closing)
             return
-        number = 0
-        while True:
-            yield number, self.value()
-            if self.take(",", "]") == "]":
+        for number in count():
+            yield number
+            if self.take(",", closing) == closing:
                 return
-            number += 1
 
     def value(self) -> Any:
-        """The whole value that begins here."""
+        """The value that begins here."""
         if not self.peek():
             self.refuse("cut short")
         while True:
@@ -156,11 +143,11 @@ class _Text:
             self._read()
 
     def _may_be_cut(self, error: JSONDecodeError) -> bool:
-        """Whether more text could mend it: it shows near the end, or a string has none yet."""
+        """Whether more text could cure the error: a string without an end, or one near the end."""
         return error.msg.startswith("Unterminated") or len(self._text) - error.pos < _LITERAL_CHARS
 
     def describe(self) -> str:
-        """What stands here, for a message."""
+        """What is here, for a message."""
         if not self.peek():
             return "nothing"
         return fields.describe(self._text[self._place : self._place + 40])
@@ -170,7 +157,7 @@ class _Text:
         raise BadData(f"{self._where}: not JSON (character {at:,}: {fault})")
 
     def _read(self) -> None:
-        """As much again as is here, so that a long value is not tried once a chunk."""
+        """Read as much again as is held, so that a long value is decoded only a few times."""
         self._text = self._text[self._place :]
         self._before += self._place
         self._place = 0

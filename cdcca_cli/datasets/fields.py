@@ -1,7 +1,7 @@
-"""Untrusted JSON, read field by field: the type that is expected, or BadData naming the place.
+"""Untrusted JSON, field by field: a value of the expected type, or BadData naming the place.
 
-Published annotation files differ in small ways (ids as numbers or as digits in a string, truth
-values as "False"): the readers here take those, and nothing vaguer.
+Published annotation files differ in small ways, such as ids as numbers or as digits in a text, and
+truth values as "False". The readers here accept those and nothing else.
 """
 
 import json
@@ -12,12 +12,11 @@ from typing import Any
 from cdcca_cli.errors import BadData
 from cdcca_cli.text import is_text, load_json
 
-MAX_JSON_BYTES = 1 << 30
-"""Larger JSON files are refused: VQAv2's annotations of its training set are 0.37 GB."""
+MAX_JSON_BYTES = 1 << 30  # VQAv2's annotations of its training set are 0.37 GB
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """One JSON value, from UTF-8 with or without a byte order mark. `where` names the place."""
+    """One JSON value, from UTF-8 with or without a byte order mark."""
     return load_json(text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text, where)
 
 
@@ -35,11 +34,11 @@ def a_list(item: Mapping[str, Any], key: str, where: str) -> list[Any]:
 
 
 def an_id(item: Mapping[str, Any], key: str, where: str) -> str:
-    """An id: a string that is not empty, or a whole number, which becomes its digits."""
+    """An id: a text that is not empty, or the digits of a whole number."""
     value = item.get(key)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
         return str(value)
-    if isinstance(value, str) and value.strip() and _clean(value):
+    if isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= 1024:
         return value
     raise BadData(
         f"{where}: '{key}' must be an id (text or a whole number), found {describe(value)}"
@@ -67,11 +66,8 @@ def optional_texts(item: Mapping[str, Any], key: str, where: str) -> list[str] |
     value = item.get(key)
     if value is None:
         return None
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(text, str) and is_text(text) for text in value)
-    ):
+    is_list = isinstance(value, list) and len(value) > 0
+    if not is_list or not all(isinstance(text, str) and is_text(text) for text in value):
         raise BadData(f"{where}: '{key}' must be a list of texts, found {describe(value)}")
     return list(value)
 
@@ -123,7 +119,3 @@ def keys_of(item: Iterable[str]) -> str:
     """The first keys of an object, for a message."""
     names = sorted(str(key)[:30] for key in item)[:6]
     return "the keys " + ", ".join(names) if names else "no keys"
-
-
-def _clean(text: str) -> bool:
-    return len(text) <= 1024 and text.isprintable()

@@ -1,33 +1,33 @@
-"""The one Frame type, and the one way from a frame to its pixels.
+"""Frames: an image with the questions about it, and the pixels of the image.
 
-A frame is an image and the questions about it. Labels (the correct choice, ten answers, captions)
-travel with the questions as read from an annotation file: they are for scoring, and never go up.
-
-This module knows no file format: `pictures`, `video` and `sources` do.
+Labels (the correct choice, ten answers, captions) travel with the questions. They are for scoring,
+and never go up. This module knows no file format: `pictures`, `video` and `sources` do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from cdcca_cli.datasets import pictures, video
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.records import is_text
+from cdcca_cli.text import is_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Task = Literal["vqa", "caption"]
 TASKS: tuple[Task, ...] = ("vqa", "caption")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledQuestion:
-    """One thing asked of a frame, with its labels where the source has them.
+    """A question about a frame, with its labels where the source has them.
 
-    id: the question's id, unique in its source; a caption has the id of its image.
-    prompt: the question; None asks for a caption in the family's own words.
+    id: unique in its source; a caption has the id of its image.
+    prompt: None asks for a caption in the family's own words.
     answers: the human answers, usually ten. captions: the human captions, usually five.
     kind: the question's kind as its source names it (VQAv2's answer type, a manifest's `kind`).
     """
@@ -45,11 +45,11 @@ class LabelledQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image and everything asked of it.
+    """One image and the questions about it.
 
     id: unique in its source: the path in its folder or manifest, the image id of an annotation
         file, `clip.mp4#12` for a frame of a video.
-    image: the file that holds it; for a video the video file, with the frame's `position` in it.
+    image: the file; for a video the video file, with the frame's `position` in it.
     """
 
     id: str
@@ -59,19 +59,35 @@ class Frame:
     position: int | None = None
 
 
-class Frames(Protocol):
-    """A source of frames: its length is known, and it can be gone through again and again."""
+class Items(Protocol[T_co]):
+    """Items of a known number, which can be read any number of times."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+Frames = Items[Frame]
+
+
+class LazyFrames(Generic[T]):
+    """Frames that are made from items when they are read."""
+
+    def __init__(self, items: Items[T], frame_of: Callable[[T], Frame]) -> None:
+        self._items, self._frame_of = items, frame_of
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return map(self._frame_of, self._items)
 
 
 def load_image(frame: Frame) -> "Image":
-    """The frame's pixels as a PIL image in 8-bit RGB, upright: the one way from a frame to pixels.
+    """The frame's pixels as a PIL image in 8-bit RGB, upright.
 
     Raises: MissingInput (66) if there is no such file; BadData (65), naming the file, if it is not
-        a picture or not whole, or if the frame's name is not UTF-8, which no output can hold.
+        a whole picture, or if the frame's name is not UTF-8, which no output can hold.
     """
     if not is_text(frame.id):
         raise BadData(f"{frame.id}: its name is not UTF-8: rename the file")

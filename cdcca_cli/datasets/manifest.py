@@ -4,18 +4,17 @@
      "correct_choice_idx": 0, "answers": ["cat", ...], "captions": ["A cat.", ...],
      "task": "vqa", "domain": "night", "kind": "object"}
 
-Required are `id` (unique in the file) and `image`. Without `task`, a line without `prompt`
-questions
-for a caption and any other is a question. Lines with one image form one Frame wherever they stand
-in the file, frames in the order of their first lines; so the lines of an image agree on its domain.
-Empty lines are skipped, unknown keys ignored.
+Required are `id` (unique in the file) and `image`. Without `task`, a line with a `prompt` is a
+question, and one without asks for a caption. Lines with one image form one Frame, wherever they are
+in the file; frames come in the order of their first lines. The lines of an image agree on its
+domain. Empty lines are skipped, unknown keys ignored.
 
-`image` is relative to the manifest's folder, or to `images` where that is given, and may not leave
-it (neither by `..` nor as an absolute path): a manifest from elsewhere cannot name any file of this
+`image` is relative to the manifest's folder, or to `images` if that is given. It may not lead out
+of it (by `..` or an absolute path): a manifest from elsewhere must not name other files of this
 machine. Links inside the folder are followed.
 
-The file is checked from end to end when it is opened, and only where each line begins is kept;
-lines are read again as frames are asked for. So the file must be a real one: no pipe.
+The whole file is checked when it is opened. Only the places of its lines are kept, and lines are
+read again when frames are; so it cannot be a pipe.
 """
 
 import os
@@ -34,11 +33,10 @@ MAX_EMPTY_LINES = 1_000_000
 
 
 class Manifest:
-    """The frames of a manifest: sized, lazy, to be gone through as often as wanted.
+    """The frames of a manifest.
 
-    path: the manifest. images: the folder its images lie in, if not its own.
-    task: only the questions of this task. check_images: refuse if an image is not there; scoring
-    needs none of them.
+    images: the folder of its images, if not its own. task: only the questions of this task.
+    check_images: refuse if an image is not there; scoring needs none of them.
 
     Raises: BadData (65) naming file and line; MissingInput (66) for the manifest or an image;
         SettingError (2) if no question is of that task.
@@ -87,9 +85,7 @@ class Manifest:
                 name, question, domain = self._parse(line, number)
                 where = f"{self._path}:{number}"
                 if question.id in seen:
-                    raise BadData(
-                        f"{where}: the id '{question.id}' stands on an earlier line already"
-                    )
+                    raise BadData(f"{where}: the id '{question.id}' is on an earlier line already")
                 seen.add(question.id)
                 if domains.setdefault(name, domain) != domain:
                     raise BadData(
@@ -110,7 +106,7 @@ class Manifest:
                 "task", f"{self._path} holds no such questions: leave it out", self._task
             )
         if not self._starts:
-            raise BadData(f"{self._path}: an empty manifest: one JSON object a line is expected")
+            raise BadData(f"{self._path}: an empty manifest: expected one JSON object on each line")
 
     def _parse(self, line: bytes, number: int) -> tuple[str, LabelledQuestion, str | None]:
         where = f"{self._path}:{number}"
@@ -148,14 +144,9 @@ def read_question(item: dict[str, Any], where: str) -> LabelledQuestion:
 
 def inside(root: Path, name: str, where: str) -> Path:
     """The file `name` under `root`; BadData if the name leads out of it."""
-    folder = os.path.abspath(root)
     path = os.path.join(root, name)
-    if (
-        not name
-        or "\0" in name
-        or os.path.abspath(path) == folder
-        or not os.path.abspath(path).startswith(os.path.join(folder, ""))
-    ):
+    inner = os.path.join(os.path.abspath(root), "")
+    if not name or "\0" in name or not os.path.abspath(path).startswith(inner):
         raise BadData(
             f"{where}: the image {fields.describe(name)} lies outside {root}: "
             "name it relative to that folder, or give the folder of the images with `images`"

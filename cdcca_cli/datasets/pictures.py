@@ -1,14 +1,13 @@
 """Picture files to pixels: 8-bit RGB, upright, and either whole or refused.
 
-A model sees what a viewer shows. EXIF orientation is applied, transparency lies on white, 16-bit
-grey is scaled to 8 bits, and the first image of an animation counts. Pixels whose range is unknown
-(floating point, 32-bit grey above 65,535) are refused. A 16-bit file does not tell that a camera
-filled only 12 of its bits: such a picture comes out nearly black, and one line on stderr says so.
+EXIF orientation is applied, transparency lies on white, 16-bit grey is scaled to 8 bits, and the
+first image of an animation counts. Pixels whose range is unknown (floating point, 32-bit grey above
+65,535) are refused. A 16-bit file may use only 12 bits: such a picture is nearly black, and a line
+on stderr names the cure.
 
 A file that was cut short is refused. So is a file of full length whose end was never written (a
-camera that lost power leaves zeros there), where the format can tell: PNG by its checksums, JPEG by
-its end marker, WebP, GIF and AVIF because their coded data never ends in zeros. In BMP, PNM and
-uncompressed TIFF missing rows look like black ones.
+camera that lost power leaves zeros there), if the format shows it: PNG by its checksums, JPEG by
+its end marker, WebP, GIF and AVIF because their coded data never ends in zeros.
 """
 
 import io
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""The formats, by Pillow's names. Others stay closed: Pillow hands EPS to Ghostscript."""
+"""By Pillow's names. Others are not opened: Pillow passes EPS to Ghostscript."""
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|P[1-6]\s|RIFF....WEBP|....ftypavi[fs]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51",
@@ -46,7 +45,7 @@ _ZEROS = bytes(16)
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The endings of the names of picture files, in lower case: those of FORMATS."""
+    """The suffixes of picture files, in lower case."""
     from PIL import Image
 
     known = (*FORMATS, "MPO")  # what Pillow calls a JPEG file of several pictures
@@ -56,7 +55,7 @@ def suffixes() -> frozenset[str]:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is not there (MissingInput) and what is not a plain file (BadData)."""
+    """Raises: MissingInput if there is no such file, BadData if it is not a plain file."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -74,8 +73,7 @@ def load(path: Path) -> "Image":
     """The pixels of a picture file, in RGB.
 
     Raises: MissingInput (66) if there is no such file; BadData (65), naming the file, if it is not
-        a picture, is not whole, or holds more pixels than Pillow's limit against decompression
-        bombs.
+        a whole picture, or holds more pixels than Pillow's limit against decompression bombs.
     """
     from PIL import Image, ImageFile, ImageOps
 
@@ -93,7 +91,8 @@ def load(path: Path) -> "Image":
                 if limit is not None and width * height > limit:
                     raise Image.DecompressionBombError
                 opened.load()
-                _CHECKS.get(opened.format or "", _ends)(data)
+                if (check := _CHECKS.get(opened.format or "")) is not None:
+                    check(data)
                 try:
                     upright = ImageOps.exif_transpose(opened)
                 except Exception:  # an unreadable EXIF block beside sound pixels: as stored
@@ -113,7 +112,7 @@ def load(path: Path) -> "Image":
 
 
 def looks_like(head: bytes) -> str:
-    """What a file that is no picture seems to be, from its first bytes."""
+    """What a file with these first bytes is, in words, if it is not a picture."""
     if not head:
         return "the file is empty"
     if is_heic(head):
@@ -123,7 +122,7 @@ def looks_like(head: bytes) -> str:
 
 
 def is_heic(head: bytes) -> bool:
-    """Whether a file with these first bytes is a HEIC picture, as phones write them."""
+    """Whether a file with these first bytes is a HEIC picture."""
     return _HEIC.match(head) is not None
 
 
@@ -140,7 +139,7 @@ def _read(path: Path) -> bytes:
 
 
 def _png(data: bytes) -> None:
-    """Every chunk that a picture needs has its checksum, and the last one is there."""
+    """Raises: ValueError for a wrong checksum, or without the last chunk."""
     at = 8
     while True:
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -156,7 +155,7 @@ def _png(data: bytes) -> None:
 
 
 def _jpeg(data: bytes) -> None:
-    """The end marker follows the last scan."""
+    """Raises: ValueError without an end marker."""
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, at = found[1][0], found.end()
@@ -164,10 +163,6 @@ def _jpeg(data: bytes) -> None:
             return
         at += int.from_bytes(data[at : at + 2], "big")
     raise ValueError("no end marker")
-
-
-def _ends(data: bytes) -> None:
-    """Nothing can be seen at the end of this format."""
 
 
 def _coded(data: bytes) -> None:
@@ -186,7 +181,7 @@ _CHECKS: dict[str, Callable[[bytes], None]] = {
 
 
 def _rgb(image: "Image", path: Path) -> "Image":
-    """8-bit RGB, as a viewer shows it. A plain `convert` would clip 16-bit grey at 255."""
+    """8-bit RGB. Pillow's `convert` alone would clip 16-bit grey at 255."""
     from PIL import Image
 
     if image.mode == "F":
@@ -212,7 +207,7 @@ def _rgb(image: "Image", path: Path) -> "Image":
 
 @cache
 def _mention_dim_levels() -> None:
-    """Once a run."""
+    """A message, once in a run."""
     streams.message(
         "a 16-bit picture has no level above 4,095 of 65,535 and is nearly black: if its camera "
         "gives 12 bits, multiply the levels by 16"

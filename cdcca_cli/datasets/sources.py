@@ -1,24 +1,24 @@
-"""Which reader a source needs, found from what the source is.
+"""The frames and the labels of a source, whatever kind it is.
 
 A JSON file is a manifest if its first line is one, whatever its name. A folder with a frames.jsonl
-is that manifest. A folder without one, above folders that have theirs, is refused unless a prompt
-replaces their questions, because as bare images its frames would lose them without a word. What
-else lies in a folder of images is counted by kind, on stderr.
+is that manifest. A folder of images is refused if a folder further down has a frames.jsonl, unless
+a prompt replaces the questions, which would be lost otherwise. Other files in a folder of images
+are counted by kind, on stderr.
 
-Nothing here knows what is inside the files: `manifest` and `annotations` do.
+`manifest` and `annotations` read the files.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdcca_cli import files, streams
 from cdcca_cli.datasets import fields, pictures, video
-from cdcca_cli.datasets.annotations import Annotations, Source, no_labels, read_pictures
-from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, Task
+from cdcca_cli.datasets.annotations import annotated_frames, no_labels, read_pictures
+from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, LazyFrames, Task
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
@@ -36,58 +36,62 @@ def read_frames(
     prompt: str | None = None,
     task: str | None = None,
 ) -> Frames:
-    """The frames of a source, lazy, with a length, to be gone through again and again.
+    """The frames of a source: lazy, with a length, and any number of times.
 
     source: a folder of images (its frames.jsonl if it has one, otherwise all images under it,
         sorted by path), one image, a manifest, an annotation file, or a video.
     images: the folder in which the images of a manifest or annotation file lie.
     prompt: the question for every frame, in place of the source's own.
     task: "vqa" or "caption". Bare images are captioned unless a prompt is given; of a source with
-        questions of its own, only those of this task are kept.
+        its own questions, only those of this task are kept.
 
     Raises: MissingInput (66) if the source or an image it names is not there; BadData (65) for a
         folder without images or a file that is none of these, naming file and line; SettingError
         (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
     """
-    wanted = _task(prompt, task)
+    if task is not None and task not in TASKS:
+        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
+    if prompt is not None and not prompt.strip():
+        raise SettingError("prompt", "expected a question, found blanks")
     path = _existing(source)
-    folder = _existing_folder(images)
+    folder = None if images is None else Path(images)
+    if folder is not None and not (str(images) and folder.is_dir()):
+        raise MissingInput(f"`images` {images}: no such folder")
     kind = _kind_of(path)
     if kind in ("folder", "image", "video"):
         if folder is not None:
             raise SettingError(
                 "images", f"expected a manifest or annotation file beside it; {path} is neither"
             )
-        if wanted == "vqa" and prompt is None:
-            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", wanted)
-        bare: Task = wanted or ("caption" if prompt is None else "vqa")
-        if kind == "video":
-            return _Video(path, bare, prompt)
-        return _BareImages(path, bare, prompt, single=kind == "image")
-    own_task = wanted if prompt is None else None
+        if task == "vqa" and prompt is None:
+            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", task)
+        bare: Task = task or ("caption" if prompt is None else "vqa")
+        return _bare(path, kind, LabelledQuestion("", prompt, bare))
+    own_task = task if prompt is None else None
     frames: Frames
     if kind == "manifest":
         manifest = path / MANIFEST_NAME if path.is_dir() else path
         frames = Manifest(manifest, images=folder, task=own_task)
     else:
-        frames = Annotations(path, images=folder, task=own_task)
-    return frames if prompt is None else _Asked(frames, prompt, wanted or "vqa")
+        frames = annotated_frames(path, images=folder, task=own_task)
+    if prompt is None:
+        return frames
+    asked = LabelledQuestion("", prompt, task or "vqa")
+    return LazyFrames(frames, lambda frame: replace(frame, questions=[replace(asked, id=frame.id)]))
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The labels of one question, the frame it belongs to, that frame's domain, and where they are
-    from.
+    """The labels of one question, and its frame.
 
-    source: the kind of file; None for frames that no file was named for. split: the question's
-    split, in
-        a file that holds several.
+    source: the published kind of file, if known. split: the question's split, in a file that holds
+        several.
     """
 
     question: LabelledQuestion
     frame: str
     domain: str | None = None
-    source: Source | None = None
+    source: str | None = None
     split: str | None = None
 
 
@@ -96,12 +100,10 @@ def read_references(
 ) -> Mapping[str, Reference]:
     """The labels of a manifest, a folder with frames.jsonl, or an annotation file, by question id.
 
-    Several count as one, in any order: VQAv2's questions and annotations, nocaps by domain. Asks
-    without any label are in it too, since a prediction for them is no unknown one. No image needs
-    to be there.
+    Several sources count as one, in any order: VQAv2's questions and annotations, nocaps by domain.
+    Questions without labels are included. Images are not needed.
 
-    Raises: as read_frames; BadData (65) for an id that is there twice, and where there are no
-        labels at all.
+    Raises: as read_frames; BadData (65) for an id that is there twice, or if there are no labels.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     references: dict[str, Reference] = {}
@@ -145,8 +147,8 @@ def _add(known: dict[str, Reference], more: Mapping[str, Reference], path: Path)
     known.update(more)
 
 
-def references_of(frames: Iterable[Frame], source: Source | None = None) -> dict[str, Reference]:
-    """The labels of frames that are there already, by question id."""
+def references_of(frames: Iterable[Frame], source: str | None = None) -> dict[str, Reference]:
+    """The labels of frames, by question id."""
     return {
         question.id: Reference(question, frame.id, frame.domain, source)
         for frame in frames
@@ -158,64 +160,27 @@ def _is_labelled(question: LabelledQuestion) -> bool:
     return bool(question.answers or question.captions) or question.correct_choice_idx is not None
 
 
-class _BareImages:
-    """All images under a folder, sorted by path, or a single one; each with the same question."""
+def _bare(path: Path, kind: str, question: LabelledQuestion) -> Frames:
+    """The images of a folder, one image, or the frames of a video, each with the same question."""
 
-    def __init__(self, path: Path, task: Task, prompt: str | None, *, single: bool) -> None:
-        self._root, self._task, self._prompt = path, task, prompt
-        if single:
-            self._root = path.parent
-            self._names = [path.name]
-        else:
-            self._names = _images_under(path, manifests=prompt is not None)
+    def frame(image: Path, name: str, position: int | None = None) -> Frame:
+        return Frame(name, image, [replace(question, id=name)], position=position)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for name in self._names:
-            yield Frame(name, self._root / name, [LabelledQuestion(name, self._prompt, self._task)])
-
-
-class _Asked:
-    """Another source's frames, each asked one prompt instead of its own; labels are left behind."""
-
-    def __init__(self, frames: Frames, prompt: str, task: Task) -> None:
-        self._frames, self._prompt, self._task = frames, prompt, task
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for frame in self._frames:
-            question = LabelledQuestion(frame.id, self._prompt, self._task)
-            yield Frame(frame.id, frame.image, [question], frame.domain, frame.position)
-
-
-class _Video:
-    """The frames of a video file, each with the same question; its id is `clip.mp4#<position>`."""
-
-    def __init__(self, path: Path, task: Task, prompt: str | None) -> None:
-        if not is_text(path.name):
-            raise BadData(f"{path}: its name is not UTF-8: rename the file")
-        self._path, self._task, self._prompt = path, task, prompt
-        self._length = video.num_frames(path)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Frame]:
-        for position in range(self._length):
-            name = f"{self._path.name}#{position}"
-            question = LabelledQuestion(name, self._prompt, self._task)
-            yield Frame(name, self._path, [question], position=position)
+    if kind == "folder":
+        names = _images_under(path, manifests=question.prompt is not None)
+        return LazyFrames(names, lambda name: frame(path / name, name))
+    if kind == "image":
+        return LazyFrames([path.name], lambda name: frame(path, name))
+    if not is_text(path.name):
+        raise BadData(f"{path}: its name is not UTF-8: rename the file")
+    positions = range(video.num_frames(path))
+    return LazyFrames(positions, lambda number: frame(path, f"{path.name}#{number}", number))
 
 
 def _images_under(folder: Path, *, manifests: bool) -> list[str]:
-    """Paths relative to `folder`, in code point order; hidden files and folders are left out.
+    """Paths relative to `folder`, sorted by code point; without hidden files and folders.
 
-    What else is not read is counted by kind on stderr. manifests: folders further down may have
-    one.
+    manifests: whether folders further down may have one.
     """
 
     def refuse(error: OSError) -> None:
@@ -250,7 +215,7 @@ def _images_under(folder: Path, *, manifests: bool) -> list[str]:
 
 
 def _counted(kind: str, count: int) -> str:
-    """How many files of a kind were left out, and what to do about it."""
+    """The number of files of a kind that were left out, and the cure."""
     cure = ""
     if kind in _HEIC_SUFFIXES:
         cure = " (HEIC cannot be read here: convert to JPEG or PNG)"
@@ -289,7 +254,7 @@ def _kind_of(path: Path) -> str:
 
 
 def _kind_of_line(line: bytes, path: Path) -> str:
-    """By the keys of a first line that is a whole object; any other names an image, or does not."""
+    """Which of manifest and annotations a file with this first line is."""
     try:
         value = fields.parse_json(line, str(path))
     except BadData:
@@ -302,31 +267,11 @@ def _kind_of_line(line: bytes, path: Path) -> str:
     return "manifest" if {"id", "image"} & value.keys() else "annotations"
 
 
-def _task(prompt: str | None, task: str | None) -> Task | None:
-    if task is not None and task not in TASKS:
-        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
-    if prompt is not None and not prompt.strip():
-        raise SettingError("prompt", "expected a question, found blanks")
-    return task
-
-
 def _existing(source: str | Path) -> Path:
-    """Never the current folder for an empty name, which is what an unset variable gives."""
+    """Refuse an empty name, which would be the current folder: it comes from an unset variable."""
     if not str(source):
         raise MissingInput("expected the name of a file or folder, found an empty one")
     path = Path(source)
-    try:
-        found = os.path.exists(path)
-    except ValueError:
-        found = False
-    if not found:
+    if not os.path.exists(path):
         raise MissingInput(f"{path}: no such file or folder")
     return path
-
-
-def _existing_folder(images: str | Path | None) -> Path | None:
-    if images is None:
-        return None
-    if not str(images) or not os.path.isdir(images):
-        raise MissingInput(f"`images` {images}: no such folder")
-    return Path(images)

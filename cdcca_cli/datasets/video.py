@@ -1,12 +1,12 @@
 """Pictures of a video file, through PyAV, an optional package (`pip install 'cdcca[video]'`).
 
-Every frame of the first video stream, in order of presentation, turned as players turn it. Their
-number is found by decoding the file once, since containers are often wrong about it. Frames loaded
-in order are decoded once; going back starts the file again. Sound and frame rates are ignored.
+Every frame of the first video stream, in order of presentation, rotated as the file asks. The file
+is decoded once to count them, because containers are often wrong about it. Frames loaded in order
+are decoded once; going back starts the file again. Sound and frame rates are ignored.
 
-A frame that the decoder could not decode as a whole keeps its position and is refused when it is
-loaded; so are the frames after it that are built on it, up to the next key frame. (No decoder
-tells that the last picture of a cut HEVC or MPEG-2 stream is not whole.)
+A frame that is not decoded as a whole keeps its position and is refused when it is loaded; so are
+the frames after it, up to the next key frame. (No decoder reports that the last picture of a cut
+HEVC or MPEG-2 stream is not whole.)
 """
 
 import re
@@ -48,7 +48,7 @@ def num_frames(path: Path) -> int:
 
 
 def load(path: Path, position: int) -> "Image":
-    """The frame at `position` as RGB. The decoder stays open for the next one.
+    """The frame at `position` as RGB. The file stays open for the next one.
 
     Raises: BadData (65) if it is damaged, or there is no such frame.
     """
@@ -66,14 +66,10 @@ def load(path: Path, position: int) -> "Image":
 
 
 def _upright(frame: Any) -> "Image":
-    """RGB, turned by the quarter turns that the file asks for (phones film on their side)."""
-    from PIL.Image import Transpose
-
+    """RGB, rotated by the quarter turns in the file (phones film on their side)."""
     image: Image = frame.to_image().convert("RGB")
-    quarters = round(frame.rotation / 90) % 4  # counter-clockwise
-    turns = (None, Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)
-    turn = turns[quarters]
-    return image if turn is None else image.transpose(turn)
+    degrees = round(frame.rotation / 90) % 4 * 90  # counter-clockwise
+    return image.rotate(degrees, expand=True) if degrees else image
 
 
 class _Decoder:

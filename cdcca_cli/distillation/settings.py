@@ -42,9 +42,7 @@ class DistillSettings:
         choices=("none", "forward", "reverse"),
         methods=_WITH_TEACHER,
     )
-    confidence: bool = setting(
-        False, "Weigh each answer by the teacher's probability of it", methods=_WITH_TEACHER
-    )
+    confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
     train: tuple[str, ...] | None = setting(
         None, "Parameter groups to train", choices=GROUPS, usually="all; norm for tent"
     )

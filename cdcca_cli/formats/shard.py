@@ -177,14 +177,14 @@ def read_shards(
     *,
     where: str = "the token stream",
     limits: records.Limits = LIMITS,
-    refused: Callable[[str], object] | None = None,
+    refused: Callable[[NotFinite], object] | None = None,
 ) -> Iterator[Shard]:
     """Shards one after the other, each checked; memory holds one.
 
     Args:
-        refused: called with a message for each shard that is left out because its tokens or scores
-            are not finite; None: such a shard is an error.
-    Raises: BadData, NewerFormat.
+        refused: called with the error for each shard whose tokens or scores are not finite, which
+            is then left out; None: such a shard is an error.
+    Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
     """
     count = total = 0
     ended = False
@@ -204,7 +204,7 @@ def read_shards(
         except NotFinite as fault:
             if refused is None:
                 raise
-            refused(f"{fault}: left out")
+            refused(fault)
         else:
             yield shard
     if not total and not ended:

@@ -1,16 +1,13 @@
-"""`cdcca demo`: Algorithm 1 on the shipped pair, with a table and two sentences as the result.
+"""`cdcca demo`: Algorithm 1 on the shipped pair of models.
 
-`assets/frames` holds three sets of frames: `stream` (target domain, what the device sees and adapts
-to), `heldout` (target domain, never sent: what the table shows) and `source` (the domain that must
-not be forgotten). Their labels are used for scores alone.
+`assets/frames` holds three sets of frames: `stream` (target domain, which the device adapts to),
+`heldout` (target domain, never sent: what the table shows) and `source` (the domain that must not
+be forgotten). Their labels are used for scores only.
 """
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cdcca_cli
 from cdcca_cli import streams
@@ -19,7 +16,7 @@ from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER, Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import CannotWrite
-from cdcca_cli.loop.history import COLUMNS, History
+from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.settings import value_of
@@ -39,41 +36,21 @@ def settings(seed: int) -> RoundSettings:
     )
 
 
-@dataclass(frozen=True)
-class Result:
-    """The table and the sentences of a run."""
-
-    history: History
-
-    title = "target frames that were never sent"
-    columns = COLUMNS
-
-    def rows(self) -> Iterator[list[object]]:
-        return self.history.rows()
-
-    def sentences(self) -> tuple[str, str]:
-        """What happened on the target frames, and what on the stream and on the source domain."""
-        history = self.history
-        rounds = history.rounds
-        up = sum(done.uplink_bytes for done in rounds)
-        down = sum(done.downlink_bytes for done in rounds)
-        number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
-        return (
-            f"After {number}, {up:,} bytes up and {down:,} bytes down, the small model changed on "
-            f"target frames that were never sent by {history.gain_words(HELD_OUT)}. It learned "
-            "from the larger model's answers alone: no label was used.",
-            "On the stream that it adapted to, which is what the paper scores, it changed by "
-            f"{history.gain_words(STREAM)}; on its source domain by {history.gain_words(SOURCE)}.",
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        return self.history.as_json() | {"sentences": list(self.sentences())}
+def sentences(history: History) -> list[str]:
+    """The effect on the target frames, and on the stream and the source domain."""
+    return [
+        f"After {history.summary()}, the small model changed on target frames that were never sent "
+        f"by {history.gain_words(HELD_OUT)}. It learned from the larger model's answers alone: no "
+        "label was used.",
+        "On the stream that it adapted to, which is what the paper scores, it changed by "
+        f"{history.gain_words(STREAM)}; on its source domain by {history.gain_words(SOURCE)}.",
+    ]
 
 
-def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Result:
+def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> History:
     """Run rounds from a new device and mirror of the shipped student.
 
-    Args: keep: a folder for the files of every round; a temporary one is used and removed if None.
+    Args: keep: the folder for the files of every round; None: a temporary one.
     """
     with tempfile.TemporaryDirectory(prefix="cdcca-") as temporary:
         path = Path(temporary) if keep is None else keep
@@ -86,7 +63,7 @@ def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> Result:
             work,
             Runtime("cpu", "float32"),
         )
-        return Result(_scored_rounds(cycle, rounds))
+        return _scored_rounds(cycle, rounds)
 
 
 def _scored_rounds(cycle: Cycle, rounds: int) -> History:
@@ -107,7 +84,7 @@ def _scored_rounds(cycle: Cycle, rounds: int) -> History:
 
 
 def export(folder: Path) -> None:
-    """Copy the shipped frames to a new folder, wholly or not at all. Raises: CannotWrite."""
+    """Copy the shipped frames to a new folder, as a whole or not at all. Raises: CannotWrite."""
     if folder.exists():
         raise CannotWrite(f"{folder}: exists already: name a new one")
     try:

@@ -1,10 +1,7 @@
 """The results of the rounds: scores before and after each, as a table, in words, as JSON.
 
-Scores are kept for several probes (sets of labelled frames) by name; the table shows the main one.
+Scores are kept by name for several probes (sets of labelled frames); the table shows the main one.
 Differences are paired: both sides are scored on the same draws of frames (`scoring.statistics`).
-Scores and gains have two decimals everywhere.
-
-Does not run anything (`rounds`).
 """
 
 from collections.abc import Iterator
@@ -14,6 +11,7 @@ from typing import Any
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.scores import Scores, compare
 from cdcca_cli.scoring.statistics import Difference
+from cdcca_cli.text import counted
 
 NAMES = {name: tasks.METRICS[name].title for name in tasks.TASKS["manifest"].headlines}
 METRICS = tuple(name for name in NAMES if name in tasks.ACCEPTANCE_METRICS)
@@ -78,33 +76,30 @@ class History:
     rounds: list[Round] = field(default_factory=list)
 
     def add(self, probe: str, scores: Scores) -> None:
-        """The scores of a probe at the next point: source only, then after each round."""
+        """Add the scores of a probe at its next point."""
         self.scores.setdefault(probe, []).append(scores)
 
     def summary(self) -> str:
-        """One line for people."""
+        """Like: 2 rounds, 12,000 bytes up, 900 bytes down."""
         up = sum(done.uplink_bytes for done in self.rounds)
         down = sum(done.downlink_bytes for done in self.rounds)
-        number = f"{len(self.rounds)} round{'s' if len(self.rounds) > 1 else ''}"
-        return f"{number}, {up:,} bytes up, {down:,} bytes down"
+        return f"{counted(len(self.rounds), 'round')}, {up:,} bytes up, {down:,} bytes down"
 
     def rows(self) -> Iterator[list[object]]:
         """One row for source only and one for each round, as `COLUMNS`."""
         points = self.scores.get(self.main, [])
         for number in range(len(self.rounds) + 1):
-            cells: list[object] = ["source only" if number == 0 else f"round {number}"]
-            for metric in METRICS:
-                found = points[number].all(metric) if number < len(points) else None
-                cells.append(None if found is None else f"{found.value:.2f}")
-            if number:
-                done = self.rounds[number - 1]
-                cells += [done.uplink_bytes, done.downlink_bytes, f"{done.seconds:.1f}"]
-            else:
-                cells += [None, None, None]
-            yield cells
+            found = [points[number].all(name) if number < len(points) else None for name in METRICS]
+            values = [None if score is None else f"{score.value:.2f}" for score in found]
+            if number == 0:
+                yield ["source only", *values, None, None, None]
+                continue
+            done = self.rounds[number - 1]
+            costs = [done.uplink_bytes, done.downlink_bytes, f"{done.seconds:.1f}"]
+            yield [f"round {number}", *values, *costs]
 
     def gains(self, probe: str) -> dict[str, Difference]:
-        """Last round minus source only, by metric, over all of a probe."""
+        """Last point minus first, by metric."""
         points = self.scores.get(probe, [])
         if len(points) < 2:
             return {}
@@ -116,7 +111,7 @@ class History:
         }
 
     def gain_words(self, probe: str) -> str:
-        """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA and so on."""
+        """Like: MC +12.3 (95 % interval +9.1 to +15.2), DA ..."""
         return ", ".join(
             f"{NAMES[metric]} {gain.summary()}"
             for metric, gain in self.gains(probe).items()
@@ -131,32 +126,25 @@ class History:
                 for probe, points in self.scores.items()
             },
             "gains": {
-                probe: {
-                    metric: _two_decimals(gain.as_json())
-                    for metric, gain in self.gains(probe).items()
-                }
+                probe: {name: _rounded(gain.as_json()) for name, gain in self.gains(probe).items()}
                 for probe in self.scores
             },
         }
 
 
 def _scores_json(scores: Scores) -> dict[str, Any]:
-    found = {metric: scores.all(metric) for metric in NAMES}
-    return {
-        metric: _two_decimals(
-            {
-                "value": score.value,
-                "low": None if score.interval is None else score.interval.low,
-                "high": None if score.interval is None else score.interval.high,
-                "n": score.sample.n,
-            }
-        )
-        for metric, score in found.items()
-        if score is not None
-    }
+    made = {}
+    for name in NAMES:
+        score = scores.all(name)
+        if score is not None:
+            low = None if score.interval is None else score.interval.low
+            high = None if score.interval is None else score.interval.high
+            values = {"value": score.value, "low": low, "high": high, "n": score.sample.n}
+            made[name] = _rounded(values)
+    return made
 
 
-def _two_decimals(values: dict[str, Any]) -> dict[str, Any]:
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: round(value, 2) if name in ("value", "low", "high") and value is not None else value
         for name, value in values.items()

@@ -4,18 +4,14 @@
             device and mirror apply the update
 
 Each round leaves its files in a folder of its own (`predictions.jsonl`, `uplink.tokens`,
-`adaptation.safetensors`, `update.cdcca`), the same that these stages leave in a shell. The rounds
-have converged when the held-out part of the uplink shows no gain: the 95 % interval of the gain in
-its cross-entropy reaches zero. No label of the frames is used for training; where they have some,
-the predictions are scored for the report.
-
-Does not parse options and does not print results (`commands`).
+`adaptation.safetensors`, `update.cdcca`), the same as the stages write. The rounds have converged
+when the 95 % interval of the gain on the held-out part of the uplink reaches zero. Labels of the
+frames are not used for training; predictions are scored against them for the report.
 """
 
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,10 +41,7 @@ from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """How each stage works; the seeds of sampling and training go up by 1 with each round.
-
-    keys: private keys to sign updates with.
-    """
+    """How each stage works; the seeds of sampling and training go up by 1 with each round."""
 
     sample: SampleSettings
     distill: DistillSettings
@@ -57,24 +50,21 @@ class RoundSettings:
 
 
 class Work:
-    """The folder of a run: `round-1`, `round-2` and so on, and `mirror` where none was named."""
+    """The folder of a run: `round-1`, `round-2` and so on, and `mirror` if none was named."""
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
-        """Args: force: replace an earlier run. Raises: CannotWrite if there is one otherwise."""
+        """Raises: CannotWrite if there is an earlier run, unless `force` is given."""
         self.path = path
-        if (earlier := next(self._rounds(), None)) is not None and not force:
+        self._earlier = [one for one in path.glob("round-*") if re.fullmatch(r"\d+", one.name[6:])]
+        if self._earlier and not force:
             raise CannotWrite(
-                f"{earlier}: is of an earlier run: name another folder with `output`, "
-                "or give `force` to replace it"
+                f"{self._earlier[0]}: belongs to an earlier run: name another folder with "
+                "`output`, or give `force` to replace it"
             )
-
-    def _rounds(self) -> Iterator[Path]:
-        if self.path.is_dir():
-            yield from (one for one in self.path.iterdir() if re.fullmatch(r"round-\d+", one.name))
 
     def clear(self) -> None:
         """Remove the rounds of an earlier run. Raises: CannotWrite."""
-        for folder in [*self._rounds()]:
+        for folder in self._earlier:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
@@ -130,7 +120,7 @@ class Cycle:
     def predict(
         self, frames: Frames, description: str, skipped: Skipped | None = None
     ) -> list[Prediction]:
-        """The device's answers to all questions about `frames`; without `skipped` none is bad."""
+        """The device's answers to all questions about `frames`; None: a bad frame is an error."""
         how = AnswerSettings(batch_size=self.settings.sample.batch_size)
         tracked = progress.track(frames, description=description)
         return list(answer_frames(self.student, tracked, how, skipped))
@@ -140,7 +130,7 @@ class Cycle:
         return score_predictions(self.predict(probe.frames, description), probe.references)
 
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
-        """Run one round; also returns the device's answers at its start."""
+        """Run one round. Returns: also the device's answers before it."""
         start = time.monotonic()
         folder = self.work.round(number)
         skipped = Skipped()
@@ -172,7 +162,7 @@ class Cycle:
     def _sample(
         self, path: Path, frames: Frames, predictions: list[Prediction], number: int
     ) -> list[int]:
-        """Write the uplink; returns the number of questions of each frame in it."""
+        """Write the uplink. Returns: the number of questions of each frame in it."""
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
         num_questions = []
         with files.output(path) as file, shard.writer(file) as write:
@@ -182,7 +172,7 @@ class Cycle:
         return num_questions
 
     def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
-        """Train from the last adaptation: what its coding rounded off is sent now."""
+        """Train from the last adaptation, so that what its coding rounded off is sent now."""
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
         with streams.binary_input(uplink) as file:
             adaptation = distill(
@@ -199,7 +189,7 @@ class Cycle:
         return adaptation
 
     def _compress(self, adaptation: Adaptation) -> tuple[int, Update]:
-        """The signed update and its bytes; the held-out frames decide how coarse it is."""
+        """The number of bytes of the update, and the update, signed."""
         held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
         size = self.settings.distill.batch_size
         loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha, size)

@@ -309,12 +309,14 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
         r"[\d.]+",
         curves,
     )
-    assert "questions trained on" in summary
+    assert "questions trained on" in summary and summary.endswith(", 1 shard left out")
     write(tmp_path / "rest.tokens", [shards[0], *shards[2:4]])
     assert run("rest.tokens", "-o", "rest") == 0
     assert (tmp_path / "out").read_bytes() == (tmp_path / "rest").read_bytes()
     write_some_that_are_no_numbers(tmp_path / "none.tokens", shards[:2], {0, 1})
     capfd.readouterr()
+    assert run(tokens, "-o", "strict", "--strict") == 65
+    assert "frame 1" in capfd.readouterr().err
     assert run("none.tokens", "-o", "none") == 65
     *left_out, refused = capfd.readouterr().err.splitlines()
     assert ["frame 0" in left_out[0], "frame 1" in left_out[1]] == [True, True]
@@ -533,8 +535,8 @@ def test_what_is_refused_writes_nothing(
         ),
         (["--method", "tent", "--set", "query_weight=1"], "--set query_weight: "),
         (
-            ["--method", "cotta", "--confidence"],
-            "--confidence: does nothing with --method cotta: it is for akd, ",
+            ["--method", "cotta", "--set", "confidence=true"],
+            "--set confidence: does nothing with --method cotta: it is for akd, ",
         ),
         (
             ["--method", "none", "--rate-aware", "5"],
@@ -575,7 +577,7 @@ def test_what_is_refused_writes_nothing(
             [f"--set={term}_weight=0" for term in ("query", "repr", "ce")],
             "there is nothing to learn",
         ),
-        (["--confidence", "--set", "ce_weight=0"], "--confidence"),
+        (["--set", "confidence=true", "--set", "ce_weight=0"], "--set confidence"),
         (["--train", ""], "--train"),
         (["--train", "norm,tower"], "--train tower: expected"),
         (["--set", "ema=1"], "--set ema 1.0"),

@@ -31,7 +31,7 @@ def test_the_loop_leaves_what_the_stages_leave(
 ) -> None:
     """The update of its first round is the one that the separate commands make, byte for byte;
     the teacher's labels that it kept are all that they need."""
-    labels = str(tmp_path / "teacher.lessons")
+    labels = str(tmp_path / "teacher.labels")
     for side in ("device", "other", "mirror"):
         assert main(["init", str(tmp_path / side), "--quiet"]) == 0
     stream, work = str(few / "stream"), tmp_path / "work"
@@ -78,7 +78,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
 ) -> None:
     assert main(["init", str(tmp_path / "device"), "--quiet"]) == 0
     arguments = ["loop", str(few / "stream"), "-m", str(tmp_path / "device"), "--quiet"]
-    arguments += ["--teacher", "no.lessons", "-o", str(tmp_path / "work")]
+    arguments += ["--teacher", "no.labels", "-o", str(tmp_path / "work")]
     assert main(arguments) == 66
     assert "no.labels: no such" in capfd.readouterr().err
     assert not (tmp_path / "work").exists()
@@ -105,9 +105,9 @@ def test_an_earlier_run_is_not_replaced_unless_asked(
     arguments += ["--rounds", "1", "--epochs", "1", "--top", "4"]
     assert main(arguments) == 73
     err = capfd.readouterr().err
-    assert "is of an earlier run" in err and "give --force to replace it" in err
+    assert "belongs to an earlier run" in err and "give --force to replace it" in err
     assert earlier_files(tmp_path / "rounds") == before
-    assert main([*arguments, "--teacher", "gone.lessons", "--force"]) == 66
+    assert main([*arguments, "--teacher", "gone.labels", "--force"]) == 66
     assert earlier_files(tmp_path / "rounds") == before
     assert main([*arguments, "--force"]) == 0
     (update,) = (tmp_path / "rounds").rglob("*.cdcca")
@@ -123,12 +123,12 @@ def test_demo_tells_a_table_and_two_sentences(
 ) -> None:
     monkeypatch.setattr(demo, "FRAMES", few)
     assert main(["demo", "--rounds", "1", "--threads", "1"]) == 0
-    said = capfd.readouterr()
-    lines = [line for line in said.out.splitlines() if line.strip()]
+    shown = capfd.readouterr()
+    lines = [line for line in shown.out.splitlines() if line.strip()]
     for words in ("source only", "round 1", "uplink bytes", "MC"):
         assert any(words in line for line in lines), words
     assert lines[-2].startswith("After 1 round,") and lines[-1].startswith("On the stream")
-    assert "round 1: " in said.err
+    assert "round 1: " in shown.err
 
 
 def test_demo_exports_its_frames_to_a_new_folder_only(tmp_path: Path) -> None:

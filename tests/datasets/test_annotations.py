@@ -156,7 +156,7 @@ def test_okvqa_names_its_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         (({"questions": QUESTIONS}, {"annotations": LABELS[3:]}), "of different splits"),
         (({"questions": QUESTIONS}, {"questions": QUESTIONS, "annotations": LABELS}), "twice"),
@@ -173,11 +173,11 @@ def test_okvqa_names_its_kinds(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_do_not_go_together(
-    tmp_path: Path, values: tuple[object, ...], said: str
+    tmp_path: Path, values: tuple[object, ...], message: str
 ) -> None:
     with pytest.raises(BadData) as caught:
         read_references(files(tmp_path, *values))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_manifest_and_an_annotation_file(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_missing_images_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([], "no questions"),
         ({}, "no questions"),
@@ -265,11 +265,11 @@ def test_missing_images_are_counted(tmp_path: Path) -> None:
         ({"questions": {"a": 1}}, "questions"),
     ],
 )
-def test_a_fault_is_named(tmp_path: Path, value: object, said: str) -> None:
+def test_a_fault_is_named(tmp_path: Path, value: object, message: str) -> None:
     path = write(tmp_path, value)
     with pytest.raises(BadData, match=r"annotations\.json") as caught:
         read_references(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -302,7 +302,7 @@ def test_mutated_files_end_in_references_or_one_line(tmp_path: Path, seed: int) 
 
 @real
 @pytest.mark.parametrize(
-    ("name", "frames", "asks"),
+    ("name", "frames", "questions"),
     [
         ("val2017", 177, 177),
         ("aokvqa_val_on_these_images.json", 45, 45),
@@ -334,7 +334,7 @@ def test_a_list_that_is_there_twice(tmp_path: Path) -> None:
 
 @real
 @pytest.mark.parametrize(
-    ("name", "source", "asks"),
+    ("name", "source", "questions"),
     [
         ("aokvqa/aokvqa_v1p0_val.json", "aokvqa", 1145),
         ("coco/captions_val2017.json", "caption", 5000),

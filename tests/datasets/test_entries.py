@@ -61,7 +61,7 @@ def test_a_cut_file_is_refused(value: Any, draw: st.DataObject) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "found nothing"),
         (b"7", 'found "7"'),
@@ -82,10 +82,10 @@ def test_a_cut_file_is_refused(value: Any, draw: st.DataObject) -> None:
     ],
 )
 def test_a_fault_is_named(
-    data: bytes, said: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    data: bytes, message: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK_BYTES", chunk)
-    with pytest.raises(BadData, match=said) as caught:
+    with pytest.raises(BadData, match=message) as caught:
         together(data)
     assert len(str(caught.value)) < 250
 

@@ -77,7 +77,7 @@ def large() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"just some text\n", "not an image"),
         (b"", "empty"),
@@ -88,12 +88,12 @@ def large() -> bytes:
     ],
 )
 def test_what_is_no_image_is_refused_with_its_name(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(BadData, match=r"a\.jpg") as caught:
         load_image(frame(tmp_path / "a.jpg"))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

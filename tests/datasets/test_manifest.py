@@ -86,7 +86,7 @@ def test_prompt_replaces_the_questions_and_leaves_the_labels_behind(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"id": "x", "image": "a.png"', "not JSON"),
         ('{"id": "x", "image": "a.png", "s": NaN}', "NaN"),
@@ -126,11 +126,11 @@ def test_prompt_replaces_the_questions_and_leaves_the_labels_behind(tmp_path: Pa
         ({**FULL, "prompt": "again"}, "'q1'"),
     ],
 )
-def test_a_faulty_line_is_named(tmp_path: Path, line: object, said: str) -> None:
+def test_a_faulty_line_is_named(tmp_path: Path, line: object, message: str) -> None:
     path = write(tmp_path, FULL, line)
     with pytest.raises(BadData, match=r"frames\.jsonl:2") as caught:
         read_frames(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 

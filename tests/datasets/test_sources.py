@@ -35,7 +35,7 @@ def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"task": "vqa"}, "`prompt`"),
         ({"task": "ocr"}, "`task`"),
@@ -43,9 +43,9 @@ def test_prompt_and_task_of_bare_images(tmp_path: Path) -> None:
         ({"images": "."}, "`images`"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str], said: str) -> None:
+def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, str], message: str) -> None:
     picture(tmp_path / "a.png")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_frames(tmp_path, **options)
 
 
