@@ -62,13 +62,13 @@ def test_the_model_is_loaded_once_and_only_when_a_loss_is_asked_for(
 
 
 def test_the_start_is_made_again_bit_for_bit(tmp_path: Path) -> None:
-    from cdcca_cli.models.initial import create_device
+    from cdcca_cli.models.initial import create_device, start_of
     from cdcca_cli.models.settings import InitSettings
 
     mirror = create_device(
         tmp_path / "mirror", "shipped:student", InitSettings(lora_rank=2, seed=3)
     )
-    assert overlay_digest(compress._start_of(mirror)) == mirror.digest
+    assert overlay_digest(start_of(mirror)) == mirror.digest
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_from_frames_to_an_update_measured_on_what_was_held_out(
     [
         (["--codec", "exact", "--since", "0", "--curve", "c.json"], "needs an adaptation"),
         (["--codec", "exact", "--since", "0", "--curve", "c.png"], "needs an adaptation"),
-        (["a.safetensors", "--curve", "c.png"], "name the JSON file"),
+        (["a.safetensors", "--curve", "c.png"], "give the name of the JSON file"),
     ],
 )
 def test_a_curve_that_cannot_be_is_refused_before_anything_is_written(

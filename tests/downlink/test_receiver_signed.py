@@ -517,7 +517,7 @@ class TestRotation:
         second = self.made(device, trust(0, 2, version=2), 0)
         receive(device, second)
         receive(device, self.made(device, trust(0, version=3), 0))
-        refused(device, second, StaleUpdate, "trust list 2 is not newer than 3")
+        refused(device, second, StaleUpdate, "trust list 2 is not newer than this device's list 3")
         refused(device, self.made(device, trust(2, version=3), 0, 2), StaleUpdate, "not newer")
 
     def test_a_fast_forward_of_versions(self, device: Device) -> None:
