@@ -19,7 +19,7 @@ work=$CDCCA_DEVICE/.outgoing.tokens.zst
 exec 9>"$CDCCA_DEVICE/.cron.lock"
 flock --nonblock 9 || exit 0 # the previous run is still at work
 
-cdcca inspect "$CDCCA_DEVICE" --json >/dev/null # a damaged device is no fault of the updates
+cdcca inspect "$CDCCA_DEVICE" --json --quiet >/dev/null # a damaged device is no fault of the updates
 
 for update in "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
@@ -37,7 +37,7 @@ for update in "$inbox"/*.cdcca; do
 done
 
 send() { # what was sampled, unless it is an empty stream
-  if cdcca inspect "$work" --json | grep -q '"shards": *[1-9]'; then
+  if cdcca inspect "$work" --json --quiet | grep -q '"shards": *[1-9]'; then
     mv -- "$work" "$outbox/$(date -u +%Y%m%dT%H%M%SZ).tokens.zst"
   else
     rm -- "$work"

@@ -14,10 +14,10 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError
 from cdcca_cli.options import Force, Output, Quiet, Strict, Student, Teacher
-from cdcca_cli.skipped import Skipped
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.shard import Shard
+    from cdcca_cli.skipped import Skipped
 
 
 def command(
@@ -68,6 +68,7 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli.distillation import distributed
+    from cdcca_cli.skipped import Skipped
 
     is_first = distributed.announced_rank() == 0
     if not is_first:
@@ -125,7 +126,7 @@ def command(
 
 
 def _read(
-    paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: Skipped
+    paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: "Skipped"
 ) -> "Iterator[Shard]":
     """The shards of several streams, without those that have values that are not finite."""
     from cdcca_cli.formats.shard import read_shards

@@ -309,7 +309,7 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
         r"[\d.]+",
         curves,
     )
-    assert "questions trained on" in summary and summary.endswith(", 1 shard left out")
+    assert "questions trained on" in summary and ", 1 shard left out" in summary
     write(tmp_path / "rest.tokens", [shards[0], *shards[2:4]])
     assert run("rest.tokens", "-o", "rest") == 0
     assert (tmp_path / "out").read_bytes() == (tmp_path / "rest").read_bytes()
