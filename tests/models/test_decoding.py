@@ -27,7 +27,7 @@ def test_entropy_in_nats() -> None:
 
 
 class _Script(Language):
-    """A language that says what it is told: row r says script[r][step]."""
+    """A language model that follows a script: row r answers script[r][step]."""
 
     def __init__(self, script: list[list[int]]) -> None:
         self.script = script

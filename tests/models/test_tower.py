@@ -84,7 +84,7 @@ def test_other_towers_and_layers_of_llava(
 
 def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
     folder = tiny.llava_checkpoint(tmp_path, layer=[-2, -1])
-    with pytest.raises(UsageError, match="single one"):
+    with pytest.raises(UsageError, match="single layer"):
         models.load(folder, compute="cpu")
 
 
