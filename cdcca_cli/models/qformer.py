@@ -25,10 +25,6 @@ class QFormer(LoadedModel):
     """BLIP-2, and InstructBLIP, whose Q-Former reads the prompt too."""
 
     @property
-    def num_blocks(self) -> int:
-        return len(self._blocks())
-
-    @property
     def num_tokens(self) -> int:
         return int(self.tower.embeddings.num_positions)
 
