@@ -20,12 +20,10 @@ class Generated:
 
     ids: per row the tokens chosen, with the end token if it was reached.
     entropies: per row one entropy in nats for each of `ids`.
-    logits: per step (B, V) float32 on the CPU, with `keep_logits`.
     """
 
     ids: list[list[int]]
     entropies: list[list[float]]
-    logits: list[Tensor] | None = None
 
 
 def step_entropy(logits_BV: Tensor) -> Tensor:
@@ -38,11 +36,7 @@ def step_entropy(logits_BV: Tensor) -> Tensor:
 
 @torch.no_grad()
 def greedy(
-    language: Language,
-    spliced: Spliced,
-    max_new_tokens: int,
-    end_ids: tuple[int, ...],
-    keep_logits: bool = False,
+    language: Language, spliced: Spliced, max_new_tokens: int, end_ids: tuple[int, ...]
 ) -> Generated:
     """Take the most likely token until each row has ended or has `max_new_tokens`.
 
@@ -54,13 +48,10 @@ def greedy(
     ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)
     ids: list[Tensor] = []
     entropies: list[Tensor] = []
-    kept: list[Tensor] = []
     while True:
         ids_B = logits_BV.argmax(-1)
         ids.append(ids_B)
         entropies.append(step_entropy(logits_BV))
-        if keep_logits:
-            kept.append(logits_BV.float().cpu())
         ended_B = ended_B | torch.isin(ids_B, ends)
         if len(ids) == max_new_tokens or bool(ended_B.all()):
             break
@@ -74,7 +65,6 @@ def greedy(
     return Generated(
         ids=[row[:length] for row, length in zip(rows, lengths, strict=True)],
         entropies=[row[:length] for row, length in zip(entropy_rows, lengths, strict=True)],
-        logits=kept if keep_logits else None,
     )
 
 

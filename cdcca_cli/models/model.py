@@ -270,14 +270,10 @@ class LoadedModel(ABC):
             answer_hidden = answer_hidden * (answer_BA != -100).to(self.device)[..., None]
         return Forward(logits, hidden * mask_BL[..., None], mask_BL, answer_hidden)
 
-    def generate(
-        self, spliced: Spliced, max_new_tokens: int = 16, *, keep_logits: bool = False
-    ) -> Generated:
+    def generate(self, spliced: Spliced, max_new_tokens: int = 16) -> Generated:
         """Greedy answers, each token with the entropy of the pass that chose it."""
         with self._mixed():
-            return decoding.greedy(
-                self.language, spliced, max_new_tokens, self.end_ids, keep_logits
-            )
+            return decoding.greedy(self.language, spliced, max_new_tokens, self.end_ids)
 
     def score_choices(
         self, spliced: Spliced, choices: Sequence[Sequence[str]]
@@ -314,10 +310,7 @@ class LoadedModel(ABC):
 
     def trainable_groups(self) -> dict[str, list[str]]:
         """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
-        row = self.row
-        return overlay.trainable_groups(
-            self.module, row.language_path, row.connector_paths, row.query_names
-        )
+        return overlay.trainable_groups(self.module, self.row)
 
     def initial_overlay(
         self, groups: Iterable[str], rank: int, seed: int

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.families import Family
 from cdcca_cli.formats.names import GROUPS, LORA_A, LORA_B
 from cdcca_cli.models import lora
 
@@ -33,34 +34,29 @@ from cdcca_cli.models import lora
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
 
-def trainable_groups(
-    module: Any, language: str, connectors: Iterable[str], queries: Iterable[str]
-) -> dict[str, list[str]]:
-    """The names of each group, sorted; `lora` names linears, the others parameters.
-
-    Args: language: name of the language model inside `module`. connectors: names of the connector's
-        modules whose linears get LoRA. queries: names of the query parameters.
-    """
+def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
+    """The names of each group, sorted; `lora` names linears, the others parameters."""
     norm: list[str] = []
     bias: list[str] = []
     linears: list[str] = []
     head = module.get_output_embeddings()
+    connectors = tuple(f"{connector}." for connector in row.connector_paths)
     for name, part in module.named_modules():
-        in_language = name.startswith(language + ".")
+        in_language = name.startswith(f"{row.language_path}.")
         if isinstance(part, nn.Linear):
             if in_language and part is not head:
                 if part.bias is not None:
                     bias.append(f"{name}.bias")
                 if _IN_A_BLOCK.search(name):
                     linears.append(name)
-            elif any(name.startswith(connector + ".") for connector in connectors):
+            elif name.startswith(connectors):
                 linears.append(name)
         elif in_language and type(part).__name__.endswith("Norm"):
             norm += [f"{name}.{own}" for own, _ in part.named_parameters(recurse=False)]
     return {
         "norm": sorted(norm),
         "bias": sorted(bias),
-        "query": sorted(queries),
+        "query": sorted(row.query_names),
         "lora": sorted(linears),
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.models import sizes
@@ -100,10 +101,9 @@ class QFormer(LoadedModel):
 
         For an encoder they are behind it: its positions are distances, which a gap would change.
         """
-        if isinstance(self.language, Seq2SeqLanguage):
-            return right_padded(rows, 0)
-        width = max(len(row) for row in rows)
-        return torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        side = "right" if isinstance(self.language, Seq2SeqLanguage) else "left"
+        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(ids, batch_first=True, padding_side=side)
 
     def _language_module(self) -> Any:
         return self.module.language_model

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import IMAGE_MARK
@@ -87,18 +88,14 @@ class TokenPerPatch(LoadedModel):
             kept = slice(None) if mask_BN is None else mask_BN[row].to(features_BLD.device)
             places = positions_BN[row].to(self.device)[kept]
             rows.append(self._row(features_BLD[row][kept], ids, places))
-        width = max(len(positions) for _, positions, _ in rows)
-        embeds, positions_BS, visual = (
-            torch.stack([_left_padded(part, width) for part in parts])
+        padded = [
+            pad_sequence(list(parts), batch_first=True, padding_side="left")
             for parts in zip(*rows, strict=True)
-        )
-        lengths = torch.tensor([len(positions) for _, positions, _ in rows], device=self.device)
-        columns = torch.arange(width, device=self.device)
-        mask_BS = (columns >= width - lengths[:, None]).long()
-        return Spliced(embeds, mask_BS, positions_BS, visual)
+        ]
+        return Spliced(*padded)
 
     def _row(self, features_LD: Tensor, ids: list[int], places_L: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings, position ids and visual mask of one prompt, without pads."""
+        """The fields of `Spliced` for one prompt, without pads."""
         place_id = self.module.config.image_token_id
         if ids.count(place_id) != 1:
             raise BadData(
@@ -113,7 +110,7 @@ class TokenPerPatch(LoadedModel):
         visual = torch.zeros(len(positions), dtype=torch.bool, device=self.device)
         visual[at : at + len(places_L)] = True
         spliced = torch.cat([embeds[:at], features_LD.to(embeds.dtype), embeds[at + 1 :]])
-        return spliced, positions, visual
+        return spliced, torch.ones_like(positions), positions, visual
 
     def _language_module(self) -> Any:
         return self.module  # with the head, which is beside the language model
@@ -146,8 +143,3 @@ class TokenPerPatch(LoadedModel):
 
     def _num_cut(self) -> int:
         return 1 if self.module.config.vision_feature_select_strategy == "default" else 0
-
-
-def _left_padded(rows: Tensor, width: int) -> Tensor:
-    pad = rows.new_zeros((width - rows.shape[0], *rows.shape[1:]))
-    return torch.cat([pad, rows])
