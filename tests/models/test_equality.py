@@ -23,7 +23,7 @@ def spliced(case: Case, rows: list[int]) -> Spliced:
 
 
 def test_the_prompt_is_that_of_transformers(case: Case) -> None:
-    """Same number of positions, features where <image> stands, embeddings of the same ids."""
+    """Same number of positions, features at <image>, embeddings of the same ids."""
     for row in range(3):
         inputs = case.reference.inputs(case.images[row], case.prompts[row])
         ours = spliced(case, [row])
