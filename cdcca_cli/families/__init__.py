@@ -1,12 +1,11 @@
-"""Which model is which: one row for each family that cdcca can load.
+"""The families of vision-language models that cdcca can load, each a row of `table`.
 
-`family` says what a row holds, `table` holds the rows. A family whose parts differ in code, not in
-names, gets a small file of functions here, which its row names; `models` calls them.
+A new family of a known connector kind is a row in `table` and a checkpoint in the lists of
+tests/models/conftest.py; no other code changes. A new kind is a subclass of `models.LoadedModel`.
 
-Light: importing this package imports neither torch nor transformers.
+Importing this package imports neither torch nor transformers.
 """
 
-from cdcca_cli.families.family import IMAGE_MARK, Family, TextModel
-from cdcca_cli.families.table import FAMILIES, text_model
+from cdcca_cli.families.table import FAMILIES, IMAGE_MARK, Family, text_model
 
-__all__ = ["FAMILIES", "IMAGE_MARK", "Family", "TextModel", "text_model"]
+__all__ = ["FAMILIES", "IMAGE_MARK", "Family", "text_model"]

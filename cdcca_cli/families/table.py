@@ -1,8 +1,61 @@
-"""The families, a row each, by their `model_type` in config.json."""
+"""The table of families: rows of names and templates.
 
-from dataclasses import replace
+A path names a module as `module.get_submodule` takes it.
+"""
 
-from cdcca_cli.families.family import IMAGE_MARK, Family, TextModel
+from dataclasses import dataclass, replace
+from typing import Literal
+
+IMAGE_MARK = "<image>"
+"""The mark of the picture in a prompt with one position for each visual token."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    name: in device.json. model_type: in the checkpoint's config.json.
+    architecture: the class in transformers. connector: the kind of connector.
+    tower_path, language_path: the vision tower and the language model.
+    connector_paths: modules whose linears get LoRA.
+    full_precision: modules that are never quantised.
+    vqa_template, caption_template: the text around a question or a caption's prompt.
+    caption_prompt: the prompt of a caption that has none of its own.
+    marks: the special tokens in the templates; in a question the same words are text.
+    query_names: the parameters of the group `query`.
+    instruction_tokenizer: folder in the checkpoint with the tokenizer of a Q-Former that reads the
+        prompt; None if it sees the picture alone.
+    """
+
+    name: str
+    model_type: str
+    architecture: str
+    connector: Literal["qformer", "token_per_patch"]
+    tower_path: str
+    language_path: str
+    connector_paths: tuple[str, ...]
+    full_precision: tuple[str, ...]
+    vqa_template: str
+    caption_prompt: str
+    caption_template: str = "{prompt}"
+    marks: tuple[str, ...] = ()
+    query_names: tuple[str, ...] = ()
+    instruction_tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """How a kind of language model names its parts.
+
+    attention: ending of the names of the self-attentions that read the prompt.
+    bias_settings: settings of its config that add a bias to every linear; none if it has biases, or
+        cannot have them. bias_suffix: ending of the names of these biases.
+    """
+
+    attention: str = ".self_attn"
+    bias_settings: tuple[str, ...] = ()
+    bias_suffix: str = "_proj.bias"
+
 
 _BLIP2 = Family(
     name="blip_2",
@@ -52,5 +105,5 @@ _TEXT_MODELS = {
 
 
 def text_model(model_type: str) -> TextModel:
-    """What is particular to a language model; one without a row is named as LLaMA and OPT are."""
+    """How a language model names its parts; without a row, as LLaMA and OPT do."""
     return _TEXT_MODELS.get(model_type, TextModel())

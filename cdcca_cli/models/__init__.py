@@ -1,12 +1,8 @@
-"""Vision-language models behind one interface.
+"""Vision-language models behind one interface, `LoadedModel`.
 
-    model = load("folder-or-hub-id")
-    model = load_device(device)
-
-In order of reading: `model` holds the interface, `qformer` and `token_per_patch` the two kinds of
-connector, `language` and `decoding` the language model, `prompts` the text. `loading` finds and
-checks a checkpoint (`sizes`: whether its parts fit), `initial` makes a device folder from one.
-`overlay`, `lora` and `quantization` change a loaded model. Which model is which: `families`.
+Read `model` first, then the two connector kinds (`qformer`, `token_per_patch`), the language model
+(`language`, `decoding`) and `prompts`. `loading` and `sizes` load and check a checkpoint, `initial`
+makes a device folder from one. `overlay`, `lora` and `quantization` change a loaded model.
 
 torch is imported when one of the names below is first used.
 """
@@ -15,29 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdcca_cli.models.decoding import Generated
     from cdcca_cli.models.language import PromptTooLong, Spliced
     from cdcca_cli.models.loading import load, load_device
-    from cdcca_cli.models.model import Forward, LoadedModel
+    from cdcca_cli.models.model import LoadedModel
 
-__all__ = [
-    "Forward",
-    "Generated",
-    "LoadedModel",
-    "PromptTooLong",
-    "Spliced",
-    "load",
-    "load_device",
-]
-_HOMES = {
-    **dict.fromkeys(("Forward", "LoadedModel"), "model"),
-    **dict.fromkeys(("PromptTooLong", "Spliced"), "language"),
-    **dict.fromkeys(("load", "load_device"), "loading"),
-    "Generated": "decoding",
+__all__ = ["LoadedModel", "PromptTooLong", "Spliced", "load", "load_device"]
+_MODULES = {
+    "LoadedModel": "model",
+    "PromptTooLong": "language",
+    "Spliced": "language",
+    "load": "loading",
+    "load_device": "loading",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,10 +1,8 @@
 """Greedy answers with their entropies, and the likelihood of given choices.
 
 Shapes: B batch, V vocabulary, R rows of choices, A answer tokens.
-Entropy is in nats, of the logits as the model gives them (no processor, no temperature), from the
-same pass that chose the token (Eq. 2).
-
-Does not sample, and does no beam search.
+Entropy (Eq. 2) is in nats and taken of the unmodified logits (no processor, no temperature), in the
+pass that chooses the token. There is no sampling and no beam search.
 """
 
 from dataclasses import dataclass
@@ -20,14 +18,12 @@ from cdcca_cli.models.language import Language, Spliced
 class Generated:
     """Greedy answers.
 
-    ids: per row the tokens chosen, the end token included if it came.
+    ids: per row the tokens chosen, with the end token if it was reached.
     entropies: per row one entropy in nats for each of `ids`.
-    logits: per step (B, V) float32 on the CPU, if they were asked for.
     """
 
     ids: list[list[int]]
     entropies: list[list[float]]
-    logits: list[Tensor] | None = None
 
 
 def step_entropy(logits_BV: Tensor) -> Tensor:
@@ -40,13 +36,9 @@ def step_entropy(logits_BV: Tensor) -> Tensor:
 
 @torch.no_grad()
 def greedy(
-    language: Language,
-    spliced: Spliced,
-    max_new_tokens: int,
-    end_ids: tuple[int, ...],
-    keep_logits: bool = False,
+    language: Language, spliced: Spliced, max_new_tokens: int, end_ids: tuple[int, ...]
 ) -> Generated:
-    """Take the likeliest token until each row has ended or `max_new_tokens` were taken.
+    """Take the most likely token until each row has ended or has `max_new_tokens`.
 
     Raises: PromptTooLong if a prompt leaves no room for so many.
     """
@@ -56,30 +48,24 @@ def greedy(
     ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)
     ids: list[Tensor] = []
     entropies: list[Tensor] = []
-    kept: list[Tensor] = []
     while True:
         ids_B = logits_BV.argmax(-1)
         ids.append(ids_B)
         entropies.append(step_entropy(logits_BV))
-        if keep_logits:
-            kept.append(logits_BV.float().cpu())
         ended_B = ended_B | torch.isin(ids_B, ends)
         if len(ids) == max_new_tokens or bool(ended_B.all()):
             break
         logits_BV = language.advance(state, ids_B)
     rows = torch.stack(ids, dim=1).tolist()
-    lengths = [_length(row, end_ids) for row in rows]
+    # The first end token of a row belongs to its answer.
+    lengths = [
+        next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row)) for row in rows
+    ]
     entropy_rows = torch.stack(entropies, dim=1).tolist()
     return Generated(
         ids=[row[:length] for row, length in zip(rows, lengths, strict=True)],
         entropies=[row[:length] for row, length in zip(entropy_rows, lengths, strict=True)],
-        logits=kept if keep_logits else None,
     )
-
-
-def _length(row: list[int], end_ids: tuple[int, ...]) -> int:
-    """Number of tokens up to the first end token, that one included."""
-    return next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row))
 
 
 @torch.no_grad()
@@ -90,8 +76,7 @@ def choice_scores(
 
     score(c) = sum_j log p(c_j | prompt, c_<j)
 
-    Args:
-        choice_ids: for each prompt, for each of its choices, the tokens (end token included).
+    Args: choice_ids: tokens of each choice of each prompt, with the end token.
     Returns: one score for each choice, in the same nesting.
     """
     flat = [ids for choices in choice_ids for ids in choices]
@@ -106,8 +91,8 @@ def choice_scores(
     real_RA = ids_RA != -100
     picked_RA = logits_RAV.float().log_softmax(-1).gather(-1, ids_RA.clamp(min=0)[..., None])
     scores = picked_RA.squeeze(-1).masked_fill(~real_RA, 0.0).sum(-1).tolist()
-    ends = iter(scores)
-    return [[next(ends) for _ in choices] for choices in choice_ids]
+    remaining = iter(scores)
+    return [[next(remaining) for _ in choices] for choices in choice_ids]
 
 
 def right_padded(rows: list[list[int]], fill: int = -100) -> Tensor:
@@ -117,10 +102,6 @@ def right_padded(rows: list[list[int]], fill: int = -100) -> Tensor:
 
 
 def special_ids(*values: Any) -> tuple[int, ...]:
-    """The end tokens named by several configs: ints, lists of ints or None; first one first."""
-    found: dict[int, None] = {}
-    for value in values:
-        for token in value if isinstance(value, (list, tuple)) else [value]:
-            if token is not None:
-                found[int(token)] = None
-    return tuple(found)
+    """The distinct ids in several values, each an int, a list of ints or None; in their order."""
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+    return tuple(dict.fromkeys(int(token) for row in lists for token in row if token is not None))

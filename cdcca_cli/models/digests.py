@@ -1,11 +1,10 @@
-"""Digests of a model's parameters: who made these tokens, which model gave this answer.
+"""Digests of a model's parameters.
 
-Both are `formats.digest.overlay_digest` over parameters in name order, each cast to bfloat16 and
-taken as its 16 bits (uint16). The cast makes a teacher stored in 32 bits and a student stored in 16
-agree on the tower they share. (A tower stored as float16 on one side agrees with float32 on the
-other where the float32 values are float16's, as in the public checkpoints.)
+The digest is `formats.digest.overlay_digest` of the parameters, each cast to bfloat16 and taken as
+16 bits (uint16). The cast makes a teacher stored in 32 bits and a student stored in 16 agree on the
+tower they share: public checkpoints have float16 values in either type.
 
-Of a quantised weight the codes are taken, not their scales: those are rounded by the first answer.
+For a quantised weight it covers the codes, not the scales, which the first answer rounds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,30 +20,20 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.models import quantization
 
 
-def of_tower(tower: nn.Module) -> str:
-    """Digest of a vision tower's parameters, by their names relative to the tower."""
-    return overlay_digest(_Bits({name: p.detach() for name, p in tower.named_parameters()}))
-
-
 def of_parameters(module: nn.Module) -> str:
-    """Digest of all of a model's parameters."""
+    """Digest of all parameters of a module, by their names inside it."""
     quantization.unpack(module)
     return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
 
 
-def of_overlay(values: Mapping[str, NDArray[Any]]) -> str:
-    """Digest of an overlay, as a device folder names it."""
-    return overlay_digest(values)
-
-
 def of_json(value: object) -> str:
-    """Digest of something that JSON can say."""
-    said = np.frombuffer(records.dump_json(value).encode(), np.uint8)
-    return overlay_digest({"json": said})
+    """Digest of a JSON value."""
+    text = np.frombuffer(records.dump_json(value).encode(), np.uint8)
+    return overlay_digest({"json": text})
 
 
 class _Bits(Mapping[str, NDArray[Any]]):
-    """Tensors as arrays of their bfloat16 bits, converted one at a time: memory stays flat."""
+    """Tensors as arrays of their bfloat16 bits, converted one at a time to keep memory flat."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors

@@ -1,20 +1,18 @@
 r"""A device folder from a checkpoint: the first overlay, which changes nothing.
 
-The overlay holds the checkpoint's own values in float32, taken as they are stored, and LoRA's start
-drawn from the seed. Two machines that run this with the same arguments on the same checkpoint get
-the same overlay, bit for bit; only changes have to travel.
+The overlay holds the checkpoint's stored values in float32, and LoRA's start drawn from the seed.
+Two machines with the same arguments and checkpoint get the same overlay, bit for bit.
 
-The model digest says what both sides have frozen, so that two that differ in what the overlay does
-not show (LoRA's alpha, the language model's weights) have two digests. It is "sha256:" and the
-SHA-256 of "cdcca model 1\n" and this object, as `records.dump_json` writes it:
+The model digest identifies the frozen parts, which the overlay does not show (such as LoRA's
+alpha). It is "sha256:" and the SHA-256 of "cdcca model 1\n" and this object, as `records.dump_json`
+writes it:
 
     family, qformer_layers, groups, tower   as in device.json
     lora    its alpha, rank and seed, as in device.json; null without the group `lora`
     start   digest of the first overlay
     norms   digest of the language model's normalisation weights, trained or not: float32, by name
 
-A LLaMA language model without biases gets them, all zero, if the group `bias` is asked for: that is
-how the paper comes to 1.36 M of them.
+With the group `bias`, a LLaMA language model without biases gets them, all zero, as in the paper.
 """
 
 import hashlib
@@ -46,7 +44,7 @@ def create_device(
     trust: Trust | None = None,
     force: bool = False,
 ) -> Device:
-    """Make a device folder for `checkpoint`, which is loaded in full to read its parameters.
+    """Make a device folder for `checkpoint`, which is loaded in full.
 
     Args: trust, force: as `Device.create`.
     Raises: as `models.load`; SettingError if the model has none of the groups.
@@ -54,8 +52,10 @@ def create_device(
     how = settings or InitSettings()
     groups = tuple(group for group in GROUPS if group in how.groups)
     model = _loaded(checkpoint, groups, how.qformer_layers, how.revision)
+    path = Path(checkpoint).expanduser()
     made = DeviceSettings(
-        checkpoint=_lasting(checkpoint),
+        # An absolute path, so that the device folder works from any working folder.
+        checkpoint=str(path.resolve()) if path.exists() else checkpoint,
         revision=how.revision,
         family=model.family,
         qformer_layers=how.qformer_layers,
@@ -70,10 +70,7 @@ def create_device(
 
 
 def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
-    """The overlay that a device folder began with (sequence 0), made again from its checkpoint.
-
-    Raises: as `models.load`.
-    """
+    """The first overlay of a device (sequence 0), made from its checkpoint as at `init`."""
     made = device.settings
     model = _loaded(made.checkpoint, made.groups, made.qformer_layers, made.revision)
     overlay = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
@@ -109,9 +106,3 @@ def _model_digest(
     }
     sha = hashlib.sha256(b"cdcca model 1\n" + records.dump_json(frozen).encode())
     return f"sha256:{sha.hexdigest()}"
-
-
-def _lasting(checkpoint: str) -> str:
-    """A folder by its absolute path, so that the device folder works from anywhere."""
-    path = Path(checkpoint).expanduser()
-    return str(path.resolve()) if path.exists() else checkpoint

@@ -1,14 +1,13 @@
 """The language-model side of a family: causal (LLaMA, OPT, ...) or encoder-decoder (T5).
 
-Both kinds answer the same four questions from a spliced prompt: the logits of a given answer, the
-logits of the next token (with a cache), the logits of many short continuations of one prompt, and
-which module's output is the last attention that carries the picture.
+From a spliced prompt both kinds give the logits of an answer, the logits of the next token (with a
+cache), and the logits of many short continuations of one prompt.
 
 Shapes: B batch, S prompt, A answer, R rows of continuations, V vocabulary, D channels.
-Pads of a prompt are masked wherever they stand; answers are padded on the right. Positions are the
-caller's, so a shortened visual sequence keeps the places it had.
+A prompt's pads may be anywhere and are masked; answers are padded on the right. The caller gives
+the positions, so that the tokens of a shortened picture keep theirs.
 
-Does not choose tokens (`decoding`) and does not know pictures (`qformer`, `token_per_patch`).
+`decoding` chooses tokens; `qformer` and `token_per_patch` make the features of a picture.
 """
 
 import inspect
@@ -26,7 +25,7 @@ from cdcca_cli.families import text_model
 class PromptTooLong(BadData):
     """A prompt has more positions than a part of the model.
 
-    row: which prompt of the batch. needed, most: positions.
+    row: its row in the batch. needed, most: positions.
     """
 
     def __init__(self, what: str, needed: int, part: str, most: int, row: int = 0) -> None:
@@ -38,7 +37,7 @@ class PromptTooLong(BadData):
 
 @dataclass(frozen=True)
 class Spliced:
-    """A batch of prompts with the picture put in, as the language model takes it.
+    """A batch of prompts with their pictures, as the language model takes it.
 
     inputs_embeds: (B, S, D). attention_mask: (B, S), 1 for real positions; for a causal language
         model the last one is always real. position_ids: (B, S), 0 where padded.
@@ -55,10 +54,11 @@ class Spliced:
 
 
 class Language(ABC):
-    """One language model, driven from spliced prompts.
+    """One language model.
 
-    reads_answers: whether the answer's tokens go through `last_attention` too, behind the prompt.
-    max_positions: how many positions a prompt and its answer may take; None without a limit.
+    last_attention: the last self-attention whose output has the visual positions.
+    reads_answers: whether the answer's tokens go through it too, behind the prompt.
+    max_positions: most positions of a prompt with its answer; None without a limit.
     """
 
     reads_answers: bool
@@ -77,12 +77,15 @@ class Language(ABC):
                 f"language model {config.model_type!r}: cdcca finds no self-attention in it by the "
                 "names that LLaMA, OPT and T5 use"
             )
-        # The last one whose output still has the visual positions.
         self.last_attention: nn.Module = attentions[-1]
 
     def _cache_of(self, output: Any) -> Any:
-        """What the model remembers of what it has read."""
         return getattr(output, self._cache_name)
+
+    def check_length(self, needed: int, what: str, row: int = 0) -> None:
+        """Raises: PromptTooLong if `needed` positions are too many."""
+        if self.max_positions is not None and needed > self.max_positions:
+            raise PromptTooLong(what, needed, "language model", self.max_positions, row)
 
     def check_room(self, spliced: Spliced, answer_length: int | Tensor) -> None:
         """Refuse a prompt that leaves no room for its answer.
@@ -92,12 +95,9 @@ class Language(ABC):
         """
         if self.max_positions is None:
             return
-        needed_B = spliced.position_ids.amax(1) + answer_length  # the last one is never read
+        needed_B = spliced.position_ids.amax(1) + answer_length  # the last token is never read
         row = int(needed_B.argmax())
-        needed = int(needed_B[row])
-        if needed > self.max_positions:
-            what = "a prompt with its picture and answer"
-            raise PromptTooLong(what, needed, "language model", self.max_positions, row)
+        self.check_length(int(needed_B[row]), "a prompt with its picture and answer", row)
 
     @abstractmethod
     def _attentions(self) -> list[nn.Module]:
@@ -109,7 +109,7 @@ class Language(ABC):
 
     @abstractmethod
     def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
-        """Read the prompts. Returns the next token's logits (B, V) and a state for `advance`."""
+        """Read the prompts. Returns: the next token's logits (B, V), a state for `advance`."""
 
     @abstractmethod
     def advance(self, state: Any, ids_B: Tensor) -> Tensor:
@@ -221,13 +221,13 @@ class CausalLanguage(Language):
     def _following(self, position_ids_BS: Tensor, count: int) -> Tensor:
         """(B, count): the positions after each row's last one.
 
-        The pads behind a short answer may lie past the last position: they are put on it.
+        Clamped, because the pads behind a short answer may lie past the last position.
         """
         steps = torch.arange(1, count + 1, device=position_ids_BS.device)
         following = position_ids_BS[:, -1:] + steps
-        return (
-            following if self.max_positions is None else following.clamp(max=self.max_positions - 1)
-        )
+        if self.max_positions is None:
+            return following
+        return following.clamp(max=self.max_positions - 1)
 
 
 @dataclass

@@ -1,15 +1,18 @@
-"""A checkpoint becomes a `LoadedModel`: a folder or a hub id, one path, `from_pretrained`.
+"""A checkpoint, which is a folder or a hub id, becomes a `LoadedModel`.
 
-- A folder never causes a look at the hub. `shipped:teacher` and `shipped:student` are folders in
-  the package. Code of a checkpoint is never run; weights are read from safetensors only.
-- The vision tower's digest is taken of the parameters as they are stored (`dtype="auto"`), before
-  they are cast to what the model computes in, so it does not depend on where it is loaded.
-- What it computes in: float32 on a CPU, bfloat16 on CUDA, unless told otherwise.
-- A checkpoint with a tensor too few, or of another shape than config.json says, is refused:
-  transformers would fill the gap with noise. So is one whose parts do not fit (`sizes`).
+- A folder never causes a request to the hub. `shipped:teacher` and `shipped:student` are folders in
+  the package. Code in a checkpoint is never run; weights are read from safetensors only.
+- The vision tower's digest is taken of the parameters as stored, before they are cast, so it does
+  not depend on the machine.
+- transformers fills missing tensors with noise, so a checkpoint that lacks tensors, or whose
+  tensors do not have the shapes of config.json, is refused. So is one whose parts do not fit
+  (`sizes`).
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +41,9 @@ if TYPE_CHECKING:
 SHIPPED = "shipped:"
 _ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")
-"""No model on the hub is called so; a mistyped file may be."""
+"""Endings of files that a user may have mistyped; no model on the hub has them."""
 _CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load(
@@ -63,62 +65,57 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        qformer_layers: keep the first so many layers of the Q-Former.
+        qformer_layers: number of Q-Former layers to keep, from the first.
         revision: of a hub id.
         zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
             has none, as the paper does.
+        device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (not a vision-language model of these families), MissingInput (no such
         folder, no weights), BadData (damaged, or its parts do not fit together), Unavailable (no
         CUDA, no bitsandbytes, no hub).
     """
-    quantization.check_name(quantize)
+    if device_map not in (None, "auto"):
+        raise SettingError("device_map", "expected auto", device_map)
     device = _compute(compute)
-    source = _source(checkpoint)
-    named = str(checkpoint)
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": source.is_folder}
-    if not source.is_folder:
-        options["revision"] = revision
+    cast_to = _dtype(dtype, device)
+    source = _source(checkpoint, revision)
     _quiet_transformers()
-    config = _config(source, named, options)
+    config = _config(source)
     row = FAMILIES[config.model_type]
     if qformer_layers is not None:
-        _cut_qformer(config, qformer_layers, named)
+        _cut_qformer(config, qformer_layers, source.named)
+    text = text_model(config.text_config.model_type)
     if zero_biases:
-        _question_for_biases(config)
-    wanted = _dtype(dtype, device)
-    placed = dict(options)
+        for name in text.bias_settings:
+            setattr(config.text_config, name, True)
+    placed: dict[str, Any] = {}
+    quantized = quantization.config(quantize, list(row.full_precision), cast_to or torch.float32)
+    if quantized is not None:
+        placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
-        if device_map not in DEVICE_MAPS:
-            raise SettingError(
-                "device_map", f"expected one of {', '.join(DEVICE_MAPS)}", device_map
-            )
         placed["device_map"] = device_map
-    module, missing, unexpected = _module(
-        row, source, named, config, placed, quantize, device, wanted
-    )
-    if zero_biases:
-        missing = _zero_biases(module, row, missing)
-    _check_complete(named, module, missing, unexpected, row if qformer_layers else None)
+    module, missing, unexpected = _module(row, source, config, placed)
+    if zero_biases and text.bias_settings:
+        missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
+    _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
     quantization.check_shapes(module, row.language_path, quantize, device)
-    tower_digest = digests.of_tower(module.get_submodule(row.tower_path))
-    wanted = module.dtype if wanted is None else wanted
-    _cast(module, wanted)
+    tower_digest = digests.of_parameters(module.get_submodule(row.tower_path))
+    cast_to = cast_to or module.dtype
+    _cast(module, cast_to)
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    second = None
-    if row.instruction_tokenizer is not None:
-        second = _tokenizer(source, named, row.instruction_tokenizer, options)
+    folder = row.instruction_tokenizer
     model = _CONNECTORS[row.connector](
         row,
         module,
-        _tokenizer(source, named, "", options),
-        _image_processor(source, named, options),
-        checkpoint=named,
+        _tokenizer(source, ""),
+        _image_processor(source),
+        checkpoint=source.named,
         compute=device,
-        dtype=wanted,
+        dtype=cast_to,
         tower_digest=tower_digest,
-        instruction_tokenizer=second,
+        instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
     )
     sizes.check(model)
     return model
@@ -149,42 +146,57 @@ def load_device(
     )
     if settings.tower != model.tower_digest:
         raise BadData(
-            f"{settings.checkpoint}: its vision tower is {model.tower_digest}, the device folder "
-            f"was made with {settings.tower}: give that checkpoint, or run init again"
+            f"{settings.checkpoint}: the vision tower is {model.tower_digest}, the device folder "
+            f"was made with {settings.tower}: restore that checkpoint, or run init again"
         )
     model.install_overlay(overlay, settings.lora.alpha)
     return model
 
 
+@dataclass(frozen=True)
 class _Source:
-    """Where a checkpoint is: a folder that exists, or a name on the hub."""
+    """Where a checkpoint is: a folder that exists, or a name on the hub.
 
-    def __init__(self, path: str, is_folder: bool) -> None:
-        self.path = path
-        self.is_folder = is_folder
+    named: as the caller wrote it. options: arguments of every `from_pretrained`.
+    """
+
+    named: str
+    path: str
+    is_folder: bool
+    options: dict[str, Any]
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Turn an exception of transformers into a CdccaError of one line."""
+        try:
+            yield
+        except Exception as error:
+            raise _failed(self, what, error) from error
 
 
-def _source(checkpoint: str | Path) -> _Source:
+def _source(checkpoint: str | Path, revision: str | None) -> _Source:
     text = str(checkpoint)
+    path = Path(text).expanduser()
     if text.startswith(SHIPPED):
         role = text.removeprefix(SHIPPED)
         if role not in ("teacher", "student"):
             raise UsageError(f"{text}: expected {SHIPPED}teacher or {SHIPPED}student")
-        return _folder(_ASSETS / role, text)
-    path = Path(text).expanduser()
-    if path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text):
-        return _folder(path, text)
-    return _Source(text, is_folder=False)
+        path = _ASSETS / role
+    elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
+        options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
+        return _Source(text, text, False, options)
+    _check_folder(path, text)
+    return _Source(text, str(path), True, {"trust_remote_code": False, "local_files_only": True})
 
 
 def _looks_like_a_path(text: str) -> bool:
-    """A hub id is `name` or `owner/name`; everything else means a place on the disk."""
+    """Whether it cannot be a hub id, which is `name` or `owner/name`."""
     if not text or text.startswith((".", "/", "~")) or text.endswith(("/", *_FILES)):
         return True
     return text.count("/") > 1
 
 
-def _folder(path: Path, named: str) -> _Source:
+def _check_folder(path: Path, named: str) -> None:
     if not path.exists():
         raise MissingInput(f"{named}: no such checkpoint folder")
     if not path.is_dir():
@@ -197,7 +209,6 @@ def _folder(path: Path, named: str) -> _Source:
             f"{named}: the checkpoint has no weights: expected model.safetensors"
             + (", found only .bin files, which are never read: convert them" if pickled else "")
         )
-    return _Source(str(path), is_folder=True)
 
 
 def _compute(compute: str) -> str:
@@ -213,7 +224,7 @@ def _compute(compute: str) -> str:
 
 
 def _dtype(dtype: str, device: str) -> torch.dtype | None:
-    """The type to cast to; None to leave what is stored."""
+    """The type to cast to; None to keep the stored one."""
     if dtype == "stored":
         return None
     if dtype == "auto":
@@ -224,25 +235,19 @@ def _dtype(dtype: str, device: str) -> torch.dtype | None:
     return named
 
 
-def _config(source: _Source, named: str, options: dict[str, Any]) -> Any:
-    """The checkpoint's config, of a family that is known."""
+def _config(source: _Source) -> Any:
+    """The checkpoint's config. Raises: UsageError for a family that is not in the table."""
     from transformers import AutoConfig
 
-    if source.is_folder:
-        model_type = _model_type(Path(source.path) / "config.json", named)
-        if model_type not in FAMILIES:
-            raise UsageError(_unknown(named, model_type))
-    try:
-        config = AutoConfig.from_pretrained(source.path, **options)
-    except Exception as error:
-        raise _failed(source, named, "config.json", error) from error
-    if config.model_type not in FAMILIES:
-        raise UsageError(_unknown(named, config.model_type))
+    if source.is_folder:  # read without transformers, which may not know the type
+        _check_family(source.named, _model_type(Path(source.path) / "config.json", source.named))
+    with source.reading("config.json"):
+        config = AutoConfig.from_pretrained(source.path, **source.options)
+    _check_family(source.named, config.model_type)
     return config
 
 
 def _model_type(path: Path, named: str) -> str:
-    """`model_type` of a config.json, read without transformers, which may not know the type."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -254,11 +259,12 @@ def _model_type(path: Path, named: str) -> str:
     return model_type
 
 
-def _unknown(named: str, model_type: str) -> str:
-    return (
-        f"{named}: model type {model_type!r} is not a vision-language family that cdcca knows: "
-        f"expected one of {', '.join(sorted(FAMILIES))}"
-    )
+def _check_family(named: str, model_type: str) -> None:
+    if model_type not in FAMILIES:
+        raise UsageError(
+            f"{named}: model type {model_type!r} is not a vision-language family that cdcca knows: "
+            f"expected one of {', '.join(sorted(FAMILIES))}"
+        )
 
 
 def _cut_qformer(config: Any, layers: int, named: str) -> None:
@@ -266,37 +272,21 @@ def _cut_qformer(config: Any, layers: int, named: str) -> None:
     if former is None:
         raise SettingError("qformer_layers", f"{named} has no Q-Former", layers)
     if not 1 <= layers <= former.num_hidden_layers:
-        expected = f"{named} has {former.num_hidden_layers}: expected 1 to that many"
+        expected = f"expected 1 to {former.num_hidden_layers}, the layers of {named}"
         raise SettingError("qformer_layers", expected, layers)
     former.num_hidden_layers = layers
 
 
-def _question_for_biases(config: Any) -> None:
-    text = config.text_config
-    for name in text_model(text.model_type).bias_settings:
-        setattr(text, name, True)
-
-
 def _module(
-    row: Family,
-    source: _Source,
-    named: str,
-    config: Any,
-    options: dict[str, Any],
-    quantize: str,
-    device: str,
-    dtype: torch.dtype | None,
+    row: Family, source: _Source, config: Any, placed: dict[str, Any]
 ) -> tuple[Any, list[str], list[str]]:
-    """The transformers module, its weights as stored; a quantised language model on `device`.
+    """The transformers module, with its weights as stored.
 
-    Returns: the module, the tensors that the weights lack, those that it has no place for.
+    Returns: the module, the tensors missing from the weights, the tensors it does not expect.
     """
     import transformers
 
-    quantized = quantization.config(quantize, list(row.full_precision), dtype or torch.float32)
-    if quantized is not None:
-        options = {"device_map": {"": device}} | options | {"quantization_config": quantized}
-    try:
+    with source.reading("the weights"):
         module, report = getattr(transformers, row.architecture).from_pretrained(
             source.path,
             config=config,
@@ -304,29 +294,21 @@ def _module(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the sizes
-            **options,
+            **source.options,
+            **placed,
         )
-    except Exception as error:
-        raise _failed(source, named, "the weights", error) from error
     if report["mismatched_keys"]:
         name, stored, expected = min(report["mismatched_keys"])
         raise BadData(
-            f"{named}: {name} has the shape {list(stored)} in the weights, {list(expected)} by "
-            "config.json: they do not belong together"
+            f"{source.named}: {name} has the shape {list(stored)} in the weights, "
+            f"{list(expected)} by config.json: they do not belong together"
         )
     return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-def _zero_biases(module: Any, row: Family, missing: list[str]) -> list[str]:
-    """Set the biases that `_question_for_biases` added to zero; returns what else is missing."""
-    text = text_model(module.config.text_config.model_type)
-    added = [
-        name
-        for name in missing
-        if text.bias_settings
-        and name.startswith(f"{row.language_path}.")
-        and name.endswith(text.bias_suffix)
-    ]
+def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> list[str]:
+    """Set missing biases of the language model to zero; returns the other missing tensors."""
+    added = [name for name in missing if name.startswith(prefix) and name.endswith(suffix)]
     with torch.no_grad():
         for name in added:
             module.get_parameter(name).zero_()
@@ -336,14 +318,14 @@ def _zero_biases(module: Any, row: Family, missing: list[str]) -> list[str]:
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
-    """Refuse weights with too few tensors, or with blocks that config.json does not count.
+    """Refuse weights that lack tensors or have more blocks than config.json.
 
     Args: cut: the family, if its Q-Former was cut on purpose.
     """
     if missing:
         raise BadData(
             f"{named}: the weights lack {len(missing)} of the model's tensors, {missing[0]} first: "
-            "the checkpoint is not complete, or not of this config"
+            "the checkpoint is incomplete, or does not belong to this config.json"
         )
     present = {match[0] for name, _ in module.named_parameters() if (match := _BLOCK.match(name))}
     for name in unexpected:
@@ -354,15 +336,15 @@ def _check_complete(
         count = sum(block.startswith(match["list"]) for block in present)
         if count:
             raise BadData(
-                f"{named}: the weights have a block {match['list']}{match['number']}, config.json "
-                f"says that there are {count}: they do not belong together"
+                f"{named}: the weights have a block {match['list']}{match['number']}, but the "
+                f"number of blocks in config.json is {count}: they do not belong together"
             )
 
 
 def _cast(module: Any, dtype: torch.dtype) -> None:
-    """Cast the floating parameters in place; buffers keep what they are computed in.
+    """Cast the floating parameters in place, but not the buffers.
 
-    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay there.
+    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay float32.
     """
     kept: set[str] = set()
     if dtype == torch.float16:
@@ -374,61 +356,53 @@ def _cast(module: Any, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
 
 
-def _tokenizer(source: _Source, named: str, subfolder: str, options: dict[str, Any]) -> Any:
+def _tokenizer(source: _Source, subfolder: str) -> Any:
     from transformers import AutoTokenizer
 
     what = f"the tokenizer in {subfolder}/" if subfolder else "the tokenizer"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, subfolder=subfolder, **options)
+    with source.reading(what):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, subfolder=subfolder, **source.options
+        )
         knows_words = bool(tokenizer("Answer:", add_special_tokens=False)["input_ids"])
-    except Exception as error:
-        raise _failed(source, named, what, error) from error
     if not knows_words:  # transformers makes an empty one where the files are missing
-        raise MissingInput(f"{named}: {what} has no vocabulary: is tokenizer.json missing?")
+        raise MissingInput(f"{source.named}: {what} has no vocabulary: is tokenizer.json missing?")
     if not tokenizer.is_fast:
         raise UsageError(
-            f"{named}: {what} is a {type(tokenizer).__name__}, which cannot be saved as the "
+            f"{source.named}: {what} is a {type(tokenizer).__name__}, which cannot be saved as the "
             "tokenizer.json that cdcca needs"
         )
     return tokenizer
 
 
-def _image_processor(source: _Source, named: str, options: dict[str, Any]) -> Any:
-    """The processor that works on PIL images: the same pixels with torchvision and without."""
+def _image_processor(source: _Source) -> Any:
+    """The processor for PIL images: the same pixels with torchvision and without."""
     from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **options)
-    except Exception as error:
-        raise _failed(source, named, "the image processor", error) from error
+    with source.reading("the image processor"):
+        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **source.options)
 
 
-def _failed(source: _Source, named: str, what: str, error: Exception) -> CdccaError:
-    """What an exception of transformers means to a user, in one line."""
-    text = str(error)
+def _failed(source: _Source, what: str, error: Exception) -> CdccaError:
+    named, text = source.named, str(error)
+    line = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
     if isinstance(error, CdccaError):
         return error
     if isinstance(error, MemoryError) or ("memory" in text and "alloc" in text):
-        return Unavailable(f"{named}: not enough memory for {what}: {_line(error)}")
+        return Unavailable(f"{named}: not enough memory for {what}: {line}")
     if isinstance(error, ImportError):
-        return Unavailable(f"{named}: {what} needs a package that is not here: {_line(error)}")
+        return Unavailable(f"{named}: {what} needs a package that is not installed: {line}")
     if isinstance(error, OSError) and not source.is_folder:
         return Unavailable(
-            f"{named}: not a folder here, and {what} cannot be fetched from the hub: {_line(error)}"
+            f"{named}: not a folder here, and {what} cannot be fetched from the hub: {line}"
         )
     if isinstance(error, OSError):
-        return MissingInput(f"{named}: {what} cannot be read: {_line(error)}")
-    return BadData(f"{named}: {what} cannot be loaded: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    text = str(error).strip().splitlines()
-    return text[0][:300] if text else type(error).__name__
+        return MissingInput(f"{named}: {what} cannot be read: {line}")
+    return BadData(f"{named}: {what} cannot be loaded: {line}")
 
 
 def _quiet_transformers() -> None:
-    """transformers' own bars and reports are not for a user of cdcca."""
+    """Switch off the progress bars and reports of transformers."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

@@ -4,10 +4,10 @@
 
 This is what PEFT computes (`peft.tuners.lora.Linear`, no dropout, no rslora). A and B are
 registered on the linear itself, so `module.named_parameters()` names them `<linear>.lora_A` and
-`<linear>.lora_B`. Merging is left out on purpose: a packed 4-bit weight is destroyed by it, and on
-a 16-bit one the two sides of the link would round differently.
+`<linear>.lora_B`. They are not merged, because that would destroy a packed 4-bit weight and round a
+16-bit one differently on the two sides of the link.
 
-Does not choose the linears nor the start values (`overlay`).
+`overlay` chooses the linears and the start values.
 """
 
 from typing import Any
@@ -18,10 +18,9 @@ from torch.nn import functional
 
 
 def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
-    """Put a LoRA on `linear`, or set the one that is there.
+    """Put a LoRA on `linear`, or set the present one.
 
     Args: a_RI: (R, in); b_OR: (out, R); both are copied as float32 onto the linear's device.
-        alpha: the scale is alpha / R.
     """
     device = linear.weight.device
     for name, value in (("lora_A", a_RI), ("lora_B", b_OR)):

@@ -1,28 +1,26 @@
-"""A loaded vision-language model: the one interface that the rest of the package sees.
+"""A loaded vision-language model: the interface for the rest of the package.
 
-A picture goes through it in steps, each of them a method, so that any step's output can be stored,
-sent or thinned out:
+A picture goes through it in steps, each a method, so that the output of any step can be stored,
+sent or reduced:
 
     pixels = model.preprocess(images)                    (B, 3, H, W)
     hidden = model.trunk(pixels, k)                      (B, N', C)   before vision block k
-    tokens = model.tail(hidden, k)                       (B, N, C)    the visual tokens
-    queries = model.queries(tokens, mask, prompts)       (B, L, C')   what an alignment compares
+    tokens = model.tail(hidden, k)                       (B, N, C)    visual tokens
+    queries = model.queries(tokens, mask, prompts)       (B, L, C')   compared by an alignment
     features = model.project(queries)                    (B, L, D)    for the language model
-    spliced = model.splice(features, prompts, ...)       prompts with the pictures put in
+    spliced = model.splice(features, prompts, ...)       prompts with their pictures
     model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, c)
 
-A connector kind is one subclass (`qformer`, `token_per_patch`); what differs between the families
-of a kind is in their rows (`cdcca_cli.families`).
+Each connector kind is a subclass (`qformer`, `token_per_patch`); the families of a kind differ in
+their rows (`cdcca_cli.families`).
 
 Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A answer, C/D channels,
 V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
-
-Does not train, and does not decide which tokens or frames matter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,34 +31,29 @@ from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
+from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.models import decoding, digests, overlay, quantization, thin
 from cdcca_cli.models.decoding import Generated
-from cdcca_cli.models.language import (
-    CausalLanguage,
-    Language,
-    PromptTooLong,
-    Seq2SeqLanguage,
-    Spliced,
-)
+from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
 from cdcca_cli.models.prompts import PlainTokenizer, Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Text before an answer; its tokens are cut off again. An answer tokenised alone would get another
-# first token from tokenizers that mark the beginning of a text.
+# Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so that an
+# answer alone would get another first token.
 _STUB = "Answer:"
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What `forward` gives.
+    """Output of `forward`.
 
     logits: (B, A, V); logits[:, j] predicts answer token j.
     hidden: (B, L, D), output of the last attention at the visual positions (before the residual
         is added), zeros where a row has fewer than L. hidden_mask: (B, L) bool.
     answer_hidden: (B, A, D), the same output where each answer token is predicted, zeros behind a
-        row's last; None for an encoder-decoder, whose last attention ends with the prompt.
+        row's last; None for an encoder-decoder, whose encoder reads the prompt alone.
     """
 
     logits: Tensor
@@ -85,7 +78,7 @@ class LoadedModel(ABC):
         tower_digest: str,
         instruction_tokenizer: Any = None,
     ) -> None:
-        """Args: instruction_tokenizer: that of a Q-Former which reads the prompt."""
+        """Args: instruction_tokenizer: of a Q-Former that reads the prompt."""
         self.row = row
         self.module: Any = module
         self.tokenizer = tokenizer
@@ -114,15 +107,15 @@ class LoadedModel(ABC):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether the connector reads the prompt, so that each question has queries of its own."""
+        """Whether the connector reads the prompt, so that queries depend on the question."""
         return self.row.instruction_tokenizer is not None
 
     # The picture, step by step.
 
     @property
-    @abstractmethod
     def num_blocks(self) -> int:
         """Number of vision blocks between pixels and visual tokens."""
+        return len(self._blocks())
 
     @property
     @abstractmethod
@@ -132,11 +125,11 @@ class LoadedModel(ABC):
     @property
     @abstractmethod
     def picture_length(self) -> int:
-        """How many positions a picture takes in the prompt, however many tokens were kept."""
+        """Number of positions of a picture in the prompt, however many tokens were kept."""
 
     @abstractmethod
     def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
-        """Hidden states (B, N', C) as they go into vision block `first_block`."""
+        """Hidden states (B, N', C) before vision block `first_block`."""
 
     @abstractmethod
     def tail(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
@@ -149,17 +142,17 @@ class LoadedModel(ABC):
         mask_BN: Tensor | None = None,
         prompts: Sequence[str] | None = None,
     ) -> Tensor:
-        """What the query alignment compares: (B, L, C').
+        """The queries (B, L, C') that an alignment compares.
 
         Args:
-            tokens_BNC: visual tokens, perhaps only some of them, padded on the right.
+            tokens_BNC: all visual tokens or some of them, padded on the right.
             mask_BN: bool, True where a token is real; None if all are.
             prompts: formatted prompts, for connectors that read the question.
         """
 
     @abstractmethod
     def project(self, queries_BLC: Tensor) -> Tensor:
-        """The features (B, L, D) that stand for the picture in the prompt."""
+        """The features (B, L, D) of the picture in the prompt."""
 
     @abstractmethod
     def splice(
@@ -170,12 +163,12 @@ class LoadedModel(ABC):
         mask_BN: Tensor | None = None,
         positions_BN: Tensor | None = None,
     ) -> Spliced:
-        """Put the features into the tokenised prompts, one for each row.
+        """Put the features of each row into its tokenised prompt.
 
         Args:
             prompts: formatted (`format_prompt`).
-            mask_BN, positions_BN: which visual tokens the features are, and where they stood in
-                [0, num_tokens); for connectors with one place for each token. None: all of them.
+            mask_BN, positions_BN: which features are real, and the positions of their visual
+                tokens in [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
     @property
@@ -185,7 +178,7 @@ class LoadedModel(ABC):
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
-        """(B, 3, H, W) float32 on the compute device, as the checkpoint's processor makes them."""
+        """Pixels (B, 3, H, W), float32 on the compute device, by the checkpoint's processor."""
         if thin.crops_centre(self.image_processor):
             images = [thin.centre(image) for image in images]
         made = self.image_processor(
@@ -201,7 +194,7 @@ class LoadedModel(ABC):
         return pixels.to(self.device)
 
     def vision_tokens(self, pixels_B3HW: Tensor) -> Tensor:
-        """Visual tokens (B, N, C): the trunk and the tail in one."""
+        """Visual tokens (B, N, C): trunk and tail."""
         return self.tail(self.trunk(pixels_B3HW, 0), 0)
 
     def block_modules(self, count: int) -> list[tuple[nn.Module, nn.Module]]:
@@ -217,9 +210,9 @@ class LoadedModel(ABC):
     # The language.
 
     def format_prompt(self, prompt: str | None, task: str) -> str:
-        """The text in the family's template: a `Prompt`, in which special tokens are text.
+        """The text in the family's template, as a `Prompt`.
 
-        Args: prompt: a question, or the words that a caption follows; task: vqa or caption.
+        Args: prompt: a question, or the words before a caption. task: vqa or caption.
         """
         if task == "caption":
             text = self.row.caption_prompt if prompt is None else prompt
@@ -237,17 +230,17 @@ class LoadedModel(ABC):
         max_new_tokens: int = 1,
         choices: Sequence[str] | None = None,
     ) -> None:
-        """Refuse a question that is too long to be answered; cheap: the model does not run.
+        """Refuse a question that is too long to be answered, without running the model.
 
         Args: prompt, task: as `format_prompt`. max_new_tokens: of the free answer. choices: to be
             scored.
-        Raises: PromptTooLong, with both numbers.
+        Raises: PromptTooLong.
         """
         formatted = self.format_prompt(prompt, task)
         self.instruction_ids([formatted])
         lengths = [max_new_tokens, *(len(ids) for ids in self._answers(choices or []))]
         needed = self.prompt_length(formatted) + max(lengths) - 1
-        self._check_room(needed, "a prompt with its picture and answer")
+        self.language.check_length(needed, "a prompt with its picture and answer")
 
     def forward(self, spliced: Spliced, answer_BA: Tensor) -> Forward:
         """Logits of given answers (teacher forcing) and the last attention's visual outputs.
@@ -277,14 +270,10 @@ class LoadedModel(ABC):
             answer_hidden = answer_hidden * (answer_BA != -100).to(self.device)[..., None]
         return Forward(logits, hidden * mask_BL[..., None], mask_BL, answer_hidden)
 
-    def generate(
-        self, spliced: Spliced, max_new_tokens: int = 16, *, keep_logits: bool = False
-    ) -> Generated:
+    def generate(self, spliced: Spliced, max_new_tokens: int = 16) -> Generated:
         """Greedy answers, each token with the entropy of the pass that chose it."""
         with self._mixed():
-            return decoding.greedy(
-                self.language, spliced, max_new_tokens, self.end_ids, keep_logits
-            )
+            return decoding.greedy(self.language, spliced, max_new_tokens, self.end_ids)
 
     def score_choices(
         self, spliced: Spliced, choices: Sequence[Sequence[str]]
@@ -298,7 +287,7 @@ class LoadedModel(ABC):
             return decoding.choice_scores(self.language, spliced, nested)
 
     def instruction_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """What the connector reads of each prompt. Raises: PromptTooLong."""
+        """The tokens of each prompt that the connector reads. Raises: PromptTooLong."""
         return [[] for _ in prompts]
 
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
@@ -307,16 +296,13 @@ class LoadedModel(ABC):
 
     @property
     def vocabulary_digest(self) -> str:
-        """Which text each token id stands for: two models of one digest speak of the same tokens.
-
-        Over the tokenizer's table and the number of the head's rows.
-        """
+        """Digest of the tokenizer's table, the number of the head's rows and the end tokens."""
         words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         rows = int(self.module.get_output_embeddings().weight.shape[0])
         return digests.of_json([words, rows, list(self.end_ids)])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The answer's text, without special tokens and blanks at either end."""
+        """The answer's text, without special tokens and surrounding blanks."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
@@ -324,10 +310,7 @@ class LoadedModel(ABC):
 
     def trainable_groups(self) -> dict[str, list[str]]:
         """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
-        row = self.row
-        return overlay.trainable_groups(
-            self.module, row.language_path, row.connector_paths, row.query_names
-        )
+        return overlay.trainable_groups(self.module, self.row)
 
     def initial_overlay(
         self, groups: Iterable[str], rank: int, seed: int
@@ -336,47 +319,43 @@ class LoadedModel(ABC):
         return overlay.initial_overlay(self.module, self.trainable_groups(), groups, rank, seed)
 
     def install_overlay(self, values: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
-        """Put an overlay on; it may be put on again with other values."""
+        """Put an overlay on, or replace the values of the present one."""
         overlay.install(self.module, values, alpha)
         quantization.guard_biases(self.module)
         self._overlay_names = sorted(values)
         self._digest = None
 
     def overlay(self) -> dict[str, NDArray[np.float32]]:
-        """The present values of the overlay, float32, as after training."""
+        """The present values of the overlay, float32."""
         return overlay.read_back(self.module, self._overlay_names)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The live float32 parameters of the overlay, by name, now asking for gradients."""
+        """The float32 parameters of the overlay, by name; from now on they need gradients."""
         parameters = dict(self.module.named_parameters())
         return {name: parameters[name].requires_grad_(True) for name in self._overlay_names}
 
     def freeze(self) -> None:
-        """No parameter asks for gradients any more."""
+        """Make all parameters need no gradients."""
         self.module.requires_grad_(False)
 
-    @contextmanager
-    def training_mode(self) -> Iterator[None]:
-        """Gradients are right inside, on a quantised model too; dropout stays off."""
-        with quantization.training_mode(self.module):
-            yield
+    def training_mode(self) -> AbstractContextManager[None]:
+        """Inside, gradients are right, on a quantised model too; dropout stays off."""
+        return quantization.training_mode(self.module)
 
     @property
     def digest(self) -> str:
-        """What this model is: its overlay's digest, or without one the parameters'."""
-        if self._digest is None:
-            self._digest = (
-                digests.of_overlay(self.overlay())
-                if self._overlay_names
-                else digests.of_parameters(self.module)
-            )
+        """Digest of the overlay; without one, of all parameters."""
+        if self._digest is None and self._overlay_names:
+            self._digest = overlay_digest(self.overlay())
+        elif self._digest is None:
+            self._digest = digests.of_parameters(self.module)
         return self._digest
 
-    # What a connector kind gives.
+    # For the connector kinds to define.
 
     @abstractmethod
-    def _build_language(self) -> Language:
-        """The language model inside `module`."""
+    def _language_module(self) -> Any:
+        """The language model inside `module`, with its head."""
 
     @abstractmethod
     def _blocks(self) -> Any:
@@ -384,31 +363,28 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def check_sizes(self) -> None:
-        """Refuse parts of this kind that do not fit together (`sizes`): BadData, both numbers."""
-
-    # Helpers of the above.
+        """Raises: BadData if parts of this kind do not fit together (`sizes`)."""
 
     def _mixed(self) -> AbstractContextManager[Any]:
-        """An overlay is float32; where the model is not, torch casts at each operation."""
+        """Autocast for a float32 overlay on a model of another type."""
         if self.dtype == torch.float32 or not self._overlay_names:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _language_of(self, model: Any, config: Any) -> Language:
+    def _build_language(self) -> Language:
+        config = self.module.config.text_config
+        model = self._language_module()
         kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
         return kind(model, model.get_input_embeddings(), config)
 
     def _find_end_ids(self) -> tuple[int, ...]:
-        """As `generate` in transformers takes them: generation config, config, tokenizer."""
-        model = self.language.model
-        for source in (getattr(model, "generation_config", None), self.language.config):
+        """From the first that has any, as in transformers' `generate`."""
+        generation_config = getattr(self.language.model, "generation_config", None)
+        for source in (generation_config, self.language.config, self.tokenizer):
             found = decoding.special_ids(getattr(source, "eos_token_id", None))
             if found:
                 return found
-        found = decoding.special_ids(self.tokenizer.eos_token_id)
-        if not found:
-            raise BadData(f"{self.checkpoint}: neither config nor tokenizer names an end token")
-        return found
+        raise BadData(f"{self.checkpoint}: neither config nor tokenizer names an end token")
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)
@@ -432,8 +408,3 @@ class LoadedModel(ABC):
     def prompt_length(self, prompt: str) -> int:
         """Number of positions of a prompt with its picture."""
         return len(self._text_ids([prompt])[0]) - len(self.row.marks) + self.picture_length
-
-    def _check_room(self, needed: int, what: str, row: int = 0) -> None:
-        most = self.language.max_positions
-        if most is not None and needed > most:
-            raise PromptTooLong(what, needed, "language model", most, row)

@@ -1,6 +1,6 @@
-"""The overlay of a loaded model: which parameters may change, their start, in and out.
+"""The overlay of a loaded model: which parameters may change, their start values, set and read.
 
-Four groups, as the paper trains them, by the names of `module.named_parameters()`:
+The paper's four groups, with the names of `module.named_parameters()`:
 
 - `norm`: weights and biases of the language model's normalisation layers;
 - `bias`: biases of the language model's linears (its head left out);
@@ -9,10 +9,10 @@ Four groups, as the paper trains them, by the names of `module.named_parameters(
   language model and in the connector.
 
 For LLaMA-2-7B with biases on every linear and 32 query tokens of 768 the first three are 266,240 +
-1,359,872 + 24,576 = 1,650,688 parameters: the 1.65 M that the paper sends down.
+1,359,872 + 24,576 = 1,650,688 parameters, the paper's 1.65 M.
 
-The vision tower is in no group: teacher and student share it. Values are float32, whatever the
-model computes in. Nothing here is merged into a weight.
+The vision tower is in no group: teacher and student share it. Values are float32 and are never
+merged into a weight.
 """
 
 import hashlib
@@ -26,43 +26,37 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.families import Family
 from cdcca_cli.formats.names import GROUPS, LORA_A, LORA_B
 from cdcca_cli.models import lora
 
-# A linear of a block stands under a numbered entry of a list of blocks.
+# The name of a block has its number in a list.
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 
 
-def trainable_groups(
-    module: Any, language: str, connectors: Iterable[str], queries: Iterable[str]
-) -> dict[str, list[str]]:
-    """The names of each group, sorted; `lora` names linears, the others parameters.
-
-    Args:
-        language: name of the language model inside `module`.
-        connectors: names of the modules of the connector whose linears get LoRA.
-        queries: names of the query parameters.
-    """
+def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
+    """The names of each group, sorted; `lora` names linears, the others parameters."""
     norm: list[str] = []
     bias: list[str] = []
     linears: list[str] = []
     head = module.get_output_embeddings()
+    connectors = tuple(f"{connector}." for connector in row.connector_paths)
     for name, part in module.named_modules():
-        in_language = name.startswith(language + ".")
+        in_language = name.startswith(f"{row.language_path}.")
         if isinstance(part, nn.Linear):
             if in_language and part is not head:
                 if part.bias is not None:
                     bias.append(f"{name}.bias")
                 if _IN_A_BLOCK.search(name):
                     linears.append(name)
-            elif any(name.startswith(connector + ".") for connector in connectors):
+            elif name.startswith(connectors):
                 linears.append(name)
         elif in_language and type(part).__name__.endswith("Norm"):
             norm += [f"{name}.{own}" for own, _ in part.named_parameters(recurse=False)]
     return {
         "norm": sorted(norm),
         "bias": sorted(bias),
-        "query": sorted(queries),
+        "query": sorted(row.query_names),
         "lora": sorted(linears),
     }
 
@@ -72,14 +66,14 @@ def initial_overlay(
 ) -> dict[str, NDArray[np.float32]]:
     """The overlay that changes nothing: present values, LoRA's A random and its B zero.
 
-    A is uniform in ±1/sqrt(in), which is kaiming-uniform with a = sqrt(5) as PEFT draws it. Its
-    bits come from Philox-4x64 keyed by SHA-256(seed, name), 24 a value, so both sides of the link
-    get the same A on any machine and with any version of numpy.
+    A is uniform in ±1/sqrt(in): PEFT's kaiming-uniform with a = sqrt(5). Each value takes 24 bits
+    from Philox-4x64 keyed by SHA-256(seed, name), so A is the same on any machine and with any
+    version of numpy.
     """
     wanted = set(groups)
-    asked = ",".join(sorted(wanted))
+    given = ",".join(sorted(wanted))
     if not wanted or not wanted <= set(GROUPS):
-        raise SettingError("groups", f"expected some of {', '.join(GROUPS)}", asked)
+        raise SettingError("groups", f"expected some of {', '.join(GROUPS)}", given)
     if rank < 1:
         raise SettingError("lora_rank", "expected 1 or more", rank)
     parameters = dict(module.named_parameters())
@@ -99,7 +93,7 @@ def initial_overlay(
         raise SettingError(
             "groups",
             "this model has no such parameters, so there is nothing to train: add another group",
-            asked,
+            given,
         )
     return overlay
 
@@ -114,16 +108,13 @@ def _uniform(name: str, rows: int, columns: int, seed: int) -> NDArray[np.float3
 
 
 def as_array(parameter: torch.Tensor) -> NDArray[np.float32]:
-    """A float32 copy in the computer's memory."""
+    """A float32 copy on the CPU."""
     array: NDArray[np.float32] = parameter.detach().to("cpu", torch.float32).numpy().copy()
     return array
 
 
 def install(module: nn.Module, overlay: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
-    """Put an overlay's values into `module`.
-
-    Parameters are set in float32 (the same values bit for bit); LoRA is hooked on, never merged.
-    Everything is checked before anything is changed.
+    """Put an overlay's values into `module`; all are checked before any is changed.
 
     Raises: BadData for a name the model does not have, a wrong shape or half a LoRA.
     """

@@ -1,10 +1,10 @@
-"""Prompts as tokens: in a question, a choice or an answer the words of a special token are text.
+"""Prompts as tokens: in a question, a choice or an answer, special tokens are plain text.
 
 A tokenizer turns the words `</s>` or `<image>` into a special token wherever they occur, so a
-question could end itself or bring the place of a second picture. `split_special_tokens` is not
-enough: a Unigram model (T5) still has `</s>` as a piece of its vocabulary. So `PlainTokenizer`
-works with a copy in which each special token is called by a random name. A text without special
-tokens gets the same ids as before, and no text can contain a name that is drawn at load.
+question could end itself or add a second picture. `split_special_tokens` is not enough: a Unigram
+model (T5) has `</s>` in its vocabulary. So `PlainTokenizer` uses a copy of the tokenizer in which
+each special token has a random name, drawn at load, that no text can contain. Other texts keep
+their ids.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any
 
 
 class Prompt(str):
-    """A question in its template, which knows which part of it is the question.
+    """A question in its template.
 
-    parts: the template before, the question, the template behind.
+    parts: the template before the question, the question, the template behind it.
     """
 
     parts: tuple[str, str, str]
@@ -38,10 +38,10 @@ class Prompt(str):
 
 
 class PlainTokenizer:
-    """A tokenizer that gives no special token for words of a question.
+    """A tokenizer that gives no special tokens for the words of a question.
 
-    marks: special tokens that do work in the template of a `Prompt`, and in any plain string.
-    mark_ids: their ids; None for one that the tokenizer does not have as one token.
+    marks: special tokens that work in the template of a `Prompt`, and in a plain string.
+    mark_ids: their ids; None for a mark that is not a token of the tokenizer.
     """
 
     def __init__(self, tokenizer: Any, marks: Sequence[str] = ()) -> None:
@@ -62,14 +62,14 @@ class PlainTokenizer:
     def __call__(self, texts: Sequence[str], *, with_ends: bool) -> list[list[int]]:
         """Ids of each text.
 
-        Args: with_ends: put the tokenizer's own special tokens around it, such as `<s>`.
+        Args: with_ends: add the tokenizer's own special tokens around it, such as `<s>`.
         """
         marked = [self._marked(text) for text in texts]
         encodings = self._tokenizer.encode_batch(marked, add_special_tokens=with_ends)
         return [encoding.ids for encoding in encodings]
 
     def _marked(self, text: str) -> str:
-        """The text with the marks of its template by the names that they have in the copy."""
+        """The text, with the marks of its template replaced by their random names."""
         if not self._marks:
             return str(text)
         before, question, after = text.parts if isinstance(text, Prompt) else (text, "", "")
@@ -81,10 +81,9 @@ class PlainTokenizer:
 
 
 def _rename(table: dict[str, Any], names: dict[str, str]) -> None:
-    """Give special tokens other names in a tokenizer.json, wherever text can become one of them.
+    """Rename special tokens in a tokenizer.json, wherever text can become one of them.
 
-    Ids, order and scores stay. Merges that make or use a special token are left out: nothing but
-    its words leads there.
+    Ids, order and scores stay. Merges that make or use a special token are removed.
     """
     for token in table["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

@@ -1,12 +1,11 @@
 """The connector kind with a Q-Former, whose few queries read any number of visual tokens.
 
-BLIP-2 and InstructBLIP. The prompt holds L places for the picture however many tokens were kept:
-dropping tokens is the same as masking them in the Q-Former's cross-attention (not the same as
-zeroing them). Features stand first, then the text, as transformers' processors have it; the pads of
-a batch, masked, are between them (for T5 behind both).
+BLIP-2 and InstructBLIP. The prompt has L positions for the picture however many tokens were kept:
+dropping tokens equals masking (not zeroing) them in the Q-Former's cross-attention. The features
+come first, then the masked pads of the batch, then the text (for T5 the pads come last).
 
-The visual tokens are the tower's `last_hidden_state`: CLS first, then the patches row by row, after
-the last norm.
+The visual tokens are the tower's `last_hidden_state` after the last norm: CLS, then the patches row
+by row.
 """
 
 from collections.abc import Sequence
@@ -14,19 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.models import sizes
-from cdcca_cli.models.language import Language, PromptTooLong, Seq2SeqLanguage, Spliced
+from cdcca_cli.models.decoding import right_padded
+from cdcca_cli.models.language import PromptTooLong, Seq2SeqLanguage, Spliced
 from cdcca_cli.models.model import LoadedModel
 
 
 class QFormer(LoadedModel):
     """BLIP-2, and InstructBLIP, whose Q-Former reads the prompt too."""
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self._blocks())
 
     @property
     def num_tokens(self) -> int:
@@ -83,11 +80,10 @@ class QFormer(LoadedModel):
         if len(texts) != features_BLD.shape[0]:
             raise ValueError(f"{features_BLD.shape[0]} pictures, but {len(texts)} prompts")
         num_features = features_BLD.shape[1]
-        width = max(len(ids) for ids in texts)
         for row, ids in enumerate(texts):
-            self._check_room(num_features + len(ids), "a prompt with its picture", row)
-        ids_BT = torch.tensor([self._padded(ids, width) for ids in texts])
-        real_BT = torch.tensor([self._padded([1] * len(ids), width) for ids in texts])
+            self.language.check_length(num_features + len(ids), "a prompt with its picture", row)
+        ids_BT = self._padded(texts)
+        real_BT = self._padded([[1] * len(ids) for ids in texts])
         embeds_BTD = self.language.embeddings(ids_BT.to(self.device))
         real_BL = real_BT.new_ones(len(texts), num_features)
         mask_BS = torch.cat([real_BL, real_BT], dim=1).to(self.device)
@@ -100,20 +96,22 @@ class QFormer(LoadedModel):
             visual_mask=visual_BS,
         )
 
-    def _padded(self, row: list[int], width: int) -> list[int]:
-        """Zeros before the text, so that a prompt's last position is real; for an encoder behind
-        it: its positions are distances, which a gap after the picture would change."""
-        pad = [0] * (width - len(row))
-        return row + pad if isinstance(self.language, Seq2SeqLanguage) else pad + row
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        """(B, T): zeros before the text, so that the last position of a prompt is real.
 
-    def _build_language(self) -> Language:
-        return self._language_of(self.module.language_model, self.module.config.text_config)
+        For an encoder they are behind it: its positions are distances, which a gap would change.
+        """
+        side = "right" if isinstance(self.language, Seq2SeqLanguage) else "left"
+        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(ids, batch_first=True, padding_side=side)
+
+    def _language_module(self) -> Any:
+        return self.module.language_model
 
     def _blocks(self) -> Any:
         return self.tower.encoder.layers
 
     def check_sizes(self) -> None:
-        config = self.module.config.qformer_config
         if self._instructions is None:
             return
         rows = self.module.qformer.embeddings.word_embeddings.num_embeddings
@@ -121,22 +119,22 @@ class QFormer(LoadedModel):
         sizes.check_ids(what, self.instruction_tokenizer, rows, "Q-Former")
         template = self.format_prompt("", "vqa")
         needed = len(self._instructions([template], with_ends=True)[0]) + sizes.LEAST_QUESTION
-        if needed > config.max_position_embeddings:
+        most = self.module.config.qformer_config.max_position_embeddings
+        if needed > most:
             raise BadData(
-                f"{self.checkpoint}: the Q-Former has {config.max_position_embeddings} positions; "
-                f"the template and a short question need {needed}"
+                f"{self.checkpoint}: the Q-Former has {most} positions; the template and a short "
+                f"question need {needed}"
             )
 
     def _instruction(self, prompts: Sequence[str] | None, batch: int) -> dict[str, Any]:
-        """What else the Q-Former reads, as its keyword arguments."""
+        """The keyword arguments of a Q-Former that reads the prompts."""
         if not self.reads_prompt:
             return {}
         if prompts is None or len(prompts) != batch:
             raise ValueError("this Q-Former reads the prompts: give one for each row")
         text = self.instruction_ids(prompts)
-        width = max(len(ids) for ids in text)
-        ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in text])
-        real_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in text])
+        ids_BT = right_padded(text, 0)
+        real_BT = right_padded([[1] * len(ids) for ids in text], 0)
         num_queries = self.module.query_tokens.shape[1]
         real = torch.cat([real_BT.new_ones(batch, num_queries), real_BT], dim=1)
         return {"input_ids": ids_BT.to(self.device), "attention_mask": real.to(self.device)}

@@ -1,23 +1,18 @@
 """The language model in 4 or 8 bits through bitsandbytes, on a CPU and on CUDA.
 
 Only the language model is quantised: tower and connector stay as they are, so that the cloud gets
-the same tokens from every device. What bitsandbytes does on a CPU with AVX512-BF16 and has to be
-kept away from (all of it from the lazy repack at the first forward in eval mode):
+the same tokens from every device. On a CPU with AVX512-BF16, bitsandbytes repacks each weight at
+its first forward in eval mode, which needs these precautions:
 
-- a linear whose outputs are no multiple of 32 or inputs no multiple of 64 stops in an assertion at
-  the first answer: `check_shapes` refuses it at load, by name;
+- a linear whose outputs are not a multiple of 32 or inputs not a multiple of 64 fails in an
+  assertion at the first answer: `check_shapes` refuses it when the model is loaded;
 - gradients through a linear in eval mode are wrong: `training_mode` unpacks the linears and holds
-  them in train mode while everything else, dropout too, stays in eval mode;
-- after the repack `weight.data` is no longer what its name says, and LoRA must not be merged into
-  it: nothing in this package does either;
-- bitsandbytes undoes the repack in `state_dict()`, but leaves the scales of a weight without double
-  quantisation transposed, so that every later use of it is wrong by 2 % (seen in 0.50.2): `unpack`
-  puts them in order. What remains is their rounding to bfloat16, 0.1 %. Do not call `state_dict()`
-  of a model that has answered in eval mode without it;
-- a forward casts a bias in place to what it computes in, so an overlay's float32 bias would be
-  rounded by the first answer: `guard_biases` has it work on a copy.
-
-Does not quantise what is sent (`downlink`).
+  them in train mode, and everything else, dropout too, in eval mode;
+- after the repack, `weight.data` must not be read and LoRA must not be merged;
+- `state_dict()` undoes the repack, but leaves the scales of a weight without double quantisation
+  transposed (seen in 0.50.2): use `unpack`, which puts them in order;
+- a forward casts a bias in place to the type it computes in, so the first answer would round an
+  overlay's float32 bias: `guard_biases` makes it work on a copy.
 """
 
 import logging
@@ -35,21 +30,14 @@ INPUT_MULTIPLE = 64
 OUTPUT_MULTIPLE = 32
 
 
-def check_name(quantize: str) -> None:
-    """Raises: SettingError for a quantisation that does not exist."""
-    if quantize not in QUANTIZATIONS:
-        raise SettingError("quantize", f"expected one of {', '.join(QUANTIZATIONS)}", quantize)
-
-
 def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
     """The quantisation config for `from_pretrained`, or None for `none`.
 
-    Args:
-        keep: names of the modules that stay as they are.
-        dtype: what a 4-bit linear computes in.
-    Raises: Unavailable if bitsandbytes is not installed.
+    Args: keep: names of the modules not to quantise. dtype: what a 4-bit linear computes in.
+    Raises: SettingError for an unknown name; Unavailable if bitsandbytes is not installed.
     """
-    check_name(quantize)
+    if quantize not in QUANTIZATIONS:
+        raise SettingError("quantize", f"expected one of {', '.join(QUANTIZATIONS)}", quantize)
     if quantize == "none":
         return None
     try:
@@ -98,7 +86,7 @@ def quantized_linears(module: nn.Module) -> list[nn.Module]:
 
 
 def unpack(module: nn.Module) -> None:
-    """Undo the repack that bitsandbytes did for an answer on a CPU; the next answer redoes it."""
+    """Undo the repack of bitsandbytes on a CPU; the next answer repeats it."""
     for linear in quantized_linears(module):
         state: Any = getattr(linear.weight, "quant_state", None)
         if not getattr(state, "packing_format_for_cpu", False):
@@ -132,11 +120,7 @@ def _take_back(linear: nn.Module, args: Any, output: Any) -> None:
 
 @contextmanager
 def training_mode(module: nn.Module) -> Iterator[None]:
-    """Gradients are right inside: quantised linears in train mode, all else in eval mode.
-
-    Dropout stays off. Entering unpacks what an answer in eval mode has packed; leaving puts
-    everything back to eval mode.
-    """
+    """Inside, gradients are right: quantised linears are in train mode, all else in eval mode."""
     module.eval()
     unpack(module)
     for linear in quantized_linears(module):

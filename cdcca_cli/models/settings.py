@@ -1,4 +1,4 @@
-"""What `cdcca init` decides about a device, and the longest answers. Imports nothing heavy."""
+"""The settings of `cdcca init`, and the length limits of answers. Imports nothing slow."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from cdcca_cli.formats.names import GROUPS, QUANTIZATIONS
 from cdcca_cli.settings import check, setting
 
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
-"""The longest answer by task, in tokens, unless something else is asked for."""
+"""The default length limit of an answer, in tokens, by task."""
 
 
 @dataclass(frozen=True)

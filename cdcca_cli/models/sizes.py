@@ -1,7 +1,7 @@
-"""Whether the parts of a checkpoint fit together, found when it is loaded.
+"""Checks at load that the parts of a checkpoint fit together.
 
-Otherwise the first answer ends in an IndexError, or on CUDA in worse. A vocabulary that is padded
-to more rows than the tokenizer has ids fits; an id without a row does not.
+A vocabulary padded to more rows than the tokenizer has ids fits; an id without a row does not: the
+first answer would end in an IndexError, or on CUDA in a failed assertion.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 LEAST_QUESTION = 8
-"""Tokens of a question that there has to be room for."""
+"""Length in tokens of a short question, for which there must be room."""
 
 
 def check(model: LoadedModel) -> None:
-    """Raises: BadData with both numbers, for the first thing that does not fit."""
+    """Raises: BadData with both numbers, for the first part that does not fit."""
     _check_vocabulary(model)
     model.check_sizes()
     _check_positions(model)
@@ -34,9 +34,9 @@ def check(model: LoadedModel) -> None:
 def _check_vocabulary(model: LoadedModel) -> None:
     named = model.checkpoint
     rows = int(model.language.embeddings.num_embeddings)
-    # The place of a picture is never looked up.
-    place = getattr(model.module.config, "image_token_id", None)
-    check_ids(f"{named}: the tokenizer", model.tokenizer, rows, "language model", place)
+    # The mark of a picture is never looked up.
+    mark = getattr(model.module.config, "image_token_id", None)
+    check_ids(f"{named}: the tokenizer", model.tokenizer, rows, "language model", mark)
     head = int(model.module.get_output_embeddings().weight.shape[0])
     end = model.end_ids[0]
     if not 0 <= end < head:
@@ -45,13 +45,13 @@ def _check_vocabulary(model: LoadedModel) -> None:
         )
 
 
-def check_ids(what: str, tokenizer: Any, rows: int, part: str, place: int | None = None) -> None:
+def check_ids(what: str, tokenizer: Any, rows: int, part: str, mark: int | None = None) -> None:
     """Refuse a tokenizer with an id that has no row in an embedding.
 
-    Args: place: an id that needs none.
+    Args: mark: an id that needs none.
     """
     words = tokenizer.get_vocab().items()
-    number, word = max((number, word) for word, number in words if number != place)
+    number, word = max((number, word) for word, number in words if number != mark)
     if number >= rows:
         raise BadData(
             f"{what} has ids up to {number} ({word[:40]!r}), the {part} has a vocabulary of "

@@ -1,8 +1,8 @@
-"""Pictures much longer than wide, before an image processor scales them up.
+"""Crops pictures that are much longer than wide, before an image processor scales them up.
 
-A processor that scales the shortest edge to S pixels and then crops the centre makes S x S n pixels
-of a picture of 1 x n, to keep S x S of them: a picture of 84 bytes takes gigabytes. Cropping the
-long side around its centre first leaves the same pixels.
+A processor that scales the shortest edge to S pixels and then crops the centre scales a picture of
+1 x n to S x (S n) pixels and keeps S x S: 84 bytes of PNG can take gigabytes. Cropping the long
+side around its centre first gives the same pixels.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST_RATIO = 16
-"""Longer pictures are cropped: to about this ratio, which keeps all that the crop can show."""
+"""Pictures are cropped to about this ratio of their sides."""
 
 
 def crops_centre(image_processor: Any) -> bool:
@@ -25,10 +25,10 @@ def crops_centre(image_processor: Any) -> bool:
 
 
 def centre(image: "Image") -> "Image":
-    """The middle of a picture whose sides differ by more than LARGEST_RATIO; others as they are.
+    """The middle of a picture whose sides differ by more than LARGEST_RATIO; others unchanged.
 
-    The part's length is a multiple of the short side, so that it is scaled by the same factor, and
-    its centre is that of the whole picture.
+    Its length is a multiple of the short side, so that the scale is the same, and its centre is
+    that of the whole picture.
     """
     short, long = sorted(image.size)
     if long <= (LARGEST_RATIO + 1) * short:

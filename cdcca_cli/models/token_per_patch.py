@@ -1,11 +1,10 @@
-"""The connector kind with a projector and one place in the prompt for each visual token.
+"""The connector kind with a projector and one position in the prompt for each visual token: LLaVA.
 
-LLaVA. Dropping tokens shortens the prompt; what is left keeps the position ids it has in the whole
-prompt, so dropping is the same as masking in the language model's attention.
+Dropping tokens shortens the prompt. The others keep their position ids, so dropping equals masking
+in the language model's attention.
 
 The visual tokens are the hidden states of the layer that the checkpoint names (LLaVA-1.5: the last
-but one), CLS cut off if its strategy is `default`. The queries that an alignment compares are the
-projector's outputs.
+but one), without CLS if its strategy is `default`. The queries are the projector's outputs.
 """
 
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import IMAGE_MARK
-from cdcca_cli.models.language import Language, Spliced
+from cdcca_cli.models.language import Spliced
 from cdcca_cli.models.model import LoadedModel
 
 
@@ -30,7 +30,7 @@ class TokenPerPatch(LoadedModel):
 
     @property
     def num_tokens(self) -> int:
-        return int(self._embeddings().num_positions) - self._num_cut()
+        return int(self._inner().embeddings.num_positions) - self._num_cut()
 
     @property
     def picture_length(self) -> int:
@@ -83,22 +83,19 @@ class TokenPerPatch(LoadedModel):
             positions_BN = torch.arange(num_features).expand(batch, -1)
         rows = []
         for row, ids in enumerate(self._text_ids(prompts)):
-            self._check_room(len(ids) - 1 + self.num_tokens, "a prompt with its picture", row)
+            needed = len(ids) - 1 + self.num_tokens
+            self.language.check_length(needed, "a prompt with its picture", row)
             kept = slice(None) if mask_BN is None else mask_BN[row].to(features_BLD.device)
             places = positions_BN[row].to(self.device)[kept]
             rows.append(self._row(features_BLD[row][kept], ids, places))
-        width = max(len(positions) for _, positions, _ in rows)
-        embeds, positions_BS, visual = (
-            torch.stack([_left_padded(part, width) for part in parts])
+        padded = [
+            pad_sequence(list(parts), batch_first=True, padding_side="left")
             for parts in zip(*rows, strict=True)
-        )
-        lengths = torch.tensor([len(positions) for _, positions, _ in rows], device=self.device)
-        columns = torch.arange(width, device=self.device)
-        mask_BS = (columns >= width - lengths[:, None]).long()
-        return Spliced(embeds, mask_BS, positions_BS, visual)
+        ]
+        return Spliced(*padded)
 
     def _row(self, features_LD: Tensor, ids: list[int], places_L: Tensor) -> tuple[Tensor, ...]:
-        """Embeddings, position ids and visual mask of one prompt, without pads."""
+        """The fields of `Spliced` for one prompt, without pads."""
         place_id = self.module.config.image_token_id
         if ids.count(place_id) != 1:
             raise BadData(
@@ -106,27 +103,25 @@ class TokenPerPatch(LoadedModel):
                 f"found {ids.count(place_id)}"
             )
         at = ids.index(place_id)
-        words = [*ids[:at], 0, *ids[at + 1 :]]  # the place may have no embedding of its own
+        words = [*ids[:at], 0, *ids[at + 1 :]]  # the mark may have no embedding of its own
         embeds = self.language.embeddings(torch.tensor(words, device=self.device))
         after = torch.arange(at + 1, len(ids), device=self.device) + self.num_tokens - 1
         positions = torch.cat([torch.arange(at, device=self.device), at + places_L, after])
         visual = torch.zeros(len(positions), dtype=torch.bool, device=self.device)
         visual[at : at + len(places_L)] = True
         spliced = torch.cat([embeds[:at], features_LD.to(embeds.dtype), embeds[at + 1 :]])
-        return spliced, positions, visual
+        return spliced, torch.ones_like(positions), positions, visual
 
-    def _build_language(self) -> Language:
-        layer = self.module.config.vision_feature_layer
-        if not isinstance(layer, int):
-            raise UsageError(
-                f"{self.checkpoint}: takes its visual tokens from the vision layers {layer}: "
-                "expected a single one"
-            )
-        # The head stands beside the language model, so the whole is driven, without pixels.
-        return self._language_of(self.module, self.module.config.text_config)
+    def _language_module(self) -> Any:
+        return self.module  # with the head, which is beside the language model
 
     def check_sizes(self) -> None:
         config = self.module.config
+        if not isinstance(config.vision_feature_layer, int):
+            raise UsageError(
+                f"{self.checkpoint}: its visual tokens are from the vision layers "
+                f"{config.vision_feature_layer}: expected a single layer"
+            )
         found = self.plain_tokenizer.mark_ids[IMAGE_MARK]
         if found != config.image_token_id:
             raise BadData(
@@ -143,16 +138,8 @@ class TokenPerPatch(LoadedModel):
     def _inner(self) -> Any:
         return getattr(self.tower, "vision_model", self.tower)
 
-    def _embeddings(self) -> Any:
-        return self._inner().embeddings
-
     def _blocks(self) -> Any:
         return self._inner().encoder.layers
 
     def _num_cut(self) -> int:
         return 1 if self.module.config.vision_feature_select_strategy == "default" else 0
-
-
-def _left_padded(rows: Tensor, width: int) -> Tensor:
-    pad = rows.new_zeros((width - rows.shape[0], *rows.shape[1:]))
-    return torch.cat([pad, rows])

@@ -1,10 +1,7 @@
-"""U, the uplink: what the device answers, how sure it is, and what of that is worth sending.
+"""U, the uplink: the device's answers, their uncertainty, and the choice of tokens to send.
 
-In the order in which a frame passes: `answers` is the pass that `cdcca infer` and `cdcca sample`
-share, `uncertainty` holds Equations 2, 3 and 4, `selection` the rules that pick by them, `sampling`
-the pipeline from frames to shards, with its `spool` on disk. `seen` is what a device that samples
-from cron remembers, `settings` the settings of both commands.
-
-Does not read or write files of any format (`formats`, `datasets`), but for `seen`, and knows no
-model class (`models`).
+In the order of a frame's way: `answers` is shared by `cdcca infer` and `cdcca sample`,
+`uncertainty` holds Equations 2, 3 and 4, `selection` the rules that pick by them, `sampling` the
+pipeline from frames to shards, with its `spool` on disk. `seen` records the frames sampled before,
+`settings` has the settings of both commands.
 """

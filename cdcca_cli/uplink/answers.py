@@ -3,16 +3,13 @@
 Legend: F frames of a window, B questions of a batch, N visual tokens, C channels.
 
 Frames are taken in windows of a few batches. In a window each frame goes through the vision tower
-once; the questions are then sorted by task, by whether there are choices and by length, so that a
-batch pads little, and answered in batches. Predictions come out in the order of the input, and
-memory holds one window.
+once; the questions are then sorted by task, choices and length, so that a batch pads little.
+Predictions come out in the order of the input, and memory holds one window.
 
-Every question gets a free answer by greedy decoding, whose token entropies come from the same pass;
-one with choices also gets the summed log-likelihood of each of them, and the likeliest as `choice`.
+Every question gets a greedy free answer, with token entropies from the same pass. A question with
+choices also gets the summed log-likelihood of each of them, and the likeliest as `choice`.
 
-A frame that cannot be read and a question that the model cannot take are left out (`Skipped`).
-
-Does not select anything by entropy: `sampling` does.
+Frames that cannot be read and questions that are too long are left out (`Skipped`).
 """
 
 import math
@@ -37,17 +34,23 @@ _WINDOW_BATCHES = 2
 
 @dataclass(frozen=True)
 class _Job:
-    """One question on its way through a batch: `row` is its frame's place in the window."""
+    """A question in a window: `row` is the place of its frame, `place` its own in the frame.
+
+    limit: of its free answer, in tokens. choices: to be scored; empty for none.
+    """
 
     row: int
     place: int
+    frame: Frame
     question: LabelledQuestion
     text: str
+    limit: int
+    choices: list[str]
 
     @property
     def batch_key(self) -> tuple[str, bool]:
         """Only questions that agree in this share a batch."""
-        return (self.question.task, bool(self.question.choices))
+        return (self.question.task, bool(self.choices))
 
 
 def answer_frames(
@@ -58,29 +61,28 @@ def answer_frames(
 ) -> Iterator[Prediction]:
     """Answer every question of every frame, in order.
 
-    Args: skipped: counts what is left out because it is bad; None: nothing may be.
-    Raises: BadData, MissingInput for the first bad frame or question where nothing may be left out.
+    Args: skipped: counts bad frames and questions, which are left out; None: they are errors.
+    Raises: BadData, MissingInput for the first bad frame or question, if it may not be left out.
     """
     settings = settings or AnswerSettings()
     skipped = skipped or Skipped(strict=True)
     for window in windows(frames, settings.batch_size):
         read = [(frame, pixels_of(model, frame, skipped)) for frame in window]
-        sound = [(frame, pixels_13HW) for frame, pixels_13HW in read if pixels_13HW is not None]
-        if not sound:
+        good = [frame for frame, pixels_13HW in read if pixels_13HW is not None]
+        pixels = [pixels_13HW for _, pixels_13HW in read if pixels_13HW is not None]
+        if not good:
             continue
-        tokens = [
-            _vision_tokens(
-                model, [pixels for _, pixels in sound[start : start + settings.batch_size]]
-            )
-            for start in range(0, len(sound), settings.batch_size)
-        ]
-        kept = [frame for frame, _ in sound]
-        for predictions in answer_window(model, kept, torch.cat(tokens), settings, skipped):
+        with torch.no_grad():
+            tokens = [
+                model.vision_tokens(torch.cat(pixels[start : start + settings.batch_size]))
+                for start in range(0, len(pixels), settings.batch_size)
+            ]
+        for predictions in answer_window(model, good, torch.cat(tokens), settings, skipped):
             yield from (prediction for prediction in predictions if prediction is not None)
 
 
 def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
-    """Frames in runs that hold a few batches of questions each; a frame is never divided."""
+    """Runs of frames that hold a few batches of questions; a frame is never divided."""
     window: list[Frame] = []
     num_questions = 0
     for frame in frames:
@@ -94,18 +96,12 @@ def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
 
 
 def pixels_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Tensor | None:
-    """The frame as the model takes it, (1, 3, H, W); None if it is bad and was left out."""
+    """The model's pixels of a frame, (1, 3, H, W); None if it is bad and left out."""
     try:
         return model.preprocess([load_image(frame)])
     except (BadData, MissingInput) as error:
         skipped.add("frame", error)
         return None
-
-
-@torch.no_grad()
-def _vision_tokens(model: LoadedModel, pixels: Sequence[Tensor]) -> Tensor:
-    """The vision tower's tokens of some frames, as one batch: (F, N, C)."""
-    return model.vision_tokens(torch.cat(list(pixels)))
 
 
 @torch.no_grad()
@@ -116,29 +112,54 @@ def answer_window(
     settings: AnswerSettings,
     skipped: Skipped,
 ) -> list[list[Prediction | None]]:
-    """Answer the questions of frames whose tokens are there.
+    """Answer the questions of frames, given their visual tokens.
 
-    Returns: for each frame, one prediction for each of its questions; None: it was left out.
+    Returns: for each frame one prediction for each of its questions; None if it was left out.
     """
     jobs = []
     for row, frame in enumerate(frames):
         for place, question in enumerate(frame.questions):
-            jobs.append(
-                _Job(row, place, question, model.format_prompt(question.prompt, question.task))
+            job = _Job(
+                row=row,
+                place=place,
+                frame=frame,
+                question=question,
+                text=model.format_prompt(question.prompt, question.task),
+                limit=settings.max_new_tokens or MAX_NEW_TOKENS[question.task],
+                choices=(question.choices or []) if settings.score_choices else [],
             )
-    answered: dict[tuple[int, int], Prediction | None] = {}
+            try:
+                model.check_prompt(question.prompt, question.task, job.limit, job.choices)
+            except BadData as error:
+                _leave_out(job, error, skipped)
+            else:
+                jobs.append(job)
+    answered: dict[tuple[int, int], Prediction] = {}
     for batch in _batches(jobs, settings.batch_size):
-        answers = _answer_batch(model, frames, batch, tokens_FNC, settings, skipped)
-        for job, prediction in zip(batch, answers, strict=True):
-            answered[job.row, job.place] = prediction
+        for job, prediction in _answers(model, batch, tokens_FNC, settings.per_token):
+            if prediction is None:
+                fault = BadData(
+                    "the model's outputs are not finite: a damaged checkpoint or overlay, or "
+                    "values too large for this `dtype`"
+                )
+                _leave_out(job, fault, skipped)
+            else:
+                skipped.num_sound += 1
+                answered[job.row, job.place] = prediction
     return [
-        [answered[row, place] for place in range(len(frame.questions))]
+        [answered.get((row, place)) for place in range(len(frame.questions))]
         for row, frame in enumerate(frames)
     ]
 
 
+def _leave_out(job: _Job, error: BadData, skipped: Skipped) -> None:
+    frame, question = job.frame.id, job.question.id
+    name = frame if question == frame else f"{frame}: question {question}"
+    skipped.add("question", BadData(f"{name}: {error}"))
+
+
 def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Job]]:
-    """Questions of one kind and about one length together, so one length limit is for all."""
+    """Questions of one kind and of similar length together."""
     batch: list[_Job] = []
     for job in sorted(jobs, key=lambda job: (*job.batch_key, len(job.text))):
         if batch and (len(batch) == batch_size or batch[0].batch_key != job.batch_key):
@@ -149,85 +170,41 @@ def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Job]]:
         yield batch
 
 
-def _answer_batch(
-    model: LoadedModel,
-    frames: Sequence[Frame],
-    batch: Sequence[_Job],
-    tokens_FNC: Tensor,
-    settings: AnswerSettings,
-    skipped: Skipped,
-) -> list[Prediction | None]:
-    """Answer a batch; one that the model refuses is halved until the bad question is alone."""
+def _answers(
+    model: LoadedModel, batch: Sequence[_Job], tokens_FNC: Tensor, per_token: bool
+) -> Iterator[tuple[_Job, Prediction | None]]:
+    """The answers of a batch; None where the model's outputs are not finite."""
     texts = [job.text for job in batch]
     tokens_BNC = tokens_FNC[[job.row for job in batch]]
-    limit = settings.max_new_tokens or MAX_NEW_TOKENS[batch[0].question.task]
+    spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
+    generated = model.generate(spliced, batch[0].limit)
     scores: list[list[float]] | list[None] = [None] * len(batch)
-    try:
-        spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
-        generated = model.generate(spliced, limit)
-        if settings.score_choices and batch[0].question.choices:
-            scores = model.score_choices(spliced, [job.question.choices or [] for job in batch])
-    except BadData as error:
-        if len(batch) == 1:
-            _leave_out(frames[batch[0].row], batch[0].question, error, skipped)
-            return [None]
-        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
-        return [
-            prediction
-            for half in halves
-            for prediction in _answer_batch(model, frames, half, tokens_FNC, settings, skipped)
-        ]
-    answers: list[Prediction | None] = []
+    if batch[0].choices:
+        scores = model.score_choices(spliced, [job.choices for job in batch])
     for job, ids, entropies, score in zip(
         batch, generated.ids, generated.entropies, scores, strict=True
     ):
-        frame = frames[job.row]
-        if all(math.isfinite(figure) for figure in (*entropies, *(score or ()))):
-            skipped.num_sound += 1
-            answers.append(
-                _prediction(model, frame, job.question, ids, entropies, score, settings.per_token)
-            )
-        else:
-            fault = BadData(
-                "the model's figures are not finite: a damaged checkpoint or overlay, or values "
-                "too large for this `dtype`"
-            )
-            _leave_out(frame, job.question, fault, skipped)
-            answers.append(None)
-    return answers
-
-
-def _leave_out(frame: Frame, question: LabelledQuestion, error: BadData, skipped: Skipped) -> None:
-    name = frame.id if question.id == frame.id else f"{frame.id}: question {question.id}"
-    skipped.add("question", BadData(f"{name}: {error}"))
-
-
-def _prediction(
-    model: LoadedModel,
-    frame: Frame,
-    question: LabelledQuestion,
-    ids: list[int],
-    entropies: list[float],
-    scores: list[float] | None,
-    per_token: bool,
-) -> Prediction:
-    choice = None
-    if scores is not None and question.choices is not None:
-        choice = question.choices[max(range(len(scores)), key=scores.__getitem__)]
-    return Prediction(
-        id=question.id,
-        image=image_name(frame),
-        task=question.task,
-        prompt=question.prompt,
-        answer=model.decode(ids),
-        choice=choice,
-        choices=question.choices,
-        choice_scores=scores,
-        entropy=summarise(entropies),
-        token_entropies=list(entropies) if per_token else None,
-        model=model.digest,
-        domain=frame.domain,
-    )
+        question = job.question
+        if not all(math.isfinite(value) for value in (*entropies, *(score or ()))):
+            yield job, None
+            continue
+        yield (
+            job,
+            Prediction(
+                id=question.id,
+                image=image_name(job.frame),
+                task=question.task,
+                prompt=question.prompt,
+                answer=model.decode(ids),
+                choice=None if score is None else job.choices[score.index(max(score))],
+                choices=question.choices,
+                choice_scores=score,
+                entropy=summarise(entropies),
+                token_entropies=list(entropies) if per_token else None,
+                model=model.digest,
+                domain=job.frame.domain,
+            ),
+        )
 
 
 def image_name(frame: Frame) -> str:

@@ -1,30 +1,27 @@
-"""From frames to shards, coarse to fine: `cdcca sample`, Uncertainty-guided Token Sampling.
+"""From frames to shards: `cdcca sample`, Uncertainty-guided Token Sampling.
 
 Legend: K questions of a frame, N visual tokens, C channels.
 
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
-predictions, and picks questions by it. A frame goes up if one of its questions was picked, with the
-picked questions only. Stage 2 scores every token of those frames by its variance over Monte Carlo
-dropout (Eq. 3, 4) and keeps the best; the tokens that are sent are the clean ones.
+predictions, and picks questions by it. Frames with a picked question are sent, with their picked
+questions only. Stage 2 scores each token of those frames by its variance over Monte Carlo dropout
+(Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout.
 
-**Memory is flat and the tower runs once per frame.** What ranks high is known only at the end of
-the stream, so the trunk's hidden state of each frame that could still be picked waits in a spool on
-disk, and gives up its place when its last question falls out of the ranking. At the end stage 2
-continues from there, in the order of the input. With `threshold` nothing waits: a frame is sent or
-not. With predictions the tower runs for the picked frames alone.
+The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
+frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
+per frame. With `threshold` nothing is spooled; with predictions the tower runs for picked frames
+only.
 
-**The same tokens whatever the batch.** Sums in floating point depend on the shape of a batch in
-their last bits, and a rank can depend on one bit. So the tower takes one frame at a time here, and
-stage 2 one frame's passes; only the language model of stage 1 runs in batches of `batch_size`.
+The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
+tower runs on one frame at a time, which makes the tokens independent of `batch_size`.
 
-**A bad frame changes nothing for the others**: the shards are those of a source without it. Only
-with predictions, where a picture is read after it was picked, may there be one shard less.
-
-Does not write: a shard is a value, and `formats.shard` knows its bytes.
+A bad frame does not change the shards of the others, but with predictions, where a picture is read
+after it was picked, it leaves a shard less.
 """
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,14 +47,16 @@ from cdcca_cli.uplink.spool import Spool
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A frame after stage 1. entropies_K: None for a question that has no figure.
+    """A frame after stage 1.
 
-    hidden_1NC: the trunk's output; None if it has not run.
+    entropies_K: None for a question without an answer. hidden_1NC: the trunk's output; None if it
+        has not run, or is in the spool. slot: its place there.
     """
 
     frame: Frame
     entropies_K: list[float | None]
     hidden_1NC: Tensor | None = None
+    slot: int | None = None
 
 
 def sample_frames(
@@ -70,32 +69,33 @@ def sample_frames(
     """The most uncertain tokens of the most uncertain questions, in the order of the input.
 
     Args:
-        frames: gone through twice, first to count the questions; without predictions, by threshold
-            or budget, once.
+        frames: iterated twice with `top` or predictions, else once.
         predictions: entropies to use instead of answering, matched by the questions' ids.
-        skipped: counts what is left out because it is bad; None: nothing may be.
+        skipped: counts bad frames and questions, which are left out; None: they are errors.
     Raises: SettingError: more blocks than the tower has. BadData: no prediction belongs to the
-        frames. BadData, MissingInput for the first bad frame or question where nothing may be left
+        frames. BadData, MissingInput for the first bad frame or question, if it may not be left
         out.
     """
     settings = settings or SampleSettings()
     skipped = skipped or Skipped(strict=True)
     if settings.blocks > model.num_blocks:
         raise SettingError(
-            "blocks", f"the vision tower has {model.num_blocks} that are used", settings.blocks
+            "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
     if predictions is None:
         num_questions = sum(len(frame.questions) for frame in frames) if settings.is_top else 0
         candidates = _answered(model, frames, settings, skipped)
     else:
-        figures = _figures(model, predictions, settings.entropy)
-        num_questions = _matched(frames, figures)
+        entropies = _entropies(model, predictions, settings.entropy)
+        num_questions = _check_matched(frames, entropies)
         tracked = progress.track(frames, description="sample")
-        candidates = (_Candidate(frame, _look_up(frame, figures)) for frame in tracked)
+        candidates = (_Candidate(frame, _look_up(frame, entropies)) for frame in tracked)
 
-    def make(item: _Candidate, questions: Sequence[int], hidden_1NC: Tensor | None) -> Shard | None:
+    def make(item: _Candidate, questions: Sequence[int]) -> Shard | None:
         try:
-            shard = make_shard(model, item.frame, item.entropies_K, questions, settings, hidden_1NC)
+            shard = make_shard(
+                model, item.frame, item.entropies_K, questions, settings, item.hidden_1NC
+            )
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             return None
@@ -107,14 +107,14 @@ def sample_frames(
     return _highest(model.num_tokens, candidates, settings, num_questions, make)
 
 
-Make = Callable[[_Candidate, Sequence[int], Tensor | None], Shard | None]
-"""Stage 2 of a frame: with the places of its picked questions, and the trunk's output if there."""
+Make = Callable[[_Candidate, Sequence[int]], Shard | None]
+"""Stage 2 of a frame, with the places of its picked questions."""
 
 
 def _answered(
     model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
 ) -> Iterator[_Candidate]:
-    """Stage 1 by answering: the trunk once per frame, everything else from its output."""
+    """Stage 1 by answering the questions."""
     how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
     for window in windows(progress.track(frames, description="sample"), settings.batch_size):
         kept, hidden = [], []
@@ -132,44 +132,41 @@ def _answered(
             yield _Candidate(frame, entropies, hidden_1NC)
 
 
-def _figures(
+def _entropies(
     model: LoadedModel, predictions: Iterable[Prediction], summary: str
 ) -> dict[str, float]:
-    """The entropy of each prediction by its id; a later one of the same id replaces it."""
-    figures: dict[str, float] = {}
-    makers: set[str] = set()
+    """The entropy of each prediction by its id; the last one of an id counts."""
+    entropies: dict[str, float] = {}
+    models: set[str] = set()
     for prediction in predictions:
-        figures[prediction.id] = prediction.entropy[summary]
-        makers.add(prediction.model)
-    for maker in sorted(makers - {model.digest}):
+        entropies[prediction.id] = prediction.entropy[summary]
+        models.add(prediction.model)
+    for other in sorted(models - {model.digest}):
         streams.message(
-            f"the predictions are of a model at {short(maker)}, this one is at "
+            f"the predictions are from a model at {short(other)}, this one is at "
             f"{short(model.digest)}: using their entropies all the same"
         )
-    return figures
+    return entropies
 
 
-def _look_up(frame: Frame, figures: Mapping[str, float]) -> list[float | None]:
-    return [figures.get(question.id) for question in frame.questions]
+def _look_up(frame: Frame, entropies: Mapping[str, float]) -> list[float | None]:
+    return [entropies.get(question.id) for question in frame.questions]
 
 
-def _matched(frames: Iterable[Frame], figures: Mapping[str, float]) -> int:
-    """How many questions have a figure; a line on stderr where some have none."""
-    num_questions = num_matched = 0
-    for frame in frames:
-        num_questions += len(frame.questions)
-        num_matched += sum(figure is not None for figure in _look_up(frame, figures))
-    if num_questions and not num_matched:
+def _check_matched(frames: Iterable[Frame], entropies: Mapping[str, float]) -> int:
+    """The number of questions with a prediction. Raises: BadData if none has."""
+    matched = [question.id in entropies for frame in frames for question in frame.questions]
+    if matched and not any(matched):
         raise BadData(
-            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
-            f"({num_questions} questions): give the predictions that infer made of the same frames"
+            f"`predictions`: none of its {len(entropies)} ids is a question about these frames "
+            f"({len(matched)} questions): give the predictions that infer made of the same frames"
         )
-    if num_matched < num_questions:
+    if not all(matched):
         streams.message(
-            f"{num_questions - num_matched} of {num_questions} questions have no prediction and "
-            "are left out"
+            f"{matched.count(False)} of {len(matched)} questions have no prediction and are left "
+            "out"
         )
-    return num_matched
+    return sum(matched)
 
 
 def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Shard]:
@@ -179,7 +176,7 @@ def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> It
             for place, entropy in enumerate(item.entropies_K)
             if entropy is not None and entropy >= threshold
         ]
-        shard = make(item, questions, item.hidden_1NC) if questions else None
+        shard = make(item, questions) if questions else None
         if shard is not None:
             yield shard
 
@@ -191,27 +188,26 @@ def _highest(
     num_questions: int,
     make: Make,
 ) -> Iterator[Shard]:
-    with Spool() as spool:
+    with closing(Spool()) as spool:
         ranking: Ranking | None = None
         waiting: dict[int, _Candidate] = {}
-        slots: dict[int, int] = {}
         num_ranked = 0
         for order, item in enumerate(candidates):
             ranking = ranking or _ranking(settings, num_questions, num_tokens, item)
             num_ranked += sum(entropy is not None for entropy in item.entropies_K)
             gone = ranking.offer(order, item.entropies_K)
             for other in gone & waiting.keys():
-                del waiting[other]
-                if other in slots:
-                    spool.free(slots.pop(other))
+                slot = waiting.pop(other).slot
+                if slot is not None:
+                    spool.free(slot)
             if order not in gone:
-                waiting[order] = replace(item, hidden_1NC=None)
-                if item.hidden_1NC is not None:
-                    slots[order] = spool.put(item.hidden_1NC)
+                slot = None if item.hidden_1NC is None else spool.put(item.hidden_1NC)
+                waiting[order] = replace(item, hidden_1NC=None, slot=slot)
 
         def make_waiting(order: int, questions: Sequence[int]) -> Shard | None:
-            hidden_1NC = spool.get(slots[order]) if order in slots else None
-            return make(waiting[order], questions, hidden_1NC)
+            item = waiting[order]
+            hidden_1NC = None if item.slot is None else spool.get(item.slot)
+            return make(replace(item, hidden_1NC=hidden_1NC), questions)
 
         if ranking is None:
             return
@@ -228,7 +224,7 @@ def _highest(
 def _ranking(
     settings: SampleSettings, num_questions: int, num_tokens: int, first: _Candidate
 ) -> Ranking:
-    """A ranking no longer than what can be picked in the end."""
+    """A ranking no longer than what can be picked."""
     if settings.is_top:
         return Ranking(max_questions=(settings.top or DEFAULT_TOP).of(num_questions))
     if first.hidden_1NC is None:
@@ -246,7 +242,10 @@ def _within(
     waiting: Mapping[int, _Candidate],
     make: Callable[[int, Sequence[int]], Shard | None],
 ) -> Iterator[Shard]:
-    """Questions from the top while the whole stream, end record included, fits; then no more."""
+    """Questions from the top, up to the first that makes the stream too long.
+
+    The size of the stream includes its end record.
+    """
     made: dict[int, Shard | None] = {}
     taken: dict[int, Shard] = {}
     places: dict[int, list[int]] = {}
@@ -272,7 +271,7 @@ def _within(
 
 
 def _end_bytes(count: int) -> int:
-    """The bytes of the end record of a stream of `count` shards."""
+    """Size of the end record of a stream of `count` shards."""
     header = {"kind": "end", "version": shard_format.VERSION, "count": count}
     return records.write_record(io.BytesIO(), {}, header)
 
@@ -285,11 +284,10 @@ def make_shard(
     settings: SampleSettings,
     hidden_1NC: Tensor | None = None,
 ) -> Shard:
-    """Stage 2 of one frame: its best tokens, with those of its questions that were picked.
+    """Stage 2 of one frame: its best tokens and its picked questions.
 
-    Args:
-        entropies_K: of all its questions, in nats. questions: the places of the picked ones,
-        ascending. hidden_1NC: the trunk's output; None: it runs now.
+    Args: entropies_K: of all its questions, in nats. questions: the places of the picked ones,
+        ascending. hidden_1NC: the trunk's output; None: the trunk runs now.
     Raises: BadData, MissingInput: the picture is bad; BadData: a value is not finite, or no token
         varies.
     """
@@ -317,7 +315,7 @@ def make_shard(
 def _questions(
     frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]
 ) -> list[Question]:
-    """What goes up of the questions: never their labels."""
+    """The picked questions without their labels, which stay on the device."""
     picked = [(frame.questions[place], entropies_K[place]) for place in places]
     return [
         Question(question.id, question.prompt, question.task, question.choices, entropy)
@@ -328,7 +326,7 @@ def _questions(
 def _scored(
     model: LoadedModel, frame: Frame, hidden_1NC: Tensor, settings: SampleSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The clean tokens (N, C) of one frame and the score of each, (N,), both float32."""
+    """The tokens (N, C) of one frame and the score of each, (N,), both float32."""
     if settings.by == "vis":
         tokens_NC, variance_N = uncertainty.token_variance(
             model,

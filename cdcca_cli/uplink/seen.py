@@ -1,13 +1,12 @@
-"""The frames that a device has sampled already: `cdcca sample --state FILE`.
+"""The frames that a device has sampled before: `cdcca sample --state FILE`.
 
 The file, version 1, is JSON: `{"kind": "seen", "version": 1, "frames": {id: fingerprint}}`. The
 fingerprint is a digest of the image file's size and time of last change and of the questions, so a
-frame with a new file or other questions is new. A frame is seen once it was sampled: sent, not sent
-or left out because it is bad. So a bad frame is reported once, and tried again when its file
-changes. Frames that are gone from the source are forgotten, so the file stays as large as the
-source; use one state file for one source.
+frame with a new file or other questions is new. All frames of a run are recorded: sent, not sent,
+or left out because they are bad. So a bad frame is reported once, and tried again when its file
+changes. Frames that are gone from the source are forgotten: use one state file for one source.
 
-Does not lock: a cron job keeps two runs apart with `flock`.
+There is no lock: in a cron job, use `flock`.
 """
 
 import hashlib
@@ -21,15 +20,15 @@ from cdcca_cli import files
 from cdcca_cli.datasets import Frame
 from cdcca_cli.datasets.frames import Frames
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
-from cdcca_cli.formats.records import load_json
+from cdcca_cli.text import load_json
 
 VERSION = 1
 
 
 class Seen:
-    """The frames of `source` that are not in the state file, to be gone through like `source`.
+    """The frames of `source` that are not in the state file.
 
-    Args: path: the state file; None, or one that is not there yet: every frame is new.
+    Args: path: the state file; every frame is new if it is None or does not exist.
     Raises: BadData, NewerFormat: not a state file; MissingInput: it cannot be read.
     """
 
@@ -50,7 +49,7 @@ class Seen:
         return (frame for frame in self._source if _key(frame) not in self._known)
 
     def save(self) -> None:
-        """Remember every frame of the source; call it when the shards are safely written."""
+        """Record every frame of the source; call it when the shards are written."""
         if self._path is not None:
             state = {"kind": "seen", "version": VERSION, "frames": self._found}
             text = json.dumps(state, sort_keys=True, separators=(",", ":"))
@@ -58,7 +57,7 @@ class Seen:
 
 
 def _key(frame: Frame) -> str:
-    """The frame's id; where that is no text, as a file's name may be, with escapes."""
+    """The frame's id, with escapes for the bytes of a file name that are not UTF-8."""
     return frame.id.encode("utf-8", "backslashreplace").decode()
 
 
@@ -66,7 +65,7 @@ def _fingerprint(frame: Frame) -> str:
     try:
         status = os.stat(frame.image)
         version = [status.st_size, status.st_mtime_ns]
-    except OSError:  # a link to nothing, or gone since the folder was read
+    except OSError:  # a broken link, or removed since the folder was read
         version = [0, 0]
     questions = [
         (question.id, question.prompt, question.task, question.choices)

@@ -1,12 +1,10 @@
-"""Which questions and which tokens are sent: rules over figures, pure and in numpy.
+"""The rules that pick questions and tokens by their scores, in numpy.
 
 Legend: K questions, N visual tokens, C channels.
 
-Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy: the highest
-first, and of equals the one that came first. Stage 2 ranks the tokens of one frame by a score: the
-highest first, of equals the one at the lower position.
-
-Does not know where the figures come from (`uncertainty`), nor the size of a shard.
+Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, the highest
+first; of equal ones the first in the input. Stage 2 ranks the tokens of one frame by score, the
+highest first; of equal ones the one at the lower position.
 """
 
 from bisect import insort
@@ -19,12 +17,10 @@ from cdcca_cli.text import Amount
 
 
 class Ranking:
-    """The questions of highest entropy so far: at most `max_questions`, of at most `max_frames`
-    frames.
+    """The questions of highest entropy so far, at most `max_questions` of `max_frames` frames.
 
-    With `max_frames` it is the longest prefix of the ranking that touches no more frames than
-    that: what a fixed number of bytes could at most hold, taken from the top without a gap.
-    What falls out can never come back, so a stream of any length needs only this much memory.
+    With `max_frames` it is the longest prefix of the ranking that has questions of no more frames.
+    A question that falls out never comes back, so memory does not grow with the stream.
     """
 
     def __init__(self, *, max_questions: int | None = None, max_frames: int | None = None) -> None:
@@ -34,10 +30,10 @@ class Ranking:
         self._num_questions: Counter[int] = Counter()  # by frame
 
     def offer(self, frame: int, entropies_K: Sequence[float | None]) -> set[int]:
-        """Rank the questions of one frame, known by its place in the input.
+        """Rank the questions of one frame, given by its place in the input.
 
-        Args: entropies_K: one finite figure per question, in nats; None leaves it out.
-        Returns: the frames that now have no question in the ranking; `frame` may be in it.
+        Args: entropies_K: of each question, in nats; None leaves it out.
+        Returns: the frames that lost their last question in the ranking, or never had one there.
         """
         for question, entropy in enumerate(entropies_K):
             if entropy is not None:
@@ -88,7 +84,7 @@ def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:
 
 
 def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
-    """The positions of the tokens whose score is above `beta` (sigma^2 > beta), one at least.
+    """The positions of the tokens whose score is above `beta` (sigma^2 > beta).
 
     Returns: (N_kept,), int32, ascending; the single best one if none is above.
     """
@@ -97,5 +93,5 @@ def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
 
 
 def token_norm(tokens_NC: np.ndarray) -> np.ndarray:
-    """Mean square of each token over its channels, (N,): what dropout on the tokens would rank."""
+    """Mean square of each token over its channels, (N,)."""
     return np.square(tokens_NC).mean(-1)

@@ -1,6 +1,6 @@
-"""How frames are answered and sampled: the settings of `cdcca infer` and `cdcca sample`.
+"""The settings of `cdcca infer` and `cdcca sample`.
 
-Nothing heavy is imported here, because `--help` is made from these fields.
+`--help` is made from them, so nothing slow is imported here.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ DEFAULT_KEEP = parse_amount("50%")
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How questions are answered. `score_choices` is off where only the entropy is wanted."""
+    """How questions are answered. score_choices: off where only entropies are needed."""
 
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
     max_new_tokens: int | None = setting(
@@ -32,13 +32,9 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What is picked, and how it is sent. By default the top 10 % of questions, half the tokens.
+    """What is picked and how it is sent.
 
-    Stage 1, one of: `top`, a number or a share of the questions; `threshold`, a least entropy;
-    `budget_bytes`, the size limit of the whole stream, filled from the top.
-    Stage 2, one of: `keep`, a number or a share of the tokens; `beta`, a variance to be exceeded.
-
-    Raises: SettingError for a value out of range, or two rules at once.
+    Stage 1 uses one of `top`, `threshold` and `budget_bytes`; stage 2 one of `keep` and `beta`.
     """
 
     top: Amount | None = setting(

@@ -1,27 +1,23 @@
-"""How sure an answer is, and how much a token depends on chance (Eq. 2, 3, 4).
+"""The uncertainty of answers and of visual tokens (Eq. 2, 3, 4).
 
 Legend: B frames, M passes, N visual tokens, C channels.
 
-**Equation 2**, stage 1. H_j = - sum_v p_jv log p_jv of each answer token j, in nats and float32, of
-the model's own logits, is `models.decoding.step_entropy`: it is taken in the pass that chooses the
-token, the end token's included. `summarise` makes one figure of them.
+Equation 2, stage 1: `models.decoding.step_entropy` gives the entropy of each answer token, the end
+token included; `summarise` combines them.
 
-**Equations 3 and 4**, stage 2. The frame goes through the frozen trunk of the vision tower once.
-Its last blocks then run M + 1 times as one batch: once as they are, which gives the tokens that are
-sent, and M times with dropout on the output of each attention and each MLP. F_m, the tokens of pass
-m, differ; their variance says how much a token depends on single units.
+Equations 3 and 4, stage 2: the frame goes through the frozen trunk of the vision tower once. The
+last blocks then run M + 1 times as one batch: once without dropout, which gives the tokens to send,
+and M times with dropout on the output of each attention and each MLP, which gives the variance.
 
-**Why not on the encoded tokens themselves.** Stock checkpoints have no dropout in the tower, and
-the nearest reading of 'dropout on the encoded multimodal input' would drop channels of the finished
-tokens x. With inverted dropout each channel is then x / (1 - p) or 0, so that
+Dropout is not on the finished tokens x, the other reading of the paper's 'dropout on the encoded
+multimodal input', because inverted dropout there gives
 
-    var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2
+    var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2,
 
-exactly: a constant times the mean square of the token, which needs no passes and knows nothing of
-uncertainty. `selection.token_norm` is that ranking, and `by` norm offers it for comparison.
+the mean square of the token times a constant. `by` norm ranks by that (`selection.token_norm`).
 
-Masks are drawn on the CPU from a generator of the frame's own, keyed by the seed and the frame's
-id, so neither the batch size, nor the order, nor the machine changes them.
+Masks are drawn on the CPU, keyed by the seed and the frame's id, so that batch size, order and
+machine do not change them.
 """
 
 import hashlib
@@ -39,10 +35,9 @@ from cdcca_cli.models import LoadedModel
 
 
 def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
-    """One figure for an answer of N >= 1 tokens, by each name of ENTROPIES, in nats.
+    """The entropy of an answer of N >= 1 tokens, by each name of ENTROPIES, in nats.
 
-    `mean` does not grow with the length of the answer, `sum` (Eq. 2 as printed) does; `max` is the
-    least sure token, `first` the first one.
+    `sum` is Eq. 2 as printed, which grows with the length of the answer.
     """
     total = math.fsum(entropies_N)
     return {
@@ -65,7 +60,7 @@ def pass_variance(tokens_MNC: Tensor) -> Tensor:
 
 
 def frame_generator(seed: int, frame: str) -> np.random.Generator:
-    """The random numbers of one frame: the same in any batch, order and machine."""
+    """The random numbers of one frame."""
     key = hashlib.sha256(f"{seed}\n{frame}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
@@ -74,10 +69,9 @@ def frame_generator(seed: int, frame: str) -> np.random.Generator:
 def injected_dropout(
     modules: list[nn.Module], rate: float, passes: int, generator: np.random.Generator
 ) -> Iterator[None]:
-    """While open, rows 1 to `passes` of each module's output go through inverted dropout.
+    """Inside, rows 1 to `passes` of each module's output, but not row 0, have inverted dropout.
 
-    Row 0 is left as it is. A module may return a tensor (1 + passes, N, C) or a tuple that begins
-    with one, as attentions do.
+    A module may return a tensor (1 + passes, N, C) or a tuple that begins with one.
     """
 
     def drop(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -107,12 +101,12 @@ def token_variance(
     rate: float,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """The clean tokens of one frame and their variance under dropout in the last blocks.
+    """The tokens of one frame and their variance under dropout in the last blocks.
 
     Args:
         hidden_1NC: the trunk's output before block `model.num_blocks - blocks`.
         frame: its id, which keys the masks.
-    Returns: tokens (N, C) as the connector takes them; variance (N,), float32.
+    Returns: tokens (N, C) without dropout; variance (N,), float32.
     Raises: BadData: no token varies, or a value is not finite.
     """
     modules = [module for pair in model.block_modules(blocks) for module in pair]
@@ -125,7 +119,7 @@ def token_variance(
     if not bool(variance_N.any()):
         raise BadData(
             f"{frame}: no token changed in {passes} passes with dropout {rate} in the last "
-            f"{blocks} blocks of the vision tower, so there is nothing to choose by: "
-            "raise `dropout`, `passes` or `blocks`, or choose `by` norm"
+            f"{blocks} blocks of the vision tower, so tokens cannot be ranked: raise `dropout`, "
+            "`passes` or `blocks`, or use `by` norm"
         )
     return tokens_BNC[0], variance_N

@@ -99,8 +99,8 @@ def test_keys_that_cannot_be_trusted(
     assert main(["keygen", str(tmp_path / "ann"), "--quiet"]) == 0
     named = [str(tmp_path / word) if word.startswith(("ann", "abs")) else word for word in options]
     assert main(["init", str(tmp_path / "d"), *named]) == code
-    said = capfd.readouterr().err
-    assert words in said and said.count("\n") == 1
+    message = capfd.readouterr().err
+    assert words in message and message.count("\n") == 1
     assert not (tmp_path / "d").exists()
 
 
@@ -133,8 +133,8 @@ def test_wrong_options_make_nothing(
 ) -> None:
     arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(blip2_llama), *options]
     assert main(arguments) == code
-    said = capfd.readouterr().err
-    assert said.startswith("cdcca ") and said.count("\n") == 1 and words in said
+    message = capfd.readouterr().err
+    assert message.startswith("cdcca ") and message.count("\n") == 1 and words in message
     assert not (tmp_path / "d").exists()
 
 

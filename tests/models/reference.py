@@ -6,11 +6,14 @@ What `cdcca_cli.models` computes from stored tokens is compared with what these 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from PIL import Image
 from torch import Tensor
 
+from cdcca_cli.models import LoadedModel, Spliced, decoding
+from cdcca_cli.models.decoding import Generated
 from tests import tiny
 
 
@@ -76,3 +79,19 @@ class Reference:
         )
         logits = torch.cat(out.logits)
         return out.sequences[0, -len(logits) :].tolist(), logits
+
+
+def generate_with_logits(
+    model: LoadedModel, spliced: Spliced, max_new_tokens: int
+) -> tuple[Generated, list[Tensor]]:
+    """Greedy answers, and the logits (B, V) of each step."""
+    logits: list[Tensor] = []
+    entropy = decoding.step_entropy
+
+    def record(logits_BV: Tensor) -> Tensor:
+        logits.append(logits_BV.float())
+        return entropy(logits_BV)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "step_entropy", record)
+        return model.generate(spliced, max_new_tokens), logits

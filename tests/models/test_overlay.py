@@ -8,6 +8,7 @@ import torch
 
 from cdcca_cli import models
 from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.families import FAMILIES
 from cdcca_cli.models import initial, overlay
 from cdcca_cli.models.overlay import GROUPS
 from cdcca_cli.models.settings import InitSettings
@@ -28,9 +29,7 @@ def test_the_papers_count() -> None:
     )
     with torch.device("meta"):
         module = tf.Blip2ForConditionalGeneration(config)
-    groups = overlay.trainable_groups(
-        module, "language_model", ["qformer.encoder"], ["query_tokens"]
-    )
+    groups = overlay.trainable_groups(module, FAMILIES["blip-2"])
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     counts = {group: sum(sizes[n] for n in groups[group]) for group in ("norm", "bias", "query")}
     assert counts == {"norm": 266_240, "bias": 1_359_872, "query": 24_576}

@@ -11,7 +11,7 @@ import cdcca_cli
 from cdcca_cli import models
 from cdcca_cli.models import initial
 from cdcca_cli.models.settings import InitSettings
-from tests.models.reference import Reference
+from tests.models.reference import Reference, generate_with_logits
 
 ASSETS = Path(cdcca_cli.__file__).parent / "assets"
 pytestmark = pytest.mark.skipif(
@@ -59,14 +59,13 @@ def test_tokens_give_what_pixels_give(role: str) -> None:
     prompts = [model.format_prompt(question, "vqa") for question in questions]
     tokens = model.vision_tokens(model.preprocess(images))
     spliced = model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
-    made = model.generate(spliced, 6, keep_logits=True)
+    made, made_logits = generate_with_logits(model, spliced, 6)
     scores = model.score_choices(spliced, choices)
-    assert made.logits is not None
     for row, image in enumerate(images):
         ids, logits = reference.greedy(image, prompts[row], 6)
         assert made.ids[row] == ids
         for step in range(len(ids)):
-            assert (made.logits[step][row] - logits[step]).abs().max() <= 5 * TOLERANCE
+            assert (made_logits[step][row] - logits[step]).abs().max() <= 5 * TOLERANCE
         features = model.project(model.queries(tokens[row : row + 1], None, [prompts[row]]))
         alone = model.score_choices(model.splice(features, [prompts[row]]), [choices[row]])
         assert alone[0] == pytest.approx(scores[row], abs=5 * TOLERANCE)

@@ -156,9 +156,13 @@ def test_weights_of_another_shape(
 @pytest.mark.parametrize(
     ("part", "setting", "words"),
     [
-        ("text_config", "num_hidden_layers", ("language_model.model.layers.1", "there are 1")),
-        ("vision_config", "num_hidden_layers", ("vision_model.encoder.layers.1", "there are 1")),
-        ("qformer_config", "num_hidden_layers", ("qformer.encoder.layer.1", "there are 1")),
+        ("text_config", "num_hidden_layers", ("language_model.model.layers.1", "json is 1")),
+        (
+            "vision_config",
+            "num_hidden_layers",
+            ("vision_model.encoder.layers.1", "json is 1"),
+        ),
+        ("qformer_config", "num_hidden_layers", ("qformer.encoder.layer.1", "json is 1")),
     ],
 )
 def test_more_blocks_in_the_weights_than_in_the_config(

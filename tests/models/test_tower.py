@@ -30,7 +30,7 @@ def test_trunk_and_tail_are_the_tower(case: Case) -> None:
 
 
 def test_hidden_states_before_a_block(case: Case) -> None:
-    """The trunk stops before the block it is told, not behind it."""
+    """The trunk stops before the given block, not behind it."""
     model = case.model
     pixels = model.preprocess(case.images[:1])
     tower = case.reference.model.get_submodule(model.row.tower_path)
@@ -84,7 +84,7 @@ def test_other_towers_and_layers_of_llava(
 
 def test_several_layers_of_llava_are_refused(tmp_path: Path) -> None:
     folder = tiny.llava_checkpoint(tmp_path, layer=[-2, -1])
-    with pytest.raises(UsageError, match="single one"):
+    with pytest.raises(UsageError, match="single layer"):
         models.load(folder, compute="cpu")
 
 

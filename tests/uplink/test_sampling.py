@@ -65,7 +65,7 @@ def predictions(model: LoadedModel, frames: list[Frame]) -> list[Prediction]:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(streams, "message", lines.append)
     return lines
@@ -144,20 +144,20 @@ class TestStage1:
             assert len(picked(below)) == number - 1
 
     def test_a_budget_for_nothing_is_an_empty_stream(
-        self, model: LoadedModel, frames: list[Frame], said: list[str]
+        self, model: LoadedModel, frames: list[Frame], messages: list[str]
     ) -> None:
         assert sampled(model, frames, budget_bytes=40) == []
-        assert "holds no shard" in said[-1]
+        assert "holds no shard" in messages[-1]
 
     def test_missing_predictions_are_said(
         self,
         model: LoadedModel,
         frames: list[Frame],
         predictions: list[Prediction],
-        said: list[str],
+        messages: list[str],
     ) -> None:
         assert len(picked(sampled(model, frames, predictions[:20], top="50%"))) == 10
-        assert said == ["10 of 30 questions have no prediction and are left out"]
+        assert messages == ["10 of 30 questions have no prediction and are left out"]
 
     def test_predictions_of_other_frames_are_an_error(
         self, model: LoadedModel, frames: list[Frame], predictions: list[Prediction]
@@ -171,12 +171,12 @@ class TestStage1:
         instructblip: Path,
         frames: list[Frame],
         predictions: list[Prediction],
-        said: list[str],
+        messages: list[str],
     ) -> None:
         other = load(instructblip, compute="cpu")
         assert sampled(other, frames, predictions)
-        assert len(said) == 1
-        assert "another model" in said[0] or "model at" in said[0]
+        assert len(messages) == 1
+        assert "another model" in messages[0] or "model at" in messages[0]
 
     def test_no_frames(self, model: LoadedModel) -> None:
         assert sampled(model, []) == []
