@@ -231,7 +231,6 @@ def _split(
 
 class _Place(NamedTuple):
     begin: int
-    num_bytes: int
     has_logits: bool
 
 
@@ -270,21 +269,9 @@ class LabelFile:
 
     def append(self, key: str, entry: LabelEntry) -> None:
         """Add an entry at the end; BadData for values that are not finite. For writers."""
-        self._add(key, encode(key, entry, self.head.bits), entry.logits is not None)
-
-    def copy(self, key: str, source: "LabelFile") -> None:
-        """Add an entry of another file that has the same head. For writers."""
-        place = source.places[key]
-        source._file.seek(place.begin)
-        data = source._file.read(place.num_bytes)
-        if len(data) < place.num_bytes:
-            raise BadData(f"{source._at(place.begin)}: cut short")
-        self._add(key, data, place.has_logits)
-
-    def _add(self, key: str, data: bytes, has_logits: bool) -> None:
-        place = _Place(self.end, len(data), has_logits)
-        self.end += _write(self._file, self.end, data, self.where)
-        self.places[key] = place
+        begin, data = self.end, encode(key, entry, self.head.bits)
+        self.end += _write(self._file, begin, data, self.where)
+        self.places[key] = _Place(begin, entry.logits is not None)
 
     def _scan(self) -> None:
         """Find every whole entry."""
@@ -303,7 +290,7 @@ class LabelFile:
                 return
             if not is_digest(key := header.get("key")):
                 raise BadData(f"{where}: 'key' is not a digest")
-            self.places[str(key)] = _Place(self.end, num_bytes, "logits" in table)
+            self.places[str(key)] = _Place(self.end, "logits" in table)
             self.end += num_bytes
 
     def _at(self, place: int) -> str:

@@ -263,16 +263,6 @@ def test_a_entry_twice_counts_where_it_stood_last(tmp_path: Path) -> None:
     assert len(read_all(path)) == 2
 
 
-def test_a_record_can_move_to_another_file(tmp_path: Path) -> None:
-    write(tmp_path / "one", 1, 2)
-    part = labels.open_labels(tmp_path / "one")
-    with labels.writing(tmp_path / "two", HEAD) as file:
-        for name in part.places:
-            file.copy(name, part)
-        assert_same(file.read(key(2)), make_entry(2))
-    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
-
-
 def test_bits_are_those_that_a_file_began_with(tmp_path: Path) -> None:
     write(tmp_path / "labels", 1, head=replace(HEAD, bits=8))
     with labels.writing(tmp_path / "labels", replace(HEAD, bits=32)) as file:
