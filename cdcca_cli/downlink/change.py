@@ -4,8 +4,7 @@ Tensors are in name order. The change of a tensor that is not selected is zero. 
 tensor follows from the names of its overlay:
 
 - `lora`: ends in `.lora_A` or `.lora_B`;
-- `norm`: a `.weight`, and a `.bias` beside one: the weights of linear layers are frozen, so a
-  weight in an overlay belongs to a normalisation;
+- `norm`: a `.weight`, and a `.bias` beside one (the weights of linear layers are frozen);
 - `bias`: any other `.bias`;
 - `query`: the rest.
 """
@@ -23,10 +22,7 @@ Overlay = Mapping[str, NDArray[np.float32]]
 
 
 def added(base: NDArray[np.float32], delta: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The new parameter: Theta_edge = Theta_base + Theta_compressed (Eq. 8), on a copy.
-
-    One addition and one rounding to float32 per element, so every machine gets the same bits.
-    """
+    """Theta_edge = Theta_base + Theta_compressed (Eq. 8), on a copy; one float32 rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.add(base, delta, dtype=np.float32)
 
@@ -34,10 +30,7 @@ def added(base: NDArray[np.float32], delta: NDArray[np.float32]) -> NDArray[np.f
 def overlay_with(
     base: Overlay, deltas: Iterable[NDArray[np.float32] | None]
 ) -> dict[str, NDArray[np.float32]]:
-    """The base plus changes (Eq. 8), in name order and C order.
-
-    None is no change: the new overlay then has the base's own array.
-    """
+    """The base plus changes (Eq. 8), in name and C order; for None the base's own array is kept."""
     overlay = dict(base)
     for name, delta in zip(sorted(base), deltas, strict=True):
         if delta is not None:
@@ -56,10 +49,7 @@ def group_of(name: str, names: Collection[str]) -> str:
 
 
 def selected(names: Collection[str], groups: Collection[str] | None) -> frozenset[str]:
-    """The names that belong to one of the groups; all of them for None.
-
-    Raises: SettingError if the overlay has none of them.
-    """
+    """The names in one of the groups, all for None. Raises: SettingError if there are none."""
     if groups is None:
         return frozenset(names)
     chosen = frozenset(name for name in names if group_of(name, names) in groups)

@@ -12,8 +12,7 @@ A JSON object:
                 that remains; the last three are null if not measured
 
 The steps of `usq` are half octaves around the change's root mean square; the other codecs have
-their default settings. The picture shows bits on the x axis, and the change of the loss (or the
-relative error) on the y axis. (Version 1, of cdcca 0.3, also had a "gain" for each point.)
+their default settings. (Version 1, of cdcca 0.3, also had a "gain" for each point.)
 """
 
 from dataclasses import replace
@@ -35,11 +34,9 @@ _HALF_OCTAVES = range(-4, 5)
 
 
 def measure(choice: Choice, made: Update) -> dict[str, Any]:
-    """Code the same change in every way, and measure the loss of each if there is one to measure.
+    """Code the same change in every way, and measure the loss of each if possible.
 
-    Args: choice: how `made` was chosen; its change, its base, its loss.
-    Returns: the object that the module's docstring describes: coarse steps first, then other
-        codecs, then `made`.
+    Returns: the module docstring's object: coarse steps first, then other codecs, then `made`.
     """
     change = choice.change
 

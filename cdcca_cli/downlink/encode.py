@@ -1,7 +1,4 @@
-"""One change into one update: the chosen codec, as exactly as the settings ask.
-
-`sender` describes in which order the settings decide; `rate` searches for the step of `usq`.
-"""
+"""One change into one update; `sender` describes in which order the settings decide."""
 
 import sys
 from collections.abc import Mapping
@@ -53,11 +50,8 @@ def file_bytes(update: Update, num_signatures: int = 0) -> int:
 class Choice:
     """The choice of codec and exactness for one change.
 
-    Args:
-        blank: the update without a payload; its codec is ignored.
-        loss: the held-out loss of an overlay; None if it cannot be measured.
-        step: of `usq`, once chosen.
-        notes: what the user should know, a line each.
+    blank: the update without a payload; its codec is ignored. step: of `usq`, once chosen.
+    loss: the held-out loss of an overlay; None if it cannot be measured. notes: for the user.
     """
 
     change: Change
@@ -257,10 +251,7 @@ class Choice:
 
 
 def _on_verdict(held_out: Any) -> list[str]:
-    """A note if an adaptation's report shows no gain on its held-out frames.
-
-    The report comes from a file and may hold anything.
-    """
+    """A note if a report, which may hold anything, shows no gain on its held-out frames."""
     verdict = held_out.get("verdict") if isinstance(held_out, Mapping) else None
     if not isinstance(verdict, str) or verdict == "better":
         return []

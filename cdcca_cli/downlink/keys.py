@@ -1,9 +1,8 @@
 """Key files and trust lists: which keys sign, and which a device trusts.
 
 Key files are OpenSSH's, so `ssh-keygen -t ed25519` makes them too. A private key has no passphrase,
-because cron jobs use it; its file's permissions protect it, and a key that others can read is
-refused, as by ssh. A public key is one line, "ssh-ed25519 BASE64 comment". A trust list changes
-which keys devices trust; `verify` decides whether a device takes one.
+because cron jobs use it; as with ssh, a key that others can read is refused. A public key is one
+line, "ssh-ed25519 BASE64 comment". `verify` decides whether a device takes a trust list.
 """
 
 import os
@@ -33,8 +32,8 @@ _OTHERS = 0o077
 def read_private_key(path: str | Path) -> PrivateKey:
     """A private key of `cdcca keygen` or `ssh-keygen -t ed25519`.
 
-    Raises: MissingInput; BadData for another kind of file; UsageError for a key of another
-        algorithm, with a passphrase, or that others can read.
+    Raises: MissingInput, BadData; UsageError for another algorithm, a passphrase, or open
+        permissions.
     """
     data, mode = _read(path)
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -83,10 +82,7 @@ def missing(trust: Trust | None, keys: Sequence[PrivateKey]) -> list[str]:
 
 
 def read_public_key(path: str | Path) -> str:
-    """The key in a file of one line, "ssh-ed25519 BASE64 comment", as 64 hexadecimal digits.
-
-    Raises: MissingInput, BadData, UsageError for a key of another algorithm.
-    """
+    """The key in a public key file, 64 hexadecimal digits. Raises: as `read_private_key`."""
     data, _ = _read(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(f"{path}: is a private key: name the public one, {path}.pub")
@@ -108,7 +104,7 @@ def read_public_key(path: str | Path) -> str:
 
 
 def write_key_pair(path: Path, key: PrivateKey, comment: str = "cdcca") -> Path:
-    """Write `path`, readable only by its owner, and `path`.pub; returns the path of the latter.
+    """Write `path`, readable only by its owner, and `path`.pub; returns the latter.
 
     Raises: CannotWrite, also if one of them exists: a key is never replaced.
     """
@@ -143,10 +139,7 @@ def _read(path: str | Path) -> tuple[bytes, int]:
 
 
 def trust_of(path: Path) -> Trust | None:
-    """The trust of a device folder (None without keys) or of a trust list.
-
-    Raises: MissingInput, BadData, NewerFormat.
-    """
+    """The trust of a device folder (None without keys) or of a trust list."""
     if path.is_dir():
         return Device.open(path).trust
     with streams.binary_input(path) as source:
@@ -154,10 +147,7 @@ def trust_of(path: Path) -> Trust | None:
 
 
 def first_trust(paths: Sequence[Path], threshold: int | None) -> Trust | None:
-    """The trust of a new device: the public keys in these files, or one trust list.
-
-    A device that is made after a rotation starts from the list that the others have. The list needs
-    signatures by a threshold of its own keys.
+    """The trust of a new device: public keys, or one trust list signed by its own keys.
 
     Args: threshold: for public keys; None: 1.
     Returns: None without files.
@@ -191,10 +181,7 @@ def _is_list(path: Path) -> bool:
 
 
 def next_list(before: Trust | None, keys: Sequence[str], threshold: int) -> TrustList:
-    """The unsigned list that follows `before`; the first one after None.
-
-    Raises: UsageError for a repeated key or an impossible threshold.
-    """
+    """The unsigned list that follows `before` (None: the first list). Raises: UsageError."""
     if len(set(keys)) != len(keys):
         raise UsageError("a key is given twice, and would count once: give each key once")
     if not 1 <= len(keys) <= MOST_KEYS:

@@ -1,14 +1,12 @@
 """The step of `usq`: from a size, from an error, or from the loss on held-out frames.
 
-All tensors have the same step. Bytes are measured by coding, the loss by a forward pass over the
-held-out frames.
+All tensors have the same step. Bytes are measured by coding, the loss by a forward pass.
 
 **From the loss.** The search tries steps on a grid of quarter octaves around the change's root mean
 square, and begins at about 1.7 bits per parameter: half an octave coarser while the loss stays
 within its limit, half an octave finer until it does, then the quarter between. The loss is not
-exactly monotone in the step, so a step that passes is not taken if a finer one has failed. The
-result is the coarsest step below which no tried step has failed, and its own loss has been
-measured. That takes about five evaluations.
+exactly monotone in the step, so the result is the coarsest step below which no tried step has
+failed. That takes about five evaluations.
 """
 
 from collections.abc import Callable
@@ -29,15 +27,10 @@ FileBytes = Callable[[bytes], int]
 SAFE_ERROR = 0.25
 """The relative error of the change, about 2.3 bits per parameter, if no loss can decide.
 
-With fewer than 25 held-out questions the noise of the measured loss exceeds the 1 % to be detected,
-so a search by that loss would follow the noise. A fixed relative error needs no loss. Updates of
-the shipped pair at an error of 0.26 changed the loss on 544 unseen questions by 0.5 % at most.
+With fewer than 25 held-out questions, a search by the loss would follow its noise.
 """
 SPREAD = 0.05
-"""Standard deviation of a question's loss change at about that error, over the mean loss.
-
-Measured in three rounds of `cdcca demo`: 3.7 to 5.0 % at an error of 0.29.
-"""
+"""Standard deviation of a question's loss change, over the mean loss (measured: 3.7 to 5.0 %)."""
 
 _LARGEST = 2e38  # half of what a float32 holds
 _FINEST = 4096  # steps in a root mean square, at most: 14 bits per parameter
@@ -86,8 +79,7 @@ class Steps:
     def within_bytes(self, budget_bytes: int, file_bytes: FileBytes) -> float:
         """The finest step whose file fits the budget and leaves about a thousandth of it unused.
 
-        Sizes rise as steps fall, except for a few bytes. Alternates interpolation and bisection on
-        the logarithm of the step; the size of the result was measured.
+        Alternates interpolation and bisection on the logarithm of the step.
 
         Raises: UsageError, with the smallest budget that works, if even one code does not fit.
         """
@@ -116,10 +108,7 @@ class Steps:
         return good
 
     def within_error(self, most: float) -> float:
-        """The coarsest step that leaves at most this relative error.
-
-        Raises: SettingError, with the error that can be reached, if no step does.
-        """
+        """The coarsest step with at most this relative error. Raises: SettingError if none."""
 
         def error(step: float) -> float:
             return self.change.relative_error(self.overlay(step))
@@ -134,10 +123,7 @@ class Steps:
         return good
 
     def within_loss(self, limit: float) -> float | None:
-        """The coarsest step whose loss is at most `limit`; None if even the finest is above it.
-
-        The module's docstring describes the search.
-        """
+        """The coarsest step whose loss is at most `limit` (see above); None if there is none."""
 
         def passes(at: int) -> bool:
             return self.loss(around_rms(self.change, at / _GRID)) <= limit

@@ -2,21 +2,17 @@
 
 Theta_edge = Theta_base + Theta_compressed
 
-`verify` checks; its docstring lists the checks and the attacks. This module locks the folder, reads
-its state again, has the file checked against it, and installs what passed as a new file.
-`formats.device` makes that file current by one rename, so the highest sequence, the overlay and its
-signers change together. `check` installs nothing: to test the new overlay first (`acceptance`),
-call it, then `apply` with `onto`, which repeats every check and expects the device's overlay to be
-the same as before.
+`verify` lists the checks and the attacks. This module locks the folder, has the file checked
+against its state, and installs what passed as a new file. `formats.device` makes that file current
+by one rename, so the highest sequence, the overlay and its signers change together. To test the new
+overlay first (`acceptance`), call `check`, then `apply` with `onto`, which repeats every check.
 
-**After a rollback** (`rollback`) the abandoned update cannot come back: it is refused as old (79).
-The cloud's next update from a mirror that still has it is for a base that the device no longer has
-(78). The cure for both: roll the mirror back too, then distil and compress again.
+**After a rollback** the abandoned update is refused as old (79). The next update from a mirror that
+still has it is refused for its base (78): roll the mirror back too, then distil and compress again.
 
-**After damage.** If the current overlay's file is damaged, the device uses the newest sound earlier
-one (`formats.device`), and highest_sequence stays. The update that led to the damaged overlay may
-come again and repairs it, because its digest is known; so does any newer update whose base is
-sound.
+**After damage** of the current overlay's file, the device uses the newest sound earlier one
+(`formats.device`), and highest_sequence stays. The update that led to the damaged overlay repairs
+it; so does any newer update whose base is sound.
 """
 
 import time
@@ -59,11 +55,8 @@ class Applied:
 class Checked:
     """An update that has passed every check of a device.
 
-    Args:
-        digest: of the device's current overlay.
-        current: that overlay.
-        new: the overlay that the update leads to; None if the device has it already.
-        signed_by: the trusted keys that signed.
+    digest, current: of the device's current overlay, and that overlay. signed_by: trusted keys.
+    new: the overlay that the update leads to; None if the device has it already.
     """
 
     digest: str
@@ -101,11 +94,8 @@ def receive(
 ) -> Applied | Rotated:
     """Read an update or a trust list and install it if it passes every check.
 
-    Args:
-        dry_run: check everything, write nothing.
-        unsigned: take an update without the required signatures, which is recorded
-            (`Slot.signed_by`), or the first trust list of a device without keys.
-        clock: seconds since 1970.
+    Args: unsigned: take an update without the required signatures, which is recorded
+        (`Slot.signed_by`), or the first trust list of a device without keys.
     Raises: SignatureRefused, StaleUpdate, WrongBase, NewerFormat, BadData, MissingInput,
         CannotWrite; then the folder is unchanged.
     """
@@ -137,10 +127,7 @@ def read(
 def check(
     device: Device, update: Update, *, unsigned: bool = False, clock: Clock = time.time
 ) -> Checked:
-    """Check an update against a device folder, which stays unchanged: 3, and 6 to 13.
-
-    Args, Raises: as `receive`.
-    """
+    """Check an update against a device folder, which stays unchanged: 3, and 6 to 13."""
     now = _now(update, clock)
     with device.lock():
         named = device.current
@@ -177,10 +164,8 @@ def apply(
 ) -> Applied:
     """Check an update against a device folder and install its result: 3, and 6 to 13.
 
-    A second process waits for the first.
-
     Args: onto: the digest that the device's overlay must have (`Checked.digest`); None: any.
-    Others, Raises: as `receive`; WrongBase if the device's overlay is not `onto`.
+    Raises: as `receive`; WrongBase if the device's overlay is not `onto`.
     """
     now = _now(update, clock)
     with device.lock():

@@ -1,13 +1,11 @@
 """An adaptation into an update: Theta_compressed = Quantize(Theta_updated - Theta_base, Q) (Eq. 7).
 
 The base is the mirror's current overlay, which equals the device's bit for bit. So the rounding
-error of one round is part of the next round's change (error feedback). The update's sequence is the
-mirror's highest sequence plus one.
+error of one round is part of the next round's change (error feedback).
 
 **For devices that missed updates** the base can be an earlier overlay that the mirror still keeps
-(`since`). With an adaptation, the update leads past the missed ones. Without one (`catch_up`) it
-leads exactly to the mirror's current overlay, and the mirror stays unchanged. Sequence 0 is the
-initial overlay, for new devices.
+(`since`; 0 is the initial overlay). With an adaptation, the update leads past the missed ones.
+Without one (`catch_up`) it leads exactly to the mirror's current overlay.
 
 **How exactly** `usq` codes is decided by the first of these that applies:
 
@@ -15,12 +13,8 @@ initial overlay, for new devices.
 2. `max_error`;
 3. `max_loss`;
 4. the trained step, whose loss was measured in training;
-5. the loss on the held-out frames, at most 1 % more, if they have enough questions to detect 1 %
-   (`rate.questions_to_tell`);
+5. the loss on the held-out frames, at most 1 % more, if there are enough questions to detect that;
 6. the relative error `rate.SAFE_ERROR`, with a note.
-
-The target digest is taken from the decoded update. `rate` searches for the step, `formats.update`
-writes the result, `signatures` signs it.
 """
 
 from collections.abc import Callable
@@ -46,14 +40,10 @@ Start = Callable[[], Overlay]
 class Compressed:
     """An unsigned update, with its sizes and errors.
 
-    Args:
-        num_bytes: of the whole file, with the announced number of signatures.
-        num_changed: parameters in selected tensors that changed.
-        num_sent: parameters in tensors that change on the device.
-        relative_error: ||decoded - change|| / ||change|| over the selected groups; 0 if none.
-        measured: None if no loss was needed.
-        notes: what the user should know, a line each.
-        choice: how the update was chosen; None for a catch-up.
+    num_bytes: of the whole file, with the announced number of signatures. num_changed: parameters
+        in selected tensors that changed. num_sent: parameters in tensors that change on the device.
+    relative_error: ||decoded - change|| / ||change|| over the selected groups; 0 if none.
+    measured: None if no loss was needed. choice: None for a catch-up.
     """
 
     update: Update
@@ -98,12 +88,10 @@ def compress(
 
     The mirror itself is not changed: apply the update to it as well.
 
-    Args:
-        loss: the held-out loss of an overlay; called only if the settings need it.
-        start: makes the overlay of sequence 0, for `since=0` if the folder no longer has it.
+    Args: loss: the held-out loss of an overlay; called only if the settings need it. start: makes
+        the overlay of sequence 0, for `since=0` if the folder no longer has it.
     Raises: WrongBase if the adaptation was made from another overlay than the mirror's current one,
-        BadData if it does not fit or is not finite, MissingInput if the folder does not keep
-        `since`, UsageError for settings that cannot be met.
+        BadData if it does not fit, MissingInput if the folder does not keep `since`, UsageError.
     """
     settings = settings or CompressSettings()
     if (adaptation.base, adaptation.sequence) != (base.digest, base.sequence):
@@ -133,8 +121,6 @@ def compress(
 
 def catch_up(base: Device, settings: CompressSettings, *, start: Start | None = None) -> Compressed:
     """The exact update from an earlier overlay (`settings.since`) to the mirror's current one.
-
-    It has the current overlay's sequence. The mirror does not need it.
 
     Raises: UsageError without `since`, or if `since` is the current sequence; MissingInput.
     """

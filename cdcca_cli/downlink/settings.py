@@ -1,8 +1,6 @@
-"""Settings of `compress`: which changes are sent, and how exactly.
+"""Settings of `compress`: which changes are sent, and how exactly. Imports nothing heavy.
 
-At most one of `budget_bytes`, `bits`, `max_error` and `max_loss` can be given. The paper's update
-is `codec` nf4 with `select` norm,bias,query: 1,650,688 parameters of the 7B model. Imports nothing
-heavy.
+The paper's update is `codec` nf4 with `select` norm,bias,query: 1,650,688 parameters at 7B.
 """
 
 import re
@@ -29,7 +27,6 @@ def parse_expiry(text: str, now: float | None = None) -> int:
     """Seconds since 1970 of `30d`, `12h` or a day like `2027-01-31` (its first second, UTC).
 
     Args: now: start of a span, in seconds since 1970; None: this machine's clock.
-    Raises: SettingError if `text` is neither, or not after `now`.
     """
     now = time.time() if now is None else now
     match = _SPAN.fullmatch(text.strip())

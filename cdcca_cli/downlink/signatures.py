@@ -1,8 +1,7 @@
-"""Ed25519 signatures (RFC 8032) on updates and trust lists.
+"""Ed25519 signatures (RFC 8032) on updates and trust lists, without ssh's framing.
 
-A signature covers the message itself, without ssh's framing. `verify` decides which signatures are
-required, `keys` reads key files. The `cryptography` package is imported only when a key is used: a
-device that trusts no key never loads it.
+`verify` decides which signatures are required. `cryptography` is imported only when a key is used:
+a device that trusts no key never loads it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,10 +69,7 @@ def sign(signed: Signed, keys: Sequence[PrivateKey]) -> Signed:
 def signers(
     message: bytes, signatures: Iterable[Signature], trusted: Sequence[str]
 ) -> tuple[str, ...]:
-    """The trusted keys that have signed this message, ascending, each once.
-
-    Other keys' signatures and false ones are ignored.
-    """
+    """The trusted keys that have signed this message, ascending; false signatures are ignored."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

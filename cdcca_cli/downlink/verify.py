@@ -1,7 +1,7 @@
 """The checks that a file from the downlink has to pass, and the attacks that they stop.
 
 Pure: bytes and the state of a device (`Standing`) go in; an update, its base and the new overlay
-come out, or a refusal. No file, no lock, no clock: the time is an argument.
+come out, or a refusal. The time is an argument.
 
 **What is trusted.** The device folder and its writers, the checkpoint, the holders of the private
 keys as far as `threshold` of them agree, and the device's clock, for expiry only. Not trusted: the
@@ -26,15 +26,13 @@ without keys takes any update that passes the other checks, so its channel has t
 13. target      the digest of the new overlay (65)
 
 `admit` repeats 3, because the device's keys may have changed since the file was read. Expiry and
-sequence come before the base: an old update nearly always has another base, and "it is old" is the
-more useful refusal.
+sequence come before the base, because "it is old" is the more useful refusal.
 
 **A trust list** goes through 1, 2 and 4, then `admit_list`. The list that the device has already is
 accepted (0). Its version must be the device's plus one (79 if it is not newer, 78 if one is
 missing). It needs signatures by a threshold of the device's keys *and* by a threshold of its own
 (77), as in TUF's root rotation: the old keys allow it, the new ones prove that their holders exist.
-A device without keys takes its first list only if its operator says so (`unsigned`), which changes
-nothing for a device that has keys.
+A device without keys takes its first list only if its operator says so (`unsigned`).
 
 **The attacks**
 
@@ -53,8 +51,7 @@ nothing for a device that has keys.
 - a kind of file without a checked     updates have 9, trust lists their version (go-tuf's
   number                               CVE-2022-29173 was one role without)
 
-**The clock.** A slow clock accepts what has expired meanwhile; a fast one refuses with a message
-that names it. It decides nothing else.
+**The clock** decides nothing but expiry. A slow one accepts what has expired meanwhile.
 
 **Not defended.** A writer of the device folder. A threshold of stolen keys: until a trust list
 without them arrives, what they sign is installed, and a raised sequence stays raised. Withholding:
@@ -84,11 +81,10 @@ MOST_AHEAD = 1 << 20
 class Standing:
     """The state of a device that files are checked against.
 
-    Args:
-        model: digest of everything that never changes; None if the folder does not have it.
-        trust: the keys that must sign; None: any update is taken.
-        current: the newest sound overlay. kept: earlier ones, newest first.
-        named: the overlay that the folder names as current; not `current` if its file is damaged.
+    model: digest of everything that never changes; None if the folder does not have it.
+    trust: the keys that must sign; None: any update is taken. kept: earlier overlays, newest first.
+    current: the newest sound overlay. named: the one that the folder names as current, which
+        differs if its file is damaged.
     """
 
     model: str | None
@@ -102,11 +98,7 @@ class Standing:
 def read(
     data: bytes, trust: Trust | None, most_bytes: int, *, where: str, unsigned: bool = False
 ) -> Update | TrustList:
-    """The update or trust list in a file: checks 1 to 5.
-
-    Args: trust: the keys that must sign an update. unsigned: take an update without signatures.
-    Raises: SignatureRefused, NewerFormat, BadData.
-    """
+    """The update or trust list in a file: checks 1 to 5. Raises: as `admit`, or NewerFormat."""
     if len(data) > most_bytes:
         raise BadData(
             f"{where}: more than {most_bytes:,} bytes: too large for an update of this device"
@@ -142,7 +134,6 @@ def admit(
 ) -> tuple[Slot | None, tuple[str, ...]]:
     """Whether a device may take an update: checks 3 and 6 to 10.
 
-    Args: now: seconds since 1970.
     Returns: the overlay that the update starts from, None if the device has its result already; and
         the trusted keys that signed.
     Raises: SignatureRefused, WrongBase, StaleUpdate, BadData.
@@ -185,7 +176,6 @@ def outcome(update: Update, base: Overlay) -> codecs.Decoded:
 def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False) -> bool:
     """Whether a trust list replaces the device's trust; False if it is the same already.
 
-    Args: unsigned: take the first list of a device without keys.
     Raises: SignatureRefused, StaleUpdate, WrongBase.
     """
     new = found.trust
@@ -220,7 +210,7 @@ def is_late(update: Update, now: float) -> bool:
 def _signers(
     trust: Trust, message: bytes, signed: tuple[Signature, ...], where: str, unsigned: bool = False
 ) -> tuple[str, ...]:
-    """The device's trusted keys that have signed. SignatureRefused if too few, unless `unsigned`.
+    """The trusted keys that have signed. SignatureRefused if too few, unless `unsigned`.
 
     Args: message: empty if it cannot be signed (update version 1).
     """

@@ -1,7 +1,4 @@
-"""The table of families: rows of names and templates.
-
-A path names a module as `module.get_submodule` takes it.
-"""
+"""The table of families: rows of names and templates. A path is as in `get_submodule`."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,8 +12,7 @@ class Family:
     """One family.
 
     name: in device.json. model_type: in the checkpoint's config.json.
-    architecture: the class in transformers. connector: the kind of connector.
-    tower_path, language_path: the vision tower and the language model.
+    architecture: the class in transformers.
     connector_paths: modules whose linears get LoRA.
     full_precision: modules that are never quantised.
     vqa_template, caption_template: the text around a question or a caption's prompt.

@@ -1,10 +1,9 @@
 """Vision-language models behind one interface, `LoadedModel`.
 
-Read `model` first, then the two connector kinds (`qformer`, `token_per_patch`), the language model
-(`language`, `decoding`) and `prompts`. `loading` and `sizes` load and check a checkpoint, `initial`
-makes a device folder from one. `overlay`, `lora` and `quantization` change a loaded model.
-
-torch is imported when one of the names below is first used.
+Read `model` first, then `qformer`, `token_per_patch`, `language`, `decoding` and `prompts`.
+`loading` and `sizes` load and check a checkpoint, `initial` makes a device folder from one.
+`overlay`, `lora` and `quantization` change a loaded model. torch is imported at the first use of a
+name below.
 """
 
 from importlib import import_module

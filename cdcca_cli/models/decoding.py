@@ -1,8 +1,7 @@
 """Greedy answers with their entropies, and the likelihood of given choices.
 
-Shapes: B batch, V vocabulary, R rows of choices, A answer tokens.
-Entropy (Eq. 2) is in nats and taken of the unmodified logits (no processor, no temperature), in the
-pass that chooses the token. There is no sampling and no beam search.
+Shapes: B batch, V vocabulary, R rows of choices, A answer tokens. Entropy (Eq. 2) is in nats, of
+the unmodified logits (no processor, no temperature) in the pass that chooses the token.
 """
 
 from dataclasses import dataclass
@@ -16,21 +15,14 @@ from cdcca_cli.models.language import Language, Spliced
 
 @dataclass(frozen=True)
 class Generated:
-    """Greedy answers.
-
-    ids: per row the tokens chosen, with the end token if it was reached.
-    entropies: per row one entropy in nats for each of `ids`.
-    """
+    """Per row the chosen tokens, with the end token if reached, and the entropy of each in nats."""
 
     ids: list[list[int]]
     entropies: list[list[float]]
 
 
 def step_entropy(logits_BV: Tensor) -> Tensor:
-    """Predictive entropy of the next token, in nats (Eq. 2): H = - sum_v p_v log p_v.
-
-    Args: logits_BV: (B, V); entries may be -inf. Returns: (B,) float32.
-    """
+    """Predictive entropy (B,) in nats (Eq. 2): H = - sum_v p_v log p_v; logits may be -inf."""
     return torch.special.entr(logits_BV.float().softmax(-1)).sum(-1)
 
 
@@ -38,10 +30,7 @@ def step_entropy(logits_BV: Tensor) -> Tensor:
 def greedy(
     language: Language, spliced: Spliced, max_new_tokens: int, end_ids: tuple[int, ...]
 ) -> Generated:
-    """Take the most likely token until each row has ended or has `max_new_tokens`.
-
-    Raises: PromptTooLong if a prompt leaves no room for so many.
-    """
+    """Take the most likely tokens, at most `max_new_tokens` a row. Raises: PromptTooLong."""
     language.check_room(spliced, max_new_tokens)
     logits_BV, state = language.begin(spliced, max_new_tokens)
     ends = torch.tensor(end_ids, device=logits_BV.device)
@@ -72,12 +61,11 @@ def greedy(
 def choice_scores(
     language: Language, spliced: Spliced, choice_ids: list[list[list[int]]]
 ) -> list[list[float]]:
-    """Summed log-likelihood of each choice after its prompt, in nats.
+    """Summed log-likelihood of each choice after its prompt, in nats, in the same nesting.
 
     score(c) = sum_j log p(c_j | prompt, c_<j)
 
     Args: choice_ids: tokens of each choice of each prompt, with the end token.
-    Returns: one score for each choice, in the same nesting.
     """
     flat = [ids for choices in choice_ids for ids in choices]
     if not flat:

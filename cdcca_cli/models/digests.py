@@ -1,10 +1,8 @@
 """Digests of a model's parameters.
 
 The digest is `formats.digest.overlay_digest` of the parameters, each cast to bfloat16 and taken as
-16 bits (uint16). The cast makes a teacher stored in 32 bits and a student stored in 16 agree on the
-tower they share: public checkpoints have float16 values in either type.
-
-For a quantised weight it covers the codes, not the scales, which the first answer rounds.
+16 bits (uint16), so that a teacher stored in 32 bits and a student in 16 agree on the tower they
+share. For a quantised weight it covers the codes, not the scales, which the first answer rounds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +31,7 @@ def of_json(value: object) -> str:
 
 
 class _Bits(Mapping[str, NDArray[Any]]):
-    """Tensors as arrays of their bfloat16 bits, converted one at a time to keep memory flat."""
+    """Tensors as arrays of their bfloat16 bits, converted one at a time to save memory."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors

@@ -1,7 +1,7 @@
 r"""A device folder from a checkpoint: the first overlay, which changes nothing.
 
-The overlay holds the checkpoint's stored values in float32, and LoRA's start drawn from the seed.
-Two machines with the same arguments and checkpoint get the same overlay, bit for bit.
+It holds the checkpoint's stored values in float32, and LoRA's start drawn from the seed: the same
+arguments and checkpoint give the same overlay, bit for bit, on every machine.
 
 The model digest identifies the frozen parts, which the overlay does not show (such as LoRA's
 alpha). It is "sha256:" and the SHA-256 of "cdcca model 1\n" and this object, as `records.dump_json`
@@ -44,11 +44,7 @@ def create_device(
     trust: Trust | None = None,
     force: bool = False,
 ) -> Device:
-    """Make a device folder for `checkpoint`, which is loaded in full.
-
-    Args: trust, force: as `Device.create`.
-    Raises: as `models.load`; SettingError if the model has none of the groups.
-    """
+    """Make a device folder. Raises: as `load` and `Device.create`; SettingError for no group."""
     how = settings or InitSettings()
     groups = tuple(group for group in GROUPS if group in how.groups)
     model = _loaded(checkpoint, groups, how.qformer_layers, how.revision)

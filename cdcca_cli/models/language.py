@@ -1,13 +1,11 @@
 """The language-model side of a family: causal (LLaMA, OPT, ...) or encoder-decoder (T5).
 
-From a spliced prompt both kinds give the logits of an answer, the logits of the next token (with a
-cache), and the logits of many short continuations of one prompt.
+From a spliced prompt both kinds give the logits of an answer, of the next token (with a cache), and
+of many short continuations.
 
-Shapes: B batch, S prompt, A answer, R rows of continuations, V vocabulary, D channels.
-A prompt's pads may be anywhere and are masked; answers are padded on the right. The caller gives
-the positions, so that the tokens of a shortened picture keep theirs.
-
-`decoding` chooses tokens; `qformer` and `token_per_patch` make the features of a picture.
+Shapes: B batch, S prompt, A answer, R rows of continuations, V vocabulary, D channels. A prompt's
+pads may be anywhere and are masked; answers are padded on the right. The caller gives the
+positions, so that the tokens of a shortened picture keep theirs.
 """
 
 import inspect
@@ -23,10 +21,7 @@ from cdcca_cli.families import text_model
 
 
 class PromptTooLong(BadData):
-    """A prompt has more positions than a part of the model.
-
-    row: its row in the batch. needed, most: positions.
-    """
+    """A prompt (`row` in the batch) needs more positions than a part of the model has."""
 
     def __init__(self, what: str, needed: int, part: str, most: int, row: int = 0) -> None:
         super().__init__(
@@ -88,10 +83,9 @@ class Language(ABC):
             raise PromptTooLong(what, needed, "language model", self.max_positions, row)
 
     def check_room(self, spliced: Spliced, answer_length: int | Tensor) -> None:
-        """Refuse a prompt that leaves no room for its answer.
+        """Raises: PromptTooLong if a prompt leaves no room for its answer.
 
         Args: answer_length: in tokens, the end token included; of all rows, or (B,).
-        Raises: PromptTooLong.
         """
         if self.max_positions is None:
             return

@@ -1,12 +1,11 @@
 """A checkpoint, which is a folder or a hub id, becomes a `LoadedModel`.
 
-- A folder never causes a request to the hub. `shipped:teacher` and `shipped:student` are folders in
-  the package. Code in a checkpoint is never run; weights are read from safetensors only.
+- A folder never causes a request to the hub. Code in a checkpoint is never run; weights are read
+  from safetensors only.
 - The vision tower's digest is taken of the parameters as stored, before they are cast, so it does
   not depend on the machine.
-- transformers fills missing tensors with noise, so a checkpoint that lacks tensors, or whose
-  tensors do not have the shapes of config.json, is refused. So is one whose parts do not fit
-  (`sizes`).
+- A checkpoint that lacks tensors, which transformers would fill with noise, or whose shapes are not
+  those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
 import re
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
 
 SHIPPED = "shipped:"
 _ASSETS = Path(__file__).parent.parent / "assets"
-_FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")
-"""Endings of files that a user may have mistyped; no model on the hub has them."""
+_FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
 _CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 
@@ -65,14 +63,11 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        qformer_layers: number of Q-Former layers to keep, from the first.
-        revision: of a hub id.
         zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
             has none, as the paper does.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
-    Raises: UsageError (not a vision-language model of these families), MissingInput (no such
-        folder, no weights), BadData (damaged, or its parts do not fit together), Unavailable (no
-        CUDA, no bitsandbytes, no hub).
+    Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
+        (damaged, or its parts do not fit), Unavailable (no CUDA, no bitsandbytes, no hub).
     """
     if device_map not in (None, "auto"):
         raise SettingError("device_map", "expected auto", device_map)
@@ -155,10 +150,7 @@ def load_device(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a checkpoint is: a folder that exists, or a name on the hub.
-
-    named: as the caller wrote it. options: arguments of every `from_pretrained`.
-    """
+    """A checkpoint: the caller's name, its folder or hub id, and options of `from_pretrained`."""
 
     named: str
     path: str
@@ -280,10 +272,7 @@ def _cut_qformer(config: Any, layers: int, named: str) -> None:
 def _module(
     row: Family, source: _Source, config: Any, placed: dict[str, Any]
 ) -> tuple[Any, list[str], list[str]]:
-    """The transformers module, with its weights as stored.
-
-    Returns: the module, the tensors missing from the weights, the tensors it does not expect.
-    """
+    """The module with its weights as stored, its missing tensors and its unexpected ones."""
     import transformers
 
     with source.reading("the weights"):
@@ -318,10 +307,7 @@ def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> l
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
-    """Refuse weights that lack tensors or have more blocks than config.json.
-
-    Args: cut: the family, if its Q-Former was cut on purpose.
-    """
+    """Refuse weights that lack tensors or have too many blocks, unless the Q-Former was `cut`."""
     if missing:
         raise BadData(
             f"{named}: the weights lack {len(missing)} of the model's tensors, {missing[0]} first: "
@@ -402,7 +388,6 @@ def _failed(source: _Source, what: str, error: Exception) -> CdccaError:
 
 
 def _quiet_transformers() -> None:
-    """Switch off the progress bars and reports of transformers."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

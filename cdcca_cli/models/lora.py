@@ -1,13 +1,10 @@
-"""LoRA by forward hooks, on plain and on quantised linears alike; never merged.
+"""LoRA by forward hooks, on plain and on quantised linears alike.
 
     y = W x + b + (alpha / rank) * B (A x),    A: (R, in),  B: (out, R)
 
-This is what PEFT computes (`peft.tuners.lora.Linear`, no dropout, no rslora). A and B are
-registered on the linear itself, so `module.named_parameters()` names them `<linear>.lora_A` and
-`<linear>.lora_B`. They are not merged, because that would destroy a packed 4-bit weight and round a
-16-bit one differently on the two sides of the link.
-
-`overlay` chooses the linears and the start values.
+This is what PEFT computes (no dropout, no rslora). A and B are registered on the linear itself, as
+`<linear>.lora_A` and `<linear>.lora_B`. They are never merged, which would destroy a packed 4-bit
+weight and round a 16-bit one differently on the two sides of the link.
 """
 
 from typing import Any
@@ -18,10 +15,7 @@ from torch.nn import functional
 
 
 def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
-    """Put a LoRA on `linear`, or set the present one.
-
-    Args: a_RI: (R, in); b_OR: (out, R); both are copied as float32 onto the linear's device.
-    """
+    """Put a LoRA on `linear` as float32 copies on its device, or set the present one."""
     device = linear.weight.device
     for name, value in (("lora_A", a_RI), ("lora_B", b_OR)):
         value = value.to(device=device, dtype=torch.float32)

@@ -11,8 +11,7 @@ sent or reduced:
     spliced = model.splice(features, prompts, ...)       prompts with their pictures
     model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, c)
 
-Each connector kind is a subclass (`qformer`, `token_per_patch`); the families of a kind differ in
-their rows (`cdcca_cli.families`).
+Each connector kind is a subclass (`qformer`, `token_per_patch`), each family a row of `families`.
 
 Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A answer, C/D channels,
 V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
@@ -144,10 +143,9 @@ class LoadedModel(ABC):
     ) -> Tensor:
         """The queries (B, L, C') that an alignment compares.
 
-        Args:
-            tokens_BNC: all visual tokens or some of them, padded on the right.
-            mask_BN: bool, True where a token is real; None if all are.
-            prompts: formatted prompts, for connectors that read the question.
+        Args: tokens_BNC: all visual tokens or some of them, padded on the right. mask_BN: bool,
+            True where a token is real; None: all. prompts: formatted, for connectors that read the
+            question.
         """
 
     @abstractmethod
@@ -163,12 +161,10 @@ class LoadedModel(ABC):
         mask_BN: Tensor | None = None,
         positions_BN: Tensor | None = None,
     ) -> Spliced:
-        """Put the features of each row into its tokenised prompt.
+        """Put the features of each row into its formatted and tokenised prompt.
 
-        Args:
-            prompts: formatted (`format_prompt`).
-            mask_BN, positions_BN: which features are real, and the positions of their visual
-                tokens in [0, num_tokens), for connectors with one place for each token; None: all.
+        Args: mask_BN, positions_BN: which features are real, and the positions of their visual
+            tokens in [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
     @property
@@ -210,10 +206,7 @@ class LoadedModel(ABC):
     # The language.
 
     def format_prompt(self, prompt: str | None, task: str) -> str:
-        """The text in the family's template, as a `Prompt`.
-
-        Args: prompt: a question, or the words before a caption. task: vqa or caption.
-        """
+        """A question, or the words before a caption, in the family's template for the task."""
         if task == "caption":
             text = self.row.caption_prompt if prompt is None else prompt
             return Prompt.of(self.row.caption_template, text)
@@ -230,12 +223,7 @@ class LoadedModel(ABC):
         max_new_tokens: int = 1,
         choices: Sequence[str] | None = None,
     ) -> None:
-        """Refuse a question that is too long to be answered, without running the model.
-
-        Args: prompt, task: as `format_prompt`. max_new_tokens: of the free answer. choices: to be
-            scored.
-        Raises: PromptTooLong.
-        """
+        """Refuse a question that is too long to be answered or scored. Raises: PromptTooLong."""
         formatted = self.format_prompt(prompt, task)
         self.instruction_ids([formatted])
         lengths = [max_new_tokens, *(len(ids) for ids in self._answers(choices or []))]

@@ -9,10 +9,8 @@ The paper's four groups, with the names of `module.named_parameters()`:
   language model and in the connector.
 
 For LLaMA-2-7B with biases on every linear and 32 query tokens of 768 the first three are 266,240 +
-1,359,872 + 24,576 = 1,650,688 parameters, the paper's 1.65 M.
-
-The vision tower is in no group: teacher and student share it. Values are float32 and are never
-merged into a weight.
+1,359,872 + 24,576 = 1,650,688 parameters, the paper's 1.65 M. The vision tower is in no group:
+teacher and student share it. Values are float32.
 """
 
 import hashlib
@@ -67,8 +65,7 @@ def initial_overlay(
     """The overlay that changes nothing: present values, LoRA's A random and its B zero.
 
     A is uniform in ±1/sqrt(in): PEFT's kaiming-uniform with a = sqrt(5). Each value takes 24 bits
-    from Philox-4x64 keyed by SHA-256(seed, name), so A is the same on any machine and with any
-    version of numpy.
+    from Philox-4x64 keyed by SHA-256(seed, name), so A is the same on any machine.
     """
     wanted = set(groups)
     given = ",".join(sorted(wanted))
@@ -114,10 +111,7 @@ def as_array(parameter: torch.Tensor) -> NDArray[np.float32]:
 
 
 def install(module: nn.Module, overlay: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
-    """Put an overlay's values into `module`; all are checked before any is changed.
-
-    Raises: BadData for a name the model does not have, a wrong shape or half a LoRA.
-    """
+    """Put an overlay's values into `module`; all are checked before any is set. Raises: BadData."""
     parameters = dict(module.named_parameters())
     linears: dict[str, nn.Linear] = {}
     for name, value in overlay.items():

@@ -1,10 +1,9 @@
 """Prompts as tokens: in a question, a choice or an answer, special tokens are plain text.
 
-A tokenizer turns the words `</s>` or `<image>` into a special token wherever they occur, so a
-question could end itself or add a second picture. `split_special_tokens` is not enough: a Unigram
-model (T5) has `</s>` in its vocabulary. So `PlainTokenizer` uses a copy of the tokenizer in which
-each special token has a random name, drawn at load, that no text can contain. Other texts keep
-their ids.
+Otherwise a question with the words `</s>` or `<image>` could end itself or add a second picture.
+`split_special_tokens` is not enough: a Unigram model (T5) has `</s>` in its vocabulary. So
+`PlainTokenizer` uses a copy of the tokenizer in which each special token has a random name, drawn
+at load.
 """
 
 import json
@@ -15,10 +14,7 @@ from typing import Any
 
 
 class Prompt(str):
-    """A question in its template.
-
-    parts: the template before the question, the question, the template behind it.
-    """
+    """A question in its template; `parts`: the text before it, the question, the text after."""
 
     parts: tuple[str, str, str]
 
@@ -60,10 +56,7 @@ class PlainTokenizer:
         self.mark_ids = {mark: self._tokenizer.token_to_id(names[mark]) for mark in marks}
 
     def __call__(self, texts: Sequence[str], *, with_ends: bool) -> list[list[int]]:
-        """Ids of each text.
-
-        Args: with_ends: add the tokenizer's own special tokens around it, such as `<s>`.
-        """
+        """Ids of each text; `with_ends` adds the tokenizer's own special tokens, such as `<s>`."""
         marked = [self._marked(text) for text in texts]
         encodings = self._tokenizer.encode_batch(marked, add_special_tokens=with_ends)
         return [encoding.ids for encoding in encodings]
@@ -81,10 +74,7 @@ class PlainTokenizer:
 
 
 def _rename(table: dict[str, Any], names: dict[str, str]) -> None:
-    """Rename special tokens in a tokenizer.json, wherever text can become one of them.
-
-    Ids, order and scores stay. Merges that make or use a special token are removed.
-    """
+    """Rename special tokens in a tokenizer.json; merges that make or use one are removed."""
     for token in table["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = table["model"]

@@ -1,11 +1,9 @@
 """The connector kind with a Q-Former, whose few queries read any number of visual tokens.
 
-BLIP-2 and InstructBLIP. The prompt has L positions for the picture however many tokens were kept:
-dropping tokens equals masking (not zeroing) them in the Q-Former's cross-attention. The features
-come first, then the masked pads of the batch, then the text (for T5 the pads come last).
-
-The visual tokens are the tower's `last_hidden_state` after the last norm: CLS, then the patches row
-by row.
+The prompt has L positions for the picture however many tokens were kept: dropping tokens equals
+masking (not zeroing) them in the Q-Former's cross-attention. The features come first, then the
+masked pads of the batch, then the text (for T5 the pads come last). The visual tokens are the
+tower's `last_hidden_state` after the last norm: CLS, then the patches row by row.
 """
 
 from collections.abc import Sequence

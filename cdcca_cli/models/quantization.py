@@ -33,7 +33,7 @@ OUTPUT_MULTIPLE = 32
 def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
     """The quantisation config for `from_pretrained`, or None for `none`.
 
-    Args: keep: names of the modules not to quantise. dtype: what a 4-bit linear computes in.
+    Args: keep: modules not to quantise. dtype: what a 4-bit linear computes in.
     Raises: SettingError for an unknown name; Unavailable if bitsandbytes is not installed.
     """
     if quantize not in QUANTIZATIONS:
@@ -60,10 +60,7 @@ def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
 
 
 def check_shapes(module: Any, language: str, quantize: str, compute: str) -> None:
-    """Refuse linears that bitsandbytes cannot run in 4 bits on a CPU.
-
-    Raises: SettingError naming the linear and its numbers.
-    """
+    """Raises: SettingError for a linear that bitsandbytes cannot run in 4 bits on a CPU."""
     if quantize != "nf4" or compute != "cpu":
         return
     head = module.get_output_embeddings()

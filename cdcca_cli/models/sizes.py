@@ -1,7 +1,6 @@
 """Checks at load that the parts of a checkpoint fit together.
 
-A vocabulary padded to more rows than the tokenizer has ids fits; an id without a row does not: the
-first answer would end in an IndexError, or on CUDA in a failed assertion.
+A vocabulary padded to more rows than the tokenizer has ids fits; an id without a row is refused.
 """
 
 from typing import Any
@@ -46,10 +45,7 @@ def _check_vocabulary(model: LoadedModel) -> None:
 
 
 def check_ids(what: str, tokenizer: Any, rows: int, part: str, mark: int | None = None) -> None:
-    """Refuse a tokenizer with an id that has no row in an embedding.
-
-    Args: mark: an id that needs none.
-    """
+    """Refuse a tokenizer with an id that has no row in an embedding, except `mark`."""
     words = tokenizer.get_vocab().items()
     number, word = max((number, word) for word, number in words if number != mark)
     if number >= rows:

@@ -27,8 +27,7 @@ def crops_centre(image_processor: Any) -> bool:
 def centre(image: "Image") -> "Image":
     """The middle of a picture whose sides differ by more than LARGEST_RATIO; others unchanged.
 
-    Its length is a multiple of the short side, so that the scale is the same, and its centre is
-    that of the whole picture.
+    The scale and the centre stay the same.
     """
     short, long = sorted(image.size)
     if long <= (LARGEST_RATIO + 1) * short:

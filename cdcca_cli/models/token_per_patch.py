@@ -1,10 +1,9 @@
 """The connector kind with a projector and one position in the prompt for each visual token: LLaVA.
 
 Dropping tokens shortens the prompt. The others keep their position ids, so dropping equals masking
-in the language model's attention.
-
-The visual tokens are the hidden states of the layer that the checkpoint names (LLaVA-1.5: the last
-but one), without CLS if its strategy is `default`. The queries are the projector's outputs.
+in the language model's attention. The visual tokens are the hidden states of the layer that the
+checkpoint names (LLaVA-1.5: the last but one), without CLS if its strategy is `default`. The
+queries are the projector's outputs.
 """
 
 from collections.abc import Sequence

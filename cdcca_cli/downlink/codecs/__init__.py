@@ -8,10 +8,8 @@
 | `sign`      | BitDelta: one bit a change                              | `bitdelta`    |
 | `exact`     | any bits of the target                                  | `exact`       |
 
-A codec is one module, whose docstring is complete enough to write a reader from; `payload` is what
-they share. Decoding needs only numpy and zstandard, and gives the same bits on every machine: whole
-numbers, one float32 multiplication, one addition. `encode` chooses the codec; `verify` checks
-digests and signatures.
+A codec is one module, whose docstring specifies its format; `payload` is what they share. Decoding
+gives the same bits on every machine: whole numbers, one float32 multiplication, one addition.
 """
 
 from collections import Counter
@@ -41,12 +39,10 @@ def _nothing(_: Update) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Codec:
-    """The reader of one codec's payload.
+    """The reader of one codec's payload. `decode` and `byte_kinds` raise BadData.
 
-    Args:
-        decode: the new overlay, from the update and its base; raises BadData.
-        byte_kinds: the uses of the payload's bytes, which add up to its length; raises BadData.
-        facts: further facts for `inspect`.
+    decode: the new overlay, from the update and its base. facts: further facts for `inspect`.
+    byte_kinds: the uses of the payload's bytes, which add up to its length.
     """
 
     decode: Callable[[Update, Overlay], Decoded]
@@ -89,8 +85,6 @@ CODECS: dict[str, Codec] = {
 
 def decode(update: Update, base: Overlay, *, where: str = "the update") -> Decoded:
     """The overlay that an update leads to from `base`; unchanged tensors are the base's own arrays.
-
-    `formats.update` has checked the payload's hash.
 
     Raises: NewerFormat for an unknown codec; BadData for an update of another size than the base, a
         payload that breaks its codec's rules, or values that would not be finite.

@@ -34,9 +34,6 @@ A value's change is level * scale, one float32 multiplication; the new value is 
 plus the change, one float32 addition. A scale, a change or a new value that is not finite makes the
 update invalid.
 
-The writer gives each plane its own zstd blocks, because a Huffman table covers one block. A reader
-does not need to know.
-
 Shapes: K blocks, S = 64 values in a block (fewer in a tensor's last one).
 """
 
@@ -63,10 +60,7 @@ CODEC = "nf4-mixed"
 BLOCK = 64
 BITS = (0, 2, 4, 8)
 NEGLIGIBLE = 1e-6
-"""The total share of the squared change in tensors that are not sent.
-
-NF4's own rounding error is 8,000 times as much, and the next round's change contains it again.
-"""
+"""The total share of the squared change in tensors that are left for the next round."""
 
 NF4: NDArray[np.float32] = np.array(
     [
@@ -204,10 +198,7 @@ def write_payload(sequence: int, tensors: Sequence[CodedTensor]) -> bytes:
 
 
 def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
-    """The changes (num_values,) that a coded tensor stands for: level * scale, in float32.
-
-    Raises: BadData if one is not finite.
-    """
+    """The changes (num_values,) of a coded tensor: level * scale, float32. Raises: BadData."""
     packed = np.frombuffer(coded.codes, np.uint8)
     levels = _PACKED_LEVELS[coded.bits][packed].reshape(-1)[:num_values]
     scales_K = decode_scales(np.frombuffer(coded.scales, np.uint8), coded.exponent)
@@ -221,10 +212,9 @@ def restore(coded: CodedTensor, num_values: int) -> NDArray[np.float32]:
 def read_payload(
     payload: bytes, sequence: int, bits: Sequence[int], num_values: Sequence[int]
 ) -> list[CodedTensor]:
-    """The sent tensors of a payload, in name order.
+    """The sent tensors of a payload, in name order. Raises: BadData.
 
     Args: bits, num_values: of every tensor of the base, in name order; bits in {0, 2, 4, 8}.
-    Raises: BadData.
     """
     sent = [(b, n) for b, n in zip(bits, num_values, strict=True) if b]
     blocks = [-(-n // BLOCK) for _, n in sent]

@@ -1,13 +1,11 @@
 """The common parts of all codecs' payloads: the sequence at the beginning, and zstd frames.
 
 A payload begins with the update's sequence, 8 bytes, unsigned and little-endian, which must equal
-the header's. (In a header without signatures, digests and sizes protect everything else.) The rest
-belongs to the codec. A zstd frame in it declares its content size.
+the header's. The rest belongs to the codec. A zstd frame in it declares its content size.
 
 The codes of a change are nearly independent, so the writer avoids matches: zstd's fast strategy
-with matches of at least 7 bytes and a tiny search table leaves Huffman coding of the literals. Each
-part gets its own blocks, because a Huffman table covers one block. A reader needs to know neither.
-No checksum is written: the header's SHA-256 of the payload is checked before any of it is read.
+with long matches and a tiny search table leaves Huffman coding of the literals. Each part gets its
+own blocks, because a Huffman table covers one block. The header's SHA-256 replaces a checksum.
 """
 
 import struct
@@ -77,12 +75,9 @@ def _compressor(size: int) -> zstandard.ZstdCompressor:
 def read_frame(
     frame: bytes, expected_bytes: int, what: str, *, has_checksum: bool = False
 ) -> bytes:
-    """The content of a frame, which must have exactly the expected size.
+    """The content of a frame, which must have exactly the expected size. Raises: BadData.
 
     The declared size is checked first, because zstandard allocates it whatever limit it is given.
-
-    Args: what: the content, for messages. has_checksum: the frame must have zstd's checksum.
-    Raises: BadData.
     """
     if not expected_bytes:
         if frame:

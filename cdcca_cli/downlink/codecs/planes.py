@@ -38,8 +38,7 @@ gives the number of signs; these are uncompressed, so a short body has few; `siz
 bounded by that number: a later plane has at most one bit, a rest 3 bytes, per sign.
 
 The writer stores gaps where fewer than one bit in five is 1, because Huffman's code for packed
-bytes then wastes more than 2 %. zstd makes new tables for each class, so tensors of similar energy
-should share a class.
+bytes then wastes more than 2 %.
 """
 
 import struct
@@ -73,10 +72,9 @@ Bits = NDArray[np.uint8]
 
 
 def write_body(classes: Sequence[int], codes: Sequence[Codes]) -> bytes:
-    """The body of the tensors' codes, in name order; deterministic.
+    """The body of the tensors' codes (any shape, within +-2^24), in name order; deterministic.
 
-    Args: classes: of each tensor, 0..255; 0 for zeros only. codes: of each tensor, any shape,
-        within +-2^24.
+    Args: classes: of each tensor, 0..255; 0 for zeros only.
     """
     num_classes = max(classes, default=0)
     header = [bytes([num_classes])]
@@ -151,12 +149,9 @@ def part_lengths(body: bytes) -> dict[str, int]:
 def read_body(
     body: bytes, num_values: Sequence[int]
 ) -> tuple[list[int], list[NDArray[np.integer]]]:
-    """The class of each tensor, and the codes (N,) of each class from 1 on.
+    """The class of each tensor, and the codes (N,) of each class from 1 on. Raises: BadData.
 
     Every size is checked before anything of that size is allocated.
-
-    Args: num_values: of every tensor of the base, in name order.
-    Raises: BadData.
     """
     ends = list(accumulate(part_lengths(body).values()))
     header, classes, places, signs, sizes, rests = (

@@ -4,8 +4,7 @@ ComPEFT (Yadav et al. 2023, arXiv:2311.13171): the k largest magnitudes of the w
 +-1, the others 0. A 1 stands for alpha * sigma; sigma is the standard deviation of the whole change
 about zero, alpha is tuned on held-out data.
 
-The payload is that of `usq` with codes -1, 0 or 1, and a reader of `usq` reads it; `coding` in the
-update's header is empty. The codec has its own name so that tables can tell the two apart.
+The payload is that of `usq` with codes -1, 0 or 1; `coding` in the update's header is empty.
 """
 
 from collections.abc import Sequence
@@ -24,10 +23,7 @@ ALPHAS = (1.5, 1.0, 2.0, 3.0)  # the loss chooses one; without a loss it is the 
 def encode(
     deltas: Sequence[NDArray[np.float32]], sequence: int, density: float, alpha: float
 ) -> bytes:
-    """The payload for these changes, in name order; without codes if no valid step is possible.
-
-    Args: density: the share of the changes that is kept, in (0, 1]. alpha: > 0.
-    """
+    """The payload for these changes, in name order; without codes if no valid step is possible."""
     every = np.concatenate([delta.reshape(-1) for delta in deltas] or [np.zeros(0, np.float32)])
     magnitudes = np.abs(every)
     num_kept = min(max(int(density * len(every)), 1), int(np.count_nonzero(magnitudes)))

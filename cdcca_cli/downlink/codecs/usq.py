@@ -16,11 +16,9 @@ A tensor of class 0 does not change. For one of class c
 A change or a new value that is not finite makes the update invalid. `coding` in the update's header
 is empty.
 
-The writer gives all tensors one step, as reverse water-filling demands: tensors with small changes
-then cost few bits. (cdcca 0.1 to 0.3 could write several.) Several classes can have the same step,
-because each class has its own tables, and tensors of similar energy share a class if that makes the
-payload smaller. The step is the quantiser's own, never a centroid: centroids shrink the update,
-which costs more of the task than its squared error suggests. `rate` chooses the step.
+The writer gives all tensors one step (`rate`), as reverse water-filling demands; cdcca 0.1 to 0.3
+could write several. Each class has its own tables, so tensors of similar energy share a class if
+that makes the payload smaller. The step is not replaced by a centroid, which shrinks the update.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,11 +40,7 @@ _LARGE = 1 << 22  # from this many parameters on, tables cost next to nothing
 
 
 def encode(deltas: Sequence[NDArray[np.float32]], sequence: int, step: float) -> bytes:
-    """The payload for these changes, in name order.
-
-    Args: deltas: of every tensor of the base; zeros are not sent. step: a float32 above 0.
-    Raises: BadData if a value is more than 2^24 steps from zero.
-    """
+    """The payload for these changes, in name order. Raises: BadData for a code beyond 2^24."""
     return write_payload(sequence, [_narrow(quantize(delta, step)) for delta in deltas], step)
 
 
@@ -73,8 +67,7 @@ def _narrow(codes: NDArray[np.int32]) -> NDArray[np.integer]:
 def _classes(codes: Sequence[NDArray[np.integer]], most: int) -> list[int]:
     """The class of each tensor, 0 for zeros only.
 
-    The tensors are sorted by the mean square of their codes and cut into classes of about as many
-    parameters each.
+    The tensors are sorted by the mean square of their codes and cut into classes of similar size.
     """
     energies = [_mean_square(one) for one in codes]
     classes = [0] * len(codes)
@@ -106,11 +99,7 @@ def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np
 def changes(
     payload: bytes, sequence: int, sizes: Sequence[int]
 ) -> Iterator[NDArray[np.float32] | None]:
-    """The change of each tensor, (N,) float32; None for one that does not change.
-
-    Args: sizes: numbers of values of the base's tensors, in name order.
-    Raises: BadData.
-    """
+    """The change (N,) of each tensor, float32; None if it does not change. Raises: BadData."""
     steps, body = _head(after_sequence(payload, sequence))
     classes, codes = planes.read_body(body, sizes)
     if len(codes) != len(steps):
