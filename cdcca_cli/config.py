@@ -9,11 +9,9 @@
     kl_weight = 0.5                # any setting that its --set takes
 
 Names are those of the options, with underscores. `loop` reads [sample], [distill] and [compress]
-too, so that one file keeps a whole run. A mistake is refused with its line.
-
-A folder is looked for on the command line, in an environment variable (`CDCCA_DEVICE`,
-`CDCCA_STUDENT`, `CDCCA_TEACHER`), in the command's table, and at the top of cdcca.toml. If it is
-in none of them, the shipped pair is used, with a message on stderr.
+too. A folder is looked for on the command line, in an environment variable (`CDCCA_DEVICE`,
+`CDCCA_STUDENT`, `CDCCA_TEACHER`), in the command's table, and at the top of cdcca.toml; else the
+shipped pair is used, with a message on stderr.
 """
 
 import atexit
@@ -61,9 +59,6 @@ class Runtime:
             torch.set_num_threads(self.threads)
 
 
-# ---------------------------------------------------------------- cdcca.toml
-
-
 @dataclass(frozen=True)
 class Toml:
     """cdcca.toml. top: the folders. tables: by command. lines: by table and key, from 1."""
@@ -96,9 +91,8 @@ def as_text(value: object) -> str:
 
 
 def read(commands: Collection[str]) -> Toml:
-    """The cdcca.toml of the working folder; empty if there is none.
+    """The working folder's cdcca.toml, empty if missing; `commands` are the tables allowed.
 
-    Args: commands: the names allowed for tables.
     Raises: MissingInput if it cannot be read, UsageError if its content is wrong.
     """
     import tomllib
@@ -162,15 +156,10 @@ def _lines(text: str) -> dict[tuple[str, str], int]:
     return found
 
 
-# ---------------------------------------------------------------- the folders
-
-
 def device(option: str | None, role: str = "device") -> "Device":
-    """The open device folder that the option or the top of cdcca.toml names.
+    """The device folder named by the option or the top of cdcca.toml, under the key `role`.
 
-    If neither does, a new one of the shipped student, removed at exit.
-
-    Args: role: `device` or `student`, the key in cdcca.toml.
+    If neither names one, a new one of the shipped student, removed at exit.
     """
     from cdcca_cli.formats.device import Device
 

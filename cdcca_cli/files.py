@@ -1,10 +1,9 @@
-"""Atomic, durable writing of files, with errors that name the file.
+"""Atomic, durable writing of files, with errors that name the file. POSIX only.
 
-A file is written beside its target under a hidden name, fsynced, then renamed; after an error the
-hidden file is removed and the target is unchanged. The hidden file is locked (flock) while it is
-written, so the next write of the same target can remove the leftovers of a killed process.
-Devices, pipes and sockets (`-o /dev/null`) are written directly, because a rename would replace
-them. POSIX only.
+A file is written beside its target under a hidden name, fsynced, then renamed; an error leaves the
+target unchanged. The hidden file is locked (flock) while it is written, so the next write of the
+same target can remove the leftovers of a killed process. Devices (/dev/null), pipes and sockets are
+written directly, because a rename would replace them.
 """
 
 import errno
@@ -41,8 +40,7 @@ def reason(path: str | Path, error: OSError | ValueError) -> str:
 class _Sink(io.RawIOBase):
     """A file descriptor whose errors name the file.
 
-    Once it `is_abandoned` it writes nothing more: closing a buffer after an error must neither
-    block nor fail again.
+    Once abandoned it writes nothing, so closing a buffer after an error neither blocks nor fails.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -65,10 +63,9 @@ class _Sink(io.RawIOBase):
 
 @contextmanager
 def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[BinaryIO]:
-    """Write a file as a whole: beside the target, fsync, rename. After an error leave no trace.
+    """Write a file as a whole: beside the target, fsync, rename. Raises: CannotWrite.
 
-    Args: must_sync_folder: fail if the rename cannot be made durable.
-    Raises: CannotWrite.
+    must_sync_folder: fail if the rename cannot be made durable.
     """
     try:
         target = os.path.realpath(path)
@@ -112,10 +109,9 @@ def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[Bina
 
 
 def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:
-    """A new file whose name begins with `prefix`, open and locked: descriptor and name.
+    """A new locked file whose name begins with `prefix`: descriptor and name. Raises: CannotWrite.
 
-    Before it is locked, another process may remove it as a leftover; then another one is made.
-    Raises: CannotWrite.
+    Another process may remove it as a leftover before it is locked; then it makes another.
     """
     while True:
         beside = prefix + os.urandom(6).hex()
@@ -182,10 +178,7 @@ def buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make a rename in a folder durable; OSError if that fails.
-
-    A file system that does not support this (some network file systems) is not an error.
-    """
+    """Make a rename durable, where the file system supports it; OSError if that fails."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

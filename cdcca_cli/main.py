@@ -1,6 +1,6 @@
 """The command line: runs one command, and turns errors into messages and exit codes (`errors`).
 
-Only the file of the command that runs is imported, and nothing heavy before it.
+Only the file of that command is imported, and nothing heavy before it.
 """
 
 import os
@@ -163,7 +163,7 @@ def _run(arguments: list[str]) -> int:
     group = build(command)
     start = time.monotonic()
     try:
-        # Not group.main(): it has its own idea of Ctrl-C, closed pipes and exit codes.
+        # Not group.main(), which handles Ctrl-C, closed pipes and exit codes in its own way.
         with group.make_context("cdcca", [*arguments] or ["--help"]) as context:
             if command is not None and not {"-h", "--help"} & set(arguments):
                 context.default_map = {command.name: command.defaults(_read_toml(command))}

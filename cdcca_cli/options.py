@@ -3,12 +3,11 @@
     def command(how: DistillSettings, on: Runtime, quiet: Quiet = False) -> None: ...
 
 `Expanded` replaces each parameter whose type is a settings dataclass (`cdcca_cli.settings`) by one
-option a field. A field with `is_tuning` gets no option: it is set with `--set NAME=VALUE`. Every
-option and tuning setting can also be set in the command's table in cdcca.toml (`cdcca_cli.config`).
-In order: command line, environment, table, default.
+option a field, or `--set NAME=VALUE` for tuning settings. All can also be set in cdcca.toml
+(`cdcca_cli.config`). Precedence: command line, environment, the command's table, default.
 
-`Command` refuses an empty value of any option or operand, because most come from a variable that is
-not set; and `-` where a `Path` is expected, because only a `str` can name a standard stream.
+`Command` refuses an empty value, which most often comes from an unset variable, and `-` where a
+`Path` is expected, because only a `str` can name a standard stream.
 """
 
 import inspect
@@ -25,8 +24,6 @@ from typer.core import TyperCommand
 from cdcca_cli import config, settings, streams
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.settings import Setting
-
-# ---------------------------------------------------------------- options of several commands
 
 
 def choice(names: Sequence[str], help: str, *spelled: str) -> Any:
@@ -84,8 +81,7 @@ Base = Annotated[
         help="Mirror: the device folder that the adaptation was made from", envvar="CDCCA_STUDENT"
     ),
 ]
-# `config.teacher` reads the environment variable: a method that needs no teacher loads one only if
-# the command line or the command's table names it.
+# `config.teacher` reads the variable, because a method that needs no teacher must ignore it.
 _TEACHER = "CDCCA_TEACHER"
 Teacher = Annotated[
     str | None,
@@ -110,9 +106,6 @@ Sign = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first frame or shard that cannot be used")
 ]
-
-
-# ---------------------------------------------------------------- options from settings
 
 
 @dataclass(frozen=True)
@@ -177,11 +170,7 @@ class _Part:
         return tuple(given)
 
     def build(self, given: Mapping[str, Any], toml: config.Toml) -> Any:
-        """The dataclass, from the values of the command line and of the table.
-
-        Args: given: text or true, by the name of the option or of the tuning setting.
-        Raises: UsageError.
-        """
+        """The dataclass, from texts by option or setting name, and from the table. UsageError."""
         found: dict[str, Any] = {}
         tables: dict[str, str] = {}  # where each value of cdcca.toml comes from
         for table in (self.table, self.command):
@@ -375,9 +364,6 @@ def _checked(parameter: inspect.Parameter, value: Any) -> Any:
     if least is not None and found < least:
         raise ValueError(f"expected {least} or more")
     return found
-
-
-# ---------------------------------------------------------------- the rules for every value
 
 
 class Command(TyperCommand):

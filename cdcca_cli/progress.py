@@ -1,7 +1,4 @@
-"""Progress bars on stderr, shown on a terminal only and not with --quiet.
-
-Elsewhere these functions show nothing; `streams.end_stage` writes one line at the end instead.
-"""
+"""Progress bars on stderr, shown on a terminal only and not with --quiet."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -20,10 +17,7 @@ def _watched() -> bool:
 def steps(
     total: int | None, done: int = 0, description: str = ""
 ) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call after each step, with the text to show beside the bar.
-
-    Args: total: number of steps. done: number of steps before this run.
-    """
+    """Yield a function to call after each step with a text; `done`: steps before this run."""
     if not _watched():
         yield lambda _: None
         return

@@ -3,17 +3,13 @@
     @dataclass(frozen=True)
     class SampleSettings:
         passes: int = setting(8, "Number of forward passes with dropout", at_least=1)
-        keep: Amount | None = setting(None, "Tokens kept of each frame", parse=parse_amount)
 
         def __post_init__(self) -> None:
             check(self)
 
-`check` refuses a value out of range. `cdcca_cli.options` makes command-line options from the same
-fields, and the README's tables are made from them. A field with `is_tuning` gets no option of its
-own: it is given by name, with `--set` or in `cdcca.toml`.
-
-Code below `commands` does not know how an option is spelled. A message names a setting in
-backticks (`kl_weight`), and `main` replaces it by the option.
+`cdcca_cli.options` makes command-line options from these fields, and the README's tables are made
+from them. A field with `is_tuning` is set only by `--set` or in `cdcca.toml`. Messages name a
+setting in backticks (`kl_weight`), which `main` replaces by the option.
 """
 
 import operator
@@ -44,11 +40,9 @@ class Setting:
     help: one line that is clear by itself, without a full stop.
     usually: the default in words, if it depends on other settings.
     at_least, above, at_most, below: the range of a number, in `unit`.
-    parse: from the text of an option to the value; raises ValueError with what was expected.
+    parse: from an option's text to the value; raises ValueError with what was expected.
     methods: the methods that use the setting; None: all of them.
-    is_tuning: given with `--set` or in cdcca.toml only.
-    option: the name of the option and of the key in cdcca.toml, if it is not the field's.
-    short: the option's short form, such as `-n`.
+    option, short: the option's name (and key in cdcca.toml) if not the field's; short form: `-n`.
     """
 
     help: str
@@ -66,10 +60,7 @@ class Setting:
     short: str | None = None
 
     def line(self, default: Any, *, with_choices: bool = False) -> str:
-        """The help, with default, range and methods in brackets.
-
-        Args: default: of the field. with_choices: name them, where nothing else shows them.
-        """
+        """The help, with default, range, methods and, if asked for, the choices in brackets."""
         is_plain = default is None or default is False or default == ()
         usual = self.usually or ("" if is_plain else str(default))
         notes = [f"default: {usual}"] if usual else []
@@ -144,10 +135,7 @@ def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
 
 
 def value_of(owner: type, name: str, text: str) -> Any:
-    """The value of a setting for the text of an option.
-
-    Raises: SettingError: no such setting, or no such value.
-    """
+    """The value of a setting for the text of an option. Raises: SettingError."""
     known = described(owner).get(name)
     if known is None:
         raise SettingError(name, no_such("setting", name, described(owner)))
@@ -164,10 +152,7 @@ def value_of(owner: type, name: str, text: str) -> Any:
 
 
 def converted(kind: Any, text: str) -> Any:
-    """The value of a type for a text; parts of a tuple are between commas.
-
-    Raises: ValueError with what was expected.
-    """
+    """The value of a type for a text; commas separate the parts of a tuple. Raises: ValueError."""
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(","))
     if kind is Path and text == "-":

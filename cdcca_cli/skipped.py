@@ -1,7 +1,4 @@
-"""Bad members of a run: each is named on stderr, counted and left out, or stops a strict run.
-
-The caller decides what is bad, and hands over the error.
-"""
+"""Bad members of a run: each is named on stderr, counted and left out, or stops a strict run."""
 
 from collections import Counter
 
@@ -15,8 +12,8 @@ NUM_NAMED = 10
 class Skipped:
     """What one run left out. The first NUM_NAMED members are named, even when quiet.
 
-    Args: strict: raise the first error instead. quiet: name none, as a process that is not first.
-    Attributes: num_sound: number of good members, counted by the caller.
+    strict: raise the first error instead. quiet: name none, as in a process that is not first.
+    num_sound: number of good members, counted by the caller.
     """
 
     def __init__(self, *, strict: bool = False, quiet: bool = False) -> None:
@@ -25,10 +22,7 @@ class Skipped:
         self.num_sound = 0
 
     def add(self, kind: str, error: CdccaError) -> None:
-        """Leave out one member; a strict run raises `error`.
-
-        Args: kind: what it is, such as `frame`. error: which one, and why.
-        """
+        """Leave out one member, such as a `frame`; a strict run raises `error`."""
         if self._strict:
             raise error
         self._counts[kind] += 1

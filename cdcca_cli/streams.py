@@ -1,12 +1,10 @@
-"""stdin, stdout and stderr: the only module that touches the standard streams.
+"""stdin, stdout and stderr: the only module that touches the standard streams. POSIX only.
 
 - stdout is data. `claim_stdout` points file descriptor 1 at stderr, so that a library that prints
   cannot spoil the data.
 - Bytes never go to a terminal, and a terminal is never read.
 - zstd around an input is recognised by its magic number and read in bounded memory; an output
   whose name ends in `.zst` is compressed, with a checksum.
-
-Knows no format and does not exit (`main.py`). POSIX only.
 """
 
 import codecs
@@ -43,9 +41,6 @@ _stage = "cdcca"
 _spell: Callable[[str], str] = str
 _summary = ""
 _claimed: int | None = None  # a private duplicate of the real stdout; -1: it was closed
-
-
-# ---------------------------------------------------------------- the standard streams
 
 
 def claim_stdout() -> None:
@@ -127,10 +122,7 @@ def one_line(text: str) -> str:
 
 
 def set_stage(stage: str, spell: Callable[[str], str] = str) -> None:
-    """Begin each line on stderr with `stage`, such as `cdcca sample`.
-
-    Args: spell: replaces the settings in backticks in a message by their options.
-    """
+    """Begin each line on stderr with `stage`. spell: replaces backticked settings by options."""
     global _stage, _spell, _summary
     _stage, _spell, _summary = stage, spell, ""
 
@@ -223,9 +215,6 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-# ---------------------------------------------------------------- reading
-
-
 class _Pieces(io.RawIOBase):
     """The bytes of an iterator as a stream."""
 
@@ -299,8 +288,7 @@ def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> 
 def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
     """Open a file, or standard input for None and "-"; zstd is taken off.
 
-    Raises: UsageError if standard input is a terminal or closed, MissingInput if the file cannot
-    be opened, BadData while reading if zstd data is damaged.
+    Raises: UsageError for a terminal or closed input, MissingInput, BadData for damaged zstd.
     """
     with _raw_input(path) as source:
         yield without_zstd(source, input_name(path))
@@ -333,10 +321,7 @@ def _standard_input() -> int:
 
 
 def has_piped_data() -> bool:
-    """Whether standard input is a file or pipe with data; waits for the first byte or the end.
-
-    A terminal, a device (/dev/null, as under cron) and a closed stream have none.
-    """
+    """Whether standard input is a file or pipe (no device) with data; waits for the first byte."""
     try:
         status = os.fstat(0)
     except OSError:
@@ -372,9 +357,6 @@ def lines(source: BinaryIO, where: str) -> Iterator[str]:
         yield text.removesuffix("\n").removesuffix("\r")
 
 
-# ---------------------------------------------------------------- writing
-
-
 @contextmanager
 def _standard_output() -> Iterator[BinaryIO]:
     descriptor = 1 if _claimed is None else _claimed
@@ -408,12 +390,9 @@ def binary_output(
 ) -> Iterator[BinaryIO]:
     """Open where a command's bytes go. A file is written as a whole, or stays as it was.
 
-    Args:
-      path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
-        it is a terminal, and then for the file `usual_name` in the working folder.
-      force: with path None, replace an existing file of the usual name.
-
-    Raises: UsageError for bytes to a terminal, CannotWrite for any other failure.
+    path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless it is
+    a terminal, and then for `usual_name` in the working folder. force: replace that one.
+    Raises: UsageError for bytes to a terminal, CannotWrite.
     """
     terminal = is_terminal("stdout")
     named = path

@@ -3,8 +3,6 @@
 JSON is accepted if it is UTF-8, no object has a key twice, every number is finite, a whole number
 has at most 64 digits, at most 64 containers are nested, and no text has a lone surrogate
 (`"\\ud800"`), so what was read can be written again. DECODER leaves the last two to its caller.
-
-A text that is not an amount is a ValueError that names what was expected.
 """
 
 import json
@@ -18,8 +16,6 @@ from typing import Any
 
 from cdcca_cli import files
 from cdcca_cli.errors import BadData, MissingInput
-
-# ---------------------------------------------------------------- JSON
 
 _MOST_DIGITS = 64
 _MOST_DEPTH = 64
@@ -110,8 +106,6 @@ def is_text(value: str) -> bool:
         return False
     return True
 
-
-# ---------------------------------------------------------------- amounts
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}

@@ -1,8 +1,5 @@
 """Frames and their questions, from folders, manifests, annotation files and videos.
 
-    for frame in read_frames("frames/"):
-        image = load_image(frame)
-
 `sources` finds the reader: `manifest` or `annotations` (`fields` and `entries` read their JSON).
 `frames` has the Frame type and `load_image`, which uses `pictures` or `video`. Readers take the
 published files as they are and refuse anything else, with the place.

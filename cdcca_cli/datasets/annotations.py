@@ -2,13 +2,12 @@
 
 - A-OKVQA v1.0: a list of {question_id, image_id, question, choices, correct_choice_idx,
   direct_answers, difficult_direct_answer}. Ids and indices may be digits in a text and truth values
-  words, as one public copy has them.
+  words, as in one public copy.
 - VQAv2: {"questions": [{question_id, image_id, question}]} for frames, {"annotations":
   [{question_id, image_id, answers: [{answer}], answer_type}]} for references, or both, in one file
   or in two; then the questions decide which annotations count. Also the merged list of the two.
-- OK-VQA: the same. Its annotations name their question types in {"question_types": {type: name}};
-  that name is the kind of a question, since the answer type of all of them is `other`. In a merged
-  list the answers may be plain texts.
+- OK-VQA: the same, but the kind of a question is its name in {"question_types": {type: name}},
+  since every answer type is `other`. In a merged list the answers may be plain texts.
 - COCO captions and nocaps: {"images": [{id, file_name, domain?}], "annotations": [{image_id,
   caption}]}; also a list of {image_id, file, captions}. nocaps is what has one of its domains
   (in-domain, near-domain, out-domain, or without -domain).
@@ -17,12 +16,9 @@
 - LAVIS' caption lists: [{image, caption}], where `caption` is a text or a list of them, and an
   image may come again. Its id is `img_id` (nocaps) or the digits at the end of the image's name.
 
-The id of a question is its question_id, of a caption its image's id, as text. A frame's id is its
-image's id. An image is looked for under `images` by the name the file gives and by the names COCO
-uses, there and in COCO's folders (val2017/, train2014/, ...).
-
-Entries are read and checked one by one. What is not used is not kept: rationales, boxes, licences,
-answer confidences.
+The id of a question is its question_id, of a caption or frame its image's id, as text. An image is
+looked for under `images` by the name in the file and by COCO's names, there and in COCO's folders
+(val2017/, train2014/, ...). Entries are read and checked one by one, and unused fields dropped.
 """
 
 import os
@@ -45,11 +41,7 @@ COCO_FOLDERS = ("", "val2017", "train2017", "test2017", "val2014", "train2014", 
 
 @dataclass(slots=True)
 class Picture:
-    """One image of an annotation file, with its questions.
-
-    part: its split, in a file that holds several.
-    sources: by question id, its task of `scoring.tasks`.
-    """
+    """An image and its questions. part: its split. sources: task names by question id."""
 
     id: str
     file_name: str | None = None
@@ -61,12 +53,10 @@ class Picture:
 
 
 def annotated_frames(path: Path, *, images: Path | None = None, task: Task | None = None) -> Frames:
-    """The frames of an annotation file.
+    """The frames of an annotation file. task: only the questions of this task.
 
-    images: the folder of its images, if not the file's own. task: only the questions of this task.
-
-    Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are not there;
-        SettingError (2) if no question is of that task.
+    Raises: BadData (65) naming the file and the entry; MissingInput (66) if images are missing;
+    SettingError (2) if no question is of that task.
     """
     pictures = read_pictures(path).values()
     for picture in pictures:
@@ -96,11 +86,8 @@ def annotated_frames(path: Path, *, images: Path | None = None, task: Task | Non
 def read_pictures(*paths: Path) -> dict[str, Picture]:
     """The images of annotation files with their questions, by image id, in file order.
 
-    Several files count as one, in any order: VQAv2's questions and its annotations, or the parts of
-    a split.
-
-    Raises: BadData (65) if a file has none of the published shapes, an id is there twice, or no
-        question has an annotation where both are given.
+    Several files count as one, in any order. Raises: BadData (65) for an unknown shape, a repeated
+    id, or questions and annotations without a match.
     """
     found = _Found()
     for path in paths:
@@ -121,8 +108,6 @@ _NUMBER_OF_IMAGE = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})\.[a-z]{3,4}", re.IGNO
 
 @dataclass(slots=True)
 class _Entry:
-    """A question or its labels, and the place in the file."""
-
     question: LabelledQuestion
     source: str
     picture: Picture
@@ -132,8 +117,6 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Found:
-    """The entries read so far."""
-
     listed: list[_Entry] = field(default_factory=list)
     questions: dict[str, _Entry] = field(default_factory=dict)
     labels: dict[str, _Entry] = field(default_factory=dict)
@@ -233,7 +216,6 @@ class _Found:
         self.images[picture.id] = picture
 
     def _karpathy(self, item: dict[str, Any], place: str) -> Picture:
-        """One of Karpathy's images with its captions."""
         picture_id = fields.an_id(item, "cocoid" if "cocoid" in item else "imgid", place)
         folder = fields.optional_text(item, "filepath", place) or ""
         name = os.path.join(folder, fields.a_text(item, "filename", place))

@@ -1,17 +1,13 @@
 """A large JSON file, entry by entry: only one entry is in memory.
 
-    for key, number, value in entries(source, "val.json"):
+`entries` gives (None, number, value) for each value of a list, and (key, None, value) for each key
+of an object; but a list in an object comes as (key, None, []) and then (key, number, value) for
+each of its values. A repeated key comes twice.
 
-A list gives (None, number, value) for each of its values. An object gives (key, None, value) for
-each of its keys; but a value that is a list comes as (key, None, []) and then (key, number, value)
-for each of its values. A key that is there twice comes twice.
+`values` gives JSON values that follow each other, with any blanks between them: JSON lines, objects
+over several lines (`jq .`), several objects on one line.
 
-    for value in values(source, "answers.json"):
-
-gives JSON values that follow each other, with any blanks between them: JSON lines, objects over
-several lines (`jq .`), several objects on one line.
-
-An entry has at most MAX_VALUE_CHARS characters, and so have blanks in a row.
+An entry has at most MAX_VALUE_CHARS characters, and so does a run of blanks.
 """
 
 import codecs
@@ -37,10 +33,8 @@ Entry = tuple[str | None, int | None, Any]
 def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> Iterator[Entry]:
     """The entries of one JSON list or object, from UTF-8 with or without a byte order mark.
 
-    Args: most_chars: the most characters of one entry, if not MAX_VALUE_CHARS.
-
-    Raises: BadData (65), `where` first, for anything that is not one JSON list or object, holds an
-        object with the same key twice inside an entry, or is larger than fields.MAX_JSON_BYTES.
+    Raises: BadData (65) for anything else, for an entry with a repeated key or more than
+    `most_chars` characters (MAX_VALUE_CHARS), and for more than fields.MAX_JSON_BYTES.
     """
     text = _Text(source, where, most_chars or MAX_VALUE_CHARS)
     opening = text.peek()
@@ -66,10 +60,7 @@ def entries(source: BinaryIO, where: str, *, most_chars: int | None = None) -> I
 
 
 def values(source: BinaryIO, where: str) -> Iterator[Any]:
-    """JSON values that follow each other, from UTF-8 with or without a byte order mark.
-
-    Raises: BadData (65), as `entries`.
-    """
+    """JSON values that follow each other, from UTF-8. Raises: BadData (65), as `entries`."""
     text = _Text(source, where, MAX_VALUE_CHARS)
     while text.peek():
         yield text.value()

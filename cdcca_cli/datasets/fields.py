@@ -1,7 +1,6 @@
 """Untrusted JSON, field by field: a value of the expected type, or BadData naming the place.
 
-Published annotation files differ in small ways, such as ids as numbers or as digits in a text, and
-truth values as "False". The readers here accept those and nothing else.
+Ids as digits in a text and truth values as words are accepted, as published files have them.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Frames: an image with the questions about it, and the pixels of the image.
 
-Labels (the correct choice, ten answers, captions) travel with the questions. They are for scoring,
-and never go up. This module knows no file format: `pictures`, `video` and `sources` do.
+Labels (the correct choice, ten answers, captions) belong to the questions; they are for scoring and
+are never sent. `pictures`, `video` and `sources` know the file formats.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,8 +28,7 @@ class LabelledQuestion:
 
     id: unique in its source; a caption has the id of its image.
     prompt: None asks for a caption in the family's own words.
-    answers: the human answers, usually ten. captions: the human captions, usually five.
-    kind: the question's kind as its source names it (VQAv2's answer type, a manifest's `kind`).
+    kind: as its source names it (VQAv2's answer type, a manifest's `kind`).
     """
 
     id: str
@@ -45,11 +44,10 @@ class LabelledQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One image and the questions about it.
+    """One image and the questions about it. image: the file; of a video, with a `position` in it.
 
     id: unique in its source: the path in its folder or manifest, the image id of an annotation
-        file, `clip.mp4#12` for a frame of a video.
-    image: the file; for a video the video file, with the frame's `position` in it.
+    file, or `clip.mp4#12` for a frame of a video.
     """
 
     id: str
@@ -86,8 +84,7 @@ class LazyFrames(Generic[T]):
 def load_image(frame: Frame) -> "Image":
     """The frame's pixels as a PIL image in 8-bit RGB, upright.
 
-    Raises: MissingInput (66) if there is no such file; BadData (65), naming the file, if it is not
-        a whole picture, or if the frame's name is not UTF-8, which no output can hold.
+    Raises: MissingInput (66); BadData (65) if it is not a whole picture or its name is not UTF-8.
     """
     if not is_text(frame.id):
         raise BadData(f"{frame.id}: its name is not UTF-8: rename the file")

@@ -6,15 +6,12 @@
 
 Required are `id` (unique in the file) and `image`. Without `task`, a line with a `prompt` is a
 question, and one without asks for a caption. Lines with one image form one Frame, wherever they are
-in the file; frames come in the order of their first lines. The lines of an image agree on its
-domain. Empty lines are skipped, unknown keys ignored.
+in the file, and agree on its domain; frames come in the order of their first lines. Empty lines are
+skipped, unknown keys ignored.
 
-`image` is relative to the manifest's folder, or to `images` if that is given. It may not lead out
-of it (by `..` or an absolute path): a manifest from elsewhere must not name other files of this
-machine. Links inside the folder are followed.
-
-The whole file is checked when it is opened. Only the places of its lines are kept, and lines are
-read again when frames are; so it cannot be a pipe.
+`image` is relative to the manifest's folder, or to `images` if given. It may not lead out of it (by
+`..` or an absolute path), because the manifest may come from elsewhere; links inside the folder are
+followed. The file is checked when opened and read again for its frames, so it cannot be a pipe.
 """
 
 import os
@@ -33,13 +30,10 @@ MAX_EMPTY_LINES = 1_000_000
 
 
 class Manifest:
-    """The frames of a manifest.
+    """The frames of a manifest. images: the folder of its images, if not its own.
 
-    images: the folder of its images, if not its own. task: only the questions of this task.
-    check_images: refuse if an image is not there; scoring needs none of them.
-
-    Raises: BadData (65) naming file and line; MissingInput (66) for the manifest or an image;
-        SettingError (2) if no question is of that task.
+    task: only the questions of this task. check_images: refuse if an image is missing.
+    Raises: BadData (65) naming file and line; MissingInput (66); SettingError (2) for no such task.
     """
 
     def __init__(

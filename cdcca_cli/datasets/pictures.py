@@ -2,12 +2,11 @@
 
 EXIF orientation is applied, transparency lies on white, 16-bit grey is scaled to 8 bits, and the
 first image of an animation counts. Pixels whose range is unknown (floating point, 32-bit grey above
-65,535) are refused. A 16-bit file may use only 12 bits: such a picture is nearly black, and a line
-on stderr names the cure.
+65,535) are refused. A 16-bit file that uses only 12 bits is nearly black: a message names the cure.
 
-A file that was cut short is refused. So is a file of full length whose end was never written (a
-camera that lost power leaves zeros there), if the format shows it: PNG by its checksums, JPEG by
-its end marker, WebP, GIF and AVIF because their coded data never ends in zeros.
+A file that was cut short is refused, and so is one whose end is zeros (a camera lost power), if the
+format shows it: PNG by its checksums, JPEG by its end marker, WebP, GIF and AVIF because their
+coded data never ends in zeros.
 """
 
 import io
@@ -72,8 +71,7 @@ def require_file(path: Path) -> None:
 def load(path: Path) -> "Image":
     """The pixels of a picture file, in RGB.
 
-    Raises: MissingInput (66) if there is no such file; BadData (65), naming the file, if it is not
-        a whole picture, or holds more pixels than Pillow's limit against decompression bombs.
+    Raises: MissingInput (66); BadData (65) if it is damaged, or exceeds Pillow's pixel limit.
     """
     from PIL import Image, ImageFile, ImageOps
 
@@ -207,7 +205,6 @@ def _rgb(image: "Image", path: Path) -> "Image":
 
 @cache
 def _mention_dim_levels() -> None:
-    """A message, once in a run."""
     streams.message(
         "a 16-bit picture has no level above 4,095 of 65,535 and is nearly black: if its camera "
         "gives 12 bits, multiply the levels by 16"

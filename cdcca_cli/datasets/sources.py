@@ -1,11 +1,8 @@
-"""The frames and the labels of a source, whatever kind it is.
+"""The frames and the labels of a source, whatever kind it is; `manifest` and `annotations` read it.
 
 A JSON file is a manifest if its first line is one, whatever its name. A folder with a frames.jsonl
-is that manifest. A folder of images is refused if a folder further down has a frames.jsonl, unless
-a prompt replaces the questions, which would be lost otherwise. Other files in a folder of images
-are counted by kind, on stderr.
-
-`manifest` and `annotations` read the files.
+is that manifest. A folder of images is refused if a folder below it has a frames.jsonl, unless a
+prompt replaces the questions. Its other files are counted by kind, on stderr.
 """
 
 import os
@@ -42,12 +39,11 @@ def read_frames(
         sorted by path), one image, a manifest, an annotation file, or a video.
     images: the folder in which the images of a manifest or annotation file lie.
     prompt: the question for every frame, in place of the source's own.
-    task: "vqa" or "caption". Bare images are captioned unless a prompt is given; of a source with
-        its own questions, only those of this task are kept.
+    task: "vqa" or "caption": what a bare image is asked ("caption" unless a prompt is given), or
+        which of a source's own questions are kept.
 
-    Raises: MissingInput (66) if the source or an image it names is not there; BadData (65) for a
-        folder without images or a file that is none of these, naming file and line; SettingError
-        (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
+    Raises: MissingInput (66) if the source or an image is missing; BadData (65) naming file and
+    line; SettingError (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
     """
     if task is not None and task not in TASKS:
         raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
@@ -82,11 +78,7 @@ def read_frames(
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The labels of one question, and its frame.
-
-    source: the published kind of file, if known. split: the question's split, in a file that holds
-        several.
-    """
+    """The labels of one question. source: the kind of file. split: if the file has several."""
 
     question: LabelledQuestion
     frame: str
@@ -98,12 +90,10 @@ class Reference:
 def read_references(
     source: str | Path | Sequence[str | Path],
 ) -> Mapping[str, Reference]:
-    """The labels of a manifest, a folder with frames.jsonl, or an annotation file, by question id.
+    """The labels of manifests and annotation files, by question id. Images are not needed.
 
     Several sources count as one, in any order: VQAv2's questions and annotations, nocaps by domain.
-    Questions without labels are included. Images are not needed.
-
-    Raises: as read_frames; BadData (65) for an id that is there twice, or if there are no labels.
+    Raises: as read_frames; BadData (65) for a repeated id, or if there are no labels.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     references: dict[str, Reference] = {}
@@ -178,10 +168,7 @@ def _bare(path: Path, kind: str, question: LabelledQuestion) -> Frames:
 
 
 def _images_under(folder: Path, *, manifests: bool) -> list[str]:
-    """Paths relative to `folder`, sorted by code point; without hidden files and folders.
-
-    manifests: whether folders further down may have one.
-    """
+    """Paths relative to `folder`, by code point, none hidden. manifests: allowed in subfolders."""
 
     def refuse(error: OSError) -> None:
         raise MissingInput(files.reason(error.filename, error))

@@ -2,11 +2,10 @@
 
 Every frame of the first video stream, in order of presentation, rotated as the file asks. The file
 is decoded once to count them, because containers are often wrong about it. Frames loaded in order
-are decoded once; going back starts the file again. Sound and frame rates are ignored.
+are decoded once; going back starts the file again.
 
-A frame that is not decoded as a whole keeps its position and is refused when it is loaded; so are
-the frames after it, up to the next key frame. (No decoder reports that the last picture of a cut
-HEVC or MPEG-2 stream is not whole.)
+A damaged frame keeps its position and is refused when it is loaded; so are the frames after it, up
+to the next key frame. (No decoder reports a damaged last picture of a cut HEVC or MPEG-2 stream.)
 """
 
 import re
@@ -32,11 +31,7 @@ MAGIC = re.compile(
 
 
 def num_frames(path: Path) -> int:
-    """The number of frames of a video file.
-
-    Raises: MissingInput (66); BadData (65) if not one frame can be decoded; Unavailable (69)
-        without PyAV.
-    """
+    """The number of frames. MissingInput (66), BadData (65), Unavailable (69) without PyAV."""
     require_file(path)
     count = num_good = 0
     for frame in _decoded(path):
@@ -48,10 +43,7 @@ def num_frames(path: Path) -> int:
 
 
 def load(path: Path, position: int) -> "Image":
-    """The frame at `position` as RGB. The file stays open for the next one.
-
-    Raises: BadData (65) if it is damaged, or there is no such frame.
-    """
+    """The frame at `position` as RGB; the file stays open. BadData (65) if damaged or not there."""
     global _open_decoder
     if _open_decoder is None or _open_decoder.path != path or _open_decoder.position > position:
         _open_decoder = _Decoder(path)

@@ -10,18 +10,15 @@ parameter name. Header, all keys always present:
     seed      whole number >= 0
     report    object: training's own report; nothing in it is needed to use the file
 
-Nothing may follow the record.
-
 **Version 3** has two more keys in the header, always present:
 
     rate_aware   null, or {"bits": number >= 0, "num_steps": 1 to 2^31 - 1, "step": number}:
                  the last num_steps steps of training went through a quantiser, and the overlay
                  evaluated was base + restore(quantize(overlay - base, step), step) of `uniform`;
-                 bits is the order-0 entropy of those codes. step is exactly a float32
-                 (`uniform.check_step`)
+                 bits is the order-0 entropy of those codes; step is exactly a float32
     held_out     null, or how many frames were held out, 1 to 2^31 - 1
 
-If held_out is null, nothing may follow the record. Else exactly two things follow it:
+In version 1, or if held_out is null, nothing may follow the record. Else exactly two things follow:
 
     a record of kind "answers", version 1, no other header keys, with one tensor `text`, U8, one
     dimension: UTF-8 JSON, a list with one list for each frame, which has one string, not empty,
@@ -29,15 +26,15 @@ If held_out is null, nothing may follow the record. Else exactly two things foll
     a token stream (`shard`) of exactly that many frames: the held-out ones, each with the questions
     that the teacher answered, at least one.
 
-A frame's tokens are stored at their own bits if that gives the same numbers again, else at 32. The
-frames, their order and the answers are those of training, so the loss on them is the same number
+A frame's tokens are stored at their own bits if that gives the same numbers again, else at 32.
+Frames, order and answers are those of training, so the loss on them is the same number
 (`distillation.evaluation`). At most 512 MiB of token values (4 bytes each) are held out.
 
 **Version 2** is version 3 with one more key in the header, which is checked and not used:
 `sensitivity`, null, or a list of as many numbers >= 0 as there are tensors.
 
-A writer writes version 1 if held_out and rate_aware are both null. This module does not know which
-names an overlay must have; a reader that has the base does.
+A writer writes version 1 if held_out and rate_aware are both null. The names of the parameters are
+checked by readers that have the base.
 """
 
 import json
@@ -117,9 +114,6 @@ class Adaptation:
         return 1 if self.held_out is self.rate_aware is None else VERSION
 
 
-# ---------------------------------------------------------------- writing
-
-
 def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
     """Write an adaptation. BadData if it is not sound (training diverged)."""
     where = "the adaptation"
@@ -135,7 +129,7 @@ def write_adaptation(out: Writable, adaptation: Adaptation) -> None:
             "rate_aware": None if adaptation.rate_aware is None else vars(adaptation.rate_aware),
             "held_out": None if held_out is None else len(held_out.shards),
         }
-    # What we would not read, we do not write.
+    # Never write what the reader would refuse.
     _check(header, len(adaptation.overlay), where)
     if held_out is not None:
         _check_held_out(held_out, where)
@@ -163,9 +157,6 @@ def as_stored(shard: Shard) -> Shard:
     else:
         again_NC = shard.tokens
     return shard if np.array_equal(again_NC, shard.tokens) else replace(shard, bits=32)
-
-
-# ---------------------------------------------------------------- reading
 
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
@@ -214,9 +205,6 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
     held_out = HeldOut(shards, answers)
     _check_held_out(held_out, where)
     return held_out
-
-
-# ---------------------------------------------------------------- checks
 
 
 def _check(header: Mapping[str, Any], num_tensors: int, where: str) -> RateAware | None:

@@ -17,23 +17,19 @@ device.json, all keys always present:
     tower           digest of the vision tower
     model           digest of what is frozen and of the first overlay (`models.initial`), or null
     current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
-                    "signed_by": list of the trusted keys that signed its update, ascending; empty
-                    for an update that was taken unsigned, and for the start}
+                    "signed_by": the trusted keys that signed its update, ascending; may be empty}
     kept            list of the same: the overlays before it, newest first, each of a lower sequence
-    keep            whole number >= 1: how many overlays before the current one stay
-    highest_sequence  the highest sequence that was ever current; it stays when a rollback goes back
-    trust           null, or the keys that updates must be signed by: "signed" of a trust list
-                    (`trust`)
+    keep            whole number >= 1: how many overlays before the current one are kept
+    highest_sequence  the highest sequence that was ever current; a rollback does not lower it
+    trust           null, or the keys that updates must be signed by: "signed" of a `trust` list
 
-An overlay file (`overlay`) has the sequence that device.json has: 0 for the overlay of
-`cdcca init`, and the update's for one that an update made. <digest16> is the digest's first 16
-hexadecimal digits.
+An overlay file (`overlay`) has the same sequence as its entry in device.json: its update's, or 0
+for the first overlay. <digest16> is the first 16 hexadecimal digits of the digest.
 
-device.json is replaced as a whole, after the overlay that it names is on the disk; then the files
-that it does not name are deleted. Each file is synced before it gets its name, and its folder
-after, so the counter, the keys and the overlay change together or not at all, even if the power
-fails. If an overlay file is damaged, the newest sound one of those kept is used. The checkpoint is
-not read or written here.
+device.json is replaced as a whole once the overlay that it names is on the disk; then the files
+that it does not name are deleted. Each file is synced before its rename and its folder after, so
+counter, keys and overlay change together or not at all, even if the power fails. If an overlay file
+is damaged, the newest sound kept one is used.
 
 Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
 and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
@@ -82,8 +78,6 @@ class Device:
         self.settings = settings
         self._state = state
         self._lock_depth = 0
-
-    # ---- what it is
 
     @property
     def lora(self) -> Lora:
@@ -136,20 +130,16 @@ class Device:
             f"overlay {short(self.digest)} at sequence {self.sequence}"
         )
 
-    # ---- reading
-
     @classmethod
     def open(cls, path: Path | str) -> "Device":
         """Open a folder. MissingInput if there is none, BadData, NewerFormat."""
         return cls(Path(path), *_load(Path(path)))
 
     def read_overlay(self) -> dict[str, np.ndarray]:
-        """The current overlay, float32 by name, its digest verified.
+        """The current overlay, float32 by name, verified, even if another process installed it.
 
-        If another process has changed the folder, its new overlay. If the file is damaged, the
-        newest sound overlay of those kept, which this object (not the disk) then has as current.
-
-        Raises: MissingInput, BadData if no overlay is sound.
+        If its file is damaged, the newest sound kept overlay, which becomes current in this object,
+        not on disk. Raises: MissingInput, BadData if no overlay is sound.
         """
         try:
             return self.read_slot(self.current)
@@ -163,10 +153,7 @@ class Device:
             return tensors
 
     def read_kept(self, sequence: int) -> tuple[Slot, dict[str, np.ndarray]]:
-        """The current overlay or one of those kept, by its sequence.
-
-        Raises: MissingInput, BadData if its file is damaged.
-        """
+        """The current or a kept overlay, by its sequence. Raises: MissingInput, BadData."""
         for slot in (self.current, *self.kept):
             if slot.sequence == sequence:
                 return slot, self.read_slot(slot)
@@ -207,8 +194,6 @@ class Device:
             return replace(self._state, current=slot, kept=self.kept[index + 1 :]), tensors
         raise fault
 
-    # ---- changing
-
     @classmethod
     def create(
         cls,
@@ -220,10 +205,9 @@ class Device:
         trust: Trust | None = None,
         keep: int = 1,
     ) -> "Device":
-        """Make a folder with its first overlay, sequence 0.
+        """Make a folder with its first overlay, sequence 0. Raises: CannotWrite, BadData.
 
-        Args: force: replace an existing device folder; any other folder must be empty.
-        Raises: CannotWrite, and BadData for settings or an overlay that are not sound.
+        force: replace an existing device folder; any other folder must be empty.
         """
         path = Path(path)
         _refuse_taken(path, force)
@@ -245,10 +229,7 @@ class Device:
         return device
 
     def install(self, overlay: Overlay, sequence: int, signed_by: Sequence[str] = ()) -> None:
-        """Make an overlay the current one, and keep the `keep` overlays before it.
-
-        The caller decides whether the sequence may be installed. Raises: CannotWrite, BadData.
-        """
+        """Make an overlay current. The caller has checked its sequence. CannotWrite, BadData."""
         with self.lock():
             slot, data = _encode_overlay(overlay, sequence)
             older = [old for old in (self.current, *self.kept) if old.sequence < sequence]
@@ -266,10 +247,7 @@ class Device:
             self._change(replace(self._state, trust=trust), self.current, None)
 
     def rollback(self) -> None:
-        """Make the newest sound kept overlay the current one; highest_sequence stays.
-
-        Raises: MissingInput if none is kept, BadData if none is sound.
-        """
+        """Make the newest sound kept overlay current. MissingInput if none is kept, BadData."""
         with self.lock():
             if not self.kept:
                 raise MissingInput(f"{self.path}: there is no earlier overlay to go back to")
@@ -278,10 +256,7 @@ class Device:
             self._change(state, state.current, None)
 
     def settle(self) -> None:
-        """Sync what another process changed; it may have been killed before its own sync.
-
-        Called before reporting that there is nothing to do. Raises: CannotWrite.
-        """
+        """Sync what another process changed, in case it was killed before its sync. CannotWrite."""
         for folder in (self.path / "overlay", self.path):
             _sync(folder)
 
@@ -330,8 +305,8 @@ class Device:
             is_flipping = True
             files.atomic_write_bytes(self.path / FILE_NAME, text)
         except BaseException as error:
-            # It may have come after the flip: what the disk says decides. (Before it, the text may
-            # be there already: a damaged overlay is put right under the name that it has.)
+            # The rename may have happened: trust what is on the disk. (The text may also have been
+            # there before, when a damaged overlay is rewritten under its own name.)
             written = self._written()
             if not is_flipping or written != text:
                 if data is not None and slot.file.encode() not in written:

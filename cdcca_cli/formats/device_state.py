@@ -107,7 +107,6 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
 
 
 def _from_version_1(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same state in version 2."""
     records.fields(data, _VERSION_1, where)
     previous = data["previous"]
     slots = [data["current"], *([] if previous is None else [previous])]

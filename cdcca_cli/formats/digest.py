@@ -1,4 +1,4 @@
-"""Content digests, version 1: identity is what the parameters are, not how a file stores them.
+"""Content digests, version 1: of the parameters, whatever file stores them.
 
 The digest of a set of named arrays is SHA-256 over
 
@@ -11,8 +11,7 @@ The digest of a set of named arrays is SHA-256 over
     shape    = each dimension as an unsigned 64-bit little-endian number
     data     = the elements in C order, little-endian
 
-and is written "sha256:" followed by 64 lower-case hexadecimal digits. Every field has its length,
-so two different sets cannot give the same bytes. -0.0 and 0.0 differ, and so do NaN payloads.
+written as "sha256:" and 64 lower-case hexadecimal digits. -0.0 and 0.0 differ, as do NaN payloads.
 """
 
 import hashlib

@@ -51,10 +51,7 @@ def kind_of_folder(path: Path) -> str:
 
 
 def sniff(stream: BinaryIO, where: str) -> tuple[str, BinaryIO]:
-    """The kind of a stream without zstd, and a stream that gives all of it again.
-
-    Raises: BadData for an empty stream and an unknown kind.
-    """
+    """The kind of a stream without zstd, and a stream that gives all of it again. BadData."""
     head = stream.read(12)
     if not head:
         raise BadData(f"{where}: empty")
@@ -98,8 +95,6 @@ def _kind_of_json(line: bytes) -> str:
         return "predictions"
     return "manifest" if "image" in first and "images" not in first else "annotations"
 
-
-# ---------------------------------------------------------------- in words
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip data: unpack it first (gunzip)"),

@@ -1,7 +1,7 @@
 """Labels, version 1: a teacher's outputs for token shards, kept so that it runs once.
 
 A file of records (`records`) end to end: a head, then one entry for each shard, in the order in
-which they were computed. It grows at its end and is never rewritten.
+which they were computed. It is only appended to. This module runs no teacher and knows no model.
 
 Head. No tensors. Header, all keys always present:
 
@@ -15,8 +15,8 @@ Entry, of one shard with K questions. Header, all keys always present:
 
     kind "lesson", version 1
     key      digest of the shard's content, questions included (`key_of`)
-    sum      digest of the tensors as they are stored and, as one more of them, named "header" and
-             U8, of the rest of this header as canonical JSON
+    sum      digest of the tensors as stored and, as one more tensor named "header", U8, of the
+             rest of this header as canonical JSON
     answers  K strings, each the teacher's answer; "" where it answered with nothing
     nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
     inputs   K whole numbers: which input of `queries` each question has
@@ -29,15 +29,13 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
 
     queries  (sum L_i, C)  what the connector made of the tokens, for each input
     visual   (sum L_k, D)  the language model's last attention at the visual positions
-    answer   (sum A_k, D)  the same where each token of the answer is predicted; absent where that
+    answer   (sum A_k, D)  the same where each answer token is predicted; absent where that
                            attention does not see the answer
     logits   (sum A_k, V)  of the answer's tokens; may be absent
 
-All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are not below
-0. Of two entries with one key the later one counts. A file that ends inside an entry is one whose
-writer was killed: the whole entries count, and the next writer cuts the rest off.
-
-Runs no teacher and knows no model.
+All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are >= 0. Of
+two entries with one key the later one counts. If the file ends inside an entry, the whole entries
+count, and the next writer cuts the rest off.
 """
 
 import fcntl
@@ -117,9 +115,6 @@ def key_of(shard: Shard) -> str:
     )
 
 
-# ---------------------------------------------------------------- one entry
-
-
 def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
     """The record of an entry; BadData for values that are not finite."""
     where = f"the entry {key}"
@@ -187,7 +182,6 @@ def decode(record: records.Record, where: str) -> LabelEntry:
 
 
 def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The header, checked. BadData."""
     found = records.fields(header, _ENTRY, where)
     if not is_digest(found["key"]):
         raise BadData(f"{where}: 'key' is not a digest")
@@ -224,9 +218,6 @@ def _split(
     if not np.isfinite(values).all():
         raise BadData(f"{where}: {name} has values that are not finite")
     return np.split(values, np.cumsum(lengths)[:-1]) if lengths else []
-
-
-# ---------------------------------------------------------------- the file
 
 
 class _Place(NamedTuple):
@@ -274,7 +265,6 @@ class LabelFile:
         self.places[key] = _Place(begin, entry.logits is not None)
 
     def _scan(self) -> None:
-        """Find every whole entry."""
         size = os.fstat(self._file.fileno()).st_size
         while self.end < size:
             where = self._at(self.end)
@@ -331,11 +321,9 @@ def open_labels(path: Path) -> LabelFile:
 
 @contextmanager
 def writing(path: Path | None, head: Head) -> Iterator[LabelFile]:
-    """A file of labels to read and extend, for one process at a time; others wait.
+    """A file of labels to read and extend, locked while the context lasts; readable afterwards.
 
-    The file stays open, but not locked, to be read afterwards.
-
-    Args: path: created if it does not exist; None: a temporary file.
+    path: created if missing; None: a temporary file.
     Raises: BadData for labels of another teacher, vocabulary or dtype; CannotWrite.
     """
     where = str(path or "the labels")

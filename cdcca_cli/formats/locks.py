@@ -8,10 +8,7 @@ from cdcca_cli.errors import CannotWrite
 
 
 def lock(file: BinaryIO | int, where: str) -> None:
-    """Lock an open file until it is closed or unlocked; waits for other processes.
-
-    Raises: CannotWrite if its file system has no locks.
-    """
+    """Wait for the lock of an open file. CannotWrite if its file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,11 +16,9 @@ One object a line, one line a prompt, each line ended by a newline; empty lines 
     model           digest of the model that answered
     domain          string or null
 
-All numbers are finite and entropies >= 0; choice is one of choices; choice_scores is as long
-as choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
-skips keys it does not know, so that a line may carry a person's own notes through `jq`.
-
-The format has no end mark: a file cut between two lines is a sound, shorter one.
+All numbers are finite and entropies >= 0; choice is one of choices; choice_scores is as long as
+choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
+skips unknown keys. There is no end mark: a file cut between two lines is a sound, shorter one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,7 +64,7 @@ def encode_line(prediction: Prediction) -> str:
         raise BadData(
             f"question {prediction.id}: the model gave numbers that are not finite"
         ) from None
-    decode_line(line, f"question {prediction.id}")  # what we would not read, we do not write
+    decode_line(line, f"question {prediction.id}")  # never write what the reader would refuse
     return line + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The record: one safetensors file, as every other format here uses it.
+"""The record: one safetensors file, the container of every other format here.
 
     8 bytes            H, the length of the header: unsigned, little-endian
     H bytes            the header: a JSON object in UTF-8, padded at its end with spaces so that
@@ -7,22 +7,19 @@
 
 The header maps each tensor's name to {"data_offsets": [begin, end], "dtype": D, "shape": [...]},
 offsets counted from the first byte after the header, and "__metadata__" to an object with exactly
-one key, "cdcca", whose value is a string: a second JSON object, keys sorted, no spaces, ASCII. It
-has at least "kind" (a string) and "version" (a positive whole number); everything else in it is
-the business of the format of that kind. (One key, because safetensors libraries write several keys
-in random order.)
+one key, "cdcca" (safetensors libraries write several keys in random order), whose value is a
+string: a second JSON object, keys sorted, no spaces, ASCII. It has at least "kind" (a string) and
+"version" (a positive whole number); the rest is defined by the format of that kind.
 
 D is one of F32 F16 I8 U8 I32 I64 U16. A writer stores tensors in ascending order of their names; a
 reader accepts any order, but together they must cover the bytes exactly, without hole or overlap,
-and each range must be as long as its shape and dtype say. A record says where it ends, so records
-can follow each other in a stream with nothing between them.
+and each range must be as long as its shape and dtype say. Records can follow each other in a stream
+with nothing between them.
 
 A reader refuses: a header over 1 MiB or a record over 1 GiB (both are options), JSON that `text`
-does not read (duplicate keys, numbers that are not finite, deep nesting), more than 8 dimensions, a
-shape whose dimensions other than 0 multiply to more than 2^40, and anything cut short. It looks at
-`kind` and `version` before it looks at the tensors, so a newer format is called newer, not damaged.
-
-This module does not know what a kind means, and it never decompresses (`streams` does).
+refuses, more than 8 dimensions, a shape whose nonzero dimensions multiply to more than 2^40, and
+anything cut short. It checks `kind` and `version` before the tensors, so a newer format is called
+newer, not damaged.
 """
 
 import json
@@ -64,18 +61,12 @@ class CutShort(BadData):
 
 @dataclass(frozen=True)
 class Record:
-    """What was read: arrays by name (little-endian, aligned, writable), header, size in bytes.
-
-    head: its first 8 + H bytes.
-    """
+    """Arrays (little-endian, aligned, writable), header, size in bytes; head: 8 + H bytes."""
 
     tensors: dict[str, np.ndarray]
     header: dict[str, Any]
     num_bytes: int = 0
     head: bytes = b""
-
-
-# ---------------------------------------------------------------- writing
 
 
 def dump_json(value: object) -> str:
@@ -116,9 +107,6 @@ def write_record(
     return len(head) + sum(array.nbytes for array in tensors.values())
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_record(
     stream: BinaryIO,
     *,
@@ -126,9 +114,9 @@ def read_record(
     limits: Limits = DEFAULT_LIMITS,
     where: str = "input",
 ) -> Record | None:
-    """Read the next record, or None at the end of the stream. BadData, NewerFormat.
+    """The next record, or None at the end of the stream. BadData, NewerFormat.
 
-    Args: kinds: the kinds that are expected, each with the newest version that is read; None: any.
+    kinds: the kinds that are expected, each with the newest version that is read; None: any.
     """
     head = read_head(stream, limits=limits, where=where)
     if head is None:
@@ -287,8 +275,6 @@ def _check_table(
     return slots, reached
 
 
-# ---------------------------------------------------------------- a header's fields
-
 T = TypeVar("T")
 
 
@@ -301,16 +287,11 @@ def field(header: Mapping[str, Any], name: str, kind: type[T], where: str) -> T:
 def fields(
     data: object, hints: Mapping[str, Any], where: str, *, exact: bool = True
 ) -> dict[str, Any]:
-    """The fields of an object, each of the type that its hint names.
+    """The fields of an object, each of the type in `hints`. Raises: BadData.
 
-    A whole number is a float too, a boolean is neither, and a float is finite. A text is one that
-    UTF-8 can hold.
-
-    Args:
-        hints: by key: str, int, float, list or dict, a list or tuple of one of these, a Literal of
-            strings, or one of these or None.
-        exact: whether to refuse keys that have no hint and to require those that have one.
-    Raises: BadData.
+    A whole number is a float too, a boolean is neither; floats are finite, and texts fit in UTF-8.
+    hints: str, int, float, list, dict, a list or tuple of one of these, a Literal of strings, or
+    one of these or None. exact: refuse keys that have no hint and require those that have one.
     """
     if not isinstance(data, dict):
         raise BadData(f"{where}: expected an object, found {_found(data)}")

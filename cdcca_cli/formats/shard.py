@@ -1,8 +1,8 @@
 """The token stream (the uplink), version 1: one record per frame, of its uncertain tokens.
 
-A stream is any number of parts end to end (`cat a.tokens b.tokens` is a stream). A part is zero or
-more shard records and one end record; both are records as in `records`. Nothing may follow
-the last end record but another part, and a stream has at least one part.
+A stream is one or more parts end to end (`cat a.tokens b.tokens` is a stream). A part is zero or
+more shard records and one end record (`records`). Only another part may follow an end record. A
+shard carries no labels and no pixels.
 
 Shard record. Header, all keys always present:
 
@@ -25,15 +25,12 @@ Tensors, with N kept tokens (1 <= N <= num_tokens) of C channels:
                         num_tokens, strictly ascending, each < num_tokens
     scores      (N,)    F32, finite: why the token was kept (larger is more uncertain)
 
-A token's value is the stored number, or for bits 8 the product tokens[n, c] * scales[n] in
-float32, where the writer took scales[n] = max_c |x[n, c]| / 127 in float32 and rounded x / scale
-to the nearest whole number, halves to even (an all-zero token has scale 0). So the error of a
-value is at most half a scale. All values are finite.
+A token's value is the stored number, or for bits 8 the product tokens[n, c] * scales[n] in float32,
+where the writer took scales[n] = max_c |x[n, c]| / 127 in float32 and rounded x / scale to the
+nearest whole number, halves to even (an all-zero token has scale 0). The error is at most half
+a scale. All values are finite.
 
-End record. Header {"count": number of shard records in this part, "kind": "end", "version": 1}; no
-tensors.
-
-A shard carries no labels and no pixels. `streams` undoes zstd.
+End record. No tensors. Header {"count": shard records in this part, "kind": "end", "version": 1}.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,9 +89,6 @@ _HEADER = records.HEAD | {name: _SHARD[name] for name in _COPIED} | {"asks": lis
 _QUESTION = get_type_hints(Question)
 
 
-# ---------------------------------------------------------------- writing
-
-
 def quantize_absmax(tokens_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """8-bit codes (N, C) int8 and scales (N,) float32 = max_c |x_nc| / 127 (halves to even)."""
     scales_N = (np.abs(tokens_NC).max(axis=1) / np.float32(_LARGEST)).astype(np.float32)
@@ -142,16 +136,16 @@ def write_shard(out: Writable, shard: Shard) -> int:
         "num_tokens": int(shard.num_tokens),
         "asks": [asdict(question) for question in shard.questions],
     }
-    # What we would not read, we do not write.
+    # Never write what the reader would refuse.
     _decode(records.Record(tensors, header), "the shard")
     return records.write_record(out, tensors, header)
 
 
 @contextmanager
 def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
-    """Write shards, then the end record; not after an exception, so a reader refuses the rest.
+    """Yield a function that writes one shard and returns its bytes; then write the end record.
 
-    Yields: a function that writes one shard and returns its bytes.
+    After an exception there is no end record, so a reader refuses what was written.
     """
     count = 0
 
@@ -165,9 +159,6 @@ def writer(out: Writable) -> Iterator[Callable[[Shard], int]]:
     records.write_record(out, {}, {"kind": "end", "version": VERSION, "count": count})
 
 
-# ---------------------------------------------------------------- reading
-
-
 class NotFinite(BadData):
     """A record whose only fault is that the tower's tokens or scores are not finite."""
 
@@ -179,12 +170,10 @@ def read_shards(
     limits: records.Limits = LIMITS,
     refused: Callable[[NotFinite], object] | None = None,
 ) -> Iterator[Shard]:
-    """Shards one after the other, each checked; memory holds one.
+    """Shards one after the other, each checked. BadData, NewerFormat.
 
-    Args:
-        refused: called with the error for each shard whose tokens or scores are not finite, which
-            is then left out; None: such a shard is an error.
-    Raises: BadData for anything that the module's docstring does not allow, NewerFormat.
+    refused: called with the error for each shard whose tokens or scores are not finite, which is
+    then left out; None: such a shard is an error.
     """
     count = total = 0
     ended = False
@@ -256,7 +245,7 @@ def _decode(record: records.Record, where: str) -> Shard:
         positions=positions_N.astype(np.int32),
         questions=[_decode_question(question, where) for question in found["asks"]],
         num_bytes=record.num_bytes,
-        # Last: what is NotFinite is sound in all else.
+        # Checked last, because NotFinite promises that all else is sound.
         tokens=_decode_tokens(record.tensors, where),
         scores=_finite(record.tensors["scores"], "scores", where),
     )
@@ -289,9 +278,6 @@ def _decode_question(data: object, where: str) -> Question:
     if question.entropy is not None and question.entropy < 0:
         raise BadData(f"{where}: an entropy of {question.entropy}")
     return question
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 def shard_bytes(shard: Shard) -> dict[str, int]:

@@ -13,11 +13,9 @@ A trust list says which public keys a device trusts, and how many of them an upd
                 `records.dump_json` writes it
 
 A signature is {"key": a key as above, "signature": 128 lower-case hexadecimal digits}, Ed25519 as
-in RFC 8032. Signatures are in ascending order of their keys, each key once, 256 at most. A reader
-refuses a list or an update that it would not write again byte for byte, and one whose record has a
-header of more than 256 KiB.
-
-Nothing is verified here (`downlink.verify` does), and no cryptography is imported.
+in RFC 8032; at most 256, in ascending order of their keys, each key once. A reader refuses a list
+or an update that it would not write again byte for byte, or with a header of more than 256 KiB.
+Signatures are verified in `downlink.verify`, not here.
 """
 
 import re
@@ -148,10 +146,7 @@ def read_signatures(header: Mapping[str, Any], where: str) -> tuple[Signature, .
 
 
 def read_strict_record(stream: BinaryIO, kinds: Mapping[str, int], where: str) -> records.Record:
-    """The one record of a file, refused unless a writer would give the same bytes.
-
-    Raises: BadData, NewerFormat.
-    """
+    """The one record of a file, if a writer would give the same bytes. BadData, NewerFormat."""
     record = records.read_only_record(stream, kinds, limits=LIMITS, where=where)
     if records.encode_header(record.tensors, record.header) != record.head:
         raise BadData(f"{where}: not written as cdcca writes it: it is damaged, fetch it again")

@@ -19,8 +19,8 @@ always present:
                 `records.dump_json` writes it
 
 Whole numbers are below 2**53, the record's header is 256 KiB at most. Nothing may follow the
-record, and a reader refuses what it would not write again byte for byte. An update names no
-tensors: their names and shapes are those of the base.
+record, and a reader refuses what it would not write again byte for byte. The names and shapes of
+the tensors are those of the base.
 
 Version 1 is read as well. It has no `signed` and no `signatures`; its header holds base, target,
 sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
@@ -28,8 +28,7 @@ sequence, codec, num_parameters, payload_bytes and payload_sha256 as above, and
     bits        list of whole numbers, 0 to 32: bits of each tensor, in ascending order of the
                 base overlay's names; here it is coding["bits"]
 
-This module knows no codec and checks no signature: `envelope_of` stops before the signatures are
-verified (`downlink.verify`), and `Envelope.open` continues.
+`downlink.verify` checks signatures, between `envelope_of` and `Envelope.open`.
 """
 
 import hashlib

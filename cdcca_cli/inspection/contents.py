@@ -252,10 +252,7 @@ def _header_bytes(header: dict[str, Any]) -> dict[str, int]:
 
 
 def weights(stream: BinaryIO, where: str) -> Summary:
-    """The header of a safetensors file, without its tensors.
-
-    Raises: BadData for a header that the safetensors library would not have written.
-    """
+    """The header of a safetensors file, without its tensors. BadData if it is not sound."""
     head = stream.read(8)
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     if not 2 <= length <= WEIGHTS_HEADER_BYTES:

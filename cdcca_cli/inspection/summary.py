@@ -10,10 +10,7 @@ _MOST_NAMES = 1000  # different domains, towers or models that are counted separ
 
 @dataclass
 class Summary:
-    """What is in a file or folder. The ledger's bytes add up to the length of the content.
-
-    rest: what a reader of a stream calls the bytes that its ledger has no name for.
-    """
+    """What is in a file or folder. The ledger adds up to its length; `rest` names what is left."""
 
     kind: str
     facts: dict[str, Any] = field(default_factory=dict)
