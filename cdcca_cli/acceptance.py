@@ -1,14 +1,12 @@
 """The acceptance test: labelled frames decide whether a device takes an update.
 
-A device that has labelled frames of its own, a validation set, answers them without the update and
-with it, and refuses an update that lowers the score.
+A device that has a validation set of its own answers it without the update and with it, and refuses
+an update that lowers the score.
 
-- Every check of the channel (`receiver`) comes first. Then the frames are read, and the model is
-  loaded last. A trust list and the update that the device already has are not tested.
-- The score with the device's current overlay is compared with that of the overlay that the update
-  leads to, over the questions that the metric scores. The update is refused if the score drops by
-  more than the tolerance. The interval of the difference is reported but does not decide. An update
-  that makes the model's outputs not finite is refused, whatever the tolerance.
+- The checks of the channel (`receiver`) come first, and the model is loaded last. A trust list and
+  the update that the device already has are not tested.
+- The update is refused if the score drops by more than the tolerance (the interval of the
+  difference does not decide), or if the model's outputs are no longer finite.
 - The folder is not locked while the model answers. Afterwards the update goes through every check
   again under the lock, and it is installed only if the device still has the overlay that it was
   tested against (else 78).
@@ -122,11 +120,7 @@ def receive(
     unsigned: bool = False,
     clock: Clock = time.time,
 ) -> Applied | Rotated | Accepted:
-    """As `receiver.receive`, but an update that lowers the device's score is refused.
-
-    Raises: also MadeWorse, and what reading the validation set, loading the model and reading the
-        images raise; the folder is left unchanged.
-    """
+    """As `receiver.receive`, but refuses an update that lowers the score (MadeWorse, no change)."""
     found = receiver.read(device, stream, where=where, unsigned=unsigned)
     if isinstance(found, TrustList):
         return receiver.rotate(device, found, dry_run=dry_run, unsigned=unsigned)
@@ -176,11 +170,7 @@ def measure(
 
 
 def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str]:
-    """The labelled frames, and the metric that they are scored by.
-
-    Raises: as `read_validation_set`; BadData if no metric can be scored, SettingError if the named
-        one cannot.
-    """
+    """The labelled frames, and the metric that they are scored by."""
     assert settings.validation is not None, "the command tests only with a validation set"
     validation = read_validation_set(settings.validation, settings.images)
     questions = [reference.question for reference in validation.references.values()]

@@ -1,8 +1,7 @@
 """`cdcca demo`: Algorithm 1 on the shipped pair of models.
 
-`assets/frames` holds three sets of frames: `stream` (target domain, which the device adapts to),
-`heldout` (target domain, never sent: what the table shows) and `source` (the domain that must not
-be forgotten). Their labels are used for scores only.
+`assets/frames` holds `stream` (target domain, which the device adapts to), `heldout` (target
+domain, never sent: what the table shows) and `source` (the domain that must not be forgotten).
 """
 
 import shutil
@@ -48,10 +47,7 @@ def sentences(history: History) -> list[str]:
 
 
 def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> History:
-    """Run rounds from a new device and mirror of the shipped student.
-
-    Args: keep: the folder for the files of every round; None: a temporary one.
-    """
+    """Run rounds from a new device and mirror of the shipped student, with files in `keep`."""
     with tempfile.TemporaryDirectory(prefix="cdcca-") as temporary:
         path = Path(temporary) if keep is None else keep
         work = Work(path)

@@ -1,7 +1,6 @@
 """The results of the rounds: scores before and after each, as a table, in words, as JSON.
 
-Scores are kept by name for several probes (sets of labelled frames); the table shows the main one.
-Differences are paired: both sides are scored on the same draws of frames (`scoring.statistics`).
+Probes are sets of labelled frames. Differences are paired by frame (`scoring.statistics`).
 """
 
 from collections.abc import Iterator
@@ -66,10 +65,7 @@ class Round:
 
 @dataclass
 class History:
-    """Scores of each probe at each point: source only first, then after each round.
-
-    main: the probe that the table shows.
-    """
+    """Scores of each probe, source only first, then after each round; the table shows `main`."""
 
     main: str
     scores: dict[str, list[Scores]] = field(default_factory=dict)

@@ -3,10 +3,8 @@
     repeat: the device answers the frames and samples (U); the cloud distils (K) and compresses (C);
             device and mirror apply the update
 
-Each round leaves its files in a folder of its own (`predictions.jsonl`, `uplink.tokens`,
-`adaptation.safetensors`, `update.cdcca`), the same as the stages write. The rounds have converged
-when the 95 % interval of the gain on the held-out part of the uplink reaches zero. Labels of the
-frames are not used for training; predictions are scored against them for the report.
+Each round leaves the files of its stages in a folder of its own. The rounds have converged when the
+95 % interval of the gain on the held-out part of the uplink reaches zero. No label is trained on.
 """
 
 import re
@@ -100,11 +98,7 @@ class Cycle:
         work: Work,
         on: Runtime,
     ) -> None:
-        """Load both models.
-
-        Args: mirror: None: a copy of the device in the work folder.
-        Raises: BadData if device and mirror do not hold the same overlay, and what `load` raises.
-        """
+        """Load both models. mirror: None for a copy of the device in the work folder."""
         if mirror is not None:
             _check_alike(device, mirror)
         signed = replace(settings.compress, num_signatures=len(settings.keys))
@@ -189,7 +183,6 @@ class Cycle:
         return adaptation
 
     def _compress(self, adaptation: Adaptation) -> tuple[int, Update]:
-        """The number of bytes of the update, and the update, signed."""
         held_out, alpha = adaptation.held_out, self.mirror.lora.alpha
         size = self.settings.distill.batch_size
         loss = None if held_out is None else HeldOutLoss(self.student, held_out, alpha, size)
@@ -200,10 +193,7 @@ class Cycle:
 
 
 def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
-    """Run rounds until one shows no gain on its held-out part, or `most` of them.
-
-    Args: probe: labelled frames to score before the first round and after each.
-    """
+    """Run at most `most` rounds, until one shows no gain; score `probe` before and after each."""
     history = History("probe")
     if probe is not None:
         history.add("probe", cycle.score(probe, "source only"))

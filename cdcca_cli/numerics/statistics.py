@@ -24,10 +24,7 @@ class Interval(NamedTuple):
 def resampled_totals(
     rows_UK: Floats, generator: np.random.Generator, resamples: int
 ) -> Iterator[Floats]:
-    """Column totals of `resamples` draws of U units with replacement, in chunks (S', K).
-
-    The draws are those of `generator.integers(U, size=(resamples, U))`.
-    """
+    """Column totals of `resamples` draws of U units with replacement, in chunks (S', K)."""
     units = len(rows_UK)
     at_once = max(1, DRAWS_AT_ONCE // units)
     for start in range(0, resamples, at_once):

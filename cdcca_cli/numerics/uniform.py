@@ -7,8 +7,7 @@ training saw. Everything is in float32, elementwise:
     delta' = float32(code) * step   one multiplication; never shrunk towards zero
 
 A step is a float32 that is finite and normal (at least 2^-126), so no product is subnormal and no
-machine flushes one to zero; codes are within +-2^24, so their float32 is exact. Entropy is of order
-0: the cost for a coder that knows only how often each code occurs.
+machine flushes one to zero; codes are within +-2^24, so their float32 is exact.
 """
 
 import numpy as np
@@ -77,12 +76,8 @@ def entropy_bits(codes: NDArray[np.integer]) -> float:
 def step_for_bits(delta: NDArray[np.floating], bits: float) -> np.float32:
     """The finest step at which the codes' entropy is at most `bits`, to a ten-thousandth of a bit.
 
-    By bisection on the logarithm of the step. The result never exceeds `bits`. It is 2^-22 of the
-    largest value if even that step costs less.
-
-    Args: delta: every value that will be coded with the step, of any shape. bits: >= 0.
-    Returns: a sound step; 1 if all values are zero.
-    Raises: BadData if a value is not finite.
+    By bisection on the logarithm of the step, from 2^-22 of the largest value up; 1 if all values
+    are zero. Raises: BadData if a value is not finite.
     """
     values = np.asarray(delta, np.float32).ravel()
     largest = float(np.abs(values).max()) if values.size else 0.0

@@ -1,23 +1,21 @@
 """Answers by question id, read from cdcca's predictions or other tools' result files.
 
-- cdcca's predictions: JSON lines, one prediction each (`formats.predictions`).
+- cdcca's predictions: JSON lines (`formats.predictions`).
 - A-OKVQA's: one object {question_id: {"multiple_choice": text, "direct_answer": text}}, or a list
   of {"question_id", "multiple_choice", "direct_answer"}. A plain text instead of the inner object
   is a free answer, because it may not be one of the choices.
-- result lists: [{"question_id", "answer"}] as VQAv2's server takes them, [{"image_id", "caption"}]
-  as COCO's and nocaps' do; [{"question_id", "pred_ans"}] as LAVIS writes them.
+- Result lists: [{"question_id", "answer"}] (VQAv2's server), [{"image_id", "caption"}] (COCO,
+  nocaps) and [{"question_id", "pred_ans"}] (LAVIS).
 - JSON lines of such results; LLaVA's {"question_id", "text"}; lmms-eval's samples
   {"doc": {"question_id" or "image_id"}, "filtered_resps": [text]}. A question_id that is an image's
-  file name, as in coco_cap's samples, means the image id: its last digits (as lmms-eval has it).
+  file name, as in coco_cap's samples, is replaced by the image id in its last digits.
 - CSV with a column question_id and a column multiple_choice, direct_answer, answer, or a single one
   whose name ends in "answer"; or with the columns image_id and caption.
 
-JSON objects may also be spread over several lines, as `jq .` prints them, or follow each other on
-one line. The format is found from the content, never from the name.
-
-Several files count as one: an id that is answered twice alike is counted, and a choice in one file
-and a free answer in another are both kept. An id that is answered twice, differently, is refused,
-or its first answer is kept on request. Files are read one entry at a time.
+A JSON object may span several lines, and several may share one. The format is found from
+the content, never from the name. Several files count as one: a choice in one and a free answer in
+another are both kept, repeated equal answers count once, and different answers to one question are
+refused unless `keep_first` is set.
 """
 
 import csv
@@ -49,10 +47,9 @@ MAX_EMPTY_LINES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A free answer or caption, and the chosen text of a multiple choice; None where not given.
+    """A free answer or caption, and the chosen text of a multiple choice.
 
-    choices, choice_scores: the options as the model was given them and the summed log-likelihood
-        (nats) of each, from cdcca's predictions. Two answers that differ only here are alike.
+    choices, choice_scores: the model's options and the summed log-likelihood (nats) of each.
     """
 
     text: str | None = None
@@ -63,10 +60,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
-    """All answers by question id, and the ids that were repeated.
-
-    duplicates: with the same answer. conflicts: with another answer; the first was kept.
-    """
+    """All answers by question id, and the ids repeated with an equal or a different answer."""
 
     by_id: dict[str, Answer] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
@@ -122,8 +116,7 @@ def answers_of(given: Iterable[predictions.Prediction]) -> Iterator[tuple[str, A
 def read_answers(paths: Sequence[str | None], *, keep_first: bool = False) -> Answers:
     """All answers of some files; None and "-" are standard input.
 
-    keep_first: the first of different answers to one question counts, instead of refusing them.
-    Raises: BadData (65) naming file and entry; MissingInput (66); UsageError (2) for a terminal.
+    keep_first: keep the first of different answers to one question instead of refusing them.
     """
     answers = Answers()
     for path in paths:
@@ -166,8 +159,7 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
 def _first_object(line: bytes, opening: bytes) -> tuple[Mapping[str, Any], bool]:
     """The first JSON object of a file, {} if there is none, and whether it is one line.
 
-    A "v" is added if it looks like one of cdcca's predictions, also to a line that is broken or
-    longer than what was read.
+    A "v" is added to what looks like one of cdcca's predictions, even if the line is broken or cut.
     """
     if not line.startswith(b"{"):
         return {}, True

@@ -1,26 +1,24 @@
 """Continual learning: the effect of rounds of adaptation on every domain.
 
-The rounds i = 0..R are sets of predictions for the same questions: round 0 is the source-only
-model, round i the model after i rounds. R_ij is the score of round i on domain j of the references
-(one column `all` if they name none), x100; D is the number of domains. A round may name the domain
-that it adapted to (`fog=r1.jsonl`): first(j) and last(j) are the first and last round that names j.
+Rounds i = 0..R are predictions for the same questions; round 0 is the source-only model. R_ij is
+the score x100 of round i on domain j of D (one column `all` if the references name none). A round
+may name the domain that it adapted to (`fog=r1.jsonl`); first(j) and last(j) are the first and last
+round that names j.
 
-    average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC, A_i the row's average
+    average            A_i = 1/D sum_j R_ij; A = A_R is GEM's ACC
     forgetting         f_j = max_{i<R} R_ij - R_Rj, F = mean of f_j over the domains that the last
                        round does not name; needs R >= 1. Negative where a domain was never better
-    backward transfer  B = mean of R_Rj - R_{last(j),j} over the domains with last(j) < R: what
-                       later rounds did to what was learnt; needs names
-    forward transfer   W = mean of R_{first(j)-1,j} - R_0j over the domains with first(j) >= 2: what
-                       earlier rounds did to a domain before its own; needs names
+    backward transfer  B = mean of R_Rj - R_{last(j),j} over the domains with last(j) < R
+    forward transfer   W = mean of R_{first(j)-1,j} - R_0j over the domains with first(j) >= 2
 
 Average, backward and forward transfer are Lopez-Paz & Ranzato's (GEM, NeurIPS 2017, eq. 2-4), with
-the source-only model in the place of their untrained one as b; a round 0 that names a domain
-counts as having learnt it. Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3), in points.
+the source-only model as their b; a round 0 that names a domain counts as having learnt it.
+Forgetting is Chaudhry et al.'s (RWalk, ECCV 2018, eq. 3), in points.
 
-Intervals are 95 % percentile bootstrap over frames, paired: one draw of a domain's frames serves
-all rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a
-domain has fewer than two frames. A maximum of noisy scores is biased upwards: with many rounds and
-few frames there is forgetting without a cause.
+Intervals are 95 % percentile bootstrap over frames: one draw of a domain's frames serves all
+rounds, domains are drawn apart, and the maximum in f_j is that of each draw. None where a domain
+has fewer than two frames. A maximum of noisy scores is biased upwards: with many rounds and few
+frames, forgetting appears without a cause.
 
     {"metric": "da", "rounds": [{"round": 0, "adapted_to": null}, ...], "domains": ["fog", ...],
      "matrix": [[{"score", "interval", "n", "missing"}, ...], ...],          (a row a round)
@@ -28,8 +26,7 @@ few frames there is forgetting without a cause.
      "average": {"value", "interval"},
      "forgetting": {"value", "interval", "over": [domains], "domains": {name: {"value",
                     "interval"}}},
-     "backward_transfer": {"value", "interval", "over": [domains]},
-     "forward_transfer": the same,
+     "backward_transfer", "forward_transfer": {"value", "interval", "over": [domains]},
      "left_out": {"forward_transfer": reason}}
 """
 
@@ -168,10 +165,8 @@ def of_scores(
 ) -> Continual:
     """The effect of the rounds, from their scores over the same questions.
 
-    Args: scored: one or more, the source-only model's first. names: the domain that each adapted
-        to, or None.
-    Raises: BadData (65) if a round was not scored by this metric, or over other questions than the
-        first.
+    scored: the source-only model's first. names: the domain that each adapted to, or None.
+    Raises: BadData (65) if a round was not scored by this metric or over the same questions.
     """
     found = [_columns(one, metric, number) for number, one in enumerate(scored)]
     order = _order(found[0], names)
@@ -203,7 +198,6 @@ def of_scores(
 def _transfers(
     score_at: "_Resampled", order: list[str], names: Sequence[str | None], left_out: dict[str, str]
 ) -> dict[str, Estimate]:
-    """Backward and forward transfer, or why not."""
     unnamed = [number for number, name in enumerate(names) if number and name not in order]
     if unnamed:
         name = names[unnamed[0]]

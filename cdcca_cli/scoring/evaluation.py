@@ -18,8 +18,7 @@ from cdcca_cli.scoring.settings import EvaluationSettings
 def evaluate(settings: EvaluationSettings) -> Report:
     """Score predictions, compare them, follow rounds, and account for the link.
 
-    Raises: BadData (65), MissingInput (66), Unavailable (69); UsageError (2) for settings or files
-        that do not go together, or nothing to do.
+    Raises: BadData (65), MissingInput (66), Unavailable (69), UsageError (2).
     """
     has_link = bool(settings.uplink or settings.downlink or settings.raw)
     if settings.link is not None and not has_link:
@@ -122,9 +121,6 @@ def _of_predicted_splits(
         "predictions belong to"
     )
     return kept
-
-
-# ---------------------------------------------------------------- notes on stderr
 
 
 def _print_notes(report: Report) -> None:

@@ -1,6 +1,4 @@
-"""Each metric's addends for each question or image: `scores` adds them up and resamples them.
-
-`counts_for` decides which questions a metric scores. Captions are tokenised once, for all metrics.
+"""Each metric's addends for each question or image, which `scores` adds up and resamples.
 
 A questions or images, S resamples, K columns.
 """
@@ -65,8 +63,8 @@ class Addends:
     """What a metric adds up over questions.
 
     rows_AK: each question's addends. total: from totals (S, K) to scores (S,), x100. each_A: each
-    question's own score, x100; None where single questions have none (BLEU). offset: by how many
-    points the score is above `total` of the addends (METEOR's, which is not its images' mean).
+    question's own score, x100; None for BLEU. offset: points to add to the score of the addends
+    (METEOR's corpus score is not its images' mean).
     """
 
     rows_AK: Floats
@@ -79,7 +77,6 @@ class Addends:
 class Measures:
     """The metrics of one set of answers; what several of them share is computed once.
 
-    pairs: every question with its answer, by id. answered_only: only answered questions count.
     free_choice: a free answer counts as the chosen text if there is no other.
     """
 

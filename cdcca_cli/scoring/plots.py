@@ -1,20 +1,16 @@
-"""Pictures of a report: rounds, gains, bytes against score; PNG, SVG or PDF.
+"""Pictures of a report's JSON object (`scoring.report`) by matplotlib, as PNG, SVG or PDF.
 
-Drawn with matplotlib (`pip install 'cdcca[plot]'`) from the report's own JSON object
-(`scoring.report`). What it holds decides what is drawn, one row of panels under the other, for the
-task's headline metrics (all metrics, if it has none of those):
+One row of panels under the other, for the task's headline metrics, or for all if it has none:
 
     rounds   the score of each domain after each round, and their average
     gains    the difference to the other predictions, over everything, by domain, by kind of
-             question; the marker is filled where the interval leaves out 0
-    bytes    the score against the bytes it took: cumulated over the rounds where there is one token
-             stream or update for each, else one point for each direction, with the other
-             predictions' score as a line
-    link     what went over the link, and what the frames themselves would take
-    scores   score of each group, where none of the first three can be drawn
+             question; the marker is filled where the interval excludes 0
+    bytes    the score against the bytes it took: cumulated over the rounds if there is one file for
+             each, else one point for each direction, with the other predictions' score as a line
+    link     bytes over the link, and of the frames themselves
+    scores   the score of each group, where none of the first three can be drawn
 
-Intervals are 95 %. Colours are Okabe and Ito's, with a marker and a word for each. In SVG text
-stays text. Nothing is computed here.
+Intervals are 95 %. Colours are Okabe and Ito's. Nothing is computed here.
 """
 
 import io
@@ -70,10 +66,7 @@ class Panel:
 
 
 def check(path: str | Path) -> str:
-    """The format that a file's name ends in, checked before anything is scored.
-
-    Raises: SettingError (2) if it is none of FORMATS; Unavailable (69) without matplotlib.
-    """
+    """The format that a file's name ends in. Raises: SettingError (2), Unavailable (69)."""
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise SettingError("plot", "expected a file name that ends in .png, .svg or .pdf", path)
@@ -85,10 +78,7 @@ def check(path: str | Path) -> str:
 
 
 def draw(report: Mapping[str, Any], path: str | Path) -> None:
-    """Draw a report to a file, in the format of its name; the same report gives the same bytes.
-
-    Raises: as `check`; SettingError (2) if there is nothing to draw; CannotWrite (73).
-    """
+    """Draw a report to a file; the same report gives the same bytes. Raises: as `check`."""
     form = check(path)
     rows = [row for row in panels(report) if row]
     if not rows:
@@ -136,9 +126,6 @@ def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
         picture = io.BytesIO()
         figure.savefig(picture, format=form, dpi=150, metadata=_DATES.get(form))
     return picture.getvalue()
-
-
-# ---------------------------------------------------------------- rounds
 
 
 @dataclass(frozen=True)
@@ -211,9 +198,6 @@ def _round_label(one: Mapping[str, Any]) -> str:
     return label if one["adapted_to"] is None else f"{label}\n{_short(one['adapted_to'])}"
 
 
-# ---------------------------------------------------------------- gains and scores
-
-
 def _forest_panel(metric: str, found: Mapping[str, Any], key: str) -> Panel:
     """One row for each group, the first on top: a point, its interval, and both as words."""
     title, unit, form = _title(metric), f"{_title(metric)} x100", "{:.1f}"
@@ -267,9 +251,6 @@ def _words(entry: Mapping[str, Any], key: str, form: str) -> str:
     if entry["interval"] is not None:
         words += " ({} to {})".format(*(form.format(end) for end in entry["interval"]))
     return words.replace("-", "\N{MINUS SIGN}") + f", n = {entry['n']:,}"
-
-
-# ---------------------------------------------------------------- bytes
 
 
 def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) -> Panel:
@@ -359,13 +340,9 @@ def _link_panel(link: Mapping[str, Any]) -> Panel:
     return Panel(0.95 + 0.22 * len(rows), draw)
 
 
-# ---------------------------------------------------------------- axes and words
-
-
 def _label_rows(
     axes: "Axes", places: Sequence[float], names: Sequence[str], words: Sequence[str]
 ) -> None:
-    """Rows from top to bottom, with a name at the left and words at the right."""
     axes.set_yticks(places, names)
     axes.set_ylim(places[-1] + 0.5, -0.5)
     right = axes.secondary_yaxis("right")

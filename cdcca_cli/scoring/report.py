@@ -16,13 +16,12 @@
      "test": {"permutations": 10000, "unit": "frame"},
      "rounds": {"da": {...}}, "link": {...}}
 
-Scores are x100; `against` has those of the other predictions. `difference` is that of the two
-scores, for METEOR that of the images' means (`tasks`). `interval` is the 95 % bootstrap interval
-over frames, null for fewer than two. `p` is that of a two-sided permutation test (`statistics`).
-`better`, `worse` and `same` count questions or images, null for BLEU, which single images do not
-have. `split` is the published split that is as large as the references; `odd` is what is unexpected
-about their size. `remapped` is there with multiple choice, `tokenizer` and `not_scored` with
-captions, `rounds` (see `continual`, by metric) and `link` (see `link.ledger`) on request.
+Scores are x100; `against` has those of the other predictions. `difference` is between the scores,
+for METEOR between the images' means. `interval` is the 95 % bootstrap interval over frames, null
+for fewer than two. `p` is that of a two-sided permutation test. `better`, `worse` and `same` count
+questions or images, null for BLEU. `split` is the published split that is as large as the
+references; `odd` is what is unexpected about their size. `remapped` comes with multiple choice,
+`tokenizer` and `not_scored` with captions, `rounds` (`continual`) and `link` on request.
 """
 
 import json
@@ -123,10 +122,7 @@ class Report:
         return differences
 
     def deliver(self, output: str | None, *, as_json: bool, plot: str | None = None) -> None:
-        """The JSON object to a file, or to stdout unless that is a terminal and gets tables.
-
-        plot: also draw it to this file. Raises: as `plots.draw`.
-        """
+        """Write the JSON object to a file or stdout, or show tables on a terminal; draw `plot`."""
         if output is not None:
             with streams.text_output(output) as out:
                 out.write(json.dumps(self.as_json(), allow_nan=False) + "\n")
@@ -202,10 +198,7 @@ class Report:
         return rows
 
     def require(self, marks: Mapping[str, float]) -> None:
-        """BelowMark (3) naming every score that is below its mark, or was not scored.
-
-        Raises: SettingError (2) for a mark that could mean a domain or a kind.
-        """
+        """Raises: BelowMark (3) for scores below a mark or missing; SettingError if ambiguous."""
         faults = []
         for name, mark in marks.items():
             value = self._marked(name)

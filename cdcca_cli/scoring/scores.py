@@ -1,8 +1,8 @@
-"""From references and answers to scores, over everything and over groups, alone and compared.
+"""Scores of answers against references, over everything and over groups, alone and compared.
 
-A missing prediction counts as wrong and is counted; a metric without any prediction is left out and
-named. `all` pools everything (nocaps calls it entire); `mean` is the unweighted mean of nocaps'
-three domains. CIDEr's document frequencies are held fixed in its intervals and differences.
+A missing prediction counts as wrong; a metric without any prediction is left out and named. `mean`
+is the unweighted mean of nocaps' three domains. CIDEr's document frequencies are held fixed in its
+intervals and differences.
 
 A questions or images, U units (frames), K columns.
 """
@@ -40,9 +40,9 @@ MEAN = "mean_of_domains"
 class Score:
     """One metric over one group. `value` and `interval` are x100; `num_missing` counts as wrong.
 
-    each_A: the value of each question or image, x100, in the order of their ids; None where single
-    ones have none (BLEU). offset: how far `value` and `interval` are above those of the sample
-    (METEOR's corpus score above its images' mean); comparisons of two scores leave it out.
+    each_A: the value of each question or image, x100, in the order of their ids; None for BLEU.
+    offset: points by which `value` and `interval` exceed those of the sample (METEOR's corpus score
+    and its images' mean); comparisons of two scores leave it out.
     """
 
     metric: str
@@ -76,10 +76,9 @@ class Score:
 class Scores:
     """Every score of one set of predictions.
 
-    left_out: metrics that the references allow but no prediction answers, with their questions.
-    not_scored: caption metrics that were not scored, with what they need. num_not_choices: chosen
-    texts that are not among the choices. num_remapped: answers that were replaced by the choice of
-    highest score.
+    left_out: metrics that no prediction answers, with their numbers of questions. not_scored:
+    caption metrics, with what they need. num_not_choices: chosen texts that are not among the
+    choices. num_remapped: answers that were replaced by the choice of highest score.
     """
 
     task: str = "manifest"
@@ -108,13 +107,10 @@ def score(
 ) -> Scores:
     """Score answers against references: over everything, by domain and by kind of question.
 
-    task, answered_only, tokenizer, seed: as in `EvaluationSettings`. metrics: instead of the task's
-    own; if `mc` is among them, a free answer is a chosen text where there is no other. intervals:
-    False leaves them out.
-
-    Raises: BadData (65) if no answer belongs to these references, or there is none; SettingError
-        (2) for a task or metric that has nothing to score in these references; Unavailable (69) if
-        Java is needed and not installed.
+    metrics: instead of the task's own; with `mc` among them, a free answer is a chosen text where
+        there is no other.
+    Raises: BadData (65) if no answer belongs to these references; SettingError (2) if they hold
+        nothing that a task or metric scores; Unavailable (69) if Java is needed and not installed.
     """
     chosen = task or tasks.task_of(references)
     names = tasks.metrics_of(chosen, metrics, with_java=tokenizer == "java")
@@ -168,9 +164,7 @@ def compare(
 ) -> dict[Key, Difference]:
     """ours - theirs for every score that both have: 95 % interval, p-value, what changed.
 
-    Both must have been scored over the same questions: give `score` the same references, and with
-    `answered_only` only the answers that both sides have (`in_common`). permutations: 0 for no
-    p-values.
+    Both must be over the same questions (`in_common`). permutations: 0 for no p-values.
     """
     known = {other.key: other for other in theirs.scores}
     pairs = [(one, known[one.key]) for one in ours.scores if one.key in known]
@@ -201,10 +195,7 @@ def in_common(
 
 @dataclass(frozen=True)
 class _Metric:
-    """One metric of one set of answers, to be scored over groups.
-
-    shared: of each group, the addends of questions and frames; BLEU-1 to BLEU-4 have the same ones.
-    """
+    """One metric of some answers. shared: each group's addends, the same ones for all of BLEU."""
 
     name: str
     questions: Questions
@@ -237,8 +228,7 @@ class _Metric:
         return self._score(by, group, sample, members, each)
 
     def _mean(self, parts: list[Indices]) -> Score:
-        """Each part's addends in columns of their own, so that the score of totals is a mean of
-        scores, and frames are drawn and swapped as for everything."""
+        """Each part's addends in columns of their own, so that the score of totals is a mean."""
         rows_AK = self.addends.rows_AK
         width = rows_AK.shape[1]
         wide = np.zeros((len(rows_AK), len(parts) * width))

@@ -25,7 +25,6 @@ def parse_marks(text: str) -> dict[str, float]:
     """Read `mc=50,cider.mean_of_domains=70`: a metric, or one over a group, and its mark.
 
     `da.domain.number` and `da.kind.number` distinguish a domain and a kind of the same name.
-    Raises: ValueError.
     """
     marks: dict[str, float] = {}
     for part in text.split(",") if text else ():
@@ -44,10 +43,7 @@ def parse_marks(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """The files of an evaluation, how predictions are scored, and how the link is accounted for.
-
-    `-` is standard input, which is also read for predictions if none are named.
-    """
+    """The settings of `cdcca eval`. `-` is standard input, the default for predictions."""
 
     predictions: tuple[str, ...] = setting((), "Prediction files (repeatable)")
     references: tuple[str, ...] = setting(

@@ -1,16 +1,13 @@
 """The uncertainty of scores: bootstrap intervals, alone and paired, and a permutation test.
 
-Every score here is a function of column totals over units (frames): a mean is sum / count, BLEU is
-a formula of counts. So a resample is a draw of U units with replacement, and all resamples together
-are one matrix of draw counts times the units' rows. Frames are drawn rather than questions, since
-the answers about one frame are not independent.
+Every score is a function of column totals over units (frames): a mean is sum / count, BLEU is a
+formula of counts. So all resamples together are one matrix of draw counts times the units' rows.
+Frames are drawn rather than questions, since the answers about one frame are not independent.
 
-Intervals are percentile intervals; there is none (None) for fewer than two units. The test of a
-paired difference swaps the two sides of each unit with probability 1/2: p = (1 + k) / (1 + P),
-where k of P swaps differ by at least as much as the sides themselves.
-
-Draws depend only on the seed and the number of units: an interval does not change with what else is
-scored.
+Intervals are percentile intervals, None for fewer than two units. The test of a paired difference
+swaps the two sides of each unit with probability 1/2: p = (1 + k) / (1 + P), where k of P swaps
+differ by at least as much as the sides themselves. Draws depend only on the seed and the number of
+units, so an interval does not change with what else is scored.
 
 U units, K columns, S resamples or swaps.
 """
@@ -35,10 +32,7 @@ SAME = 1e-9  # points by which equal scores may differ for the order of their su
 
 @dataclass(frozen=True)
 class Sample:
-    """What a score is made from.
-
-    rows_UK: each unit's addends. score: from totals (S, K) to scores (S,). n: questions or images.
-    """
+    """Each unit's addends, the function from totals (S, K) to scores (S,), and n questions."""
 
     rows_UK: Floats
     score: Callable[[Floats], Floats]
@@ -71,10 +65,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Difference:
-    """a - b over the same units, with its interval (None for fewer than two units).
-
-    p_value: two-sided; None for no unit. changes: None where single questions have no score (BLEU).
-    """
+    """a - b over the same units. p_value: two-sided. changes: None for BLEU."""
 
     value: float
     interval: Interval | None
@@ -119,10 +110,7 @@ def compare_all(
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
 ) -> list[Difference]:
-    """a - b of each pair with its 95 % interval and p-value (None for `permutations` of 0).
-
-    Row i of both must be the same unit. Raises ValueError if the numbers of units differ.
-    """
+    """a - b of each pair, whose rows must be the same units. permutations: 0 for no p-values."""
     for a, b in pairs:
         if a.units != b.units:
             raise ValueError(f"paired samples of {a.units} and {b.units} units")

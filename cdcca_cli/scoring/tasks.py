@@ -1,8 +1,7 @@
 """What each task scores: its metrics, what they mean, and how large its published splits are.
 
-The task is that of the references unless another is named. `da_all`, meteor and spice are scored
-only when they are named; meteor also where Java tokenises. A new task is one row of TASKS.
-Imports nothing heavy: `settings` reads these tables.
+`da_all`, meteor and spice are scored only when named, meteor also where Java tokenises. Imports
+nothing heavy: `settings` reads these tables.
 """
 
 from collections import Counter
@@ -99,8 +98,7 @@ class Task:
     """One task: its name for people, its metrics, and the sizes of its published splits.
 
     headlines: the metrics that papers compare, and that rounds are followed by. unit: what sizes
-    count. num_direct: a split's questions that count for direct answers. num_by_domain: a split's
-    images in each domain.
+    count. num_direct: a split's questions that count for direct answers.
     """
 
     title: str
@@ -168,10 +166,7 @@ def task_of(references: "Mapping[str, Reference]") -> str:
 
 
 def metrics_of(task: str, named: Sequence[str] | None, *, with_java: bool) -> tuple[str, ...]:
-    """The metrics to score, in METRICS' order: those named, or the task's own.
-
-    with_java: METEOR is one of the task's own.
-    """
+    """The metrics named, in METRICS' order, or the task's own, with METEOR if Java tokenises."""
     if named is not None:
         return tuple(name for name in METRICS if name in named)
     own = TASKS[task].metrics

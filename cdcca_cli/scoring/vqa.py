@@ -1,11 +1,9 @@
 """Visual question answering as A-OKVQA and VQAv2 count it, one value a question.
 
-A-OKVQA's official scores compare strings exactly: no lower-casing, no removal of punctuation or
-articles. `direct_answer_normalized` normalises as SQuAD does first, as some published systems do.
-
-VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py with its errors, since published numbers
-have them: answers that are all the same are compared as they are, at most 32 periods are removed,
-and the contractions of "I" are never written, because they are looked up after lower-casing.
+A-OKVQA's official scores compare strings exactly; `direct_answer_normalized` normalises as SQuAD
+does first. VQAv2's accuracy is that of GT-Vision-Lab/VQA vqaEval.py with its errors, since
+published numbers have them: answers that are all the same are compared as they are, at most 32
+periods are removed, and the contractions of "I" are never written (looked up in lower case).
 """
 
 import re
@@ -47,10 +45,7 @@ _CONTRACTIONS = {
 
 
 def multiple_choice(choice: str | None, choices: Sequence[str], correct_choice_idx: int) -> float:
-    """1.0 if the chosen text is the correct one's, else 0.0; None (no prediction) is wrong.
-
-    Source: allenai/aokvqa evaluation/eval_predictions.py, which compares the choice's string.
-    """
+    """1.0 for the text of the correct choice, else 0.0. Source: A-OKVQA's eval_predictions.py."""
     return float(choice == choices[correct_choice_idx])
 
 
@@ -59,13 +54,11 @@ def remapped(
     scored_choices: Sequence[str] | None,
     choice_scores: Sequence[float] | None,
 ) -> str | None:
-    """The choice that the model itself scores highest, the first of equals; None without scores.
+    """The choice that the model scores highest, the first of equals; None without scores.
 
     For answers that are none of the choices. A-OKVQA's own remap_predictions.py takes the choice
-    nearest in GloVe space instead, which needs 1 GB of word vectors.
-
-    Args: scored_choices: what the scores are for; if not one of them is a choice as it is written
-        (or None), the scores are taken to be in the order of the choices.
+    nearest in GloVe space instead, which needs 1 GB of word vectors. If none of `scored_choices` is
+    one of the choices, the scores are taken to be in the order of the choices.
     """
     if choice_scores is None:
         return None
@@ -79,16 +72,13 @@ def remapped(
 
 
 def direct_answer(answer: str | None, answers: Sequence[str]) -> float:
-    """min(1, matches / 3) over the human answers, in [0, 1]; None (no prediction) scores 0.
-
-    Source: allenai/aokvqa evaluation/eval_predictions.py, which leaves out difficult questions.
-    """
+    """min(1, matches / 3) of the human answers. Source: A-OKVQA's eval_predictions.py."""
     matches = sum(answer == human for human in answers)
     return min(1.0, matches / MATCHES_FOR_FULL_CREDIT)
 
 
 def direct_answer_normalized(answer: str | None, answers: Sequence[str]) -> float:
-    """`direct_answer` after `squad_normalized` of both sides; None (no prediction) scores 0."""
+    """`direct_answer` after `squad_normalized` of both sides."""
     if answer is None:
         return 0.0
     return direct_answer(squad_normalized(answer), [squad_normalized(human) for human in answers])
@@ -102,11 +92,7 @@ def squad_normalized(text: str) -> str:
 
 
 def vqav2_accuracy(answer: str | None, answers: Sequence[str]) -> float:
-    """Leave-one-out accuracy, in [0, 1]; None (no prediction) scores 0.
-
-    The mean over the human answers of min(1, matches among the others / 3): of ten answers 0, 0.3,
-    0.6, 0.9 and 1 for 0, 1, 2, 3 and more matches.
-    """
+    """Leave-one-out: the mean over human answers of min(1, matches among the others / 3)."""
     matches, count = _matches(answer, answers)
     own = min(1.0, (matches - 1) / MATCHES_FOR_FULL_CREDIT) if matches else 0.0
     rest = min(1.0, matches / MATCHES_FOR_FULL_CREDIT)

@@ -37,10 +37,7 @@ def version() -> str:
 
 
 def tokenize(captions: Sequence[str], jar: Path) -> list[str]:
-    """Each caption's tokens, lower-case, without punctuation, joined by single spaces.
-
-    Raises: Unavailable (69) if there is no Java, or the jar fails.
-    """
+    """Each caption's tokens, lower-case, without punctuation, joined by single spaces."""
     require("the java tokenizer", "install a Java runtime, or use `tokenizer` python")
     if not captions:
         return []

@@ -1,12 +1,11 @@
 """BLEU, CIDEr-D and ROUGE-L of captions; METEOR and SPICE where Java is.
 
-BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6 and take a quarter of its time: they use
-one sparse table of n-grams and a bit-parallel longest common subsequence. METEOR and SPICE are
-pycocoevalcap's own Java programs. Only this module imports it.
+BLEU, CIDEr-D and ROUGE-L equal pycocoevalcap 1.2 to 1e-6. METEOR and SPICE are pycocoevalcap's own
+Java programs. Only this module imports it.
 
 An empty caption has no n-grams: it scores 0 and counts in BLEU's lengths (ROUGE-L of an empty
 caption against an empty reference is 1, as in pycocoevalcap). CIDEr is in [0, 10], the others in
-[0, 1]. Degenerate captions of very common words still score in ROUGE-L ('a a a .' scores a third).
+[0, 1].
 
 U images, R references of all of them, S totals, P distinct (sentence, n-gram) pairs, G n-grams.
 """
@@ -42,10 +41,7 @@ JARS = {
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Tokenised captions and their references: one caption and one or more references an image.
-
-    Make one with `tokenised`.
-    """
+    """Tokenised captions, one for each image, and one or more references for each."""
 
     captions: list[str]
     references: list[list[str]]
@@ -123,9 +119,6 @@ def tokenised(
 
     tokenizer: "python" (`tokens`) or "java" (the jar that pycocoevalcap ships, whose tokens depend
     on the order of the captions, because it reads on into the next line).
-
-    Raises: Unavailable (69) for "java" where it cannot run, BadData (65) if an image has no
-        reference.
     """
     if tokenizer == "python":
         ours = [tokenize(caption) for caption in captions]
@@ -248,10 +241,7 @@ def rouge_l(corpus: Corpus) -> Floats:
 
 
 def meteor(corpus: Corpus) -> tuple[Floats, float]:
-    """METEOR 1.5: each image's, (U,), and the corpus score, which is not their mean; in [0, 1].
-
-    Raises: Unavailable (69) if Java or the jar is not there, or fails.
-    """
+    """METEOR 1.5: each image's, (U,), and the corpus score, not their mean; in [0, 1]."""
     java.require("METEOR", "install a Java runtime, or leave meteor out of `metrics`")
     shipped("meteor")
     if not len(corpus):
@@ -265,10 +255,7 @@ def meteor(corpus: Corpus) -> tuple[Floats, float]:
 def spice(corpus: Corpus) -> Floats:
     """SPICE 1.0's F measure of each image, (U,), in [0, 1]; the corpus score is their mean.
 
-    Needs Java 8 (1.8), because later ones refuse its cache, and models of 320 MB, which are not
-    downloaded here.
-
-    Raises: Unavailable (69) if Java 8 or the models are not there, or SPICE fails.
+    Needs Java 8, because later ones refuse its cache, and 320 MB of models, not downloaded here.
     """
     java.require("SPICE", "install Java 8, or leave spice out of `metrics`")
     if not (version := java.version()).startswith("1.8"):

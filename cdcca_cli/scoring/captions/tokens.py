@@ -3,29 +3,23 @@
 coco-caption runs `PTBTokenizer -preserveLines -lowerCase` and drops the PUNCTUATION below. Penn
 Treebank conventions: n't and the clitics ('s 'm 'd 're 've 'll) come off their word, abbreviations
 and acronyms keep their periods, hyphenated words, fractions, dates and times stay whole, brackets
-become -lrb- and the like, a space inside a token (5 3/4, a telephone number, a tag) is U+00A0.
+become -lrb- and the like, a space inside a token (5 3/4, a telephone number, a tag) is U+00A0. No
+library (NLTK, sacremoses, spaCy) has these tokens.
 
-It is a longest-match lexer, as the Java one is: at each place every rule that can begin there is
-tried, the one that reads furthest (with the context it asks for) wins, the earlier one on a tie.
-The class of characters outside ASCII was measured on the jar. A rule either takes what it reads or
-is not tried again within it, so time is linear in the length.
+It is a longest-match lexer, as the Java one is: of the rules that can begin at a place, the one
+that reads furthest (with the context it asks for) wins, the earlier one on a tie. A rule either
+takes what it reads or is not tried again within it, so time is linear in the length.
 
-Equal to the jar on all 25,014 human captions of COCO val2017 and 5,989 of two systems, and on the
-tests' hostile list but for what is listed there. The differences, each with its reason:
+Differences from the jar, each with its reason:
 
 - A caption is read alone, so that its tokens do not depend on the order of the captions; the jar
-  reads on into the next one. An initial that ends a caption ("plan B.") loses its period as it does
-  there before a caption that begins with "A" or "The", and "no." and "fig." do not look for a
-  number there.
+  reads on into the next one. An initial that ends a caption ("plan B.") loses its period, as there
+  before "A" or "The", and "no." and "fig." do not look for a number in the next caption.
 - Line ends other than a line feed (carriage return, U+0085, U+2028 ...) are spaces. The jar ends
   the line there, and every later caption of the corpus goes to the wrong image.
 - Letters and digits that Unicode has gained since the jar was made are kept. The jar deletes them.
 - Web and mail addresses end at every kind of space and at the second @ of a malformed one; the jar
   reads on through U+2003 or U+3000. A soft hyphen is no part of the file name after it.
-
-No library has these tokens: NLTK, sacremoses and spaCy differ on 0.2 to 11 % of the captions.
-
-This module does not run Java (`java` does).
 """
 
 import re
@@ -85,8 +79,7 @@ _QUOTES = str.maketrans({
 
 _DASHES = frozenset(("\x96", "\x97", "–", "—", "―", "&md;", "&mdash;", "&ndash;", "…"))
 
-# Abbreviations keep their period: most always, some only with their capital, some only before a
-# number.
+# Abbreviations keep their period: most always, some only capitalised, some only before a number.
 _ABBREVIATIONS = (
     r"ed\.d|ph\.d|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thurs?|thu|fri|"
     "ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mont|mo|neb|nev|okla|penn|"

@@ -7,15 +7,12 @@
     h264_crf23    libx264, crf 23, preset medium, yuv420p, one thread (so the same on any machine),
                   no container; all frames of one size in one stream, in their order
 
-x264's crf spends more bits on a frame that is shown longer. A video is coded at its own rate,
-images at ffmpeg's default of 25 frames a second. The frames that were sent are coded alone, at the
-same rate. yuv420p needs even sides: the last line of an odd one is repeated.
+A video is coded at its own rate, images at 25 frames a second: x264's crf spends more bits on a
+frame that is shown longer. The frames that were sent are coded alone, at the same rate. The last
+line of an odd side is repeated, for yuv420p. Without PyAV, H.264 is left out with the reason.
 
 All forms are at the frames' own size, and on request also at the size that the vision encoder sees,
 which is the fair comparison: whole frames resized to it (PIL, bicubic), not cropped.
-
-H.264 needs PyAV (`pip install 'cdcca[video]'`); without it, H.264 is left out with the reason.
-Neither time nor quality is measured.
 """
 
 import io
@@ -45,11 +42,10 @@ _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without importing PIL
 
 @dataclass
 class FrameBytes:
-    """Bytes by form, and "frames", their number.
+    """Bytes by form, and "frames", their number; `sent` of the frames whose tokens went up.
 
-    every: all frames; sent: those whose tokens went up. seen_every, seen_sent: at the encoder's
-    size. sizes: the number of different sizes, which is that of H.264 streams. left_out: forms that
-    could not be measured, with the reason; they are in none of the others.
+    seen_every, seen_sent: at the encoder's size. sizes: the number of different sizes, and so of
+    H.264 streams. left_out: forms that could not be measured, with the reason.
     """
 
     every: Counter[str] = field(default_factory=Counter)
@@ -71,10 +67,7 @@ def measure_frames(
     """Bytes by form of all frames, and of those whose id is in `sent`.
 
     Memory holds one image and one size's encoders; frames of another size than the first one's are
-    read a second time for H.264.
-
-    Args: encoder_size: width and height that the vision encoder sees.
-    Raises: as `datasets.load_image`.
+    read a second time for H.264. encoder_size: width and height.
     """
     known = [(frame, frame.id in sent) for frame in frames]
     rate = _rate(known[0][0], images_per_second) if known else images_per_second
@@ -117,7 +110,6 @@ def _stored_bytes(frames: Iterable[Frame]) -> int:
 
 
 def _add(image: "Image", is_sent: bool, every: Counter[str], sent: Counter[str]) -> None:
-    """Frames, raw pixels and stills."""
     sizes = {"frames": 1, "raw_rgb": 3 * image.width * image.height}
     for form in ("jpeg", "webp"):
         coded = io.BytesIO()
@@ -128,14 +120,10 @@ def _add(image: "Image", is_sent: bool, every: Counter[str], sent: Counter[str])
         sent.update(sizes)
 
 
-# ---------------------------------------------------------------- H.264
-
-
 class _Stream:
     """All frames of one size, and those of them that were sent, each as a stream of its own.
 
-    left_out: H.264's reason is put here when coding fails; with one, nothing is coded. is_partial:
-    whether the frames that were sent are some, neither none nor all.
+    left_out: gets the reason if coding fails. is_partial: some frames were sent, but not all.
     """
 
     def __init__(self, left_out: dict[str, str], rate: Fraction, is_partial: bool) -> None:
@@ -160,7 +148,6 @@ class _Stream:
             self._left_out[H264] = str(error)
 
     def finish(self, every: Counter[str], sent: Counter[str]) -> None:
-        """Add the streams' bytes."""
         if H264 in self._left_out or self._every is None:
             return
         try:

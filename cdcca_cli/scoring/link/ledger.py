@@ -15,11 +15,10 @@
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-Each is there on request only. The uplink's kinds of bytes are those of `shard.shard_bytes`, and
-`end` for end records; the downlink's are `payload` and `header`. They count the bytes of records;
-`stored_bytes` is what the link carries, which is less under zstd. Forms are those of `link.frames`;
-`times_smaller` is bytes of the frames for one byte of uplink. Bits per parameter and per token
-count all that is stored, headers too. Times are modelled (`link.transfer`).
+All parts are optional. The uplink's kinds of bytes are those of `shard.shard_bytes`, and `end` for
+end records; the downlink's are `payload` and `header`. They count the bytes of records, and
+`stored_bytes` what the link carries, which is less under zstd. Bits per parameter and per token are
+of `stored_bytes`. `times_smaller` is frame bytes for one byte of uplink. Forms: `link.frames`.
 """
 
 import os
@@ -222,9 +221,7 @@ def measure(
 ) -> Ledger:
     """The ledger of token streams, updates and the frames that they came from.
 
-    Args: encoder_size: width and height that the vision encoder sees.
-    Raises: BadData (65) for a damaged file, or if no frame of the uplink is among `frames`;
-        MissingInput (66).
+    Raises: BadData (65) also if no frame of the uplink is among `frames`.
     """
     ledger = Ledger(link=link)
     if uplink:

@@ -1,15 +1,14 @@
-"""How long a file would take on a link: a model, of bandwidth and latency alone.
+"""The modelled time of a transfer, from bandwidth and latency alone.
 
 A link is written `RATE,LATENCY`, like `1gbit,1ms`; `DOWN/UP,LATENCY`, like `20mbit/5mbit,50ms`,
-where the two directions differ, in the order in which providers print them.
+where the two directions differ.
 
     rate      a number and bit, kbit, mbit, gbit or tbit (powers of 1000) or kibit, mibit, gibit or
               tibit (powers of 1024), a second, as tc writes them; case does not matter
     latency   a number and s, ms or us, one way
 
-tc's `bps`, `kbps` and `mbps` are bytes a second, elsewhere they are bits: they are refused, and so
-are numbers without a unit. Handshakes, packet headers, congestion, loss and coding time are not in
-the model: a real transfer takes longer.
+`bps`, `kbps` and `mbps` are refused: to tc they are bytes a second, elsewhere bits. Handshakes,
+packet headers, congestion, loss and coding time are not modelled: a real transfer takes longer.
 """
 
 import re
@@ -25,10 +24,7 @@ _QUANTITY = r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)"
 
 
 def transfer_seconds(num_bytes: int, bits_per_second: float, latency_seconds: float) -> float:
-    """The modelled time of n bytes sent in one go, in seconds: t = L + 8 n / R.
-
-    latency_seconds: L, one way, counted once.
-    """
+    """The modelled time of n bytes sent in one go, in seconds: latency + 8 n / bits per second."""
     return latency_seconds + 8 * num_bytes / bits_per_second
 
 
@@ -49,10 +45,7 @@ class Link:
 
 
 def parse_link(text: str) -> Link:
-    """Read `1gbit,1ms` or, down before up, `20mbit/5mbit,50ms`.
-
-    Raises: ValueError: anything else, a rate of 0, or a unit with two meanings.
-    """
+    """Read `1gbit,1ms` or, down before up, `20mbit/5mbit,50ms`. Raises: ValueError."""
     rates, comma, latency = text.lower().partition(",")
     down, slash, up = rates.partition("/")
     if not comma:
