@@ -2,15 +2,14 @@
 
     training-<16 hex digits of the key>.safetensors
 
-A record (`formats.records`) of kind "training-state", version 1. Header {"best_epoch", "curves":
-object of lists of numbers, "epoch": segments that are done, "key": digest of everything the result
-depends on, "kind", "steps": of Adam, "version"}. Tensors, all F32: `overlay`, `phi` and `best` laid
-end to end as in `optimiser.Flat`; `overlay.mean`, `overlay.square`, `phi.mean` and `phi.square`,
-Adam's moments; `best.nats`, `best.agrees` and, of the epochs, `before.nats` and `before.agrees`,
-the held-out examples; and the method's state (`mean`, the running mean; `counts`, of CoTTA).
-Without a phi there are none of its tensors.
-
-The file is replaced as a whole after each segment.
+A record (`formats.records`) of kind "training-state", version 1, replaced as a whole after each
+segment. Header {"best_epoch", "curves": object of lists of numbers, "epoch": segments that are
+done, "key": digest of everything the result depends on, "kind", "steps": of Adam, "version"}.
+Tensors, all F32: `overlay`, `phi` and `best` laid end to end as in `optimiser.Flat`;
+`overlay.mean`, `overlay.square`, `phi.mean` and `phi.square`, Adam's moments; `best.nats`,
+`best.agrees` and, of the epochs, `before.nats` and `before.agrees`, the held-out examples; and the
+method's state (`mean`, the running mean; `counts`, of CoTTA). Without a phi there are none of its
+tensors.
 """
 
 import math
@@ -50,10 +49,7 @@ class Checkpoint:
     def restore(
         self, shapes: Mapping[str, tuple[int, ...]], curves: Collection[str]
     ) -> records.Record | None:
-        """The state on disk; None if there is none of this run.
-
-        Args: shapes: of this run's arrays. curves: their names.
-        """
+        """The state on disk; None if there is none of this run, with these shapes and curves."""
         where = str(self.path)
         try:
             with open(self.path, "rb") as source:

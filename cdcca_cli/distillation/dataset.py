@@ -1,13 +1,8 @@
-"""What training reads: the examples of a stream, the held-out part, replayed frames, batches.
+"""Training data: the examples of a stream, the held-out part, replayed frames, batches.
 
-Tokens are kept in memory, since training reads them several times, in another order each time.
-The teacher's outputs stay in their file (`teacher_outputs`).
-
-Whether a frame is held out depends on its id and the share alone. So a frame that is held out in
-one round is never trained on in another, unless the share changes. With few frames there may be no
-held-out one.
-
-Runs no teacher and trains nothing.
+Tokens are kept in memory, the teacher's outputs in their file (`teacher_outputs`). Whether a frame
+is held out depends on its id and the share alone, so a frame held out in one round is never trained
+on in another, unless the share changes.
 """
 
 import hashlib
@@ -31,11 +26,10 @@ MASK = 2**64 - 1
 
 @dataclass(eq=False)
 class Dataset:
-    """Examples with the teacher's outputs, and which of them are trained on or held out.
+    """Examples with the teacher's outputs, split into `train` and `held_out` (example numbers).
 
-    outputs: None without a teacher. places: of each example's question in its shard. answers, nats:
-    the teacher's for each example; "" and 0 without a label. train, held_out: numbers of examples.
-    num_replayed: how many of `train` are of earlier rounds.
+    outputs: None without a teacher. places: of each question in its shard. answers, nats: the
+    teacher's; "" and 0 without a label. num_replayed: how many of `train` are of earlier rounds.
     """
 
     outputs: TeacherOutputs | None
@@ -67,11 +61,10 @@ def build_dataset(
     Questions to which the teacher's answer is empty are left out, and counted.
 
     Args:
-        teacher: None: its labels are in `settings.cache`, or the method needs none.
+        teacher: None if its labels are in `settings.cache`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
-    Raises: BadData for an empty stream, a shard of another vision tower, a stream of held-out
-        frames alone, a teacher whose answers are all empty, and a cache without an entry of a
-        shard.
+    Raises: BadData if there is nothing to train on, for a shard of another vision tower, and for a
+        cache without an entry of a shard.
     """
     fresh = _with_questions(shards, student)
     if not fresh:
@@ -108,7 +101,6 @@ def build_dataset(
 
 
 def _with_questions(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
-    """The shards with a question, each checked as it is read."""
     kept = []
     for shard in shards:
         check_fit(shard, student, "student")
@@ -148,11 +140,7 @@ def is_held_out(frame: str, share: float) -> bool:
 
 
 def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings) -> list[Shard]:
-    """The shards of earlier rounds that are trained on again.
-
-    All shards of a share of the frames that are neither in the stream nor held out. The draw
-    depends on the shards' content, not on their order.
-    """
+    """All shards of some earlier frames: `replay_share` of those neither fresh nor held out."""
     ranks: dict[str, bytes] = {}
     for shard in earlier:
         if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout):
@@ -174,11 +162,7 @@ def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings)
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for: independent streams of one seed.
-
-    ORDER: the order of an epoch's examples. INTERVAL: bootstrap resamples. VIEWS: CoTTA's augmented
-    views. RESTORE: the parameters that CoTTA restores after a step.
-    """
+    """Independent streams of one seed: batches, bootstrap, and CoTTA's views and restoring."""
 
     ORDER = 0
     INTERVAL = 1
@@ -196,10 +180,10 @@ def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
 def shuffled_batches(
     lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> Iterator[list[int]]:
-    """Batches of example numbers for one epoch, with little padding; seed and epoch decide them.
+    """Batches of example numbers for one epoch, with little padding.
 
-    Examples are shuffled, cut into pools of 16 batches, sorted by length within a pool, and the
-    batches shuffled.
+    Examples are shuffled and cut into pools of 16 batches; each pool is sorted by length, and then
+    the batches are shuffled.
     """
     source = draws(seed, Purpose.ORDER, epoch)
     order = source.permutation(len(lengths))

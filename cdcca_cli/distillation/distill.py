@@ -38,17 +38,16 @@ def distill(
     """Train the mirror's student on the shards, towards the teacher's outputs or by itself.
 
     Args:
-        teacher: None: its labels are in `settings.cache`, or the method needs none.
+        teacher: None if its labels are in `settings.cache`, or the method needs none.
         mirror: the device folder as the cloud has it; it is not changed.
-        resume: start from this adaptation's overlay instead of the mirror's; if it was trained
-            through the quantiser, from its quantised overlay, which its update brings.
+        resume: start from this adaptation's overlay (quantised, if it is rate-aware), not the
+            mirror's.
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
     Returns: the overlay after training; its base is the mirror's current overlay.
-    Raises: BadData for an empty stream, a shard of another vision tower, a teacher whose answers
-        are empty, an adaptation of another student; UsageError for settings in conflict;
-        CannotWrite for the work folder.
+    Raises: BadData for an adaptation of another student, and as `build_dataset`; UsageError for
+        settings in conflict; CannotWrite for the work folder.
     """
     base = mirror.read_overlay()
     if resume is not None:
@@ -105,10 +104,10 @@ def load_student(
 def load_teacher(
     name: str | None, settings: DistillSettings, compute: str = "auto", dtype: str = "auto"
 ) -> tuple[LoadedModel | None, DistillSettings]:
-    """The teacher; if a file of labels was named, None and the settings with it as `cache`.
+    """The teacher; if `name` is a file of labels, None and the settings with it as `cache`.
 
     Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher.
-    Raises: UsageError for settings of a teacher where none is loaded, and what `load` raises.
+    Raises: UsageError for settings of a teacher that is not loaded, and what `load` raises.
     """
     is_file = name is not None and Path(name).is_file()
     if (name is None or is_file) and (
@@ -138,8 +137,8 @@ def _start(
 ) -> Mapping[str, np.ndarray]:
     """The overlay where training begins.
 
-    What coding rounds off an ordinary adaptation is sent later. What it rounds off a rate-aware one
-    is dropped: the student was never trained with it, and may be far worse with it.
+    What coding rounds off a rate-aware adaptation is dropped, not sent later: the student was never
+    trained with it, and may be far worse with it.
     """
     if resume is None or resume.rate_aware is None:
         return base if resume is None else resume.overlay

@@ -3,8 +3,6 @@
 Each process holds the whole student, takes every n-th part of a batch, and steps by the sum of all
 gradients, so all overlays stay equal. Without `accelerate launch` (no WORLD_SIZE in the
 environment) there is one process, accelerate is not imported, and every function does nothing.
-
-Does not know what is trained (`trainer`), and splits no model.
 """
 
 import os
@@ -50,11 +48,7 @@ def _variable(name: str, default: int, least: int, most: int) -> int:
 def check_shared(
     inputs: Iterable[str | None], settings: "DistillSettings", teacher: str | None
 ) -> None:
-    """Refuse what several processes cannot share.
-
-    Args: inputs: of the shards; None and `-` are standard input. teacher: as it was named.
-    Raises: UsageError.
-    """
+    """Refuse a pipe, or labels without a file, to several processes. Raises: UsageError."""
     num_processes = announced()
     if num_processes == 1:
         return
@@ -70,11 +64,7 @@ def check_shared(
 
 
 def start(compute: str) -> None:
-    """Join the other processes, if there are any.
-
-    Args: compute: auto, cpu, cuda, ...; each process takes a device of its own.
-    Raises: Unavailable if they cannot be reached.
-    """
+    """Join the other processes, if any; each has a device of its own. Raises: Unavailable."""
     global _state
     if announced() == 1 or _state is not None:
         return

@@ -1,11 +1,10 @@
 """From token shards to what a language model reads: padded tensors, connector, spliced prompts.
 
-An example is one question about one frame. Questions about the same frame share the connector's
-output, unless the connector reads the prompt too (InstructBLIP). Teacher and student share this
-code.
+Questions about the same frame share the connector's output, unless the connector reads the prompt
+too (InstructBLIP).
 
-Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens,
-L query tokens, C/D channels.
+Shapes: B examples of a batch, U distinct inputs of the connector among them, N visual tokens, L
+query tokens, C/D channels.
 """
 
 from collections.abc import Sequence
@@ -81,11 +80,7 @@ def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tens
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard of another vision tower, or with a prompt that is already in a template.
-
-    Args: role: `teacher` or `student`, for the message.
-    Raises: BadData.
-    """
+    """Refuse a shard of another vision tower or with templated prompts. Raises: BadData."""
     if shard.tower != model.tower_digest:
         raise BadData(
             f"frame {shard.frame[:80]}: its tokens come from the vision tower "

@@ -1,12 +1,9 @@
 """The held-out part: the task loss of any overlay there, and the gain of training.
 
-The same examples, order and batch size give the same bits in training and later in `compress`.
-
-The examples are questions, several about one frame, so the interval of the gain resamples whole
-frames.
+The same examples, order and batch size give the same bits in training and later in `compress`. The
+examples are questions, several about one frame, so the interval of the gain resamples whole frames.
 
 Shapes: E held-out examples, F held-out frames, B of a batch, A answer tokens, V vocabulary.
-Does not choose a step or a state (`trainer`, `rate_aware`, the sender).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +36,9 @@ SMALLEST_EFFECT = 0.01
 
 @dataclass(eq=False)
 class HeldOutResult:
-    """The held-out examples under one state of the student.
+    """The held-out examples under one state of the student, (E,) float32 each.
 
-    nats_E: cross-entropy per answer token against the teacher's answer, (E,) float32.
-    agrees_E: 1 where greedy decoding gives exactly the teacher's answer, else 0, (E,) float32.
+    nats_E: cross-entropy per token of the teacher's answer. agrees_E: `agreement`, as 0 or 1.
     """
 
     nats_E: np.ndarray
@@ -104,10 +100,7 @@ def agreement(logits_BAV: Tensor, answer_BA: Tensor) -> Tensor:
 
 
 class HeldOutLoss:
-    """The loss of an overlay on an adaptation's held-out frames, as a function.
-
-    After each call the student has its own overlay again.
-    """
+    """The loss of overlays on an adaptation's held-out frames; the student's own is put back."""
 
     def __init__(
         self,
@@ -116,10 +109,7 @@ class HeldOutLoss:
         alpha: float,
         batch_size: int = DistillSettings.batch_size,
     ) -> None:
-        """Args: student: a device's model (`models.load_device`). alpha: of the device's LoRA.
-
-        Raises: BadData for frames of another vision tower than the student's.
-        """
+        """Args: alpha: of the device's LoRA. Raises: BadData for frames of another vision tower."""
         for shard in held_out.shards:
             check_fit(shard, student, "student")
         examples = [
@@ -130,10 +120,7 @@ class HeldOutLoss:
         self._evaluator = Evaluator(student, examples, answers, batch_size)
 
     def __call__(self, overlay: Mapping[str, NDArray[np.float32]]) -> float:
-        """Mean cross-entropy against the teacher's answers, nats per answer token.
-
-        Raises: BadData for an overlay of another student.
-        """
+        """Cross-entropy in nats per answer token. Raises: BadData for another student's overlay."""
         student = self._student
         own = student.overlay()
         try:
@@ -153,10 +140,10 @@ def comparison(
     """Before and after, and the paired gain with its 95 % bootstrap interval over frames.
 
     Args: frames: the frame of each example.
-    Returns: an adaptation's report `held_out`; None without examples. The gain is in nats per
-        answer token, above zero if training helped. The verdict is "better" or "worse" if the
-        interval excludes zero, "equal" if all of it is within 1 % of the loss before, and else
-        "not measurable", as it always is for a single question.
+    Returns: an adaptation's report `held_out`; None without examples. The gain, in nats per answer
+        token, is positive if training helped. The verdict is "better" or "worse" if the interval
+        excludes zero, "equal" if all of it is within 1 % of the loss before, and else (and always
+        for a single question) "not measurable".
     """
     if not len(before):
         return None
@@ -181,7 +168,7 @@ def comparison(
 def bootstrap_interval(
     values_E: np.ndarray, clusters: Sequence[str], seed: int
 ) -> tuple[float, float]:
-    """Interval of the mean of values when whole clusters are drawn; of one cluster, its values."""
+    """Interval of the mean, resampling whole clusters, or the values of a single cluster."""
     _, places_E = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
     if places_E.max() == 0:
         places_E = np.arange(len(values_E))

@@ -1,13 +1,10 @@
 """The terms that the methods minimise, as pure functions.
 
-Each returns one value per example; the caller takes the mean. Values are float32 or wider.
-
-Those of the answer are means over an example's answer tokens, in nats a token; a logit may be -inf.
+Each returns one value per example, float32 or wider; the caller takes the mean. Those of the answer
+are means over an example's answer tokens, in nats a token; a logit may be -inf.
 
 Shapes: B batch, L query tokens (or positions of a representation), C teacher channels, S student
 channels, M real positions of a batch, A answer tokens, V vocabulary.
-
-Chooses no weights and computes no features (`methods`).
 """
 
 from collections.abc import Callable, Mapping
@@ -32,17 +29,12 @@ def feature_alignment(
 ) -> Tensor:
     """Mean square distance of the student's features, through phi, to the teacher's (Eq. 5).
 
-    L_query = 1 / (L C) * || Q_t - phi(Q_s) ||^2   for each example;
+        L_query = 1 / (L C) * || Q_t - phi(Q_s) ||^2   for each example;
 
     the mean over the batch is Eq. 5. For the representation (the output of the language model's
     last attention, at L positions), with a phi of its own, it is L_repr of Eq. 6.
 
-    Args:
-        teacher_BLC: the teacher's queries, or its representation.
-        student_BLS: the student's.
-        phi: a linear layer S -> C; trained with the student, never shipped.
-        mask_BL: bool, true where a token exists; L is then the number of true ones in a row.
-            None: all exist.
+    Args: mask_BL: bool, true where a token exists, and L the number of these. None: all exist.
     Returns: (B,), >= 0; 0 for a row without any token.
     """
     gap_BLC = _at_least_float32(teacher_BLC) - _at_least_float32(phi(student_BLS))
@@ -61,10 +53,9 @@ def pearson_distance(teacher_BLC: Tensor, student_BLC: Tensor, mask_BL: Tensor) 
 
         PKD = 1 / (2 m C) * sum_blc (t^_blc - s^_blc)^2 = (m - 1) / m * (1 - mean_c r_c)
 
-    with Pearson's r_c. The statistics are of the whole batch, so one example's value depends on the
-    others in it.
+    with Pearson's r_c. One example's value depends on the others in its batch.
 
-    Args: teacher_BLC, student_BLC: alike in shape. mask_BL: bool, true where a position exists.
+    Args: mask_BL: bool, true where a position exists.
     Returns: (B,), >= 0: B / (2 m C) * sum_lc of each example.
     """
     gap_MC = _standardised(teacher_BLC[mask_BL]) - _standardised(student_BLC[mask_BL])
@@ -82,8 +73,7 @@ def channel_wise_divergence(
 
     for each example; the mean over the batch is the source's tau^2 / (N C) * sum.
 
-    Args: teacher_BLC, student_BLC: alike in shape. mask_BL: bool, true where a position exists;
-        the others take no part in the softmax. tau: temperature, > 0.
+    Args: mask_BL: bool, true where a position exists; the others take no part in the softmax.
     Returns: (B,), >= 0; 0 for a row without any position.
     """
     log_t_BLC = _log_shares(teacher_BLC, mask_BL, tau)
@@ -98,11 +88,9 @@ def channel_wise_divergence(
 def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
     """Cross-entropy against the teacher's own answers, in nats per answer token: L_CE of Eq. 6.
 
-    L_CE = - 1/A * sum_a log p(y_a | y_<a, v, t)
+        L_CE = - 1/A * sum_a log p(y_a | y_<a, v, t)
 
-    Args:
-        logits_BAV: the student's, `logits_BAV[:, a]` predicting `answer_ids_BA[:, a]`.
-        answer_ids_BA: the teacher's answer, padded with -100.
+    Args: logits_BAV: the student's; those at `a` predict `answer_ids_BA[:, a]`, padded with -100.
     Returns: (B,), >= 0; 0 for a row without any answer token.
     """
     logits_BVA = _at_least_float32(logits_BAV).transpose(1, 2)
@@ -119,10 +107,7 @@ def forward_kl(
 
         tau^2 / A * sum_a sum_v p_av (log p_av - log q_av)
 
-    with p = softmax(t / tau) and q = softmax(s / tau).
-
-    Args: teacher_BAV, student_BAV: logits over one vocabulary. temperature: tau, > 0.
-    Returns: (B,), >= 0.
+    with p = softmax(t / tau) and q = softmax(s / tau), tau the temperature. Returns: (B,), >= 0.
     """
     log_p_BAV, log_q_BAV = _log_p(teacher_BAV, temperature), _log_p(student_BAV, temperature)
     nats_BA = _expectation(log_p_BAV.exp(), log_p_BAV - log_q_BAV)
@@ -132,10 +117,7 @@ def forward_kl(
 def reverse_kl(
     teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """KL(student || teacher) (Gu et al. 2024): the student keeps to what the teacher finds likely.
-
-    As `forward_kl` with the two sides exchanged. Returns: (B,), >= 0.
-    """
+    """KL(student || teacher) (Gu et al. 2024): the student keeps to the teacher's likely tokens."""
     return forward_kl(student_BAV, teacher_BAV, answer_ids_BA, temperature)
 
 
@@ -162,10 +144,7 @@ def soft_cross_entropy(teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: 
 
 
 def answer_confidence(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
-    """The mean over the answer tokens of the largest probability, (B,), each in (0, 1].
-
-    CoTTA compares the frozen source model's, averaged over a batch, with its threshold p_th.
-    """
+    """The mean largest probability of the answer's tokens, (B,), in (0, 1]: CoTTA's confidence."""
     return _mean(_log_p(logits_BAV, 1.0).exp().amax(-1), answer_ids_BA)
 
 
@@ -173,11 +152,7 @@ def answer_confidence(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
 
 
 def distillation_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The loss of any method (Eq. 6 for akd): L = l_query L_query + l_repr L_repr + l_CE L_CE.
-
-    Args: terms: each (B,), by name. weights: the lambda of each of them.
-    Returns: (B,).
-    """
+    """The loss of any method, (B,). For akd (Eq. 6) l_query L_query + l_repr L_repr + l_CE L_CE."""
     return torch.stack([weights[name] * term_B for name, term_B in terms.items()]).sum(0)
 
 

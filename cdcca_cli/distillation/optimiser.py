@@ -1,10 +1,7 @@
-"""What is trained, and how it steps: the trained part of the overlay, Adam, the schedule.
+"""What is trained, and how: the trained part of the overlay, Adam, the schedule.
 
-The overlay's parameters (norms, biases, query tokens, LoRA) require gradients on the loaded
-student; everything else stays frozen. LoRA is the models' own hook, which the device runs too.
-
-Trained parameters become views into one flat float32 tensor, so that a step, clipping and a copy of
-the best state are a few operations, however many parameters there are.
+The trained parameters are views into one flat float32 tensor, so that a step, clipping and a copy
+of the best state are a few operations, however many parameters there are.
 
 Shapes: P parameters laid end to end.
 """
@@ -28,8 +25,7 @@ WARMUP = 0.05
 class Flat:
     """Parameters laid end to end in one tensor, in the order of their names.
 
-    values: (P,) float32, of which each parameter is a view. gradient: (P,), of which each gradient
-    is a view.
+    values, gradient: (P,) float32; each parameter and its gradient are views of them.
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
@@ -82,8 +78,8 @@ class Flat:
 def adam(flats: Sequence[Flat]) -> torch.optim.Adam:
     """Adam on flat parameters, its state made before the first step, to be saved and restored.
 
-    There is no weight decay: it would pull norms and biases away from where the frozen model
-    expects them, and every parameter that moves costs downlink.
+    There is no weight decay: it would pull norms and biases away from what the frozen model
+    expects, and every parameter that moves costs downlink.
     """
     optimiser = torch.optim.Adam([flat.values for flat in flats], betas=BETAS)
     for flat in flats:
@@ -102,11 +98,8 @@ def open_overlay(
     alpha: float,
     groups: Sequence[str] | None = None,
 ) -> Flat:
-    """Put `overlay` on the student; its parameters, and nothing else, require gradients.
+    """Put `overlay` on the student; only its parameters of `groups` (None: all) require gradients.
 
-    Args:
-        alpha: LoRA's scale is alpha / rank.
-        groups: of the parameters that are trained; None: all.
     Raises: UsageError if the overlay has no parameter of these groups.
     """
     student.freeze()
@@ -127,10 +120,7 @@ def open_overlay(
 
 
 def schedule(done: int, total: int) -> float:
-    """The share of the learning rate after `done` of `total` steps: linear warmup, cosine decay.
-
-    A function of the step alone, unlike torch's schedulers, whose own count would be state.
-    """
+    """The share of the learning rate after `done` of `total` steps: linear warmup, cosine decay."""
     warmup = max(1, round(WARMUP * total))
     if done < warmup:
         return (done + 1) / warmup

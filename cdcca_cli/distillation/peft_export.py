@@ -30,12 +30,9 @@ def check_peft(folder: Path, device: Device, force: bool) -> None:
 
 
 def export_peft(folder: Path, overlay: Mapping[str, np.ndarray], device: Device) -> None:
-    """Write the overlay's LoRA as a PEFT adapter of the device's checkpoint.
+    """Write the overlay's LoRA as a PEFT adapter of the device's checkpoint. Raises: CannotWrite.
 
-    `peft.PeftModel.from_pretrained(model, folder)` loads it. An adapter has no norms, biases or
-    query tokens.
-
-    Raises: CannotWrite.
+    An adapter has no norms, biases or query tokens.
     """
     linears = sorted(name.removesuffix(LORA_A) for name in overlay if name.endswith(LORA_A))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it logs advice

@@ -6,17 +6,15 @@ Each step's forward and backward pass see `seen`. The gradient there goes straig
 overlay (Bengio et al. 2013), which Adam moves, with its moments from the epochs. The base is the
 mirror's overlay, from which the update will be taken.
 
-The quantiser's step is the finest at which the change costs the bits asked for. The change grows
-while it is trained, so the step follows it: within a segment in proportion to the change's root
-mean square, and after each segment it is found again from the bits.
+The quantiser's step is the finest at which the change costs the bits asked for. It is found from
+the bits after each segment; within a segment it grows with the root mean square of the change.
 
 The held-out part is evaluated through the quantiser, before the first and after each of
 NUM_SEGMENTS segments. The best of these states, or the mirror's own overlay, is the result, so the
-device gets nothing worse than it has. The overlay is written as it was before the quantiser;
-quantised at the step that is written with it, it is, code for code, what was evaluated.
+device gets nothing worse than it has. The overlay is written unquantised; quantised at the step
+that is written with it, it is, code for code, what was evaluated.
 
 Shapes: P parameters laid end to end.
-Does not code: the number of bytes is the downlink's business.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +34,7 @@ LR_SHARE = 0.5
 """The highest learning rate, as a share of the epochs'."""
 NUM_SEGMENTS = 5
 MIRROR = -1
-"""The number of the 'segment' whose state is the mirror's own overlay: nothing is sent."""
+"""`best_at` when the mirror's own overlay is best, and nothing is sent."""
 
 
 class RateAwareSteps(TrainingLoop):
@@ -113,11 +111,9 @@ class RateAwareSteps(TrainingLoop):
         return self._note(held)
 
     def _rms(self, latent_P: Tensor) -> float:
-        """The root mean square of the change."""
         return float((latent_P - self.base_P).double().square().mean().sqrt())
 
     def _quantiser_step(self, latent_P: Tensor) -> np.float32:
-        """The finest step at which the change costs the bits asked for."""
         return uniform.step_for_bits(self._delta(latent_P), self.trainer.settings.bits)
 
     def _bits(self, latent_P: Tensor, step: np.float32) -> float:

@@ -1,4 +1,4 @@
-"""A log of training in JSON lines: one for each step, one for each evaluation of the held-out part.
+"""A log of training in JSON lines: one for each step and each evaluation of the held-out part.
 
     {"what": "begin", "method", "epochs", "batch_size", "lr", "terms", "seed"}
     {"what": "step", "step", "of", "epoch", "lr", "loss", each term by its name, "gradient_norm",
@@ -6,10 +6,10 @@
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
 The rate-aware steps have a "segment" in place of the epoch, and count from 1 again. Terms are means
-over the batch, without their weights (with `confidence` the cross-entropy's are included); the norm
-is that of all gradients before clipping; seconds count from the start of training in this process.
-A number that is not finite is null. An existing file is appended to, and each line is written at
-once. When the reader of a pipe closes it, training goes on without a log.
+over the batch, without their weights (but with those of `confidence`); the norm is that of all
+gradients before clipping; seconds count from the start of training in this process. A number that
+is not finite is null. An existing file is appended to. If the reader of a pipe closes it, training
+goes on without a log.
 """
 
 import json
@@ -29,14 +29,13 @@ from cdcca_cli.errors import CannotWrite
 
 
 class StepLog:
-    """Writes the lines; nothing without a path."""
+    """Writes each line at once; nothing without a path. Raises: CannotWrite."""
 
     def __init__(self, path: Path | None) -> None:
-        """Raises: CannotWrite."""
         self._path = path
         self._out: TextIO | None = None
         self._start = self._latest = time.monotonic()
-        # Of the present epochs or segments: their name, the first step, when it began.
+        # Unit (epoch or segment), first step and start time.
         self._steps: tuple[str, int, float] | None = None
         if path is not None:
             try:

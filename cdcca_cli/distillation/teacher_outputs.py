@@ -1,19 +1,17 @@
 """A teacher's outputs for token shards: computed once, kept in a file, read from there.
 
-All outputs are written to a file of labels (`formats.labels`) and read from it, in the first run
-too, so a second run, another method or another seed runs no teacher and gets the same numbers.
-Shards are labelled in chunks, which the stream and the batch size decide. Inputs of a chunk are
-padded together, which changes the last bits of an output, so a chunk without one of its entries is
-computed as a whole: a run that was killed and started again ends with the same bits.
+Every run, the first included, reads the outputs from a file of labels (`formats.labels`), so a
+later run with another method or seed needs no teacher and gets the same numbers. Padding changes
+the last bits of an output, so a chunk that lacks one of its entries is computed as a whole: a run
+that was killed and started again ends with the same bits.
 
-The pseudo-label of a question is the teacher's free answer (greedy). If the question has choices
-and the free answer is none of them, it is the choice that the teacher finds likeliest. Choices are
-part of the question; no label of the target domain is used.
+The pseudo-label of a question is the teacher's greedy free answer or, if that is none of the
+question's choices, the choice that the teacher finds likeliest. No label of the target domain is
+used.
 
 Several processes compute the chunks in turns; the first of them writes the file.
 
 Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
-Trains nothing, and reads no image.
 """
 
 import os
@@ -47,10 +45,9 @@ KEPT_BYTES = 1 << 30
 
 
 class TeacherOutputs:
-    """A teacher's outputs for shards, read from a file of labels."""
+    """A teacher's outputs for shards, read from a file of labels that has an entry for each."""
 
     def __init__(self, file: LabelFile, shards: Sequence[Shard]) -> None:
-        """Args: shards: the file has an entry for each of them."""
         assert file.head is not None
         self.head = file.head
         self._file = file
@@ -73,10 +70,7 @@ class TeacherOutputs:
         return entry
 
     def rows(self, shard: Shard, place: int, name: str) -> np.ndarray:
-        """(L, C) float32: `queries`, `visual`, `answer` or `logits` of one question of a shard.
-
-        Raises: BadData if the entry has none.
-        """
+        """(L, C) float32: the rows of one question in the tensor `name`. Raises: BadData."""
         entry = self.of(shard)
         if name == "queries":
             return entry.queries[entry.inputs[place]]
@@ -89,7 +83,6 @@ class TeacherOutputs:
         return arrays[place]
 
     def _check(self, entry: LabelEntry, shard: Shard) -> None:
-        """As many answers as questions, and rows as wide as those of the first entry."""
         widths = {
             name: arrays[0].shape[1] for name, arrays in _tensors(entry).items() if len(arrays)
         }
@@ -102,7 +95,6 @@ class TeacherOutputs:
 
 
 def _tensors(entry: LabelEntry) -> dict[str, list[np.ndarray]]:
-    """The tensors of an entry by name, without those that it lacks."""
     return {name: vars(entry)[name] for name in labels.TENSORS if vars(entry)[name] is not None}
 
 
@@ -112,8 +104,7 @@ def teacher_outputs(
     """The teacher's outputs for these shards, from the cache or computed now.
 
     Returns: None without shards, and for a method that needs no teacher and has none.
-    Raises: BadData for a cache without an entry that the method needs, and what `label_shards`
-        raises; UsageError for a method that needs a teacher and has neither teacher nor cache.
+    Raises: BadData for a cache that lacks an entry; UsageError if teacher and cache are missing.
     """
     if not shards:
         return None
@@ -150,11 +141,11 @@ def teacher_outputs(
 def label_shards(
     teacher: LoadedModel, shards: Sequence[Shard], settings: DistillSettings, path: Path | None
 ) -> LabelFile:
-    """Compute the entries that the file lacks; returns the file, with one for every shard.
+    """A file with an entry for every shard; the missing ones are computed.
 
     Args: path: of the file; None: a temporary one.
-    Raises: BadData for a shard of another vision tower, for outputs that are not finite, and for
-        labels of another teacher, or kept otherwise; CannotWrite.
+    Raises: BadData for a shard of another vision tower, outputs that are not finite, and a file of
+        another teacher or of other `cache_bits`; CannotWrite.
     """
     for shard in shards:
         check_fit(shard, teacher, "teacher")
@@ -234,10 +225,7 @@ def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
 
 @dataclass(frozen=True)
 class _Output:
-    """The teacher's output for one question.
-
-    input: its prompt if the connector reads prompts, else "". rows: (L, C) by the tensor's name.
-    """
+    """One question. input: the prompt if the connector reads it, else "". rows: (L, C) by name."""
 
     input: str
     answer: str

@@ -1,19 +1,14 @@
-"""Training: one step of any method, and the epochs.
+"""Training: one step of any method (`methods`), and the epochs.
 
 - The optimiser is Adam on the trained part of the overlay (and on phi), with gradient clipping,
-  linear warmup and cosine decay. The default learning rate is LR / sqrt(width of the language
-  model).
+  linear warmup and cosine decay.
 - The held-out part is evaluated before the first step and after each epoch (`evaluation`). With a
-  teacher the result is the state of lowest cross-entropy there, the start included, so it is never
-  worse there than the start. (The same part measures the gain, which biases it upwards a little.)
-  For methods without a teacher, and with nothing held out, the result is the last state.
-- A batch can go through in smaller parts; several processes take its parts in turns and step by the
-  sum of their gradients (`distributed`).
+  teacher the result is the state of lowest cross-entropy there, the start included, which biases
+  the gain measured there upwards a little. For methods without a teacher, and with nothing held
+  out, the result is the last state.
 - Training runs in segments: epochs here, then those of `rate_aware`. The state after each is kept
   in the work folder (`checkpoint`). Batches depend on seed and epoch alone and dropout is off, so a
   run that was stopped ends with the same bits.
-
-What a step minimises is the method's (`methods`).
 
 Shapes: B batch, E examples, P parameters laid end to end.
 """
@@ -47,13 +42,13 @@ from cdcca_cli.formats.labels import key_of
 from cdcca_cli.models import LoadedModel
 
 LR = 0.0057
-"""5e-4 for the shipped student (width 128), 9e-5 for a width of 4,096. A larger one learns more of
+"""The default learning rate times sqrt(width of the language model). A larger one learns more of
 the stream and forgets more of the source domain."""
 CLIP_NORM = 1.0
 
 
 class Trainer:
-    """A student, its method and its optimiser: one step, and one evaluation."""
+    """A student in training mode, its method and its optimiser: one step, and one evaluation."""
 
     def __init__(
         self,
@@ -66,10 +61,7 @@ class Trainer:
         source: Callable[[], Mapping[str, np.ndarray]],
         log: StepLog | None = None,
     ) -> None:
-        """To be made in the student's training mode.
-
-        Args: start: the overlay before the first step. source: makes the overlay of sequence 0.
-        """
+        """Args: start: the overlay before the first step. source: makes that of sequence 0."""
         self.log = log or StepLog(None)
         self.log.start()
         self.student, self.dataset, self.settings = student, dataset, settings
@@ -98,7 +90,7 @@ class Trainer:
     def step(
         self, batch: Sequence[int], lr: float, seen_P: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; returns what `backward` does, and the gradients' norm.
+        """One step of the optimiser; returns the means of `backward` and the gradients' norm.
 
         Args: seen_P: the overlay in the forward pass, if other than the one that is trained.
         """
@@ -113,7 +105,7 @@ class Trainer:
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-        In parts (`Method.micro_batch_size`), one after the other or shared by the processes.
+        The batch is cut into parts (`Method.micro_batch_size`), which the processes share.
         """
         method = self.method
         size = method.micro_batch_size(distributed.count())
@@ -169,9 +161,9 @@ class Trainer:
 class TrainingLoop(ABC):
     """Training in segments: each is evaluated, and the state after it is kept on disk.
 
-    done: number of segments so far. best_at, best_P: the best state, and after which segment it was
-    reached. results: held-out results by role, "best" among them. curves: lists of numbers by name.
-    A subclass sets the fields without a value here.
+    done: number of segments so far. best_at, best_P: the segment and overlay of the best state.
+    results: held-out results by role, "best" among them. curves: lists of numbers by name. A
+    subclass sets the fields without a value here.
     """
 
     unit: ClassVar[str]
@@ -304,7 +296,7 @@ class TrainingLoop(ABC):
             )
 
     def _resume(self) -> bool:
-        """Take up the state on disk, if there is one of this run; returns whether there is."""
+        """Restore the state on disk; returns whether there is one of this run."""
         if self.checkpoint is None:
             return False
         tensors = self._tensors()
@@ -326,7 +318,6 @@ class Epochs(TrainingLoop):
     unit = title = "epoch"
 
     def __init__(self, trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> None:
-        """Args: start: the overlay before the first step, as the trainer has it."""
         settings, terms = trainer.settings, trainer.method.weights
         checkpoint = None
         if settings.work is not None:

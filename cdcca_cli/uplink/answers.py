@@ -1,15 +1,13 @@
 """Answers every question of every frame, with the entropy of the answer: `cdcca infer`.
 
-Legend: F frames of a window, B questions of a batch, N visual tokens, C channels.
-
-Frames are taken in windows of a few batches. In a window each frame goes through the vision tower
-once; the questions are then sorted by task, choices and length, so that a batch pads little.
-Predictions come out in the order of the input, and memory holds one window.
+Frames are taken in windows of a few batches; memory holds one window. Each frame goes through the
+vision tower once; a window's questions are then sorted by task, choices and length, so that a batch
+pads little. Predictions come out in the order of the input.
 
 Every question gets a greedy free answer, with token entropies from the same pass. A question with
 choices also gets the summed log-likelihood of each of them, and the likeliest as `choice`.
 
-Frames that cannot be read and questions that are too long are left out (`Skipped`).
+Legend: F frames of a window, B questions of a batch, N visual tokens, C channels.
 """
 
 import math
@@ -34,10 +32,7 @@ _WINDOW_BATCHES = 2
 
 @dataclass(frozen=True)
 class _Job:
-    """A question in a window: `row` is the place of its frame, `place` its own in the frame.
-
-    limit: of its free answer, in tokens. choices: to be scored; empty for none.
-    """
+    """A question in a window. row: its frame's place. place: its own. choices: those to score."""
 
     row: int
     place: int
@@ -112,10 +107,7 @@ def answer_window(
     settings: AnswerSettings,
     skipped: Skipped,
 ) -> list[list[Prediction | None]]:
-    """Answer the questions of frames, given their visual tokens.
-
-    Returns: for each frame one prediction for each of its questions; None if it was left out.
-    """
+    """A prediction for each question of each frame, given visual tokens; None if left out."""
     jobs = []
     for row, frame in enumerate(frames):
         for place, question in enumerate(frame.questions):

@@ -1,7 +1,5 @@
 """From frames to shards: `cdcca sample`, Uncertainty-guided Token Sampling.
 
-Legend: K questions of a frame, N visual tokens, C channels.
-
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
 predictions, and picks questions by it. Frames with a picked question are sent, with their picked
 questions only. Stage 2 scores each token of those frames by its variance over Monte Carlo dropout
@@ -9,14 +7,13 @@ questions only. Stage 2 scores each token of those frames by its variance over M
 
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
-per frame. With `threshold` nothing is spooled; with predictions the tower runs for picked frames
-only.
+per frame. With `threshold` nothing is spooled. With predictions the tower runs for picked frames
+only, and a picked frame whose picture is bad leaves one shard fewer.
 
 The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
 tower runs on one frame at a time, which makes the tokens independent of `batch_size`.
 
-A bad frame does not change the shards of the others, but with predictions, where a picture is read
-after it was picked, it leaves a shard less.
+Legend: K questions of a frame, N visual tokens, C channels.
 """
 
 import io
@@ -47,10 +44,10 @@ from cdcca_cli.uplink.spool import Spool
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A frame after stage 1.
+    """A frame after stage 1. slot: the place of its hidden state in the spool.
 
     entropies_K: None for a question without an answer. hidden_1NC: the trunk's output; None if it
-        has not run, or is in the spool. slot: its place there.
+    has not run, or is in the spool.
     """
 
     frame: Frame
@@ -72,8 +69,8 @@ def sample_frames(
         frames: iterated twice with `top` or predictions, else once.
         predictions: entropies to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
-    Raises: SettingError: more blocks than the tower has. BadData: no prediction belongs to the
-        frames. BadData, MissingInput for the first bad frame or question, if it may not be left
+    Raises: SettingError for more blocks than the tower has; BadData if no prediction is of these
+        frames; BadData, MissingInput for the first bad frame or question, if it may not be left
         out.
     """
     settings = settings or SampleSettings()
@@ -114,7 +111,6 @@ Make = Callable[[_Candidate, Sequence[int]], Shard | None]
 def _answered(
     model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
 ) -> Iterator[_Candidate]:
-    """Stage 1 by answering the questions."""
     how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
     for window in windows(progress.track(frames, description="sample"), settings.batch_size):
         kept, hidden = [], []
@@ -242,10 +238,7 @@ def _within(
     waiting: Mapping[int, _Candidate],
     make: Callable[[int, Sequence[int]], Shard | None],
 ) -> Iterator[Shard]:
-    """Questions from the top, up to the first that makes the stream too long.
-
-    The size of the stream includes its end record.
-    """
+    """Questions from the top until the stream, with its end record, would be too long."""
     made: dict[int, Shard | None] = {}
     taken: dict[int, Shard] = {}
     places: dict[int, list[int]] = {}
@@ -271,7 +264,6 @@ def _within(
 
 
 def _end_bytes(count: int) -> int:
-    """Size of the end record of a stream of `count` shards."""
     header = {"kind": "end", "version": shard_format.VERSION, "count": count}
     return records.write_record(io.BytesIO(), {}, header)
 
@@ -288,7 +280,7 @@ def make_shard(
 
     Args: entropies_K: of all its questions, in nats. questions: the places of the picked ones,
         ascending. hidden_1NC: the trunk's output; None: the trunk runs now.
-    Raises: BadData, MissingInput: the picture is bad; BadData: a value is not finite, or no token
+    Raises: BadData, MissingInput for a bad picture; BadData if a value is not finite or no token
         varies.
     """
     if hidden_1NC is None:

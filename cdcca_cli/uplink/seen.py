@@ -2,11 +2,9 @@
 
 The file, version 1, is JSON: `{"kind": "seen", "version": 1, "frames": {id: fingerprint}}`. The
 fingerprint is a digest of the image file's size and time of last change and of the questions, so a
-frame with a new file or other questions is new. All frames of a run are recorded: sent, not sent,
-or left out because they are bad. So a bad frame is reported once, and tried again when its file
-changes. Frames that are gone from the source are forgotten: use one state file for one source.
-
-There is no lock: in a cron job, use `flock`.
+frame with a new file or other questions is new. All frames of a run are recorded, whether sent or
+not; a bad one is tried again when its file changes. Frames that are gone from the source are
+forgotten: use one state file for one source. There is no lock: in a cron job, use `flock`.
 """
 
 import hashlib
@@ -26,9 +24,8 @@ VERSION = 1
 
 
 class Seen:
-    """The frames of `source` that are not in the state file.
+    """The frames of `source` that are not in the state file `path`; all if it is missing or None.
 
-    Args: path: the state file; every frame is new if it is None or does not exist.
     Raises: BadData, NewerFormat: not a state file; MissingInput: it cannot be read.
     """
 

@@ -1,10 +1,10 @@
 """The rules that pick questions and tokens by their scores, in numpy.
 
-Legend: K questions, N visual tokens, C channels.
+Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, stage 2 the
+tokens of one frame by score, both the highest first. Of equal ones the first in the input, or at
+the lower position, comes first.
 
-Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, the highest
-first; of equal ones the first in the input. Stage 2 ranks the tokens of one frame by score, the
-highest first; of equal ones the one at the lower position.
+Legend: K questions, N visual tokens, C channels.
 """
 
 from bisect import insort
@@ -75,19 +75,13 @@ class Ranking:
 
 
 def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:
-    """The positions of the `amount` tokens with the highest score.
-
-    Returns: (N_kept,), int32, ascending; N_kept >= 1.
-    """
+    """Positions of the `amount` tokens of highest score: (N_kept >= 1,), int32, ascending."""
     ranked = np.argsort(-scores_N, kind="stable")
     return np.sort(ranked[: amount.of(len(scores_N))]).astype(np.int32)
 
 
 def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
-    """The positions of the tokens whose score is above `beta` (sigma^2 > beta).
-
-    Returns: (N_kept,), int32, ascending; the single best one if none is above.
-    """
+    """Positions of the tokens of score > `beta`, or of the best: (N_kept,), int32, ascending."""
     above = np.flatnonzero(scores_N > beta)
     return (above if len(above) else np.argmax(scores_N, keepdims=True)).astype(np.int32)
 

@@ -1,7 +1,4 @@
-"""The settings of `cdcca infer` and `cdcca sample`.
-
-`--help` is made from them, so nothing slow is imported here.
-"""
+"""The settings of `cdcca infer` and `cdcca sample`. For `--help`, nothing slow is imported here."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,7 @@
 """Hidden states of the frames that may be sent, on disk until the end of the stream.
 
-A temporary file without a name, which ends with the process, in slots of one size. The slot of a
-frame that falls out of the ranking is used again, so the file holds the largest number of
-candidates at one time.
-
-The file is in TMPDIR: set that to a folder on a disk if the default is in memory (tmpfs).
+A temporary file without a name, in slots of one size that are used again. It is in TMPDIR: set that
+to a folder on a disk if the default is in memory (tmpfs).
 """
 
 import tempfile

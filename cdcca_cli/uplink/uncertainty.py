@@ -1,7 +1,5 @@
 """The uncertainty of answers and of visual tokens (Eq. 2, 3, 4).
 
-Legend: B frames, M passes, N visual tokens, C channels.
-
 Equation 2, stage 1: `models.decoding.step_entropy` gives the entropy of each answer token, the end
 token included; `summarise` combines them.
 
@@ -9,15 +7,17 @@ Equations 3 and 4, stage 2: the frame goes through the frozen trunk of the visio
 last blocks then run M + 1 times as one batch: once without dropout, which gives the tokens to send,
 and M times with dropout on the output of each attention and each MLP, which gives the variance.
 
-Dropout is not on the finished tokens x, the other reading of the paper's 'dropout on the encoded
-multimodal input', because inverted dropout there gives
+The other reading of the paper's 'dropout on the encoded multimodal input' is inverted dropout on
+the finished tokens x. It is not used, because it gives the token's mean square times a constant,
 
     var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2,
 
-the mean square of the token times a constant. `by` norm ranks by that (`selection.token_norm`).
+by which `by` norm ranks (`selection.token_norm`).
 
 Masks are drawn on the CPU, keyed by the seed and the frame's id, so that batch size, order and
 machine do not change them.
+
+Legend: B frames, M passes, N visual tokens, C channels.
 """
 
 import hashlib
@@ -49,12 +49,9 @@ def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
 
 
 def pass_variance(tokens_MNC: Tensor) -> Tensor:
-    """Variance of each token over the passes, meaned over its channels (Eq. 4).
+    """Variance of each token over the M passes, averaged over its channels (Eq. 4): (N,) float32.
 
     sigma^2_n = 1/C sum_c 1/M sum_m (F_mnc - mean_m F_nc)^2
-
-    Args: tokens_MNC: (M, N, C), the passes.
-    Returns: (N,), float32, in squares of the tokens' own unit; 0 for M = 1.
     """
     return tokens_MNC.float().var(0, correction=0).mean(-1)
 
@@ -103,9 +100,7 @@ def token_variance(
 ) -> tuple[Tensor, Tensor]:
     """The tokens of one frame and their variance under dropout in the last blocks.
 
-    Args:
-        hidden_1NC: the trunk's output before block `model.num_blocks - blocks`.
-        frame: its id, which keys the masks.
+    Args: hidden_1NC: the trunk's output, before these blocks. frame: its id, which keys the masks.
     Returns: tokens (N, C) without dropout; variance (N,), float32.
     Raises: BadData: no token varies, or a value is not finite.
     """

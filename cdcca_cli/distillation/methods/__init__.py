@@ -1,13 +1,12 @@
 """What one step minimises: the interface of all methods, and what they may use.
 
-The loop (`trainer`) is the same for all: overlay, examples, batches, epochs, optimiser and held-out
-part. A method computes the terms of a batch's loss, and what happens after a step.
+A method computes the terms of a batch's loss, and what happens after a step; the loop (`trainer`)
+is the same for all.
 
     akd    akd (the paper's), pseudo-label, pkd, cwd: towards the teacher's outputs
     tent   entropy of the student's own answers
     cotta  consistency with a running mean of the student
-
-`none` takes no step: the student without training, for tables.
+    none   no step: the student without training
 """
 
 from abc import ABC, abstractmethod
@@ -31,10 +30,7 @@ the same parts to the same bits."""
 
 @dataclass(eq=False)
 class MethodContext:
-    """What a method works with.
-
-    overlay: the trained part of the student. source: makes the overlay of sequence 0.
-    """
+    """What a method works with. overlay: what is trained. source: the overlay of sequence 0."""
 
     student: LoadedModel
     overlay: Flat
@@ -48,12 +44,11 @@ class MethodContext:
 
 
 class Method(ABC):
-    """One way to adapt. To be made in the student's training mode.
+    """One way to adapt. Create it in the student's training mode.
 
-    weights: of each term of the loss, by name. flats: what is trained beside the overlay.
-    mean_P: the running mean of the overlay, with this `decay`, which is evaluated and written in
-    its place; or None. is_of_the_batch: whether an example's loss depends on the others in its
-    batch.
+    weights: of each term of the loss, by name. flats: what is trained beside the overlay. mean_P:
+    None, or the running mean of the overlay, with this `decay`, which is evaluated and written in
+    its place. is_of_the_batch: whether an example's loss depends on the others in its batch.
     """
 
     is_of_the_batch = False
@@ -68,11 +63,7 @@ class Method(ABC):
         self.mean_P = None if decay is None else context.overlay.values.clone()
 
     def micro_batch_size(self, num_processes: int = 1) -> int:
-        """How many questions of a step go through in one pass.
-
-        Fewer than MICRO_BATCH_SIZE if each process has a pass then; a whole batch if an example's
-        loss depends on the others.
-        """
+        """Questions in one forward pass: MICRO_BATCH_SIZE, or fewer if there are many processes."""
         settings = self.settings
         if settings.micro_batch_size is not None:
             return settings.micro_batch_size

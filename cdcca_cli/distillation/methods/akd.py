@@ -5,25 +5,20 @@
     pkd, cwd      the features of akd, compared by correlation or channel by channel, beside the
                   cross-entropy
 
-The terms are in `losses`. PKD and CWD come from dense prediction. Here their features are the
-connector's queries and the representation, as in AKD, and the task's loss beside them is the
-cross-entropy on the teacher's answers. Their weights are the sources' 6 and 3, and CWD's
-temperature 4. phi comes before both if student and teacher differ in width.
+The terms are in `losses`. PKD's and CWD's weights are the sources' 6 and 3, and CWD's temperature
+4. phi comes before both if student and teacher differ in width.
 
-**The representation** is the output of the language model's last attention. At the visual
-positions it is what Eq. 6 aligns. In a decoder only the last MLP and the head follow, which read
-the answer's positions, so it is also compared where the answer's tokens are predicted; both means
-have equal weight. For that both models need one vocabulary; else, and for an encoder-decoder, only
-the visual positions are compared.
+**The representation** is the output of the language model's last attention. Eq. 6 aligns it at the
+visual positions. In a decoder only the last MLP and the head follow, which read the answer's
+positions, so it is also compared where the answer's tokens are predicted, with equal weight. For an
+encoder-decoder, and without a common vocabulary, only the visual positions are compared.
 
-**One scale.** Eq. 5's terms are divided by the mean square of the teacher's features. Then, for
-AKD, the gradient of each term over the overlay is measured on some examples, and the term's weight
-divided by that gradient's norm relative to the cross-entropy's: a weight of 1 pulls as hard as the
-pseudo-labels do, whatever the model. The other methods' terms stay as their sources have them.
+**One scale.** Eq. 5's terms are divided by the mean square of the teacher's features. For AKD the
+weight of each term is then divided by the norm of its gradient over the overlay, measured on some
+examples, relative to the cross-entropy's: a weight of 1 pulls as hard as the pseudo-labels do.
 
-phi of Eq. 5 (one each for queries and both parts of the representation) starts as the ridge
-regression of the teacher's features on the student's. With several processes scales, phi and
-gradients are the first one's, so that all minimise the same.
+There is one phi of Eq. 5 for the queries and for each part of the representation. With several
+processes, scales, phi and gradients are the first one's, so that all minimise the same.
 
 Shapes: B batch, E rows, L query tokens, A answer tokens, C teacher channels, S student channels, V
 vocabulary.
@@ -85,7 +80,6 @@ class FeatureDistillation(Method):
     # ---- before the first step
 
     def _parts(self, term: str) -> tuple[str, ...]:
-        """The rows that a term compares."""
         if term not in self.weights:
             return ()
         if term == "query":
@@ -120,7 +114,6 @@ class FeatureDistillation(Method):
             )
 
     def _make_phis(self, batches: list[list[int]]) -> None:
-        """The scale and phi of each part that is compared."""
         parts = [part for parts in self.parts.values() for part in parts]
         with torch.no_grad():
             found = [self._features(batch) for batch in batches] if parts else []
@@ -136,7 +129,6 @@ class FeatureDistillation(Method):
             distributed.broadcast(flat.values)
 
     def _make_phi(self, part: str, batches: list[list[int]], found: list[Features]) -> None:
-        """From the features of teacher and student for the same tokens."""
         theirs, ours = [], []
         for batch, features in zip(batches, found, strict=True):
             target_BLC, mask_BL = self._target(batch, part), features.masks[part]
@@ -156,10 +148,7 @@ class FeatureDistillation(Method):
             self.phis[part] = initial_phi(our_ES, their_EC)
 
     def _balance(self, batches: list[list[int]]) -> None:
-        """Leave out terms without a gradient, and bring the others to one scale.
-
-        Raises: UsageError for a term without a gradient whose weight was given.
-        """
+        """Bring the terms to one scale, after dropping those without a gradient."""
         self.gradients = self._gradient_norms(batches)
         given = self.settings.given_weights()
         for term in [term for term, norm in self.gradients.items() if not norm > 0]:
@@ -272,13 +261,12 @@ class FeatureDistillation(Method):
 
 
 def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
-    """phi of Eq. 5 as it starts: the ridge regression of the teacher's rows on the student's.
+    """phi of Eq. 5 at the start: the ridge regression of the teacher's rows on the student's.
 
         W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = ridge * trace(X' X) / S
 
-    so that the first gradients are about the student, not about an untrained phi. The ridge is the
-    one of RIDGES that predicts each half of the rows best from the other half: with few rows a weak
-    one would fit them all, and leave nothing to learn.
+    The ridge is the one of RIDGES that predicts each half of the rows best from the other half:
+    with few rows a weak one would fit them all, and leave nothing to learn.
 
     Returns: a linear layer S -> C, float32, on the rows' device.
     """

@@ -1,9 +1,9 @@
-"""CoTTA (Wang et al., CVPR 2022) for a vision-language model: a mean teacher of its own.
+"""CoTTA (Wang et al., CVPR 2022) for a vision-language model, with a mean teacher of its own.
 
 As in the source, for each batch: the student's logits; the frozen source model's confidence; the
-mean teacher's logits, plain, or averaged over augmented views if the confidence is below the
-threshold; the loss; the step; the mean teacher's update; some parameters restored to the source
-model. The mean teacher is what is evaluated and written.
+mean teacher's logits, averaged over augmented views if the confidence is below the threshold; the
+loss; the step; the mean teacher's update; some parameters restored to the source model. The mean
+teacher is what is evaluated and written.
 
 Choices that the source leaves open for a language model and for stored tokens:
 
@@ -11,14 +11,11 @@ Choices that the source leaves open for a language model and for stored tokens:
   distribution of each of its tokens against the mean teacher's (`soft_cross_entropy`);
 - confidence is the source model's largest probability at each token of that answer, averaged over
   the tokens and the micro-batch;
-- views are of stored tokens, as there are no images in the cloud: scaled by 0.9 to 1.1, with noise
-  of a tenth of each channel's deviation, without a tenth of the tokens. Nothing is mirrored: 'left'
-  would become 'right';
+- views are of stored tokens: scaled by 0.9 to 1.1, with noise of a tenth of each channel's
+  deviation, without a tenth of the tokens. Nothing is mirrored: 'left' would become 'right';
 - the source model is the overlay of sequence 0, in every round. Between rounds only the written
-  overlay is kept: the student starts from the mean teacher;
-- the whole overlay is trained, as for the other methods.
+  overlay is kept: the student starts from the mean teacher.
 
-The views' forward passes are the cost: with all 32, many times that of the other methods.
 Shapes: B batch, A answer tokens, V vocabulary, N tokens, C channels, P parameters.
 """
 

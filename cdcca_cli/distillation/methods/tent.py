@@ -4,10 +4,9 @@ The source has a classifier with batch normalisation. Choices that it leaves ope
 
 - the answer is the student's own, greedy, before the step; the loss is the mean entropy of the
   distributions of its tokens, the end token included (`answer_entropy`);
-- there is no batch normalisation, so the weights and biases of the language model's normalisation
-  layers are trained, the overlay's group `norm` (`train` names others);
-- there is one step a batch, as in the source, for as many epochs as the other methods take; nothing
-  is ever reset ('continual');
+- the weights and biases of the language model's normalisation layers are trained, the overlay's
+  group `norm` (`train` names others);
+- there is one step a batch, as in the source, for all epochs; nothing is reset ('continual');
 - a teacher, if there is one, only evaluates the held-out part: the last state is written.
 
 Shapes: B batch, A answer tokens.
