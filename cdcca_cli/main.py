@@ -36,11 +36,11 @@ GROUPS = {
         "distill": "token shards to an adaptation, on the cloud",
         "compress": "an adaptation to an update, the downlink",
         "apply": "an update into a device folder",
-        "eval": "predictions to scores, and the link's ledger",
+        "eval": "predictions to scores, and what the link carried",
     },
     "Other commands": {
         "init": "a device folder from a checkpoint",
-        "inspect": "a description of any file, which is verified",
+        "inspect": "what a file or folder holds",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
         "completion": "a script that completes command lines in a shell",

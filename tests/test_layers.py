@@ -40,7 +40,7 @@ LAYERS = {
 }
 # Within one layer: who may import whom.
 WITHIN = {("models", "formats"), ("datasets", "formats")}
-WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors")}
+WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), ("text", "files")}
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {
     ("streams", "files"),

@@ -1,4 +1,4 @@
-"""`cdcca compress`: an adaptation to an update (downlink)."""
+"""`cdcca compress`: an adaptation to an update, the downlink."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`cdcca eval`: predictions to scores, and the link's ledger."""
+"""`cdcca eval`: predictions to scores, and what the link carried."""
 
 from typing import Annotated
 

@@ -130,7 +130,9 @@ class Envelope:
                 f"{signed['payload_bytes']:,}: fetch it again"
             )
         if hashlib.sha256(self.payload).hexdigest() != signed["payload_sha256"]:
-            raise BadData(f"{where}: the payload's hash is not that in the header: fetch it again")
+            raise BadData(
+                f"{where}: the payload does not match the hash in its header: fetch it again"
+            )
         return Update(
             **{name: signed[name] for name in _COPIED},
             payload=self.payload,
