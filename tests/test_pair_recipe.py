@@ -14,11 +14,12 @@ import gap, make_pair, train_tower
 from training import Plan
 
 make_pair.PLANS = {stage: Plan(2, 8, 1e-3, make_pair.SEED) for stage in make_pair.PLANS}
-make_pair.PICTURES = {domain: (520, seed) for domain, (_, seed) in make_pair.PICTURES.items()}
+make_pair.PICTURES = {domain: (60, seed) for domain, (_, seed) in make_pair.PICTURES.items()}
 make_pair.FRAMES = {
     name: (prefix, domain, 4, seed) for name, (prefix, domain, _, seed) in make_pair.FRAMES.items()
 }
 train_tower.STORED_PICTURES = 20
+train_tower.HELD_OUT_PICTURES = 40
 gap.GAP_STEPS = 2
 make_pair.main()
 """

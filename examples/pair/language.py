@@ -26,6 +26,7 @@ CAPTION_WEIGHTS = [0.7, 0.1, 0.0, 0.1, 0.1]
 CORPUS_SCENES = 6000
 
 
+@lru_cache
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on the world's sentences; any UTF-8 text can be encoded."""
     rng = np.random.default_rng(seed)

@@ -22,6 +22,7 @@ NOTHING = -1
 CHUNK = 1000
 LOG_EVERY = 100
 STORED_PICTURES = 12_000
+HELD_OUT_PICTURES = 500
 CELL_OF_PATCH = torch.tensor(
     [3 * (row // 2) + column // 2 for row in range(6) for column in range(6)]
 )
@@ -156,9 +157,11 @@ def train_tower(
     if start == plan.steps:
         return model.tower.eval().requires_grad_(False)
     pictures = [load_pictures(work, domain) for domain in ("source", "target")]
-    held_out = [(images[-500:], cells[-500:]) for images, cells in pictures]
-    images = np.concatenate([images[:-500] for images, _ in pictures])
-    cells = np.concatenate([cells[:-500] for _, cells in pictures])
+    held_out = [
+        (images[-HELD_OUT_PICTURES:], cells[-HELD_OUT_PICTURES:]) for images, cells in pictures
+    ]
+    images = np.concatenate([images[:-HELD_OUT_PICTURES] for images, _ in pictures])
+    cells = np.concatenate([cells[:-HELD_OUT_PICTURES] for _, cells in pictures])
     for step in range(start, plan.steps):
         rng = np.random.default_rng((plan.seed, step))
         rows = rng.integers(0, len(images), plan.batch_size)

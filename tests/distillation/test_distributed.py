@@ -1,5 +1,6 @@
 """Two processes of one `accelerate launch` against one process alone."""
 
+import fcntl
 import os
 import re
 import subprocess
@@ -92,12 +93,26 @@ def both(
     shards: list[Shard],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Both:
-    folder = tmp_path_factory.mktemp("processes")
+    """Made by the first worker that needs it, for all of them (pytest -n)."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "processes"
+    with (base / "processes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "stderr").exists():
+            (folder / "stderr").write_text(train_both(folder, tiny_pair[0], mirror, shards))
+    made = [{run: folder / side / f"{run}.out" for run in RUNS} for side in ("one", "two")]
+    return Both(made[0], made[1], (folder / "stderr").read_text())
+
+
+def train_both(folder: Path, teacher: Path, mirror: Device, shards: list[Shard]) -> str:
+    """All runs by one process and by two; returns what the two wrote on stderr."""
+    folder.mkdir()
     tokens = folder / "up.tokens"
     with tokens.open("wb") as out, writer(out) as write:
         for shard in shards:
             write(shard)
-    lines = [arguments(run, tokens, tiny_pair[0], mirror.path) for run in RUNS]
+    lines = [arguments(run, tokens, teacher, mirror.path) for run in RUNS]
     (folder / "script.py").write_text(SCRIPT)
     (folder / "lines").write_text("".join(" ".join(line) + "\n" for line in lines))
     (folder / "one").mkdir()
@@ -119,8 +134,7 @@ def both(
         timeout=500,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    made = [{run: folder / side / f"{run}.out" for run in RUNS} for side in ("one", "two")]
-    return Both(made[0], made[1], done.stderr)
+    return done.stderr
 
 
 @pytest.mark.parametrize("run", ["akd", "pseudo-label"])

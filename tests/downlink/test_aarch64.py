@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import cdcca_cli
-from cdcca_cli.downlink import codecs
-from cdcca_cli.downlink.settings import CompressSettings
+from cdcca_cli.downlink.settings import CODECS, CompressSettings
 from cdcca_cli.formats.device import Device
 from tests.downlink import worlds
 
@@ -52,7 +51,7 @@ def test_it_is_another_machine(root: Path) -> None:
 def test_the_folders_are_the_same_byte_for_byte(tmp_path: Path, root: Path) -> None:
     """An update of every codec, applied here and there; one start of that Python for all."""
     updates = {}
-    for codec in codecs.CODECS:
+    for codec in CODECS:
         here = worlds.device(tmp_path / "here" / codec)
         updates[codec] = worlds.next_update(here, settings=CompressSettings(codec=codec))
         data = worlds.file_of(updates[codec])
