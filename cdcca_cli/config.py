@@ -72,7 +72,8 @@ class Toml:
         line = self.lines.get((table, name)) or self.lines.get((table, ""))
         place = f"{TOML}:{line}" if line else TOML
         found = "" if value is None else f", found {str(as_text(value))[:80]!r}"
-        return UsageError(f"{place}: {f'[{table}] ' if table else ''}{name}: {reason}{found}")
+        where = (f"[{table}] " if table else "") + (f"{name}: " if name else "")
+        return UsageError(f"{place}: {where}{reason}{found}")
 
     def check_names(self, table: str, names: Collection[str]) -> None:
         """Raises: UsageError for a key that is not one of `names`, or has no value."""

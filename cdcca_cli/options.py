@@ -188,10 +188,11 @@ class _Part:
                 found[name] = self.value(name, given[option])
                 tables.pop(name, None)
         # With a method from the command line, settings of other methods in the table are no error.
-        counted = found.keys() - (tables if "method" in given else {})
+        selector = settings.selector(self.owner)
+        counted = found.keys() - (tables if selector in given else {})
         try:
             made = self.owner(**found)
-            settings.refuse_idle(self.owner, getattr(made, "method", ""), counted)
+            settings.refuse_idle(self.owner, getattr(made, selector, ""), counted)
         except SettingError as error:
             if (source := tables.get(error.name)) is None:
                 raise

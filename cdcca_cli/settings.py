@@ -125,12 +125,18 @@ def check(settings: Any) -> None:
                 raise SettingError(name, f"expected {known.expected()}", one)
 
 
+def selector(owner: type) -> str:
+    """The setting whose values `Setting.methods` lists: `method`, or the class's SELECTOR."""
+    return str(getattr(owner, "SELECTOR", "method"))
+
+
 def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
     """Refuse a setting that was given and does nothing with this method. Raises: SettingError."""
     for name, known in described(owner).items():
         if name in given and known.methods is not None and method not in known.methods:
+            allowed = ", ".join(known.methods)
             raise SettingError(
-                name, f"does nothing with `method` {method}: it is for {', '.join(known.methods)}"
+                name, f"does nothing with `{selector(owner)}` {method}: it is for {allowed}"
             )
 
 
@@ -140,7 +146,7 @@ def value_of(owner: type, name: str, text: str) -> Any:
     if known is None:
         raise SettingError(name, no_such("setting", name, described(owner)))
     if not text:
-        raise SettingError(name, "expected a value, found an empty one")
+        raise SettingError(name, "expected a value that is not empty")
     try:
         return known.parse(text) if known.parse else converted(hints(owner)[name], text)
     except SettingError:

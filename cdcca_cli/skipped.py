@@ -34,6 +34,11 @@ class Skipped:
             streams.complain("left out: more, which are only counted")
 
     @property
+    def is_models_fault(self) -> bool:
+        """Whether answers that the model could not give were left out."""
+        return self._counts["answer"] > 0
+
+    @property
     def count(self) -> int:
         return self._counts.total()
 

@@ -136,7 +136,7 @@ def test_a_method_of_the_command_line_makes_other_settings_of_the_table_idle(
         ("teacher = 7", "cdcca.toml:1: teacher: expected a path in quotes, found '7'"),
         ("teacher = ''", "cdcca.toml:1: teacher: expected a path in quotes, found ''"),
         ("\nteacher = \n", "cdcca.toml:2: not valid TOML: Invalid value"),
-        ("[distil]", "cdcca.toml:1: [distil] : no such table: expected one of distill"),
+        ("[distil]", "cdcca.toml:1: [distil] no such table: expected one of distill"),
         ("[distill]\n\nepoch = 3", "cdcca.toml:3: [distill] epoch: no such setting: expected one "),
         ("[distill]\nepochs = 'x'", "cdcca.toml:2: [distill] epochs: expected a whole number, fou"),
         ("[distill]\nepochs = 0", "cdcca.toml:2: [distill] epochs: expected 1 or more"),

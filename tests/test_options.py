@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from cdcca_cli import settings
+from cdcca_cli import config, settings
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.errors import SettingError
 from cdcca_cli.main import COMMANDS, build, expanded, main
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ def test_set_help_lists_what_it_takes(capfd: pytest.CaptureFixture[str]) -> None
         (["--set", "tua=3"], "--set tua=3: no such setting: expected one of tau, "),
         (["--set", "epochs=3"], "--set epochs=3: expected --epochs, an option of its own"),
         (["--set", "ema=x"], "--set ema x: expected a number"),
-        (["--set", "ema="], "--set ema: expected a value, found an empty one"),
+        (["--set", "ema="], "--set ema: expected a value that is not empty"),
         (["--set", "ema=1"], "--set ema 1.0: expected 0 or more, less than 1"),
         (["--set", "tau=3"], "--set tau: does nothing with --method akd: it is for cwd"),
         (["--epochs", "x"], "--epochs x: expected a whole number"),
@@ -301,3 +302,16 @@ def test_the_parameters_of_the_commands_are_few() -> None:
     for name in COMMANDS:
         command = expanded(name)
         assert len(inspect.signature(command.command).parameters) <= 21, name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("passes", "4"), ("dropout", "0.2"), ("blocks", "1"), ("beta", "0.01")]
+)
+def test_settings_of_a_token_rule_go_with_that_rule_alone(name: str, value: str) -> None:
+    """`by` decides for `sample` what `method` decides for `distill`."""
+    part = expanded("sample").parts["how"]
+    assert getattr(part.build({name: value}, config.Toml()), name) == float(value)
+    in_file = config.Toml(tables={"sample": {name: float(value) if "." in value else int(value)}})
+    assert getattr(part.build({}, in_file), name) == float(value)
+    with pytest.raises(SettingError, match=r"`by` (norm|vis, not norm)"):
+        part.build({name: value, "by": "norm"}, config.Toml())

@@ -9,6 +9,7 @@ from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
+from cdcca_cli.errors import SettingError
 from cdcca_cli.options import Device, FramesOperand, Images, Json, Only, Quiet, Sign, Teacher
 from cdcca_cli.uplink.settings import SampleSettings
 
@@ -64,6 +65,8 @@ def command(
     from cdcca_cli.loop import rounds as loop
     from cdcca_cli.loop.history import COLUMNS
 
+    if probe_images is not None and probe is None:
+        raise SettingError("probe_images", "does nothing without `probe`")
     keys = read_private_keys(sign or [], at_least=0)
     source = read_frames(frames, images=images)
     labelled = None if probe is None else read_validation_set(probe, probe_images)

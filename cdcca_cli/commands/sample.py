@@ -78,7 +78,8 @@ def command(
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
             sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
-            if state is None:  # with a state file these frames are remembered as bad
+            # With a state file a bad frame is recorded there, and a cron job continues.
+            if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
     source.save()
     streams.summary(

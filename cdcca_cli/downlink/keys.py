@@ -187,7 +187,9 @@ def next_list(before: Trust | None, keys: Sequence[str], threshold: int) -> Trus
     if not 1 <= len(keys) <= MOST_KEYS:
         raise UsageError(f"{len(keys):,} keys to trust; expected 1 to {MOST_KEYS}")
     if threshold > len(keys):
-        raise SettingError("threshold", f"there are only {len(keys)} keys", threshold)
+        raise SettingError(
+            "threshold", f"expected at most {len(keys)}, the number of keys", threshold
+        )
     version = 1 if before is None else before.version + 1
     return TrustList(Trust(version, threshold, tuple(sorted(keys))))
 

@@ -53,6 +53,8 @@ class Work:
     def __init__(self, path: Path, *, force: bool = False) -> None:
         """Raises: CannotWrite if there is an earlier run, unless `force` is given."""
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise CannotWrite(f"{path}: is a file: name a folder")
         self._earlier = [one for one in path.glob("round-*") if re.fullmatch(r"\d+", one.name[6:])]
         if self._earlier and not force:
             raise CannotWrite(
@@ -79,6 +81,8 @@ class Work:
         folder = self.path / "mirror"
         files.make_folder(self.path)
         try:
+            if self._earlier and folder.exists():  # of the run whose rounds were replaced
+                shutil.rmtree(folder)
             shutil.copytree(device.path, folder)
         except OSError as error:
             reason = "exists already: name another folder" if folder.exists() else error.strerror

@@ -134,7 +134,7 @@ def answer_window(
                     "the model's outputs are not finite: a damaged checkpoint or overlay, or "
                     "values too large for this `dtype`"
                 )
-                _leave_out(job, fault, skipped)
+                _leave_out(job, fault, skipped, "answer")
             else:
                 skipped.num_sound += 1
                 answered[job.row, job.place] = prediction
@@ -144,10 +144,10 @@ def answer_window(
     ]
 
 
-def _leave_out(job: _Job, error: BadData, skipped: Skipped) -> None:
+def _leave_out(job: _Job, error: BadData, skipped: Skipped, kind: str = "question") -> None:
     frame, question = job.frame.id, job.question.id
     name = frame if question == frame else f"{frame}: question {question}"
-    skipped.add("question", BadData(f"{name}: {error}"))
+    skipped.add(kind, BadData(f"{name}: {error}"))
 
 
 def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Job]]:

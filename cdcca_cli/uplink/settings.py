@@ -1,6 +1,7 @@
 """The settings of `cdcca infer` and `cdcca sample`. For `--help`, nothing slow is imported here."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.settings import check, setting
@@ -33,6 +34,8 @@ class SampleSettings:
 
     Stage 1 uses one of `top`, `threshold` and `budget_bytes`; stage 2 one of `keep` and `beta`.
     """
+
+    SELECTOR: ClassVar[str] = "by"
 
     top: Amount | None = setting(
         None,

@@ -83,7 +83,7 @@ def test_the_model_digest_tells_what_the_overlay_does_not(
     [
         (["--trust", "absent.pub"], 66, "absent.pub"),
         (["--trust", "ann"], 2, "is a private key"),
-        (["--trust", "ann.pub", "--threshold", "2"], 2, "there are only 1 keys"),
+        (["--trust", "ann.pub", "--threshold", "2"], 2, "the number of keys"),
         (["--trust", "ann.pub", "--trust", "ann.pub"], 2, "given twice"),
         (["--threshold", "2"], 2, "does nothing without --trust"),
         (["--keep", "0"], 2, "--keep"),

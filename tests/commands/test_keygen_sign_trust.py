@@ -221,7 +221,7 @@ class TestTrust:
 
     @pytest.mark.parametrize(
         ("names", "threshold", "words"),
-        [(["ann", "ann"], 1, "given twice"), (["ann"], 2, "there are only 1 keys")],
+        [(["ann", "ann"], 1, "given twice"), (["ann"], 2, "the number of keys")],
     )
     def test_lists_that_cannot_be(
         self,
