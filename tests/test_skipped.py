@@ -47,3 +47,11 @@ def test_a_run_without_a_sound_member_has_failed() -> None:
         skipped.refuse_if_all()
     skipped.num_sound += 1
     skipped.refuse_if_all()
+
+
+def test_answers_that_are_not_finite_are_the_models_fault() -> None:
+    skipped = Skipped()
+    skipped.add("frame", BadData("a.png: not an image"))
+    assert not skipped.is_models_fault
+    skipped.add("answer", BadData("b.png: the model's outputs are not finite"))
+    assert skipped.is_models_fault
