@@ -79,7 +79,12 @@ def command(
         raise SettingError("replay", "does nothing with `method` none")
     skipped = Skipped(strict=strict, quiet=not is_first)
     paths: list[str | None] = [*shards] if shards else [None]
-    distributed.check_shared(paths, how, teacher)
+    from cdcca_cli import config
+
+    is_asked = teacher is not None or how.needs_teacher
+    named = config.teacher(teacher) if is_asked else None
+    inputs = [*paths, *(replay or []), *([resume] if resume else [])]
+    distributed.check_shared(inputs, how, named)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -88,7 +93,6 @@ def command(
             file = streams.binary_output(output, "adaptation.safetensors", force=force)
             out = opened.enter_context(file)
 
-        from cdcca_cli import config
         from cdcca_cli.distillation import distill as distilling
         from cdcca_cli.distillation import peft_export
         from cdcca_cli.distillation.step_log import StepLog
@@ -101,8 +105,6 @@ def command(
         mirror = config.device(student, "student")
         if peft is not None:
             peft_export.check_peft(peft, mirror, force)
-        is_asked = teacher is not None or how.needs_teacher
-        named = config.teacher(teacher) if is_asked else None
         on.set_threads()
         distributed.start(on.compute)
         large, how = distilling.load_teacher(named, how, on.compute, on.dtype)
