@@ -178,9 +178,14 @@ def device(option: str | None, role: str = "device") -> "Device":
     return create_device(folder / role, SHIPPED_STUDENT)
 
 
+def named_teacher(option: str | None) -> str | None:
+    """The teacher that the option, CDCCA_TEACHER or cdcca.toml names, in this order."""
+    return option or os.environ.get("CDCCA_TEACHER") or _current.top.get("teacher")
+
+
 def teacher(option: str | None) -> str:
     """The teacher's checkpoint: a folder, a hub id, or the shipped one."""
-    named = option or os.environ.get("CDCCA_TEACHER") or _current.top.get("teacher")
+    named = named_teacher(option)
     if named is not None:
         return named
     streams.message("no teacher named: using the shipped teacher")

@@ -82,9 +82,8 @@ def command(
     from cdcca_cli import config
 
     is_asked = teacher is not None or how.needs_teacher
-    named = config.teacher(teacher) if is_asked else None
     inputs = [*paths, *(replay or []), *([resume] if resume else [])]
-    distributed.check_shared(inputs, how, named)
+    distributed.check_shared(inputs, how, config.named_teacher(teacher) if is_asked else None)
     with ExitStack() as opened:
         sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
         replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
@@ -107,6 +106,7 @@ def command(
             peft_export.check_peft(peft, mirror, force)
         on.set_threads()
         distributed.start(on.compute)
+        named = config.teacher(teacher) if is_asked else None
         large, how = distilling.load_teacher(named, how, on.compute, on.dtype)
         adaptation = distilling.distill(
             _read(paths, sources, skipped),
