@@ -131,7 +131,7 @@ def _read(
     paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: "Skipped"
 ) -> "Iterator[Shard]":
     """The shards of several streams, without those that have values that are not finite."""
-    from cdcca_cli.formats.shard import read_shards
+    from cdcca_cli.formats.shard_stream import read_shards
 
     refused = partial(skipped.add, "shard")
     for path, source in zip(paths, sources, strict=True):

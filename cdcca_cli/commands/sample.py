@@ -57,7 +57,7 @@ def command(
     streams.set_quiet(quiet)
     from cdcca_cli import config
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.formats import shard
+    from cdcca_cli.formats import shard_stream
     from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
@@ -71,19 +71,22 @@ def command(
     folder = config.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,
-        shard.writer(out) as write,
+        shard_stream.writer(out) as write,
     ):
-        sizes = []
+        num_picked = 0
         if len(source):
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
-            sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
+            for shard in sample_frames(model, source, how, earlier, skipped):
+                write(shard)
+                num_picked += 1
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
     source.save()
     streams.summary(
-        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
+        f"{num_picked:,} of {len(source):,} frames picked, {write.num_bytes:,} bytes of shards"
+        f"{skipped}"
     )
 
 

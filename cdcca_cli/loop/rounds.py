@@ -23,7 +23,7 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.formats import shard
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, encode_line
@@ -163,7 +163,7 @@ class Cycle:
         """Write the uplink. Returns: the number of questions of each frame in it."""
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
         num_questions = []
-        with files.output(path) as file, shard.writer(file) as write:
+        with files.output(path) as file, shard_stream.writer(file) as write:
             for item in sample_frames(self.student, frames, how, predictions, Skipped()):
                 write(item)
                 num_questions.append(len(item.questions))
@@ -174,7 +174,7 @@ class Cycle:
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
         with streams.binary_input(uplink) as file:
             adaptation = distill(
-                shard.read_shards(file, where=str(uplink)),
+                shard_stream.read_shards(file, where=str(uplink)),
                 self.teacher,
                 self.mirror,
                 how,

@@ -28,11 +28,10 @@ from torch import Tensor
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, MissingInput, SettingError
-from cdcca_cli.formats import records
-from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import records, shard_stream
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.formats.shard import VERSION, Codec, Coding, Question, Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import selection, uncertainty
@@ -104,6 +103,7 @@ def sample_frames(
     return _highest(model.num_tokens, candidates, settings, num_questions, make)
 
 
+_CODECS: dict[int, Codec] = {8: "int8", 16: "float16", 32: "float32"}
 Make = Callable[[_Candidate, Sequence[int]], Shard | None]
 """Stage 2 of a frame, with the places of its picked questions."""
 
@@ -253,7 +253,7 @@ def _within(
             continue
         item = waiting[order]
         shard = replace(shard, questions=_questions(item.frame, item.entropies_K, questions))
-        size = shard_format.encoded_bytes(shard)
+        size = shard_stream.encoded_bytes([shard])
         grown = total - sizes.get(order, 0) + size
         if grown + _end_bytes(len(taken.keys() | {order})) > budget_bytes:
             break
@@ -264,7 +264,7 @@ def _within(
 
 
 def _end_bytes(count: int) -> int:
-    header = {"kind": "end", "version": shard_format.VERSION, "count": count}
+    header = {"kind": "end", "version": VERSION, "count": count}
     return records.write_record(io.BytesIO(), {}, header)
 
 
@@ -300,7 +300,7 @@ def make_shard(
         num_tokens=len(tokens_NC),
         tower=model.tower_digest,
         questions=_questions(frame, entropies_K, questions),
-        bits=settings.bits,
+        coding=Coding(_CODECS[settings.bits]),
     )
 
 

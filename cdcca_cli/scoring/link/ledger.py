@@ -15,10 +15,11 @@
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-All parts are optional. The uplink's kinds of bytes are those of `shard.shard_bytes`, and `end` for
-end records; the downlink's are `payload` and `header`. They count the bytes of records, and
-`stored_bytes` what the link carries, which is less under zstd. Bits per parameter and per token are
-of `stored_bytes`. `times_smaller` is frame bytes for one byte of uplink. Forms: `link.frames`.
+All parts are optional. The uplink's kinds of bytes are the tensors of `shard`, `header`, and
+`shards` and `end` for heads and end records; the downlink's are `payload` and `header`. They count
+the bytes of records, and `stored_bytes` what the link carries, which is less under zstd. Bits per
+parameter and per token are of `stored_bytes`. `times_smaller` is frame bytes for one byte of
+uplink. Forms: `link.frames`.
 """
 
 import os
@@ -30,7 +31,7 @@ from typing import Any, BinaryIO, cast
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frames
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import shard as shards
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats import update as updates
 from cdcca_cli.scoring.link.frames import FORMS, H264, FrameBytes, Size, measure_frames
 from cdcca_cli.scoring.link.transfer import FORMULA, Link
@@ -254,17 +255,13 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
     total = Uplink()
     for path in paths:
         with streams.binary_input(path) as opened:
-            stream, num_shard_bytes = _Counted(opened), 0
-            source = cast(BinaryIO, stream)
-            for shard in shards.read_shards(source, where=streams.input_name(path)):
-                kinds = shards.shard_bytes(shard)
-                total.kinds.update(kinds)
-                num_shard_bytes += sum(kinds.values())
+            stream, name = _Counted(opened), streams.input_name(path)
+            found = shard_stream.read_shards(cast(BinaryIO, stream), where=name, ledger=total.kinds)
+            for shard in found:
                 total.frames[shard.frame] += 1
-                total.tokens_kept += len(shard.tokens)
+                total.tokens_kept += len(shard.positions)
                 total.tokens_total += shard.num_tokens
                 total.token_elements += shard.tokens.size
-        total.kinds["end"] += stream.num_bytes - num_shard_bytes
         total.files.append(_stored(path, stream.num_bytes))
     return total
 
