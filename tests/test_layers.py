@@ -23,6 +23,7 @@ LAYERS = {
     "models": 1,
     "datasets": 1,
     "formats": 1,
+    "payloads": 1,
     "inspection": 3,
     "numerics": 0,
     "payloads": 1,

@@ -1,7 +1,7 @@
 """What kind of file something is, from its first bytes, and how messages describe it.
 
     shards, labels, adaptation, update,  records: the "kind" in the first record's header
-    overlay, trust
+    overlay, trust, codebook
     weights                               a safetensors file that is not one of cdcca's
     predictions, manifest                 JSON lines: the first line's keys
     seen                                  the state of `cdcca sample --state`: its "kind"
@@ -34,7 +34,7 @@ _RECORDS: dict[str, str] = {
     "end": "shards",
     "lessons": "labels",
     "lesson": "labels",
-    **{kind: kind for kind in ("adaptation", "update", "overlay", "trust")},
+    **{kind: kind for kind in ("adaptation", "update", "overlay", "trust", "codebook")},
 }
 _PICTURES: dict[str, bytes] = {
     "image": rb"\xff\xd8\xff|\x89PNG|GIF8|BM|II\*\0|MM\0\*|P[56]\s|RIFF....WEBP",
@@ -112,6 +112,7 @@ _WORDS: dict[str, str] = {
     "update": "an update, which cdcca compress writes and cdcca apply takes",
     "overlay": "the overlay of a device folder",
     "trust": "a trust list, which cdcca trust writes and cdcca apply takes",
+    "codebook": "a codebook, which cdcca calibrate writes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
     "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",

@@ -145,9 +145,14 @@ def read_signatures(header: Mapping[str, Any], where: str) -> tuple[Signature, .
     return found
 
 
-def read_strict_record(stream: BinaryIO, kinds: Mapping[str, int], where: str) -> records.Record:
+def read_strict_record(
+    stream: BinaryIO,
+    kinds: Mapping[str, int],
+    where: str,
+    limits: records.Limits = LIMITS,
+) -> records.Record:
     """The one record of a file, if a writer would give the same bytes. BadData, NewerFormat."""
-    record = records.read_only_record(stream, kinds, limits=LIMITS, where=where)
+    record = records.read_only_record(stream, kinds, limits=limits, where=where)
     if records.encode_header(record.tensors, record.header) != record.head:
         raise BadData(f"{where}: not written as cdcca writes it: it is damaged, fetch it again")
     return record

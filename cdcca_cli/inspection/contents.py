@@ -19,6 +19,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
+from cdcca_cli.formats import codebook as codebook_format
 from cdcca_cli.formats import labels as labels_format
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
@@ -238,6 +239,30 @@ def _trust(stream: BinaryIO, where: str) -> Summary:
     )
 
 
+def _codebook(stream: BinaryIO, where: str) -> Summary:
+    found = codebook_format.read_codebook(stream, where=where)
+    signatures = codebook_format.signature_objects(found.signatures)
+    return Summary(
+        "codebook",
+        {
+            "format": codebook_format.VERSION,
+            "sequence": found.sequence,
+            "curve": found.curve.as_json(),
+            "signatures_of": [signature.key for signature in found.signatures],
+        },
+        {"codebook": found.digest, "tower": found.tower, "teacher": found.teacher},
+        {
+            "tokens": found.num_tokens,
+            "channels": found.channels,
+            "components": found.components,
+            "frames": found.num_frames,
+        },
+        {f"payload: {name}": array.nbytes for name, array in found.tensors().items()}
+        | _header_bytes({"signed": found.signed(), "signatures": signatures}),
+        rest="framing",
+    )
+
+
 def _header_bytes(header: dict[str, Any]) -> dict[str, int]:
     """The bytes of what is signed, and of the signatures, in a record's header.
 
@@ -325,6 +350,7 @@ _READERS: dict[str, Callable[[BinaryIO, str], Summary]] = {
     "overlay": _overlay,
     "update": _update,
     "trust": _trust,
+    "codebook": _codebook,
     "weights": weights,
     "seen": _seen,
 }

@@ -12,6 +12,7 @@ import pytest
 from cdcca_cli.downlink import signatures
 from cdcca_cli.formats import (
     adaptation,
+    codebook,
     device,
     device_state,
     labels,
@@ -223,6 +224,31 @@ def test_trust_list() -> None:
     assert signatures.signers(found.signed_bytes(), found.signatures, make.KEYS) == found.trust.keys
     out = BytesIO()
     assert trust.write_trust_list(out, found) == len(data)
+    assert out.getvalue() == data
+
+
+def test_codebook() -> None:
+    """Signed outside the package; the values are those that make.py packs with struct.
+
+    sizes [[0.25, 1], [4, 1]] in descending order are places 2, 1, 3, 0; their components have a
+    power of 16.0625 and 2.
+    """
+    data = (VALID / "codebook_v1.codebook").read_bytes()
+    found = codebook.read_codebook(BytesIO(data))
+    assert (found.tower, found.teacher) == (make.TOWER, make.MODEL)
+    assert (found.num_tokens, found.channels, found.components) == (2, 3, 2)
+    assert (found.num_frames, found.sequence) == (80, 3)
+    assert found.curve.tokens[1] == codebook.TokenPoint(1.5, 0.5, 12, 0.25, 0.75)
+    assert found.curve.frames == (codebook.PicturePoint("image/avif", 50, 12.5, -0.5, 1),)
+    assert found.mean_NC.tolist() == [[0.5, 0, -64], [1, 0.5, 0]]
+    assert found.forward_CK.tolist() == [[2, 0], [0, 2], [0, 0]]
+    assert found.inverse_KC.tolist() == [[0.5, 0, 0], [0, 0.5, 0]]
+    assert (found.order.tolist(), found.component_order.tolist()) == ([2, 1, 3, 0], [0, 1])
+    assert signatures.signers(found.signed_bytes(), found.signatures, make.KEYS) == (
+        *sorted(make.KEYS),
+    )
+    out = BytesIO()
+    assert codebook.write_codebook(out, found) == len(data)
     assert out.getvalue() == data
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.formats import adaptation, device, labels, predictions, shard
+from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
 from cdcca_cli.inspection.look import look
@@ -142,6 +142,39 @@ def _read_adaptation(data: bytes, folder: Path) -> None:
         found = adaptation.read_adaptation(io.BytesIO(data))
         _writable(found)
         adaptation.write_adaptation(io.BytesIO(), found)
+    finally:
+        look(str(_written(folder, data)))
+
+
+def _with_new_tensors(parts: RecordParts) -> None:
+    """Put a codebook's digest of its tensors right."""
+    signed = parts.get("signed")
+    dtypes = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+    if not isinstance(signed, Pairs):
+        return
+    try:
+        tensors = {
+            name: np.frombuffer(data, dtypes.get(dtype, "<u2")).reshape(shape)
+            for name, dtype, shape, data in parts.tensors
+        }
+        right = overlay_digest(tensors)
+    except (ValueError, TypeError, UnicodeEncodeError):
+        return
+    for index, (key, _) in enumerate(signed):
+        if key == "tensors":
+            signed[index] = (key, right)
+
+
+def _change_codebook(rng: Random) -> bytes:
+    return mutations.mutate_records(rng, make.codebook(), _with_new_tensors, SHARDS[0])
+
+
+def _read_codebook(data: bytes, folder: Path) -> None:
+    try:
+        found = codebook.read_codebook(io.BytesIO(data))
+        assert np.isfinite(found.forward_CK).all() and np.isfinite(found.mean_NC).all()
+        codebook.write_codebook(io.BytesIO(), found)
+        _writable(found.curve)
     finally:
         look(str(_written(folder, data)))
 
@@ -639,6 +672,7 @@ def _kinds() -> list[Kind]:
         Kind("adaptation", _change_adaptation, _read_adaptation, 3),
         Kind("update", _change_signed(_updates), _receive, 2),
         Kind("trust list", _change_signed(_trust_lists), _receive, 1),
+        Kind("codebook", _change_codebook, _read_codebook, 2),
         Kind("device folder", _change_device, _read_device, 2),
         Kind("weights", _change_weights, _look, 2),
         Kind("checkpoint", lambda rng: mutations.mutate_json_file(rng, _CONFIG), _read_checkpoint),

@@ -355,6 +355,23 @@ def trust(header: dict[str, Any] | None = None, **change: Any) -> bytes:
     return record({**head, **(header or {})}, {})
 
 
+def codebook(
+    tensors: dict[str, Tensor] | None = None, header: dict[str, Any] | None = None, **change: Any
+) -> bytes:
+    """Signed by both keys; `change` is of what is signed, `header` of what is around."""
+    content = {**CODEBOOK_TENSORS, **(tensors or {})}
+    signed = {**CODEBOOK, "tensors": overlay_digest(content), **change}
+    head = {"kind": "codebook", "version": 1, "signed": signed}
+    head["signatures"] = signatures("codebook 1", signed) if header is None else []
+    return record({**head, **(header or {})}, content)
+
+
+def points(*steps: float, **change: Any) -> dict[str, Any]:
+    """A curve with these steps for tokens."""
+    point = {"bits": 0.5, "bytes": 12.0, "loss": 0.25, "agreement": 0.75, **change}
+    return {"tokens": [{"step": step, **point} for step in steps], "frames": []}
+
+
 def prediction(**change: Any) -> bytes:
     return (dumps({**PREDICTION, **change}) + "\n").encode()
 
@@ -387,6 +404,31 @@ def device_2(**change: Any) -> bytes:
     return (dumps({**state, **change}) + "\n").encode()
 
 
+CODEBOOK_TENSORS: dict[str, Tensor] = {
+    "scale": ("F32", [3], floats(0.5, 1, 64)),
+    "mean": ("F16", [2, 3], halves(1, 0, -1, 2, 0.5, 0)),
+    "forward": ("F16", [3, 2], halves(1, 0, 0, 2, 0, 0)),
+    "inverse": ("F16", [2, 3], halves(1, 0, 0, 0, 0.5, 0)),
+    "positions": ("F16", [2, 2], halves(0.6, -0.8, 0.8, 0.6)),
+    "sizes": ("F16", [2, 2], halves(0.25, 1, 4, 1)),
+}
+CODEBOOK: dict[str, Any] = {
+    "tower": TOWER,
+    "teacher": MODEL,
+    "num_tokens": 2,
+    "channels": 3,
+    "components": 2,
+    "num_frames": 80,
+    "sequence": 3,
+    "curve": {
+        **points(0.5, 1.5),
+        "frames": [
+            {"media": "image/avif", "quality": 50, "bytes": 12.5, "loss": -0.5, "agreement": 1.0}
+        ],
+    },
+}
+
+
 def valid() -> dict[str, bytes]:
     """One file for each format and version."""
     stream_i8 = record(SHARD_I8, TENSORS_I8) + end(1)
@@ -409,6 +451,7 @@ def valid() -> dict[str, bytes]:
         "update_v1.update": update(),
         "update_v2.update": update_2(),
         "trust_v1.trust": trust(),
+        "codebook_v1.codebook": codebook(),
         "overlay_v1.overlay": overlay_file(),
         "device_v1/device.json": device(),
         f"device_v1/{device_state()['current']['file']}": overlay_file(),
@@ -915,6 +958,53 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         65,
         "expected the tensors none",
         record({"kind": "trust", "version": 1, "signed": TRUST, "signatures": []}, OVERLAY),
+    ),
+    # -- codebook
+    "cut.codebook": (65, "cut short", codebook()[:-3]),
+    "trailing_bytes.codebook": (65, "continues after", codebook() + b"x"),
+    "newer_version.codebook": (76, "upgrade", codebook(header={"version": 2})),
+    "unknown_key.codebook": (65, "unknown key", codebook(colour="blue")),
+    "tower_no_digest.codebook": (65, "'tower'", codebook(tower="x")),
+    "no_channels.codebook": (65, "channels is 0", codebook(channels=0)),
+    "components_above_channels.codebook": (65, "components is 4", codebook(components=4)),
+    "sequence_negative.codebook": (65, "sequence is -1", codebook(sequence=-1)),
+    "no_frames.codebook": (65, "num_frames is 0", codebook(num_frames=0)),
+    "other_shape.codebook": (65, "mean has the shape", codebook(num_tokens=3)),
+    "other_dtype.codebook": (
+        65,
+        "expected the tensors",
+        codebook({"sizes": ("F32", [2, 2], floats(1, 1, 1, 1))}),
+    ),
+    "other_tensors.codebook": (65, "do not match", codebook()[:-1] + b"\0"),
+    "infinite.codebook": (65, "not finite", codebook({"scale": ("F32", [3], floats(1, INF, 1))})),
+    "scale_zero.codebook": (
+        65,
+        "scale has values",
+        codebook({"scale": ("F32", [3], floats(1, 0, 1))}),
+    ),
+    "size_negative.codebook": (
+        65,
+        "below zero",
+        codebook({"sizes": ("F16", [2, 2], halves(1, 1, -1, 1))}),
+    ),
+    "positions_too_long.codebook": (
+        65,
+        "other lengths",
+        codebook({"positions": ("F16", [2, 2], halves(1, 0, 1, 1))}),
+    ),
+    "inverse_of_another.codebook": (
+        65,
+        "does not undo",
+        codebook({"inverse": ("F16", [2, 3], halves(1, 0, 0, 0, 0.75, 0))}),
+    ),
+    "steps_unsorted.codebook": (65, "ascending order", codebook(curve=points(1.5, 0.5))),
+    "step_no_float32.codebook": (65, "float32", codebook(curve=points(0.1))),
+    "agreement_above_1.codebook": (65, "agreement 2", codebook(curve=points(1, agreement=2.0))),
+    "whole_number_for_a_float.codebook": (65, "not written", codebook(curve=points(1.5, loss=0))),
+    "too_many_points.codebook": (
+        65,
+        "65 points",
+        codebook(curve=points(*map(float, range(1, 66)))),
     ),
     # -- overlay
     "cut.overlay": (65, "cut short", overlay_file()[:-2]),
