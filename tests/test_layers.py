@@ -26,7 +26,6 @@ LAYERS = {
     "payloads": 1,
     "inspection": 3,
     "numerics": 0,
-    "payloads": 1,
     "families": 0,
     "options": 3,
     "config": 2,

@@ -117,6 +117,7 @@ def command(
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=_read(replay or [], replayed, skipped),
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
+            skipped=skipped,
         )
         write_adaptation(out, adaptation)
         if peft is not None and is_first:

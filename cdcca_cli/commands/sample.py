@@ -19,7 +19,7 @@ from cdcca_cli.options import (
     Strict,
     Task,
 )
-from cdcca_cli.uplink.settings import SampleSettings
+from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.predictions import Prediction
@@ -41,6 +41,7 @@ def command(
     task: Task = None,
     images: Images = None,
     how: SampleSettings,
+    payload: PayloadSettings,
     on: Runtime,
     output: Output = None,
     force: Force = False,
@@ -65,6 +66,7 @@ def command(
     on.set_threads()
 
     from cdcca_cli.models import load_device
+    from cdcca_cli.uplink.coding import Coder
     from cdcca_cli.uplink.sampling import sample_frames
 
     skipped = Skipped(strict=strict or (state is None and len(source) == 1))
@@ -77,8 +79,11 @@ def command(
         if len(source):
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
-            for shard in sample_frames(model, source, how, earlier, skipped):
-                write(shard)
+            coder = Coder(model, payload, folder.codebook())
+            if coder.note:
+                streams.message(coder.note)
+            for coded in sample_frames(model, source, how, earlier, skipped, coder):
+                write(coded.shard, coded.picture)
                 num_picked += 1
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:

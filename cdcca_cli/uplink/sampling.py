@@ -3,7 +3,8 @@
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
 predictions, and picks questions by it. Frames with a picked question are sent, with their picked
 questions only. Stage 2 scores each token of those frames by its variance over Monte Carlo dropout
-(Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout.
+(Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout. `coding` makes
+the payload of them.
 
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
@@ -20,6 +21,8 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import exp, log
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +31,22 @@ from torch import Tensor
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, MissingInput, SettingError
-from cdcca_cli.formats import records, shard_stream
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.formats.shard import VERSION, Codec, Coding, Question, Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import selection, uncertainty
 from cdcca_cli.uplink.answers import answer_window, image_name, pixels_of, windows
+from cdcca_cli.uplink.coding import COARSEST_STEP, FINEST_STEP, Coded, Coder
 from cdcca_cli.uplink.selection import Ranking
-from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, AnswerSettings, SampleSettings
+from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, AnswerSettings, PayloadSettings, SampleSettings
 from cdcca_cli.uplink.spool import Spool
+
+LEAST_FRAME_BYTES = 32
+"""The fewest bytes that a frame of a stream is taken to need."""
+_BISECTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -61,13 +69,15 @@ def sample_frames(
     settings: SampleSettings | None = None,
     predictions: Iterable[Prediction] | None = None,
     skipped: Skipped | None = None,
-) -> Iterator[Shard]:
-    """The most uncertain tokens of the most uncertain questions, in the order of the input.
+    coder: Coder | None = None,
+) -> Iterator[Coded]:
+    """The most uncertain questions with the tokens of their frames, in the order of the input.
 
     Args:
         frames: iterated twice with `top` or predictions, else once.
         predictions: entropies to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
+        coder: makes the payloads; None: by the usual settings, without a codebook.
     Raises: SettingError for more blocks than the tower has; BadData if no prediction is of these
         frames; BadData, MissingInput for the first bad frame or question, if it may not be left
         out.
@@ -87,25 +97,27 @@ def sample_frames(
         tracked = progress.track(frames, description="sample")
         candidates = (_Candidate(frame, _look_up(frame, entropies)) for frame in tracked)
 
-    def make(item: _Candidate, questions: Sequence[int]) -> Shard | None:
+    coder = coder or Coder(model, PayloadSettings(), None)
+
+    def make(item: _Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
         try:
             shard = make_shard(
                 model, item.frame, item.entropies_K, questions, settings, item.hidden_1NC
             )
+            coded = coder.code(shard, item.frame)
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             return None
         skipped.num_sound += 1
-        return shard
+        return coded
 
     if settings.threshold is not None:
         return _above(candidates, settings.threshold, make)
-    return _highest(model.num_tokens, candidates, settings, num_questions, make)
+    return _highest(candidates, settings, num_questions, make, coder)
 
 
-_CODECS: dict[int, Codec] = {8: "int8", 16: "float16", 32: "float32"}
-Make = Callable[[_Candidate, Sequence[int]], Shard | None]
-"""Stage 2 of a frame, with the places of its picked questions."""
+Make = Callable[..., Coded | None]
+"""Stage 2 of a frame, with the places of its picked questions, and perhaps another coder."""
 
 
 def _answered(
@@ -165,31 +177,31 @@ def _check_matched(frames: Iterable[Frame], entropies: Mapping[str, float]) -> i
     return sum(matched)
 
 
-def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Shard]:
+def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Coded]:
     for item in candidates:
         questions = [
             place
             for place, entropy in enumerate(item.entropies_K)
             if entropy is not None and entropy >= threshold
         ]
-        shard = make(item, questions) if questions else None
-        if shard is not None:
-            yield shard
+        coded = make(item, questions) if questions else None
+        if coded is not None:
+            yield coded
 
 
 def _highest(
-    num_tokens: int,
     candidates: Iterable[_Candidate],
     settings: SampleSettings,
     num_questions: int,
     make: Make,
-) -> Iterator[Shard]:
+    coder: Coder,
+) -> Iterator[Coded]:
     with closing(Spool()) as spool:
         ranking: Ranking | None = None
         waiting: dict[int, _Candidate] = {}
         num_ranked = 0
         for order, item in enumerate(candidates):
-            ranking = ranking or _ranking(settings, num_questions, num_tokens, item)
+            ranking = ranking or _ranking(settings, num_questions)
             num_ranked += sum(entropy is not None for entropy in item.entropies_K)
             gone = ranking.offer(order, item.entropies_K)
             for other in gone & waiting.keys():
@@ -200,72 +212,101 @@ def _highest(
                 slot = None if item.hidden_1NC is None else spool.put(item.hidden_1NC)
                 waiting[order] = replace(item, hidden_1NC=None, slot=slot)
 
-        def make_waiting(order: int, questions: Sequence[int]) -> Shard | None:
+        def make_waiting(
+            order: int, questions: Sequence[int], coder: Coder = coder
+        ) -> Coded | None:
             item = waiting[order]
             hidden_1NC = None if item.slot is None else spool.get(item.slot)
-            return make(replace(item, hidden_1NC=hidden_1NC), questions)
+            return make(replace(item, hidden_1NC=hidden_1NC), questions, coder)
 
         if ranking is None:
             return
-        if settings.budget_bytes is not None:
+        if not settings.is_top:
+            assert settings.budget_bytes is not None
             yield from _within(settings.budget_bytes, ranking, waiting, make_waiting)
             return
         ranking.shorten((settings.top or DEFAULT_TOP).of(num_ranked))
-        for order, questions in ranking.by_frame().items():
-            shard = make_waiting(order, questions)
-            if shard is not None:
-                yield shard
+        picked = ranking.by_frame()
+        if settings.budget_bytes is not None:
+            coder = _finest(settings.budget_bytes, picked, make_waiting, coder)
+        for order, questions in picked.items():
+            coded = make_waiting(order, questions, coder)
+            if coded is not None:
+                yield coded
 
 
-def _ranking(
-    settings: SampleSettings, num_questions: int, num_tokens: int, first: _Candidate
-) -> Ranking:
+def _ranking(settings: SampleSettings, num_questions: int) -> Ranking:
     """A ranking no longer than what can be picked."""
     if settings.is_top:
         return Ranking(max_questions=(settings.top or DEFAULT_TOP).of(num_questions))
-    if first.hidden_1NC is None:
-        return Ranking()
-    num_kept = 1
-    if settings.beta is None:
-        num_kept = (settings.keep or DEFAULT_KEEP).of(num_tokens)
-    payload_bytes = num_kept * first.hidden_1NC.shape[-1] * settings.bits // 8
-    return Ranking(max_frames=(settings.budget_bytes or 0) // payload_bytes)
+    return Ranking(max_frames=(settings.budget_bytes or 0) // LEAST_FRAME_BYTES)
+
+
+def _finest(
+    budget_bytes: int, picked: Mapping[int, Sequence[int]], make: Callable[..., Any], coder: Coder
+) -> Coder:
+    """The coder with the finest step of klt at which the picked frames fit the budget."""
+    finest, coarsest = log(FINEST_STEP), log(COARSEST_STEP)
+
+    def fits(step: float) -> bool:
+        other = coder.with_step(exp(step))
+        made = (make(order, questions, other) for order, questions in picked.items())
+        return _stream_bytes(coded for coded in made if coded is not None) <= budget_bytes
+
+    if not fits(coarsest):
+        raise SettingError(
+            "budget_bytes", f"too few for {len(picked):,} frames: lower `top`", budget_bytes
+        )
+    for _ in range(_BISECTIONS):
+        middle = (finest + coarsest) / 2
+        finest, coarsest = (finest, middle) if fits(middle) else (middle, coarsest)
+    return coder.with_step(exp(coarsest))
 
 
 def _within(
     budget_bytes: int,
     ranking: Ranking,
     waiting: Mapping[int, _Candidate],
-    make: Callable[[int, Sequence[int]], Shard | None],
-) -> Iterator[Shard]:
-    """Questions from the top until the stream, with its end record, would be too long."""
-    made: dict[int, Shard | None] = {}
-    taken: dict[int, Shard] = {}
-    places: dict[int, list[int]] = {}
-    sizes: dict[int, int] = {}
-    total = 0
-    for order, place in ranking:
-        questions = sorted([*places.get(order, []), place])
-        if order not in made:
-            made[order] = make(order, questions)
-        shard = made[order]
-        if shard is None:
-            continue
-        item = waiting[order]
-        shard = replace(shard, questions=_questions(item.frame, item.entropies_K, questions))
-        size = shard_stream.encoded_bytes([shard])
-        grown = total - sizes.get(order, 0) + size
-        if grown + _end_bytes(len(taken.keys() | {order})) > budget_bytes:
-            break
-        taken[order], places[order], sizes[order], total = shard, questions, size, grown
-    if not taken:
+    make: Callable[[int, Sequence[int]], Coded | None],
+) -> Iterator[Coded]:
+    """Questions from the top until the stream would be too long."""
+    ranked = list(ranking)
+    made: dict[int, Coded | None] = {}
+
+    def first(count: int) -> list[Coded]:
+        places: dict[int, list[int]] = {}
+        for order, place in ranked[:count]:
+            places.setdefault(order, []).append(place)
+        found = []
+        for order in sorted(places):
+            if order not in made:
+                made[order] = make(order, places[order])
+            coded, item = made[order], waiting[order]
+            if coded is not None:
+                questions = _questions(item.frame, item.entropies_K, sorted(places[order]))
+                found.append(replace(coded, shard=replace(coded.shard, questions=questions)))
+        return found
+
+    fitting, beyond = 0, 1
+    while beyond <= len(ranked) and _stream_bytes(first(beyond)) <= budget_bytes:
+        fitting, beyond = beyond, 2 * beyond
+    beyond = min(beyond, len(ranked) + 1)
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if _stream_bytes(first(middle)) <= budget_bytes:
+            fitting = middle
+        else:
+            beyond = middle
+    if not fitting:
         streams.message(f"a budget of {budget_bytes:,} bytes holds no shard: nothing is sent")
-    return (taken[order] for order in sorted(taken))
+    return iter(first(fitting))
 
 
-def _end_bytes(count: int) -> int:
-    header = {"kind": "end", "version": VERSION, "count": count}
-    return records.write_record(io.BytesIO(), {}, header)
+def _stream_bytes(coded: Iterable[Coded]) -> int:
+    with shard_stream.writer(io.BytesIO()) as write:
+        for one in coded:
+            write(one.shard, one.picture)
+    return write.num_bytes
 
 
 def make_shard(
@@ -300,7 +341,6 @@ def make_shard(
         num_tokens=len(tokens_NC),
         tower=model.tower_digest,
         questions=_questions(frame, entropies_K, questions),
-        coding=Coding(_CODECS[settings.bits]),
     )
 
 

@@ -1,16 +1,21 @@
 """The settings of `cdcca infer` and `cdcca sample`. For `--help`, nothing slow is imported here."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.settings import check, setting
-from cdcca_cli.text import Amount, parse_amount, parse_bytes
+from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
 TOKEN_RULES = ("vis", "random", "norm")
 DEFAULT_TOP = parse_amount("10%")
-DEFAULT_KEEP = parse_amount("50%")
+DEFAULT_KEEP = parse_amount("100%")
+PAYLOADS = ("auto", "tokens", "frame")
+TOKEN_CODECS = ("klt", "int8", "float16", "float32")
+MEDIA = ("avif", "webp", "jpeg")
+DEFAULT_MAX_LOSS = 0.03
+DEFAULT_QUALITY = 50
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class AnswerSettings:
 class SampleSettings:
     """What is picked and how it is sent.
 
-    Stage 1 uses one of `top`, `threshold` and `budget_bytes`; stage 2 one of `keep` and `beta`.
+    Stage 1 uses `top`, `threshold` or `budget_bytes`; with `top` and `budget_bytes` the coding is
+    as exact as the budget allows. Stage 2 uses one of `keep` and `beta`.
     """
 
     SELECTOR: ClassVar[str] = "by"
@@ -48,7 +54,8 @@ class SampleSettings:
     )
     budget_bytes: int | None = setting(
         None,
-        "Size limit of the whole stream, such as 64KiB, filled from the highest entropy down",
+        "Size limit of the whole stream, such as 64KiB; without `top`, filled from the most "
+        "uncertain question down",
         parse=parse_bytes,
         at_least=1,
         unit="bytes",
@@ -78,7 +85,6 @@ class SampleSettings:
     blocks: int = setting(
         2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",)
     )
-    bits: int = setting(8, "Bits per number of a token", choices=(8, 16, 32))
     seed: int = setting(0, "Seed of dropout and of random ranking")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
     max_new_tokens: int | None = setting(
@@ -87,17 +93,84 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        self._refuse_two("top", "threshold", "budget_bytes")
-        self._refuse_two("keep", "beta")
+        _refuse_two(self, "top", "threshold")
+        _refuse_two(self, "threshold", "budget_bytes")
+        _refuse_two(self, "keep", "beta")
         if self.beta is not None and self.by != "vis":
             raise SettingError("beta", f"is a variance, which needs `by` vis, not {self.by}")
-
-    def _refuse_two(self, *names: str) -> None:
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise SettingError(given[1], f"cannot be combined with `{given[0]}`")
 
     @property
     def is_top(self) -> bool:
         """Whether stage 1 is by `top`, the default rule."""
-        return self.threshold is None and self.budget_bytes is None
+        return self.threshold is None and (self.top is not None or self.budget_bytes is None)
+
+
+@dataclass(frozen=True)
+class PayloadSettings:
+    """What goes up for a picked frame: its tokens, coded, or a picture.
+
+    The point of klt is one of `step`, `bits` and `max_loss`, that of pictures one of `quality` and
+    `max_loss`; `max_loss` is a look-up in the curves that the codebook has measured.
+    """
+
+    SELECTOR: ClassVar[str] = "payload"
+
+    payload: str = setting(
+        "auto",
+        "What is sent of a frame: its visual tokens, a picture, or what takes fewer bytes",
+        choices=PAYLOADS,
+    )
+    codec: str | None = setting(
+        None,
+        "How tokens are coded",
+        choices=TOKEN_CODECS,
+        methods=("auto", "tokens"),
+        usually="klt if the device has a codebook, else int8",
+    )
+    step: float | None = setting(
+        None, "Step of the quantiser of klt", above=0, at_most=1024, methods=("auto", "tokens")
+    )
+    bits: float | None = setting(
+        None, "Bits per number of a token that klt aims at", above=0, methods=("auto", "tokens")
+    )
+    max_loss: float | None = setting(
+        None,
+        "How much the teacher's loss may grow by the coding, as a share like 3%",
+        parse=parse_share,
+        usually=f"{DEFAULT_MAX_LOSS:.0%}",
+    )
+    quality: int | None = setting(
+        None,
+        "Quality of pictures",
+        at_least=1,
+        at_most=100,
+        methods=("auto", "frame"),
+        usually=f"by the limit of loss, {DEFAULT_QUALITY} without a codebook",
+    )
+    media: str = setting("avif", "File type of pictures", choices=MEDIA, methods=("auto", "frame"))
+    side: int | None = setting(
+        None,
+        "Longer side of pictures",
+        at_least=16,
+        at_most=4096,
+        unit="pixels",
+        methods=("auto", "frame"),
+        usually="what the vision tower takes",
+    )
+    scores: bool = setting(
+        False, "Send the uncertainty of each token too", methods=("auto", "tokens")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        _refuse_two(self, "step", "bits", "max_loss")
+        _refuse_two(self, "quality", "max_loss")
+        for name in ("step", "bits"):
+            if getattr(self, name) is not None and self.codec not in (None, "klt"):
+                raise SettingError(name, f"is of the codec klt, not {self.codec}")
+
+
+def _refuse_two(settings: Any, *names: str) -> None:
+    given = [name for name in names if getattr(settings, name) is not None]
+    if len(given) > 1:
+        raise SettingError(given[1], f"cannot be combined with `{given[0]}`")
