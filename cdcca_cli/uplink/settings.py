@@ -69,7 +69,8 @@ class SampleSettings:
     )
     by: str = setting(
         "variance",
-        "How the tokens kept are chosen: by variance under dropout, or by another rule",
+        "How tokens are chosen: by variance under dropout, norm, received attention, at random, "
+        "on an even grid; spread: variance times distance; tome: similar ones merged",
         choices=TOKEN_RULES,
     )
     passes: int = setting(
