@@ -93,3 +93,9 @@ def special_ids(*values: Any) -> tuple[int, ...]:
     """The distinct ids in several values, each an int, a list of ints or None; in their order."""
     lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
     return tuple(dict.fromkeys(int(token) for row in lists for token in row if token is not None))
+
+
+def end_ids(*sources: Any) -> tuple[int, ...]:
+    """The end tokens of the first source that has any, as in transformers' `generate`."""
+    found = (special_ids(getattr(source, "eos_token_id", None)) for source in sources)
+    return next((ids for ids in found if ids), ())

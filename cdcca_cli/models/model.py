@@ -94,7 +94,10 @@ class LoadedModel(ABC):
         self.tower_digest = tower_digest
         self.tower: Any = module.get_submodule(row.tower_path)
         self.language: Language = self._build_language()
-        self.end_ids = self._find_end_ids()
+        generation_config = getattr(self.language.model, "generation_config", None)
+        self.end_ids = decoding.end_ids(generation_config, self.language.config, tokenizer)
+        if not self.end_ids:
+            raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
         self._digest: str | None = None
         self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
@@ -172,6 +175,13 @@ class LoadedModel(ABC):
         """Height and width of the pixels that the vision tower takes."""
         size = self.module.config.vision_config.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, whose tokens are row by row, behind a class token if any."""
+        height, width = self.image_size
+        patch: int = self.module.config.vision_config.patch_size
+        return height // patch, width // patch
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """Pixels (B, 3, H, W), float32 on the compute device, by the checkpoint's processor."""
@@ -364,15 +374,6 @@ class LoadedModel(ABC):
         model = self._language_module()
         kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
         return kind(model, model.get_input_embeddings(), config)
-
-    def _find_end_ids(self) -> tuple[int, ...]:
-        """From the first that has any, as in transformers' `generate`."""
-        generation_config = getattr(self.language.model, "generation_config", None)
-        for source in (generation_config, self.language.config, self.tokenizer):
-            found = decoding.special_ids(getattr(source, "eos_token_id", None))
-            if found:
-                return found
-        raise BadData(f"{self.checkpoint}: neither config nor tokenizer names an end token")
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)

@@ -2,9 +2,9 @@
 
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
 predictions, and picks questions by it. Frames with a picked question are sent, with their picked
-questions only. Stage 2 scores each token of those frames by its variance over Monte Carlo dropout
-(Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout. `coding` makes
-the payload of them.
+questions only. Stage 2 chooses tokens of those frames, if not all are kept, by default those of
+highest variance over Monte Carlo dropout (Eq. 3, 4; `token_rules`); they come from the pass without
+dropout. `coding` makes the payload of them.
 
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
@@ -35,13 +35,20 @@ from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Question, Shard
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.models import LoadedModel, attention
 from cdcca_cli.skipped import Skipped
-from cdcca_cli.uplink import selection, uncertainty
+from cdcca_cli.uplink import token_rules, uncertainty
 from cdcca_cli.uplink.answers import answer_window, image_name, pixels_of, windows
 from cdcca_cli.uplink.coding import COARSEST_STEP, FINEST_STEP, Coded, Coder
 from cdcca_cli.uplink.selection import Ranking
-from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, AnswerSettings, PayloadSettings, SampleSettings
+from cdcca_cli.uplink.settings import (
+    DEFAULT_KEEP,
+    DEFAULT_TOP,
+    VARIANCE_RULES,
+    AnswerSettings,
+    PayloadSettings,
+    SampleSettings,
+)
 from cdcca_cli.uplink.spool import Spool
 
 LEAST_FRAME_BYTES = 32
@@ -327,17 +334,19 @@ def make_shard(
     if hidden_1NC is None:
         hidden_1NC = _trunk(model, model.preprocess([load_image(frame)]), settings)
     tokens_NC, scores_N = _scored(model, frame, hidden_1NC.to(model.device), settings)
-    if settings.beta is not None:
-        positions = selection.keep_above(scores_N, settings.beta)
-    else:
-        positions = selection.keep_highest(scores_N, settings.keep or DEFAULT_KEEP)
+    num_kept = (settings.keep or DEFAULT_KEEP).of(len(tokens_NC))
+    if settings.beta is not None and scores_N is not None:
+        num_kept = token_rules.count_above(scores_N, settings.beta)
+    chosen = token_rules.choose(
+        settings.by, tokens_NC, num_kept, scores_N=scores_N, grid=model.grid
+    )
     return Shard(
         frame=frame.id,
         image=image_name(frame),
         domain=frame.domain,
-        tokens=tokens_NC[positions],
-        positions=positions,
-        scores=scores_N[positions],
+        tokens=chosen.tokens,
+        positions=chosen.positions,
+        scores=np.zeros(num_kept, np.float32) if chosen.scores is None else chosen.scores,
         num_tokens=len(tokens_NC),
         tower=model.tower_digest,
         questions=_questions(frame, entropies_K, questions),
@@ -357,9 +366,9 @@ def _questions(
 
 def _scored(
     model: LoadedModel, frame: Frame, hidden_1NC: Tensor, settings: SampleSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens (N, C) of one frame and the score of each, (N,), both float32."""
-    if settings.by == "vis":
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The tokens (N, C) of one frame and, if its rule has them, the scores (N,), both float32."""
+    if settings.by in VARIANCE_RULES:
         tokens_NC, variance_N = uncertainty.token_variance(
             model,
             hidden_1NC,
@@ -370,11 +379,17 @@ def _scored(
             seed=settings.seed,
         )
         return tokens_NC.float().cpu().numpy(), variance_N.cpu().numpy()
+    if settings.by == "received":
+        first_block = model.num_blocks - settings.blocks
+        tokens_1NC, received_1N = attention.received(model, hidden_1NC, first_block)
+        return tokens_1NC[0].float().cpu().numpy(), received_1N[0].cpu().numpy()
     tokens = _tail(model, hidden_1NC, settings)[0].float().cpu().numpy()
     if settings.by == "norm":
-        return tokens, selection.token_norm(tokens)
-    generator = uncertainty.frame_generator(settings.seed, frame.id)
-    return tokens, generator.random(len(tokens), dtype=np.float32)
+        return tokens, token_rules.token_norm(tokens)
+    if settings.by == "random":
+        generator = uncertainty.frame_generator(settings.seed, frame.id)
+        return tokens, generator.random(len(tokens), dtype=np.float32)
+    return tokens, None
 
 
 @torch.no_grad()

@@ -1,19 +1,14 @@
-"""The rules that pick questions and tokens by their scores, in numpy.
+"""The rule that picks questions by their scores.
 
-Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, stage 2 the
-tokens of one frame by score, both the highest first. Of equal ones the first in the input, or at
-the lower position, comes first.
+Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, the highest
+first. Of equal ones the first in the input comes first. (Stage 2: `token_rules`.)
 
-Legend: K questions, N visual tokens, C channels.
+Legend: K questions of a frame.
 """
 
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
-
-import numpy as np
-
-from cdcca_cli.text import Amount
 
 
 class Ranking:
@@ -72,20 +67,3 @@ class Ranking:
         for frame, question in sorted(self):
             questions[frame].append(question)
         return questions
-
-
-def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:
-    """Positions of the `amount` tokens of highest score: (N_kept >= 1,), int32, ascending."""
-    ranked = np.argsort(-scores_N, kind="stable")
-    return np.sort(ranked[: amount.of(len(scores_N))]).astype(np.int32)
-
-
-def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
-    """Positions of the tokens of score > `beta`, or of the best: (N_kept,), int32, ascending."""
-    above = np.flatnonzero(scores_N > beta)
-    return (above if len(above) else np.argmax(scores_N, keepdims=True)).astype(np.int32)
-
-
-def token_norm(tokens_NC: np.ndarray) -> np.ndarray:
-    """Mean square of each token over its channels, (N,)."""
-    return np.square(tokens_NC).mean(-1)

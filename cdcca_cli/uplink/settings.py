@@ -8,7 +8,8 @@ from cdcca_cli.settings import check, setting
 from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
-TOKEN_RULES = ("vis", "random", "norm")
+TOKEN_RULES = ("variance", "random", "norm", "received", "grid", "spread", "tome")
+VARIANCE_RULES = ("variance", "spread")  # these need passes with dropout
 DEFAULT_TOP = parse_amount("10%")
 DEFAULT_KEEP = parse_amount("100%")
 PAYLOADS = ("auto", "tokens", "frame")
@@ -71,19 +72,22 @@ class SampleSettings:
         usually=str(DEFAULT_KEEP),
     )
     beta: float | None = setting(
-        None, "Keep the tokens whose variance exceeds this", at_least=0, methods=("vis",)
+        None, "Keep the tokens whose variance exceeds this", at_least=0, methods=("variance",)
     )
     by: str = setting(
-        "vis",
-        "How tokens are ranked: by variance under dropout (vis), by norm or at random",
+        "variance",
+        "How tokens are chosen: by variance under dropout, norm, received attention, at random, "
+        "on an even grid; spread: variance times distance; tome: similar ones merged",
         choices=TOKEN_RULES,
     )
-    passes: int = setting(8, "Number of forward passes with dropout", at_least=2, methods=("vis",))
+    passes: int = setting(
+        8, "Number of forward passes with dropout", at_least=2, methods=VARIANCE_RULES
+    )
     dropout: float = setting(
-        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis",)
+        0.1, "Rate of dropout in those passes", above=0, below=1, methods=VARIANCE_RULES
     )
     blocks: int = setting(
-        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",)
+        2, "Number of last vision blocks with dropout", at_least=1, methods=VARIANCE_RULES
     )
     seed: int = setting(0, "Seed of dropout and of random ranking")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
@@ -96,8 +100,8 @@ class SampleSettings:
         _refuse_two(self, "top", "threshold")
         _refuse_two(self, "threshold", "budget_bytes")
         _refuse_two(self, "keep", "beta")
-        if self.beta is not None and self.by != "vis":
-            raise SettingError("beta", f"is a variance, which needs `by` vis, not {self.by}")
+        if self.beta is not None and self.by != "variance":
+            raise SettingError("beta", f"is a variance, which needs `by` variance, not {self.by}")
 
     @property
     def is_top(self) -> bool:

@@ -12,7 +12,7 @@ the finished tokens x. It is not used, because it gives the token's mean square 
 
     var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2,
 
-by which `by` norm ranks (`selection.token_norm`).
+by which `by` norm ranks (`token_rules.token_norm`).
 
 Masks are drawn on the CPU, keyed by the seed and the frame's id, so that batch size, order and
 machine do not change them.

@@ -422,6 +422,7 @@ class TestSettings:
             {"top": "3", "budget_bytes": 100},
             {"keep": "50%", "beta": 0.1},
             {"beta": 0.1, "by": "norm"},
+            {"beta": 0.1, "by": "spread"},
             {"beta": -0.1},
             {"beta": float("nan")},
             {"threshold": float("inf")},
