@@ -22,6 +22,7 @@ LAYERS = {
     "scoring": 2,
     "models": 1,
     "datasets": 1,
+    "payloads": 1,
     "formats": 1,
     "inspection": 3,
     "numerics": 0,
@@ -39,7 +40,7 @@ LAYERS = {
     "__init__": 0,
 }
 # Within one layer: who may import whom.
-WITHIN = {("models", "formats"), ("datasets", "formats")}
+WITHIN = {("models", "formats"), ("datasets", "formats"), ("payloads", "formats")}
 WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), ("text", "files")}
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {
