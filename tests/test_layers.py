@@ -22,6 +22,7 @@ LAYERS = {
     "scoring": 2,
     "models": 1,
     "datasets": 1,
+    "payloads": 1,
     "formats": 1,
     "payloads": 1,
     "inspection": 3,

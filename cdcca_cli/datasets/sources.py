@@ -18,6 +18,7 @@ from cdcca_cli.datasets.annotations import annotated_frames, no_labels, read_pic
 from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, LazyFrames, Task
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.errors import BadData, MissingInput, SettingError
+from cdcca_cli.formats import pictures as picture_files
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
 from cdcca_cli.text import counted, is_text
 
@@ -230,8 +231,8 @@ def _kind_of(path: Path) -> str:
         return "annotations"
     if opening.startswith(b"{"):
         return _kind_of_line(opening.split(b"\n")[0], path)
-    if pictures.is_heic(head):
-        raise BadData(f"{path}: {pictures.looks_like(head)}")
+    if picture_files.is_heic(head):
+        raise BadData(f"{path}: {picture_files.looks_like(head)}")
     if pictures.MAGIC.match(head):
         return "image"
     if video.MAGIC.match(head):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.models import decoding, digests, overlay, quantization, thin
+from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
 from cdcca_cli.models.prompts import PlainTokenizer, Prompt
@@ -185,12 +185,7 @@ class LoadedModel(ABC):
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """Pixels (B, 3, H, W), float32 on the compute device, by the checkpoint's processor."""
-        if thin.crops_centre(self.image_processor):
-            images = [thin.centre(image) for image in images]
-        made = self.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt"
-        )
-        pixels: Tensor = made["pixel_values"]
+        pixels = preprocessing.pixels(self.image_processor, images)
         expected = self.image_size
         if tuple(pixels.shape[-2:]) != expected:
             raise BadData(
@@ -198,6 +193,10 @@ class LoadedModel(ABC):
                 f"{pixels.shape[-1]} pixels, the vision tower takes {expected[0]}x{expected[1]}"
             )
         return pixels.to(self.device)
+
+    def seen(self, image: "Image", size: tuple[int, int] | None = None) -> "Image":
+        """What the tower sees, 8-bit RGB; `size`: larger (`preprocessing.seen`)."""
+        return preprocessing.seen(self.image_processor, image, size)
 
     def vision_tokens(self, pixels_B3HW: Tensor) -> Tensor:
         """Visual tokens (B, N, C): trunk and tail."""
