@@ -112,7 +112,7 @@ _WORDS: dict[str, str] = {
     "update": "an update, which cdcca compress writes and cdcca apply takes",
     "overlay": "the overlay of a device folder",
     "trust": "a trust list, which cdcca trust writes and cdcca apply takes",
-    "codebook": "a codebook, which cdcca calibrate writes",
+    "codebook": "a codebook, which cdcca calibrate writes and cdcca apply takes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
     "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",

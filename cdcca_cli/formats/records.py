@@ -220,7 +220,8 @@ def _named(kind: str) -> str:
 
 
 def _either(kinds: Mapping[str, int]) -> str:
-    return " or ".join(_named(kind) for kind in kinds if kind != "end" or len(kinds) == 1)
+    *names, last = (_named(kind) for kind in kinds if kind != "end" or len(kinds) == 1)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:

@@ -259,19 +259,39 @@ def test_device_of_version_2() -> None:
     assert found.current.signed_by == tuple(sorted(make.KEYS))
     assert found.trust == trust.Trust(3, 2, tuple(sorted(make.KEYS)))
     assert found.model == make.MODEL
-    assert found.as_json() == json.loads((VALID / "device_v2/device.json").read_text())
+    written = json.loads((VALID / "device_v2/device.json").read_text())
+    assert found.as_json() == written | {"version": 3, "codebook": None}
     assert found.read_kept(0)[1]["b.bias"].tolist() == [0.5, -0.5, 0]
 
 
-def test_device_of_version_1_becomes_one_of_version_2(tmp_path: Path) -> None:
+def test_device_of_version_3() -> None:
+    found = device.Device.open(VALID / "device_v3")
+    assert found.as_json() == json.loads((VALID / "device_v3/device.json").read_text())
+    book = found.codebook()
+    assert book is not None and found.codebook_slot is not None
+    assert found.codebook_slot.signed_by == tuple(sorted(make.KEYS))
+    assert (book.digest, book.sequence) == (make.codebook_slot()["digest"], 3)
+    assert found.codebook_of(book.digest).digest == book.digest
+
+
+def test_device_of_version_2_becomes_one_of_version_3(tmp_path: Path) -> None:
+    shutil.copytree(VALID / "device_v2", tmp_path / "device")
+    found = device.Device.open(tmp_path / "device")
+    assert found.codebook_slot is None and found.codebook() is None
+    found.rollback()
+    written = json.loads((tmp_path / "device/device.json").read_text())
+    assert (written["version"], written["codebook"]) == (3, None)
+
+
+def test_device_of_version_1_becomes_one_of_version_3(tmp_path: Path) -> None:
     shutil.copytree(VALID / "device_v1", tmp_path / "device")
     found = device.Device.open(tmp_path / "device")
     assert (found.model, found.trust, found.kept) == (None, None, ())
     assert found.as_json()["keep"] == 1
     found.install(found.read_overlay(), 4)
     written = json.loads((tmp_path / "device/device.json").read_text())
-    assert written["version"] == 2 and [slot["sequence"] for slot in written["kept"]] == [3]
-    assert written.keys() == json.loads(make.device_2()).keys()
+    assert written["version"] == 3 and [slot["sequence"] for slot in written["kept"]] == [3]
+    assert written.keys() == json.loads(make.device_3()).keys()
 
 
 def test_device() -> None:

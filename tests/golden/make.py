@@ -404,6 +404,20 @@ def device_2(**change: Any) -> bytes:
     return (dumps({**state, **change}) + "\n").encode()
 
 
+def device_3(**change: Any) -> bytes:
+    state = {"version": 3, "codebook": codebook_slot()}
+    return device_2(**{**state, **change})
+
+
+def codebook_slot(**change: Any) -> dict[str, Any]:
+    """As device.json names the golden codebook."""
+    signed = {**CODEBOOK, "tensors": overlay_digest(CODEBOOK_TENSORS)}
+    found = hashlib.sha256(b"cdcca codebook 1\n" + dumps(signed).encode()).hexdigest()
+    file = f"codebooks/3-{found[:16]}.safetensors"
+    slot = {"sequence": 3, "digest": f"sha256:{found}", "file": file}
+    return {**slot, "signed_by": sorted(KEYS), **change}
+
+
 CODEBOOK_TENSORS: dict[str, Tensor] = {
     "scale": ("F32", [3], floats(0.5, 1, 64)),
     "mean": ("F16", [2, 3], halves(1, 0, -1, 2, 0.5, 0)),
@@ -457,6 +471,9 @@ def valid() -> dict[str, bytes]:
         f"device_v1/{device_state()['current']['file']}": overlay_file(),
         "device_v2/device.json": device_2(),
         **{f"device_v2/{slot_2(number)['file']}": overlay_file(number) for number in (3, 2, 0)},
+        "device_v3/device.json": device_3(),
+        **{f"device_v3/{slot_2(number)['file']}": overlay_file(number) for number in (3, 2, 0)},
+        f"device_v3/{codebook_slot()['file']}": codebook(),
     }
 
 
@@ -1029,7 +1046,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "model_no_digest.predictions": (65, "'model'", prediction(model="gpt")),
     # -- device.json
     "cut.device": (65, "not JSON", device()[:100]),
-    "newer_version.device": (76, "upgrade", device(version=3, colour="blue")),
+    "newer_version.device": (76, "upgrade", device(version=4, colour="blue")),
     "previous_in_version_2.device": (65, "unknown key 'previous'", device_2(previous=None)),
     "kept_newer.device": (65, "not older", device_2(kept=[slot_2(4)])),
     "kept_twice.device": (65, "not older", device_2(kept=[slot_2(2), slot_2(2)])),
@@ -1047,6 +1064,34 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     ),
     "model_no_digest.device": (65, "'model'", device_2(model="x")),
     "kept_missing.device": (66, "no such file", device_2(kept=[slot_2(1)])),
+    "codebook_in_version_2.device": (65, "unknown key 'codebook'", device_2(codebook=None)),
+    "codebook_a_digest.device": (65, "'codebook' must be", device_3(codebook=BASE)),
+    "codebook_without_signers.device": (
+        65,
+        "'signed_by'",
+        device_3(codebook={n: v for n, v in codebook_slot().items() if n != "signed_by"}),
+    ),
+    "codebook_among_overlays.device": (
+        65,
+        "not a sound codebooks entry",
+        device_3(codebook=codebook_slot(file=slot_2(3)["file"])),
+    ),
+    "codebook_leaves_folder.device": (
+        65,
+        "not a sound codebooks entry",
+        device_3(codebook=codebook_slot(file="codebooks/../../secret.safetensors")),
+    ),
+    "codebook_no_digest.device": (
+        65,
+        "not a sound codebooks entry",
+        device_3(codebook=codebook_slot(digest="x")),
+    ),
+    "codebook_negative.device": (
+        65,
+        "not a sound codebooks entry",
+        device_3(codebook=codebook_slot(sequence=-1)),
+    ),
+    "codebook_missing.device": (66, "no such file", device_3(kept=[])),
     "path_leaves_folder.device": (
         65,
         "not a sound overlay",
