@@ -17,14 +17,15 @@ that made the tokens, or that the pictures are for ("sha256:" + 64 hex digits)}.
     step      the quantiser's step of klt, exactly a float32 above 0, else null
     columns   klt: how many codes a row has; else null
     sizes     {tensor: bytes}: the content of each zstd frame (`index`; `codes` of klt)
-    sum       SHA-256 of the tensors' bytes, in the order of their names, 64 hex digits
+    sum       digest (`digest`) of the tensors and of "header": U8, the canonical JSON of this
+              header without `sum` and with the head's `tower`
     other     null, or the bytes that the payload would have taken in the form that was not chosen
 
 `index` (U8) is zstd of a JSON object, all keys always present, for F frames and Q questions in all;
 `n` is a place in `strings`:
 
     strings   list of strings
-    layouts   list of {"num_tokens": 1 to 2^20, "grid": list of numbers >= 0, "marks": string,
+    layouts   up to F of {"num_tokens": 1 to 2^20, "grid": list of numbers >= 0, "marks": string,
               "fixed": ascending places of tokens without content}: how a picture becomes tokens
     frames    F strings, not empty: the frames' ids
     images    F strings: their files, as the device named them; null if they are the ids
@@ -49,8 +50,10 @@ T is the number of kept tokens, at least one a frame, C the channels:
 
 **End.** No tensors. Header {"count": frames in this part, "kind": "end", "version": 2}.
 
-Sizes and sum are checked before anything is unpacked. `shard_record` codes a record of frames,
-`shard_stream` reads and writes streams.
+The sum and all sizes are checked before anything is unpacked. A record has at most 2 MiB of index,
+2^22 characters of text in it (a string counts each time it is used) and 2^23 codes; its numbers are
+at most 2^31. `shard_record` codes a record, `shard_index` its index; `shard_stream` reads and
+writes streams.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """A record of frames, version 2 of `shard`: from shards to columns and back."""
 
-import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -9,26 +9,16 @@ from typing import Any, cast
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import records
-from cdcca_cli.formats.digest import is_digest, little_endian_bytes
-from cdcca_cli.formats.shard import (
-    CODECS,
-    MEDIA,
-    VERSION,
-    Coding,
-    Layout,
-    Picture,
-    Question,
-    Shard,
-    Unusable,
-)
+from cdcca_cli.formats import records, shard_index
+from cdcca_cli.formats.digest import is_digest, overlay_digest
+from cdcca_cli.formats.shard import CODECS, VERSION, Coding, Picture, Shard, Unusable
 from cdcca_cli.numerics import absmax, columns, uniform
-from cdcca_cli.text import load_json
+from cdcca_cli.text import is_text
 
 MOST_FRAMES = 256
-_MOST_TOKENS = 1 << 20
-_INDEX_BYTES = 1 << 24
-_CODES_BYTES = 1 << 28
+_MOST_CODES = 1 << 23
+_CODES_BYTES = 5 * _MOST_CODES
+_MOST_NATS = 65504.0  # the largest F16
 _DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
 _HEADER: dict[str, Any] = records.HEAD | {
     "count": int,
@@ -40,28 +30,6 @@ _HEADER: dict[str, Any] = records.HEAD | {
     "sum": str,
     "other": int | None,
 }
-_INDEX: dict[str, Any] = {
-    "strings": list[str],
-    "layouts": list[dict],
-    "frames": list[str],
-    "images": list | None,
-    "domains": list,
-    "times": list | None,
-    "layout": list[int],
-    "counts": list[int],
-    "ids": list[str],
-    "tasks": str,
-    "prompts": list,
-    "choices": list,
-    "pictures": list | None,
-}
-_LAYOUT: dict[str, Any] = {
-    "num_tokens": int,
-    "grid": list[int],
-    "marks": str,
-    "fixed": list[int],
-}
-_TASKS = {"v": "vqa", "c": "caption"}
 
 
 def group_key(shard: Shard) -> tuple[Any, ...]:
@@ -78,10 +46,74 @@ def group_key(shard: Shard) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- encoding
 
 
+def check(shard: Shard) -> None:
+    """BadData unless a record can hold the frame."""
+    fault = _fault(shard)
+    if fault is not None:
+        raise BadData(f"frame {shard.frame[:80]}: {fault}")
+
+
+def _fault(shard: Shard) -> str | None:
+    codec = shard.coding.codec
+    if not shard.frame or not is_text("".join(_texts(shard))):
+        return "its id is empty, or a text has a lone surrogate"
+    if not is_digest(shard.tower):
+        return f"its tower {shard.tower[:40]!r} is not a digest"
+    if codec not in CODECS:
+        return f"codec {codec!r}"
+    for question in shard.questions:
+        if question.task not in shard_index.TASKS.values() or question.choices == []:
+            return "a question of an unknown task, or with an empty list of choices"
+        if question.entropy is not None and not 0 <= question.entropy <= _MOST_NATS:
+            return f"an entropy of {question.entropy}"
+    if shard.time is not None and not math.isfinite(shard.time):
+        return f"its time is {shard.time}"
+    if not 1 <= shard.num_tokens <= shard_index.MOST_TOKENS:
+        return f"{shard.num_tokens:,} tokens"
+    return _payload_fault(shard)
+
+
+def _payload_fault(shard: Shard) -> str | None:
+    codec, positions = shard.coding.codec, np.asarray(shard.positions)
+    if codec == "frame":
+        return None if shard.picture is not None else "no picture"
+    if positions.ndim != 1 or not positions.size or positions.dtype.kind not in "iu":
+        return f"positions of shape {positions.shape} and dtype {positions.dtype}"
+    ascends = (np.diff(positions.astype(np.int64)) > 0).all()
+    if not ascends or positions[0] < 0 or positions[-1] >= shard.num_tokens:
+        return "positions that do not ascend within its tokens"
+    if shard.scores is not None and np.shape(shard.scores) != positions.shape:
+        return f"scores of shape {np.shape(shard.scores)} for {len(positions):,} tokens"
+    if codec != "klt":
+        shape = np.shape(shard.tokens)
+        is_sound = len(shape) == 2 and shape[0] == len(positions) and shape[1]
+        return None if is_sound else f"tokens of shape {shape} at {len(positions):,} positions"
+    rows = 1 if len(positions) == shard.num_tokens else len(positions)
+    shape = () if shard.codes is None else shard.codes.shape
+    if len(shape) != 2 or shape[0] != rows or not 1 <= shape[1] <= _MOST_CODES // rows:
+        return f"codes of shape {shape}; expected {rows:,} rows"
+    return None
+
+
+def text_chars(shard: Shard) -> int:
+    """About how many characters of the index a frame takes."""
+    texts = list(_texts(shard))
+    return sum(map(len, texts)) + 8 * len(texts) + 8 * len(shard.layout.fixed)
+
+
+def _texts(shard: Shard) -> Iterator[str]:
+    yield from (shard.frame, shard.image, shard.domain or "", shard.layout.marks)
+    for question in shard.questions:
+        yield from (question.id, question.prompt or "", *(question.choices or ()))
+
+
 def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the header of a record of 1 to MOST_FRAMES frames of one `group_key`."""
+    """The tensors and the header of a record of 1 to MOST_FRAMES frames of one `group_key`.
+
+    The frames must be sound (`check`).
+    """
     coding = shards[0].coding
-    index = records.dump_json(_index(shards)).encode()
+    index = records.dump_json(shard_index.content(shards)).encode()
     sizes = {"index": len(index)}
     questions = [question for shard in shards for question in shard.questions]
     entropies = [np.nan if one.entropy is None else one.entropy for one in questions]
@@ -112,13 +144,17 @@ def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, An
         "count": len(shards),
         "codec": coding.codec,
         "codebook": coding.codebook,
-        "step": coding.step,
+        "step": None if coding.step is None else float(coding.step),
         "columns": num_columns,
         "sizes": sizes,
-        "sum": _sum(tensors),
         "other": None,
     }
     return tensors, header
+
+
+def seal(tensors: Mapping[str, np.ndarray], header: dict[str, Any], tower: str) -> dict[str, Any]:
+    """The header with its sum."""
+    return header | {"sum": _sum(tensors, header, tower)}
 
 
 def _stored(codec: str, tokens_TC: np.ndarray) -> dict[str, np.ndarray]:
@@ -130,13 +166,8 @@ def _stored(codec: str, tokens_TC: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _bitmap(shard: Shard) -> np.ndarray:
-    if not 1 <= shard.num_tokens <= _MOST_TOKENS:
-        raise BadData(f"frame {shard.frame}: {shard.num_tokens:,} tokens")
     kept_N = np.zeros(shard.num_tokens, bool)
-    positions = np.asarray(shard.positions)
-    if positions.min() < 0 or positions.max() >= len(kept_N) or (np.diff(positions) <= 0).any():
-        raise BadData(f"frame {shard.frame}: positions that do not ascend within the tokens")
-    kept_N[positions] = True
+    kept_N[shard.positions] = True
     return kept_N
 
 
@@ -145,54 +176,16 @@ def _picture(shard: Shard) -> Picture:
     return shard.picture
 
 
-def _sum(tensors: Mapping[str, np.ndarray]) -> str:
-    hashed = hashlib.sha256()
-    for name in sorted(tensors):
-        hashed.update(little_endian_bytes(tensors[name]))
-    return hashed.hexdigest()
+def _sum(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any], tower: str) -> str:
+    rest = {name: value for name, value in header.items() if name != "sum"} | {"tower": tower}
+    text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
+    return overlay_digest({**tensors, "header": text})
 
 
 def _compressed(content: bytes) -> np.ndarray:
     import zstandard
 
     return np.frombuffer(zstandard.ZstdCompressor(level=19).compress(content), np.uint8)
-
-
-def _index(shards: Sequence[Shard]) -> dict[str, Any]:
-    strings: dict[str, int] = {}
-
-    def number(text: str | None) -> int | None:
-        return None if text is None else strings.setdefault(text, len(strings))
-
-    layouts: dict[tuple[int, Layout], int] = {}
-    questions = [question for shard in shards for question in shard.questions]
-    frames, images = [shard.frame for shard in shards], [shard.image for shard in shards]
-    times = [shard.time for shard in shards]
-    pictures = [_picture(shard) for shard in shards if shard.coding.codec == "frame"]
-    index = {
-        "layout": [
-            layouts.setdefault((shard.num_tokens, shard.layout), len(layouts)) for shard in shards
-        ],
-        "frames": frames,
-        "images": None if images == frames else images,
-        "domains": [number(shard.domain) for shard in shards],
-        "times": times if any(time is not None for time in times) else None,
-        "counts": [len(shard.questions) for shard in shards],
-        "ids": [question.id for question in questions],
-        "tasks": "".join(question.task[:1] for question in questions),
-        "prompts": [number(question.prompt) for question in questions],
-        "choices": [
-            None if question.choices is None else [number(text) for text in question.choices]
-            for question in questions
-        ],
-        "pictures": [[number(one.media), len(one.data), *one.size] for one in pictures] or None,
-    }
-    index["layouts"] = [
-        {"num_tokens": int(count), "grid": layout.grid, "marks": layout.marks}
-        | {"fixed": layout.fixed}
-        for count, layout in layouts
-    ]
-    return index | {"strings": list(strings)}
 
 
 # ---------------------------------------------------------------- decoding
@@ -215,21 +208,26 @@ def decode(
     """The shards of a `frames` record. Raises: BadData; Unusable if `refused` is None."""
     header = records.fields(record.header, _HEADER, where)
     coding = _coding(header, where)
-    if header["sum"] != _sum(record.tensors):
-        fault = Unusable(f"{where}: a record of frames whose checksum is wrong: it is damaged")
+    if "header" in record.tensors:
+        raise BadData(f"{where}: a tensor named 'header'")
+    if header["sum"] != _sum(record.tensors, record.header, tower):
+        count = header["count"]
+        fault = Unusable(f"{where}: a damaged record of {count:,} frames (its sum is wrong)")
         if refused is None:
             raise fault
         refused(fault)
         return
     _check_tensors(record, header, where)
-    index = _read_index(record, header, where)
-    layouts = _layouts(index, where)
-    questions = _questions(index, record.tensors["entropies"], where)
+    index = shard_index.read(record, header, where)
+    layouts = shard_index.layouts(index, where)
+    questions = shard_index.questions(index, record.tensors["entropies"], where)
     starts = np.cumsum([0, *index["counts"]])
-    kept = _kept(record.tensors, [layouts[n][0] for n in index["layout"]], coding, where)
-    payload = _payload(record.tensors, header, index, kept, where)
+    counts = [layouts[n][0] for n in index["layout"]]
+    kept = _kept(record.tensors, counts, coding, where)
+    lengths = counts if kept is None else [len(one) for one in kept]
+    payload = _payload(record.tensors, header, index, lengths, where)
     scores_T = record.tensors.get("scores")
-    ends = np.cumsum([0, *map(len, kept)])
+    ends = np.cumsum([0, *lengths])
     for row, (frame, (begin, end)) in enumerate(zip(index["frames"], pairwise(ends), strict=True)):
         num_tokens, layout = layouts[index["layout"][row]]
         values = payload(row)
@@ -246,7 +244,7 @@ def decode(
             image=(index["images"] or index["frames"])[row],
             domain=index["domains"][row],
             tokens=values.get("tokens", np.zeros((0, 0), np.float32)),
-            positions=kept[row],
+            positions=np.arange(num_tokens, dtype=np.int32) if kept is None else kept[row],
             num_tokens=num_tokens,
             tower=tower,
             questions=questions[starts[row] : starts[row + 1]],
@@ -272,7 +270,7 @@ def _coding(header: Mapping[str, Any], where: str) -> Coding:
         if not is_digest(codebook):
             raise BadData(f"{where}: 'codebook' is not a digest")
         uniform.check_step(step, where)
-        if not 1 <= header["columns"] <= 1 << 30:
+        if not 1 <= header["columns"] <= _MOST_CODES:
             raise BadData(f"{where}: {header['columns']:,} columns")
     if header["other"] is not None and header["other"] < 0:
         raise BadData(f"{where}: 'other' is {header['other']}")
@@ -296,104 +294,18 @@ def _check_tensors(record: records.Record, header: Mapping[str, Any], where: str
             raise BadData(f"{where}: {name} of shape {array.shape}")
     sizes = {"index": int} | ({"codes": int} if codec == "klt" else {})
     for name, size in records.fields(header["sizes"], sizes, f"{where}: sizes").items():
-        most = _INDEX_BYTES if name == "index" else _CODES_BYTES
+        most = shard_index.MOST_BYTES if name == "index" else _CODES_BYTES
         if not 0 <= size <= most:
             raise BadData(f"{where}: {name} would be {size:,} bytes; at most {most:,} are read")
 
 
-def _read_index(record: records.Record, header: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The index, with numbers of strings replaced by the strings. BadData."""
-    where = f"{where}: the index"
-    packed = record.tensors["index"].tobytes()
-    content = columns.unpacked(packed, header["sizes"]["index"], where)
-    index = records.fields(load_json(content, where), _INDEX, where)
-    strings, frames, ids = index["strings"], index["frames"], index["ids"]
-    if len(frames) != header["count"] or not all(frames):
-        raise BadData(f"{where}: {len(frames):,} frames for {header['count']:,}, or one without id")
-
-    def string(place: object, what: str) -> str:
-        if type(place) is not int or not 0 <= place < len(strings):
-            raise BadData(f"{where}: {what}: no string of this number")
-        return strings[place]
-
-    for name, count in (
-        *dict.fromkeys(("images", "domains", "times", "layout", "counts"), len(frames)).items(),
-        *dict.fromkeys(("tasks", "prompts", "choices"), len(ids)).items(),
-        ("pictures", len(frames)),
-    ):
-        if index[name] is not None and len(index[name]) != count:
-            raise BadData(f"{where}: {len(index[name]):,} {name} for {count:,}")
-    if any(count < 0 for count in index["counts"]) or sum(index["counts"]) != len(ids):
-        raise BadData(f"{where}: counts that do not add up to {len(ids):,} questions")
-    if (index["pictures"] is None) != (header["codec"] != "frame"):
-        raise BadData(f"{where}: pictures belong to the codec frame, found {header['codec']}")
-    if index["images"] is not None:
-        index["images"] = records.fields({"images": index["images"]}, {"images": list[str]}, where)[
-            "images"
-        ]
-    for name in ("domains", "prompts"):
-        index[name] = [None if n is None else string(n, name) for n in index[name]]
-    for time in index["times"] or ():
-        if time is not None:
-            records.fields({"time": time}, {"time": float}, where)
-    for place, choices in enumerate(index["choices"]):
-        if choices is not None:
-            if not isinstance(choices, list) or not choices:
-                raise BadData(f"{where}: choices that are no list, or an empty one")
-            index["choices"][place] = [string(n, "choices") for n in choices]
-    for place, entry in enumerate(index["pictures"] or ()):
-        numbers = records.fields({"picture": entry}, {"picture": list[int]}, where)["picture"]
-        if len(numbers) != 4 or min(numbers) < 0 or string(numbers[0], "pictures") not in MEDIA:
-            raise BadData(f"{where}: a picture that is not {' or '.join(MEDIA)} with its size")
-        index["pictures"][place] = [strings[numbers[0]], *numbers[1:]]
-    return index
-
-
-def _layouts(index: Mapping[str, Any], where: str) -> list[tuple[int, Layout]]:
-    found = []
-    for entry in index["layouts"]:
-        one = records.fields(entry, _LAYOUT, f"{where}: a layout")
-        count, fixed = one["num_tokens"], one["fixed"]
-        ascending = all(first < second for first, second in pairwise(fixed))
-        if not 1 <= count <= _MOST_TOKENS or any(size < 0 for size in one["grid"]):
-            raise BadData(f"{where}: a layout of {count:,} tokens, grid {one['grid'][:4]}")
-        if fixed and not (ascending and fixed[0] >= 0 and fixed[-1] < count):
-            raise BadData(f"{where}: a layout whose fixed places do not ascend within its tokens")
-        found.append((count, Layout(tuple(one["grid"]), one["marks"], tuple(fixed))))
-    if any(not 0 <= n < len(found) for n in index["layout"]):
-        raise BadData(f"{where}: no layout of this number")
-    return found
-
-
-def _questions(index: Mapping[str, Any], entropies: np.ndarray, where: str) -> list[Question]:
-    if len(entropies) != len(index["ids"]):
-        raise BadData(f"{where}: {len(entropies):,} entropies for {len(index['ids']):,} questions")
-    if (entropies < 0).any() or np.isinf(entropies).any():
-        raise BadData(f"{where}: an entropy below 0 or not finite")
-    if not set(index["tasks"]) <= set(_TASKS):
-        raise BadData(f"{where}: tasks other than {' and '.join(_TASKS)}")
-    return [
-        Question(id, prompt, cast(Any, _TASKS[task]), choices, None if np.isnan(nats) else nats)
-        for id, task, prompt, choices, nats in zip(
-            index["ids"],
-            index["tasks"],
-            index["prompts"],
-            index["choices"],
-            entropies.astype(float).tolist(),
-            strict=True,
-        )
-    ]
-
-
 def _kept(
     tensors: Mapping[str, np.ndarray], counts: Sequence[int], coding: Coding, where: str
-) -> list[np.ndarray]:
-    """The positions of each frame's kept tokens."""
-    total = sum(counts)
-    if total > MOST_FRAMES * _MOST_TOKENS or ("kept" not in tensors and total > _CODES_BYTES >> 2):
-        raise BadData(f"{where}: {total:,} tokens in a record")
+) -> list[np.ndarray] | None:
+    """The positions of each frame's kept tokens; None if every token was kept."""
     if "kept" not in tensors:
-        return [np.arange(count, dtype=np.int32) for count in counts]
+        return None
+    total = sum(counts)
     if len(tensors["kept"]) != -(-total // 8):
         raise BadData(f"{where}: {len(tensors['kept']):,} bytes of kept tokens for {total:,}")
     bits = np.unpackbits(tensors["kept"])
@@ -401,8 +313,12 @@ def _kept(
         raise BadData(f"{where}: kept tokens beyond the last one")
     kept = np.split(bits[:total], np.cumsum(counts)[:-1])
     found = [np.flatnonzero(one).astype(np.int32) for one in kept]
-    if not all(len(one) for one in found):
+    lengths = list(map(len, found))
+    if 0 in lengths:
         raise BadData(f"{where}: a frame that kept no token")
+    wholes = [length == count for length, count in zip(lengths, counts, strict=True)]
+    if all(wholes) or (coding.codec == "klt" and any(wholes)):
+        raise BadData(f"{where}: 'kept' for frames that kept all of their tokens")
     return found
 
 
@@ -414,12 +330,11 @@ def _payload(
     tensors: Mapping[str, np.ndarray],
     header: Mapping[str, Any],
     index: Mapping[str, Any],
-    kept: Sequence[np.ndarray],
+    lengths: Sequence[int],
     where: str,
 ) -> Payload:
     if header["codec"] == "frame":
         return _pictures(tensors["pictures"], index["pictures"], where)
-    lengths = [len(one) for one in kept]
     for name in ("scores", "scales", "tokens"):
         if name in tensors and len(tensors[name]) != sum(lengths):
             raise BadData(f"{where}: {len(tensors[name]):,} {name} for {sum(lengths):,} tokens")
@@ -428,10 +343,13 @@ def _payload(
         ends = np.cumsum([0, *lengths])
         return lambda row: {"tokens": tokens_TC[ends[row] : ends[row + 1]]}
     if "kept" not in tensors:
-        lengths = [1] * len(kept)
+        lengths = [1] * len(lengths)
+    shape = (sum(lengths), header["columns"])
+    if math.prod(shape) > _MOST_CODES:
+        raise BadData(f"{where}: {math.prod(shape):,} codes; at most {_MOST_CODES:,} are read")
     codes_RK = columns.unpack(
         tensors["codes"].tobytes(),
-        (sum(lengths), header["columns"]),
+        shape,
         header["sizes"]["codes"],
         f"{where}: the codes",
     )
@@ -450,11 +368,9 @@ def _values(tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 
 
 def _pictures(data: np.ndarray, entries: Sequence[Any], where: str) -> Payload:
-    ends = np.cumsum([0, *(entry[1] for entry in entries)], dtype=np.float64).astype(np.int64)
-    if any(not entry[1] or not entry[2] or not entry[3] for entry in entries):
-        raise BadData(f"{where}: an empty picture")
-    if sum(entry[1] for entry in entries) != len(data):
-        raise BadData(f"{where}: pictures that are not as long as their bytes ({len(data):,})")
+    ends = np.cumsum([0, *(entry[1] for entry in entries)])
+    if ends[-1] != len(data):
+        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes, found {len(data):,}")
 
     def picture(row: int) -> dict[str, Any]:
         content = data[ends[row] : ends[row + 1]].tobytes()
