@@ -24,7 +24,6 @@ LAYERS = {
     "datasets": 1,
     "payloads": 1,
     "formats": 1,
-    "payloads": 1,
     "inspection": 3,
     "numerics": 0,
     "families": 0,

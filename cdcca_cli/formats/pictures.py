@@ -30,6 +30,7 @@ from cdcca_cli.errors import BadData
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MEDIA = ("image/avif", "image/webp", "image/jpeg", "image/png")
 LONGEST_SIDE, MOST_PIXELS, MOST_BYTES = 4096, 1 << 23, 1 << 22
 MOST_SCANS, _MOST_PARTS = 100, 5000
 _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.S)

@@ -16,7 +16,7 @@ that made the tokens, or that the pictures are for ("sha256:" + 64 hex digits)}.
     codebook  digest of the codebook of klt, else null
     step      the quantiser's step of klt, exactly a float32 above 0, else null
     columns   klt: how many codes a row has; else null
-    sizes     {tensor: bytes}: the content of each zstd frame (`index`; `codes` of klt)
+    sizes     {"index": bytes of the content of its zstd frame}
     sum       digest (`digest`) of the tensors and of "header": U8, the canonical JSON of this
               header without `sum` and with the head's `tower`
     other     null, or the bytes that the payload would have taken in the form that was not chosen
@@ -62,10 +62,10 @@ from typing import Literal
 import numpy as np
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.pictures import Picture
 
 VERSION = 2
 CODECS = ("float32", "float16", "int8", "klt", "frame")
-MEDIA = ("image/avif", "image/webp", "image/jpeg", "image/png")
 
 Task = Literal["vqa", "caption"]
 Codec = Literal["float32", "float16", "int8", "klt", "frame"]
@@ -102,15 +102,6 @@ class Coding:
     codec: Codec = "float32"
     codebook: str | None = None
     step: float | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture file. media: its type, one of MEDIA. size: width and height."""
-
-    data: bytes
-    media: str
-    size: tuple[int, int]
 
 
 @dataclass(eq=False)

@@ -10,8 +10,9 @@ import numpy as np
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records
-from cdcca_cli.formats.shard import MEDIA, Layout, Picture, Question, Shard
-from cdcca_cli.numerics import columns
+from cdcca_cli.formats.pictures import MEDIA, Picture
+from cdcca_cli.formats.shard import Layout, Question, Shard
+from cdcca_cli.numerics import zstd_frames
 from cdcca_cli.text import load_json
 
 MOST_TOKENS = 1 << 20
@@ -79,7 +80,7 @@ def read(record: records.Record, header: Mapping[str, Any], where: str) -> dict[
     """The index, with numbers of strings replaced by the strings. BadData."""
     where = f"{where}: the index"
     packed = record.tensors["index"].tobytes()
-    content = columns.unpacked(packed, header["sizes"]["index"], where)
+    content = zstd_frames.read_frame(packed, header["sizes"]["index"], where)
     index = records.fields(load_json(content, where), _INDEX, where)
     _check_lists(index, header["count"], where)
     strings = index["strings"]

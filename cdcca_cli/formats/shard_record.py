@@ -11,7 +11,8 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import records, shard_index
 from cdcca_cli.formats.digest import is_digest, overlay_digest
-from cdcca_cli.formats.shard import CODECS, VERSION, Coding, Picture, Shard, Unusable
+from cdcca_cli.formats.pictures import Picture
+from cdcca_cli.formats.shard import CODECS, VERSION, Coding, Shard, Unusable
 from cdcca_cli.numerics import absmax, columns, uniform
 from cdcca_cli.text import is_text
 
@@ -127,9 +128,7 @@ def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, An
         elif coding.codec == "klt":
             codes_RK = np.concatenate([cast(np.ndarray, shard.codes) for shard in shards])
             num_columns = codes_RK.shape[1]
-            packed = columns.pack(codes_RK)
-            tensors["codes"] = np.frombuffer(packed, np.uint8)
-            sizes["codes"] = columns.content_bytes(packed)
+            tensors["codes"] = np.frombuffer(columns.pack(codes_RK), np.uint8)
         else:
             tensors |= _stored(coding.codec, np.concatenate([shard.tokens for shard in shards]))
     if coding.codec != "frame":
@@ -292,11 +291,9 @@ def _check_tensors(record: records.Record, header: Mapping[str, Any], where: str
     for name, array in record.tensors.items():
         if array.ndim != (2 if name == "tokens" else 1) or (name == "tokens" and 0 in array.shape):
             raise BadData(f"{where}: {name} of shape {array.shape}")
-    sizes = {"index": int} | ({"codes": int} if codec == "klt" else {})
-    for name, size in records.fields(header["sizes"], sizes, f"{where}: sizes").items():
-        most = shard_index.MOST_BYTES if name == "index" else _CODES_BYTES
-        if not 0 <= size <= most:
-            raise BadData(f"{where}: {name} would be {size:,} bytes; at most {most:,} are read")
+    size = records.fields(header["sizes"], {"index": int}, f"{where}: sizes")["index"]
+    if not 0 <= size <= shard_index.MOST_BYTES:
+        raise BadData(f"{where}: an index of {size:,} bytes; {shard_index.MOST_BYTES:,} are read")
 
 
 def _kept(
@@ -348,10 +345,7 @@ def _payload(
     if math.prod(shape) > _MOST_CODES:
         raise BadData(f"{where}: {math.prod(shape):,} codes; at most {_MOST_CODES:,} are read")
     codes_RK = columns.unpack(
-        tensors["codes"].tobytes(),
-        shape,
-        header["sizes"]["codes"],
-        f"{where}: the codes",
+        tensors["codes"].tobytes(), *shape, limit=_MOST_CODES, where=f"{where}: the codes"
     )
     ends = np.cumsum([0, *lengths])
     return lambda row: {"codes": codes_RK[ends[row] : ends[row + 1]]}

@@ -13,7 +13,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import records, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
-from cdcca_cli.formats.shard import VERSION, Coding, Picture, Shard, Unusable
+from cdcca_cli.formats.pictures import Picture
+from cdcca_cli.formats.shard import VERSION, Coding, Shard, Unusable
 
 KINDS = {"shards": VERSION, "frames": VERSION, "end": VERSION, "shard": 1}
 LIMITS = records.Limits(record_bytes=1 << 28)

@@ -8,12 +8,12 @@ give the same bytes.
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import BadData, Unavailable
-from cdcca_cli.formats.pictures import MOST_BYTES, Picture, bare, opened
+from cdcca_cli.formats.pictures import MEDIA, MOST_BYTES, Picture, bare, opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-AVIF, WEBP, JPEG, PNG = MEDIA = ("image/avif", "image/webp", "image/jpeg", "image/png")
+AVIF, WEBP, JPEG, _ = MEDIA
 CODED = (AVIF, WEBP, JPEG)
 """The media types that `encode` makes; the others are of files as a camera wrote them."""
 DEFAULT_MEDIA, DEFAULT_QUALITY = AVIF, 50

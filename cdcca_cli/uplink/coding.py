@@ -9,8 +9,6 @@ Legend: N kept tokens, C channels.
 """
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import exp, log
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,11 @@ import numpy as np
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import SettingError
-from cdcca_cli.formats.codebook import Codebook, PicturePoint, TokenPoint
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Coding, Picture, Shard
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.payloads import klt, pictures
+from cdcca_cli.payloads import curve, klt, pictures
 from cdcca_cli.uplink.settings import DEFAULT_MAX_LOSS, DEFAULT_QUALITY, PayloadSettings
 
 FINEST_STEP, COARSEST_STEP = 1 / 16, 16.0
@@ -70,9 +68,9 @@ class Coder:
             )
         step = settings.step
         if step is None and settings.bits is not None:
-            step = step_for(codebook, "bits", settings.bits)
+            step = curve.step_for(codebook, bits=settings.bits)
         elif step is None:
-            step = step_for(codebook, "loss", settings.max_loss or DEFAULT_MAX_LOSS)
+            step = curve.step_for(codebook, max_loss=settings.max_loss or DEFAULT_MAX_LOSS)
         return Coding("klt", codebook.digest, float(np.float32(step)))
 
     def _quality(self) -> int | None:
@@ -88,7 +86,7 @@ class Coder:
                 )
             return DEFAULT_QUALITY
         most = settings.max_loss or DEFAULT_MAX_LOSS
-        point = quality_for(points, most)
+        point = curve.picture_within(points, most)
         is_equal = point.loss <= most or self.token_coding is None
         return point.quality if is_equal else None
 
@@ -133,53 +131,18 @@ class Coder:
     def _picture(self, frame: Frame) -> Picture:
         """The picture as the tower sees it, or the frame's own file if that is smaller."""
         assert self.quality is not None
-        image = load_image(frame)
-        made = pictures.encode(
-            self._model.seen(image, self._settings.side), self.media, self.quality
-        )
-        own = pictures.original(frame, image, fewer_than=len(made.data))
-        return made if own is None else own
+        image, side = load_image(frame), self._settings.side
+        seen = self._model.seen(image, None if side is None else (side, side))
+        made = pictures.encode(seen, self.media, self.quality)
+        own = self._own_file(frame)
+        found = None if own is None else pictures.original(own, image, len(made.data))
+        return found or made
 
-
-def step_for(codebook: Codebook, what: str, most: float) -> float:
-    """The step at which the codebook's curve reaches this many `bits`, or this `loss`.
-
-    Between two points the logarithm of the step goes with the logarithm of the bits, or with the
-    loss; a loss is first made to rise with the step. Raises: SettingError beyond the curve.
-    """
-    points = codebook.curve.tokens
-    name = "bits" if what == "bits" else "max_loss"
-    if not points:
-        raise SettingError(name, "the codebook has measured no curve: give `step`")
-    values = [_height(point, what) for point in points]
-    if what == "loss":
-        values = np.maximum.accumulate(values).tolist()
-    target = log(most) if what == "bits" else most
-    below, above = min(values), max(values)
-    if target < below or (what == "bits" and target > above):
-        shown = [point.bits for point in points] if what == "bits" else values
-        unit = "{:.2f} to {:.2f}" if what == "bits" else "{:.2%} to {:.2%}"
-        limits = unit.format(min(shown), max(shown))
-        raise SettingError(name, f"the codebook has measured {limits}", most)
-    steps = [log(point.step) for point in points]
-    if target >= above and what == "loss":
-        return points[-1].step
-    for (first, second), (low, high) in zip(pairwise(values), pairwise(steps), strict=True):
-        if min(first, second) <= target <= max(first, second) and first != second:
-            return exp(low + (high - low) * (target - first) / (second - first))
-    return points[0].step
-
-
-def _height(point: TokenPoint, what: str) -> float:
-    return log(max(point.bits, 1e-6)) if what == "bits" else point.loss
-
-
-def quality_for(points: tuple[PicturePoint, ...], max_loss: float) -> PicturePoint:
-    """The point of lowest quality from which on the loss is at most `max_loss`; else the best."""
-    best_first = sorted(points, key=lambda point: point.quality, reverse=True)
-    found = best_first[0]
-    for point in best_first:
-        if point.loss > max_loss:
-            break
-        found = point
-    return found
+    def _own_file(self, frame: Frame) -> bytes | None:
+        """The bytes of a frame's file, if it is one picture."""
+        if frame.position is not None:
+            return None
+        try:
+            return frame.image.read_bytes()
+        except OSError:
+            return None

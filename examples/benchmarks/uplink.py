@@ -1,13 +1,13 @@
 """What the uplink's payload and the choice of questions cost, and what they teach.
 
-    python examples/benchmarks/uplink.py --out runs.jsonl [--payloads ...] [--tops ...] [--seeds ...]
+    python examples/benchmarks/uplink.py --out runs.jsonl [--payloads P ...] [--tops T ...]
     python examples/benchmarks/uplink.py --out runs.jsonl --table
 
-Each run is the loop of `cdcca loop`: rounds of sample, distill, compress and apply from a new device
-and its mirror, then the device's scores on `heldout` frames, which are never sent, and on `source`
-frames. Payloads: `0.3`, the defaults of that version (int8, half of the tokens, by variance);
-`int8` and `klt STEP`, all tokens; `avif QUALITY` and other pictures. A run that is in the file is
-not made again. The shipped pair and frames are used unless `--pair` and `--frames` name folders.
+Each run is the loop of `cdcca loop`: rounds of sample, distill, compress and apply from a new
+device and its mirror, then the device's scores on `heldout` frames, which are never sent, and on
+`source` frames. Payloads: `0.3`, the defaults of that version (int8, half of the tokens, by
+variance); `int8` and `klt STEP`, all tokens; `avif QUALITY` and other pictures. A run that is in
+the file is not made again. The shipped pair and frames are used unless `--pair` and `--frames` name folders.
 
 `--table` prints bytes a round and scores, each against `0.3` at 50 % (paired by frame over the mean
 of the seeds, 95 % bootstrap intervals; seeds themselves move MC by some 1.5 points).
@@ -15,6 +15,7 @@ of the seeds, 95 % bootstrap intervals; seeds themselves move MC by some 1.5 poi
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -62,9 +63,7 @@ def settings_of(payload: str, top: str, select: str, seed: int) -> RoundSettings
     )
 
 
-def run(
-    args: argparse.Namespace, payload: str, top: str, select: str, seed: int
-) -> dict[str, Any]:
+def run(args: argparse.Namespace, payload: str, top: str, select: str, seed: int) -> dict[str, Any]:
     """One run: bytes of each round, and the scores of every frame at the end."""
     student = str(args.pair / "student") if args.pair else SHIPPED_STUDENT
     teacher = str(args.pair / "teacher") if args.pair else SHIPPED_TEACHER
@@ -81,7 +80,10 @@ def run(
             probe = read_validation_set(args.frames / name)
             scores[name] = each_question(cycle, probe)
     return {
-        **{"payload": payload, "top": top, "select": select, "seed": seed},
+        "payload": payload,
+        "top": top,
+        "select": select,
+        "seed": seed,
         "uplink_bytes": [done.uplink_bytes for done in rounds],
         "frames": [done.num_frames for done in rounds],
         "scores": scores,
@@ -157,7 +159,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="file of the runs, JSON lines")
     parser.add_argument("--pair", type=Path, help="folder with student and teacher")
     parser.add_argument("--frames", type=Path, default=demo.FRAMES)
@@ -170,10 +174,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         titles = ["payload", "top", "select", "seeds", "bytes a round", "a frame"]
-        titles += [f"{name} {metric.upper()}" for name in ("target", "source") for metric in METRICS]
-        print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
-        for row in rows(read(args.out)):
-            print(f"| {' | '.join(row)} |")
+        names = [metric.upper() for metric in METRICS]
+        titles += [*(f"target {name}" for name in names), *(f"source {name}" for name in names)]
+        table = [titles, ["---"] * len(titles), *rows(read(args.out))]
+        sys.stdout.write("".join(f"| {' | '.join(row)} |\n" for row in table))
         return
 
     def key(one: Mapping[str, Any]) -> tuple[Any, ...]:
