@@ -35,7 +35,7 @@ def command(
         typer.Option(help="File of infer to take entropies from, instead of answering; - is stdin"),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="File that records the frames seen, to skip them next time")
+        Path | None, typer.Option(help="File that records what was seen and sent, to go on from it")
     ] = None,
     prompt: Prompt = None,
     task: Task = None,
@@ -77,13 +77,17 @@ def command(
         if len(source):
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
-            sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
+            shards = sample_frames(
+                model, source, how, earlier, skipped, source.running, source.sent
+            )
+            sizes = [write(item) for item in shards]
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
     source.save()
     streams.summary(
-        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
+        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards"
+        f"{source.sent}{skipped}"
     )
 
 

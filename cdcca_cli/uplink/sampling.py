@@ -1,13 +1,15 @@
 """From frames to shards: `cdcca sample`, Uncertainty-guided Token Sampling.
 
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
-predictions, and picks questions by it. Frames with a picked question are sent, with their picked
-questions only. Stage 2 scores each token of those frames by its variance over Monte Carlo dropout
-(Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout.
+predictions, and picks questions by it or by another rule of `questions`. Frames with a picked
+question are sent, with their picked questions only, and nearly the same picture is sent with a
+question once (`near`). Stage 2 scores each token of those frames by its variance over Monte Carlo
+dropout (Eq. 3, 4) and keeps the best; the tokens sent come from the pass without dropout.
 
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
-per frame. With `threshold` nothing is spooled. With predictions the tower runs for picked frames
+per frame; by `k-center` every frame could. With `threshold` and `running` nothing is spooled. With
+predictions the tower runs for picked frames
 only, and a picked frame whose picture is bad leaves one shard fewer.
 
 The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
@@ -17,16 +19,18 @@ Legend: K questions of a frame, N visual tokens, C channels.
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.datasets import Frame, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
@@ -37,8 +41,17 @@ from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import selection, uncertainty
 from cdcca_cli.uplink.answers import answer_window, image_name, pixels_of, windows
+from cdcca_cli.uplink.near import SentPictures
+from cdcca_cli.uplink.questions import Interleaved, Rank, Spread, draw, ranks_of, score_of
+from cdcca_cli.uplink.running import Running
 from cdcca_cli.uplink.selection import Ranking
-from cdcca_cli.uplink.settings import DEFAULT_KEEP, DEFAULT_TOP, AnswerSettings, SampleSettings
+from cdcca_cli.uplink.settings import (
+    DEFAULT_KEEP,
+    DEFAULT_TOP,
+    SPREAD_RULES,
+    AnswerSettings,
+    SampleSettings,
+)
 from cdcca_cli.uplink.spool import Spool
 
 
@@ -46,12 +59,13 @@ from cdcca_cli.uplink.spool import Spool
 class _Candidate:
     """A frame after stage 1. slot: the place of its hidden state in the spool.
 
-    entropies_K: None for a question without an answer. hidden_1NC: the trunk's output; None if it
-    has not run, or is in the spool.
+    entropies_K: None for a question without an answer. ranks_K: by `select`, likewise; empty once
+    it is ranked. hidden_1NC: the trunk's output; None if it has not run, or is in the spool.
     """
 
     frame: Frame
     entropies_K: list[float | None]
+    ranks_K: list[Rank | None]
     hidden_1NC: Tensor | None = None
     slot: int | None = None
 
@@ -62,31 +76,39 @@ def sample_frames(
     settings: SampleSettings | None = None,
     predictions: Iterable[Prediction] | None = None,
     skipped: Skipped | None = None,
+    running: Running | None = None,
+    sent: SentPictures | None = None,
 ) -> Iterator[Shard]:
-    """The most uncertain tokens of the most uncertain questions, in the order of the input.
+    """The tokens of the questions that `select` picks, in the order of the input.
 
     Args:
         frames: iterated twice with `top` or predictions, else once.
-        predictions: entropies to use instead of answering, matched by the questions' ids.
+        predictions: answers to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
+        running, sent: what earlier runs left for `running` and for repeats; changed by this one.
     Raises: SettingError for more blocks than the tower has; BadData if no prediction is of these
         frames; BadData, MissingInput for the first bad frame or question, if it may not be left
         out.
     """
     settings = settings or SampleSettings()
     skipped = skipped or Skipped(strict=True)
+    sent = SentPictures() if sent is None else sent
     if settings.blocks > model.num_blocks:
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
+    num_questions: Mapping[str, int]
     if predictions is None:
-        num_questions = sum(len(frame.questions) for frame in frames) if settings.is_top else 0
+        num_questions = _by_task(frames, lambda _: True) if settings.is_top else {}
         candidates = _answered(model, frames, settings, skipped)
     else:
-        entropies = _entropies(model, predictions, settings.entropy)
-        num_questions = _check_matched(frames, entropies)
+        if settings.select == "bald":
+            reason = "cannot be combined with `select` bald, which asks the model again"
+            raise SettingError("predictions", reason)
+        figures = _figures(model, predictions, settings)
+        num_questions = _check_matched(frames, figures)
         tracked = progress.track(frames, description="sample")
-        candidates = (_Candidate(frame, _look_up(frame, entropies)) for frame in tracked)
+        candidates = _looked_up(model, tracked, figures, settings, skipped)
 
     def make(item: _Candidate, questions: Sequence[int]) -> Shard | None:
         try:
@@ -99,13 +121,35 @@ def sample_frames(
         skipped.num_sound += 1
         return shard
 
-    if settings.threshold is not None:
-        return _above(candidates, settings.threshold, make)
-    return _highest(model.num_tokens, candidates, settings, num_questions, make)
+    def new(item: _Candidate, places: Sequence[int]) -> Sequence[int]:
+        return places if settings.repeats else sent.new(item.frame, places)
+
+    if settings.is_live:
+        running = Running() if running is None else running
+        shards = _as_they_come(candidates, settings, running, new, make)
+    else:
+        shards = _highest(model.num_tokens, candidates, settings, num_questions, new, make)
+    return _noted(shards, sent)
 
 
 Make = Callable[[_Candidate, Sequence[int]], Shard | None]
 """Stage 2 of a frame, with the places of its picked questions."""
+
+New = Callable[[_Candidate, Sequence[int]], Sequence[int]]
+"""The picked questions of a frame without those that nearly the same picture was sent with."""
+
+
+def _noted(shards: Iterable[Shard], sent: SentPictures) -> Iterator[Shard]:
+    for shard in shards:
+        sent.add(shard)
+        yield shard
+
+
+def _by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
+    """The number of questions of each task, of those whose id `counts`."""
+    return Counter(
+        question.task for frame in frames for question in frame.questions if counts(question.id)
+    )
 
 
 def _answered(
@@ -123,56 +167,96 @@ def _answered(
             continue
         tokens_FNC = torch.cat([_tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
         answers = answer_window(model, kept, tokens_FNC, how, skipped)
-        for frame, hidden_1NC, predictions in zip(kept, hidden, answers, strict=True):
-            entropies = [None if p is None else p.entropy[settings.entropy] for p in predictions]
-            yield _Candidate(frame, entropies, hidden_1NC)
+        for frame, hidden_1NC, found in zip(kept, hidden, answers, strict=True):
+            entropies = [None if p is None else p.entropy[settings.entropy] for p in found]
+            scores = [None if p is None else score_of(p, settings) for p in found]
+            texts = [None if p is None else p.answer for p in found]
+            ranks = ranks_of(model, frame, texts, scores, hidden_1NC, settings)
+            yield _Candidate(frame, entropies, ranks, hidden_1NC)
 
 
-def _entropies(
-    model: LoadedModel, predictions: Iterable[Prediction], summary: str
-) -> dict[str, float]:
-    """The entropy of each prediction by its id; the last one of an id counts."""
-    entropies: dict[str, float] = {}
+_Figures = Mapping[str, tuple[float, float]]
+"""The entropy and the score of each prediction, by its id."""
+
+
+def _figures(
+    model: LoadedModel, predictions: Iterable[Prediction], settings: SampleSettings
+) -> _Figures:
+    """The last prediction of an id counts."""
+    figures: dict[str, tuple[float, float]] = {}
     models: set[str] = set()
     for prediction in predictions:
-        entropies[prediction.id] = prediction.entropy[summary]
+        score = score_of(prediction, settings)
+        figures[prediction.id] = (prediction.entropy[settings.entropy], score)
         models.add(prediction.model)
     for other in sorted(models - {model.digest}):
         streams.message(
             f"the predictions are from a model at {short(other)}, this one is at "
             f"{short(model.digest)}: using their entropies all the same"
         )
-    return entropies
+    return figures
 
 
-def _look_up(frame: Frame, entropies: Mapping[str, float]) -> list[float | None]:
-    return [entropies.get(question.id) for question in frame.questions]
+def _looked_up(
+    model: LoadedModel,
+    frames: Iterable[Frame],
+    figures: _Figures,
+    settings: SampleSettings,
+    skipped: Skipped,
+) -> Iterator[_Candidate]:
+    for frame in frames:
+        found = [figures.get(question.id) for question in frame.questions]
+        entropies = [None if figure is None else figure[0] for figure in found]
+        scores = [None if figure is None else figure[1] for figure in found]
+        hidden_1NC = None
+        if settings.select in SPREAD_RULES:
+            pixels_13HW = pixels_of(model, frame, skipped)
+            if pixels_13HW is None:
+                continue
+            hidden_1NC = _trunk(model, pixels_13HW, settings)
+        ranks = ranks_of(model, frame, [], scores, hidden_1NC, settings)
+        yield _Candidate(frame, entropies, ranks, hidden_1NC)
 
 
-def _check_matched(frames: Iterable[Frame], entropies: Mapping[str, float]) -> int:
-    """The number of questions with a prediction. Raises: BadData if none has."""
-    matched = [question.id in entropies for frame in frames for question in frame.questions]
-    if matched and not any(matched):
+def _check_matched(frames: Iterable[Frame], figures: _Figures) -> Mapping[str, int]:
+    """The number of questions with a prediction, by task. Raises: BadData if none has."""
+    everything = _by_task(frames, lambda _: True)
+    matched = _by_task(frames, figures.__contains__)
+    total, missing = sum(everything.values()), sum(everything.values()) - sum(matched.values())
+    if total and missing == total:
         raise BadData(
-            f"`predictions`: none of its {len(entropies)} ids is a question about these frames "
-            f"({len(matched)} questions): give the predictions that infer made of the same frames"
+            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
+            f"({total} questions): give the predictions that infer made of the same frames"
         )
-    if not all(matched):
-        streams.message(
-            f"{matched.count(False)} of {len(matched)} questions have no prediction and are left "
-            "out"
-        )
-    return sum(matched)
+    if missing:
+        streams.message(f"{missing} of {total} questions have no prediction and are left out")
+    return matched
 
 
-def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Shard]:
+def _as_they_come(
+    candidates: Iterable[_Candidate],
+    settings: SampleSettings,
+    running: Running,
+    new: New,
+    make: Make,
+) -> Iterator[Shard]:
+    """Each frame by itself: the questions above the threshold, or of the running share."""
+    share = settings.running
+    if share is not None:
+        running.begin(f"{settings.select} {settings.entropy}")
+
+    def takes(question: LabelledQuestion, entropy: float | None, rank: Rank | None) -> bool:
+        if entropy is None or not isinstance(rank, float):
+            return False
+        if share is None:
+            return settings.threshold is not None and entropy >= settings.threshold
+        drawn = draw("running", settings.seed, question.id)
+        return running.takes(question.task, share, rank, drawn)
+
     for item in candidates:
-        questions = [
-            place
-            for place, entropy in enumerate(item.entropies_K)
-            if entropy is not None and entropy >= threshold
-        ]
-        shard = make(item, questions) if questions else None
+        asked = zip(item.frame.questions, item.entropies_K, item.ranks_K, strict=True)
+        places = new(item, [place for place, of in enumerate(asked) if takes(*of)])
+        shard = make(item, places) if places else None
         if shard is not None:
             yield shard
 
@@ -181,24 +265,23 @@ def _highest(
     num_tokens: int,
     candidates: Iterable[_Candidate],
     settings: SampleSettings,
-    num_questions: int,
+    num_questions: Mapping[str, int],
+    new: New,
     make: Make,
 ) -> Iterator[Shard]:
     with closing(Spool()) as spool:
-        ranking: Ranking | None = None
+        ranking: Interleaved | None = None
         waiting: dict[int, _Candidate] = {}
-        num_ranked = 0
         for order, item in enumerate(candidates):
             ranking = ranking or _ranking(settings, num_questions, num_tokens, item)
-            num_ranked += sum(entropy is not None for entropy in item.entropies_K)
-            gone = ranking.offer(order, item.entropies_K)
+            gone = ranking.offer(order, [q.task for q in item.frame.questions], item.ranks_K)
             for other in gone & waiting.keys():
                 slot = waiting.pop(other).slot
                 if slot is not None:
                     spool.free(slot)
             if order not in gone:
                 slot = None if item.hidden_1NC is None else spool.put(item.hidden_1NC)
-                waiting[order] = replace(item, hidden_1NC=None, slot=slot)
+                waiting[order] = replace(item, ranks_K=[], hidden_1NC=None, slot=slot)
 
         def make_waiting(order: int, questions: Sequence[int]) -> Shard | None:
             item = waiting[order]
@@ -208,33 +291,47 @@ def _highest(
         if ranking is None:
             return
         if settings.budget_bytes is not None:
-            yield from _within(settings.budget_bytes, ranking, waiting, make_waiting)
+            ranked = ((order, place) for order, place in ranking if new(waiting[order], [place]))
+            yield from _within(settings.budget_bytes, ranked, waiting, make_waiting)
             return
-        ranking.shorten((settings.top or DEFAULT_TOP).of(num_ranked))
-        for order, questions in ranking.by_frame().items():
-            shard = make_waiting(order, questions)
+        most = (settings.top or DEFAULT_TOP).of(len(ranking))
+        for order, picked in selection.by_frame(islice(ranking, most)).items():
+            places = new(waiting[order], picked)
+            shard = make_waiting(order, places) if places else None
             if shard is not None:
                 yield shard
 
 
 def _ranking(
-    settings: SampleSettings, num_questions: int, num_tokens: int, first: _Candidate
-) -> Ranking:
-    """A ranking no longer than what can be picked."""
+    settings: SampleSettings,
+    num_questions: Mapping[str, int],
+    num_tokens: int,
+    first: _Candidate,
+) -> Interleaved:
+    """The order of the questions, no longer than what can be picked of each task.
+
+    Of two tasks one gets at most its exact share rounded up, hence one more than its share of what
+    the source promised.
+    """
+    if settings.select in SPREAD_RULES:
+        return Interleaved(lambda _: Spread())
     if settings.is_top:
-        return Ranking(max_questions=(settings.top or DEFAULT_TOP).of(num_questions))
+        top = settings.top or DEFAULT_TOP
+        return Interleaved(
+            lambda task: Ranking(max_questions=top.of(num_questions[task]) + top.is_share)
+        )
     if first.hidden_1NC is None:
-        return Ranking()
+        return Interleaved(lambda _: Ranking())
     num_kept = 1
     if settings.beta is None:
         num_kept = (settings.keep or DEFAULT_KEEP).of(num_tokens)
     payload_bytes = num_kept * first.hidden_1NC.shape[-1] * settings.bits // 8
-    return Ranking(max_frames=(settings.budget_bytes or 0) // payload_bytes)
+    return Interleaved(lambda _: Ranking(max_frames=(settings.budget_bytes or 0) // payload_bytes))
 
 
 def _within(
     budget_bytes: int,
-    ranking: Ranking,
+    ranking: Iterable[tuple[int, int]],
     waiting: Mapping[int, _Candidate],
     make: Callable[[int, Sequence[int]], Shard | None],
 ) -> Iterator[Shard]:

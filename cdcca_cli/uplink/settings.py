@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.settings import check, setting
-from cdcca_cli.text import Amount, parse_amount, parse_bytes
+from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
+QUESTION_RULES = ("entropy", "random", "margin", "bald", "k-center", "entropy*k-center")
+SPREAD_RULES = ("k-center", "entropy*k-center")
 TOKEN_RULES = ("vis", "random", "norm")
 DEFAULT_TOP = parse_amount("10%")
 DEFAULT_KEEP = parse_amount("50%")
@@ -32,28 +34,49 @@ class AnswerSettings:
 class SampleSettings:
     """What is picked and how it is sent.
 
-    Stage 1 uses one of `top`, `threshold` and `budget_bytes`; stage 2 one of `keep` and `beta`.
+    Stage 1 uses one of `top`, `threshold`, `running` and `budget_bytes`; stage 2 one of `keep` and
+    `beta`.
     """
 
-    SELECTOR: ClassVar[str] = "by"
+    SELECTOR: ClassVar[tuple[str, ...]] = ("by", "select")
 
     top: Amount | None = setting(
         None,
-        "Send the questions of highest entropy: a share like 10%, or a number",
+        "Send the first questions by `select`: a share like 10%, or a number",
         parse=parse_amount,
         usually=str(DEFAULT_TOP),
     )
     threshold: float | None = setting(
-        None, "Send the questions of at least this entropy", at_least=0, unit="nats"
+        None,
+        "Send the questions of at least this entropy",
+        at_least=0,
+        unit="nats",
+        methods=("entropy",),
+    )
+    running: float | None = setting(
+        None,
+        "Send this share of an endless stream, such as 5%: each question is compared, as it comes, "
+        "with the earlier ones of its task",
+        parse=parse_share,
+        above=0,
+        at_most=1,
+        methods=("entropy", "random", "margin", "bald"),
     )
     budget_bytes: int | None = setting(
         None,
-        "Size limit of the whole stream, such as 64KiB, filled from the highest entropy down",
+        "Size limit of the whole stream, such as 64KiB, filled in the order of `select`",
         parse=parse_bytes,
         at_least=1,
         unit="bytes",
         option="budget",
     )
+    select: str = setting(
+        "entropy",
+        "How questions are chosen: by entropy, margin or mutual information under dropout (bald), "
+        "at random, or far apart (k-center); each task gives the same share",
+        choices=QUESTION_RULES,
+    )
+    repeats: bool = setting(False, "Send a question again for nearly the same picture")
     entropy: str = setting(
         "mean", "How the entropies of an answer's tokens become one", choices=ENTROPIES
     )
@@ -71,12 +94,14 @@ class SampleSettings:
         "How tokens are ranked: by variance under dropout (vis), by norm or at random",
         choices=TOKEN_RULES,
     )
-    passes: int = setting(8, "Number of forward passes with dropout", at_least=2, methods=("vis",))
+    passes: int = setting(
+        8, "Number of forward passes with dropout", at_least=2, methods=("vis", "bald")
+    )
     dropout: float = setting(
-        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis",)
+        0.1, "Rate of dropout in those passes", above=0, below=1, methods=("vis", "bald")
     )
     blocks: int = setting(
-        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis",)
+        2, "Number of last vision blocks with dropout", at_least=1, methods=("vis", "bald")
     )
     bits: int = setting(8, "Bits per number of a token", choices=(8, 16, 32))
     seed: int = setting(0, "Seed of dropout and of random ranking")
@@ -87,8 +112,14 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        self._refuse_two("top", "threshold", "budget_bytes")
+        self._refuse_two("top", "threshold", "running", "budget_bytes")
         self._refuse_two("keep", "beta")
+        if self.threshold is not None and self.select != "entropy":
+            reason = f"is an entropy, which needs `select` entropy, not {self.select}"
+            raise SettingError("threshold", reason)
+        if self.running is not None and self.select in SPREAD_RULES:
+            reason = f"needs a rule that judges one question alone, not `select` {self.select}"
+            raise SettingError("running", reason)
         if self.beta is not None and self.by != "vis":
             raise SettingError("beta", f"is a variance, which needs `by` vis, not {self.by}")
 
@@ -100,4 +131,9 @@ class SampleSettings:
     @property
     def is_top(self) -> bool:
         """Whether stage 1 is by `top`, the default rule."""
-        return self.threshold is None and self.budget_bytes is None
+        return not self.is_live and self.budget_bytes is None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a question is picked or not as it comes, so that the stream need not end."""
+        return self.threshold is not None or self.running is not None
