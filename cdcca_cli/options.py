@@ -188,11 +188,11 @@ class _Part:
                 found[name] = self.value(name, given[option])
                 tables.pop(name, None)
         # With a method from the command line, settings of other methods in the table are no error.
-        selector = settings.selector(self.owner)
-        counted = found.keys() - (tables if selector in given else {})
+        chosen = any(name in given for name in settings.selectors(self.owner))
+        counted = found.keys() - (tables if chosen else {})
         try:
             made = self.owner(**found)
-            settings.refuse_idle(self.owner, getattr(made, selector, ""), counted)
+            settings.refuse_idle(made, counted)
         except SettingError as error:
             if (source := tables.get(error.name)) is None:
                 raise

@@ -35,7 +35,7 @@ def command(
         typer.Option(help="File of infer to take entropies from, instead of answering; - is stdin"),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="File that records the frames seen, to skip them next time")
+        Path | None, typer.Option(help="File that records what was seen and sent, to go on from it")
     ] = None,
     prompt: Prompt = None,
     task: Task = None,
@@ -82,7 +82,9 @@ def command(
             coder = Coder(model, payload, folder.codebook())
             if coder.note:
                 streams.message(coder.note)
-            for coded in sample_frames(model, source, how, earlier, skipped, coder):
+            for coded in sample_frames(
+                model, source, how, earlier, skipped, coder, source.running, source.sent
+            ):
                 write(coded.shard, coded.picture)
                 num_picked += 1
             # With a state file a bad frame is recorded there, and a cron job continues.
@@ -91,7 +93,7 @@ def command(
     source.save()
     streams.summary(
         f"{num_picked:,} of {len(source):,} frames picked, {write.num_bytes:,} bytes of shards"
-        f"{skipped}"
+        f"{source.sent}{skipped}"
     )
 
 

@@ -173,8 +173,8 @@ def _answers(
     scores: list[list[float]] | list[None] = [None] * len(batch)
     if batch[0].choices:
         scores = model.score_choices(spliced, [job.choices for job in batch])
-    for job, ids, entropies, score in zip(
-        batch, generated.ids, generated.entropies, scores, strict=True
+    for job, ids, entropies, margins, score in zip(
+        batch, generated.ids, generated.entropies, generated.margins, scores, strict=True
     ):
         question = job.question
         if not all(math.isfinite(value) for value in (*entropies, *(score or ()))):
@@ -195,6 +195,7 @@ def _answers(
                 token_entropies=list(entropies) if per_token else None,
                 model=model.digest,
                 domain=job.frame.domain,
+                margin=min(1.0, max(0.0, math.fsum(margins) / len(margins))),
             ),
         )
 

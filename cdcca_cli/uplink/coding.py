@@ -23,9 +23,6 @@ from cdcca_cli.models import LoadedModel
 from cdcca_cli.payloads import curve, klt, pictures
 from cdcca_cli.uplink.settings import DEFAULT_MAX_LOSS, DEFAULT_QUALITY, PayloadSettings
 
-FINEST_STEP, COARSEST_STEP = 1 / 16, 16.0
-"""The steps among which a byte budget is met."""
-
 
 @dataclass(frozen=True)
 class Coded:
@@ -91,6 +88,10 @@ class Coder:
         return point.quality if is_equal else None
 
     @property
+    def sends_scores(self) -> bool:
+        return self._settings.scores
+
+    @property
     def note(self) -> str:
         """What a user should know of the choice, in one line; empty if nothing."""
         if self._codebook is None and self._settings.codec is None:
@@ -118,8 +119,7 @@ class Coder:
             coding = Coding("frame")
             sent = replace(shard, tokens=empty, positions=every, scores=None, coding=coding)
             return Coded(replace(sent, picture=picture))
-        scores = shard.scores if self._settings.scores else None
-        shard = replace(shard, coding=self.token_coding, scores=scores)
+        shard = replace(shard, coding=self.token_coding)
         if self.token_coding.codec == "klt":
             assert self._codebook is not None and self.token_coding.step is not None
             codes = klt.encode(

@@ -1,14 +1,15 @@
 """From frames to shards: `cdcca sample`, Uncertainty-guided Token Sampling.
 
 Stage 1 takes the entropy of the answer to every question (Eq. 2), from `answers` or from earlier
-predictions, and picks questions by it. Frames with a picked question are sent, with their picked
-questions only. Stage 2 chooses tokens of those frames, if not all are kept, by default those of
-highest variance over Monte Carlo dropout (Eq. 3, 4; `token_rules`); they come from the pass without
-dropout. `coding` makes the payload of them.
+predictions, and picks questions by it or by another rule of `questions`. Frames with a picked
+question are sent, with their picked questions only, and nearly the same picture is sent with a
+question once (`near`). Stage 2 (`kept_tokens`) chooses tokens of those frames, and `coding` makes
+the payload of them.
 
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
-per frame. With `threshold` nothing is spooled. With predictions the tower runs for picked frames
+per frame; by `k-center` every frame could. With `threshold` and `running` nothing is spooled. With
+predictions the tower runs for picked frames
 only, and a picked frame whose picture is bad leaves one shard fewer.
 
 The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
@@ -17,55 +18,51 @@ tower runs on one frame at a time, which makes the tokens independent of `batch_
 Legend: K questions of a frame, N visual tokens, C channels.
 """
 
-import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import exp, log
-from typing import Any
+from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.datasets import Frame, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion
 from cdcca_cli.errors import BadData, MissingInput, SettingError
-from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.formats.shard import Question, Shard
-from cdcca_cli.models import LoadedModel, attention
+from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
-from cdcca_cli.uplink import token_rules, uncertainty
-from cdcca_cli.uplink.answers import answer_window, image_name, pixels_of, windows
-from cdcca_cli.uplink.coding import COARSEST_STEP, FINEST_STEP, Coded, Coder
+from cdcca_cli.uplink import budget, selection
+from cdcca_cli.uplink.answers import answer_window, pixels_of, windows
+from cdcca_cli.uplink.coding import Coded, Coder
+from cdcca_cli.uplink.kept_tokens import make_shard, tail, trunk
+from cdcca_cli.uplink.near import SentPictures
+from cdcca_cli.uplink.questions import Interleaved, Rank, Spread, draw, ranks_of, score_of
+from cdcca_cli.uplink.running import Running
 from cdcca_cli.uplink.selection import Ranking
 from cdcca_cli.uplink.settings import (
-    DEFAULT_KEEP,
     DEFAULT_TOP,
-    VARIANCE_RULES,
+    SPREAD_RULES,
     AnswerSettings,
     PayloadSettings,
     SampleSettings,
 )
 from cdcca_cli.uplink.spool import Spool
 
-LEAST_FRAME_BYTES = 32
-"""The fewest bytes that a frame of a stream is taken to need."""
-_BISECTIONS = 6
-
 
 @dataclass(frozen=True)
 class _Candidate:
     """A frame after stage 1. slot: the place of its hidden state in the spool.
 
-    entropies_K: None for a question without an answer. hidden_1NC: the trunk's output; None if it
-    has not run, or is in the spool.
+    entropies_K: None for a question without an answer. ranks_K: by `select`, likewise; empty once
+    it is ranked. hidden_1NC: the trunk's output; None if it has not run, or is in the spool.
     """
 
     frame: Frame
     entropies_K: list[float | None]
+    ranks_K: list[Rank | None]
     hidden_1NC: Tensor | None = None
     slot: int | None = None
 
@@ -77,54 +74,95 @@ def sample_frames(
     predictions: Iterable[Prediction] | None = None,
     skipped: Skipped | None = None,
     coder: Coder | None = None,
+    running: Running | None = None,
+    sent: SentPictures | None = None,
 ) -> Iterator[Coded]:
-    """The most uncertain questions with the tokens of their frames, in the order of the input.
+    """The frames of the questions that `select` picks, in the order of the input.
 
     Args:
         frames: iterated twice with `top` or predictions, else once.
-        predictions: entropies to use instead of answering, matched by the questions' ids.
+        predictions: answers to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
         coder: makes the payloads; None: by the usual settings, without a codebook.
+        running, sent: what earlier runs left for `running` and for repeats; changed by this one.
     Raises: SettingError for more blocks than the tower has; BadData if no prediction is of these
         frames; BadData, MissingInput for the first bad frame or question, if it may not be left
         out.
     """
     settings = settings or SampleSettings()
     skipped = skipped or Skipped(strict=True)
+    sent = SentPictures() if sent is None else sent
     if settings.blocks > model.num_blocks:
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
+    num_questions: Mapping[str, int]
     if predictions is None:
-        num_questions = sum(len(frame.questions) for frame in frames) if settings.is_top else 0
+        num_questions = _by_task(frames, lambda _: True) if settings.is_top else {}
         candidates = _answered(model, frames, settings, skipped)
     else:
-        entropies = _entropies(model, predictions, settings.entropy)
-        num_questions = _check_matched(frames, entropies)
+        if settings.select == "bald":
+            reason = "cannot be combined with `select` bald, which asks the model again"
+            raise SettingError("predictions", reason)
+        figures = _figures(model, predictions, settings)
+        num_questions = _check_matched(frames, figures)
         tracked = progress.track(frames, description="sample")
-        candidates = (_Candidate(frame, _look_up(frame, entropies)) for frame in tracked)
+        candidates = _looked_up(model, tracked, figures, settings, skipped)
 
     coder = coder or Coder(model, PayloadSettings(), None)
+    counted: set[str] = set()
 
     def make(item: _Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
         try:
             shard = make_shard(
-                model, item.frame, item.entropies_K, questions, settings, item.hidden_1NC
+                model,
+                item.frame,
+                item.entropies_K,
+                questions,
+                settings,
+                item.hidden_1NC,
+                with_scores=coder.sends_scores,
             )
             coded = coder.code(shard, item.frame)
         except (BadData, MissingInput) as error:
-            skipped.add("frame", error)
-            return None
-        skipped.num_sound += 1
+            if item.frame.id not in counted:
+                skipped.add("frame", error)
+            coded = None
+        else:
+            skipped.num_sound += item.frame.id not in counted
+        if not settings.is_live:  # a budget makes a frame several times
+            counted.add(item.frame.id)
         return coded
 
-    if settings.threshold is not None:
-        return _above(candidates, settings.threshold, make)
-    return _highest(candidates, settings, num_questions, make, coder)
+    def new(item: _Candidate, places: Sequence[int]) -> Sequence[int]:
+        return places if settings.repeats else sent.new(item.frame, places)
+
+    if settings.is_live:
+        running = Running() if running is None else running
+        found = _as_they_come(candidates, settings, running, new, make)
+    else:
+        found = _highest(candidates, settings, num_questions, new, make, coder)
+    return _noted(found, sent)
 
 
 Make = Callable[..., Coded | None]
 """Stage 2 of a frame, with the places of its picked questions, and perhaps another coder."""
+
+New = Callable[[_Candidate, Sequence[int]], Sequence[int]]
+"""The picked questions of a frame without those that nearly the same picture was sent with."""
+
+
+def _noted(found: Iterable[Coded], sent: SentPictures) -> Iterator[Coded]:
+    for coded in found:
+        sent.add(coded.shard)
+        yield coded
+
+
+def _by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
+    """The number of questions of each task, of those whose id `counts`."""
+    return Counter(
+        question.task for frame in frames for question in frame.questions if counts(question.id)
+    )
 
 
 def _answered(
@@ -137,61 +175,101 @@ def _answered(
             pixels_13HW = pixels_of(model, frame, skipped)
             if pixels_13HW is not None:
                 kept.append(frame)
-                hidden.append(_trunk(model, pixels_13HW, settings))
+                hidden.append(trunk(model, pixels_13HW, settings))
         if not kept:
             continue
-        tokens_FNC = torch.cat([_tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
+        tokens_FNC = torch.cat([tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
         answers = answer_window(model, kept, tokens_FNC, how, skipped)
-        for frame, hidden_1NC, predictions in zip(kept, hidden, answers, strict=True):
-            entropies = [None if p is None else p.entropy[settings.entropy] for p in predictions]
-            yield _Candidate(frame, entropies, hidden_1NC)
+        for frame, hidden_1NC, found in zip(kept, hidden, answers, strict=True):
+            entropies = [None if p is None else p.entropy[settings.entropy] for p in found]
+            scores = [None if p is None else score_of(p, settings) for p in found]
+            texts = [None if p is None else p.answer for p in found]
+            ranks = ranks_of(model, frame, texts, scores, hidden_1NC, settings)
+            yield _Candidate(frame, entropies, ranks, hidden_1NC)
 
 
-def _entropies(
-    model: LoadedModel, predictions: Iterable[Prediction], summary: str
-) -> dict[str, float]:
-    """The entropy of each prediction by its id; the last one of an id counts."""
-    entropies: dict[str, float] = {}
+_Figures = Mapping[str, tuple[float, float]]
+"""The entropy and the score of each prediction, by its id."""
+
+
+def _figures(
+    model: LoadedModel, predictions: Iterable[Prediction], settings: SampleSettings
+) -> _Figures:
+    """The last prediction of an id counts."""
+    figures: dict[str, tuple[float, float]] = {}
     models: set[str] = set()
     for prediction in predictions:
-        entropies[prediction.id] = prediction.entropy[summary]
+        score = score_of(prediction, settings)
+        figures[prediction.id] = (prediction.entropy[settings.entropy], score)
         models.add(prediction.model)
     for other in sorted(models - {model.digest}):
         streams.message(
             f"the predictions are from a model at {short(other)}, this one is at "
             f"{short(model.digest)}: using their entropies all the same"
         )
-    return entropies
+    return figures
 
 
-def _look_up(frame: Frame, entropies: Mapping[str, float]) -> list[float | None]:
-    return [entropies.get(question.id) for question in frame.questions]
+def _looked_up(
+    model: LoadedModel,
+    frames: Iterable[Frame],
+    figures: _Figures,
+    settings: SampleSettings,
+    skipped: Skipped,
+) -> Iterator[_Candidate]:
+    for frame in frames:
+        found = [figures.get(question.id) for question in frame.questions]
+        entropies = [None if figure is None else figure[0] for figure in found]
+        scores = [None if figure is None else figure[1] for figure in found]
+        hidden_1NC = None
+        if settings.select in SPREAD_RULES:
+            pixels_13HW = pixels_of(model, frame, skipped)
+            if pixels_13HW is None:
+                continue
+            hidden_1NC = trunk(model, pixels_13HW, settings)
+        ranks = ranks_of(model, frame, [], scores, hidden_1NC, settings)
+        yield _Candidate(frame, entropies, ranks, hidden_1NC)
 
 
-def _check_matched(frames: Iterable[Frame], entropies: Mapping[str, float]) -> int:
-    """The number of questions with a prediction. Raises: BadData if none has."""
-    matched = [question.id in entropies for frame in frames for question in frame.questions]
-    if matched and not any(matched):
+def _check_matched(frames: Iterable[Frame], figures: _Figures) -> Mapping[str, int]:
+    """The number of questions with a prediction, by task. Raises: BadData if none has."""
+    everything = _by_task(frames, lambda _: True)
+    matched = _by_task(frames, figures.__contains__)
+    total, missing = sum(everything.values()), sum(everything.values()) - sum(matched.values())
+    if total and missing == total:
         raise BadData(
-            f"`predictions`: none of its {len(entropies)} ids is a question about these frames "
-            f"({len(matched)} questions): give the predictions that infer made of the same frames"
+            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
+            f"({total} questions): give the predictions that infer made of the same frames"
         )
-    if not all(matched):
-        streams.message(
-            f"{matched.count(False)} of {len(matched)} questions have no prediction and are left "
-            "out"
-        )
-    return sum(matched)
+    if missing:
+        streams.message(f"{missing} of {total} questions have no prediction and are left out")
+    return matched
 
 
-def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> Iterator[Coded]:
+def _as_they_come(
+    candidates: Iterable[_Candidate],
+    settings: SampleSettings,
+    running: Running,
+    new: New,
+    make: Make,
+) -> Iterator[Coded]:
+    """Each frame by itself: the questions above the threshold, or of the running share."""
+    share = settings.running
+    if share is not None:
+        running.begin(f"{settings.select} {settings.entropy}")
+
+    def takes(question: LabelledQuestion, entropy: float | None, rank: Rank | None) -> bool:
+        if entropy is None or not isinstance(rank, float):
+            return False
+        if share is None:
+            return settings.threshold is not None and entropy >= settings.threshold
+        drawn = draw("running", settings.seed, question.id)
+        return running.takes(question.task, share, rank, drawn)
+
     for item in candidates:
-        questions = [
-            place
-            for place, entropy in enumerate(item.entropies_K)
-            if entropy is not None and entropy >= threshold
-        ]
-        coded = make(item, questions) if questions else None
+        asked = zip(item.frame.questions, item.entropies_K, item.ranks_K, strict=True)
+        places = new(item, [place for place, of in enumerate(asked) if takes(*of)])
+        coded = make(item, places) if places else None
         if coded is not None:
             yield coded
 
@@ -199,25 +277,24 @@ def _above(candidates: Iterable[_Candidate], threshold: float, make: Make) -> It
 def _highest(
     candidates: Iterable[_Candidate],
     settings: SampleSettings,
-    num_questions: int,
+    num_questions: Mapping[str, int],
+    new: New,
     make: Make,
     coder: Coder,
 ) -> Iterator[Coded]:
     with closing(Spool()) as spool:
-        ranking: Ranking | None = None
+        ranking: Interleaved | None = None
         waiting: dict[int, _Candidate] = {}
-        num_ranked = 0
         for order, item in enumerate(candidates):
             ranking = ranking or _ranking(settings, num_questions)
-            num_ranked += sum(entropy is not None for entropy in item.entropies_K)
-            gone = ranking.offer(order, item.entropies_K)
+            gone = ranking.offer(order, [q.task for q in item.frame.questions], item.ranks_K)
             for other in gone & waiting.keys():
                 slot = waiting.pop(other).slot
                 if slot is not None:
                     spool.free(slot)
             if order not in gone:
                 slot = None if item.hidden_1NC is None else spool.put(item.hidden_1NC)
-                waiting[order] = replace(item, hidden_1NC=None, slot=slot)
+                waiting[order] = replace(item, ranks_K=[], hidden_1NC=None, slot=slot)
 
         def make_waiting(
             order: int, questions: Sequence[int], coder: Coder = coder
@@ -228,175 +305,39 @@ def _highest(
 
         if ranking is None:
             return
-        if not settings.is_top:
-            assert settings.budget_bytes is not None
-            yield from _within(settings.budget_bytes, ranking, waiting, make_waiting)
+        if not settings.is_top and settings.budget_bytes is not None:
+            ranked = [(order, place) for order, place in ranking if new(waiting[order], [place])]
+            yield from budget.longest(settings.budget_bytes, ranked, waiting, make_waiting)
             return
-        ranking.shorten((settings.top or DEFAULT_TOP).of(num_ranked))
-        picked = ranking.by_frame()
+        most = (settings.top or DEFAULT_TOP).of(len(ranking))
+        picked = {
+            order: places
+            for order, ranked in selection.by_frame(islice(ranking, most)).items()
+            if (places := new(waiting[order], ranked))
+        }
         if settings.budget_bytes is not None:
-            coder = _finest(settings.budget_bytes, picked, make_waiting, coder)
-        for order, questions in picked.items():
-            coded = make_waiting(order, questions, coder)
+            coder = budget.finest(settings.budget_bytes, picked, make_waiting, coder)
+        for order, places in picked.items():
+            coded = make_waiting(order, places, coder)
             if coded is not None:
                 yield coded
 
 
-def _ranking(settings: SampleSettings, num_questions: int) -> Ranking:
-    """A ranking no longer than what can be picked."""
-    if settings.is_top:
-        return Ranking(max_questions=(settings.top or DEFAULT_TOP).of(num_questions))
-    return Ranking(max_frames=(settings.budget_bytes or 0) // LEAST_FRAME_BYTES)
-
-
-def _finest(
-    budget_bytes: int, picked: Mapping[int, Sequence[int]], make: Callable[..., Any], coder: Coder
-) -> Coder:
-    """The coder with the finest step of klt at which the picked frames fit the budget."""
-    finest, coarsest = log(FINEST_STEP), log(COARSEST_STEP)
-
-    def fits(step: float) -> bool:
-        other = coder.with_step(exp(step))
-        made = (make(order, questions, other) for order, questions in picked.items())
-        return _stream_bytes(coded for coded in made if coded is not None) <= budget_bytes
-
-    if not fits(coarsest):
-        raise SettingError(
-            "budget_bytes", f"too few for {len(picked):,} frames: lower `top`", budget_bytes
-        )
-    for _ in range(_BISECTIONS):
-        middle = (finest + coarsest) / 2
-        finest, coarsest = (finest, middle) if fits(middle) else (middle, coarsest)
-    return coder.with_step(exp(coarsest))
-
-
-def _within(
-    budget_bytes: int,
-    ranking: Ranking,
-    waiting: Mapping[int, _Candidate],
-    make: Callable[[int, Sequence[int]], Coded | None],
-) -> Iterator[Coded]:
-    """Questions from the top until the stream would be too long."""
-    ranked = list(ranking)
-    made: dict[int, Coded | None] = {}
-
-    def first(count: int) -> list[Coded]:
-        places: dict[int, list[int]] = {}
-        for order, place in ranked[:count]:
-            places.setdefault(order, []).append(place)
-        found = []
-        for order in sorted(places):
-            if order not in made:
-                made[order] = make(order, places[order])
-            coded, item = made[order], waiting[order]
-            if coded is not None:
-                questions = _questions(item.frame, item.entropies_K, sorted(places[order]))
-                found.append(replace(coded, shard=replace(coded.shard, questions=questions)))
-        return found
-
-    fitting, beyond = 0, 1
-    while beyond <= len(ranked) and _stream_bytes(first(beyond)) <= budget_bytes:
-        fitting, beyond = beyond, 2 * beyond
-    beyond = min(beyond, len(ranked) + 1)
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        if _stream_bytes(first(middle)) <= budget_bytes:
-            fitting = middle
-        else:
-            beyond = middle
-    if not fitting:
-        streams.message(f"a budget of {budget_bytes:,} bytes holds no shard: nothing is sent")
-    return iter(first(fitting))
-
-
-def _stream_bytes(coded: Iterable[Coded]) -> int:
-    with shard_stream.writer(io.BytesIO()) as write:
-        for one in coded:
-            write(one.shard, one.picture)
-    return write.num_bytes
-
-
-def make_shard(
-    model: LoadedModel,
-    frame: Frame,
-    entropies_K: Sequence[float | None],
-    questions: Sequence[int],
+def _ranking(
     settings: SampleSettings,
-    hidden_1NC: Tensor | None = None,
-) -> Shard:
-    """Stage 2 of one frame: its best tokens and its picked questions.
+    num_questions: Mapping[str, int],
+) -> Interleaved:
+    """The order of the questions, no longer than what can be picked of each task.
 
-    Args: entropies_K: of all its questions, in nats. questions: the places of the picked ones,
-        ascending. hidden_1NC: the trunk's output; None: the trunk runs now.
-    Raises: BadData, MissingInput for a bad picture; BadData if a value is not finite or no token
-        varies.
+    Of two tasks one gets at most its exact share rounded up, hence one more than its share of what
+    the source promised.
     """
-    if hidden_1NC is None:
-        hidden_1NC = _trunk(model, model.preprocess([load_image(frame)]), settings)
-    tokens_NC, scores_N = _scored(model, frame, hidden_1NC.to(model.device), settings)
-    num_kept = (settings.keep or DEFAULT_KEEP).of(len(tokens_NC))
-    if settings.beta is not None and scores_N is not None:
-        num_kept = token_rules.count_above(scores_N, settings.beta)
-    chosen = token_rules.choose(
-        settings.by, tokens_NC, num_kept, scores_N=scores_N, grid=model.grid
-    )
-    return Shard(
-        frame=frame.id,
-        image=image_name(frame),
-        domain=frame.domain,
-        tokens=chosen.tokens,
-        positions=chosen.positions,
-        scores=np.zeros(num_kept, np.float32) if chosen.scores is None else chosen.scores,
-        num_tokens=len(tokens_NC),
-        tower=model.tower_digest,
-        questions=_questions(frame, entropies_K, questions),
-    )
-
-
-def _questions(
-    frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]
-) -> list[Question]:
-    """The picked questions without their labels, which stay on the device."""
-    picked = [(frame.questions[place], entropies_K[place]) for place in places]
-    return [
-        Question(question.id, question.prompt, question.task, question.choices, entropy)
-        for question, entropy in picked
-    ]
-
-
-def _scored(
-    model: LoadedModel, frame: Frame, hidden_1NC: Tensor, settings: SampleSettings
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The tokens (N, C) of one frame and, if its rule has them, the scores (N,), both float32."""
-    if settings.by in VARIANCE_RULES:
-        tokens_NC, variance_N = uncertainty.token_variance(
-            model,
-            hidden_1NC,
-            frame.id,
-            blocks=settings.blocks,
-            passes=settings.passes,
-            rate=settings.dropout,
-            seed=settings.seed,
+    if settings.select in SPREAD_RULES:
+        return Interleaved(lambda _: Spread())
+    if settings.is_top:
+        top = settings.top or DEFAULT_TOP
+        return Interleaved(
+            lambda task: Ranking(max_questions=top.of(num_questions[task]) + top.is_share)
         )
-        return tokens_NC.float().cpu().numpy(), variance_N.cpu().numpy()
-    if settings.by == "received":
-        first_block = model.num_blocks - settings.blocks
-        tokens_1NC, received_1N = attention.received(model, hidden_1NC, first_block)
-        return tokens_1NC[0].float().cpu().numpy(), received_1N[0].cpu().numpy()
-    tokens = _tail(model, hidden_1NC, settings)[0].float().cpu().numpy()
-    if settings.by == "norm":
-        return tokens, token_rules.token_norm(tokens)
-    if settings.by == "random":
-        generator = uncertainty.frame_generator(settings.seed, frame.id)
-        return tokens, generator.random(len(tokens), dtype=np.float32)
-    return tokens, None
-
-
-@torch.no_grad()
-def _trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
-    return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
-
-
-@torch.no_grad()
-def _tail(model: LoadedModel, hidden_1NC: Tensor, settings: SampleSettings) -> Tensor:
-    return model.tail(hidden_1NC, model.num_blocks - settings.blocks)
+    most = (settings.budget_bytes or 0) // budget.LEAST_FRAME_BYTES
+    return Interleaved(lambda _: Ranking(max_frames=most))

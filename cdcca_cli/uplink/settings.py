@@ -8,6 +8,8 @@ from cdcca_cli.settings import check, setting
 from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
+QUESTION_RULES = ("entropy", "random", "margin", "bald", "k-center", "entropy*k-center")
+SPREAD_RULES = ("k-center", "entropy*k-center")
 TOKEN_RULES = ("variance", "random", "norm", "received", "grid", "spread", "tome")
 VARIANCE_RULES = ("variance", "spread")  # these need passes with dropout
 DEFAULT_TOP = parse_amount("10%")
@@ -38,30 +40,51 @@ class AnswerSettings:
 class SampleSettings:
     """What is picked and how it is sent.
 
-    Stage 1 uses `top`, `threshold` or `budget_bytes`; with `top` and `budget_bytes` the coding is
-    as exact as the budget allows. Stage 2 uses one of `keep` and `beta`.
+    Stage 1 uses one of `top`, `threshold`, `running` and `budget_bytes`; with `top` and
+    `budget_bytes` the coding is as exact as the budget allows. Stage 2 uses one of `keep` and
+    `beta`.
     """
 
-    SELECTOR: ClassVar[str] = "by"
+    SELECTOR: ClassVar[tuple[str, ...]] = ("by", "select")
 
     top: Amount | None = setting(
         None,
-        "Send the questions of highest entropy: a share like 10%, or a number",
+        "Send the first questions by `select`: a share like 10%, or a number",
         parse=parse_amount,
         usually=str(DEFAULT_TOP),
     )
     threshold: float | None = setting(
-        None, "Send the questions of at least this entropy", at_least=0, unit="nats"
+        None,
+        "Send the questions of at least this entropy",
+        at_least=0,
+        unit="nats",
+        methods=("entropy",),
+    )
+    running: float | None = setting(
+        None,
+        "Send this share of an endless stream, such as 5%: each question is compared, as it comes, "
+        "with the earlier ones of its task",
+        parse=parse_share,
+        above=0,
+        at_most=1,
+        methods=("entropy", "random", "margin", "bald"),
     )
     budget_bytes: int | None = setting(
         None,
-        "Size limit of the whole stream, such as 64KiB; without `top`, filled from the most "
-        "uncertain question down",
+        "Size limit of the whole stream, such as 64KiB; without `top`, filled in the order of "
+        "`select`",
         parse=parse_bytes,
         at_least=1,
         unit="bytes",
         option="budget",
     )
+    select: str = setting(
+        "entropy",
+        "How questions are chosen: by entropy, margin or mutual information under dropout (bald), "
+        "at random, or far apart (k-center); each task gives the same share",
+        choices=QUESTION_RULES,
+    )
+    repeats: bool = setting(False, "Send a question again for nearly the same picture")
     entropy: str = setting(
         "mean", "How the entropies of an answer's tokens become one", choices=ENTROPIES
     )
@@ -81,13 +104,13 @@ class SampleSettings:
         choices=TOKEN_RULES,
     )
     passes: int = setting(
-        8, "Number of forward passes with dropout", at_least=2, methods=VARIANCE_RULES
+        8, "Number of passes with dropout", at_least=2, methods=(*VARIANCE_RULES, "bald")
     )
     dropout: float = setting(
-        0.1, "Rate of dropout in those passes", above=0, below=1, methods=VARIANCE_RULES
+        0.1, "Rate of dropout in them", above=0, below=1, methods=(*VARIANCE_RULES, "bald")
     )
     blocks: int = setting(
-        2, "Number of last vision blocks with dropout", at_least=1, methods=VARIANCE_RULES
+        2, "Number of last blocks with it", at_least=1, methods=(*VARIANCE_RULES, "bald")
     )
     seed: int = setting(0, "Seed of dropout and of random ranking")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
@@ -97,16 +120,28 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        _refuse_two(self, "top", "threshold")
-        _refuse_two(self, "threshold", "budget_bytes")
+        _refuse_two(self, "top", "threshold", "running")
+        for name in ("threshold", "running"):
+            _refuse_two(self, name, "budget_bytes")
         _refuse_two(self, "keep", "beta")
+        if self.threshold is not None and self.select != "entropy":
+            reason = f"is an entropy, which needs `select` entropy, not {self.select}"
+            raise SettingError("threshold", reason)
+        if self.running is not None and self.select in SPREAD_RULES:
+            reason = f"needs a rule that judges one question alone, not `select` {self.select}"
+            raise SettingError("running", reason)
         if self.beta is not None and self.by != "variance":
             raise SettingError("beta", f"is a variance, which needs `by` variance, not {self.by}")
 
     @property
     def is_top(self) -> bool:
         """Whether stage 1 is by `top`, the default rule."""
-        return self.threshold is None and (self.top is not None or self.budget_bytes is None)
+        return not self.is_live and (self.top is not None or self.budget_bytes is None)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a question is picked or not as it comes, so that the stream need not end."""
+        return self.threshold is not None or self.running is not None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ Each run is the loop of `cdcca loop`: rounds of sample, distill, compress and ap
 device and its mirror, then the device's scores on `heldout` frames, which are never sent, and on
 `source` frames. Payloads: `0.3`, the defaults of that version (int8, half of the tokens, by
 variance); `int8` and `klt STEP`, all tokens; `avif QUALITY` and other pictures. A run that is in
-the file is not made again. The shipped pair and frames are used unless `--pair` and `--frames` name folders.
+the file is not made again. The shipped pair and frames are used unless `--pair` and `--frames`
+name folders.
 
 `--table` prints bytes a round and scores, each against `0.3` at 50 % (paired by frame over the mean
 of the seeds, 95 % bootstrap intervals; seeds themselves move MC by some 1.5 points).
