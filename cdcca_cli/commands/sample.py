@@ -11,15 +11,15 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.options import (
     Device,
     Force,
-    FramesOperand,
     Images,
+    LiveOperand,
     Output,
     Prompt,
     Quiet,
     Strict,
     Task,
 )
-from cdcca_cli.uplink.settings import SampleSettings
+from cdcca_cli.uplink.settings import CaptureSettings, SampleSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.predictions import Prediction
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    frames: FramesOperand,
+    frames: LiveOperand,
     device: Device = None,
     strict: Strict = False,
     predictions: Annotated[
@@ -41,6 +41,7 @@ def command(
     task: Task = None,
     images: Images = None,
     how: SampleSettings,
+    take: CaptureSettings,
     on: Runtime,
     output: Output = None,
     force: Force = False,
@@ -56,34 +57,44 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
-    from cdcca_cli.datasets import read_frames
+    from cdcca_cli.datasets import num_frames, open_frames
     from cdcca_cli.formats import shard
     from cdcca_cli.skipped import Skipped
-    from cdcca_cli.uplink.seen import Seen
+    from cdcca_cli.uplink.seen import Seen, unseen
 
-    source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
+    opened = open_frames(
+        frames,
+        images=images,
+        prompt=prompt,
+        task=task,
+        every=take.every,
+        duration=take.duration,
+    )
+    source = unseen(opened, state)
     on.set_threads()
 
     from cdcca_cli.models import load_device
     from cdcca_cli.uplink.sampling import sample_frames
 
-    skipped = Skipped(strict=strict or (state is None and len(source) == 1))
+    skipped = Skipped(strict=strict or (state is None and num_frames(source) == 1))
     folder = config.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,
         shard.writer(out) as write,
     ):
         sizes = []
-        if len(source):
+        if num_frames(source) != 0:
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
             sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
-    source.save()
+    if isinstance(source, Seen):
+        source.save()
+    num_seen = num_frames(source) or 0
     streams.summary(
-        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
+        f"{len(sizes):,} of {num_seen:,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
     )
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.datasets import Frame, load_image
+from cdcca_cli.datasets import Frame, LiveFrames, load_image
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats import records
 from cdcca_cli.formats import shard as shard_format
@@ -66,7 +66,8 @@ def sample_frames(
     """The most uncertain tokens of the most uncertain questions, in the order of the input.
 
     Args:
-        frames: iterated twice with `top` or predictions, else once.
+        frames: iterated twice with `top` or predictions, else once. Live ones are iterated once,
+            and need an end for `top` and `budget_bytes`.
         predictions: entropies to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
     Raises: SettingError for more blocks than the tower has; BadData if no prediction is of these
@@ -79,8 +80,10 @@ def sample_frames(
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
+    if isinstance(frames, LiveFrames):
+        _check_live(frames, settings, predictions)
     if predictions is None:
-        num_questions = sum(len(frame.questions) for frame in frames) if settings.is_top else 0
+        num_questions = _num_questions(frames) if settings.is_top else 0
         candidates = _answered(model, frames, settings, skipped)
     else:
         entropies = _entropies(model, predictions, settings.entropy)
@@ -102,6 +105,27 @@ def sample_frames(
     if settings.threshold is not None:
         return _above(candidates, settings.threshold, make)
     return _highest(model.num_tokens, candidates, settings, num_questions, make)
+
+
+def _check_live(
+    frames: LiveFrames, settings: SampleSettings, predictions: Iterable[Prediction] | None
+) -> None:
+    """Raises: SettingError for what needs the end of the frames, or the same frames again."""
+    if predictions is not None:
+        raise SettingError("predictions", "are of frames that are there again, not of a camera's")
+    if settings.threshold is None and frames.duration is None:
+        rule = "top" if settings.is_top else "budget_bytes"
+        raise SettingError(
+            rule,
+            "ranks all questions, and a live source has no end: give `duration` or `threshold`",
+        )
+
+
+def _num_questions(frames: Iterable[Frame]) -> int:
+    """The number of questions; of a live source the largest that it can have."""
+    if isinstance(frames, LiveFrames):
+        return frames.most_frames
+    return sum(len(frame.questions) for frame in frames)
 
 
 Make = Callable[[_Candidate, Sequence[int]], Shard | None]

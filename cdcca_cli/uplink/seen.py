@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import files
-from cdcca_cli.datasets import Frame
+from cdcca_cli.datasets import Frame, LiveFrames
 from cdcca_cli.datasets.frames import Frames
-from cdcca_cli.errors import BadData, MissingInput, NewerFormat
+from cdcca_cli.errors import BadData, MissingInput, NewerFormat, SettingError
 from cdcca_cli.text import load_json
 
 VERSION = 1
@@ -51,6 +51,15 @@ class Seen:
             state = {"kind": "seen", "version": VERSION, "frames": self._found}
             text = json.dumps(state, sort_keys=True, separators=(",", ":"))
             files.atomic_write_bytes(self._path, text.encode() + b"\n")
+
+
+def unseen(source: Frames | LiveFrames, path: Path | None) -> "Seen | LiveFrames":
+    """The frames that are new. A live source has no others. Raises: as Seen; SettingError."""
+    if not isinstance(source, LiveFrames):
+        return Seen(source, path)
+    if path is not None:
+        raise SettingError("state", "is for frames that are there again; those of a camera are new")
+    return source
 
 
 def _key(frame: Frame) -> str:

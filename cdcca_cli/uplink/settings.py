@@ -5,12 +5,37 @@ from typing import ClassVar
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.settings import check, setting
-from cdcca_cli.text import Amount, parse_amount, parse_bytes
+from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_seconds
 
 ENTROPIES = ("mean", "sum", "max", "first")
 TOKEN_RULES = ("vis", "random", "norm")
 DEFAULT_TOP = parse_amount("10%")
 DEFAULT_KEEP = parse_amount("50%")
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """Which frames of a video or a live source are taken; `datasets.open_frames` takes them."""
+
+    every: float | None = setting(
+        None,
+        "Time between the frames of a video or live source, such as 5s",
+        parse=parse_seconds,
+        at_least=0.01,
+        unit="seconds",
+        usually="each frame; live, the newest each time",
+    )
+    duration: float | None = setting(
+        None,
+        "Time after which a video or live source ends, such as 1h",
+        parse=parse_seconds,
+        above=0,
+        unit="seconds",
+        usually="its end; live, Ctrl-C",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
