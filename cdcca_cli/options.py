@@ -94,6 +94,23 @@ FramesOperand = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _no_dash(param: typer.CallbackParam, value: str) -> str:
+    if value == "-":
+        raise SettingError(param.name or "", settings.NO_DASH, value)
+    return value
+
+
+LiveOperand = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of images, an image, a manifest, an annotation file, a video, the address of "
+        "a stream (rtsp://...) or a camera (/dev/video0)",
+        show_default=False,
+        callback=_no_dash,
+    ),
+]
 Images = Annotated[Path | None, typer.Option(help="Folder that image names are relative to")]
 Prompt = Annotated[
     str | None, typer.Option(help="Question to ask of every frame instead of its own")

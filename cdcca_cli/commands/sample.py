@@ -11,15 +11,15 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.options import (
     Device,
     Force,
-    FramesOperand,
     Images,
+    LiveOperand,
     Output,
     Prompt,
     Quiet,
     Strict,
     Task,
 )
-from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
+from cdcca_cli.uplink.settings import CaptureSettings, PayloadSettings, SampleSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.predictions import Prediction
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    frames: FramesOperand,
+    frames: LiveOperand,
     device: Device = None,
     strict: Strict = False,
     predictions: Annotated[
@@ -41,6 +41,7 @@ def command(
     task: Task = None,
     images: Images = None,
     how: SampleSettings,
+    take: CaptureSettings,
     payload: PayloadSettings,
     on: Runtime,
     output: Output = None,
@@ -57,33 +58,42 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
-    from cdcca_cli.datasets import read_frames
+    from cdcca_cli.datasets import num_frames, open_frames
     from cdcca_cli.formats import shard_stream
     from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
-    source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
+    opened = open_frames(
+        frames,
+        images=images,
+        prompt=prompt,
+        task=task,
+        every=take.every,
+        duration=take.duration,
+    )
+    source = Seen(opened, state)
+    new = source.frames
     on.set_threads()
 
     from cdcca_cli.models import load_device
     from cdcca_cli.uplink.coding import Coder
     from cdcca_cli.uplink.sampling import sample_frames
 
-    skipped = Skipped(strict=strict or (state is None and len(source) == 1))
+    skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,
         shard_stream.writer(out) as write,
     ):
         num_picked = 0
-        if len(source):
+        if num_frames(new) != 0:
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
             coder = Coder(model, payload, folder.codebook())
             if coder.note:
                 streams.message(coder.note)
             for coded in sample_frames(
-                model, source, how, earlier, skipped, coder, source.running, source.sent
+                model, new, how, earlier, skipped, coder, source.running, source.sent
             ):
                 write(coded.shard, coded.picture)
                 num_picked += 1
@@ -92,8 +102,8 @@ def command(
                 skipped.refuse_if_all()
     source.save()
     streams.summary(
-        f"{num_picked:,} of {len(source):,} frames picked, {write.num_bytes:,} bytes of shards"
-        f"{source.sent}{skipped}"
+        f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
+        f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"
     )
 
 

@@ -77,13 +77,17 @@ def answer_frames(
 
 
 def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
-    """Runs of frames that hold a few batches of questions; a frame is never divided."""
+    """Runs of frames that hold a few batches of questions; a frame is never divided.
+
+    A live frame is a run of its own: the next may be far off, and is newer the later it is taken.
+    """
     window: list[Frame] = []
     num_questions = 0
     for frame in frames:
         window.append(frame)
         num_questions += len(frame.questions)
-        if max(num_questions, len(window)) >= _WINDOW_BATCHES * batch_size:
+        is_full = max(num_questions, len(window)) >= _WINDOW_BATCHES * batch_size
+        if is_full or frame.capture is not None:
             yield window
             window, num_questions = [], 0
     if window:

@@ -64,6 +64,7 @@ def make_shard(
         scores=chosen.scores if with_scores else None,
         num_tokens=len(tokens_NC),
         layout=Layout(grid=model.grid),
+        time=frame.time,
         tower=model.tower_digest,
         questions=questions_of(frame, entropies_K, questions),
     )

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from cdcca_cli import progress, streams
-from cdcca_cli.datasets import Frame, LabelledQuestion
+from cdcca_cli.datasets import Frame, LabelledQuestion, LiveFrames
+from cdcca_cli.datasets.frames import TASKS
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
@@ -80,7 +81,8 @@ def sample_frames(
     """The frames of the questions that `select` picks, in the order of the input.
 
     Args:
-        frames: iterated twice with `top` or predictions, else once.
+        frames: iterated twice with `top` or predictions, else once. Live ones are iterated once,
+            and need an end for `top` and `budget_bytes`.
         predictions: answers to use instead of answering, matched by the questions' ids.
         skipped: counts bad frames and questions, which are left out; None: they are errors.
         coder: makes the payloads; None: by the usual settings, without a codebook.
@@ -96,9 +98,11 @@ def sample_frames(
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
+    if isinstance(frames, LiveFrames):
+        _check_live(frames, settings, predictions)
     num_questions: Mapping[str, int]
     if predictions is None:
-        num_questions = _by_task(frames, lambda _: True) if settings.is_top else {}
+        num_questions = _num_questions(frames) if settings.is_top else {}
         candidates = _answered(model, frames, settings, skipped)
     else:
         if settings.select == "bald":
@@ -150,6 +154,25 @@ Make = Callable[..., Coded | None]
 
 New = Callable[[_Candidate, Sequence[int]], Sequence[int]]
 """The picked questions of a frame without those that nearly the same picture was sent with."""
+
+
+def _check_live(
+    frames: LiveFrames, settings: SampleSettings, predictions: Iterable[Prediction] | None
+) -> None:
+    """Raises: SettingError for what needs the end of the frames, or the same frames again."""
+    if predictions is not None:
+        raise SettingError("predictions", "are of frames that are there again, not of a camera's")
+    if not settings.is_live and frames.duration is None:
+        rule = "top" if settings.is_top else "budget_bytes"
+        reason = "ranks all questions, and a live source has no end: give `duration`, `threshold`"
+        raise SettingError(rule, f"{reason} or `running`")
+
+
+def _num_questions(frames: Iterable[Frame]) -> Mapping[str, int]:
+    """The number of questions of each task; of a live source the largest that it can have."""
+    if isinstance(frames, LiveFrames):
+        return dict.fromkeys(TASKS, frames.most_frames)
+    return _by_task(frames, lambda _: True)
 
 
 def _noted(found: Iterable[Coded], sent: SentPictures) -> Iterator[Coded]:

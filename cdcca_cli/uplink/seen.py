@@ -12,7 +12,7 @@ The file, version 2, is JSON with these keys; version 1 had the first three:
 
 All frames of a run are recorded, whether sent or not; a bad one is tried again when its file
 changes. Frames that are gone from the source are forgotten: use one state file for one source. So
-the file grows with the source, about 40 bytes a frame. A live source (`is_live`), whose frames come
+the file grows with the source, about 40 bytes a frame. A live source, whose frames come
 once, is not recorded by frame: its file has no `frames` and does not grow, however long it runs.
 There is no lock: in a cron job, use `flock`.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli import files
-from cdcca_cli.datasets import Frame
+from cdcca_cli.datasets import Frame, LiveFrames, num_frames
 from cdcca_cli.datasets.frames import Frames
 from cdcca_cli.errors import BadData, MissingInput, NewerFormat
 from cdcca_cli.text import load_json
@@ -50,21 +50,26 @@ class Seen:
     Raises: BadData, NewerFormat: not a state file; MissingInput: it cannot be read.
     """
 
-    def __init__(self, source: Frames, path: Path | None) -> None:
+    def __init__(self, source: Frames | LiveFrames, path: Path | None) -> None:
         self._source = source
         self._path = path
         self._found: dict[str, str] = {}
         self._known: set[str] = set()
         before = _State() if path is None else _read(path)
         self.running, self.sent = before.running, before.sent
-        if path is not None and not getattr(source, "is_live", False):
+        if path is not None and not isinstance(source, LiveFrames):
             self._found = {_key(frame): _fingerprint(frame) for frame in source}
             self._known = {
                 key for key, mark in self._found.items() if before.frames.get(key) == mark
             }
 
     def __len__(self) -> int:
-        return len(self._source) - len(self._known)
+        return (num_frames(self._source) or 0) - len(self._known)
+
+    @property
+    def frames(self) -> "Frames | LiveFrames":
+        """The new frames; a live source has no others."""
+        return self._source if isinstance(self._source, LiveFrames) else self
 
     def __iter__(self) -> Iterator[Frame]:
         return (frame for frame in self._source if _key(frame) not in self._known)

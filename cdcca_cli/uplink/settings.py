@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from cdcca_cli.errors import SettingError
 from cdcca_cli.settings import check, setting
-from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_share
+from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_seconds, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
 QUESTION_RULES = ("entropy", "random", "margin", "bald", "k-center", "entropy*k-center")
@@ -19,6 +19,31 @@ TOKEN_CODECS = ("klt", "int8", "float16", "float32")
 MEDIA = ("avif", "webp", "jpeg")
 DEFAULT_MAX_LOSS = 0.03
 DEFAULT_QUALITY = 50
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """Which frames of a video or a live source are taken; `datasets.open_frames` takes them."""
+
+    every: float | None = setting(
+        None,
+        "Time between the frames of a video or live source, such as 5s",
+        parse=parse_seconds,
+        at_least=0.01,
+        unit="seconds",
+        usually="each frame; live, the newest each time",
+    )
+    duration: float | None = setting(
+        None,
+        "Time after which a video or live source ends, such as 1h",
+        parse=parse_seconds,
+        above=0,
+        unit="seconds",
+        usually="its end; live, Ctrl-C",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
