@@ -32,7 +32,7 @@ def command(
         Path | None, typer.Option(help="Folder that the probe's image names are relative to")
     ] = None,
     sample: Annotated[SampleSettings, Only("sample", ("top", "keep", "seed", "batch_size"))],
-    payload: Annotated[
+    coding: Annotated[
         PayloadSettings, Only("sample", ("payload", "codec", "step", "max_loss", "quality"))
     ],
     distill: Annotated[
@@ -79,7 +79,7 @@ def command(
         config.device(device),
         None if student is None else config.device(student, "student"),
         config.teacher(teacher),
-        loop.RoundSettings(sample, payload, distill, compress, tuple(keys)),
+        loop.RoundSettings(sample, coding, distill, compress, tuple(keys)),
         work,
         on,
     )

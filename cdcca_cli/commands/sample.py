@@ -42,7 +42,7 @@ def command(
     images: Images = None,
     how: SampleSettings,
     take: CaptureSettings,
-    payload: PayloadSettings,
+    coding: PayloadSettings,
     on: Runtime,
     output: Output = None,
     force: Force = False,
@@ -89,7 +89,7 @@ def command(
         if num_frames(new) != 0:
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
-            coder = Coder(model, payload, folder.codebook())
+            coder = Coder(model, coding, folder.codebook())
             if coder.note:
                 streams.message(coder.note)
             for coded in sample_frames(
