@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import trust, update
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.trust import Signature, TrustList, read_strict_record, write_trust_list
 from cdcca_cli.formats.update import Update, write_update
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
-Signed = TypeVar("Signed", Update, TrustList, Update | TrustList)
+Signed = TypeVar("Signed", Update, TrustList, Codebook, Update | TrustList)
 
 
 class PrivateKey:
