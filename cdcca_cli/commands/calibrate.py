@@ -1,5 +1,10 @@
 """`cdcca calibrate`: frames to a codebook, on the cloud."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import CalibrationSettings
@@ -17,12 +22,19 @@ from cdcca_cli.options import (
     Teacher,
 )
 
+if TYPE_CHECKING:
+    from cdcca_cli.datasets import Frame
+
 
 def command(
     *,
     source: FramesOperand,
     teacher: Teacher = None,
     student: Student = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Frames to measure the curve on, instead of a part of the others"),
+    ] = None,
     strict: Strict = False,
     prompt: Prompt = None,
     task: Task = None,
@@ -38,7 +50,8 @@ def command(
 
     It codes finely what the large model looks at, and coarsely the rest. Needed are frames like the
     device's, about 200, with questions and without labels. What each step costs, and how much it
-    changes the large model's answers, is measured on frames that the codebook is not made from.
+    changes the large model's answers, is measured on frames that the codebook is not made from;
+    the nearer these are to what the device will see, the truer.
 
     Example: cdcca calibrate frames/ --student mirror/ --teacher t/ -o tokens.codebook
     """
@@ -49,7 +62,10 @@ def command(
     from cdcca_cli.formats.codebook import write_codebook
     from cdcca_cli.skipped import Skipped
 
-    frames = read_frames(source, images=images, prompt=prompt, task=task)
+    def read(path: Path) -> "list[Frame]":
+        return list(read_frames(path, images=images, prompt=prompt, task=task))
+
+    frames, others = read(source), None if evaluate is None else read(evaluate)
     private = keys.read_private_keys(sign or [], at_least=0)
     mirror = config.device(student, "student")
     on.set_threads()
@@ -57,10 +73,12 @@ def command(
         from cdcca_cli.distillation import calibration
         from cdcca_cli.models import load, load_device
 
+        made_from, measured = calibration.divide(frames, others, lambda frame: frame.id, how)
         skipped = Skipped(strict=strict)
         small = load_device(mirror, compute=on.compute, dtype=on.dtype)
-        tokens = calibration.tokens_of(small, frames, how, skipped)
+        first = calibration.tokens_of(small, made_from, skipped)
+        second = calibration.tokens_of(small, measured, skipped)
         large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
-        made = calibration.calibrate(large, small.tower_digest, tokens, how)
+        made = calibration.calibrate(large, small.tower_digest, first, second, how)
         num_bytes = write_codebook(out, signatures.sign(made, private))
     streams.summary(f"{calibration.summary(made)}, {num_bytes:,} bytes{skipped}")

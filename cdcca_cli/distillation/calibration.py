@@ -7,13 +7,15 @@ vector-Jacobian products with random unit vectors (Hutchinson's estimator). No l
 `transform` makes the codebook's arrays from W and the tokens; `curve` measures each step on other
 frames.
 
-The teacher's loss without labels is the cross-entropy of its answers on coded tokens against its
-own on full tokens. With P_j, Q_j its distributions of token j of its greedy answer on full tokens,
-read from full and from coded tokens, means over answer tokens, then over questions:
+The teacher's loss without labels: a is its greedy answer on full tokens, P_j and Q_j are its
+distributions of token j of a, read from full and from coded tokens. With means over the tokens of
+an answer, then over questions,
 
-    loss = CE(P, Q) / CE(P, P) - 1 = mean KL(P_j || Q_j) / mean H(P_j)
+    loss = mean KL(P_j || Q_j) / mean -log P_j(a_j)
 
-Agreement is the share of questions whose greedy answer is token for token the same.
+The numerator is how much the cross-entropy of an answer rises that is drawn from P; the denominator
+is the loss that a student reaches which equals the teacher. Agreement is the share of questions
+whose greedy answer is token for token the same.
 
 Shapes: F frames, N visual tokens, C channels, D of a query, B questions of a batch, U different
 inputs of the connector among them, A answer tokens, V vocabulary.
@@ -22,18 +24,17 @@ inputs of the connector among them, A answer tokens, V vocabulary.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cdcca_cli import progress
-from cdcca_cli.datasets import Frames, LabelledQuestion, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.distillation import transform
 from cdcca_cli.distillation.evaluation import agreement
-from cdcca_cli.distillation.losses import IGNORED, answer_entropy, forward_kl
+from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy, forward_kl
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.codebook import Codebook, Curve, TokenPoint
@@ -55,22 +56,15 @@ Tokens = NDArray[np.float32]
 Coded = Callable[[int], Tokens]
 """The tokens (N, C) of an evaluated frame, by its place, as the cloud opens them."""
 Asked = Question | LabelledQuestion
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sample:
     """Frames to calibrate on. tokens: (F, N, C). questions: of each frame; labels are not read."""
 
-    ids: Sequence[str]
     tokens: Tokens
     questions: Sequence[Sequence[Asked]]
-
-    def part(self, places: Sequence[int]) -> "Sample":
-        return Sample(
-            [self.ids[place] for place in places],
-            self.tokens[list(places)],
-            [self.questions[place] for place in places],
-        )
 
 
 @dataclass(frozen=True)
@@ -81,40 +75,68 @@ class Change:
     agreement: float
 
 
-def tokens_of(
-    student: LoadedModel, frames: Frames, settings: CalibrationSettings, skipped: Skipped
-) -> Sample:
-    """The tokens of the frames that are used, by the student's tower, with sound questions.
+def divide(
+    frames: Sequence[T],
+    others: Sequence[T] | None,
+    name: Callable[[T], str],
+    settings: CalibrationSettings,
+) -> tuple[list[T], list[T]]:
+    """Frames that a codebook is made from, and frames that its curve is measured on.
 
-    Raises: BadData, MissingInput for the first bad frame or question, if it may not be left out.
+    Both are chosen by the hash of seed and name, so they do not depend on the order.
+
+    Args: others: to measure on; None: frames that the codebook is not made from, at least a
+        quarter.
+    Raises: BadData for too few frames.
     """
-    used = set(chain(*divide([frame.id for frame in frames], settings)))
-    ids, tokens, questions = [], [], []
-    for place, frame in enumerate(progress.track(frames, len(frames), "tokens")):
-        if place not in used:
-            continue
+
+    def rank(frame: T) -> bytes:
+        text = f"{settings.seed}:{name(frame)}".encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).digest()
+
+    ranked = sorted(frames, key=rank)
+    least = 0 if others is not None else -(-len(ranked) // _EVALUATED_SHARE)
+    cut = min(settings.frames, len(ranked) - least)
+    measured = ranked[cut:] if others is None else sorted(others, key=rank)
+    if not cut or not measured:
+        raise BadData(f"{len(ranked)} frames; a codebook needs at least 2, better 200")
+    return ranked[:cut], measured[: settings.evaluated]
+
+
+def tokens_of(student: LoadedModel, frames: Sequence[Frame], skipped: Skipped) -> Sample:
+    """The tokens of these frames by the student's tower, with their questions.
+
+    Raises: BadData, MissingInput for the first bad frame, if it may not be left out, or if all are
+        bad.
+    """
+    tokens, questions = [], []
+    for frame in progress.track(frames, description="tokens"):
         try:
             pixels_13HW = student.preprocess([load_image(frame)])
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             continue
         skipped.num_sound += 1
-        ids.append(frame.id)
         with torch.no_grad():
             tokens.append(student.vision_tokens(pixels_13HW)[0].float().cpu().numpy())
         questions.append(frame.questions)
-    skipped.refuse_if_all()
-    return Sample(ids, np.stack(tokens) if tokens else np.zeros((0, 0, 0), np.float32), questions)
+    if not tokens:
+        raise BadData(f"nothing is left of {len(frames)} frames")
+    return Sample(np.stack(tokens), questions)
 
 
 def calibrate(
-    teacher: LoadedModel, tower: str, sample: Sample, settings: CalibrationSettings | None = None
+    teacher: LoadedModel,
+    tower: str,
+    made_from: Sample,
+    evaluated: Sample,
+    settings: CalibrationSettings | None = None,
 ) -> Codebook:
-    """A codebook with its curve, not signed.
+    """A codebook made from some frames, with its curve on others; not signed.
 
     Args: tower: digest of the vision tower that made the tokens.
-    Raises: BadData for another tower than the teacher's, fewer than two frames, a question that
-        is too long for the teacher, or tokens of which no codebook can be made.
+    Raises: BadData for another tower than the teacher's, a question that is too long for the
+        teacher, or tokens of which no codebook can be made.
     """
     settings = settings or CalibrationSettings()
     if tower != teacher.tower_digest:
@@ -122,11 +144,10 @@ def calibrate(
             f"the tokens come from the vision tower {short(tower)}, the teacher's is "
             f"{short(teacher.tower_digest)}: name a teacher that shares the student's tower"
         )
-    made_from, evaluated = map(sample.part, divide(sample.ids, settings))
     weight_CC = sensitivity(teacher, made_from, settings)
     fitted = transform.fit(made_from.tokens, weight_CC, settings.components)
     arrays: dict[str, Any] = fitted.arrays()
-    codebook = Codebook(tower, teacher.digest, len(made_from.ids), **arrays)
+    codebook = Codebook(tower, teacher.digest, len(made_from.tokens), **arrays)
     points = curve(teacher, codebook, evaluated, settings.batch_size)
     return replace(codebook, curve=Curve(points))
 
@@ -140,25 +161,6 @@ def summary(codebook: Codebook) -> str:
         f"{codebook.num_frames:,} frames; step {point.step:g}: {point.bytes:,.0f} bytes a frame, "
         f"{point.bits:.2f} bits an element, loss {point.loss:+.1%}, agreement {point.agreement:.1%}"
     )
-
-
-def divide(ids: Sequence[str], settings: CalibrationSettings) -> tuple[list[int], list[int]]:
-    """Places of the frames that a codebook is made from, and of those that it is evaluated on.
-
-    By the hash of seed and id, so that it does not depend on the order. At least a quarter are
-    evaluated on. Raises: BadData for fewer than two frames.
-    """
-    if len(ids) < 2:
-        raise BadData(f"{len(ids)} frames; a codebook needs at least 2, better 200")
-
-    def rank(place: int) -> tuple[bytes, str]:
-        text = f"{settings.seed}:{ids[place]}".encode("utf-8", "surrogateescape")
-        return hashlib.sha256(text).digest(), ids[place]
-
-    ranked = sorted(range(len(ids)), key=rank)
-    evaluated = -(-len(ids) // _EVALUATED_SHARE)
-    cut = min(settings.frames, len(ids) - evaluated)
-    return sorted(ranked[:cut]), sorted(ranked[cut : cut + settings.evaluated])
 
 
 def sensitivity(
@@ -220,7 +222,7 @@ def curve(
     changed = changes(teacher, sample, [coded(step) for step in steps], batch_size)
     points = []
     for step, change in zip(steps, changed, strict=True):
-        num_bytes = len(columns.pack(np.concatenate(codes[step]))) / len(sample.ids)
+        num_bytes = len(columns.pack(np.concatenate(codes[step]))) / len(sample.tokens)
         bits = 8 * num_bytes / sample.tokens[0].size
         points.append(TokenPoint(step, bits, num_bytes, change.loss, change.agreement))
     return tuple(points)
@@ -238,13 +240,13 @@ def changes(
     Raises: BadData without a question, or if the teacher has no doubt at all.
     """
     divergence, same = np.zeros(len(ways)), np.zeros(len(ways))
-    entropy = num_questions = 0.0
+    own_loss, num_questions = 0.0, 0
     for rows, texts, limit in _batches(teacher, sample.questions, batch_size):
         full = _spliced(teacher, lambda row: sample.tokens[row], rows, texts)
         ids = teacher.generate(full, limit).ids
         answer_BA = right_padded(ids, IGNORED).to(teacher.device)
         full_BAV = teacher.forward(full, answer_BA).logits
-        entropy += float(answer_entropy(full_BAV, answer_BA).sum())
+        own_loss += float(answer_cross_entropy(full_BAV, answer_BA).sum())
         num_questions += len(rows)
         for number, way in enumerate(ways):
             coded = _spliced(teacher, way, rows, texts)
@@ -253,10 +255,10 @@ def changes(
             same[number] += float(agreement(coded_BAV, answer_BA).sum())
     if not num_questions:
         raise BadData("the frames that the codebook would be evaluated on have no question")
-    if not 0 < entropy < float("inf") or not np.isfinite(divergence).all():
-        raise BadData("the teacher's answers have no entropy, or one that is not finite")
+    if not 0 < own_loss < float("inf") or not np.isfinite(divergence).all():
+        raise BadData("the teacher's loss on its own answers is zero, or not finite")
     return [
-        Change(float(gap / entropy), float(share / num_questions))
+        Change(float(gap / own_loss), float(share / num_questions))
         for gap, share in zip(divergence, same, strict=True)
     ]
 
