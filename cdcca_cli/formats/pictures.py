@@ -34,7 +34,7 @@ LONGEST_SIDE, MOST_PIXELS, MOST_BYTES = 4096, 1 << 23, 1 << 22
 MOST_SCANS, _MOST_PARTS = 100, 5000
 _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.S)
 _ZEROS = bytes(16)
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # no stuffed byte, no restart
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # no stuffed byte, no restart
 _EOI, _SOS, _APP0, _APP14 = 0xD9, 0xDA, 0xE0, 0xEE
 _SOFS = (0xC0, 0xC1, 0xC2)
 _TABLES = (0xC4, 0xDB, 0xDD)  # DHT, DQT, DRI
@@ -135,7 +135,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, begin = found[1][0], found.end()
-        gap, at = data[at : found.start()], begin
+        gap, at = data[at : found.start()].rstrip(b"\xff"), begin  # FF may fill up to a marker
         if marker != _EOI:
             at += int.from_bytes(data[begin : begin + 2], "big")
         yield marker, data[begin:at], gap
@@ -279,12 +279,16 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at += size
 
 
-def _only(data: bytes, at: int, end: int, kinds: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
-    """The boxes by kind. Raises: ValueError for another kind, or two of one."""
+def _only(
+    data: bytes, at: int, end: int, needed: Sequence[bytes], allowed: Sequence[bytes] = ()
+) -> dict[bytes, tuple[int, int]]:
+    """The boxes by kind. Raises: ValueError for another kind, two of one, or one that is missing."""
     found: dict[bytes, tuple[int, int]] = {}
     for kind, begin, stop in _boxes(data, at, end):
-        _require(kind in kinds and kind not in found, f"a box {kind!r}")
+        _require(kind in (*needed, *allowed) and kind not in found, f"a box {kind!r}")
         found[kind] = begin, stop
+    for kind in needed:
+        _require(kind in found, f"no box {kind!r}")
     return found
 
 
@@ -311,7 +315,7 @@ def _bare_avif(data: bytes) -> Bare:
         _require(inner[kind] in forms, f"a box {kind!r} with more than one still picture needs")
     about = inner[b"iprp"]
     parts = _only(about, 0, len(about), (b"ipco", b"ipma"))
-    properties = _only(about, *parts[b"ipco"], (b"ispe", b"pixi", b"av1C", b"colr"))
+    properties = _only(about, *parts[b"ipco"], (b"ispe", b"av1C"), (b"pixi", b"colr"))
     lengths = {kind: stop - start for kind, (start, stop) in properties.items()}
     _require(
         lengths.get(b"av1C") == 4 and lengths.get(b"pixi", 5) <= 8
