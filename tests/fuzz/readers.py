@@ -638,6 +638,8 @@ def _payloads() -> list[tuple[bytes, str, tuple[int, int]]]:
     from cdcca_cli.formats.pictures import bare
     from cdcca_cli.payloads import pictures
 
+    exif = Image.Exif()
+    exif[0x010E] = "here"
     noise = np.random.default_rng(0).integers(0, 255, (24, 31, 3), dtype=np.uint8)
     image, large = Image.fromarray(noise), Image.new("RGB", (4096, 2048), (9, 90, 200))
     more: dict[str, Any] = {"save_all": True, "append_images": [image.rotate(90)]}
@@ -645,11 +647,11 @@ def _payloads() -> list[tuple[bytes, str, tuple[int, int]]]:
         (
             "jpeg",
             image,
-            {"progressive": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0", "comment": b"here"},
+            {"progressive": True, "exif": exif, "comment": b"here"},
         ),
-        ("png", image, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+        ("png", image, {"exif": exif}),
         ("png", image.convert("P"), more),
-        ("webp", image, {"lossless": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+        ("webp", image, {"lossless": True, "exif": exif}),
         ("webp", image, more),
         ("gif", image, more),
         ("webp", large, {"lossless": True, "method": 0}),
@@ -657,7 +659,7 @@ def _payloads() -> list[tuple[bytes, str, tuple[int, int]]]:
     ]
     coded = [media for media in pictures.CODED if pictures.can_encode(media)]
     if pictures.AVIF in coded:
-        files += [("avif", image, more), ("avif", image, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"})]
+        files += [("avif", image, more), ("avif", image, {"exif": exif})]
     made = [pictures.encode(image, media, quality) for media in coded for quality in (10, 80)]
     for form, picture, options in files:
         out = io.BytesIO()

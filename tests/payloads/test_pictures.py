@@ -247,7 +247,7 @@ def test_the_largest_pictures_take_less_than_256_mib_and_2_seconds() -> None:
 
 
 def test_filling_up_to_a_marker_takes_no_time() -> None:
-    """FF may be repeated before a marker: to look for its end anew at each took hours."""
+    """FF may be repeated before a marker: to look for its end anew at each took minutes."""
     began = time.process_time()
     for data in (
         b"\xff\xd8" + b"\xff" * 4_000_000,
@@ -364,8 +364,8 @@ def test_avif_with_metadata_stays_here(tmp_path: Path, kind: str) -> None:
 def test_a_name_inside_an_avif_stays_here(tmp_path: Path, name: str) -> None:
     data = encode(photo(), AVIF).data
     assert data.count(b"Color\0") == 1
-    changed = data.replace(b"Color\0", b"Where\0")
-    assert original(changed, photo(), LATER) is None
+    for old, new in ((b"Color\0", b"Where\0"), (b"miaf", b"Home")):
+        assert original(data.replace(old, new), photo(), LATER) is None
     free = data + struct.pack(">I4s", 8 + len(name), b"free") + name.encode()
     assert original(free, photo(), LATER) is None
 
