@@ -20,6 +20,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,12 @@ LONGEST_SIDE, MOST_PIXELS, MOST_BYTES = 4096, 1 << 23, 1 << 22
 MOST_SCANS, _MOST_PARTS = 100, 5000
 _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.S)
 _ZEROS = bytes(16)
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # no stuffed byte, no restart
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # no stuffed byte, no restart
 _EOI, _SOS, _APP0, _APP14 = 0xD9, 0xDA, 0xE0, 0xEE
 _SOFS = (0xC0, 0xC1, 0xC2)
 _TABLES = (0xC4, 0xDB, 0xDD)  # DHT, DQT, DRI
 _LEFT_OUT = (*range(0xE0, 0xF0), 0xFE)  # APPn, COM
+_BRANDS = (b"avif", b"mif1", b"miaf", b"MA1A", b"MA1B", b"\0\0\0\0")
 _JFIF = b"\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -136,7 +138,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, begin = found[1][0], found.end()
-        gap, at = data[at : found.start()], begin
+        gap, at = data[at : found.start()].rstrip(b"\xff"), begin  # FF may fill up to a marker
         if marker != _EOI:
             at += int.from_bytes(data[begin : begin + 2], "big")
         yield marker, data[begin:at], gap
@@ -145,23 +147,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     raise ValueError("no end marker")
 
 
-def _walked(parts: Callable[[bytes], Iterator[object]]) -> Callable[[bytes], None]:
-    def check(data: bytes) -> None:
-        for _ in parts(data):
-            pass
-
-    return check
-
-
 def _coded(data: bytes) -> None:
     if data.endswith(_ZEROS):
         raise ValueError("it ends in zeros")
 
 
-_CHECKS: dict[str, Callable[[bytes], None]] = {
-    "PNG": _walked(_png_chunks),
-    "JPEG": _walked(_jpeg_segments),
-    "MPO": _walked(_jpeg_segments),
+_CHECKS: dict[str, Callable[[bytes], object]] = {
+    "PNG": lambda data: deque(_png_chunks(data), 0),
+    "JPEG": lambda data: deque(_jpeg_segments(data), 0),
+    "MPO": lambda data: deque(_jpeg_segments(data), 0),
     "WEBP": _coded,
     "GIF": _coded,
     "AVIF": _coded,
@@ -280,18 +274,24 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at += size
 
 
-def _only(data: bytes, at: int, end: int, kinds: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
-    """The boxes by kind. Raises: ValueError for another kind, or two of one."""
+def _only(
+    data: bytes, at: int, end: int, needed: Sequence[bytes], allowed: Sequence[bytes] = ()
+) -> dict[bytes, tuple[int, int]]:
+    """The boxes by kind. Raises: ValueError for another kind, two of one, or a missing one."""
     found: dict[bytes, tuple[int, int]] = {}
     for kind, begin, stop in _boxes(data, at, end):
-        _require(kind in kinds and kind not in found, f"a box {kind!r}")
+        _require(kind in (*needed, *allowed) and kind not in found, f"a box {kind!r}")
         found[kind] = begin, stop
+    for kind in needed:
+        _require(kind in found, f"no box {kind!r}")
     return found
 
 
 def _bare_avif(data: bytes) -> Bare:
     """Boxes: ISO/IEC 14496-12, 23008-12 and AV1-AVIF; exactly what libavif writes of a still."""
     top = _only(data, 0, len(data), (b"ftyp", b"meta", b"mdat"))
+    begin, end = top[b"ftyp"]
+    _require({data[at : at + 4] for at in range(begin, end, 4)} <= {*_BRANDS}, "another brand")
     begin, end = top[b"meta"]
     _require(data[begin : begin + 4] == bytes(4), "a newer meta box")
     kinds = (b"hdlr", b"pitm", b"iloc", b"iinf", b"iprp")
@@ -312,7 +312,7 @@ def _bare_avif(data: bytes) -> Bare:
         _require(inner[kind] in forms, f"a box {kind!r} with more than one still picture needs")
     about = inner[b"iprp"]
     parts = _only(about, 0, len(about), (b"ipco", b"ipma"))
-    properties = _only(about, *parts[b"ipco"], (b"ispe", b"pixi", b"av1C", b"colr"))
+    properties = _only(about, *parts[b"ipco"], (b"ispe", b"av1C"), (b"pixi", b"colr"))
     lengths = {kind: stop - start for kind, (start, stop) in properties.items()}
     _require(
         lengths.get(b"av1C") == 4 and lengths.get(b"pixi", 5) <= 8
@@ -329,22 +329,20 @@ def _av1_size(coded: bytes) -> tuple[int, int]:
 
     Raises: ValueError if there is anything but a temporal delimiter, that header and the frame.
     """
-    at, units = 0, []
-    while at < len(coded):
-        head, size, at = coded[at], 0, at + 1
-        _require(head & 0x87 == 0x02, "an AV1 unit without its length")
+    at = 2 * coded.startswith(b"\x12\0")  # the delimiter
+    headers = []
+    for unit in (b"\x0a", b"\x32"):  # sequence header and frame, each with its length
+        _require(coded[at : at + 1] == unit, "not one AV1 frame")
+        size = 0
         for shift in range(0, 28, 7):
-            byte, at = coded[at], at + 1
-            size |= (byte & 0x7F) << shift
-            if byte < 0x80:
+            at += 1
+            size |= (coded[at] & 0x7F) << shift
+            if coded[at] < 0x80:
                 break
-        _require(at + size <= len(coded), "cut short")
-        units.append((head >> 3, coded[at : at + size]))
-        at += size
-    if units[:1] == [(2, b"")]:
-        del units[0]
-    _require([kind for kind, _ in units] == [1, 6], "not one AV1 frame")
-    header = units[0][1][:12]
+        headers.append(coded[at + 1 : at + 1 + size][:12])
+        at += 1 + size
+    _require(at == len(coded), "not one AV1 frame")
+    header = headers[0]
     bits = f"{int.from_bytes(header, 'big'):0{8 * len(header)}b}"
     _require(bits[3:5] == "11" and len(bits) >= 50, "AV1 that is not of one still picture")
     wide, high = int(bits[10:14], 2) + 1, int(bits[14:18], 2) + 1

@@ -5,6 +5,7 @@
 give the same bytes.
 """
 
+import io
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import BadData, Unavailable
@@ -26,17 +27,24 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+CURE = "pip install 'pillow>=11.3'"
+
+
+def can_encode(media: str) -> bool:
+    """Whether this Pillow writes a media type; AVIF is new, and not in every build."""
+    from PIL import Image
+
+    Image.init()
+    return _name(media) in Image.SAVE
+
+
 def encode(image: "Image", media: str = DEFAULT_MEDIA, quality: int = DEFAULT_QUALITY) -> Picture:
     """The picture as a file of this media type, without metadata. quality: 1 to 100.
 
     Raises: Unavailable without an encoder; BadData if the picture is too large.
     """
-    import io
-
-    from PIL import features
-
-    if media == AVIF and not features.check("avif"):
-        raise Unavailable(f"this Pillow cannot write {AVIF}: pip install 'pillow>=11.3'")
+    if not can_encode(media):
+        raise Unavailable(f"this Pillow cannot write {media}: {CURE}")
     plain, out = image.convert("RGB"), io.BytesIO()
     plain.info = {}  # where Pillow keeps comments and colour profiles
     plain.save(out, _name(media), quality=quality, **_OPTIONS[media])

@@ -11,6 +11,7 @@ import random
 import shutil
 import struct
 import tomllib
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -662,6 +663,101 @@ def _read_picture(case: tuple[str, bytes], folder: Path) -> None:
         load_image(frame)
 
 
+@cache
+def _payloads() -> list[tuple[bytes, str, tuple[int, int]]]:
+    """Pictures as a shard has them, and files that look like it: metadata, animated, giant."""
+    from PIL import Image
+
+    from cdcca_cli.formats.pictures import bare
+    from cdcca_cli.payloads import pictures
+
+    exif = Image.Exif()
+    exif[0x010E] = "here"
+    noise = np.random.default_rng(0).integers(0, 255, (24, 31, 3), dtype=np.uint8)
+    image, large = Image.fromarray(noise), Image.new("RGB", (4096, 2048), (9, 90, 200))
+    more: dict[str, Any] = {"save_all": True, "append_images": [image.rotate(90)]}
+    files: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        (
+            "jpeg",
+            image,
+            {"progressive": True, "exif": exif, "comment": b"here"},
+        ),
+        ("png", image, {"exif": exif}),
+        ("png", image.convert("P"), more),
+        ("webp", image, {"lossless": True, "exif": exif}),
+        ("webp", image, more),
+        ("gif", image, more),
+        ("webp", large, {"lossless": True, "method": 0}),
+        ("jpeg", large, {"progressive": True}),
+    ]
+    coded = [media for media in pictures.CODED if pictures.can_encode(media)]
+    if pictures.AVIF in coded:
+        files += [("avif", image, more), ("avif", image, {"exif": exif})]
+    made = [pictures.encode(image, media, quality) for media in coded for quality in (10, 80)]
+    for form, picture, options in files:
+        out = io.BytesIO()
+        picture.save(out, form, **options)
+        made.append(pictures.Picture(out.getvalue(), f"image/{form}", picture.size))
+        if form != "gif" and options is not more:
+            try:
+                made.append(bare(out.getvalue()))
+            except BadData:  # an AVIF with EXIF
+                continue
+    return [(each.data, each.media, each.size) for each in made]
+
+
+_SIDES = (0, -1, 1, 23, 24, 25, 32, 4096, 4097, 16384, 65535, 65536, 1 << 31, 1 << 40)
+
+
+def _change_payload(rng: Random) -> tuple[bytes, str, tuple[int, int]]:
+    data, media, size = rng.choice(_payloads())
+    change = rng.random()
+    if change < 0.05:
+        media = rng.choice(("image/png", "image/avif", "image/webp", "image/jpeg", "image/gif", ""))
+    elif change < 0.1:
+        size = rng.choice(((size[1], size[0]), (rng.choice(_SIDES), rng.choice(_SIDES))))
+    elif change < 0.3:  # a size in the file's own head
+        for old in size:
+            for form in (">H", "<H", ">I"):
+                data = data.replace(
+                    struct.pack(form, old), struct.pack(form, rng.choice(_SIDES) & 0x7FFF), 1
+                )
+    for _ in range(rng.choice((0, 1, 1, 2, 4)) if change < 0.3 else rng.choice((1, 1, 2, 4))):
+        data = mutations.mutate_bytes(rng, data)
+    if data[:4] == b"\x89PNG" and rng.random() < 0.7:
+        data = _with_new_checksums(data)
+    return data, media, size
+
+
+def _with_new_checksums(data: bytes) -> bytes:
+    """A PNG whose checksums are right again, as far as its chunks can be followed."""
+    at, fixed = 8, bytearray(data)
+    while at + 12 <= len(fixed):
+        end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")
+        if end + 4 > len(fixed):
+            break
+        struct.pack_into(">I", fixed, end, zlib.crc32(fixed[at + 4 : end]))
+        at = end + 4
+    return bytes(fixed)
+
+
+def _read_payload(case: tuple[bytes, str, tuple[int, int]], folder: Path) -> None:
+    """Whatever is decoded is what was declared, and so says another reader of the file."""
+    from PIL import Image
+
+    from cdcca_cli.payloads import pictures
+
+    data, media, size = case
+    image = pictures.decode(pictures.Picture(data, media, size))
+    with Image.open(io.BytesIO(data)) as other:
+        found = other.size, Image.MIME[other.format or ""], getattr(other, "n_frames", 1)
+    assert found == (image.size, media, 1) and image.size == size
+    assert image.mode == "RGB" and max(size) <= 4096
+    if max(size) < 1000:
+        original = pictures.original(data, image, 1 << 30)
+        assert original == pictures.Picture(data, media, size)
+
+
 # ---------------------------------------------------------------- all of them
 
 
@@ -695,6 +791,7 @@ def _kinds() -> list[Kind]:
         Kind("cdcca.toml", _change_toml, _read_toml),
         Kind("environment", _change_environment, _read_environment, 0.2),
         Kind("picture", _change_picture, _read_picture, 0.5),
+        Kind("payload picture", _change_payload, _read_payload, 0.5),
         Kind("video", _change_video, _read_picture, 0.1),
     ]
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,8 @@ from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, Unavailable
 from cdcca_cli.formats.pictures import MOST_SCANS, Picture, bare
 from cdcca_cli.payloads.pictures import AVIF, CODED, JPEG, PNG, WEBP, decode, encode, original
+from tests.fuzz.readers import Kind
+from tests.fuzz.structure import run
 
 pytestmark = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 MARK = b"51.4779N-secret-place"
@@ -87,7 +90,8 @@ def test_too_large_to_be_coded() -> None:
 
 
 def test_without_an_avif_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "check", lambda name: False)
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "AVIF")
     with pytest.raises(Unavailable, match="image/avif"):
         encode(photo(), AVIF)
 
@@ -184,10 +188,16 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "avif turned": lambda: saved("avif", exif=turned()),
     "avif of two sizes": lambda: with_av1_size(121),
     "avif bomb": lambda: with_av1_size(128),
+    "avif of no box": lambda: encode(photo(), AVIF).data[:32],
+    "avif without its item": lambda: without_meta(encode(photo(), AVIF).data),
     "mpo's length": lambda: saved("jpeg")[:20],
     "jpeg of many scans": lambda: many_scans(MOST_SCANS + 1),
     "jpeg of many segments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 6000 + saved("jpeg")[2:],
 }
+
+
+def without_meta(data: bytes) -> bytes:
+    return data[:32] + data[32 + int.from_bytes(data[32:36], "big") :]
 
 
 def turned() -> Image.Exif:
@@ -217,6 +227,37 @@ def test_an_apng_is_one_picture_or_none() -> None:
     with pytest.raises(BadData, match="more than its picture"):
         decode(Picture(data, PNG, (120, 80)))
     assert decode(bare(data)).tobytes() == photo().tobytes()
+
+
+def test_the_largest_pictures_take_less_than_256_mib_and_2_seconds() -> None:
+    """4096 x 2048 is all that is allowed: the fuzz's own limits are held to."""
+    flat = Image.new("RGB", (4096, 2048), (9, 90, 200))
+    jpeg = saved("jpeg", flat, progressive=True, subsampling=0)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    files = [
+        saved("webp", flat, lossless=True, method=0),
+        saved("avif", flat, speed=10, subsampling="4:4:4"),
+        saved("png", flat),
+        jpeg[:-2] + last * (MOST_SCANS - 10) + b"\xff\xd9",
+    ]
+    cases = iter(files)
+    kind = Kind("it", lambda rng: next(cases), lambda data, folder: decode(bare(data)))
+    outcome = run(kind, 0, range(len(files)))
+    assert outcome.faults == [] and outcome.classes["read"] == len(files)
+
+
+def test_filling_up_to_a_marker_takes_no_time() -> None:
+    """FF may be repeated before a marker: to look for its end anew at each took minutes."""
+    began = time.process_time()
+    for data in (
+        b"\xff\xd8" + b"\xff" * 4_000_000,
+        b"\xff\xd8\xff\xe0\0\2" + b"\xff\0" * 2_000_000,
+    ):
+        with pytest.raises(BadData, match="no end marker"):
+            bare(data)
+    assert time.process_time() - began < 2
+    filled = saved("jpeg").replace(b"\xff\xda", b"\xff\xff\xff\xff\xda")
+    assert bare(filled) == bare(saved("jpeg"))
 
 
 # ---------------------------------------------------------------- the file itself
@@ -323,8 +364,8 @@ def test_avif_with_metadata_stays_here(tmp_path: Path, kind: str) -> None:
 def test_a_name_inside_an_avif_stays_here(tmp_path: Path, name: str) -> None:
     data = encode(photo(), AVIF).data
     assert data.count(b"Color\0") == 1
-    changed = data.replace(b"Color\0", b"Where\0")
-    assert original(changed, photo(), LATER) is None
+    for old, new in ((b"Color\0", b"Where\0"), (b"miaf", b"Home")):
+        assert original(data.replace(old, new), photo(), LATER) is None
     free = data + struct.pack(">I4s", 8 + len(name), b"free") + name.encode()
     assert original(free, photo(), LATER) is None
 

@@ -7,7 +7,8 @@
                   "bits_per_parameter"},
      "raw": {"frames", "bytes": {form: ...}, "times_smaller": {form: ...}},     (all frames)
      "sent": the same of the frames in the uplink,
-     "encoder_input": {"size": [w, h], "raw": ..., "sent": ...},      (with the encoder's size)
+     "encoder_input": {"size": [w, h], "raw": ..., "sent": ..., "left_out": ...},
+                                                                      (with the encoder's size)
      "h264": {"streams": 1, "frames_per_second": 25.0},
      "left_out": {form: reason},
      "transfer": {"modelled": true, "link": "1gbit,1ms", "formula": ..., "up_bits_per_second",
@@ -118,6 +119,7 @@ class Ledger:
                 _put(found, place, self._picture(sizes, forms))
             if self.encoder_size is not None:
                 found["encoder_input"]["size"] = list(self.encoder_size)
+                found["encoder_input"]["left_out"] = self.frames.seen_left_out
             if H264 not in self.frames.left_out:
                 rate = self.frames.frames_per_second
                 found["h264"] = {"streams": self.frames.sizes, "frames_per_second": rate}
@@ -148,7 +150,8 @@ class Ledger:
             yield ("sent",), self.frames.sent, forms
         if self.encoder_size is None:
             return
-        forms = [form for form in forms if form != "original"]
+        gone = {"original", *self.frames.seen_left_out}
+        forms = [form for form in FORMS if form not in gone]
         yield ("encoder_input", "raw"), self.frames.seen_every, forms
         if self.uplink is not None:
             yield ("encoder_input", "sent"), self.frames.seen_sent, forms
@@ -190,7 +193,7 @@ class Ledger:
         for place, sizes, _ in pictures:
             which = "all" if place[-1] == "raw" else "sent"
             columns.append(f"{which} {sizes['frames']:,} frames{self._at(place)}")
-        _, _, every_form = pictures[0]
+        every_form = [form for form in FORMS if any(form in forms for _, _, forms in pictures)]
         rows: list[list[object]] = [
             [form, *(sizes[form] if form in forms else None for _, sizes, forms in pictures)]
             for form in every_form
@@ -233,7 +236,7 @@ def measure(
         ids = ledger.uplink.frames if ledger.uplink else Counter[str]()
         ledger.encoder_size = encoder_size
         ledger.frames = measure_frames(frames, ids, encoder_size=encoder_size)
-        for form, reason in ledger.frames.left_out.items():
+        for form, reason in (ledger.frames.seen_left_out | ledger.frames.left_out).items():
             streams.message(f"{form}: left out, {reason}")
         if ledger.uplink is not None:
             _note_unmatched(ledger.frames.sent["frames"], ids)
