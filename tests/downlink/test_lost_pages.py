@@ -36,6 +36,7 @@ def laid_out(tree: Tree, path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     (path / "overlay").mkdir(parents=True)
     for name, data in tree:
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(data)
     return path
 
