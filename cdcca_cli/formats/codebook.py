@@ -249,12 +249,9 @@ def codebook_of(record: records.Record, where: str) -> Codebook:
     signed = records.fields(record.header["signed"], _SIGNED, where)
     _check_numbers(signed, where)
     _check_tensors(record.tensors, signed, where)
-    found = Codebook(
-        **{name: signed[name] for name in ("tower", "teacher", "num_frames", "sequence")},
-        **record.tensors,
-        curve=_curve(signed["curve"], where),
-        signatures=signatures,
-    )
+    values: dict[str, Any] = {**record.tensors, "curve": _curve(signed["curve"], where)}
+    values |= {name: signed[name] for name in ("tower", "teacher", "num_frames", "sequence")}
+    found = Codebook(**values, signatures=signatures)
     if found.signed()["tensors"] != signed["tensors"]:
         raise BadData(f"{where}: its tensors do not match their digest: fetch it again")
     if records.dump_json(found.signed()) != records.dump_json(record.header["signed"]):
@@ -324,7 +321,8 @@ def _curve(data: dict[str, Any], where: str) -> Curve:
     steps = [point.step for point in curve.tokens]
     if steps != sorted(set(steps)):
         raise BadData(f"{place}: its steps are not in ascending order, each once")
-    for one in (*curve.tokens, *curve.frames):
+    points: list[TokenPoint | PicturePoint] = [*curve.tokens, *curve.frames]
+    for one in points:
         if one.bytes < 0 or not 0 <= one.agreement <= 1:
             raise BadData(f"{place}: a point of {one.bytes:g} bytes, agreement {one.agreement:g}")
     if any(point.bits < 0 for point in curve.tokens):
