@@ -219,6 +219,11 @@ def version_1(folder: Path, name: str) -> Change:
     return _change(folder, name, device, worlds.file_of(update_of(device)))
 
 
+def first_codebook(folder: Path, name: str) -> Change:
+    """It makes the folder of codebooks."""
+    return _change(folder, name, _device(folder, name), codebook_file(1, 0))
+
+
 def codebook(folder: Path, name: str) -> Change:
     """One after another; the first stays."""
     device = _device(folder, name)
@@ -257,7 +262,7 @@ def several(folder: Path, name: str) -> Change:
 CHANGES: dict[str, Callable[[Path, str], Change]] = {
     made.__name__: made
     for made in (
-        *(first, later, unsigned, rollback, after_rollback, trust_list, codebook, version_1),
-        *(repair,),
+        *(first, later, unsigned, rollback, after_rollback, trust_list),
+        *(first_codebook, codebook, version_1, repair),
     )
 }
