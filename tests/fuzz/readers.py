@@ -167,10 +167,10 @@ def _with_new_tensors(parts: RecordParts) -> None:
 
 @cache
 def _codebooks() -> list[bytes]:
-    """One of another vision tower, and one of the devices'."""
-    from tests.downlink import worlds
+    """One of another vision tower, and one that both devices take."""
+    from tests.downlink import changes
 
-    return [make.codebook(), make.codebook(tower=worlds.SETTINGS.tower)]
+    return [make.codebook(), changes.codebook_file(1, 0)]
 
 
 def _read_codebook(data: bytes, folder: Path) -> None:
