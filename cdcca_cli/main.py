@@ -40,6 +40,7 @@ GROUPS = {
     },
     "Other commands": {
         "init": "a device folder from a checkpoint",
+        "calibrate": "frames to a codebook, by which sample codes tokens",
         "inspect": "what a file or folder holds",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",

@@ -14,6 +14,8 @@ In the order in which data passes:
     rate_aware       further steps, through the quantiser
     distill          all of it as one call
 
+For the uplink: `calibration` makes a codebook, whose arrays are of `transform`.
+
 Beside them: `checkpoint` (the state on disk), `distributed` (several processes), `step_log`,
 `peft_export`.
 """

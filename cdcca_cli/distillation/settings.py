@@ -205,3 +205,29 @@ class DistillSettings:
             found["kl"] = 1.0
         found |= self.given_weights()
         return {term: weight for term, weight in found.items() if weight}
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How a codebook is made (`calibration`)."""
+
+    frames: int = setting(
+        80, "Number of frames that the codebook is made from, at most three quarters", at_least=1
+    )
+    evaluated: int = setting(
+        120, "Number of other frames that its curve is measured on", at_least=1, is_tuning=True
+    )
+    components: int | None = setting(
+        None,
+        "Number of components kept of a token",
+        at_least=1,
+        usually="those that are not always coded as zero",
+    )
+    vectors: int = setting(
+        24, "Number of random vectors a frame for its sensitivity", at_least=1, is_tuning=True
+    )
+    batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
+    seed: int = setting(0, "Seed of the vectors and of the choice of frames", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)

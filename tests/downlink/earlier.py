@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdcca_cli.downlink.codecs import nf4, planes
+from cdcca_cli.downlink.codecs import nf4
 from cdcca_cli.downlink.codecs.payload import with_sequence
+from cdcca_cli.numerics import planes
 from cdcca_cli.numerics.uniform import quantize as whole_steps
 
 _LEVELS = {

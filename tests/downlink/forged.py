@@ -17,12 +17,12 @@ import zstandard
 
 from cdcca_cli.downlink import codecs, signatures
 from cdcca_cli.downlink.codecs import bitdelta, exact, nf4, ternary
-from cdcca_cli.downlink.codecs.planes import PARTS, part_lengths
 from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.update import Update
+from cdcca_cli.numerics.planes import PARTS, part_lengths
 from tests.downlink import changes, earlier, worlds
 
 MODEL = "sha256:" + 64 * "7"

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay
-from cdcca_cli.downlink.codecs.payload import after_sequence, read_frame, with_sequence, write_frame
+from cdcca_cli.downlink.codecs.payload import after_sequence, of_update, with_sequence
+from cdcca_cli.numerics.zstd_frames import read_frame, write_frame
 
 CODEC = "exact"
 
@@ -33,7 +34,8 @@ def encode(target: Overlay, base: Overlay, sequence: int) -> bytes:
 
 def decode(payload: bytes, sequence: int, base: Overlay) -> dict[str, NDArray[np.float32]]:
     count = sum(value.size for value in base.values())
-    content = read_frame(after_sequence(payload, sequence), _PLANES * count, "planes")
+    with of_update():
+        content = read_frame(after_sequence(payload, sequence), _PLANES * count, "planes")
     planes = np.frombuffer(content, np.uint8).reshape(_PLANES, count)
     zigzag = np.ascontiguousarray(planes.T).reshape(-1).view("<u4").astype(np.uint32)
     distance = (zigzag >> np.uint32(1)) ^ (np.uint32(0) - (zigzag & np.uint32(1)))

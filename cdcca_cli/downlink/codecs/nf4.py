@@ -51,10 +51,10 @@ from cdcca_cli.downlink.codecs.payload import (
     SEQUENCE_BYTES,
     after_sequence,
     damaged,
-    read_frame,
+    of_update,
     with_sequence,
-    write_frame,
 )
+from cdcca_cli.numerics.zstd_frames import read_frame, write_frame
 
 CODEC = "nf4-mixed"
 BLOCK = 64
@@ -220,7 +220,8 @@ def read_payload(
     blocks = [-(-n // BLOCK) for _, n in sent]
     sizes = [-(-n * b // 8) for b, n in sent]
     expected = SEQUENCE_BYTES + len(sent) + sum(blocks) + sum(sizes)
-    unfolded = read_frame(payload, expected, "coded changes", has_checksum=True)
+    with of_update():
+        unfolded = read_frame(payload, expected, "coded changes", has_checksum=True)
     content = BytesIO(after_sequence(unfolded, sequence))
     exponents = np.frombuffer(content.read(len(sent)), np.int8)
     scale_bytes = [content.read(count) for count in blocks]

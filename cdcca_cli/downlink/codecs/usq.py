@@ -6,7 +6,7 @@ The payload:
     C         1 byte: the number of steps
     steps     4 bytes each, float32, little-endian: the step of class 1, 2, ... C. Each is a normal
               number above 0 (2**-126 or more) and finite
-    body      `planes`: classes and codes; it has C classes
+    body      `numerics.planes`: classes and codes; it has C classes
 
 A tensor of class 0 does not change. For one of class c
 
@@ -27,8 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.downlink.change import Overlay, overlay_with
-from cdcca_cli.downlink.codecs import planes
-from cdcca_cli.downlink.codecs.payload import SEQUENCE_BYTES, after_sequence, damaged, with_sequence
+from cdcca_cli.downlink.codecs.payload import (
+    SEQUENCE_BYTES,
+    after_sequence,
+    damaged,
+    of_update,
+    with_sequence,
+)
+from cdcca_cli.numerics import planes
 from cdcca_cli.numerics.uniform import SMALLEST_STEP, quantize
 
 CODEC = "usq"
@@ -101,7 +107,8 @@ def changes(
 ) -> Iterator[NDArray[np.float32] | None]:
     """The change (N,) of each tensor, float32; None if it does not change. Raises: BadData."""
     steps, body = _head(after_sequence(payload, sequence))
-    classes, codes = planes.read_body(body, sizes)
+    with of_update():
+        classes, codes = planes.read_body(body, sizes)
     if len(codes) != len(steps):
         raise damaged(f"{len(steps)} steps for {len(codes)} classes of codes")
     places = [0] * len(codes)
@@ -133,7 +140,8 @@ def _head(rest: bytes) -> tuple[NDArray[np.float32], bytes]:
 def byte_kinds(payload: bytes) -> dict[str, int]:
     """The uses of the payload's bytes, which add up to its length. Raises: BadData."""
     _, body = _head(payload[SEQUENCE_BYTES:])
-    return {"sequence and steps": len(payload) - len(body), **planes.part_lengths(body)}
+    with of_update():
+        return {"sequence and steps": len(payload) - len(body), **planes.part_lengths(body)}
 
 
 def steps_of(payload: bytes) -> list[float]:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cdcca_cli.downlink.codecs import planes
-from cdcca_cli.downlink.codecs.payload import write_frame
 from cdcca_cli.errors import BadData
+from cdcca_cli.numerics import planes
 from cdcca_cli.numerics.uniform import entropy_bits, quantize
+from cdcca_cli.numerics.zstd_frames import write_frame
 from tests.downlink import slow_decoder
 from tests.downlink.bombs import unfolding
 

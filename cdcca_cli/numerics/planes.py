@@ -1,8 +1,8 @@
-"""Whole numbers into planes of bits, and back: the body that `usq` and `ternary` share.
+"""Whole numbers into planes of bits, and back: what an update and a shard code them with.
 
-A reader knows the base's tensors in name order, and for each its number of values n. Every value
+A reader knows the tensors and their order, and for each its number of values n. Every value
 has a code, a whole number within +-2^24. Every tensor has a class, 0..255; all codes of class 0 are
-zero and nothing is stored for it. Within a class the tensors are in name order, their values in C
+zero and nothing is stored for it. Within a class the tensors are in that order, their values in C
 order: N codes end to end. The planes of a class are
 
     plane k (k = 1..P)   one bit for each code q of |q| >= k-1: 1 if |q| >= k. P is the class's own
@@ -30,8 +30,8 @@ The body begins with 6 x 4 bytes, the lengths of its six parts in this order; th
     sizes     planes 2..P of every class
     rests     rests of every class
 
-`header` and `signs` are stored uncompressed; each of the other four is one zstd frame (`payload`),
-or empty if its content is empty. Nothing may follow.
+`header` and `signs` are stored uncompressed; each of the other four is one zstd frame
+(`zstd_frames`), or empty if its content is empty. Nothing may follow.
 
 A reader can refuse a bomb before it decompresses. `places` is bounded by the number of codes and
 gives the number of signs; these are uncompressed, so a short body has few; `sizes` and `rests` are
@@ -49,8 +49,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cdcca_cli.downlink.codecs.payload import damaged, read_frame, write_frame
 from cdcca_cli.numerics.uniform import LARGEST_CODE
+from cdcca_cli.numerics.zstd_frames import damaged, read_frame, write_frame
 
 MOST_PLANES = 15
 PARTS = ("header", "classes", "places", "signs", "sizes", "rests")
@@ -72,7 +72,7 @@ Bits = NDArray[np.uint8]
 
 
 def write_body(classes: Sequence[int], codes: Sequence[Codes]) -> bytes:
-    """The body of the tensors' codes (any shape, within +-2^24), in name order; deterministic.
+    """The body of the tensors' codes (any shape, within +-2^24), in order; deterministic.
 
     Args: classes: of each tensor, 0..255; 0 for zeros only.
     """

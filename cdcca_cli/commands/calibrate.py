@@ -1,0 +1,84 @@
+"""`cdcca calibrate`: frames to a codebook, on the cloud."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdcca_cli import streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.distillation.settings import CalibrationSettings
+from cdcca_cli.options import (
+    Force,
+    FramesOperand,
+    Images,
+    Output,
+    Prompt,
+    Quiet,
+    Sign,
+    Strict,
+    Student,
+    Task,
+    Teacher,
+)
+
+if TYPE_CHECKING:
+    from cdcca_cli.datasets import Frame
+
+
+def command(
+    *,
+    source: FramesOperand,
+    teacher: Teacher = None,
+    student: Student = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Frames to measure the curve on, instead of a part of the others"),
+    ] = None,
+    strict: Strict = False,
+    prompt: Prompt = None,
+    task: Task = None,
+    images: Images = None,
+    how: CalibrationSettings,
+    sign: Sign = None,
+    on: Runtime,
+    output: Output = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a codebook, by which sample codes the tokens of a device in few bits.
+
+    It codes finely what the large model looks at, and coarsely the rest. Needed are frames like the
+    device's, about 200, with questions and without labels. What each step costs, and how much it
+    changes the large model's answers, is measured on frames that the codebook is not made from;
+    the nearer these are to what the device will see, the truer.
+
+    Example: cdcca calibrate frames/ --student mirror/ --teacher t/ -o tokens.codebook
+    """
+    streams.set_quiet(quiet)
+    from cdcca_cli import config
+    from cdcca_cli.datasets import read_frames
+    from cdcca_cli.downlink import keys, signatures
+    from cdcca_cli.formats.codebook import write_codebook
+    from cdcca_cli.skipped import Skipped
+
+    def read(path: Path) -> "list[Frame]":
+        return list(read_frames(path, images=images, prompt=prompt, task=task))
+
+    frames, others = read(source), None if evaluate is None else read(evaluate)
+    private = keys.read_private_keys(sign or [], at_least=0)
+    mirror = config.device(student, "student")
+    on.set_threads()
+    with streams.binary_output(output, "tokens.codebook", force=force) as out:
+        from cdcca_cli.distillation import calibration
+        from cdcca_cli.models import load, load_device
+
+        made_from, measured = calibration.divide(frames, others, lambda frame: frame.id, how)
+        skipped = Skipped(strict=strict)
+        small = load_device(mirror, compute=on.compute, dtype=on.dtype)
+        first = calibration.tokens_of(small, made_from, skipped)
+        second = calibration.tokens_of(small, measured, skipped)
+        large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
+        made = calibration.calibrate(large, small.tower_digest, first, second, how)
+        num_bytes = write_codebook(out, signatures.sign(made, private))
+    streams.summary(f"{calibration.summary(made)}, {num_bytes:,} bytes{skipped}")
