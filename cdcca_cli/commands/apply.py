@@ -1,4 +1,4 @@
-"""`cdcca apply`: an update, a trust list or a codebook into a device folder."""
+"""`cdcca apply`: an update into a device folder."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -272,9 +272,8 @@ class Device:
         """Code tokens with this from now on; the caller has checked it. Raises: CannotWrite."""
         with self.lock():
             slot, data = device_files.encode_codebook(codebook)
-            if not (self.path / CODEBOOKS).exists():
-                files.make_folder(self.path / CODEBOOKS)
-                _sync(self.path)
+            files.make_folder(self.path / CODEBOOKS)
+            _sync(self.path)  # also if another process made the folder: it may have been killed
             state = replace(self._state, codebook=replace(slot, signed_by=tuple(signed_by)))
             self._change(state, {slot.file: data})
 

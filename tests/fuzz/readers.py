@@ -166,8 +166,12 @@ def _with_new_tensors(parts: RecordParts) -> None:
             signed[index] = (key, right)
 
 
-def _change_codebook(rng: Random) -> bytes:
-    return mutations.mutate_records(rng, make.codebook(), _with_new_tensors, SHARDS[0])
+@cache
+def _codebooks() -> list[bytes]:
+    """One of another vision tower, and one that both devices take."""
+    from tests.downlink import changes
+
+    return [make.codebook(), changes.codebook_file(1, 0)]
 
 
 def _read_codebook(data: bytes, folder: Path) -> None:
@@ -177,7 +181,7 @@ def _read_codebook(data: bytes, folder: Path) -> None:
         codebook.write_codebook(io.BytesIO(), found)
         _writable(found.curve)
     finally:
-        look(str(_written(folder, data)))
+        _receive(data, folder)
 
 
 # ---------------------------------------------------------------- the downlink
@@ -222,13 +226,15 @@ def _with_new_hash(parts: RecordParts) -> None:
             signed[index] = (key, right[key])
 
 
-def _change_signed(samples: Callable[[], list[bytes]]) -> Callable[[Random], bytes]:
+def _change_signed(
+    samples: Callable[[], list[bytes]], repair: Callable[[RecordParts], None] = _with_new_hash
+) -> Callable[[Random], bytes]:
     """Signed again with the key that the device trusts, most of the times."""
 
     def change(rng: Random) -> bytes:
         from tests.downlink import forged
 
-        data = mutations.mutate_records(rng, rng.choice(samples()), _with_new_hash, SHARDS[0])
+        data = mutations.mutate_records(rng, rng.choice(samples()), repair, SHARDS[0])
         if rng.random() < 0.7:
             try:
                 return forged.resigned(data)
@@ -262,24 +268,31 @@ def _noon() -> float:
 # ---------------------------------------------------------------- device folders
 
 
-def _change_device(rng: Random) -> tuple[bytes, bytes, str]:
-    """device.json, the overlay's file, and an oddity of the folder."""
-    text, data = rng.choice((make.device(), make.device_2())), make.overlay_file()
+def _change_device(rng: Random) -> tuple[bytes, bytes, bytes, str]:
+    """device.json, the overlay's file, the codebook's, and an oddity of the folder."""
+    text = rng.choice((make.device(), make.device_2(), make.device_3()))
+    data, codebook_file = make.overlay_file(), make.codebook()
     oddity = ""
     pick = rng.random()
-    if pick < 0.7:
+    if rng.random() < 0.1:
+        text = make.device_3()
+        codebook_file = mutations.mutate_records(rng, codebook_file, _with_new_tensors)
+    elif pick < 0.7:
         text = mutations.mutate_json_file(rng, text)
     elif pick < 0.95:
         data = mutations.mutate_records(rng, data, other=SHARDS[0])
     else:
         oddity = rng.choice(
-            ("json a folder", "json a loop", "no overlay", "overlay a folder", "overlay a loop")
+            (
+                *("json a folder", "json a loop", "no overlay", "overlay a folder"),
+                *("overlay a loop", "codebooks a file", "no codebook", "codebook a folder"),
+            )
         )
-    return text, data, oddity
+    return text, data, codebook_file, oddity
 
 
-def _read_device(case: tuple[bytes, bytes, str], folder: Path) -> None:
-    text, data, oddity = case
+def _read_device(case: tuple[bytes, bytes, bytes, str], folder: Path) -> None:
+    text, data, codebook_file, oddity = case
     path = folder / "device"
     shutil.rmtree(path, ignore_errors=True)
     (path / "overlay").mkdir(parents=True)
@@ -293,6 +306,13 @@ def _read_device(case: tuple[bytes, bytes, str], folder: Path) -> None:
             overlay.mkdir()
         elif oddity == "overlay a loop":
             overlay.symlink_to(overlay)
+    if oddity == "codebooks a file":
+        (path / "codebooks").touch()
+    elif oddity == "codebook a folder":
+        (path / make.codebook_slot()["file"]).mkdir(parents=True)
+    elif oddity != "no codebook":
+        (path / "codebooks").mkdir()
+        (path / make.codebook_slot()["file"]).write_bytes(codebook_file)
     if oddity == "json a folder":
         (path / "device.json").mkdir()
     elif oddity == "json a loop":
@@ -303,7 +323,9 @@ def _read_device(case: tuple[bytes, bytes, str], folder: Path) -> None:
         found = device.Device.open(path)
         found.as_json()
         found.summary()
+        found.codebook()
         found.read_overlay()
+        found.codebook_of(make.codebook_slot()["digest"])
     finally:
         look(str(path))
 
@@ -768,7 +790,7 @@ def _kinds() -> list[Kind]:
         Kind("adaptation", _change_adaptation, _read_adaptation, 3),
         Kind("update", _change_signed(_updates), _receive, 2),
         Kind("trust list", _change_signed(_trust_lists), _receive, 1),
-        Kind("codebook", _change_codebook, _read_codebook, 2),
+        Kind("codebook", _change_signed(_codebooks, _with_new_tensors), _read_codebook, 2),
         Kind("device folder", _change_device, _read_device, 2),
         Kind("weights", _change_weights, _look, 2),
         Kind("checkpoint", lambda rng: mutations.mutate_json_file(rng, _CONFIG), _read_checkpoint),
