@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.formats import adaptation, device, labels, predictions, shard
+from cdcca_cli.formats import adaptation, device, labels, predictions, shard_stream
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
 from cdcca_cli.inspection.look import look
@@ -106,8 +106,7 @@ def _change_shards(rng: Random) -> bytes:
 
 def _read_shards(data: bytes, folder: Path) -> None:
     try:
-        for each in shard.read_shards(io.BytesIO(data)):
-            shard.shard_bytes(each)
+        for each in shard_stream.read_shards(io.BytesIO(data)):
             labels.key_of(each)
             _writable(each)
     finally:
