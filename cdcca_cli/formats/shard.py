@@ -33,7 +33,7 @@ that made the tokens, or that the pictures are for ("sha256:" + 64 hex digits)}.
     layout    F places in `layouts`
     counts    F numbers: how many of the questions are the frame's
     ids       Q strings; tasks: Q strings "v" (vqa) or "c" (caption), joined
-    prompts   Q n or null; choices: Q lists of n, at least one, or null
+    prompts   Q n or null; choices: Q lists of n, not empty, or null
     pictures  codec "frame": F lists [n of the media type, bytes, width, height]; else null
 
 `entropies` (F16, Q) are in nats, NaN if they were not measured. With tokens, `kept` (U8) has a bit

@@ -13,15 +13,17 @@ import struct
 import tomllib
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard
+from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard_stream
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
 from cdcca_cli.inspection.look import look
@@ -76,6 +78,13 @@ SHARDS = [
     make.record(make.SHARD_F16, make.TENSORS_F16) + make.shard() + make.end(2),
     make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
 ]
+SHARDS_2 = [
+    *(make.part_2(make.frames()), make.part_2(make.frames_f16()), make.part_2(make.frames_i8())),
+    *(make.part_2(make.frames_klt_whole()), make.part_2(make.frames_klt_kept())),
+    make.part_2(make.frames_pictures()),
+    make.part_2(make.frames_i8(), make.frames_pictures(), make.frames_klt_kept(), make.frames()),
+    make.part_2(make.frames()) + SHARDS[0] + make.part_2(make.frames_i8()),
+]
 LABELS = [
     make.labels_file(make.label_entry()),
     make.labels_file(make.label_entry(), make.entry_i8()),
@@ -90,27 +99,98 @@ def _with_new_sum(parts: RecordParts) -> None:
         return
     rest = Pairs(pair for pair in parts.header if pair[0] != "sum")
     said = np.frombuffer(mutations.canonical(rest).encode("utf-8", "surrogatepass"), np.uint8)
+    if (found := _digest(parts, said)) is not None:
+        parts.put("sum", found)
+
+
+def _digest(parts: RecordParts, said: np.ndarray) -> str | None:
+    """The digest of a record's tensors and header; None if they have none."""
     dtypes = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
     try:
         tensors = {
             name: np.frombuffer(data, dtypes.get(dtype, "<u2")).reshape(shape)
             for name, dtype, shape, data in parts.tensors
         }
-        parts.put("sum", overlay_digest({**tensors, "header": said}))
+        return overlay_digest({**tensors, "header": said})
     except (ValueError, TypeError, UnicodeEncodeError):
-        pass
+        return None
+
+
+def _with_frames_sum() -> Callable[[RecordParts], None]:
+    """Puts the sums of `frames` right, record after record: they hold the head's tower."""
+    tower: list[Any] = [make.TOWER]
+
+    def repair(parts: RecordParts) -> None:
+        if not isinstance(parts.header, Pairs):
+            return
+        if parts.get("kind") == "shards":
+            tower[0] = parts.get("tower")
+        if parts.get("kind") != "frames":
+            return
+        rest = Pairs(pair for pair in parts.header if pair[0] not in ("sum", "tower"))
+        text = mutations.canonical(Pairs([*rest, ("tower", tower[0])]))
+        said = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        if (found := _digest(parts, said)) is not None:
+            parts.put("sum", found)
+
+    return repair
 
 
 def _change_shards(rng: Random) -> bytes:
-    return mutations.mutate_records(rng, rng.choice(SHARDS), other=LABELS[0])
+    """Either version; of version 2 also what is inside the zstd of a record."""
+    if rng.random() < 0.25:
+        return mutations.mutate_records(rng, rng.choice(SHARDS), other=LABELS[0])
+    data, inside = rng.choice(SHARDS_2), rng.random()
+    if inside < 0.7:
+        data = _with_other_content(rng, data)
+    if inside > 0.55:
+        # What was changed once may be no JSON that can be taken apart again.
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            data = mutations.mutate_records(rng, data, _with_frames_sum(), LABELS[0])
+    return data
+
+
+def _with_other_content(rng: Random, data: bytes) -> bytes:
+    """The index or the codes of one record of frames changed; mostly with sizes and sum right."""
+    records = mutations.split_records(data)
+    parts = rng.choice([one for one in records if one.get("kind") == "frames"])
+    tensors = {name: (dtype, shape, content) for name, dtype, shape, content in parts.tensors}
+    name = "codes" if "codes" in tensors and rng.random() < 0.3 else "index"
+    content = zstandard.ZstdDecompressor().decompress(tensors[name][2])
+    if name == "codes":
+        content = mutations.mutate_bytes(rng, content)
+    elif rng.random() < 0.9:
+        text = mutations.dump(mutations.mutate_json(rng, mutations.load(content)))
+        content = text.encode("utf-8", "surrogatepass")
+    else:
+        content = mutations.mutate_bytes(rng, content)
+    in_zstd = zstandard.ZstdCompressor(level=1).compress(content)
+    if rng.random() < 0.05:
+        in_zstd = mutations.mutate_bytes(rng, in_zstd)
+    tensors[name] = ("U8", [len(in_zstd)], in_zstd)
+    parts.tensors = [(key, *tensor) for key, tensor in tensors.items()]
+    sizes = parts.get("sizes")
+    if rng.random() < 0.9:
+        sizes = Pairs((key, len(content) if key == name else size) for key, size in sizes)
+    else:
+        sizes = mutations.mutate_json(rng, sizes)
+    parts.put("sizes", sizes)
+    if rng.random() < 0.1:  # a number of frames or columns that fits another index
+        key = rng.choice(("count", "columns", "codec", "step"))
+        parts.put(key, mutations.mutate_json(rng, parts.get(key)))
+    if rng.random() < 0.95:
+        repair = _with_frames_sum()
+        for one in records:
+            repair(one)
+    return b"".join(map(mutations.join_record, records))
 
 
 def _read_shards(data: bytes, folder: Path) -> None:
     try:
-        for each in shard.read_shards(io.BytesIO(data)):
-            shard.shard_bytes(each)
+        for each in shard_stream.read_shards(io.BytesIO(data)):
             labels.key_of(each)
             _writable(each)
+            shard_stream.encoded_bytes([each])
     finally:
         look(str(_written(folder, data)))
 

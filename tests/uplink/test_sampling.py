@@ -14,7 +14,7 @@ import torch
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
@@ -49,7 +49,7 @@ def sampled(
 
 def stream_of(shards: list[Shard]) -> bytes:
     out = io.BytesIO()
-    with shard_format.writer(out) as write:
+    with shard_stream.writer(out) as write:
         for shard in shards:
             write(shard)
     return out.getvalue()
@@ -262,7 +262,7 @@ class TestStage2:
     @pytest.mark.parametrize("bits", [8, 16, 32])
     def test_shards_are_read_back(self, model: LoadedModel, frames: list[Frame], bits: int) -> None:
         shards = sampled(model, frames, bits=bits)
-        again = list(shard_format.read_shards(io.BytesIO(stream_of(shards))))
+        again = list(shard_stream.read_shards(io.BytesIO(stream_of(shards))))
         for a, b in zip(shards, again, strict=True):
             assert (a.frame, a.questions, a.image, a.domain) == (
                 b.frame,
