@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TIMEOUT_SECONDS = 10.0  # without data, of a connection that is made or read
-LONGEST_PAUSE_SECONDS = 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a source is opened again
 _MOST_WAITING_BYTES = 1 << 25  # of packets, where key frames are rare
 _NUM_IN_MEMORY = 4  # frames of a stage's window, and those its variables still hold
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.I)
@@ -228,7 +228,7 @@ class LiveFrames:
 
         with suppress(ValueError):  # not the main thread
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
                     before[number] = signal.signal(number, end)
         try:
             yield
@@ -266,7 +266,7 @@ class _Reader(threading.Thread):
 
     def _run(self) -> None:
         self._av = video.library(self._where)
-        pause, is_first, is_connected = 1.0, True, False
+        pause, is_first, is_connected = FIRST_PAUSE_SECONDS, True, False
         while not self.is_ended.is_set():
             start = time.monotonic()
             try:
@@ -293,7 +293,8 @@ class _Reader(threading.Thread):
             if is_connected:
                 streams.complain(f"{self._where}: {reason}: connecting again until it is back")
                 is_connected = False
-            pause = 1.0 if time.monotonic() - start > LONGEST_PAUSE_SECONDS else pause
+            if time.monotonic() - start > LONGEST_PAUSE_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
             self.is_ended.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
