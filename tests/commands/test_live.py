@@ -71,7 +71,7 @@ def test_infer_answers_as_frames_come_and_ends_in_order_at_ctrl_c(
     assert all(json.loads(line)["prompt"] == "what?" for line in rest.splitlines())
     lines = stderr.decode().splitlines()
     assert process.returncode == 0, lines
-    assert lines[0] == "cdcca infer: stopped by SIGINT"
+    assert lines[0].endswith("/cam: stopped by SIGINT: what was captured is kept")
     assert len(lines) == 2 and f"{2 + len(rest.splitlines())} questions answered" in lines[1]
     assert "SECRET" not in stderr.decode() + str([first, second]) + rest.decode()
 

@@ -90,6 +90,7 @@ def paced(pictures: Iterator[bytes], rate: int = RATE) -> Iterator[bytes]:
         ("rtsp://cam.local/user=me&password=SEC/RET", "cam.local/..."),
         ("udp://@239.0.0.1:1234", "239.0.0.1:1234"),
         ("udp://", "stream"),
+        ("rtsp:///etc/x", "etc/x"),
         ("/dev/video0", "video0"),
     ],
 )
@@ -376,7 +377,8 @@ def test_a_signal_ends_the_source_and_the_next_one_is_as_before(
     try:
         with served.serving(camera) as server:
             count = 0
-            for _ in opened(server.url(), every=0.1):
+            source = opened(server.url(), every=0.1)
+            for _ in source:
                 count += 1
                 if count == 3:
                     os.kill(os.getpid(), number)
@@ -384,8 +386,12 @@ def test_a_signal_ends_the_source_and_the_next_one_is_as_before(
                     os.kill(os.getpid(), number)
                     assert heard == [number]
         assert count == 3
+        with pytest.raises(RuntimeError, match="read once"):
+            next(iter(source))
         assert signal.getsignal(number) not in (before, signal.SIG_DFL)
-        assert capfd.readouterr().err.endswith(f"stopped by {signal.Signals(number).name}\n")
+        assert capfd.readouterr().err.endswith(
+            f"/cam: stopped by {signal.Signals(number).name}: what was captured is kept\n"
+        )
     finally:
         signal.signal(number, before)
 
