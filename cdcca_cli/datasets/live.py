@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TIMEOUT_SECONDS = 10.0  # without data, of a connection that is made or read
-LONGEST_PAUSE_SECONDS = 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a source is opened again
 _MOST_WAITING_BYTES = 1 << 25  # of packets, where key frames are rare
 _NUM_IN_MEMORY = 4  # frames of a stage's window, and those its variables still hold
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.I)
@@ -62,7 +62,7 @@ def name_of(source: str) -> str:
         return os.path.basename(source)
     # A password may hold any of /?#, and some cameras want it in the path: user=admin&password=
     place = re.split(r"[?#]", rest.rpartition("@")[2])[0]
-    return re.sub(r"[^/]*=.*", "...", place).rstrip("/") or "stream"
+    return re.sub(r"[^/]*=.*", "...", place).strip("/") or "stream"
 
 
 class Capture:
@@ -120,12 +120,11 @@ class _Aside:
 class LiveFrames:
     """The frames of a live source, each with the same question. Iterated once, with no length.
 
-    num_frames: None until it has ended.
+    num_frames: how many there were; None until the end.
 
-    Made when the first connection is there; until then Ctrl-C interrupts.
-
-    every: seconds between frames; None: the next frame whenever one is asked for.
-    duration: seconds until the end, from the first frame asked for; None: until a signal.
+    Args:
+        every: seconds between frames; None: the next frame whenever one is asked for.
+        duration: seconds until the end, from the first frame asked for; None: until a signal.
     Raises: MissingInput (66) if it cannot be opened; BadData (65) if there is no live video in it;
     Unavailable (69) without PyAV, or if this one cannot read such a source.
     """
@@ -165,6 +164,8 @@ class LiveFrames:
         return math.ceil(self.duration / self.every) + 1
 
     def __iter__(self) -> Iterator[Frame]:
+        if self.num_frames is not None:
+            raise RuntimeError("a live source is read once")
         recent: deque[weakref.ref[Capture]] = deque()
         start = due = time.monotonic()
         end = math.inf if self.duration is None else start + self.duration
@@ -197,7 +198,8 @@ class LiveFrames:
                     return found
             if time.monotonic() >= end:
                 return None
-        streams.message(f"stopped by {signal.Signals(self._stopped_by).name}")
+        name = signal.Signals(self._stopped_by).name
+        streams.message(f"{self.name}: stopped by {name}: what was captured is kept")
         return None
 
     def _frame(self, picture: Any, at: float, recent: "deque[weakref.ref[Capture]]") -> Frame:
@@ -228,7 +230,7 @@ class LiveFrames:
 
         with suppress(ValueError):  # not the main thread
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
                     before[number] = signal.signal(number, end)
         try:
             yield
@@ -266,7 +268,7 @@ class _Reader(threading.Thread):
 
     def _run(self) -> None:
         self._av = video.library(self._where)
-        pause, is_first, is_connected = 1.0, True, False
+        pause, is_first, is_connected = FIRST_PAUSE_SECONDS, True, False
         while not self.is_ended.is_set():
             start = time.monotonic()
             try:
@@ -293,7 +295,8 @@ class _Reader(threading.Thread):
             if is_connected:
                 streams.complain(f"{self._where}: {reason}: connecting again until it is back")
                 is_connected = False
-            pause = 1.0 if time.monotonic() - start > LONGEST_PAUSE_SECONDS else pause
+            if time.monotonic() - start > LONGEST_PAUSE_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
             self.is_ended.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -304,10 +307,8 @@ class _Reader(threading.Thread):
             kind = _device_format(self._av)
         elif self._source.lower().startswith("rtsp"):
             options["rtsp_flags"] = "prefer_tcp"  # over UDP cameras lose packets
-        return self._av.open(
-            self._source, format=kind, options=options, metadata_errors="replace",
-            timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
+        how = {"options": options, "timeout": TIMEOUT_SECONDS, "metadata_errors": "replace"}
+        return self._av.open(self._source, format=kind, **how)
 
     def _read(self, container: Any, stream: Any) -> None:
         decoder = video.PacketDecoder(stream)
@@ -326,19 +327,20 @@ class _Reader(threading.Thread):
             num_bytes += packet.size
             if not self.is_asked.is_set() and num_bytes <= _MOST_WAITING_BYTES:
                 continue
+            at = time.time()
             frames = [frame for one in waiting for frame in decoder.decode(one)]
             waiting, num_bytes, is_broken = [], 0, None in frames
             if frames and self.is_asked.is_set():
                 self.is_asked.clear()
-                self._answers.put((None if is_broken else frames[-1], time.time()))
+                self._answers.put((None if is_broken else frames[-1], at))
 
     def _refusal(self, error: Exception) -> CdccaError:
         """Why the first connection failed."""
         if isinstance(error, CdccaError):
             return error
         words = f"{self._where}: {_reason(error, self._av)}"
-        names = ("ProtocolNotFoundError", "DemuxerNotFoundError", "DecoderNotFoundError")
-        if isinstance(error, tuple(getattr(self._av.error, name) for name in names)):
+        known = self._av.error
+        if isinstance(error, (known.ProtocolNotFoundError, known.DemuxerNotFoundError)):
             return Unavailable(f"{words} in this PyAV")
         if isinstance(error, self._av.InvalidDataError):
             return BadData(f"{words}: no video")

@@ -154,8 +154,10 @@ class PacketDecoder:
     """The frames of the packets of a stream, with None in place of each that is damaged."""
 
     def __init__(self, stream: Any) -> None:
+        import av
+
         self._stream = stream
-        self._damaged = library("").FFmpegError  # of our own: `av` is empty when Python ends
+        self._damaged = av.FFmpegError  # a name of our own: at the interpreter's end `av` is empty
         self._is_sound = True
         self._cut_times: set[int | None] = set()  # a decoder may give a packet's frame later
 

@@ -31,7 +31,10 @@ def mpeg_ts(sink: Any, rate: int, seconds: float, key_interval: int = 5) -> None
     """Write an H.264 transport stream to a file object, at its own pace."""
     import av
 
-    with av.open(sink, "w", format="mpegts", options={"flush_packets": "1"}) as container:
+    with (
+        suppress(OSError, av.FFmpegError),  # the reader went away, or this server did
+        av.open(sink, "w", format="mpegts", options={"flush_packets": "1"}) as container,
+    ):
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height = SIZE
         stream.pix_fmt, stream.gop_size = "yuv420p", key_interval
@@ -64,10 +67,8 @@ class Server:
                 kind = "multipart/x-mixed-replace; boundary=b" if "mjpeg" in self.path else None
                 self.send_header("Content-Type", kind or "video/mp2t")
                 self.end_headers()
-                try:
+                with suppress(OSError):
                     write(self.wfile, self.path)
-                except OSError:  # the reader went away, or this server did
-                    pass
                 self.close_connection = True
 
             def log_message(self, *_: object) -> None:
@@ -93,10 +94,8 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
         for one in self._open:
-            try:
+            with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 @contextmanager
