@@ -84,7 +84,9 @@ def test_no_state_file_sees_all_and_writes_none(folder: Path, tmp_path: Path) ->
         (b'{"frames": {}}', BadData),
         (b'{"kind": "seen", "version": 1, "frames": []}', BadData),
         (b'{"kind": "seen", "version": "1", "frames": {}}', BadData),
-        (b'{"kind": "seen", "version": 2, "frames": {}}', NewerFormat),
+        (b'{"kind": "seen", "version": 2, "frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 0, "frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 3, "frames": {}}', NewerFormat),
     ],
 )
 def test_what_is_no_state_file_is_refused_and_kept(
