@@ -54,6 +54,8 @@ class SentPictures:
 
         They count as picked. Those of a picture that cannot be read are new.
         """
+        if not places:
+            return []
         try:
             picture = self._picked.get(frame.id) or _Picture(thumbnail(load_image(frame)), set())
         except (BadData, MissingInput):

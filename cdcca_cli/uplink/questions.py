@@ -15,8 +15,8 @@ A rule gives each question a rank within its task: a number, the highest first
                       (1985) for centres with weights
 
 Memory is that of `Ranking`, and for the last two one vector of at most 256 float32 numbers a
-question; their time grows with questions times questions picked. A frame's own questions are the
-only batch here, so the batch size changes no bit of `bald` and `k-center`.
+question, beside the frame itself; their time grows with questions times questions picked. A frame's
+own questions are the only batch here, so the batch size changes no bit of `bald` and `k-center`.
 
 Legend: K questions of a frame or task, M passes, A answer tokens, V vocabulary, N visual tokens,
 C channels.
@@ -254,8 +254,8 @@ def mutual_information(logits_MAV: Tensor) -> Tensor:
     """
     logs_MAV = logits_MAV.float().log_softmax(-1)
     mean_AV = logs_MAV.logsumexp(0) - math.log(len(logs_MAV))
-    terms_MAV = logs_MAV.exp() * (logs_MAV - mean_AV)
-    return terms_MAV.nan_to_num(nan=0.0).sum(-1).mean(0).clamp(min=0)
+    terms_MAV = torch.where(logs_MAV == -math.inf, 0.0, logs_MAV.exp() * (logs_MAV - mean_AV))
+    return terms_MAV.sum(-1).mean(0).clamp(min=0)
 
 
 @torch.no_grad()
@@ -269,6 +269,7 @@ def answer_information(
     """BALD of each question: the mean mutual information of its greedy answer's tokens.
 
     The answer is given token by token, so that every mask judges the same words.
+    Raises: BadData for values that are not finite.
     """
     tokens_BNC = uncertainty.dropout_tokens(
         model,
@@ -288,5 +289,7 @@ def answer_information(
         spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
         logits_MAV = model.forward(spliced, model.answer_ids([answer] * settings.passes)).logits
         information = float(mutual_information(logits_MAV).mean())
-        found.append(information if math.isfinite(information) else None)
+        if not math.isfinite(information):
+            raise BadData(f"{frame.id}: the model's outputs under dropout are not finite")
+        found.append(information)
     return found

@@ -9,63 +9,46 @@ the payload of them.
 The ranking is known only at the end of the stream. Until then the trunk's hidden state of each
 frame that could still be picked is in a spool on disk, so memory is flat and the tower runs once
 per frame; by `k-center` every frame could. With `threshold` and `running` nothing is spooled. With
-predictions the tower runs for picked frames
-only, and a picked frame whose picture is bad leaves one shard fewer.
-
-The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
-tower runs on one frame at a time, which makes the tokens independent of `batch_size`.
+predictions the tower runs for picked frames only (for all by `k-center`), and a picked frame whose
+picture is bad leaves one shard fewer.
 
 Legend: K questions of a frame, N visual tokens, C channels.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
-import torch
-from torch import Tensor
-
-from cdcca_cli import progress, streams
+from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, LabelledQuestion, LiveFrames
 from cdcca_cli.datasets.frames import TASKS
 from cdcca_cli.errors import BadData, MissingInput, SettingError
-from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import budget, selection
-from cdcca_cli.uplink.answers import answer_window, pixels_of, windows
+from cdcca_cli.uplink.candidates import (
+    Candidate,
+    answered,
+    check_matched,
+    count_by_task,
+    figures_by_id,
+    looked_up,
+)
 from cdcca_cli.uplink.coding import Coded, Coder
-from cdcca_cli.uplink.kept_tokens import make_shard, tail, trunk
+from cdcca_cli.uplink.kept_tokens import make_shard
 from cdcca_cli.uplink.near import SentPictures
-from cdcca_cli.uplink.questions import Interleaved, Rank, Spread, draw, ranks_of, score_of
+from cdcca_cli.uplink.questions import Interleaved, Point, Rank, Spread, draw
 from cdcca_cli.uplink.running import Running
 from cdcca_cli.uplink.selection import Ranking
 from cdcca_cli.uplink.settings import (
     DEFAULT_TOP,
     SPREAD_RULES,
-    AnswerSettings,
     PayloadSettings,
     SampleSettings,
 )
 from cdcca_cli.uplink.spool import Spool
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A frame after stage 1. slot: the place of its hidden state in the spool.
-
-    entropies_K: None for a question without an answer. ranks_K: by `select`, likewise; empty once
-    it is ranked. hidden_1NC: the trunk's output; None if it has not run, or is in the spool.
-    """
-
-    frame: Frame
-    entropies_K: list[float | None]
-    ranks_K: list[Rank | None]
-    hidden_1NC: Tensor | None = None
-    slot: int | None = None
 
 
 def sample_frames(
@@ -103,20 +86,20 @@ def sample_frames(
     num_questions: Mapping[str, int]
     if predictions is None:
         num_questions = _num_questions(frames) if settings.is_top else {}
-        candidates = _answered(model, frames, settings, skipped)
+        candidates = answered(model, frames, settings, skipped)
     else:
         if settings.select == "bald":
             reason = "cannot be combined with `select` bald, which asks the model again"
             raise SettingError("predictions", reason)
-        figures = _figures(model, predictions, settings)
-        num_questions = _check_matched(frames, figures)
+        figures = figures_by_id(model, predictions, settings)
+        num_questions = check_matched(frames, figures)
         tracked = progress.track(frames, description="sample")
-        candidates = _looked_up(model, tracked, figures, settings, skipped)
+        candidates = looked_up(model, tracked, figures, settings, skipped)
 
     coder = coder or Coder(model, PayloadSettings(), None)
     counted: set[str] = set()
 
-    def make(item: _Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
+    def make(item: Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
         try:
             shard = make_shard(
                 model,
@@ -138,7 +121,7 @@ def sample_frames(
             counted.add(item.frame.id)
         return coded
 
-    def new(item: _Candidate, places: Sequence[int]) -> Sequence[int]:
+    def new(item: Candidate, places: Sequence[int]) -> Sequence[int]:
         return places if settings.repeats else sent.new(item.frame, places)
 
     if settings.is_live:
@@ -152,7 +135,7 @@ def sample_frames(
 Make = Callable[..., Coded | None]
 """Stage 2 of a frame, with the places of its picked questions, and perhaps another coder."""
 
-New = Callable[[_Candidate, Sequence[int]], Sequence[int]]
+New = Callable[[Candidate, Sequence[int]], Sequence[int]]
 """The picked questions of a frame without those that nearly the same picture was sent with."""
 
 
@@ -172,7 +155,7 @@ def _num_questions(frames: Iterable[Frame]) -> Mapping[str, int]:
     """The number of questions of each task; of a live source the largest that it can have."""
     if isinstance(frames, LiveFrames):
         return dict.fromkeys(TASKS, frames.most_frames)
-    return _by_task(frames, lambda _: True)
+    return count_by_task(frames, lambda _: True)
 
 
 def _noted(found: Iterable[Coded], sent: SentPictures) -> Iterator[Coded]:
@@ -181,96 +164,8 @@ def _noted(found: Iterable[Coded], sent: SentPictures) -> Iterator[Coded]:
         yield coded
 
 
-def _by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
-    """The number of questions of each task, of those whose id `counts`."""
-    return Counter(
-        question.task for frame in frames for question in frame.questions if counts(question.id)
-    )
-
-
-def _answered(
-    model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
-) -> Iterator[_Candidate]:
-    how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
-    for window in windows(progress.track(frames, description="sample"), settings.batch_size):
-        kept, hidden = [], []
-        for frame in window:
-            pixels_13HW = pixels_of(model, frame, skipped)
-            if pixels_13HW is not None:
-                kept.append(frame)
-                hidden.append(trunk(model, pixels_13HW, settings))
-        if not kept:
-            continue
-        tokens_FNC = torch.cat([tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
-        answers = answer_window(model, kept, tokens_FNC, how, skipped)
-        for frame, hidden_1NC, found in zip(kept, hidden, answers, strict=True):
-            entropies = [None if p is None else p.entropy[settings.entropy] for p in found]
-            scores = [None if p is None else score_of(p, settings) for p in found]
-            texts = [None if p is None else p.answer for p in found]
-            ranks = ranks_of(model, frame, texts, scores, hidden_1NC, settings)
-            yield _Candidate(frame, entropies, ranks, hidden_1NC)
-
-
-_Figures = Mapping[str, tuple[float, float]]
-"""The entropy and the score of each prediction, by its id."""
-
-
-def _figures(
-    model: LoadedModel, predictions: Iterable[Prediction], settings: SampleSettings
-) -> _Figures:
-    """The last prediction of an id counts."""
-    figures: dict[str, tuple[float, float]] = {}
-    models: set[str] = set()
-    for prediction in predictions:
-        score = score_of(prediction, settings)
-        figures[prediction.id] = (prediction.entropy[settings.entropy], score)
-        models.add(prediction.model)
-    for other in sorted(models - {model.digest}):
-        streams.message(
-            f"the predictions are from a model at {short(other)}, this one is at "
-            f"{short(model.digest)}: using their entropies all the same"
-        )
-    return figures
-
-
-def _looked_up(
-    model: LoadedModel,
-    frames: Iterable[Frame],
-    figures: _Figures,
-    settings: SampleSettings,
-    skipped: Skipped,
-) -> Iterator[_Candidate]:
-    for frame in frames:
-        found = [figures.get(question.id) for question in frame.questions]
-        entropies = [None if figure is None else figure[0] for figure in found]
-        scores = [None if figure is None else figure[1] for figure in found]
-        hidden_1NC = None
-        if settings.select in SPREAD_RULES:
-            pixels_13HW = pixels_of(model, frame, skipped)
-            if pixels_13HW is None:
-                continue
-            hidden_1NC = trunk(model, pixels_13HW, settings)
-        ranks = ranks_of(model, frame, [], scores, hidden_1NC, settings)
-        yield _Candidate(frame, entropies, ranks, hidden_1NC)
-
-
-def _check_matched(frames: Iterable[Frame], figures: _Figures) -> Mapping[str, int]:
-    """The number of questions with a prediction, by task. Raises: BadData if none has."""
-    everything = _by_task(frames, lambda _: True)
-    matched = _by_task(frames, figures.__contains__)
-    total, missing = sum(everything.values()), sum(everything.values()) - sum(matched.values())
-    if total and missing == total:
-        raise BadData(
-            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
-            f"({total} questions): give the predictions that infer made of the same frames"
-        )
-    if missing:
-        streams.message(f"{missing} of {total} questions have no prediction and are left out")
-    return matched
-
-
 def _as_they_come(
-    candidates: Iterable[_Candidate],
+    candidates: Iterable[Candidate],
     settings: SampleSettings,
     running: Running,
     new: New,
@@ -282,7 +177,7 @@ def _as_they_come(
         running.begin(f"{settings.select} {settings.entropy}")
 
     def takes(question: LabelledQuestion, entropy: float | None, rank: Rank | None) -> bool:
-        if entropy is None or not isinstance(rank, float):
+        if entropy is None or rank is None or isinstance(rank, Point):
             return False
         if share is None:
             return settings.threshold is not None and entropy >= settings.threshold
@@ -298,7 +193,7 @@ def _as_they_come(
 
 
 def _highest(
-    candidates: Iterable[_Candidate],
+    candidates: Iterable[Candidate],
     settings: SampleSettings,
     num_questions: Mapping[str, int],
     new: New,
@@ -307,7 +202,7 @@ def _highest(
 ) -> Iterator[Coded]:
     with closing(Spool()) as spool:
         ranking: Interleaved | None = None
-        waiting: dict[int, _Candidate] = {}
+        waiting: dict[int, Candidate] = {}
         for order, item in enumerate(candidates):
             ranking = ranking or _ranking(settings, num_questions)
             gone = ranking.offer(order, [q.task for q in item.frame.questions], item.ranks_K)

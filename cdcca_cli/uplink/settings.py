@@ -109,9 +109,14 @@ class SampleSettings:
         "at random, or far apart (k-center); each task gives the same share",
         choices=QUESTION_RULES,
     )
-    repeats: bool = setting(False, "Send a question again for nearly the same picture")
+    repeats: bool = setting(
+        False, "Send a question again for nearly the same picture", is_tuning=True
+    )
     entropy: str = setting(
-        "mean", "How the entropies of an answer's tokens become one", choices=ENTROPIES
+        "mean",
+        "How the entropies of an answer's tokens become one",
+        choices=ENTROPIES,
+        is_tuning=True,
     )
     keep: Amount | None = setting(
         None,
@@ -120,7 +125,11 @@ class SampleSettings:
         usually=str(DEFAULT_KEEP),
     )
     beta: float | None = setting(
-        None, "Keep the tokens whose variance exceeds this", at_least=0, methods=("variance",)
+        None,
+        "Keep the tokens whose variance exceeds this",
+        at_least=0,
+        methods=("variance",),
+        is_tuning=True,
     )
     by: str = setting(
         "variance",
@@ -129,13 +138,26 @@ class SampleSettings:
         choices=TOKEN_RULES,
     )
     passes: int = setting(
-        8, "Number of passes with dropout", at_least=2, methods=(*VARIANCE_RULES, "bald")
+        8,
+        "Number of passes with dropout",
+        at_least=2,
+        methods=(*VARIANCE_RULES, "bald"),
+        is_tuning=True,
     )
     dropout: float = setting(
-        0.1, "Rate of dropout in them", above=0, below=1, methods=(*VARIANCE_RULES, "bald")
+        0.1,
+        "Rate of dropout in them",
+        above=0,
+        below=1,
+        methods=(*VARIANCE_RULES, "bald"),
+        is_tuning=True,
     )
     blocks: int = setting(
-        2, "Number of last blocks with it", at_least=1, methods=(*VARIANCE_RULES, "bald")
+        2,
+        "Number of last blocks with it",
+        at_least=1,
+        methods=(*VARIANCE_RULES, "bald"),
+        is_tuning=True,
     )
     seed: int = setting(0, "Seed of dropout and of random ranking")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
@@ -211,7 +233,9 @@ class PayloadSettings:
         methods=("auto", "frame"),
         usually=f"by the limit of loss, {DEFAULT_QUALITY} without a codebook",
     )
-    media: str = setting("avif", "File type of pictures", choices=MEDIA, methods=("auto", "frame"))
+    media: str = setting(
+        "avif", "File type of pictures", choices=MEDIA, methods=("auto", "frame"), is_tuning=True
+    )
     side: int | None = setting(
         None,
         "Longer side of pictures",
@@ -220,9 +244,10 @@ class PayloadSettings:
         unit="pixels",
         methods=("auto", "frame"),
         usually="what the vision tower takes",
+        is_tuning=True,
     )
     scores: bool = setting(
-        False, "Send the uncertainty of each token too", methods=("auto", "tokens")
+        False, "Send the uncertainty of each token too", methods=("auto", "tokens"), is_tuning=True
     )
 
     def __post_init__(self) -> None:

@@ -589,7 +589,18 @@ def _read_key(data: bytes, folder: Path) -> None:
         keys.read_public_key(path)
 
 
-_SEEN = b'{"frames":{"a.jpg":"0123456789abcdef","b.jpg":"00"},"kind":"seen","version":1}\n'
+_SEEN = json.dumps(
+    {
+        "frames": {"a.jpg": "0123456789abcdef", "b.jpg": "00"},
+        "kind": "seen",
+        "running": {
+            "rule": "entropy mean",
+            "tasks": {"vqa": {"excess": 0.01, "weights": [0.5, 2.0] * 128}},
+        },
+        "sent": [{"picture": base64.b64encode(bytes(256)).decode(), "questions": ["0123"]}],
+        "version": 2,
+    }
+).encode()
 
 
 def _read_seen(data: bytes, folder: Path) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cdcca_cli.uplink.selection import Ranking
+from cdcca_cli.uplink.selection import Ranking, by_frame
 
 
 def some_entropies(seed: int) -> list[list[float | None]]:
@@ -44,10 +44,17 @@ def test_ranking_one_by_one_is_sorting_all(seed: int) -> None:
         assert list(ranking) == sorted_questions(frames)[:most]
         flat = [
             (frame, question)
-            for frame, questions in ranking.by_frame().items()
+            for frame, questions in by_frame(ranking).items()
             for question in questions
         ]
         assert flat == sorted(ranking)
+
+
+def test_scores_are_compared_to_six_decimals() -> None:
+    """0.5 + 1e-8 is 0.5: the first of the two comes first."""
+    ranking = Ranking()
+    ranking.offer(0, [0.5, 0.5 + 1e-8, 0.500002])
+    assert list(ranking) == [(0, 2), (0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(20))
