@@ -17,7 +17,7 @@ DEFAULT_KEEP = parse_amount("100%")
 PAYLOADS = ("auto", "tokens", "frame")
 TOKEN_CODECS = ("klt", "int8", "float16", "float32")
 MEDIA = ("avif", "webp", "jpeg")
-DEFAULT_MAX_LOSS = 0.03
+DEFAULT_MAX_LOSS = 0.01
 DEFAULT_QUALITY = 50
 
 
@@ -162,7 +162,12 @@ class SampleSettings:
     seed: int = setting(0, "Seed of dropout and of random ranking")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
     max_new_tokens: int | None = setting(
-        None, "Length limit of an answer", at_least=1, unit="tokens", usually="16; captions 40"
+        None,
+        "Length limit of an answer",
+        at_least=1,
+        unit="tokens",
+        usually="16; captions 40",
+        is_tuning=True,
     )
 
     def __post_init__(self) -> None:
@@ -199,7 +204,7 @@ class PayloadSettings:
     `max_loss`; `max_loss` is a look-up in the curves that the codebook has measured.
     """
 
-    SELECTOR: ClassVar[str] = "payload"
+    SELECTOR: ClassVar[tuple[str, ...]] = ("payload",)
 
     payload: str = setting(
         "auto",
