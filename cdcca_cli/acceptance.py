@@ -3,8 +3,8 @@
 A device that has a validation set of its own answers it without the update and with it, and refuses
 an update that lowers the score.
 
-- The checks of the channel (`receiver`) come first, and the model is loaded last. A trust list and
-  the update that the device already has are not tested.
+- The checks of the channel (`receiver`) come first, and the model is loaded last. A trust list, a
+  codebook and the update that the device already has are not tested: they change no answer.
 - The update is refused if the score drops by more than the tolerance (the interval of the
   difference does not decide), or if the model's outputs are no longer finite.
 - The folder is not locked while the model answers. Afterwards the update goes through every check
@@ -26,8 +26,9 @@ from typing import Any, BinaryIO
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, Frames, Reference, read_frames, read_references
 from cdcca_cli.downlink import receiver
-from cdcca_cli.downlink.receiver import Applied, Checked, Clock, Overlay, Rotated
+from cdcca_cli.downlink.receiver import Applied, Carried, Checked, Clock, Overlay, Rotated
 from cdcca_cli.errors import BadData, MadeWorse, SettingError
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.trust import TrustList
@@ -119,11 +120,13 @@ def receive(
     dry_run: bool = False,
     unsigned: bool = False,
     clock: Clock = time.time,
-) -> Applied | Rotated | Accepted:
+) -> Applied | Rotated | Carried | Accepted:
     """As `receiver.receive`, but refuses an update that lowers the score (MadeWorse, no change)."""
     found = receiver.read(device, stream, where=where, unsigned=unsigned)
     if isinstance(found, TrustList):
         return receiver.rotate(device, found, dry_run=dry_run, unsigned=unsigned)
+    if isinstance(found, Codebook):
+        return receiver.carry(device, found, dry_run=dry_run, unsigned=unsigned)
     checked = receiver.check(device, found, unsigned=unsigned, clock=clock)
     comparison = None
     if checked.new is not None:

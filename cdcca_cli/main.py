@@ -48,7 +48,7 @@ GROUPS = {
     },
     "Keys": {
         "keygen": "a key to sign updates with",
-        "sign": "one more signature on an update or a trust list",
+        "sign": "one more signature on an update, a trust list or a codebook",
         "trust": "a list of the keys that devices trust",
     },
 }

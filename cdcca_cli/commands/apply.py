@@ -16,7 +16,7 @@ from cdcca_cli.scoring.settings import AcceptanceSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.acceptance import Accepted
-    from cdcca_cli.downlink.receiver import Applied, Rotated
+    from cdcca_cli.downlink.receiver import Applied, Carried, Rotated
 
 
 def command(
@@ -24,9 +24,7 @@ def command(
     device: Annotated[Path, typer.Argument(help="Device folder", show_default=False)],
     update: Annotated[
         str | None,
-        typer.Argument(
-            help="Update of compress, or trust list of trust  [default: stdin]", show_default=False
-        ),
+        typer.Argument(help="Update, trust list or codebook  [default: stdin]", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and change nothing")
@@ -49,9 +47,11 @@ def command(
 
     Apply every update to the device and to its mirror in the cloud: both reach the same digest.
     The same update again changes nothing and is not an error. A device that trusts keys takes only
-    updates that enough of them have signed; a signed trust list changes these keys. Needs neither
-    torch nor the checkpoint, except for --if-better: then the device's own model answers labelled
-    frames without and with the update. Trust lists are not tested this way.
+    updates that enough of them have signed; a signed trust list changes these keys. A codebook of
+    calibrate is signed and applied like an update, to the mirror too, and changes how sample codes
+    tokens; --rollback leaves it. Needs neither torch nor the checkpoint, except for --if-better:
+    then the device's own model answers labelled frames without and with the update. Trust lists and
+    codebooks are not tested this way.
 
     Example: cdcca apply device/ update.cdcca --if-better labelled/
     """
@@ -61,7 +61,7 @@ def command(
 
     if rollback and (update is not None or dry_run or unsigned or how.validation is not None):
         raise UsageError("`rollback` takes no update, `dry_run`, `unsigned` or `if_better`")
-    receive: Callable[..., Applied | Rotated | Accepted] = receiver.receive
+    receive: Callable[..., Applied | Rotated | Carried | Accepted] = receiver.receive
     if how.validation is not None:
         from cdcca_cli import acceptance
 
@@ -69,7 +69,7 @@ def command(
         how = replace(how, compute=on.compute, dtype=on.dtype)
         receive = partial(acceptance.receive, settings=how)
     folder = Device.open(device)
-    done: Applied | Rotated | Accepted
+    done: Applied | Rotated | Carried | Accepted
     try:
         if rollback:
             done = receiver.rollback(folder)

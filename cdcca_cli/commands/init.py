@@ -35,7 +35,8 @@ def command(
     The checkpoint itself is never written. Run it with the same options and seed on the device and
     in the cloud: both then hold the same overlay, and only changes travel. With --trust, apply
     takes only updates signed by --threshold of these keys (cdcca keygen). A mirror that keeps more
-    than one overlay can serve devices that missed some (compress --since).
+    than one overlay can serve devices that missed some (compress --since). A codebook in the
+    checkpoint's folder, as the shipped student has one, comes with it.
 
     Example: cdcca init device --checkpoint Salesforce/instructblip-vicuna-7b --quantize nf4
     """

@@ -1,4 +1,4 @@
-"""`cdcca sign`: one more signature on an update or a trust list."""
+"""`cdcca sign`: one more signature on an update, a trust list or a codebook."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from cdcca_cli.options import Force, Output, Quiet
 def command(
     file: Annotated[
         str | None,
-        typer.Argument(help="Update or trust list  [default: stdin]", show_default=False),
+        typer.Argument(help="Update, trust list or codebook  [default: stdin]", show_default=False),
     ] = None,
     key: Annotated[
         list[Path] | None,

@@ -1,4 +1,4 @@
-"""A device's side of the downlink: install an update (Eq. 8) or a trust list, or refuse it.
+"""A device's side of the downlink: install an update (Eq. 8), trust list or codebook, or refuse it.
 
 Theta_edge = Theta_base + Theta_compressed
 
@@ -24,6 +24,7 @@ from cdcca_cli import files
 from cdcca_cli.downlink import verify
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import MissingInput, WrongBase
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.trust import Trust, TrustList
@@ -83,6 +84,23 @@ class Rotated:
         return {"status": self.status, "trust": self.trust.as_json()}
 
 
+@dataclass(frozen=True)
+class Carried:
+    """The result of a codebook."""
+
+    status: Status
+    codebook: Codebook
+    note: str = ""
+
+    def summary(self) -> str:
+        codebook = self.codebook
+        return f"{self.status}: codebook {codebook.sequence}, {short(codebook.digest)}{self.note}"
+
+    def as_json(self) -> dict[str, object]:
+        codebook = {"sequence": self.codebook.sequence, "digest": self.codebook.digest}
+        return {"status": self.status, "codebook": codebook}
+
+
 def receive(
     device: Device,
     stream: BinaryIO,
@@ -91,10 +109,10 @@ def receive(
     dry_run: bool = False,
     unsigned: bool = False,
     clock: Clock = time.time,
-) -> Applied | Rotated:
-    """Read an update or a trust list and install it if it passes every check.
+) -> Applied | Rotated | Carried:
+    """Read an update, a trust list or a codebook and install it if it passes every check.
 
-    Args: unsigned: take an update without the required signatures, which is recorded
+    Args: unsigned: take an update or a codebook without the required signatures, which is recorded
         (`Slot.signed_by`), or the first trust list of a device without keys.
     Raises: SignatureRefused, StaleUpdate, WrongBase, NewerFormat, BadData, MissingInput,
         CannotWrite; then the folder is unchanged.
@@ -102,12 +120,14 @@ def receive(
     found = read(device, stream, where=where, unsigned=unsigned)
     if isinstance(found, TrustList):
         return rotate(device, found, dry_run=dry_run, unsigned=unsigned)
+    if isinstance(found, Codebook):
+        return carry(device, found, dry_run=dry_run, unsigned=unsigned)
     return apply(device, found, dry_run=dry_run, unsigned=unsigned, clock=clock)
 
 
 def read(
     device: Device, stream: BinaryIO, *, where: str, unsigned: bool = False
-) -> Update | TrustList:
+) -> Update | TrustList | Codebook:
     """Read a whole file for this device: checks 1 to 5."""
     sizes, fault = [], ""
     with device.lock():  # no file is deleted meanwhile
@@ -121,6 +141,9 @@ def read(
         raise MissingInput(fault)
     most = _HEADER_BYTES + max(sizes)  # all sound overlays have one size
     data = stream.read(most + 1)
+    if len(data) > most:
+        most = verify.most_bytes_of(data, most)
+        data += stream.read(most + 1 - len(data))
     return verify.read(data, device.trust, most, where=where, unsigned=unsigned)
 
 
@@ -182,13 +205,18 @@ def apply(
                 f"update {update.sequence} was checked for a device at {short(onto)}, which is now "
                 f"at {short(checked.digest)}: apply the update again"
             )
-        note, num_signed = "", len(checked.signed_by)
-        if device.trust is not None and num_signed < device.trust.threshold:
-            note = f", signed by {num_signed} of the {device.trust.threshold} keys it needs"
+        note = _lacking(device, checked.signed_by)
         if not dry_run:
             device.install(checked.new, update.sequence, checked.signed_by)
     status: Status = "would apply" if dry_run else "applied"
     return Applied(status, update.sequence, update.target, note)
+
+
+def _lacking(device: Device, signed_by: tuple[str, ...]) -> str:
+    """A note if a file was taken without the signatures that it needs."""
+    if device.trust is None or len(signed_by) >= device.trust.threshold:
+        return ""
+    return f", signed by {len(signed_by)} of the {device.trust.threshold} keys it needs"
 
 
 def rotate(
@@ -203,6 +231,24 @@ def rotate(
         if not dry_run:
             device.install_trust(found.trust)
     return Rotated("would apply" if dry_run else "applied", found.trust)
+
+
+def carry(
+    device: Device, found: Codebook, *, dry_run: bool = False, unsigned: bool = False
+) -> Carried:
+    """Check a codebook against a device folder and install it. Args, Raises: as `receive`."""
+    with device.lock():
+        tower, current = device.settings.tower, device.codebook_slot
+        is_new, signed_by = verify.admit_codebook(
+            found, tower, device.trust, current, unsigned=unsigned
+        )
+        if not is_new and device.codebook() is not None:  # and its file is sound
+            if not dry_run:
+                device.settle()
+            return Carried("already applied", found)
+        if not dry_run:
+            device.install_codebook(found, signed_by)
+        return Carried("would apply" if dry_run else "applied", found, _lacking(device, signed_by))
 
 
 def rollback(device: Device) -> Applied:

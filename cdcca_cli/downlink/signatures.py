@@ -1,4 +1,4 @@
-"""Ed25519 signatures (RFC 8032) on updates and trust lists, without ssh's framing.
+"""Ed25519 signatures (RFC 8032) on updates, trust lists and codebooks, without ssh's framing.
 
 `verify` decides which signatures are required. `cryptography` is imported only when a key is used:
 a device that trusts no key never loads it.
@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from cdcca_cli.files import Writable
-from cdcca_cli.formats import trust, update
-from cdcca_cli.formats.codebook import Codebook
+from cdcca_cli.formats import codebook, trust, update
+from cdcca_cli.formats.codebook import Codebook, write_codebook
 from cdcca_cli.formats.trust import Signature, TrustList, read_strict_record, write_trust_list
 from cdcca_cli.formats.update import Update, write_update
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
-Signed = TypeVar("Signed", Update, TrustList, Codebook, Update | TrustList)
+Signable = Update | TrustList | Codebook
+Signed = TypeVar("Signed", Update, TrustList, Codebook, Signable)
 
 
 class PrivateKey:
@@ -84,16 +85,20 @@ def signers(
     return tuple(sorted(found))
 
 
-def read_signable(stream: BinaryIO, *, where: str) -> Update | TrustList:
-    """Read an update or a trust list. Raises: BadData, NewerFormat."""
-    record = read_strict_record(stream, update.KINDS | trust.KINDS, where)
+def read_signable(stream: BinaryIO, *, where: str) -> Signable:
+    """Read an update, a trust list or a codebook. Raises: BadData, NewerFormat."""
+    record = read_strict_record(stream, update.KINDS | trust.KINDS | codebook.KINDS, where)
     if record.header["kind"] == "trust":
         return trust.trust_list_of(record, where)
+    if record.header["kind"] == "codebook":
+        return codebook.codebook_of(record, where)
     return update.envelope_of(record, where).open(where)
 
 
-def write_signable(out: Writable, signed: Update | TrustList) -> int:
-    """Write an update or a trust list; returns its bytes."""
+def write_signable(out: Writable, signed: Signable) -> int:
+    """Write an update, a trust list or a codebook; returns its bytes."""
     if isinstance(signed, TrustList):
         return write_trust_list(out, signed)
+    if isinstance(signed, Codebook):
+        return write_codebook(out, signed)
     return write_update(out, signed)

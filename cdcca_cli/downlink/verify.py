@@ -1,7 +1,7 @@
 """The checks that a file from the downlink has to pass, and the attacks that they stop.
 
 Pure: bytes and the state of a device (`Standing`) go in; an update, its base and the new overlay
-come out, or a refusal. The time is an argument.
+come out, or a trust list or a codebook, or a refusal. The time is an argument.
 
 **What is trusted.** The device folder and its writers, the checkpoint, the holders of the private
 keys as far as `threshold` of them agree, and the device's clock, for expiry only. Not trusted: the
@@ -10,9 +10,9 @@ without keys takes any update that passes the other checks, so its channel has t
 
 **The checks, in order.** Everything is done in memory; nothing is written before all have passed.
 
- 1. size        no larger than an update of this overlay can be (65)               `read`
- 2. form        one whole record of kind update or trust, nothing after it, byte for byte as
-                `formats` writes it (65), of a version this cdcca reads (76)
+ 1. size        no larger than an update of this overlay, or a codebook, can be (65)  `read`
+ 2. form        one whole record of kind update, trust or codebook, nothing after it, byte for byte
+                as `formats` writes it (65), of a version this cdcca reads (76)
  3. signature   `threshold` different trusted keys have signed the header (77)
  4. header      every field is there and has its type (65)
  5. payload     has the length and the SHA-256 in the header (65)
@@ -34,6 +34,10 @@ missing). It needs signatures by a threshold of the device's keys *and* by a thr
 (77), as in TUF's root rotation: the old keys allow it, the new ones prove that their holders exist.
 A device without keys takes its first list only if its operator says so (`unsigned`).
 
+**A codebook** goes through 1, 2, 4 and 5, then `admit_codebook`: signatures (3), the device's tower
+(78), repetition (7; it repairs a damaged file), and a sequence above that of the device's codebook
+(9), which no rollback lowers. Codebooks and updates are numbered apart.
+
 **The attacks**
 
 - another's update, a changed one      3: any bit of the header; 5 and 13: any bit of the rest
@@ -48,8 +52,10 @@ A device without keys takes its first list only if its operator says so (`unsign
 - endless data, bombs                  1, 2, and each codec before it decompresses
 - state written before it is checked   nothing is written before 13, nor is the sequence (as in
                                        tough's CVE-2025-2888)
-- a kind of file without a checked     updates have 9, trust lists their version (go-tuf's
-  number                               CVE-2022-29173 was one role without)
+- a kind of file without a checked     updates and codebooks have 9, trust lists their version
+  number                               (go-tuf's CVE-2022-29173 was one role without)
+- a codebook that codes badly          3; its tensors are finite, and nothing of the overlay is
+                                       decoded with it: the uplink is the most that it can spoil
 
 **The clock** decides nothing but expiry. A slow one accepts what has expired meanwhile.
 
@@ -66,14 +72,17 @@ from io import BytesIO
 from cdcca_cli.downlink import codecs, signatures
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.errors import BadData, SignatureRefused, StaleUpdate, WrongBase
+from cdcca_cli.formats import codebook as codebook_format
+from cdcca_cli.formats import records
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
+from cdcca_cli.formats.codebook import Codebook, codebook_of
 from cdcca_cli.formats.device_state import Slot
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.trust import Signature, Trust, TrustList, read_strict_record, trust_list_of
 from cdcca_cli.formats.update import Update, envelope_of, utc
 
-KINDS = update_format.KINDS | trust_format.KINDS
+KINDS = update_format.KINDS | trust_format.KINDS | codebook_format.KINDS
 MOST_AHEAD = 1 << 20
 
 
@@ -95,10 +104,23 @@ class Standing:
     named: Slot
 
 
+def most_bytes_of(data: bytes, most_bytes: int) -> int:
+    """How long a file may be that begins with `data` (its whole header), for check 1.
+
+    Args: most_bytes: of an update.
+    """
+    try:
+        head = records.read_head(BytesIO(data), limits=trust_format.LIMITS)
+        is_codebook = records.parse_head(head or b"", "")[1]["kind"] in codebook_format.KINDS
+    except BadData:
+        return most_bytes
+    return max(most_bytes, codebook_format.MOST_BYTES) if is_codebook else most_bytes
+
+
 def read(
     data: bytes, trust: Trust | None, most_bytes: int, *, where: str, unsigned: bool = False
-) -> Update | TrustList:
-    """The update or trust list in a file: checks 1 to 5. Raises: as `admit`, or NewerFormat."""
+) -> Update | TrustList | Codebook:
+    """What a file holds: checks 1 to 5. Raises: as `admit`, or NewerFormat."""
     if len(data) > most_bytes:
         raise BadData(
             f"{where}: more than {most_bytes:,} bytes: too large for an update of this device"
@@ -108,9 +130,12 @@ def read(
     except BadData:
         if (found := _other_kind(data)) is None:
             raise
-        raise BadData(f"{where}: expected an update or a trust list, found {found}") from None
+        expected = "an update, a trust list or a codebook"
+        raise BadData(f"{where}: expected {expected}, found {found}") from None
     if record.header["kind"] == "trust":
         return trust_list_of(record, where)
+    if record.header["kind"] == "codebook":
+        return codebook_of(record, where)
     envelope = envelope_of(record, where)
     if trust is not None:
         _signers(trust, envelope.signed_bytes(), envelope.signatures, where, unsigned)
@@ -124,7 +149,8 @@ def _other_kind(data: bytes) -> str | None:
     found = describe(data[:HEAD_BYTES])
     if data[8:9] != b"{":  # no record at all
         return found or "no file of cdcca"
-    if found is None or found.startswith(("an update", "a trust list", "text in UTF-16")):
+    ours = ("an update", "a trust list", "a codebook", "text in UTF-16")
+    if found is None or found.startswith(ours):
         return None
     return found
 
@@ -157,7 +183,8 @@ def admit(
             "fetch a newer one, or set the clock if it is wrong"
         )
     if not _leads_to(update, device.named):  # otherwise it repairs the damaged overlay
-        _expect_newer(update, device)
+        cure = _roll_back(device) or "fetch a newer one"
+        _expect_newer(where, update.sequence, device.highest_sequence, cure)
     return _base(update, device), signed_by
 
 
@@ -203,6 +230,35 @@ def admit_list(found: TrustList, trust: Trust | None, *, unsigned: bool = False)
     return True
 
 
+def admit_codebook(
+    found: Codebook,
+    tower: str,
+    trust: Trust | None,
+    current: Slot | None,
+    *,
+    unsigned: bool = False,
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether a codebook replaces the device's, False if it is the same; and who has signed it.
+
+    Args: tower: digest of the device's. current: the entry of the device's codebook.
+    Raises: SignatureRefused, WrongBase, StaleUpdate, BadData.
+    """
+    where = f"codebook {found.sequence}"
+    signed_by: tuple[str, ...] = ()
+    if trust is not None:
+        signed_by = _signers(trust, found.signed_bytes(), found.signatures, where, unsigned)
+    if found.tower != tower:
+        raise WrongBase(
+            f"{where} is for vision tower {short(found.tower)}, this device has {short(tower)}: "
+            "calibrate with this device's checkpoint"
+        )
+    if current is not None and (found.sequence, found.digest) == (current.sequence, current.digest):
+        return False, signed_by
+    highest = -1 if current is None else current.sequence
+    _expect_newer(where, found.sequence, highest, "fetch or calibrate a newer one")
+    return True, signed_by
+
+
 def is_late(update: Update, now: float) -> bool:
     return update.expires is not None and now >= update.expires
 
@@ -235,17 +291,15 @@ def _leads_to(update: Update, slot: Slot) -> bool:
     return (update.sequence, update.target) == (slot.sequence, slot.digest)
 
 
-def _expect_newer(update: Update, device: Standing) -> None:
-    highest = device.highest_sequence
-    if update.sequence > highest + MOST_AHEAD:
+def _expect_newer(where: str, sequence: int, highest: int, cure: str) -> None:
+    if sequence > highest + MOST_AHEAD:
         raise BadData(
-            f"update {update.sequence} is more than {MOST_AHEAD:,} ahead of {highest}, the newest "
-            "that this device has had, which is more than training can make: check its sequence"
+            f"{where} is more than {MOST_AHEAD:,} ahead of {max(highest, 0)}, the newest that this "
+            "device has had, which is more than training can make: check its sequence"
         )
-    if update.sequence <= highest:
+    if sequence <= highest:
         raise StaleUpdate(
-            f"update {update.sequence} is not newer than {highest}, "
-            f"the newest that this device has had: {_roll_back(device) or 'fetch a newer one'}"
+            f"{where} is not newer than {highest}, the newest that this device has had: {cure}"
         )
 
 

@@ -1,12 +1,13 @@
-"""The device folder, version 2: the name of a frozen checkpoint, and the overlays learnt for it.
+"""The device folder, version 3: the name of a frozen checkpoint, and the overlays learnt for it.
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
+    codebooks/<sequence>-<digest16>.safetensors    every codebook that was ever current
     lock                                           empty; locked (flock) to change the folder
 
 device.json, all keys always present:
 
-    kind "device", version 2
+    kind "device", version 3
     checkpoint      string: a folder, a hub id, "shipped:student" or "shipped:teacher"
     revision        string or null: of the hub id
     family          string: the family's name (transformers' model_type)
@@ -22,35 +23,41 @@ device.json, all keys always present:
     keep            whole number >= 1: how many overlays before the current one are kept
     highest_sequence  the highest sequence that was ever current; a rollback does not lower it
     trust           null, or the keys that updates must be signed by: "signed" of a `trust` list
+    codebook        null, or the codebook that tokens are coded with, as `current` has it
 
 An overlay file (`overlay`) has the same sequence as its entry in device.json: its update's, or 0
-for the first overlay. <digest16> is the first 16 hexadecimal digits of the digest.
+for the first overlay. <digest16> is the first 16 hexadecimal digits of the digest. A codebook's
+file is as it arrived (`codebook`), with the sequence in its header.
 
-device.json is replaced as a whole once the overlay that it names is on the disk; then the files
-that it does not name are deleted. Each file is synced before its rename and its folder after, so
-counter, keys and overlay change together or not at all, even if the power fails. If an overlay file
-is damaged, the newest sound kept one is used.
+device.json is replaced as a whole once the file that it names is on the disk; then the overlays
+that it does not name are deleted. Codebooks stay, however many, because a mirror decodes old shards
+with them. Each file is synced before its rename and its folder after, so counter, keys, overlay and
+codebook change together or not at all, even if the power fails. If an overlay file is damaged, the
+newest sound kept one is used; if it is the codebook's, the device has none until it comes again.
 
-Version 1 is read as well, and written as version 2 at the next change. It has no model, trust, keep
-and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of "kept".
+Versions 1 and 2 are read as well, and written as version 3 at the next change. Version 2 has no
+codebook (null). Version 1 has also no model, trust, keep and signed_by (null, null, 1, empty), and
+"previous", a slot or null, in place of "kept".
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cdcca_cli import files, streams
-from cdcca_cli.errors import BadData, CannotWrite, MissingInput
-from cdcca_cli.formats import records
+from cdcca_cli.errors import BadData, CannotWrite, MissingInput, NewerFormat
+from cdcca_cli.formats import device_files, records
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device_state import (
+    CODEBOOKS,
     FILE_NAME,
+    OVERLAYS,
     VERSION,
     DeviceSettings,
     Lora,
@@ -59,14 +66,9 @@ from cdcca_cli.formats.device_state import (
     parse_state,
     read_state,
 )
-from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.locks import lock
-from cdcca_cli.formats.overlay import (
-    Overlay,
-    check_overlay,
-    read_overlay_file,
-    write_overlay_file,
-)
+from cdcca_cli.formats.overlay import Overlay
 from cdcca_cli.formats.trust import Trust
 
 
@@ -103,6 +105,11 @@ class Device:
         return self._state.kept
 
     @property
+    def codebook_slot(self) -> Slot | None:
+        """The codebook that device.json names; its file may be damaged (see `codebook`)."""
+        return self._state.codebook
+
+    @property
     def highest_sequence(self) -> int:
         return self._state.highest_sequence
 
@@ -125,9 +132,11 @@ class Device:
 
     def summary(self) -> str:
         settings = self.settings
+        codebook = self.codebook_slot
         return (
             f"{settings.checkpoint} ({settings.family}), groups {', '.join(settings.groups)}, "
             f"overlay {short(self.digest)} at sequence {self.sequence}"
+            + ("" if codebook is None else f", codebook {short(codebook.digest)}")
         )
 
     @classmethod
@@ -165,16 +174,21 @@ class Device:
 
     def read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
         """One overlay's tensors, verified. Raises: MissingInput, BadData."""
-        file = self.path / slot.file
-        with streams.binary_input(file) as source:
-            tensors, sequence = read_overlay_file(source, where=str(file))
-        found = overlay_digest(tensors)
-        if (found, sequence) != (slot.digest, slot.sequence):
-            raise BadData(
-                f"{file}: expected sequence {slot.sequence}, {short(slot.digest)}; found sequence "
-                f"{sequence}, {short(found)}: the folder is damaged, roll back or copy it again"
-            )
-        return tensors
+        return device_files.read_overlay(self.path, slot)
+
+    def codebook(self) -> Codebook | None:
+        """The codebook that tokens are coded with; None, and a message, if its file is damaged."""
+        if self.codebook_slot is None:
+            return None
+        try:
+            return device_files.read_codebook(self.path, self.codebook_slot, self.settings.tower)
+        except (BadData, MissingInput, NewerFormat) as fault:
+            streams.message(f"{fault}; going on without a codebook")
+            return None
+
+    def codebook_of(self, digest: str) -> Codebook:
+        """The current or an earlier codebook, for what was coded with it. MissingInput, BadData."""
+        return device_files.find_codebook(self.path, digest)
 
     def _has_changed(self) -> bool:
         """Read the state again; whether it differs from this object's."""
@@ -204,6 +218,7 @@ class Device:
         force: bool = False,
         trust: Trust | None = None,
         keep: int = 1,
+        codebook: Codebook | None = None,
     ) -> "Device":
         """Make a folder with its first overlay, sequence 0. Raises: CannotWrite, BadData.
 
@@ -211,27 +226,34 @@ class Device:
         """
         path = Path(path)
         _refuse_taken(path, force)
-        slot, data = _encode_overlay(overlay, 0)
-        device = cls(path, settings, State(slot, keep=keep, trust=trust))
+        slot, data = device_files.encode_overlay(overlay, 0)
+        new, coding = {slot.file: data}, None
+        if codebook is not None:
+            coding, new_codebook = device_files.encode_codebook(codebook)
+            new[coding.file] = new_codebook
+        device = cls(path, settings, State(slot, keep=keep, trust=trust, codebook=coding))
         parse_state(device.as_json(), f"{path}: settings")
-        made = [folder for folder in (path, path / "overlay") if not folder.exists()]
+        folders = [path, *((path / name).parent for name in new)]
+        made = [folder for folder in folders if not folder.exists()]
         try:
-            files.make_folder(path / "overlay")
+            for folder in folders:
+                files.make_folder(folder)
             with device._locked_file():
                 _refuse_taken(path, force)  # again: another init may have been quicker
-                device._store(slot, data)
+                device._store(new)
+                _remove(*set(path.glob(f"{CODEBOOKS}/*")) - {path / name for name in new})
                 if path in made:
                     _sync(path.parent)
         except BaseException:
             if made:
-                _remove(path / slot.file, path / "lock", *reversed(made))
+                _remove(*(path / name for name in (*new, "lock")), *reversed(made))
             raise
         return device
 
     def install(self, overlay: Overlay, sequence: int, signed_by: Sequence[str] = ()) -> None:
         """Make an overlay current. The caller has checked its sequence. CannotWrite, BadData."""
         with self.lock():
-            slot, data = _encode_overlay(overlay, sequence)
+            slot, data = device_files.encode_overlay(overlay, sequence)
             older = [old for old in (self.current, *self.kept) if old.sequence < sequence]
             state = replace(
                 self._state,
@@ -239,12 +261,21 @@ class Device:
                 kept=tuple(older[: self._state.keep]),
                 highest_sequence=max(self.highest_sequence, sequence),
             )
-            self._change(state, slot, data)
+            self._change(state, {slot.file: data})
 
     def install_trust(self, trust: Trust) -> None:
         """Trust these keys from now on; the caller has checked them. Raises: CannotWrite."""
         with self.lock():
-            self._change(replace(self._state, trust=trust), self.current, None)
+            self._change(replace(self._state, trust=trust))
+
+    def install_codebook(self, codebook: Codebook, signed_by: Sequence[str] = ()) -> None:
+        """Code tokens with this from now on; the caller has checked it. Raises: CannotWrite."""
+        with self.lock():
+            slot, data = device_files.encode_codebook(codebook)
+            files.make_folder(self.path / CODEBOOKS)
+            _sync(self.path)  # also if another process made the folder: it may have been killed
+            state = replace(self._state, codebook=replace(slot, signed_by=tuple(signed_by)))
+            self._change(state, {slot.file: data})
 
     def rollback(self) -> None:
         """Make the newest sound kept overlay current. MissingInput if none is kept, BadData."""
@@ -253,12 +284,13 @@ class Device:
                 raise MissingInput(f"{self.path}: there is no earlier overlay to go back to")
             fault = BadData(f"{self.path}: no earlier overlay is sound: the folder is damaged")
             state, _ = self._before(fault)
-            self._change(state, state.current, None)
+            self._change(state)
 
     def settle(self) -> None:
         """Sync what another process changed, in case it was killed before its sync. CannotWrite."""
-        for folder in (self.path / "overlay", self.path):
-            _sync(folder)
+        for folder in (self.path / OVERLAYS, self.path / CODEBOOKS, self.path):
+            if folder.exists():
+                _sync(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -287,30 +319,29 @@ class Device:
         finally:
             os.close(descriptor)
 
-    def _change(self, state: State, slot: Slot, data: bytes | None) -> None:
+    def _change(self, state: State, new: Mapping[str, bytes] | None = None) -> None:
         before, self._state = self._state, state
         try:
-            self._store(slot, data)
+            self._store(new or {})
         except BaseException:
             self._state = before
             raise
 
-    def _store(self, slot: Slot, data: bytes | None) -> None:
-        """Write an overlay, if any, then device.json, then delete what that does not name."""
+    def _store(self, new: Mapping[str, bytes]) -> None:
+        """Write new files, if any, then device.json, then delete what is not needed any more."""
         text = f"{self._text()}\n".encode()
         is_flipping = False
         try:
-            if data is not None:
-                files.atomic_write_bytes(self.path / slot.file, data)
+            for name, data in new.items():
+                files.atomic_write_bytes(self.path / name, data)
             is_flipping = True
             files.atomic_write_bytes(self.path / FILE_NAME, text)
         except BaseException as error:
             # The rename may have happened: trust what is on the disk. (The text may also have been
-            # there before, when a damaged overlay is rewritten under its own name.)
+            # there before, when a damaged file is rewritten under its own name.)
             written = self._written()
             if not is_flipping or written != text:
-                if data is not None and slot.file.encode() not in written:
-                    _remove(self.path / slot.file)
+                _remove(*(self.path / name for name in new if name.encode() not in written))
                 raise
             if not isinstance(error, CannotWrite):
                 raise
@@ -318,10 +349,11 @@ class Device:
             return  # and with it the files that it names
         named = {slot.file for slot in (self.current, *self.kept)}
         with suppress(OSError):
-            for file in (self.path / "overlay").iterdir():
-                if f"overlay/{file.name}" not in named:
+            for file in (self.path / OVERLAYS).iterdir():
+                if f"{OVERLAYS}/{file.name}" not in named:
                     _remove(file)
-            _remove(*self.path.glob(f".{FILE_NAME}.*"))
+            hidden = (f".{FILE_NAME}.*", f"{CODEBOOKS}/.*")  # of a process that was killed
+            _remove(*(file for pattern in hidden for file in self.path.glob(pattern)))
 
     def _written(self) -> bytes:
         """device.json as it is on the disk; nothing if there is none yet."""
@@ -335,15 +367,6 @@ def _load(path: Path) -> tuple[DeviceSettings, State]:
     return parse_state(read_state(path), str(path / FILE_NAME))
 
 
-def _encode_overlay(overlay: Overlay, sequence: int) -> tuple[Slot, bytes]:
-    check_overlay(overlay, "the new overlay")
-    digest = overlay_digest(overlay)
-    out = BytesIO()
-    write_overlay_file(out, overlay, sequence)
-    file = f"overlay/{sequence}-{digest.removeprefix('sha256:')[:16]}.safetensors"
-    return Slot(sequence, digest, file), out.getvalue()
-
-
 def _refuse_taken(path: Path, force: bool) -> None:
     try:
         names = {entry.name for entry in path.iterdir()}
@@ -354,7 +377,7 @@ def _refuse_taken(path: Path, force: bool) -> None:
     if FILE_NAME in names:
         if not force:
             raise CannotWrite(f"{path}: is a device folder already: `force` replaces it")
-    elif names - {"overlay", "lock"}:
+    elif names - {OVERLAYS, CODEBOOKS, "lock"}:
         raise CannotWrite(f"{path}: has other things in it: name a new folder")
 
 

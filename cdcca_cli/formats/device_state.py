@@ -12,10 +12,11 @@ from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
 from cdcca_cli.text import read_json
 
-VERSION = 2
+VERSION = 3
 FILE_NAME = "device.json"
 _MOST_BYTES = 1 << 20
-_FILE = re.compile(r"overlay/(0|[1-9][0-9]{0,15})-[0-9a-f]{16}\.safetensors")
+OVERLAYS, CODEBOOKS = "overlay", "codebooks"
+_NAME = r"/(0|[1-9][0-9]{0,15})-[0-9a-f]{16}\.safetensors"
 
 Quantize = Literal["none", "int8", "nf4"]
 
@@ -46,7 +47,7 @@ class DeviceSettings:
 
 @dataclass(frozen=True)
 class Slot:
-    """One overlay of the folder; `signed_by` are the trusted keys that signed its update."""
+    """An overlay or codebook of the folder; `signed_by` are the trusted keys that signed it."""
 
     sequence: int
     digest: str
@@ -56,19 +57,23 @@ class Slot:
 
 @dataclass(frozen=True)
 class State:
-    """Which overlays there are. kept: newest first, all older than the current one."""
+    """Which files count. kept: overlays, newest first, all older than the current one."""
 
     current: Slot
     kept: tuple[Slot, ...] = ()
     highest_sequence: int = 0
     keep: int = 1
     trust: Trust | None = None
+    codebook: Slot | None = None
 
 
 _SETTINGS = get_type_hints(DeviceSettings) | {"lora": dict}
 _LORA = get_type_hints(Lora)
 _SLOT = get_type_hints(Slot)
-_STATE = {"current": dict, "kept": list[dict], "highest_sequence": int, "keep": int}
+_STATE: dict[str, Any] = {"current": dict, "kept": list[dict]}
+_STATE |= {"highest_sequence": int, "keep": int, "trust": dict | None, "codebook": dict | None}
+_VERSION_3 = records.HEAD | _SETTINGS | _STATE
+_VERSION_2 = {name: hint for name, hint in _VERSION_3.items() if name != "codebook"}
 _VERSION_1 = records.HEAD | _SETTINGS
 _VERSION_1 |= {"current": dict, "previous": dict | None, "highest_sequence": int}
 del _VERSION_1["model"]
@@ -91,8 +96,11 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     records.check_version(version, VERSION, "device folder", where)
     if version == 1:
         data = _from_version_1(data, where)
-    found = records.fields(data, records.HEAD | _SETTINGS | _STATE | {"trust": dict | None}, where)
-    current, *kept = (_slot(slot, where) for slot in (found["current"], *found["kept"]))
+    if version < 3:
+        records.exact_keys(data, set(_VERSION_2), where)
+        data = data | {"codebook": None}
+    found = records.fields(data, _VERSION_3, where)
+    current, *kept = (_slot(slot, OVERLAYS, where) for slot in (found["current"], *found["kept"]))
     sequences = [slot.sequence for slot in (current, *kept)]
     if sequences != sorted(set(sequences), reverse=True):
         raise BadData(f"{where}: the kept overlays are not older from one to the next")
@@ -102,8 +110,9 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     if keep < 1:
         raise BadData(f"{where}: 'keep' is {keep}; expected 1 or more")
     trust = None if found["trust"] is None else parse_trust(found["trust"], where)
+    codebook = None if found["codebook"] is None else _slot(found["codebook"], CODEBOOKS, where)
     settings = _settings({name: found[name] for name in _SETTINGS}, where)
-    return settings, State(current, tuple(kept), highest, keep, trust)
+    return settings, State(current, tuple(kept), highest, keep, trust, codebook)
 
 
 def _from_version_1(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -135,11 +144,12 @@ def _settings(found: dict[str, Any], where: str) -> DeviceSettings:
     return settings
 
 
-def _slot(data: dict[str, Any], where: str) -> Slot:
+def _slot(data: dict[str, Any], folder: str, where: str) -> Slot:
     slot = Slot(**records.fields(data, _SLOT, where))
     keys = slot.signed_by
     if list(keys) != sorted(set(keys)) or not all(map(is_key, keys)):
         raise BadData(f"{where}: 'signed_by' are not keys in ascending order, each once")
-    if slot.sequence < 0 or not is_digest(slot.digest) or not _FILE.fullmatch(slot.file):
-        raise BadData(f"{where}: not a sound overlay entry: {slot}"[:300])
+    file = re.fullmatch(folder + _NAME, slot.file)
+    if slot.sequence < 0 or not is_digest(slot.digest) or not file:
+        raise BadData(f"{where}: not a sound {folder} entry: {slot}"[:300])
     return slot

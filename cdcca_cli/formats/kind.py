@@ -30,8 +30,7 @@ WEIGHTS_HEADER_BYTES = 100_000_000
 HEAD_BYTES = (1 << 20) + 8
 """How much of a file `describe` looks at: the longest header of a record."""
 _RECORDS: dict[str, str] = {
-    "shard": "shards",
-    "end": "shards",
+    **dict.fromkeys(("shards", "shard", "frames", "end"), "shards"),
     "lessons": "labels",
     "lesson": "labels",
     **{kind: kind for kind in ("adaptation", "update", "overlay", "trust", "codebook")},
@@ -112,7 +111,7 @@ _WORDS: dict[str, str] = {
     "update": "an update, which cdcca compress writes and cdcca apply takes",
     "overlay": "the overlay of a device folder",
     "trust": "a trust list, which cdcca trust writes and cdcca apply takes",
-    "codebook": "a codebook, which cdcca calibrate writes",
+    "codebook": "a codebook, which cdcca calibrate writes and cdcca apply takes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
     "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",

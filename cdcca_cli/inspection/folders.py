@@ -7,8 +7,10 @@ from typing import Any
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
+from cdcca_cli.formats import device_files
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import VERSION
+from cdcca_cli.formats.names import CODEBOOK_FILE
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
 from cdcca_cli.text import read_json
@@ -21,11 +23,15 @@ _DEVICE_FACTS = (
 
 
 def summarize_device(path: Path) -> Summary:
-    """A device folder, the digests of all its overlays verified. MissingInput, BadData."""
+    """A device folder, the digests of all its files verified. MissingInput, BadData."""
     device = Device.open(path)
     overlay = device.read_slot(device.current)  # not another in its place if it is damaged
     for slot in device.kept:
         device.read_slot(slot)
+    coding = device.codebook_slot
+    if coding is not None:
+        device_files.read_codebook(path, coding, device.settings.tower)
+    codebooks = list(map(device_files.read_named_codebook, device_files.codebook_paths(path)))
     state = device.as_json()
     return Summary(
         "device",
@@ -38,9 +44,19 @@ def summarize_device(path: Path) -> Summary:
                 {name: slot[name] for name in ("sequence", "digest", "signed_by")}
                 for slot in state["kept"]
             ],
+            "codebook": coding and {"sequence": coding.sequence, "signed_by": coding.signed_by},
         },
-        {"current": device.digest, "tower": device.settings.tower, "model": device.model},
-        {"tensors": len(overlay), "parameters": sum(array.size for array in overlay.values())},
+        {
+            "current": device.digest,
+            "tower": device.settings.tower,
+            "model": device.model,
+            "codebook": coding and coding.digest,
+        },
+        {
+            "tensors": len(overlay),
+            "parameters": sum(array.size for array in overlay.values()),
+            "codebooks": len(codebooks),
+        },
         _sizes(path, "**/*"),
     )
 
@@ -55,7 +71,7 @@ def summarize_checkpoint(path: Path) -> Summary:
     num_tensors = 0
     sizes = _sizes(path, "*")
     for name in sizes:
-        if name.endswith(".safetensors"):
+        if name.endswith(".safetensors") and name != CODEBOOK_FILE:
             with streams.binary_input(path / name) as stream:
                 counts = weights(stream, str(path / name)).counts
             num_tensors += counts["tensors"]

@@ -41,13 +41,22 @@ class Names(Counter[str]):
 
 
 def rows(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Nested objects as lines: `bytes: payload` and its number."""
+    """Nested objects as lines, `bytes: payload` and its number; a line for each of a list."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if str(key).startswith("sha256:"):
                 yield prefix, f"{key} ({inner} times)"
             else:
                 yield from rows(inner, f"{prefix}: {key}" if prefix else str(key))
+    elif isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value):
+        for inner in value:
+            words = [f"{name} {_short(one)}" for name, one in inner.items() if one != []]
+            yield prefix.replace("_", " "), ", ".join(words)
     elif value is not None and value != []:
-        words = ", ".join(map(str, value)) if isinstance(value, list) else value
-        yield prefix.replace("_", " "), words
+        yield prefix.replace("_", " "), _short(value) if isinstance(value, list) else value
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,6 +13,9 @@ writes it:
     norms   digest of the language model's normalisation weights, trained or not: float32, by name
 
 With the group `bias`, a LLaMA language model without biases gets them, all zero, as in the paper.
+
+A checkpoint folder may have a codebook (`formats.codebook`), codebook.safetensors. It comes with
+the device folder, trusted as the checkpoint is, if it is for the checkpoint's vision tower.
 """
 
 import hashlib
@@ -24,13 +27,15 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cdcca_cli import streams
 from cdcca_cli.formats import records
+from cdcca_cli.formats.codebook import Codebook, read_codebook
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import DeviceSettings, Lora, Quantize
-from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.names import GROUPS
+from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.names import CODEBOOK_FILE, GROUPS
 from cdcca_cli.formats.trust import Trust
-from cdcca_cli.models.loading import load
+from cdcca_cli.models.loading import ASSETS, SHIPPED, load
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.overlay import as_array
 from cdcca_cli.models.settings import InitSettings
@@ -44,7 +49,10 @@ def create_device(
     trust: Trust | None = None,
     force: bool = False,
 ) -> Device:
-    """Make a device folder. Raises: as `load` and `Device.create`; SettingError for no group."""
+    """Make a device folder.
+
+    Raises: as `load`, `Device.create` and `read_codebook`; SettingError for no group.
+    """
     how = settings or InitSettings()
     groups = tuple(group for group in GROUPS if group in how.groups)
     model = _loaded(checkpoint, groups, how.qformer_layers, how.revision)
@@ -62,7 +70,27 @@ def create_device(
     )
     overlay = model.initial_overlay(groups, how.lora_rank, how.seed)
     made = replace(made, model=_model_digest(made, overlay, model))
-    return Device.create(folder, made, overlay, force=force, trust=trust, keep=how.keep)
+    is_shipped = checkpoint.startswith(SHIPPED)
+    source = ASSETS / checkpoint.removeprefix(SHIPPED) if is_shipped else path
+    codebook = _codebook(source / CODEBOOK_FILE, model.tower_digest)
+    return Device.create(
+        folder, made, overlay, force=force, trust=trust, keep=how.keep, codebook=codebook
+    )
+
+
+def _codebook(path: Path, tower: str) -> Codebook | None:
+    """The codebook in this file, for this tower; None if there is none."""
+    if not path.exists():
+        return None
+    with streams.binary_input(path) as source:
+        found = read_codebook(source, where=str(path))
+    if found.tower == tower:
+        return found
+    streams.message(
+        f"{path}: not taken: it is for vision tower {short(found.tower)}, the checkpoint's is "
+        f"{short(tower)}"
+    )
+    return None
 
 
 def start_of(device: Device) -> dict[str, NDArray[np.float32]]:

@@ -27,7 +27,7 @@ from cdcca_cli.errors import (
 )
 from cdcca_cli.families import FAMILIES, Family, text_model
 from cdcca_cli.files import reason
-from cdcca_cli.formats.names import DTYPES
+from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.qformer import QFormer
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
 
 SHIPPED = "shipped:"
-_ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
 _CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
@@ -173,7 +173,7 @@ def _source(checkpoint: str | Path, revision: str | None) -> _Source:
         role = text.removeprefix(SHIPPED)
         if role not in ("teacher", "student"):
             raise UsageError(f"{text}: expected {SHIPPED}teacher or {SHIPPED}student")
-        path = _ASSETS / role
+        path = ASSETS / role
     elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
         options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
         return _Source(text, text, False, options)
@@ -195,7 +195,7 @@ def _check_folder(path: Path, named: str) -> None:
         raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
     if not (path / "config.json").is_file():
         raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
-    if not any(path.glob("*.safetensors")):
+    if not any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors")):
         pickled = any(path.glob("*.bin"))
         raise MissingInput(
             f"{named}: the checkpoint has no weights: expected model.safetensors"

@@ -438,7 +438,7 @@ class TestApply:
             (tmp_path / name).write_bytes(content)
             assert run("apply", device, tmp_path / name) == 65
             error = capfd.readouterr().err
-            assert f"expected an update or a trust list, found {words}" in error, error
+            assert f"expected an update, a trust list or a codebook, found {words}" in error, error
 
     def test_neither_torch_nor_the_checkpoint_is_needed(self, device: Path, update: Path) -> None:
         program = (

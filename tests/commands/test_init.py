@@ -1,6 +1,7 @@
 """`cdcca init`: the same start on both sides, and one line for what cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from cdcca_cli.formats.device import Device
 from cdcca_cli.main import main
 from tests import tiny
+from tests.downlink import worlds
 
 
 def test_both_sides_start_with_the_same_overlay(blip2_llama: Path, tmp_path: Path) -> None:
@@ -102,6 +104,68 @@ def test_keys_that_cannot_be_trusted(
     message = capfd.readouterr().err
     assert words in message and message.count("\n") == 1
     assert not (tmp_path / "d").exists()
+
+
+@pytest.fixture
+def with_codebook(blip2_llama: Path, tmp_path: Path) -> Path:
+    """A checkpoint with a codebook for its vision tower, and a device folder made before."""
+    checkpoint = shutil.copytree(blip2_llama, tmp_path / "checkpoint")
+    assert main(["init", str(tmp_path / "before"), "--checkpoint", str(checkpoint)]) == 0
+    tower = Device.open(tmp_path / "before").settings.tower
+    book = worlds.codebook(0, tower=tower)
+    (checkpoint / "codebook.safetensors").write_bytes(worlds.codebook_file(book))
+    return checkpoint
+
+
+def test_a_checkpoints_codebook_comes_with_it(with_codebook: Path, tmp_path: Path) -> None:
+    """On both sides; nothing else of the folder depends on it."""
+    for side in ("device", "mirror"):
+        assert main(["init", str(tmp_path / side), "--checkpoint", str(with_codebook)]) == 0
+    before, device = (Device.open(tmp_path / side) for side in ("before", "device"))
+    found = device.codebook()
+    assert found is not None and (found.sequence, before.codebook()) == (0, None)
+    assert (tmp_path / "mirror" / f"codebooks/0-{found.digest[7:23]}.safetensors").exists()
+    assert device.as_json() | {"codebook": None} == before.as_json()
+
+
+def test_a_codebook_of_another_vision_tower_does_not(
+    with_codebook: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    book = worlds.codebook_file(worlds.codebook(0))
+    (with_codebook / "codebook.safetensors").write_bytes(book)
+    capfd.readouterr()
+    assert main(["init", str(tmp_path / "d"), "--checkpoint", str(with_codebook)]) == 0
+    first, last = capfd.readouterr().err.splitlines()
+    assert "codebook.safetensors: not taken: it is for vision tower sha256:00000000" in first
+    assert ", codebook " not in last and Device.open(tmp_path / "d").codebook_slot is None
+
+
+def test_a_damaged_codebook_makes_nothing(
+    with_codebook: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (with_codebook / "codebook.safetensors").write_bytes(b"damaged")
+    capfd.readouterr()
+    assert main(["init", str(tmp_path / "d"), "--checkpoint", str(with_codebook)]) == 65
+    message = capfd.readouterr().err
+    assert "codebook.safetensors" in message and message.count("\n") == 1
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_codebook_is_none_of_a_checkpoints_weights(
+    with_codebook: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (book,) = with_codebook.glob("codebook*")
+    assert main(["inspect", str(with_codebook)]) == 0
+    counts = json.loads(capfd.readouterr().out)["counts"]
+    weights = [file for file in with_codebook.glob("*.safetensors") if file != book]
+    book.rename(tmp_path / "book")
+    assert main(["inspect", str(with_codebook)]) == 0
+    assert json.loads(capfd.readouterr().out)["counts"] == counts
+    (tmp_path / "book").rename(book)
+    for file in weights:
+        file.unlink()
+    assert main(["init", str(tmp_path / "d"), "--checkpoint", str(with_codebook)]) == 66
+    assert "has no weights" in capfd.readouterr().err
 
 
 def test_json_is_what_device_json_holds(

@@ -16,8 +16,11 @@ import pytest
 import safetensors.numpy
 import zstandard
 
-from cdcca_cli.formats import shard
+from cdcca_cli.formats.shard import Coding, Question, Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.inspection.contents import summarize
+from cdcca_cli.inspection.look import look
+from cdcca_cli.inspection.summary import rows
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -223,22 +226,50 @@ def test_device(name: str, capfd: pytest.CaptureFixture[str]) -> None:
         "current": make.overlay_digest(make.OVERLAY),
         "tower": make.TOWER,
         "model": None,
+        "codebook": None,
     }
     assert (found["trust"], found["keep"], found["kept"]) == (None, 1, [])
-    assert found["counts"] == {"tensors": 2, "parameters": 7}
+    assert found["counts"] == {"tensors": 2, "parameters": 7, "codebooks": 0}
     assert found["bytes"]["device.json"] == len(make.device())
     assert found["bytes"]["total"] == len(make.device()) + len(make.overlay_file())
 
 
 def test_device_of_version_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "device_v2", capfd)
-    assert (found["format"], found["trust"], found["keep"]) == (2, make.TRUST, 2)
+    assert (found["format"], found["trust"], found["keep"]) == (3, make.TRUST, 2)
     assert found["signed_by"] == sorted(make.KEYS)
     assert [(slot["sequence"], slot["signed_by"]) for slot in found["kept"]] == [(2, []), (0, [])]
     assert found["digests"]["model"] == make.MODEL
     shutil.copytree(VALID / "device_v2", tmp_path / "device")
     (tmp_path / "device" / make.slot_2(0)["file"]).write_bytes(b"")
     assert "overlay/0-" in inspect(tmp_path / "device", capfd, 65)  # a kept one, not in use
+
+
+def test_device_with_a_codebook(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slot = make.codebook_slot()
+    found = inspect(VALID / "device_v3", capfd)
+    assert found["codebook"] == {"sequence": 3, "signed_by": sorted(make.KEYS)}
+    assert found["digests"]["codebook"] == slot["digest"]
+    assert found["counts"]["codebooks"] == 1
+    assert found["bytes"][slot["file"]] == len(make.codebook())
+    shutil.copytree(VALID / "device_v3", tmp_path / "device")
+    earlier = tmp_path / "device/codebooks" / f"2-{'0' * 16}.safetensors"
+    earlier.write_bytes(make.codebook())
+    assert "holds codebook 3" in inspect(tmp_path / "device", capfd, 65)
+    earlier.unlink()
+    (tmp_path / "device" / slot["file"]).write_bytes(make.codebook()[:-1])
+    assert "cut short" in inspect(tmp_path / "device", capfd, 65)
+
+
+def test_codebook(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "codebook_v1.codebook", capfd)
+    assert (found["kind"], found["sequence"]) == ("codebook", 3)
+    assert found["counts"] == {"tokens": 2, "channels": 3, "components": 2, "frames": 80}
+    assert found["digests"]["codebook"] == make.codebook_slot()["digest"]
+    assert found["digests"]["tower"] == make.TOWER
+    assert found["bytes"]["payload: forward"] == 12  # 3 * 2 float16
+    lines = list(rows(look(str(VALID / "codebook_v1.codebook")).as_json()))
+    assert ("curve: tokens", "step 0.5, bits 0.5, bytes 12, loss 0.25, agreement 0.75") in lines
 
 
 def test_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -415,10 +446,10 @@ def test_names_from_a_file_cannot_write_escapes_to_a_terminal(tmp_path: Path) ->
 def test_memory_stays_flat_from_100_to_10000_shards() -> None:
     """The whole process's peak: 10,000 shards through a pipe take no more than 100, but 2 MiB."""
     out = BytesIO()
-    with shard.writer(out) as write:
+    with writer(out) as write:
         for number in range(10):
             write(
-                shard.Shard(
+                Shard(
                     frame=f"frame {number}",
                     image="a.png",
                     domain=None,
@@ -427,8 +458,8 @@ def test_memory_stays_flat_from_100_to_10000_shards() -> None:
                     scores=np.ones(18, np.float32),
                     num_tokens=36,
                     tower=make.TOWER,
-                    questions=[shard.Question("q", "What?", "vqa")],
-                    bits=8,
+                    questions=[Question("q", "What?", "vqa")],
+                    coding=Coding("int8"),
                 )
             )
     part = out.getvalue()

@@ -156,7 +156,8 @@ class TestSign:
     def test_what_cannot_be_signed(self, tmp_path: Path, keys: list[Path], capfd: Capture) -> None:
         overlay = next((worlds.device(tmp_path / "device").path / "overlay").iterdir())
         assert run("sign", overlay, "--key", keys[0], "-o", tmp_path / "out") == 65
-        assert "expected an update or a trust list, found an overlay" in capfd.readouterr().err
+        expected = "expected an update, a trust list or a codebook, found an overlay"
+        assert expected in capfd.readouterr().err
 
 
 class TestTrust:

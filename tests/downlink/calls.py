@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-CALLS = ("open", "write", "fsync", "replace", "unlink")
+CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir")
 UNUSED = (
-    *("rename", "renames", "link", "symlink", "remove", "mkdir", "rmdir", "truncate", "ftruncate"),
+    *("rename", "renames", "link", "symlink", "remove", "rmdir", "truncate", "ftruncate"),
     *("pwrite", "pwritev", "writev", "fdatasync", "sendfile", "copy_file_range", "mknod"),
 )
 

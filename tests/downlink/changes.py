@@ -19,6 +19,7 @@ from cdcca_cli.downlink.codecs import exact
 from cdcca_cli.downlink.signatures import PrivateKey
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.device_files import codebook_paths
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.trust import Trust, TrustList, write_trust_list
 from cdcca_cli.formats.update import Update
@@ -46,6 +47,12 @@ def trust_file(made: Trust, *signers: int) -> bytes:
     out = BytesIO()
     write_trust_list(out, signatures.sign(TrustList(made), [key(number) for number in signers]))
     return out.getvalue()
+
+
+def codebook_file(sequence: int, *signers: int) -> bytes:
+    """A codebook, signed by these keys."""
+    made = signatures.sign(worlds.codebook(sequence), [key(number) for number in signers])
+    return worlds.codebook_file(made)
 
 
 def update_of(device: Device, seed: int = 1) -> Update:
@@ -79,9 +86,12 @@ def apply(path: Path, file: bytes) -> str:
 
 
 def state_of(path: Path) -> State:
-    """What device.json says, and of each overlay that it names whether its file is sound."""
+    """What device.json says, and of each file that it names whether it is sound."""
     device = Device.open(path)
-    return device.as_json(), tuple(_is_sound(device, n) for n in range(1 + len(device.kept)))
+    sound = [_is_sound(device, n) for n in range(1 + len(device.kept))]
+    if device.codebook_slot is not None:
+        sound.append(device.codebook() is not None)
+    return device.as_json(), tuple(sound)
 
 
 def _is_sound(device: Device, number: int) -> bool:
@@ -108,9 +118,10 @@ def is_among(found: State, allowed: Sequence[State]) -> bool:
 
 
 def leftovers(path: Path) -> set[str]:
-    """Files in a folder that nothing asks for."""
+    """Files in a folder that nothing asks for; whole codebooks stay."""
     device = Device.open(path)
     named = {slot.file for slot in (device.current, *device.kept)}
+    named |= {f"codebooks/{file.name}" for file in codebook_paths(path)}
     return set(worlds.bytes_of(device)) - named - {"device.json", "lock"}
 
 
@@ -193,19 +204,31 @@ def trust_list(folder: Path, name: str) -> Change:
 
 
 def version_1(folder: Path, name: str) -> Change:
-    """A device folder of version 1, which becomes one of version 2."""
+    """A device folder of version 1, which becomes one of version 3."""
     device = _device(folder, name, rounds=1, trust=None)
     data = device.as_json() | {"version": 1}
     current, *kept = [
         {part: slot[part] for part in ("sequence", "digest", "file")}
         for slot in (data["current"], *data["kept"])
     ]
-    for added in ("kept", "keep", "model", "trust"):
+    for added in ("kept", "keep", "model", "trust", "codebook"):
         del data[added]
     data |= {"current": current, "previous": kept[0]}
     (device.path / "device.json").write_text(json.dumps(data, sort_keys=True) + "\n")
     device = Device.open(device.path)
     return _change(folder, name, device, worlds.file_of(update_of(device)))
+
+
+def first_codebook(folder: Path, name: str) -> Change:
+    """It makes the folder of codebooks."""
+    return _change(folder, name, _device(folder, name), codebook_file(1, 0))
+
+
+def codebook(folder: Path, name: str) -> Change:
+    """One after another; the first stays."""
+    device = _device(folder, name)
+    apply(device.path, codebook_file(1, 0))
+    return _change(folder, name, Device.open(device.path), codebook_file(2, 0))
 
 
 def repair(folder: Path, name: str) -> Change:
@@ -238,5 +261,8 @@ def several(folder: Path, name: str) -> Change:
 
 CHANGES: dict[str, Callable[[Path, str], Change]] = {
     made.__name__: made
-    for made in (first, later, unsigned, rollback, after_rollback, trust_list, version_1, repair)
+    for made in (
+        *(first, later, unsigned, rollback, after_rollback, trust_list),
+        *(first_codebook, codebook, version_1, repair),
+    )
 }

@@ -28,7 +28,11 @@ from tests.downlink import changes, earlier, worlds
 MODEL = "sha256:" + 64 * "7"
 OTHER = "sha256:" + 64 * "8"
 CODECS = tuple(codecs.CODECS)
-_DOMAINS = {"update": b"cdcca update 2\n", "trust": b"cdcca trust 1\n"}
+_DOMAINS = {
+    "update": b"cdcca update 2\n",
+    "trust": b"cdcca trust 1\n",
+    "codebook": b"cdcca codebook 1\n",
+}
 _SIGNATURE = '"signature":"'
 
 

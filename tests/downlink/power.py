@@ -13,8 +13,9 @@ The model, harsher than any file system in use:
   for the old file or for the new one, never for none. An fsync of a file is none of its name.
 - Both hold after every single call: the power may fail between any two.
 
-The bytes that are on the disk at the beginning stay. The model knows folders of one level each
-that are there from the beginning, and no permissions.
+The bytes that are on the disk at the beginning stay. The model knows folders of one level each,
+and no permissions. A folder that is made is a name in the folder above it: without that name, all
+that is in it is lost.
 """
 
 import os
@@ -29,12 +30,14 @@ from tests.downlink.calls import Killed, Real, between
 
 Tree = frozenset[tuple[str, bytes]]
 """Every file of a folder by its path, and what is in it."""
+_FOLDER = 1 << 60  # in place of a file's number
 
 
 @dataclass(frozen=True)
 class Operation:
     """One call: "make" (name, file), "write" (file, data), "sync" (file), "rename" (from, to),
-    "delete" (name), "sync folder" (folder), or "done", which is no call: the program has answered.
+    "delete" (name), "make folder" (name), "sync folder" (folder), or "done", which is no call: the
+    program has answered.
 
     Names are relative to the folder that is watched; files are numbered in the order of appearance.
     """
@@ -106,6 +109,8 @@ def record(folder: Path, *work: Callable[[], object]) -> Log:
             log.operations.append(Operation("sync", file=files[first]))
         elif call == "replace":
             log.operations.append(Operation("rename", name(first), to=name(arguments[1])))
+        elif call == "mkdir":
+            log.operations.append(Operation("make folder", name(first)))
         else:
             log.operations.append(Operation("delete", name(first)))
         return done
@@ -122,6 +127,7 @@ class _Disk:
 
     def __init__(self, before: dict[str, bytes]) -> None:
         self._synced: dict[int, bytes] = {-1 - n: data for n, data in enumerate(before.values())}
+        self._synced[_FOLDER] = b""
         self._written: dict[int, list[bytes]] = {}
         now = {name: -1 - n for n, name in enumerate(before)}
         self._names: dict[str, list[int | None]] = {name: [file] for name, file in now.items()}
@@ -138,6 +144,8 @@ class _Disk:
         elif made.kind == "rename":
             self._becomes(made.to, self._names[made.name][-1])
             self._becomes(made.name, None)
+        elif made.kind == "make folder":
+            self._becomes(made.name, _FOLDER)
         elif made.kind == "delete":
             self._becomes(made.name, None)
         elif made.kind == "sync folder":
@@ -153,14 +161,20 @@ class _Disk:
         return frozenset(
             (name, self._synced[file] + b"".join(self._written.get(file, [])))
             for name, values in self._names.items()
-            if (file := values[-1]) is not None
+            if (file := values[-1]) not in (None, _FOLDER)
         )
 
     def after_power_loss(self) -> Iterator[Tree]:
         """Every state that may be found; some more than once."""
         names = sorted(self._names)
         for chosen in product(*(dict.fromkeys(self._names[name]) for name in names)):
-            there = {n: file for n, file in zip(names, chosen, strict=True) if file is not None}
+            files = dict(zip(names, chosen, strict=True))
+            lost = {n for n in names if _FOLDER in self._names[n] and files[n] is None}
+            there = {
+                n: file
+                for n, file in files.items()
+                if file not in (None, _FOLDER) and os.path.dirname(n) not in lost
+            }
             numbers = sorted(set(there.values()))
             for contents in product(*(self._contents(file) for file in numbers)):
                 data = dict(zip(numbers, contents, strict=True))

@@ -64,7 +64,7 @@ def kill_after(process: Process, seconds: float) -> int:
 
 
 def what_kills_leave(path: Path, num_kills: int, num_started: int) -> Counter[str]:
-    """Updates, trust lists and rollbacks until so many have been killed; what became of them.
+    """Updates, trust lists, codebooks and rollbacks until so many were killed; what became of them.
 
     Of every five two are killed inside a write, and of the others the first `num_started` are
     interpreters of their own.
@@ -88,6 +88,10 @@ def what_kills_leave(path: Path, num_kills: int, num_started: int) -> Counter[st
             assert device.trust is not None
             version = device.trust.version + 1
             update.write_bytes(changes.trust_file(changes.trust(0, version=version), 0))
+        elif number % 7 == 5:
+            sequence = 1 if device.codebook_slot is None else device.codebook_slot.sequence + 1
+            update.write_bytes(changes.codebook_file(sequence, 0))
+            num_writes = 2
         else:
             update.write_bytes(changes.next_file(device, seed=number))
             num_writes = 2  # the overlay, and device.json
@@ -139,6 +143,10 @@ def _expect_what_was_sent(
     elif new["trust"] != old["trust"]:
         assert new["trust"]["version"] == old["trust"]["version"] + 1
         same = {"trust"}
+    elif new["codebook"] != old["codebook"]:
+        before = 0 if old["codebook"] is None else old["codebook"]["sequence"]
+        assert new["codebook"]["sequence"] == before + 1
+        same = {"codebook"}
     else:
         assert new["highest_sequence"] == old["highest_sequence"] + 1 == new["current"]["sequence"]
         assert new["kept"][0] == old["current"]

@@ -36,6 +36,7 @@ def laid_out(tree: Tree, path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     (path / "overlay").mkdir(parents=True)
     for name, data in tree:
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(data)
     return path
 
@@ -85,7 +86,7 @@ def test_power_loss_at_every_moment(change: Change, tmp_path: Path) -> None:
     assert num_states > 10
 
 
-QUICK = ("trust_list", "repair")
+QUICK = ("trust_list", "first_codebook", "repair")
 LONG = [pytest.param(name, marks=pytest.mark.slow) for name in CHANGES if name not in QUICK]
 
 
@@ -119,5 +120,7 @@ def test_every_fsync_is_needed(change: Change, tmp_path: Path) -> None:
         left_out = log.operations[number]
         if change.name == "repair" and left_out.name == ".":
             continue  # device.json was replaced by the same bytes: that need not be durable
+        if change.name == "codebook" and number == log.syncs()[0]:
+            continue  # of the folder of codebooks, which is there; `first_codebook` needs it
         mutant = power.after_power_loss(log.without(number))
         assert any(not states.is_sound(*found) for found in mutant), left_out

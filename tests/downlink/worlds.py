@@ -9,6 +9,7 @@ import numpy as np
 from cdcca_cli.downlink import receiver, sender
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation
+from cdcca_cli.formats.codebook import Codebook, write_codebook
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import DeviceSettings, Lora
 from cdcca_cli.formats.update import Update, write_update
@@ -60,6 +61,28 @@ def next_update(base: Device, seed: int = 1, settings: CompressSettings | None =
     """The update of one more round on this base."""
     after = learnt(base.read_overlay(), seed)
     return sender.compress(adaptation(after, base), base, settings).update
+
+
+def codebook(sequence: int = 1, tower: str = SETTINGS.tower, num_tokens: int = 4) -> Codebook:
+    """A sound codebook of two channels and a component; the sequence is in its content, too."""
+    return Codebook(
+        tower=tower,
+        teacher="sha256:" + 64 * "9",
+        num_frames=80,
+        scale=np.array([1, 2], np.float32),
+        mean=np.full((num_tokens, 2), sequence % 1000, np.float16),
+        forward=np.array([[1], [0]], np.float16),
+        inverse=np.array([[1, 0]], np.float16),
+        positions=np.eye(num_tokens, dtype=np.float16),
+        sizes=np.ones((num_tokens, 1), np.float16),
+        sequence=sequence,
+    )
+
+
+def codebook_file(made: Codebook) -> bytes:
+    out = BytesIO()
+    write_codebook(out, made)
+    return out.getvalue()
 
 
 def file_of(update: Update) -> bytes:
