@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.datasets import LabelledQuestion
+from cdcca_cli.datasets import Frame, LabelledQuestion
 from cdcca_cli.distillation import calibration
 from cdcca_cli.distillation.calibration import Sample
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.decoding import right_padded
+from cdcca_cli.payloads import pictures
+from cdcca_cli.skipped import Skipped
+from tests import tiny
 
 QUESTIONS = [
     LabelledQuestion("q", "how many circles?", "vqa"),
@@ -94,11 +97,11 @@ def test_a_codebook_from_frames(blip2_llama: Path) -> None:
     teacher = load(blip2_llama, compute="cpu")
     settings = CalibrationSettings(vectors=4)
     first, second = sample(teacher, 12), sample(teacher, 4, seed=1)
-    made = calibration.calibrate(teacher, teacher.tower_digest, first, second, settings)
-    again = calibration.calibrate(teacher, teacher.tower_digest, first, second, settings)
+    made = calibration.calibrate(teacher, teacher, first, second, settings, 4)
+    again = calibration.calibrate(teacher, teacher, first, second, settings, 4)
     assert made.digest == again.digest
     assert (made.tower, made.teacher) == (teacher.tower_digest, teacher.digest)
-    assert (made.num_frames, made.num_tokens) == (12, teacher.num_tokens)
+    assert (made.sequence, made.num_frames, made.num_tokens) == (4, 12, teacher.num_tokens)
     points = made.curve.tokens
     assert [point.step for point in points] == [float(np.float32(s)) for s in calibration.STEPS]
     bits = [point.bits for point in points]
@@ -108,11 +111,39 @@ def test_a_codebook_from_frames(blip2_llama: Path) -> None:
     assert "step" in calibration.summary(made)
 
 
+def test_pictures_are_measured_as_the_cloud_opens_them(blip2_llama: Path, tmp_path: Path) -> None:
+    """Each point is what one picture a frame, through the tower, changes and takes."""
+    teacher = load(blip2_llama, compute="cpu")
+    frames = []
+    for number, image in enumerate(tiny.images(3, seed=1)):
+        image.save(tmp_path / f"{number}.png")
+        frames.append(Frame(f"{number}", tmp_path / f"{number}.png", QUESTIONS[:2]))
+    found = calibration.sample_of(
+        teacher, frames, Skipped(strict=True), qualities={"image/webp": (5, 90)}
+    )
+    made = calibration.calibrate(
+        teacher, teacher, sample(teacher, 8), found, CalibrationSettings(vectors=2)
+    )
+    worst, best = made.curve.frames
+    assert (worst.media, worst.quality, best.quality) == ("image/webp", 5, 90)
+    sizes = [len(picture.data) for picture in found.pictures["image/webp", 90]]
+    assert worst.bytes < best.bytes == np.mean(sizes)
+    assert worst.loss > best.loss > 0
+
+    def seen(row: int) -> np.ndarray:
+        image = pictures.decode(found.pictures["image/webp", 5][row])
+        with torch.no_grad():
+            return teacher.vision_tokens(teacher.preprocess([image]))[0].numpy()
+
+    (expected,) = calibration.changes(teacher, found, [seen], 2)
+    assert worst.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
 def test_what_cannot_be_calibrated(blip2_llama: Path, instructblip: Path) -> None:
     teacher = load(blip2_llama, compute="cpu")
     given = sample(teacher)
     with pytest.raises(BadData, match="shares the student's tower"):
-        calibration.calibrate(teacher, "sha256:" + "0" * 64, given, given)
+        calibration.calibrate(teacher, load(instructblip, compute="cpu"), given, given)
     with pytest.raises(BadData, match="no question"):
         calibration.changes(teacher, Sample(given.tokens, [[]] * 6), [], 4)
     reading = load(instructblip, compute="cpu")
