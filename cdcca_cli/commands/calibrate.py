@@ -1,4 +1,4 @@
-"""`cdcca calibrate`: frames to a codebook, on the cloud."""
+"""`cdcca calibrate`: frames to a codebook, by which sample codes tokens."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,9 +76,11 @@ def command(
         made_from, measured = calibration.divide(frames, others, lambda frame: frame.id, how)
         skipped = Skipped(strict=strict)
         small = load_device(mirror, compute=on.compute, dtype=on.dtype)
-        first = calibration.tokens_of(small, made_from, skipped)
-        second = calibration.tokens_of(small, measured, skipped)
+        first = calibration.sample_of(small, made_from, skipped)
+        second = calibration.sample_of(small, measured, skipped, qualities=calibration.QUALITIES)
         large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
-        made = calibration.calibrate(large, small.tower_digest, first, second, how)
+        before = mirror.codebook_slot
+        sequence = 0 if before is None else before.sequence + 1
+        made = calibration.calibrate(large, small, first, second, how, sequence)
         num_bytes = write_codebook(out, signatures.sign(made, private))
     streams.summary(f"{calibration.summary(made)}, {num_bytes:,} bytes{skipped}")

@@ -22,13 +22,14 @@ inputs of the connector among them, A answer tokens, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
@@ -37,16 +38,17 @@ from cdcca_cli.distillation.evaluation import agreement
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy, forward_kl
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData, MissingInput
-from cdcca_cli.formats.codebook import Codebook, Curve, TokenPoint
+from cdcca_cli.formats.codebook import Codebook, Curve, PicturePoint, TokenPoint
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.shard import Question
+from cdcca_cli.formats.shard import Picture, Question
 from cdcca_cli.models import LoadedModel, Spliced
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.numerics import columns
-from cdcca_cli.payloads import klt
+from cdcca_cli.payloads import klt, pictures
 from cdcca_cli.skipped import Skipped
 
+QUALITIES = {pictures.AVIF: (30, 40, 50, 60, 75, 90), pictures.WEBP: (25, 50, 75, 90)}
 STEPS = (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.5)
 _FRAMES_AT_ONCE = 8
 _SHOWN_LOSS = 0.01
@@ -61,10 +63,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample:
-    """Frames to calibrate on. tokens: (F, N, C). questions: of each frame; labels are not read."""
+    """Frames to calibrate on. tokens: (F, N, C). questions: of each frame; labels are not read.
+
+    pictures: of each frame, by media type and quality; for those that the curve is measured on.
+    """
 
     tokens: Tokens
     questions: Sequence[Sequence[Asked]]
+    pictures: Mapping[tuple[str, int], Sequence[Picture]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,42 +109,63 @@ def divide(
     return ranked[:cut], measured[: settings.evaluated]
 
 
-def tokens_of(student: LoadedModel, frames: Sequence[Frame], skipped: Skipped) -> Sample:
+def sample_of(
+    student: LoadedModel,
+    frames: Sequence[Frame],
+    skipped: Skipped,
+    *,
+    qualities: Mapping[str, Sequence[int]] | None = None,
+) -> Sample:
     """The tokens of these frames by the student's tower, with their questions.
 
+    Args: qualities: of pictures, by media type; those that this Pillow cannot write are left out.
     Raises: BadData, MissingInput for the first bad frame, if it may not be left out, or if all are
         bad.
     """
     tokens, questions = [], []
+    kinds = [(media, one) for media in qualities or {} for one in (qualities or {})[media]]
+    coded: dict[tuple[str, int], list[Picture]] = {
+        kind: [] for kind in kinds if pictures.can_encode(kind[0])
+    }
     for frame in progress.track(frames, description="tokens"):
         try:
-            pixels_13HW = student.preprocess([load_image(frame)])
+            image = load_image(frame)
+            pixels_13HW = student.preprocess([image])
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             continue
         skipped.num_sound += 1
-        with torch.no_grad():
-            tokens.append(student.vision_tokens(pixels_13HW)[0].float().cpu().numpy())
+        tokens.append(_tokens(student, pixels_13HW))
         questions.append(frame.questions)
+        for (media, quality), found in coded.items():
+            found.append(pictures.encode(student.seen(image), media, quality))
     if not tokens:
         raise BadData(f"nothing is left of {len(frames)} frames")
-    return Sample(np.stack(tokens), questions)
+    return Sample(np.stack(tokens), questions, coded)
+
+
+@torch.no_grad()
+def _tokens(student: LoadedModel, pixels_13HW: Tensor) -> Tokens:
+    tokens: Tokens = student.vision_tokens(pixels_13HW)[0].float().cpu().numpy()
+    return tokens
 
 
 def calibrate(
     teacher: LoadedModel,
-    tower: str,
+    student: LoadedModel,
     made_from: Sample,
     evaluated: Sample,
     settings: CalibrationSettings | None = None,
+    sequence: int = 0,
 ) -> Codebook:
     """A codebook made from some frames, with its curve on others; not signed.
 
-    Args: tower: digest of the vision tower that made the tokens.
+    Args: student: whose tower made the tokens. sequence: above that of the codebook before.
     Raises: BadData for another tower than the teacher's, a question that is too long for the
         teacher, or tokens of which no codebook can be made.
     """
     settings = settings or CalibrationSettings()
+    tower = student.tower_digest
     if tower != teacher.tower_digest:
         raise BadData(
             f"the tokens come from the vision tower {short(tower)}, the teacher's is "
@@ -148,8 +175,8 @@ def calibrate(
     fitted = transform.fit(made_from.tokens, weight_CC, settings.components)
     arrays: dict[str, Any] = fitted.arrays()
     codebook = Codebook(tower, teacher.digest, len(made_from.tokens), **arrays)
-    points = curve(teacher, codebook, evaluated, settings.batch_size)
-    return replace(codebook, curve=Curve(points))
+    found = curve(teacher, student, codebook, evaluated, settings.batch_size)
+    return replace(codebook, curve=found, sequence=sequence)
 
 
 def summary(codebook: Codebook) -> str:
@@ -206,9 +233,16 @@ def _prompts(
 
 
 def curve(
-    teacher: LoadedModel, codebook: Codebook, sample: Sample, batch_size: int
-) -> tuple[TokenPoint, ...]:
-    """What each of STEPS costs and changes on these frames, coded as one stream."""
+    teacher: LoadedModel,
+    student: LoadedModel,
+    codebook: Codebook,
+    sample: Sample,
+    batch_size: int,
+) -> Curve:
+    """What each of STEPS, and each kind of picture in the sample, costs and changes.
+
+    The codes of all frames are one stream. A picture goes through the student's tower.
+    """
     positions_N = np.arange(codebook.num_tokens)
     steps = [float(np.float32(step)) for step in STEPS]
     codes = {
@@ -219,13 +253,23 @@ def curve(
     def coded(step: float) -> Coded:
         return lambda place: klt.decode(codes[step][place], positions_N, codebook, step)
 
-    changed = changes(teacher, sample, [coded(step) for step in steps], batch_size)
+    def seen(found: Sequence[Picture]) -> Coded:
+        return lambda place: _tokens(student, student.preprocess([pictures.decode(found[place])]))
+
+    ways = [*map(coded, steps), *map(seen, sample.pictures.values())]
+    changed = iter(changes(teacher, sample, ways, batch_size))
     points = []
-    for step, change in zip(steps, changed, strict=True):
+    for step in steps:
+        change = next(changed)
         num_bytes = len(columns.pack(np.concatenate(codes[step]))) / len(sample.tokens)
         bits = 8 * num_bytes / sample.tokens[0].size
         points.append(TokenPoint(step, bits, num_bytes, change.loss, change.agreement))
-    return tuple(points)
+    frames = []
+    for (media, quality), found in sample.pictures.items():
+        change = next(changed)
+        num_bytes = float(np.mean([len(picture.data) for picture in found]))
+        frames.append(PicturePoint(media, quality, num_bytes, change.loss, change.agreement))
+    return Curve(tuple(points), tuple(frames))
 
 
 # ---------------------------------------------------------------- the teacher's answers

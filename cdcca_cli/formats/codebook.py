@@ -30,7 +30,7 @@ A record (`records`) of at most 64 MiB. Shapes: N visual tokens, C channels, K c
                 `records.dump_json` writes it
 
 `loss` is the relative change of the teacher's loss, `agreement` the share of its answers that stay
-the same, 0 to 1 (`uplink.calibration`). The digest of a codebook is SHA-256 of what is signed.
+the same, 0 to 1 (`distillation.calibration`). A codebook's digest is SHA-256 of what is signed.
 """
 
 import hashlib
