@@ -19,10 +19,9 @@ CODED = (AVIF, WEBP, JPEG)
 """The media types that `encode` makes; the others are of files as a camera wrote them."""
 QUALITY = {AVIF: 50, WEBP: 75, JPEG: 50}
 """The default by media type: at each the shipped tower's tokens change by 6 to 7 % of their
-variance (`examples/benchmarks/pictures.py`). The teacher's loss grows by 4 % (standard error 5) with
-AVIF at 50, and by 18 % (9) at 40."""
-# 4:4:4: up to 14 % fewer bytes than 4:2:0 at the same change of the shipped tower's tokens, at these
-# qualities and below; on photographs as many at the same PSNR.
+variance (`examples/benchmarks/pictures.py`)."""
+# 4:4:4: up to 14 % fewer bytes than 4:2:0 at the same change of those tokens, at these qualities
+# and below; on photographs as many at the same PSNR.
 # One thread and no tiles: the same bytes on any number of cores.
 _OPTIONS: dict[str, dict[str, Any]] = {
     AVIF: {"speed": 6, "subsampling": "4:4:4", "max_threads": 1, "autotiling": False},
@@ -96,7 +95,7 @@ def original(file: bytes, image: "Image", smaller_than: int) -> Picture | None:
         if len(found.data) >= smaller_than or found.size != image.size:
             return None
         is_same = decode(found).tobytes() == image.tobytes()
-    except BadData:
+    except (BadData, Unavailable):
         return None
     return found if is_same else None
 
