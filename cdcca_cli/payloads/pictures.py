@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 AVIF, WEBP, JPEG, _ = MEDIA
 CODED = (AVIF, WEBP, JPEG)
 """The media types that `encode` makes; the others are of files as a camera wrote them."""
-DEFAULT_MEDIA, DEFAULT_QUALITY = AVIF, 50
-# 4:4:4: at the same error of the tower's tokens fewer bytes than 4:2:0 (2 to 14 %).
+QUALITY = {AVIF: 50, WEBP: 75, JPEG: 50}
+"""The default by media type: at each the shipped tower's tokens change by 6 to 7 % of their
+variance (`examples/benchmarks/pictures.py`)."""
+# 4:4:4: up to 14 % fewer bytes than 4:2:0 at the same change of those tokens, at these qualities
+# and below; on photographs as many at the same PSNR.
 # One thread and no tiles: the same bytes on any number of cores.
 _OPTIONS: dict[str, dict[str, Any]] = {
     AVIF: {"speed": 6, "subsampling": "4:4:4", "max_threads": 1, "autotiling": False},
     WEBP: {"method": 6},
     JPEG: {"optimize": True, "progressive": False, "subsampling": "4:4:4"},
 }
-
-
 CURE = "pip install 'pillow>=11.3'"
 
 
@@ -38,8 +39,10 @@ def can_encode(media: str) -> bool:
     return _name(media) in Image.SAVE
 
 
-def encode(image: "Image", media: str = DEFAULT_MEDIA, quality: int = DEFAULT_QUALITY) -> Picture:
-    """The picture as a file of this media type, without metadata. quality: 1 to 100.
+def encode(image: "Image", media: str = AVIF, quality: int | None = None) -> Picture:
+    """The picture as a file of this media type, without metadata.
+
+    Args: quality: 1 to 100; None: QUALITY of the media type.
 
     Raises: Unavailable without an encoder; BadData if the picture is too large.
     """
@@ -47,7 +50,8 @@ def encode(image: "Image", media: str = DEFAULT_MEDIA, quality: int = DEFAULT_QU
         raise Unavailable(f"this Pillow cannot write {media}: {CURE}")
     plain, out = image.convert("RGB"), io.BytesIO()
     plain.info = {}  # where Pillow keeps comments and colour profiles
-    plain.save(out, _name(media), quality=quality, **_OPTIONS[media])
+    chosen = QUALITY[media] if quality is None else quality
+    plain.save(out, _name(media), quality=chosen, **_OPTIONS[media])
     return bare(out.getvalue())
 
 
@@ -55,7 +59,7 @@ def decode(picture: Picture) -> "Image":
     """The pixels, in RGB.
 
     Raises: BadData unless the file is whole, bare (`formats.pictures`), and of the media type and
-        size that the picture declares.
+        size that the picture declares; Unavailable without a decoder.
     """
     found = bare(picture.data)
     if found.media != picture.media:
@@ -65,6 +69,11 @@ def decode(picture: Picture) -> "Image":
         raise BadData(f"a picture declared as {declared} is {real} pixels")
     if found.data != picture.data:
         raise BadData(f"{found.media} that holds more than its picture")
+    from PIL import Image
+
+    Image.init()
+    if _name(found.media) not in Image.OPEN:
+        raise Unavailable(f"this Pillow cannot read {found.media}: {CURE}")
     with opened(found.data, [_name(found.media)], found.media) as image:
         if image.size != found.size or image.has_transparency_data:
             raise BadData(f"{found.media} of another size than its header, or transparent")
@@ -86,7 +95,7 @@ def original(file: bytes, image: "Image", smaller_than: int) -> Picture | None:
         if len(found.data) >= smaller_than or found.size != image.size:
             return None
         is_same = decode(found).tobytes() == image.tobytes()
-    except BadData:
+    except (BadData, Unavailable):
         return None
     return found if is_same else None
 

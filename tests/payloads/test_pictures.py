@@ -89,11 +89,19 @@ def test_too_large_to_be_coded() -> None:
             encode(Image.new("RGB", size), JPEG)
 
 
-def test_without_an_avif_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.init()
+def test_without_avif(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = encode(photo())
     monkeypatch.delitem(Image.SAVE, "AVIF")
-    with pytest.raises(Unavailable, match="image/avif"):
-        encode(photo(), AVIF)
+    with pytest.raises(Unavailable, match="cannot write image/avif: pip install"):
+        encode(photo())
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    with pytest.raises(Unavailable, match="cannot read image/avif: pip install"):
+        decode(picture)
+
+
+def test_the_defaults() -> None:
+    assert encode(photo()) == encode(photo(), AVIF, 50)
+    assert encode(photo(), WEBP) == encode(photo(), WEBP, 75)
 
 
 # ---------------------------------------------------------------- opening
