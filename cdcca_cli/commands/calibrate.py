@@ -1,5 +1,6 @@
 """`cdcca calibrate`: frames to a codebook, on the cloud."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +52,8 @@ def command(
     It codes finely what the large model looks at, and coarsely the rest. Needed are frames like the
     device's, about 200, with questions and without labels. What each step costs, and how much it
     changes the large model's answers, is measured on frames that the codebook is not made from;
-    the nearer these are to what the device will see, the truer.
+    the nearer these are to what the device will see, the truer. It gets the sequence after the
+    mirror's codebook, so apply it to the device and to the mirror.
 
     Example: cdcca calibrate frames/ --student mirror/ --teacher t/ -o tokens.codebook
     """
@@ -80,5 +82,6 @@ def command(
         second = calibration.tokens_of(small, measured, skipped)
         large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
         made = calibration.calibrate(large, small.tower_digest, first, second, how)
+        made = replace(made, sequence=mirror.next_codebook)
         num_bytes = write_codebook(out, signatures.sign(made, private))
     streams.summary(f"{calibration.summary(made)}, {num_bytes:,} bytes{skipped}")
