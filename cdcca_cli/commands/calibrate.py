@@ -1,4 +1,4 @@
-"""`cdcca calibrate`: frames to a codebook, on the cloud."""
+"""`cdcca calibrate`: frames to a codebook, by which sample codes tokens."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 FLOOR = 1e-4
 """The least that a direction counts, relative to the one that counts most."""
 FINEST_STEP = 0.5
+_FARTHEST_MEAN = 2.0**-15  # scales in a mean that 16 bits hold
+_SMALLEST_SCALE = 2.0**-24  # of a channel that does not vary, relative to the largest
 _NEVER_SHOWN = 0.25  # a component of a smaller deviation, in steps, is rounded to zero in 95 %
 
 
@@ -47,7 +49,7 @@ class Transform:
 def fit(tokens_FNC: NDArray[np.floating], weight_CC: Floats, components: int | None) -> Transform:
     """The transform for tokens whose error counts by `weight_CC`.
 
-        x = (tokens - position means) / scale           deviations are 1
+        x = (tokens - position means) / scale           deviations are 1, of dead channels less
         R = W^(1/2), eigenvalues at least FLOOR of the largest; W in the same units
         cov(R x) = U diag(e) U',  e descending,  u^2 = mean(e)
         A = R U / u,  B = u U' R^-1                     mean variance of A' x is 1
@@ -62,7 +64,8 @@ def fit(tokens_FNC: NDArray[np.floating], weight_CC: Floats, components: int | N
     scale_C = np.sqrt(np.square(x_FNC).mean((0, 1)))
     if not (scale_C.max(initial=0) > 0 and np.isfinite(scale_C).all()):
         raise BadData("the frames have the same tokens, or tokens that are not finite")
-    scale_C = np.maximum(scale_C, scale_C.max() * 2.0**-24).astype(np.float32).astype(np.float64)
+    least_C = np.maximum(np.abs(mean_NC).max(0) * _FARTHEST_MEAN, scale_C.max() * _SMALLEST_SCALE)
+    scale_C = np.maximum(scale_C, least_C).astype(np.float32).astype(np.float64)
     x_FNC /= scale_C
     weights, axes = np.linalg.eigh(weight_CC * scale_C * scale_C[:, None])
     if not weights[-1] > 0:

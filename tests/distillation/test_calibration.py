@@ -1,0 +1,143 @@
+"""Calibration: the sensitivity against a full Jacobian, the loss against its definition."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli.datasets import LabelledQuestion
+from cdcca_cli.distillation import calibration
+from cdcca_cli.distillation.calibration import Sample
+from cdcca_cli.distillation.settings import CalibrationSettings
+from cdcca_cli.errors import BadData
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.decoding import right_padded
+
+QUESTIONS = [
+    LabelledQuestion("q", "how many circles?", "vqa"),
+    LabelledQuestion("r", "what colour is the square?", "vqa"),
+    LabelledQuestion("c"),
+]
+KINDS = ["blip2_llama", "instructblip", "llava", "blip2_t5"]
+
+
+@pytest.fixture(params=KINDS)
+def teacher(request: pytest.FixtureRequest) -> LoadedModel:
+    return load(request.getfixturevalue(request.param), compute="cpu")
+
+
+def sample(teacher: LoadedModel, count: int = 6, seed: int = 0) -> Sample:
+    channels = teacher.module.config.vision_config.hidden_size
+    shape = (count, teacher.num_tokens, channels)
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return Sample(values, [QUESTIONS[row % 2 :] for row in range(count)])
+
+
+SETTINGS = CalibrationSettings(vectors=300)
+
+
+def test_sensitivity_is_that_of_the_full_jacobian(teacher: LoadedModel) -> None:
+    """W = mean of J'J over one frame's one question, J by torch's own Jacobian."""
+    one = replace(sample(teacher, 1), questions=[QUESTIONS[:1]])
+    prompts = [teacher.format_prompt(QUESTIONS[0].prompt, "vqa")]
+    full = torch.autograd.functional.jacobian(
+        lambda tokens: teacher.queries(tokens, prompts=prompts), torch.from_numpy(one.tokens)
+    )
+    rows = full.reshape(-1, *one.tokens.shape[1:]).double().numpy()
+    expected = np.einsum("qnc,qnd->cd", rows, rows)
+    expected /= np.trace(expected)
+    found = calibration.sensitivity(teacher, one, SETTINGS)
+    assert np.isclose(np.trace(found), 1) and np.allclose(found, found.T)
+    assert np.linalg.norm(found - expected) < 0.25 * np.linalg.norm(expected)
+
+
+def test_loss_and_agreement_by_their_definition(teacher: LoadedModel) -> None:
+    """One question at a time, without batches, in float64: KL over answer tokens, and the loss of
+    the greedy answer."""
+    given = sample(teacher, 3)
+    noise = np.random.default_rng(1).standard_normal(given.tokens.shape).astype(np.float32)
+    ways = [given.tokens, given.tokens + noise / 10, given.tokens + 2 * noise]
+    gaps, own, same = np.zeros(3), 0.0, np.zeros(3)
+    for row, questions in enumerate(given.questions):
+        for one in questions:
+            text = [teacher.format_prompt(one.prompt, one.task)]
+
+            def spliced(tokens_NC: np.ndarray, text: list[str] = text) -> object:
+                queries = teacher.queries(torch.from_numpy(tokens_NC[None]), prompts=text)
+                return teacher.splice(teacher.project(queries), text)
+
+            with torch.no_grad():
+                limit = 16 if one.task == "vqa" else 40
+                ids = teacher.generate(spliced(given.tokens[row]), limit).ids
+                answer = right_padded(ids)
+                p = teacher.forward(spliced(given.tokens[row]), answer).logits[0].double()
+                p = p.log_softmax(-1)
+                own -= float(p.gather(1, answer.T).mean())
+                for number, way in enumerate(ways):
+                    q = teacher.forward(spliced(way[row]), answer).logits[0].double()
+                    q = q.log_softmax(-1)
+                    gaps[number] += float((p.exp() * (p - q)).sum(-1).mean())
+                    same[number] += teacher.generate(spliced(way[row]), limit).ids == ids
+    found = calibration.changes(
+        teacher, given, [lambda row, way=way: way[row] for way in ways], batch_size=4
+    )
+    number = sum(map(len, given.questions))
+    assert [one.loss for one in found] == pytest.approx(gaps / own, rel=1e-3, abs=1e-6)
+    assert [one.agreement for one in found] == pytest.approx(same / number)
+    assert found[0].loss == pytest.approx(0, abs=1e-6) and found[0].agreement == 1
+    assert found[2].loss > found[1].loss > 0
+
+
+def test_a_codebook_from_frames(blip2_llama: Path) -> None:
+    teacher = load(blip2_llama, compute="cpu")
+    settings = CalibrationSettings(vectors=4)
+    first, second = sample(teacher, 12), sample(teacher, 4, seed=1)
+    made = calibration.calibrate(teacher, teacher.tower_digest, first, second, settings)
+    again = calibration.calibrate(teacher, teacher.tower_digest, first, second, settings)
+    assert made.digest == again.digest
+    assert (made.tower, made.teacher) == (teacher.tower_digest, teacher.digest)
+    assert (made.num_frames, made.num_tokens) == (12, teacher.num_tokens)
+    points = made.curve.tokens
+    assert [point.step for point in points] == [float(np.float32(s)) for s in calibration.STEPS]
+    bits = [point.bits for point in points]
+    assert bits == sorted(bits, reverse=True)
+    assert points[0].loss < points[-1].loss
+    assert points[0].bytes * 8 == pytest.approx(points[0].bits * first.tokens[0].size)
+    assert "step" in calibration.summary(made)
+
+
+def test_what_cannot_be_calibrated(blip2_llama: Path, instructblip: Path) -> None:
+    teacher = load(blip2_llama, compute="cpu")
+    given = sample(teacher)
+    with pytest.raises(BadData, match="shares the student's tower"):
+        calibration.calibrate(teacher, "sha256:" + "0" * 64, given, given)
+    with pytest.raises(BadData, match="no question"):
+        calibration.changes(teacher, Sample(given.tokens, [[]] * 6), [], 4)
+    reading = load(instructblip, compute="cpu")
+    with pytest.raises(BadData, match="reads the question"):
+        calibration.sensitivity(reading, Sample(given.tokens, [[]] * 6), SETTINGS)
+
+
+def test_frames_are_divided_by_their_names() -> None:
+    names = [f"{number}.jpg" for number in range(40)]
+    settings = CalibrationSettings(frames=25, evaluated=12)
+
+    def divided(names: list[str], others: list[str] | None = None) -> tuple[list[str], list[str]]:
+        return calibration.divide(names, others, str, settings)
+
+    first, second = divided(names)
+    assert (len(first), len(second)) == (25, 12)
+    assert len({*first, *second}) == 37
+    assert divided(names[::-1]) == (first, second)
+    assert divided(names[:20]) == divided(names[:20], None)
+    assert list(map(len, divided(names[:20]))) == [15, 5]  # a quarter is evaluated on
+    others = [f"other {number}" for number in range(30)]
+    assert list(map(len, divided(names[:20], others))) == [20, 12]
+    assert set(divided(names[:20], others)[1]) <= set(others)
+    for too_few in ([], ["a"]):
+        with pytest.raises(BadData, match="at least 2"):
+            divided(too_few)
+    other_seed = calibration.divide(names, None, str, replace(settings, seed=1))
+    assert other_seed != (first, second)
