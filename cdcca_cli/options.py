@@ -94,6 +94,23 @@ FramesOperand = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _no_dash(param: typer.CallbackParam, value: str) -> str:
+    if value == "-":
+        raise SettingError(param.name or "", settings.NO_DASH, value)
+    return value
+
+
+LiveOperand = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of images, an image, a manifest, an annotation file, a video, the address of "
+        "a stream (rtsp://...) or a camera (/dev/video0)",
+        show_default=False,
+        callback=_no_dash,
+    ),
+]
 Images = Annotated[Path | None, typer.Option(help="Folder that image names are relative to")]
 Prompt = Annotated[
     str | None, typer.Option(help="Question to ask of every frame instead of its own")
@@ -148,15 +165,6 @@ class _Part:
             hint: Any = bool if kind is bool else list[str] if self.repeats(name) else str
             yield _parameter(option, Annotated[hint | None, info])
 
-    def set_option(self) -> Any:
-        """The type of the parameter for `--set`."""
-        option = typer.Option(
-            metavar="NAME=VALUE",
-            help="Setting that tunes one method (repeatable); help: print all of them",
-            autocompletion=completing([*(f"{name}=" for name in self.tuning), "help"]),
-        )
-        return Annotated[list[str] | None, option]
-
     def repeats(self, name: str) -> bool:
         """Whether an option is given once for each value: that of a tuple whose default is ()."""
         return settings.defaults(self.owner).get(name) == ()
@@ -188,31 +196,16 @@ class _Part:
                 found[name] = self.value(name, given[option])
                 tables.pop(name, None)
         # With a method from the command line, settings of other methods in the table are no error.
-        selector = settings.selector(self.owner)
-        counted = found.keys() - (tables if selector in given else {})
+        chosen = any(name in given for name in settings.selectors(self.owner))
+        counted = found.keys() - (tables if chosen else {})
         try:
             made = self.owner(**found)
-            settings.refuse_idle(self.owner, getattr(made, selector, ""), counted)
+            settings.refuse_idle(made, counted)
         except SettingError as error:
             if (source := tables.get(error.name)) is None:
                 raise
             raise toml.refusal(source, self.option(error.name), error.reason, error.value) from None
         return made
-
-    def set_values(self, words: Sequence[str]) -> dict[str, str]:
-        """The values of `--set NAME=VALUE`, by name. Raises: SettingError."""
-        found = {}
-        for word in words:
-            name, equals, value = word.partition("=")
-            if not equals:
-                raise SettingError("set", "expected NAME=VALUE, or help", word)
-            if name in self.names and self.names[name] not in self.tuning:
-                raise SettingError("set", f"expected `{name}`, an option of its own", word)
-            if name not in self.tuning:
-                raise SettingError("set", settings.no_such("setting", name, self.tuning), word)
-            settings.value_of(self.owner, name, value)
-            found[name] = value
-        return found
 
     def help(self) -> str:
         """The tuning settings, a line each."""
@@ -244,27 +237,52 @@ class Expanded:
             else:
                 self.own[parameter.name] = parameter
                 shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        if self.tuned is not None:
-            shown.append(_parameter("set", self.tuned.set_option()))
+        if self.tuned:
+            shown.append(_parameter("set", self._set_option()))
         self.__signature__ = inspect.Signature(shown)
         self.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
 
     def __call__(self, **values: Any) -> Any:
         words = values.pop("set", None) or []
         given = {name: value for name, value in values.items() if value is not None}
-        if self.tuned is not None:
-            if "help" in words:
-                streams.emit(self.tuned.help())
-                return None
-            given |= self.tuned.set_values(words)
+        if "help" in words:
+            streams.emit("\n".join(part.help() for part in self.tuned))
+            return None
+        given |= self._set_values(words)
         built = {name: part.build(given, config.current()) for name, part in self.parts.items()}
         return self.command(**{name: values[name] for name in self.own}, **built)
 
     @property
-    def tuned(self) -> _Part | None:
+    def tuned(self) -> list[_Part]:
         """The settings that `--set` takes values of."""
-        parts = (part for part in self.parts.values() if part.is_whole and part.tuning)
-        return next(parts, None)
+        return [part for part in self.parts.values() if part.is_whole and part.tuning]
+
+    def _set_option(self) -> Any:
+        """The type of the parameter for `--set`."""
+        names = [name for part in self.tuned for name in part.tuning]
+        option = typer.Option(
+            metavar="NAME=VALUE",
+            help="Setting that tunes one method (repeatable); help: print all of them",
+            autocompletion=completing([*(f"{name}=" for name in names), "help"]),
+        )
+        return Annotated[list[str] | None, option]
+
+    def _set_values(self, words: Sequence[str]) -> dict[str, str]:
+        """The values of `--set NAME=VALUE`, by name. Raises: SettingError."""
+        owners = {name: part.owner for part in self.tuned for name in part.tuning}
+        known = {option: name for part in self.tuned for option, name in part.names.items()}
+        found = {}
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise SettingError("set", "expected NAME=VALUE, or help", word)
+            if name in known and known[name] not in owners:
+                raise SettingError("set", f"expected `{name}`, an option of its own", word)
+            if name not in owners:
+                raise SettingError("set", settings.no_such("setting", name, list(owners)), word)
+            settings.value_of(owners[name], name, value)
+            found[name] = value
+        return found
 
     @property
     def tables(self) -> set[str]:

@@ -125,19 +125,28 @@ def check(settings: Any) -> None:
                 raise SettingError(name, f"expected {known.expected()}", one)
 
 
-def selector(owner: type) -> str:
-    """The setting whose values `Setting.methods` lists: `method`, or the class's SELECTOR."""
-    return str(getattr(owner, "SELECTOR", "method"))
+def selectors(owner: type) -> tuple[str, ...]:
+    """The settings whose values `Setting.methods` lists: `method`, or the class's SELECTOR."""
+    return tuple(getattr(owner, "SELECTOR", ("method",)))
 
 
-def refuse_idle(owner: type, method: str, given: Collection[str]) -> None:
-    """Refuse a setting that was given and does nothing with this method. Raises: SettingError."""
-    for name, known in described(owner).items():
-        if name in given and known.methods is not None and method not in known.methods:
-            allowed = ", ".join(known.methods)
-            raise SettingError(
-                name, f"does nothing with `{selector(owner)}` {method}: it is for {allowed}"
+def refuse_idle(made: Any, given: Collection[str]) -> None:
+    """Refuse a setting that was given and does nothing with the methods of `made`.
+
+    Raises: SettingError.
+    """
+    methods = {name: getattr(made, name) for name in selectors(type(made)) if hasattr(made, name)}
+    for name, known in described(type(made)).items():
+        if name in given and known.methods and not {*known.methods} & {*methods.values()}:
+            # Of several selectors those count that have one of the methods among their choices.
+            allowed, settings = {*known.methods}, described(type(made))
+            idle = " and ".join(
+                f"`{one}` {method}"
+                for one, method in methods.items()
+                if len(methods) == 1 or allowed & {*(settings[one].choices or ())}
             )
+            words = ", ".join(known.methods)
+            raise SettingError(name, f"does nothing with {idle}: it is for {words}")
 
 
 def value_of(owner: type, name: str, text: str) -> Any:

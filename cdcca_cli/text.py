@@ -1,4 +1,4 @@
-"""Untrusted text: JSON, amounts such as `10%` and `64KiB`, and whether it is UTF-8.
+"""Untrusted text: JSON, amounts such as `10%`, `64KiB` and `5s`, and whether it is UTF-8.
 
 JSON is accepted if it is UTF-8, no object has a key twice, every number is finite, a whole number
 has at most 64 digits, at most 64 containers are nested, and no text has a lone surrogate
@@ -110,6 +110,7 @@ def is_text(value: str) -> bool:
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMG", 1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMG", 1)}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
 
 
@@ -153,6 +154,14 @@ def parse_bytes(text: str) -> int:
         if num_bytes > 0:
             return num_bytes
     raise ValueError("expected bytes above 0, like 65536, 64KiB or 800KB")
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time above 0 in seconds: `5s`, `200ms`, `1.5h`, `7d`, `30`. Raises: ValueError."""
+    match = re.fullmatch(rf"({_NUMBER})\s*(ms|s|m|min|h|d|)", text.strip())
+    if match is not None and float(match[1]) > 0:
+        return float(match[1]) * _SECONDS[match[2]]
+    raise ValueError("expected a time above 0, like 5s, 200ms, 10m, 1h or 7d")
 
 
 def parse_share(text: str, largest: float = 1.0) -> float:

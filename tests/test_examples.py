@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli import streams
-from cdcca_cli.formats.shard import read_shards
+from cdcca_cli.formats.shard_stream import read_shards
 from tests import fork_server
 from tests.shipped import few_frames
 

@@ -22,8 +22,8 @@ LAYERS = {
     "scoring": 2,
     "models": 1,
     "datasets": 1,
-    "formats": 1,
     "payloads": 1,
+    "formats": 1,
     "inspection": 3,
     "numerics": 0,
     "families": 0,
@@ -40,7 +40,12 @@ LAYERS = {
     "__init__": 0,
 }
 # Within one layer: who may import whom.
-WITHIN = {("models", "formats"), ("datasets", "formats"), ("payloads", "formats")}
+WITHIN = {
+    ("models", "formats"),
+    ("datasets", "formats"),
+    ("payloads", "formats"),
+    ("payloads", "models"),
+}
 WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), ("text", "files")}
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {

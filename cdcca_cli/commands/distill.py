@@ -117,6 +117,7 @@ def command(
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=_read(replay or [], replayed, skipped),
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
+            skipped=skipped,
         )
         write_adaptation(out, adaptation)
         if peft is not None and is_first:
@@ -131,7 +132,7 @@ def _read(
     paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: "Skipped"
 ) -> "Iterator[Shard]":
     """The shards of several streams, without those that have values that are not finite."""
-    from cdcca_cli.formats.shard import read_shards
+    from cdcca_cli.formats.shard_stream import read_shards
 
     refused = partial(skipped.add, "shard")
     for path, source in zip(paths, sources, strict=True):

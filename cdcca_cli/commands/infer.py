@@ -2,19 +2,20 @@
 
 from cdcca_cli import progress, streams
 from cdcca_cli.config import Runtime
-from cdcca_cli.options import Device, FramesOperand, Images, Output, Prompt, Quiet, Strict, Task
-from cdcca_cli.uplink.settings import AnswerSettings
+from cdcca_cli.options import Device, Images, LiveOperand, Output, Prompt, Quiet, Strict, Task
+from cdcca_cli.uplink.settings import AnswerSettings, CaptureSettings
 
 
 def command(
     *,
-    frames: FramesOperand,
+    frames: LiveOperand,
     device: Device = None,
     strict: Strict = False,
     prompt: Prompt = None,
     task: Task = None,
     images: Images = None,
     how: AnswerSettings,
+    take: CaptureSettings,
     on: Runtime,
     output: Output = None,
     quiet: Quiet = False,
@@ -23,16 +24,24 @@ def command(
 
     Predictions are JSON lines, one per question, in the order of the frames: a free answer, the
     entropy of its tokens in nats, and for a question with choices the likelihood of each of them.
-    A frame that cannot be read is named and left out.
+    A frame that cannot be read is named and left out. A camera or stream is answered as it comes,
+    the newest frame each time, until --duration has passed or Ctrl-C ends it; exit code 0.
 
     Example: cdcca infer frames/ -m device/ --prompt 'What is on the road?' | jq .answer
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
-    from cdcca_cli.datasets import read_frames
+    from cdcca_cli.datasets import num_frames, open_frames
     from cdcca_cli.formats.predictions import encode_line
 
-    source = read_frames(frames, images=images, prompt=prompt, task=task)
+    source = open_frames(
+        frames,
+        images=images,
+        prompt=prompt,
+        task=task,
+        every=take.every,
+        duration=take.duration,
+    )
     on.set_threads()
 
     from cdcca_cli.models import load_device
@@ -41,7 +50,7 @@ def command(
     from cdcca_cli.uplink.answers import answer_frames
 
     model = load_device(config.device(device), compute=on.compute, dtype=on.dtype)
-    skipped = Skipped(strict=strict or len(source) == 1)
+    skipped = Skipped(strict=strict or num_frames(source) == 1)
     with streams.text_output(output) as out:
         tracked = progress.track(source, description="infer")
         for prediction in answer_frames(model, tracked, how, skipped):
@@ -50,5 +59,5 @@ def command(
         skipped.refuse_if_all()
     streams.summary(
         f"{counted(skipped.num_sound, 'question')} answered about "
-        f"{counted(len(source), 'frame')}{skipped}"
+        f"{counted(num_frames(source) or 0, 'frame')}{skipped}"
     )

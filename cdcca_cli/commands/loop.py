@@ -11,7 +11,7 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import SettingError
 from cdcca_cli.options import Device, FramesOperand, Images, Json, Only, Quiet, Sign, Teacher
-from cdcca_cli.uplink.settings import SampleSettings
+from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 
 def command(
@@ -32,6 +32,9 @@ def command(
         Path | None, typer.Option(help="Folder that the probe's image names are relative to")
     ] = None,
     sample: Annotated[SampleSettings, Only("sample", ("top", "keep", "seed", "batch_size"))],
+    coding: Annotated[
+        PayloadSettings, Only("sample", ("payload", "codec", "step", "max_loss", "quality"))
+    ],
     distill: Annotated[
         DistillSettings,
         Only("distill", ("method", "cache", "epochs", "lr", "seed", "batch_size")),
@@ -76,7 +79,7 @@ def command(
         config.device(device),
         None if student is None else config.device(student, "student"),
         config.teacher(teacher),
-        loop.RoundSettings(sample, distill, compress, tuple(keys)),
+        loop.RoundSettings(sample, coding, distill, compress, tuple(keys)),
         work,
         on,
     )

@@ -11,15 +11,15 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.options import (
     Device,
     Force,
-    FramesOperand,
     Images,
+    LiveOperand,
     Output,
     Prompt,
     Quiet,
     Strict,
     Task,
 )
-from cdcca_cli.uplink.settings import SampleSettings
+from cdcca_cli.uplink.settings import CaptureSettings, PayloadSettings, SampleSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.predictions import Prediction
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    frames: FramesOperand,
+    frames: LiveOperand,
     device: Device = None,
     strict: Strict = False,
     predictions: Annotated[
@@ -35,12 +35,14 @@ def command(
         typer.Option(help="File of infer to take entropies from, instead of answering; - is stdin"),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="File that records the frames seen, to skip them next time")
+        Path | None, typer.Option(help="File that records what was seen and sent, to go on from it")
     ] = None,
     prompt: Prompt = None,
     task: Task = None,
     images: Images = None,
     how: SampleSettings,
+    take: CaptureSettings,
+    coding: PayloadSettings,
     on: Runtime,
     output: Output = None,
     force: Force = False,
@@ -56,34 +58,52 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
-    from cdcca_cli.datasets import read_frames
-    from cdcca_cli.formats import shard
+    from cdcca_cli.datasets import num_frames, open_frames
+    from cdcca_cli.formats import shard_stream
     from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
-    source = Seen(read_frames(frames, images=images, prompt=prompt, task=task), state)
+    opened = open_frames(
+        frames,
+        images=images,
+        prompt=prompt,
+        task=task,
+        every=take.every,
+        duration=take.duration,
+    )
+    source = Seen(opened, state)
+    new = source.frames
     on.set_threads()
 
     from cdcca_cli.models import load_device
+    from cdcca_cli.uplink.coding import Coder
     from cdcca_cli.uplink.sampling import sample_frames
 
-    skipped = Skipped(strict=strict or (state is None and len(source) == 1))
+    skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
     with (
         streams.binary_output(output, "uplink.tokens", force=force) as out,
-        shard.writer(out) as write,
+        shard_stream.writer(out) as write,
     ):
-        sizes = []
-        if len(source):
+        num_picked = 0
+        if num_frames(new) != 0:
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
-            sizes = [write(item) for item in sample_frames(model, source, how, earlier, skipped)]
+            coder = Coder(model, coding, folder.codebook())
+            if coder.note:
+                streams.message(coder.note)
+            for coded in sample_frames(
+                model, new, how, earlier, skipped, coder, source.running, source.sent
+            ):
+                write(coded.shard, coded.picture)
+                num_picked += 1
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
     source.save()
     streams.summary(
-        f"{len(sizes):,} of {len(source):,} frames picked, {sum(sizes):,} bytes of shards{skipped}"
+        f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
+        f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"
     )
 
 

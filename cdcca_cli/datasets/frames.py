@@ -1,7 +1,7 @@
 """Frames: an image with the questions about it, and the pixels of the image.
 
 Labels (the correct choice, ten answers, captions) belong to the questions; they are for scoring and
-are never sent. `pictures`, `video` and `sources` know the file formats.
+are never sent. `pictures`, `video`, `live` and `sources` know the formats.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ from cdcca_cli.text import is_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from cdcca_cli.datasets.live import Capture
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -47,7 +49,9 @@ class Frame:
     """One image and the questions about it. image: the file; of a video, with a `position` in it.
 
     id: unique in its source: the path in its folder or manifest, the image id of an annotation
-    file, or `clip.mp4#12` for a frame of a video.
+    file, `clip.mp4#12` for a frame of a video, or `camera/1@2026-11-27T10:00:00.000Z`.
+    time: of its capture, in seconds since 1970, if the source has one.
+    capture: the picture itself, if there is no file: of a live source.
     """
 
     id: str
@@ -55,6 +59,8 @@ class Frame:
     questions: list[LabelledQuestion] = field(default_factory=list)
     domain: str | None = None
     position: int | None = None
+    time: float | None = None
+    capture: "Capture | None" = None
 
 
 class Items(Protocol[T_co]):
@@ -88,6 +94,8 @@ def load_image(frame: Frame) -> "Image":
     """
     if not is_text(frame.id):
         raise BadData(f"{frame.id}: its name is not UTF-8: rename the file")
+    if frame.capture is not None:
+        return frame.capture.load(frame.id)
     if frame.position is not None:
         return video.load(frame.image, frame.position)
     return pictures.load(frame.image)

@@ -4,18 +4,12 @@ EXIF orientation is applied, transparency lies on white, 16-bit grey is scaled t
 first image of an animation counts. Pixels whose range is unknown (floating point, 32-bit grey above
 65,535) are refused. A 16-bit file that uses only 12 bits is nearly black: a message names the cure.
 
-A file that was cut short is refused, and so is one whose end is zeros (a camera lost power), if the
-format shows it: PNG by its checksums, JPEG by its end marker, WebP, GIF and AVIF because their
-coded data never ends in zeros.
+`formats.pictures` opens the file and refuses one that was cut short.
 """
 
-import io
 import os
 import re
 import stat
-import warnings
-import zlib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +17,7 @@ from typing import TYPE_CHECKING
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.files import reason
+from cdcca_cli.formats import pictures as picture_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,10 +31,6 @@ MAGIC = re.compile(
 )
 """How these files begin."""
 MAX_FILE_BYTES = 1 << 30
-_HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.S)
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # no stuffed byte, no restart
-_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-_ZEROS = bytes(16)
 
 
 @cache
@@ -73,55 +64,14 @@ def load(path: Path) -> "Image":
 
     Raises: MissingInput (66); BadData (65) if it is damaged, or exceeds Pillow's pixel limit.
     """
-    from PIL import Image, ImageFile, ImageOps
+    from PIL import ImageOps
 
-    data = _read(path)
-    Image.init()
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have switched it on
-            known = [name for name in FORMATS if name in Image.OPEN]
-            with Image.open(io.BytesIO(data), formats=known) as opened:
-                width, height = opened.size
-                if limit is not None and width * height > limit:
-                    raise Image.DecompressionBombError
-                opened.load()
-                if (check := _CHECKS.get(opened.format or "")) is not None:
-                    check(data)
-                try:
-                    upright = ImageOps.exif_transpose(opened)
-                except Exception:  # an unreadable EXIF block beside sound pixels: as stored
-                    upright = opened
-                return _rgb(upright, path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadData(
-            f"{path}: refused, more than {limit:,} pixels: make the image smaller"
-        ) from None
-    except Image.UnidentifiedImageError:
-        raise BadData(f"{path}: not an image ({looks_like(data[:64])})") from None
-    except (BadData, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        words = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadData(f"{path}: damaged or truncated image ({words})") from None
-
-
-def looks_like(head: bytes) -> str:
-    """What a file with these first bytes is, in words, if it is not a picture."""
-    if not head:
-        return "the file is empty"
-    if is_heic(head):
-        return "it is HEIC, which cannot be read here: convert it to JPEG or PNG"
-    shown = head[:16].decode("latin-1").encode("unicode_escape").decode()
-    return f"it begins with '{shown}'"
-
-
-def is_heic(head: bytes) -> bool:
-    """Whether a file with these first bytes is a HEIC picture."""
-    return _HEIC.match(head) is not None
+    with picture_files.opened(_read(path), FORMATS, str(path)) as opened:
+        try:
+            upright = ImageOps.exif_transpose(opened)
+        except Exception:  # an unreadable EXIF block beside sound pixels: as stored
+            upright = opened
+        return _rgb(upright, path)
 
 
 def _read(path: Path) -> bytes:
@@ -134,48 +84,6 @@ def _read(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise BadData(f"{path}: an image file of more than {MAX_FILE_BYTES:,} bytes")
     return data
-
-
-def _png(data: bytes) -> None:
-    """Raises: ValueError for a wrong checksum, or without the last chunk."""
-    at = 8
-    while True:
-        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 8 + size
-        if end + 4 > len(data):
-            raise ValueError("cut short")
-        checksum = int.from_bytes(data[end : end + 4], "big")
-        if kind[:1].isupper() and zlib.crc32(memoryview(data)[at + 4 : end]) != checksum:
-            raise ValueError("wrong checksum")
-        if kind == b"IEND":
-            return
-        at = end + 4
-
-
-def _jpeg(data: bytes) -> None:
-    """Raises: ValueError without an end marker."""
-    at = 2
-    while (found := _MARKER.search(data, at)) is not None:
-        marker, at = found[1][0], found.end()
-        if marker == _END_OF_IMAGE:
-            return
-        at += int.from_bytes(data[at : at + 2], "big")
-    raise ValueError("no end marker")
-
-
-def _coded(data: bytes) -> None:
-    if data.endswith(_ZEROS):
-        raise ValueError("it ends in zeros")
-
-
-_CHECKS: dict[str, Callable[[bytes], None]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "MPO": _jpeg,
-    "WEBP": _coded,
-    "GIF": _coded,
-    "AVIF": _coded,
-}
 
 
 def _rgb(image: "Image", path: Path) -> "Image":

@@ -16,8 +16,10 @@ from cdcca_cli import files, streams
 from cdcca_cli.datasets import fields, pictures, video
 from cdcca_cli.datasets.annotations import annotated_frames, no_labels, read_pictures
 from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, LazyFrames, Task
+from cdcca_cli.datasets.live import LiveFrames, is_live, name_of
 from cdcca_cli.datasets.manifest import Manifest
 from cdcca_cli.errors import BadData, MissingInput, SettingError
+from cdcca_cli.formats import pictures as picture_files
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
 from cdcca_cli.text import counted, is_text
 
@@ -32,6 +34,8 @@ def read_frames(
     images: str | Path | None = None,
     prompt: str | None = None,
     task: str | None = None,
+    every: float | None = None,
+    duration: float | None = None,
 ) -> Frames:
     """The frames of a source: lazy, with a length, and any number of times.
 
@@ -41,29 +45,31 @@ def read_frames(
     prompt: the question for every frame, in place of the source's own.
     task: "vqa" or "caption": what a bare image is asked ("caption" unless a prompt is given), or
         which of a source's own questions are kept.
+    every: seconds between the frames of a video, by its time stamps.
+    duration: seconds of a video, by its time stamps, that are read.
 
     Raises: MissingInput (66) if the source or an image is missing; BadData (65) naming file and
     line; SettingError (2) for settings that do not fit; Unavailable (69) for a video without PyAV.
     """
-    if task is not None and task not in TASKS:
-        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
-    if prompt is not None and not prompt.strip():
-        raise SettingError("prompt", "expected a question, found blanks")
+    known = _checked(prompt, task)
     path = _existing(source)
     folder = None if images is None else Path(images)
     if folder is not None and not (str(images) and folder.is_dir()):
         raise MissingInput(f"`images` {images}: no such folder")
     kind = _kind_of(path)
+    for name, value in (("every", every), ("duration", duration)):
+        if value is not None and kind != "video":
+            raise SettingError(name, f"is for videos and live sources; {path} is neither")
     if kind in ("folder", "image", "video"):
         if folder is not None:
             raise SettingError(
                 "images", f"expected a manifest or annotation file beside it; {path} is neither"
             )
-        if task == "vqa" and prompt is None:
-            raise SettingError("task", f"{path} holds no questions: give one with `prompt`", task)
-        bare: Task = task or ("caption" if prompt is None else "vqa")
-        return _bare(path, kind, LabelledQuestion("", prompt, bare))
-    own_task = task if prompt is None else None
+        question = _bare_question(str(path), prompt, known)
+        if kind == "video":
+            return _video(path, question, every, duration)
+        return _bare(path, kind, question)
+    own_task = known if prompt is None else None
     frames: Frames
     if kind == "manifest":
         manifest = path / MANIFEST_NAME if path.is_dir() else path
@@ -72,8 +78,48 @@ def read_frames(
         frames = annotated_frames(path, images=folder, task=own_task)
     if prompt is None:
         return frames
-    asked = LabelledQuestion("", prompt, task or "vqa")
+    asked = LabelledQuestion("", prompt, known or "vqa")
     return LazyFrames(frames, lambda frame: replace(frame, questions=[replace(asked, id=frame.id)]))
+
+
+def open_frames(
+    source: str | Path,
+    *,
+    images: str | Path | None = None,
+    prompt: str | None = None,
+    task: str | None = None,
+    every: float | None = None,
+    duration: float | None = None,
+) -> Frames | LiveFrames:
+    """As `read_frames`, or of a live source: an address, or a device such as /dev/video0.
+
+    Raises: as `read_frames`; MissingInput (66) if a live source cannot be opened.
+    """
+    if not is_live(source):
+        return read_frames(
+            source, images=images, prompt=prompt, task=task, every=every, duration=duration
+        )
+    known = _checked(prompt, task)
+    if images is not None:
+        raise SettingError("images", "is for manifests and annotation files, not a live source")
+    question = _bare_question(name_of(str(source)), prompt, known)
+    return LiveFrames(str(source), question, every, duration)
+
+
+def _checked(prompt: str | None, task: str | None) -> Task | None:
+    """The task. Raises: SettingError if there is none of that name, or the prompt is blank."""
+    if task is not None and task not in TASKS:
+        raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
+    if prompt is not None and not prompt.strip():
+        raise SettingError("prompt", "expected a question, found blanks")
+    return task
+
+
+def _bare_question(where: str, prompt: str | None, task: Task | None) -> LabelledQuestion:
+    """What a frame without questions of its own is asked."""
+    if task == "vqa" and prompt is None:
+        raise SettingError("task", f"{where} holds no questions: give one with `prompt`", task)
+    return LabelledQuestion("", prompt, task or ("caption" if prompt is None else "vqa"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +197,30 @@ def _is_labelled(question: LabelledQuestion) -> bool:
 
 
 def _bare(path: Path, kind: str, question: LabelledQuestion) -> Frames:
-    """The images of a folder, one image, or the frames of a video, each with the same question."""
+    """The images of a folder, or one image, each with the same question."""
 
-    def frame(image: Path, name: str, position: int | None = None) -> Frame:
-        return Frame(name, image, [replace(question, id=name)], position=position)
+    def frame(image: Path, name: str) -> Frame:
+        return Frame(name, image, [replace(question, id=name)])
 
     if kind == "folder":
         names = _images_under(path, manifests=question.prompt is not None)
         return LazyFrames(names, lambda name: frame(path / name, name))
-    if kind == "image":
-        return LazyFrames([path.name], lambda name: frame(path, name))
+    return LazyFrames([path.name], lambda name: frame(path, name))
+
+
+def _video(
+    path: Path, question: LabelledQuestion, every: float | None, duration: float | None
+) -> Frames:
+    """Frames of a video, each with the same question."""
+
+    def frame(picked: tuple[int, float | None]) -> Frame:
+        position, time = picked
+        name = f"{path.name}#{position}"
+        return Frame(name, path, [replace(question, id=name)], position=position, time=time)
+
     if not is_text(path.name):
         raise BadData(f"{path}: its name is not UTF-8: rename the file")
-    positions = range(video.num_frames(path))
-    return LazyFrames(positions, lambda number: frame(path, f"{path.name}#{number}", number))
+    return LazyFrames(video.pick(path, every, duration), frame)
 
 
 def _images_under(folder: Path, *, manifests: bool) -> list[str]:
@@ -230,8 +286,8 @@ def _kind_of(path: Path) -> str:
         return "annotations"
     if opening.startswith(b"{"):
         return _kind_of_line(opening.split(b"\n")[0], path)
-    if pictures.is_heic(head):
-        raise BadData(f"{path}: {pictures.looks_like(head)}")
+    if picture_files.is_heic(head):
+        raise BadData(f"{path}: {picture_files.looks_like(head)}")
     if pictures.MAGIC.match(head):
         return "image"
     if video.MAGIC.match(head):

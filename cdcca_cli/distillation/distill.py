@@ -22,6 +22,8 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
+from cdcca_cli.payloads.opening import Opener
+from cdcca_cli.skipped import Skipped
 
 
 def distill(
@@ -34,6 +36,7 @@ def distill(
     student: LoadedModel | None = None,
     earlier: Iterable[Shard] = (),
     log: StepLog | None = None,
+    skipped: Skipped | None = None,
 ) -> Adaptation:
     """Train the mirror's student on the shards, towards the teacher's outputs or by itself.
 
@@ -45,6 +48,7 @@ def distill(
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
+        skipped: counts pictures that are bad, which are left out; None: they are errors.
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an adaptation of another student, and as `build_dataset`; UsageError for
         settings in conflict; CannotWrite for the work folder.
@@ -56,7 +60,9 @@ def distill(
         files.make_folder(settings.work)
     if student is None:
         student = load_student(mirror, teacher)
-    dataset = build_dataset(shards, teacher, student, settings, earlier=earlier)
+    opener, skipped = Opener(student, mirror.codebook_of), skipped or Skipped(strict=True)
+    fresh, earlier = opener.open_all(shards, skipped), opener.open_all(earlier, skipped)
+    dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier)
     start = _start(base, mirror, resume)
     last: RateAwareSteps | None = None
     try:

@@ -160,7 +160,7 @@ class DistillSettings:
             if known.methods in (_WITH_TEACHER, _WITH_EMA)
             and getattr(self, name) != getattr(type(self), name)
         ]
-        refuse_idle(type(self), self.method, given)
+        refuse_idle(self, given)
         if not self.needs_teacher:
             return
         if self.kl == "none":

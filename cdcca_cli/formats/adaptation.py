@@ -26,7 +26,8 @@ In version 1, or if held_out is null, nothing may follow the record. Else exactl
     a token stream (`shard`) of exactly that many frames: the held-out ones, each with the questions
     that the teacher answered, at least one.
 
-A frame's tokens are stored at their own bits if that gives the same numbers again, else at 32.
+A frame's tokens are stored in their own codec if that gives the same numbers again, else as
+float32.
 Frames, order and answers are those of training, so the loss on them is the same number
 (`distillation.evaluation`). At most 512 MiB of token values (4 bytes each) are held out.
 
@@ -48,11 +49,11 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import records
-from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.overlay import Overlay, check_overlay
-from cdcca_cli.formats.shard import Shard
-from cdcca_cli.numerics import uniform
+from cdcca_cli.formats.shard import Codec, Coding, Shard
+from cdcca_cli.formats.shard_stream import read_shards, writer
+from cdcca_cli.numerics import absmax, uniform
 from cdcca_cli.text import is_text, load_json
 
 VERSION = 3
@@ -142,21 +143,24 @@ def _write_held_out(out: Writable, held_out: HeldOut) -> None:
     text = json.dumps(held_out.answers, separators=(",", ":"), ensure_ascii=False).encode()
     tensors = {"text": np.frombuffer(text, np.uint8)}
     records.write_record(out, tensors, {"kind": "answers", "version": 1})
-    with shard_format.writer(out) as write:
+    with writer(out) as write:
         for shard in held_out.shards:
             write(as_stored(shard))
 
 
 def as_stored(shard: Shard) -> Shard:
-    """The shard at its own bits if they give the same tokens again, else at 32."""
-    if shard.bits == 16:
+    """The shard as tokens: in its own codec if that gives the same numbers again, else float32."""
+    codec: Codec = "float32"
+    if shard.coding.codec == "float16":
         with np.errstate(over="ignore"):
             again_NC = shard.tokens.astype(np.float16).astype(np.float32)
-    elif shard.bits == 8:
-        again_NC = shard_format.dequantize_absmax(*shard_format.quantize_absmax(shard.tokens))
+    elif shard.coding.codec == "int8":
+        again_NC = absmax.dequantize(*absmax.quantize(shard.tokens))
     else:
-        again_NC = shard.tokens
-    return shard if np.array_equal(again_NC, shard.tokens) else replace(shard, bits=32)
+        again_NC = None
+    if again_NC is not None and np.array_equal(again_NC, shard.tokens):
+        codec = shard.coding.codec
+    return replace(shard, coding=Coding(codec), codes=None, picture=None)
 
 
 def read_adaptation(stream: BinaryIO, *, where: str = "the adaptation") -> Adaptation:
@@ -194,7 +198,7 @@ def _read_held_out(stream: BinaryIO, num_frames: int, where: str) -> HeldOut:
     shards: list[Shard] = []
     held_bytes = 0
     frames = f"{where}: held-out frames"
-    for shard in shard_format.read_shards(stream, where=frames, limits=_HELD_OUT_LIMITS):
+    for shard in read_shards(stream, where=frames, limits=_HELD_OUT_LIMITS):
         shards.append(shard)
         if len(shards) > num_frames:
             raise BadData(f"{where}: more held-out frames than its {num_frames:,}")

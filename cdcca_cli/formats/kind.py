@@ -30,8 +30,7 @@ WEIGHTS_HEADER_BYTES = 100_000_000
 HEAD_BYTES = (1 << 20) + 8
 """How much of a file `describe` looks at: the longest header of a record."""
 _RECORDS: dict[str, str] = {
-    "shard": "shards",
-    "end": "shards",
+    **dict.fromkeys(("shards", "shard", "frames", "end"), "shards"),
     "lessons": "labels",
     "lesson": "labels",
     **{kind: kind for kind in ("adaptation", "update", "overlay", "trust", "codebook")},

@@ -56,7 +56,8 @@ from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.locks import lock
 from cdcca_cli.formats.names import DTYPES
-from cdcca_cli.formats.shard import Shard, dequantize_absmax, quantize_absmax
+from cdcca_cli.formats.shard import Shard
+from cdcca_cli.numerics import absmax
 
 VERSION = 1
 KINDS = {"lessons": VERSION, "lesson": VERSION}
@@ -100,19 +101,25 @@ class LabelEntry:
 
 
 def key_of(shard: Shard) -> str:
-    """Digest of a shard's questions and tokens, independent of how many bits stored the tokens."""
+    """Digest of a shard's questions and payload: pictures and codes as they were sent, else tokens.
+
+    Decoded codes are equal to the last bit on one machine only.
+    """
     questions = [
         [question.id, question.prompt, question.task, question.choices]
         for question in shard.questions
     ]
-    content = records.dump_json([shard.frame, shard.tower, shard.num_tokens, questions]).encode()
-    return overlay_digest(
-        {
-            "said": np.frombuffer(content, np.uint8),  # the name is hashed too
-            "tokens": shard.tokens,
-            "positions": shard.positions,
-        }
-    )
+    described = [shard.frame, shard.tower, shard.num_tokens, questions]
+    payload = {"tokens": shard.tokens, "positions": shard.positions}
+    if shard.coding.codec == "klt" and shard.codes is not None:
+        described += [shard.coding.codebook, shard.coding.step]
+        payload["tokens"] = shard.codes
+    elif shard.picture is not None:
+        described += [shard.picture.media, shard.picture.size]
+        payload = {"tokens": np.frombuffer(shard.picture.data, np.uint8)}
+    content = records.dump_json(described).encode()
+    # The names are hashed too.
+    return overlay_digest({"said": np.frombuffer(content, np.uint8), **payload})
 
 
 def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
@@ -154,8 +161,8 @@ def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
 def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):
         if bits == 8:
-            codes_RC, scales_R = quantize_absmax(values_RC)
-            if np.isfinite(dequantize_absmax(codes_RC, scales_R)).all():
+            codes_RC, scales_R = absmax.quantize(values_RC)
+            if np.isfinite(absmax.dequantize(codes_RC, scales_R)).all():
                 return {name: codes_RC, f"{name}.scales": scales_R}
         if bits == 16:
             half_RC = values_RC.astype(np.float16)
@@ -212,7 +219,7 @@ def _split(
         if (scales_R < 0).any() or (stored == -128).any():
             raise BadData(f"{where}: {name} has scales below 0, or codes of -128")
         with np.errstate(over="ignore", invalid="ignore"):
-            values = dequantize_absmax(stored, scales_R)
+            values = absmax.dequantize(stored, scales_R)
     else:
         values = stored.astype(np.float32)
     if not np.isfinite(values).all():

@@ -15,6 +15,8 @@ One object a line, one line a prompt, each line ended by a newline; empty lines 
     token_entropies list of numbers or null: each answer token's entropy, in nats
     model           digest of the model that answered
     domain          string or null
+    margin          number from 0 to 1: mean over the answer's tokens of p1 - p2, the probabilities
+                    of the two likeliest tokens; absent in files of cdcca 0.3 and before
 
 All numbers are finite and entropies >= 0; choice is one of choices; choice_scores is as long as
 choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
@@ -51,6 +53,7 @@ class Prediction:
     token_entropies: list[float] | None
     model: str
     domain: str | None
+    margin: float | None = None
 
 
 _HINTS = get_type_hints(Prediction)
@@ -58,8 +61,11 @@ _HINTS = get_type_hints(Prediction)
 
 def encode_line(prediction: Prediction) -> str:
     """One line, newline included. BadData if it is not sound."""
+    row = {"v": VERSION, **asdict(prediction)}
+    if prediction.margin is None:
+        del row["margin"]
     try:
-        line = records.dump_json({"v": VERSION, **asdict(prediction)})
+        line = records.dump_json(row)
     except ValueError:
         raise BadData(
             f"question {prediction.id}: the model gave numbers that are not finite"
@@ -95,6 +101,8 @@ def decode_line(line: str, where: str) -> Prediction:
         raise BadData(f"{where}: {len(scores)} choice_scores for {len(choices)} choices")
     if min([*entropy.values(), *(found.token_entropies or [])]) < 0:
         raise BadData(f"{where}: a negative entropy")
+    if not 0 <= (found.margin or 0) <= 1:
+        raise BadData(f"{where}: a margin of {found.margin}")
     if not is_digest(found.model):
         raise BadData(f"{where}: 'model' is not a digest")
     return found

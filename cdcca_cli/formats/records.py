@@ -214,14 +214,16 @@ def check_version(version: int, newest: int, name: str, where: str) -> None:
 
 
 def _named(kind: str) -> str:
-    words = {"shard": "token shards", "end": "the end of a token stream", "trust": "a trust list"}
+    words = dict.fromkeys(("shards", "frames", "shard"), "token shards")
+    words |= {"end": "the end of a token stream", "trust": "a trust list"}
     words |= {"lessons": "a teacher's labels", "lesson": "one frame's labels"}
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 
 def _either(kinds: Mapping[str, int]) -> str:
-    *names, last = (_named(kind) for kind in kinds if kind != "end" or len(kinds) == 1)
-    return f"{', '.join(names)} or {last}" if names else last
+    names = [_named(kind) for kind in kinds if kind != "end" or len(kinds) == 1]
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:

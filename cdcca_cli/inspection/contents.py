@@ -23,7 +23,7 @@ from cdcca_cli.formats import codebook as codebook_format
 from cdcca_cli.formats import labels as labels_format
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
-from cdcca_cli.formats import records
+from cdcca_cli.formats import records, shard_stream
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
@@ -78,27 +78,27 @@ def summarize(kind: str, stream: BinaryIO, where: str) -> Summary:
 
 def _shards(stream: BinaryIO, where: str) -> Summary:
     counts = dict.fromkeys(("shards", "questions", "kept_tokens", "all_tokens"), 0)
-    towers, domains, bits, channels = Names(), Names(), Names(), Names()
-    ledger: Counter[str] = Counter(payload=0, scales=0, positions=0, scores=0, header=0)
-    for shard in shard_format.read_shards(stream, where=where):
+    towers, domains, codecs, codebooks = Names(), Names(), Names(), Names()
+    ledger: Counter[str] = Counter()
+    for shard in shard_stream.read_shards(stream, where=where, ledger=ledger):
         counts["shards"] += 1
         counts["questions"] += len(shard.questions)
-        counts["kept_tokens"] += len(shard.tokens)
+        counts["kept_tokens"] += len(shard.positions)
         counts["all_tokens"] += shard.num_tokens
         towers.add(shard.tower)
         domains.add(shard.domain)
-        bits.add(shard.bits)
-        channels.add(shard.tokens.shape[1])
-        ledger.update(shard_format.shard_bytes(shard))
-    names = {"by_domain": domains, "by_bits": bits, "by_channels": channels}
+        codecs.add(shard.coding.codec)
+        if shard.coding.codebook is not None:
+            codebooks.add(shard.coding.codebook)
+    names = {"by_domain": domains, "by_codec": codecs}
     by_name = {name: found.sorted() for name, found in names.items()}
     return Summary(
         "shards",
         {"format": shard_format.VERSION},
-        {"towers": towers.sorted()},
+        {"towers": towers.sorted(), "codebooks": codebooks.sorted()},
         counts | by_name,
         dict(ledger),
-        rest="end records",
+        rest="framing",
     )
 
 
@@ -179,7 +179,7 @@ def _adaptation(stream: BinaryIO, where: str) -> Summary:
     if held_out is not None:
         summary.counts["held_out_frames"] = len(held_out.shards)
         summary.counts["held_out_questions"] = held_out.num_questions
-        summary.ledger["held-out frames"] = sum(shard.num_bytes for shard in held_out.shards)
+        summary.rest = "header and held-out frames"
     return summary
 
 

@@ -18,18 +18,17 @@ from cdcca_cli.errors import CannotWrite
 from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
-from cdcca_cli.settings import value_of
-from cdcca_cli.uplink.settings import SampleSettings
+from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 FRAMES = Path(cdcca_cli.__file__).parent / "assets" / "frames"
 STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"
 
 
 def settings(seed: int) -> RoundSettings:
-    """The settings of the rounds: half of the questions, half of the tokens."""
-    half = {name: value_of(SampleSettings, name, "50%") for name in ("top", "keep")}
+    """The usual settings, with a seed."""
     return RoundSettings(
-        sample=SampleSettings(**half, batch_size=64, seed=seed),
+        sample=SampleSettings(batch_size=64, seed=seed),
+        payload=PayloadSettings(),
         distill=DistillSettings(seed=seed),
         compress=CompressSettings(),
     )

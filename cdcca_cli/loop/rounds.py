@@ -23,7 +23,7 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.formats import shard
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, encode_line
@@ -33,8 +33,9 @@ from cdcca_cli.models import load, load_device
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
-from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
+from cdcca_cli.uplink.settings import AnswerSettings, PayloadSettings, SampleSettings
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RoundSettings:
     """How each stage works; the seeds of sampling and training go up by 1 with each round."""
 
     sample: SampleSettings
+    payload: PayloadSettings
     distill: DistillSettings
     compress: CompressSettings
     keys: tuple[signatures.PrivateKey, ...] = ()
@@ -162,11 +164,12 @@ class Cycle:
     ) -> list[int]:
         """Write the uplink. Returns: the number of questions of each frame in it."""
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
+        coder = Coder(self.student, self.settings.payload, self.device.codebook())
         num_questions = []
-        with files.output(path) as file, shard.writer(file) as write:
-            for item in sample_frames(self.student, frames, how, predictions, Skipped()):
-                write(item)
-                num_questions.append(len(item.questions))
+        with files.output(path) as file, shard_stream.writer(file) as write:
+            for item in sample_frames(self.student, frames, how, predictions, Skipped(), coder):
+                write(item.shard, item.picture)
+                num_questions.append(len(item.shard.questions))
         return num_questions
 
     def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
@@ -174,7 +177,7 @@ class Cycle:
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
         with streams.binary_input(uplink) as file:
             adaptation = distill(
-                shard.read_shards(file, where=str(uplink)),
+                shard_stream.read_shards(file, where=str(uplink)),
                 self.teacher,
                 self.mirror,
                 how,

@@ -2,8 +2,8 @@
 
 Read `model` first, then `qformer`, `token_per_patch`, `language`, `decoding` and `prompts`.
 `loading` and `sizes` load and check a checkpoint, `initial` makes a device folder from one.
-`overlay`, `lora` and `quantization` change a loaded model. torch is imported at the first use of a
-name below.
+`overlay`, `lora` and `quantization` change a loaded model, `attention` watches its vision tower.
+torch is imported at the first use of a name below.
 """
 
 from importlib import import_module

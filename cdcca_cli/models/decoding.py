@@ -15,15 +15,22 @@ from cdcca_cli.models.language import Language, Spliced
 
 @dataclass(frozen=True)
 class Generated:
-    """Per row the chosen tokens, with the end token if reached, and the entropy of each in nats."""
+    """Per row the chosen tokens, with the end token if reached, and of each its entropy in nats
+    and its margin."""
 
     ids: list[list[int]]
     entropies: list[list[float]]
+    margins: list[list[float]]
 
 
 def step_entropy(logits_BV: Tensor) -> Tensor:
     """Predictive entropy (B,) in nats (Eq. 2): H = - sum_v p_v log p_v; logits may be -inf."""
     return torch.special.entr(logits_BV.float().softmax(-1)).sum(-1)
+
+
+def step_margin(logits_BV: Tensor) -> Tensor:
+    """How much likelier the first token is than the second, (B,): p_1 - p_2, in [0, 1]."""
+    return logits_BV.float().softmax(-1).topk(2).values.diff(dim=-1).neg().squeeze(-1)
 
 
 @torch.no_grad()
@@ -37,10 +44,12 @@ def greedy(
     ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)
     ids: list[Tensor] = []
     entropies: list[Tensor] = []
+    margins: list[Tensor] = []
     while True:
         ids_B = logits_BV.argmax(-1)
         ids.append(ids_B)
         entropies.append(step_entropy(logits_BV))
+        margins.append(step_margin(logits_BV))
         ended_B = ended_B | torch.isin(ids_B, ends)
         if len(ids) == max_new_tokens or bool(ended_B.all()):
             break
@@ -50,10 +59,15 @@ def greedy(
     lengths = [
         next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row)) for row in rows
     ]
-    entropy_rows = torch.stack(entropies, dim=1).tolist()
+
+    def cut(steps: list[Tensor]) -> list[list[float]]:
+        found = torch.stack(steps, dim=1).tolist()
+        return [row[:length] for row, length in zip(found, lengths, strict=True)]
+
     return Generated(
         ids=[row[:length] for row, length in zip(rows, lengths, strict=True)],
-        entropies=[row[:length] for row, length in zip(entropy_rows, lengths, strict=True)],
+        entropies=cut(entropies),
+        margins=cut(margins),
     )
 
 
@@ -93,3 +107,9 @@ def special_ids(*values: Any) -> tuple[int, ...]:
     """The distinct ids in several values, each an int, a list of ints or None; in their order."""
     lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
     return tuple(dict.fromkeys(int(token) for row in lists for token in row if token is not None))
+
+
+def end_ids(*sources: Any) -> tuple[int, ...]:
+    """The end tokens of the first source that has any, as in transformers' `generate`."""
+    found = (special_ids(getattr(source, "eos_token_id", None)) for source in sources)
+    return next((ids for ids in found if ids), ())

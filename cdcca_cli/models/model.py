@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.models import decoding, digests, overlay, quantization, thin
+from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
 from cdcca_cli.models.prompts import PlainTokenizer, Prompt
@@ -94,7 +94,10 @@ class LoadedModel(ABC):
         self.tower_digest = tower_digest
         self.tower: Any = module.get_submodule(row.tower_path)
         self.language: Language = self._build_language()
-        self.end_ids = self._find_end_ids()
+        generation_config = getattr(self.language.model, "generation_config", None)
+        self.end_ids = decoding.end_ids(generation_config, self.language.config, tokenizer)
+        if not self.end_ids:
+            raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
         self._digest: str | None = None
         self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
@@ -173,14 +176,16 @@ class LoadedModel(ABC):
         size = self.module.config.vision_config.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, whose tokens are row by row, behind a class token if any."""
+        height, width = self.image_size
+        patch: int = self.module.config.vision_config.patch_size
+        return height // patch, width // patch
+
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """Pixels (B, 3, H, W), float32 on the compute device, by the checkpoint's processor."""
-        if thin.crops_centre(self.image_processor):
-            images = [thin.centre(image) for image in images]
-        made = self.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt"
-        )
-        pixels: Tensor = made["pixel_values"]
+        pixels = preprocessing.pixels(self.image_processor, images)
         expected = self.image_size
         if tuple(pixels.shape[-2:]) != expected:
             raise BadData(
@@ -188,6 +193,10 @@ class LoadedModel(ABC):
                 f"{pixels.shape[-1]} pixels, the vision tower takes {expected[0]}x{expected[1]}"
             )
         return pixels.to(self.device)
+
+    def seen(self, image: "Image", size: tuple[int, int] | None = None) -> "Image":
+        """What the tower sees, 8-bit RGB; `size`: larger (`preprocessing.seen`)."""
+        return preprocessing.seen(self.image_processor, image, size)
 
     def vision_tokens(self, pixels_B3HW: Tensor) -> Tensor:
         """Visual tokens (B, N, C): trunk and tail."""
@@ -364,15 +373,6 @@ class LoadedModel(ABC):
         model = self._language_module()
         kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
         return kind(model, model.get_input_embeddings(), config)
-
-    def _find_end_ids(self) -> tuple[int, ...]:
-        """From the first that has any, as in transformers' `generate`."""
-        generation_config = getattr(self.language.model, "generation_config", None)
-        for source in (generation_config, self.language.config, self.tokenizer):
-            found = decoding.special_ids(getattr(source, "eos_token_id", None))
-            if found:
-                return found
-        raise BadData(f"{self.checkpoint}: neither config nor tokenizer names an end token")
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)

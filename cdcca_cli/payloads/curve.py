@@ -5,11 +5,13 @@ by luck, so a point counts with the largest loss of the finer steps, if that is 
 falls with the step. In the same way rate and agreement never rise.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.formats.codebook import Codebook, TokenPoint
+from cdcca_cli.formats.codebook import Codebook, PicturePoint, TokenPoint
 
 Floats = NDArray[np.float64]
 
@@ -17,16 +19,17 @@ Floats = NDArray[np.float64]
 def step_for(
     codebook: Codebook, *, max_loss: float | None = None, bits: float | None = None
 ) -> float:
-    """The largest step within `max_loss`, or the smallest within `bits`; exactly a float32.
+    """The largest measured step within `max_loss`, or the smallest within `bits`; a float32.
 
     Args: max_loss: relative change of the teacher's loss, 0.01 for 1 %. bits: an element of the
         tokens. One of them is given.
-    Raises: SettingError outside of what was measured; BadData for a codebook without a curve.
+    Raises: SettingError below the least loss measured, or beyond the bits; BadData without a curve.
     """
     steps = _values(codebook, "step")
     if max_loss is not None:
         losses = np.maximum.accumulate(_values(codebook, "loss"))
-        _expect_within("max_loss", max_loss, losses, "{:.3%}")
+        if max_loss < losses[0]:
+            _expect_within("max_loss", max_loss, losses, "{:.3%}")
         return float(np.float32(_last_within(steps, losses, max_loss)))
     if bits is None:
         raise ValueError("expected max_loss or bits")
@@ -47,6 +50,17 @@ def point_at(codebook: Codebook, step: float) -> TokenPoint:
     return TokenPoint(
         step=step, **{name: float(np.interp(step, steps, line)) for name, line in lines.items()}
     )
+
+
+def picture_within(points: Sequence[PicturePoint], max_loss: float) -> PicturePoint:
+    """The point of lowest quality from which on the loss is within `max_loss`; else the best."""
+    best_first = sorted(points, key=lambda point: point.quality, reverse=True)
+    found = best_first[0]
+    for point in best_first:
+        if point.loss > max_loss:
+            break
+        found = point
+    return found
 
 
 def _values(codebook: Codebook, name: str) -> Floats:

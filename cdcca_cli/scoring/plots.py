@@ -53,6 +53,7 @@ _FORM_NAMES = {
     "original": "as stored",
     "jpeg_q75": "JPEG q75",
     "webp_q75": "WebP q75",
+    "avif_q50": "AVIF q50",
     "h264_crf23": "H.264 crf 23",
 }
 

@@ -77,13 +77,17 @@ def answer_frames(
 
 
 def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
-    """Runs of frames that hold a few batches of questions; a frame is never divided."""
+    """Runs of frames that hold a few batches of questions; a frame is never divided.
+
+    A live frame is a run of its own: the next may be far off, and is newer the later it is taken.
+    """
     window: list[Frame] = []
     num_questions = 0
     for frame in frames:
         window.append(frame)
         num_questions += len(frame.questions)
-        if max(num_questions, len(window)) >= _WINDOW_BATCHES * batch_size:
+        is_full = max(num_questions, len(window)) >= _WINDOW_BATCHES * batch_size
+        if is_full or frame.capture is not None:
             yield window
             window, num_questions = [], 0
     if window:
@@ -173,8 +177,8 @@ def _answers(
     scores: list[list[float]] | list[None] = [None] * len(batch)
     if batch[0].choices:
         scores = model.score_choices(spliced, [job.choices for job in batch])
-    for job, ids, entropies, score in zip(
-        batch, generated.ids, generated.entropies, scores, strict=True
+    for job, ids, entropies, margins, score in zip(
+        batch, generated.ids, generated.entropies, generated.margins, scores, strict=True
     ):
         question = job.question
         if not all(math.isfinite(value) for value in (*entropies, *(score or ()))):
@@ -195,6 +199,7 @@ def _answers(
                 token_entropies=list(entropies) if per_token else None,
                 model=model.digest,
                 domain=job.frame.domain,
+                margin=min(1.0, max(0.0, math.fsum(margins) / len(margins))),
             ),
         )
 

@@ -1,23 +1,20 @@
-"""The rules that pick questions and tokens by their scores, in numpy.
+"""The rule that picks questions by their scores.
 
-Stage 1 ranks questions (one frame with one prompt, the paper's instance) by entropy, stage 2 the
-tokens of one frame by score, both the highest first. Of equal ones the first in the input, or at
-the lower position, comes first.
+Stage 1 ranks questions (one frame with one prompt, the paper's instance) by score, the highest
+first. Of equal ones the first in the input comes first. Scores are compared to six decimals,
+because the bits behind depend on the batch in which a question was answered. (Stage 2:
+`token_rules`.)
 
-Legend: K questions, N visual tokens, C channels.
+Legend: K questions of a frame.
 """
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
-
-import numpy as np
-
-from cdcca_cli.text import Amount
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class Ranking:
-    """The questions of highest entropy so far, at most `max_questions` of `max_frames` frames.
+    """The questions of highest score so far, at most `max_questions` of `max_frames` frames.
 
     With `max_frames` it is the longest prefix of the ranking that has questions of no more frames.
     A question that falls out never comes back, so memory does not grow with the stream.
@@ -26,26 +23,21 @@ class Ranking:
     def __init__(self, *, max_questions: int | None = None, max_frames: int | None = None) -> None:
         self._max_questions = max_questions
         self._max_frames = max_frames
-        self._ranked: list[tuple[float, int, int]] = []  # (-entropy, frame, question), ascending
+        self._ranked: list[tuple[float, int, int]] = []  # (-score, frame, question), ascending
         self._num_questions: Counter[int] = Counter()  # by frame
 
-    def offer(self, frame: int, entropies_K: Sequence[float | None]) -> set[int]:
+    def offer(self, frame: int, scores_K: Sequence[float | None]) -> set[int]:
         """Rank the questions of one frame, given by its place in the input.
 
-        Args: entropies_K: of each question, in nats; None leaves it out.
+        Args: scores_K: of each question; None leaves it out.
         Returns: the frames that lost their last question in the ranking, or never had one there.
         """
-        for question, entropy in enumerate(entropies_K):
-            if entropy is not None:
-                insort(self._ranked, (-entropy, frame, question))
+        for question, score in enumerate(scores_K):
+            if score is not None:
+                insort(self._ranked, (-round(score, 6), frame, question))
                 self._num_questions[frame] += 1
         gone: set[int] = set() if frame in self._num_questions else {frame}
         return gone | self._cut()
-
-    def shorten(self, max_questions: int) -> None:
-        """Keep only the `max_questions` highest."""
-        self._max_questions = max_questions
-        self._cut()
 
     def _cut(self) -> set[int]:
         gone = set()
@@ -62,30 +54,17 @@ class Ranking:
         over_frames = self._max_frames is not None and len(self._num_questions) > self._max_frames
         return over_questions or over_frames
 
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._num_questions
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(frame, question), the highest entropy first."""
+        """(frame, question), the highest score first."""
         return ((frame, question) for _, frame, question in self._ranked)
 
-    def by_frame(self) -> dict[int, list[int]]:
-        """The ranked questions of each frame; both in the order of the input."""
-        questions: dict[int, list[int]] = {frame: [] for frame in sorted(self._num_questions)}
-        for frame, question in sorted(self):
-            questions[frame].append(question)
-        return questions
 
-
-def keep_highest(scores_N: np.ndarray, amount: Amount) -> np.ndarray:
-    """Positions of the `amount` tokens of highest score: (N_kept >= 1,), int32, ascending."""
-    ranked = np.argsort(-scores_N, kind="stable")
-    return np.sort(ranked[: amount.of(len(scores_N))]).astype(np.int32)
-
-
-def keep_above(scores_N: np.ndarray, beta: float) -> np.ndarray:
-    """Positions of the tokens of score > `beta`, or of the best: (N_kept,), int32, ascending."""
-    above = np.flatnonzero(scores_N > beta)
-    return (above if len(above) else np.argmax(scores_N, keepdims=True)).astype(np.int32)
-
-
-def token_norm(tokens_NC: np.ndarray) -> np.ndarray:
-    """Mean square of each token over its channels, (N,)."""
-    return np.square(tokens_NC).mean(-1)
+def by_frame(places: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """The questions of each frame, of pairs (frame, question); both in the order of the input."""
+    questions: dict[int, list[int]] = {}
+    for frame, question in sorted(places):
+        questions.setdefault(frame, []).append(question)
+    return questions

@@ -12,7 +12,7 @@ the finished tokens x. It is not used, because it gives the token's mean square 
 
     var_m(x d / (1 - p)) = x^2 p / (1 - p),      sigma^2 = p / (1 - p) * mean_c x_c^2,
 
-by which `by` norm ranks (`selection.token_norm`).
+by which `by` norm ranks (`token_rules.token_norm`).
 
 Masks are drawn on the CPU, keyed by the seed and the frame's id, so that batch size, order and
 machine do not change them.
@@ -88,6 +88,27 @@ def injected_dropout(
 
 
 @torch.no_grad()
+def dropout_tokens(
+    model: LoadedModel,
+    hidden_1NC: Tensor,
+    frame: str,
+    *,
+    blocks: int,
+    passes: int,
+    rate: float,
+    seed: int,
+) -> Tensor:
+    """The tokens of one frame, (1 + M, N, C): without dropout, then with each of M masks.
+
+    Args: hidden_1NC: the trunk's output, before these blocks. frame: its id, which keys the masks.
+    """
+    modules = [module for pair in model.block_modules(blocks) for module in pair]
+    batch = hidden_1NC.expand(1 + passes, *hidden_1NC.shape[1:])
+    with injected_dropout(modules, rate, passes, frame_generator(seed, frame)):
+        return model.tail(batch, model.num_blocks - blocks)
+
+
+@torch.no_grad()
 def token_variance(
     model: LoadedModel,
     hidden_1NC: Tensor,
@@ -100,14 +121,13 @@ def token_variance(
 ) -> tuple[Tensor, Tensor]:
     """The tokens of one frame and their variance under dropout in the last blocks.
 
-    Args: hidden_1NC: the trunk's output, before these blocks. frame: its id, which keys the masks.
+    Args: as `dropout_tokens`.
     Returns: tokens (N, C) without dropout; variance (N,), float32.
     Raises: BadData: no token varies, or a value is not finite.
     """
-    modules = [module for pair in model.block_modules(blocks) for module in pair]
-    batch = hidden_1NC.expand(1 + passes, *hidden_1NC.shape[1:])
-    with injected_dropout(modules, rate, passes, frame_generator(seed, frame)):
-        tokens_BNC = model.tail(batch, model.num_blocks - blocks)
+    tokens_BNC = dropout_tokens(
+        model, hidden_1NC, frame, blocks=blocks, passes=passes, rate=rate, seed=seed
+    )
     variance_N = pass_variance(tokens_BNC[1:])
     if not bool(torch.isfinite(variance_N).all()):
         raise BadData(f"{frame}: the vision tower gave values that are not finite")

@@ -87,7 +87,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from cdcca_cli.datasets import read_frames
-    from cdcca_cli.formats import shard
+    from cdcca_cli.formats import shard_stream
     from cdcca_cli.models import load
     from cdcca_cli.models.initial import create_device
     from cdcca_cli.models.settings import InitSettings
@@ -105,7 +105,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     clock, questions = Clock(), []
     with (
         open(folder / "shards.tokens", "wb") as file,
-        shard.writer(file) as write,
+        shard_stream.writer(file) as write,
         torch.no_grad(),
     ):
         for frame in frames:
@@ -135,7 +135,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
     from cdcca_cli.formats.labels import key_of, open_labels
-    from cdcca_cli.formats.shard import read_shards
+    from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load, load_device
 
     named = transformers.AutoTokenizer, transformers.AutoImageProcessor

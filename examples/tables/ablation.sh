@@ -12,7 +12,7 @@ for seed in "${seeds[@]}"; do
     "pl-akd-uts1 $top 100% $part akd" "pl-akd-uts2 $top $keep $part akd"; do
     read -r name questions tokens epochs method <<<"$variant"
     slot
-    chain "ablation/$name" "$seed" 1 "$questions" "$tokens" vis --method "$method" &
+    chain "ablation/$name" "$seed" 1 "$questions" "$tokens" variance --method "$method" &
   done
 done
 finish

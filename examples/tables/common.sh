@@ -113,7 +113,7 @@ methods() {
     start "$seed"
     for method in "$@"; do
       slot
-      chain "$method" "$seed" "$rounds" "$top" "$keep" vis --method "$method" &
+      chain "$method" "$seed" "$rounds" "$top" "$keep" variance --method "$method" &
     done
   done
   finish

@@ -354,18 +354,18 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
                 own = [runs.pooled(f"tokens/{rule}-{s}", [1], which, metric) for s in shares]
                 rows.append([rule, *(value(sample) for sample in own)])
             for rule in rules:
-                if rule == "vis":
+                if rule == "variance":
                     continue
                 ahead = [
                     told(
                         difference(
-                            runs.pooled(f"tokens/vis-{s}", [1], which, metric),
+                            runs.pooled(f"tokens/variance-{s}", [1], which, metric),
                             runs.pooled(f"tokens/{rule}-{s}", [1], which, metric),
                         )
                     )
                     for s in shares
                 ]
-                rows.append([f"vis ahead of {rule}", *ahead])
+                rows.append([f"variance ahead of {rule}", *ahead])
             n = count(runs, which, metric)
             table(
                 f"Table 4, {METRICS[metric]}, {SETS[which]} (n = {n}; seeds {of(runs)})",

@@ -3,7 +3,7 @@
 #
 #   usage: tokens.sh [RULE...]    rules of `cdcca sample --by`
 . "$(dirname "$0")/common.sh"
-[ $# -gt 0 ] || set -- random norm vis
+[ $# -gt 0 ] || set -- random norm variance
 for seed in "${seeds[@]}"; do
   start "$seed"
   for rule in "$@"; do

@@ -12,7 +12,7 @@ for seed in "${seeds[@]}"; do
     part=$(python3 -c "import sys; print(round(int(sys.argv[2]) / float(sys.argv[1]) * 100))" \
       "${pair%/*}" "$epochs")
     slot
-    epochs=$part chain "uplink/${pair/\//-}" "$seed" 1 "${pair%/*}%" "${pair#*/}%" vis --method akd &
+    epochs=$part chain "uplink/${pair/\//-}" "$seed" 1 "${pair%/*}%" "${pair#*/}%" variance --method akd &
   done
 done
 finish

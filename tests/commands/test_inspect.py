@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 import zstandard
 
-from cdcca_cli.formats import shard
+from cdcca_cli.formats.shard import Coding, Question, Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.inspection.contents import summarize
 from cdcca_cli.inspection.look import look
 from cdcca_cli.inspection.summary import rows
@@ -445,10 +446,10 @@ def test_names_from_a_file_cannot_write_escapes_to_a_terminal(tmp_path: Path) ->
 def test_memory_stays_flat_from_100_to_10000_shards() -> None:
     """The whole process's peak: 10,000 shards through a pipe take no more than 100, but 2 MiB."""
     out = BytesIO()
-    with shard.writer(out) as write:
+    with writer(out) as write:
         for number in range(10):
             write(
-                shard.Shard(
+                Shard(
                     frame=f"frame {number}",
                     image="a.png",
                     domain=None,
@@ -457,8 +458,8 @@ def test_memory_stays_flat_from_100_to_10000_shards() -> None:
                     scores=np.ones(18, np.float32),
                     num_tokens=36,
                     tower=make.TOWER,
-                    questions=[shard.Question("q", "What?", "vqa")],
-                    bits=8,
+                    questions=[Question("q", "What?", "vqa")],
+                    coding=Coding("int8"),
                 )
             )
     part = out.getvalue()

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,83 @@ def test_frames_after_a_damaged_one_are_refused_up_to_the_next_key_frame(tmp_pat
             found.append(str(error)[-60:])
     assert len(found) == 6
     assert [size for size in found if isinstance(size, tuple)] == [(96, 96)] * 5
+
+
+# ---------------------------------------------------------------- by time stamps
+
+
+def stamped(path: Path, milliseconds: list[int], **metadata: str) -> None:
+    """A lossless video whose frame k has this time stamp and is grey of level k."""
+    with av.open(str(path), "w", format="matroska") as container:
+        container.metadata.update(metadata)
+        stream = container.add_stream("ffv1", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "bgr0"
+        for number, stamp in enumerate(milliseconds):
+            grey = np.full((32, 32, 3), number % 250, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def positions(path: Path, **how: float) -> list[int | None]:
+    return [frame.position for frame in read_frames(path, **how)]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "how", "expected"),
+    [
+        (range(0, 10_000, 100), {"every": 2.0}, [0, 20, 40, 60, 80]),
+        (range(700, 10_700, 100), {"every": 2.0}, [0, 20, 40, 60, 80]),  # from the first frame
+        (range(0, 10_000, 100), {"every": 0.05}, list(range(100))),
+        (range(0, 10_000, 100), {"duration": 1.0}, list(range(10))),
+        (range(0, 10_000, 100), {"every": 0.5, "duration": 2.0}, [0, 5, 10, 15]),
+        ([0, 33, 67, 100, 133, 167, 200, 233], {"every": 0.1}, [0, 3, 6]),  # 30 a second
+        ([0, 900, 1100, 1950, 6000, 6100, 7000], {"every": 1.0}, [0, 2, 4, 6]),  # and a gap
+    ],
+)
+def test_every_so_many_seconds_by_time_stamps(
+    tmp_path: Path, milliseconds: list[int], how: dict[str, float], expected: list[int]
+) -> None:
+    """Worked by hand: the first frame at or after 0, E, 2 E, ... seconds, each frame once."""
+    stamped(tmp_path / "a.mkv", list(milliseconds))
+    assert positions(tmp_path / "a.mkv", **how) == expected
+    frames = read_frames(tmp_path / "a.mkv", **how)
+    assert len(frames) == len(expected)
+    for frame in frames:
+        assert frame.id == f"a.mkv#{frame.position}"
+        assert load_image(frame).getpixel((5, 5)) == (frame.position,) * 3
+
+
+@pytest.mark.parametrize(
+    ("created", "first"),
+    [
+        ("2026-11-27T10:00:00.000000Z", 1795773600.0),
+        ("2026-11-27T12:00:00+02:00", 1795773600.0),
+        ("2026-11-27T10:00:00", 1795773600.0),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_a_frame_of_a_video_has_its_time_where_the_file_has_one(
+    tmp_path: Path, created: str, first: float | None
+) -> None:
+    """1795773600 is `date -u -d 2026-11-27T10:00Z +%s`; stamps count from the first frame."""
+    stamped(tmp_path / "a.mkv", [500, 750, 1000], creation_time=created)
+    times = [frame.time for frame in read_frames(tmp_path / "a.mkv")]
+    expected = [None] * 3 if first is None else [first, first + 0.25, first + 0.5]
+    assert times == [None if one is None else pytest.approx(one, abs=2e-3) for one in expected]
+    (frame,) = read_frames(tmp_path / "a.mkv", every=60.0)
+    assert frame.time == times[0]
+
+
+def test_a_damaged_frame_is_not_taken_for_an_interval(tmp_path: Path) -> None:
+    """The third of ten MJPEG pictures is damaged: every 0.2 s the fourth stands in for it."""
+    path = tmp_path / "a.avi"
+    video(path, "mjpeg", moving(10), "yuvj420p")
+    data = bytearray(path.read_bytes())
+    third = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"][2]
+    data[third + 700 : third + 1000] = bytes(300)
+    path.write_bytes(data)
+    assert positions(path, every=0.2) == [0, 3, 4, 6, 8]
+    assert positions(path) == list(range(10))

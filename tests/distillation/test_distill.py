@@ -22,7 +22,8 @@ from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
@@ -285,7 +286,7 @@ from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import load
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import read_shards
+from cdcca_cli.formats.shard_stream import read_shards
 torch.set_num_threads(1)
 teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 step = trainer.Trainer.step

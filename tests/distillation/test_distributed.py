@@ -18,7 +18,8 @@ from cdcca_cli.formats import labels
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.main import main
 from tests.distillation.conftest import assert_near
 

@@ -23,7 +23,8 @@ from cdcca_cli.formats import adaptation as format_
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.shard import Shard, read_shards, writer
+from cdcca_cli.formats.shard import Coding, Shard
+from cdcca_cli.formats.shard_stream import read_shards, writer
 from cdcca_cli.models import LoadedModel, load_device
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.4)
@@ -35,7 +36,7 @@ def adapted(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> Adapta
     stream = io.BytesIO()
     with writer(stream) as write:
         for shard in shards:
-            write(replace(shard, bits=8))
+            write(replace(shard, coding=Coding("int8")))
     stream.seek(0)
     made = distill(read_shards(stream), teacher, mirror, QUICK)
     out = io.BytesIO()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import Shard, writer
+from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard_stream import writer
 
 ROOT = Path(__file__).parents[2]
 KILLS = 10

@@ -23,7 +23,8 @@ from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut, RateAware, write_adaptation
 from cdcca_cli.formats.overlay import write_overlay_file
-from cdcca_cli.formats.shard import Question, Shard, writer
+from cdcca_cli.formats.shard import Codec, Coding, Question, Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.formats.update import Update
 from tests.downlink import changes, forged
 from tests.downlink.forged import CODECS, made, parts_of, sealed
@@ -355,7 +356,7 @@ def _written(write: Callable[[BytesIO], object]) -> bytes:
     return out.getvalue()
 
 
-def _shard(number: int, bits: int) -> Shard:
+def _shard(number: int, codec: Codec) -> Shard:
     source = np.random.default_rng(number)
     tokens = source.standard_normal((4, 6)).astype(np.float16).astype(np.float32)
     questions = [
@@ -372,7 +373,7 @@ def _shard(number: int, bits: int) -> Shard:
         num_tokens=36,
         tower=forged.MODEL,
         questions=questions,
-        bits=bits,
+        coding=Coding(codec),
     )
 
 
@@ -382,13 +383,16 @@ def _overlay(out: BytesIO) -> None:
 
 def _shards(out: BytesIO) -> None:
     with writer(out) as write:
-        for number, bits in enumerate((32, 16, 8)):
-            write(_shard(number, bits))
+        codecs: tuple[Codec, ...] = ("float32", "float16", "int8")
+        for number, codec in enumerate(codecs):
+            write(_shard(number, codec))
 
 
 def _adaptation() -> bytes:
     overlay = {"a": np.ones((2, 3), np.float32), "b": np.zeros(5, np.float32)}
-    held_out = HeldOut([_shard(n, 16) for n in range(2)], [["cat", "a cat"], ["dog", "a dog"]])
+    held_out = HeldOut(
+        [_shard(n, "float16") for n in range(2)], [["cat", "a cat"], ["dog", "a dog"]]
+    )
     found = Adaptation(
         overlay,
         forged.OTHER,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cdcca_cli import streams
 from cdcca_cli.downlink import signatures
 from cdcca_cli.formats import (
     adaptation,
@@ -18,6 +19,7 @@ from cdcca_cli.formats import (
     labels,
     predictions,
     shard,
+    shard_stream,
     trust,
     update,
 )
@@ -72,7 +74,7 @@ def test_valid_file_is_inspected(name: str, capfd: pytest.CaptureFixture[str]) -
 
 
 def _shards(name: str) -> list[shard.Shard]:
-    return list(shard.read_shards(BytesIO((VALID / name).read_bytes())))
+    return list(shard_stream.read_shards(BytesIO((VALID / name).read_bytes())))
 
 
 def test_float32_shard() -> None:
@@ -81,11 +83,11 @@ def test_float32_shard() -> None:
     assert only.tokens.tolist() == [[1.5, -2.0, 0.0], [0.25, 8.0, -0.125]]
     assert only.tokens.dtype == np.float32
     assert only.positions.tolist() == [4, 17] and only.positions.dtype == np.int32
-    assert only.scores.tolist() == [0.5, 0.75]
+    assert only.scores is not None and only.scores.tolist() == [0.5, 0.75]
     assert (only.frame, only.image, only.domain) == ("f1", "frames/f1.png", "night")
-    assert (only.num_tokens, only.bits, only.tower) == (36, 32, make.TOWER)
+    assert (only.num_tokens, only.coding, only.tower) == (36, shard.Coding(), make.TOWER)
     assert only.questions == [shard.Question("q1", "What?", "vqa", ["cat", "dog"], 0.5)]
-    assert only.num_bytes == len(make.shard())
+    assert (only.time, only.layout, only.picture, only.codes) == (None, shard.Layout(), None, None)
 
 
 def test_float16_shard() -> None:
@@ -103,18 +105,78 @@ def test_int8_shard() -> None:
     assert only.positions.tolist() == [0, 69999]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in make.valid() if name.startswith(("shard", "two_parts", "no_shards"))]
-)
-def test_the_writer_gives_the_golden_bytes_again(name: str) -> None:
-    data = (VALID / name).read_bytes()
+def test_frames_of_version_2() -> None:
+    """The values are those that make.py packs; bits 1010 0001 keep tokens 0 and 2, and token 3."""
+    first, second = _shards("shards_v2_f32.shards")
+    assert first.tokens.tolist() == [[1.5, -2.0], [0.0, 0.25]] and first.tokens.dtype == np.float32
+    assert second.tokens.tolist() == [[8.0, -0.125]]
+    assert (first.positions.tolist(), second.positions.tolist()) == ([0, 2], [3])
+    assert first.positions.dtype == np.int32
+    assert first.scores is not None and first.scores.tolist() == [0.5, 0.75]
+    assert (first.frame, first.image, first.domain) == ("f1", "frames/f1.png", "night")
+    assert (second.frame, second.image, second.domain) == ("f2", "f2.png", None)
+    assert (first.time, second.time) == (None, 1700000000.5)
+    assert (first.num_tokens, first.tower, first.coding) == (4, make.TOWER, shard.Coding())
+    assert first.layout == second.layout == shard.Layout((2, 2), "<img>", (0,))
+    assert first.questions == [
+        shard.Question("q1", "What?", "vqa", ["cat", "chién"], 0.5),
+        shard.Question("c1", None, "caption", None, None),
+    ]
+    assert second.questions == []
+
+
+@pytest.mark.parametrize(("name", "codec"), [("f16", "float16"), ("i8", "int8")])
+def test_other_codecs_of_version_2(name: str, codec: shard.Codec) -> None:
+    """All values are exact in 16 bits; codes 127, -1 at scale 2 are 254, -2."""
+    first, second = _shards(f"shards_v2_{name}.shards")
+    assert first.coding == shard.Coding(codec) and first.scores is None
+    if codec == "float16":
+        assert first.tokens.tolist() == [[1.5, -2.0], [0.0, 0.25]]
+        return
+    assert first.tokens.tolist() == [[254, -2], [0, 0], [0, 0], [0, 0]]
+    assert second.positions.tolist() == [0, 1, 2, 3]
+    assert (first.image, second.time) == ("f1", None)
+
+
+def test_codes_of_version_2() -> None:
+    """Whole frames have a row each, others a row for each kept token."""
+    found = _shards("shards_v2_klt.shards")
+    assert {each.coding for each in found} == {shard.Coding("klt", make.BASE, 0.5)}
+    codes = [each.codes.tolist() for each in found if each.codes is not None]
+    assert codes == [[[300, -1, 0]], [[2, 0, 0]], [[1, 0], [-2, 0]], [[3, -1]]]
+    assert [each.positions.tolist() for each in found] == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2], [3]]
+    assert not any(each.is_open for each in found)
+
+
+def test_pictures_of_version_2() -> None:
+    first, second = _shards("shards_v2_frame.shards")
+    assert first.picture == shard.Picture(b"not a picture", "image/avif", (24, 16))
+    assert second.picture == shard.Picture(b"RIFF", "image/webp", (1, 1))
+    assert first.coding == shard.Coding("frame") and not first.is_open and first.scores is None
+
+
+def test_parts_of_both_versions() -> None:
+    assert [each.frame for each in _shards("shards_v1_and_v2.shards")] == ["f1", "f1", "f2", "f1"]
+    assert len(_shards("shards_v2_mixed.shards")) == 6
+    assert _shards("no_shards_v2.shards") == _shards("head_alone_v2.shards") == []
+
+
+@pytest.mark.parametrize("name", [name for name in make.valid() if name.endswith(".shards")])
+def test_what_was_read_can_be_written_again(name: str) -> None:
+    with streams.binary_input(VALID / name) as source:
+        found = list(shard_stream.read_shards(source))
     out = BytesIO()
-    shards = _shards(name)
-    for part in [[one] for one in shards] or [[]]:  # a part for each shard, as in the files
-        with shard.writer(out) as write:
-            for one in part:
-                write(one)
-    assert out.getvalue() == data
+    with shard_stream.writer(out) as write:
+        for each in found:
+            write(each)
+    again = list(shard_stream.read_shards(BytesIO(out.getvalue())))
+    for one, other in zip(found, again, strict=True):
+        assert (one.questions, one.layout, one.picture) == (
+            other.questions,
+            other.layout,
+            other.picture,
+        )
+        assert one.tokens.tolist() == other.tokens.tolist()
 
 
 def test_predictions() -> None:

@@ -35,6 +35,7 @@ def predictions(draw: st.DrawFn) -> Prediction:
         token_entropies=draw(st.none() | st.lists(st.floats(0, 20), max_size=3)),
         model=MODEL,
         domain=draw(st.none() | TEXT),
+        margin=draw(st.none() | st.floats(0, 1)),
     )
 
 
@@ -56,6 +57,15 @@ def test_other_keys_and_absent_ones_are_allowed() -> None:
     row = json.loads(encode_line(PLAIN))
     row = {name: value for name, value in row.items() if value is not None}
     assert decode_line(json.dumps({**row, "my note": [1]}), "here") == PLAIN
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.1, "0.5"])
+def test_a_margin_is_from_0_to_1(margin: object) -> None:
+    row = json.loads(encode_line(PLAIN))
+    assert "margin" not in row, "files of earlier versions have none"
+    assert decode_line(json.dumps({**row, "margin": 0.25}), "here").margin == 0.25
+    with pytest.raises(BadData, match="margin"):
+        decode_line(json.dumps({**row, "margin": margin}), "here")
 
 
 def test_empty_lines_are_skipped_and_counted() -> None:

@@ -1,149 +1,247 @@
+"""Token streams of version 2: what is written is read, damage is refused, memory is bounded."""
+
 import gc
 import io
+import json
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cdcca_cli.errors import BadData, NewerFormat
-from cdcca_cli.formats import shard
-from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.formats import records, shard_record
+from cdcca_cli.formats.shard import (
+    MEDIA,
+    Codec,
+    Coding,
+    Layout,
+    Picture,
+    Question,
+    Shard,
+    Unusable,
+)
+from cdcca_cli.formats.shard_stream import encoded_bytes, read_shards, writer
+from tests.fuzz.readers import Kind
+from tests.fuzz.structure import run
 from tests.golden import make
 
 TOWER = "sha256:" + "5" * 64
+CODEBOOK = "sha256:" + "6" * 64
+KLT = Coding("klt", CODEBOOK, 0.5)
 TEXT = st.text(max_size=6)
+EMPTY = np.zeros((0, 0), np.float32)
+CODECS: tuple[Codec, ...] = ("float32", "float16", "int8", "klt", "frame")
 
 
-def make_shard(bits: int = 32, num_kept: int = 3, channels: int = 4, **change: object) -> Shard:
-    generator = np.random.default_rng(num_kept * channels)
-    values: dict = {
+def make_shard(codec: Codec = "float32", kept: int = 3, of: int = 6, **change: object) -> Shard:
+    """A frame of 4 channels with tokens 0, 1, ... kept; codes are of 2 components."""
+    draw = np.random.default_rng(kept)
+    values: dict[str, Any] = {
         "frame": "f",
         "image": "f.png",
         "domain": None,
-        "tokens": generator.normal(size=(num_kept, channels)).astype(np.float32),
-        "positions": np.arange(num_kept, dtype=np.int32) * 2,
-        "scores": generator.random(num_kept).astype(np.float32),
-        "num_tokens": num_kept * 2,
+        "tokens": draw.normal(size=(kept, 4)).astype(np.float32),
+        "positions": np.arange(kept, dtype=np.int32),
+        "scores": draw.random(kept).astype(np.float32),
+        "num_tokens": of,
         "tower": TOWER,
         "questions": [Question("q", "What?", "vqa", ["a", "b"], 0.5)],
-        "bits": bits,
+        "coding": Coding(codec),
     }
+    if codec == "klt":
+        shape = (1, of * 2) if kept == of else (kept, 2)
+        codes = draw.integers(-300, 300, shape, np.int32)
+        values |= {"coding": KLT, "tokens": EMPTY, "codes": codes}
+    if codec == "frame":
+        picture = Picture(b"a picture", "image/webp", (9, 7))
+        values |= {"tokens": EMPTY, "scores": None, "picture": picture}
+        values["positions"] = np.arange(of, dtype=np.int32)
     return Shard(**(values | change))
 
 
 def stream(*shards: Shard) -> bytes:
     out = BytesIO()
-    with shard.writer(out) as write:
+    with writer(out) as write:
         for one in shards:
             write(one)
+    assert write.num_bytes == len(out.getvalue())
     return out.getvalue()
 
 
 def read(data: bytes) -> list[Shard]:
-    return list(shard.read_shards(BytesIO(data)))
+    return list(read_shards(BytesIO(data)))
 
 
-def assert_same(found: Shard, expected: Shard) -> None:
-    for name in ("frame", "image", "domain", "num_tokens", "tower", "questions", "bits"):
-        assert getattr(found, name) == getattr(expected, name)
-    for name in ("tokens", "positions", "scores"):
-        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
+def kinds(data: bytes) -> list[str]:
+    source, found = BytesIO(data), []
+    while record := records.read_record(source):
+        found.append(record.header["kind"])
+    return found
 
 
-ASKS = st.builds(
+def same(found: Shard, expected: Shard) -> bool:
+    """Whether a reader has the frame as it was written, 8 and 16 bits to their precision."""
+    names = ("frame", "image", "domain", "num_tokens", "tower", "questions", "coding", "layout")
+    names += ("time", "picture")
+    if any(getattr(found, name) != getattr(expected, name) for name in names):
+        return False
+    pairs = [(found.positions, expected.positions)]
+    for name in ("scores", "codes"):
+        one, other = getattr(found, name), getattr(expected, name)
+        if (one is None) != (other is None):
+            return False
+        pairs += [] if one is None else [(one, other)]
+    if found.coding.codec == "float32":
+        pairs.append((found.tokens, expected.tokens))
+    elif found.coding.codec in ("float16", "int8"):
+        error_NC = np.abs(found.tokens.astype(float) - expected.tokens)
+        largest_N = np.abs(expected.tokens).max(axis=1, keepdims=True).astype(float)
+        bound = 2.0**-11 if found.coding.codec == "float16" else 1 / 254 + 2.0**-20
+        if not (error_NC <= bound * largest_N + 2.0**-25).all():
+            return False
+    else:
+        pairs.append((found.tokens, EMPTY))
+    return all(
+        one.shape == other.shape and one.tobytes() == other.astype(one.dtype).tobytes()
+        for one, other in pairs
+    )
+
+
+# ---------------------------------------------------------------- what is written is read again
+
+QUESTIONS = st.builds(
     Question,
     id=TEXT,
     prompt=st.none() | TEXT,
     task=st.sampled_from(["vqa", "caption"]),
     choices=st.none() | st.lists(TEXT, min_size=1, max_size=3),
-    entropy=st.none() | st.floats(0, 20),
+    entropy=st.none() | st.floats(0, 100, width=16),
 )
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def finite(width: int) -> st.SearchStrategy[float]:
+    most = {16: 65504.0, 32: float(np.finfo(np.float32).max) / 2}[width]
+    return st.floats(-most, most, width=width)  # type: ignore[arg-type]
+
+
+@st.composite
+def layouts(draw: st.DrawFn, num_tokens: int) -> Layout:
+    fixed = draw(st.sets(st.integers(0, num_tokens - 1), max_size=3))
+    grid = draw(st.lists(st.integers(0, 9), max_size=3))
+    return Layout(tuple(grid), draw(TEXT), tuple(sorted(fixed)))
 
 
 @st.composite
 def shards(draw: st.DrawFn) -> Shard:
-    num_tokens = draw(st.sampled_from([1, 5, 36, 65536, 65537, 2**31 - 1]))
-    places = st.integers(0, num_tokens - 1)
-    positions = sorted(draw(st.sets(places, min_size=1, max_size=4)))
-    shape = (len(positions), draw(st.integers(1, 4)))
-    return Shard(
+    codec = draw(st.sampled_from(CODECS))
+    num_tokens = draw(st.sampled_from([1, 5, 36]))
+    places = st.sets(st.integers(0, num_tokens - 1), min_size=1, max_size=6)
+    kept = sorted(draw(places)) if draw(st.booleans()) else list(range(num_tokens))
+    shape = (len(kept), draw(st.integers(1, 3)))
+    made = Shard(
         frame=draw(st.text(min_size=1, max_size=6)),
         image=draw(TEXT),
         domain=draw(st.none() | TEXT),
-        tokens=draw(arrays.arrays(np.float32, shape, elements=FINITE)),
-        positions=np.array(positions, np.int32),
-        scores=draw(arrays.arrays(np.float32, shape[:1], elements=FINITE)),
+        tokens=EMPTY,
+        positions=np.array(kept, np.int32),
         num_tokens=num_tokens,
-        tower=TOWER,
-        questions=draw(st.lists(ASKS, max_size=2)),
+        tower=draw(st.sampled_from([TOWER, CODEBOOK])),
+        questions=draw(st.lists(QUESTIONS, max_size=2)),
+        coding=Coding(codec),
+        layout=draw(layouts(num_tokens)),
+        time=draw(st.none() | st.floats(0, 4e9)),
     )
+    if codec == "frame":
+        media, data = draw(st.sampled_from(MEDIA)), draw(st.binary(min_size=1, max_size=9))
+        picture = Picture(data, media, (draw(st.integers(1, 9)), 2))
+        return replace(made, picture=picture, positions=np.arange(num_tokens, dtype=np.int32))
+    if draw(st.booleans()):
+        scores = arrays.arrays(np.float32, shape[:1], elements=finite(32))
+        made = replace(made, scores=draw(scores))
+    if codec == "klt":
+        rows = 1 if len(kept) == num_tokens else len(kept)
+        small = st.integers(-3, 3) | st.integers(-(1 << 24), 1 << 24)
+        codes = draw(arrays.arrays(np.int32, (rows, shape[1]), elements=small))
+        step = draw(st.sampled_from([0.5, float(np.float32(0.1))]))
+        return replace(made, codes=codes, coding=Coding("klt", CODEBOOK, step))
+    elements = finite(16 if codec == "float16" else 32)
+    return replace(made, tokens=draw(arrays.arrays(np.float32, shape, elements=elements)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(shards(), max_size=3))
-def test_what_is_written_is_read_again(written: list[Shard]) -> None:
-    found = read(stream(*written))
-    assert len(found) == len(written)
-    for one, other in zip(found, written, strict=True):
-        assert_same(one, other)
-        assert one.num_bytes == shard.encoded_bytes(other) == sum(shard.shard_bytes(one).values())
+@settings(max_examples=150, deadline=None)
+@given(st.lists(shards(), max_size=6), st.lists(shards(), max_size=2))
+def test_what_is_written_is_read_again(first: list[Shard], second: list[Shard]) -> None:
+    """Of any codecs, towers and layouts in one stream; two streams end to end are a stream."""
+    data = stream(*first)
+    for both in (data + stream(*second), stream() + data + stream() + stream(*second)):
+        ledger: Counter[str] = Counter()
+        found = list(read_shards(BytesIO(both), ledger=ledger))
+        assert len(found) == len(first + second)
+        assert all(map(same, found, first + second))
+        assert ledger.total() == len(both)
+    assert encoded_bytes(first) == len(data)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    arrays.arrays(
-        np.float32,
-        st.tuples(st.integers(1, 4), st.integers(1, 5)),
-        elements=st.floats(-(2.0**60), 2.0**60, width=32),
-    )
-)
-def test_eight_bits_are_at_most_half_a_scale_off(tokens_NC: np.ndarray) -> None:
-    """|x - code * scale| <= scale / 2, but for float32 rounding (2^-20 of the row's largest)."""
-    codes_NC, scales_N = shard.quantize_absmax(tokens_NC)
-    decoded_NC = shard.dequantize_absmax(codes_NC, scales_N)
-    largest_N = np.abs(tokens_NC).max(axis=1)
-    assert (np.abs(codes_NC.astype(int)) <= 127).all()
-    # Below the smallest scale that float32 has, a row is rounded to zero.
-    allowed_N = scales_N.astype(float) / 2 + largest_N * 2.0**-20 + 127 * 2.0**-149
-    assert (np.abs(decoded_NC.astype(float) - tokens_NC).max(axis=1) <= allowed_N).all()
+@pytest.mark.parametrize("kept", [3, 6])
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_codec(codec: Codec, kept: int) -> None:
+    written = [make_shard(codec, kept, frame=name) for name in ("a", "é", "a")]
+    data = stream(*written)
+    assert kinds(data) == ["shards", "frames", "end"]
+    assert all(map(same, read(data), written))
 
 
-def test_eight_bits_by_hand() -> None:
-    """Row 0: scale 254 / 127 = 2; 254, -3, 1, 5 give 127, -1.5, 0.5, 2.5, halves to even."""
-    tokens = np.array([[254, -3, 1, 5], [0, 0, 0, 0]], np.float32)
-    codes, scales = shard.quantize_absmax(tokens)
-    assert codes.tolist() == [[127, -2, 0, 2], [0, 0, 0, 0]]
-    assert scales.tolist() == [2.0, 0.0]
+def test_parts_and_records_by_hand() -> None:
+    """A tower begins a part; a codec, scores or none, or other codes begin a record."""
+    one = make_shard()
+    none = replace(one, scores=None)
+    other = replace(one, tower=CODEBOOK)
+    data = stream(one, one, none, make_shard("klt"), make_shard("klt", 6), other, other, one)
+    head, frames, end = "shards", "frames", "end"
+    assert kinds(data) == [
+        *(head, frames, frames, frames, frames, end),
+        *(head, frames, end, head, frames, end),
+    ]
+    assert kinds(stream(*[one] * 257)) == [head, frames, frames, end]
+    assert kinds(stream()) == [end]
 
 
-def test_reading_again_what_eight_bits_gave_changes_little_and_never_grows() -> None:
-    once = read(stream(make_shard(8)))[0]
-    twice = read(stream(once))[0]
-    np.testing.assert_allclose(twice.tokens, once.tokens, rtol=1e-6)
+def test_long_texts_are_divided_among_records() -> None:
+    """So the index of a record stays within what a reader takes in."""
+    written = [
+        make_shard(frame=str(n), questions=[Question("q", "é" * 20_000 + str(n), "vqa")])
+        for n in range(60)
+    ]
+    data = stream(*written)
+    assert kinds(data).count("frames") > 1
+    assert all(map(same, read(data), written))
 
 
-def test_ledger_by_hand() -> None:
-    """3 tokens of 4 channels: 12 values; positions take 2 bytes each up to 65,536 tokens."""
-    for bits, payload, scales in ((32, 48, 0), (16, 24, 0), (8, 12, 12)):
-        ledger = shard.shard_bytes(make_shard(bits))
-        header = ledger.pop("header")
-        assert ledger == {"payload": payload, "scales": scales, "positions": 6, "scores": 12}
-        assert header == len(stream(make_shard(bits))) - len(stream()) - sum(ledger.values())
-    assert shard.shard_bytes(make_shard(num_tokens=70_000))["positions"] == 12
+def test_large_frames_are_divided_among_records() -> None:
+    written = [make_shard(tokens=np.ones((3, 1 << 21), np.float32))] * 3
+    assert kinds(stream(*written)).count("frames") == 2
 
 
-def test_streams_end_to_end_are_a_stream() -> None:
-    first, second = stream(make_shard(frame="a")), stream(make_shard(frame="b"))
-    together = read(first + stream() + second)
-    assert [one.frame for one in together] == ["a", "b"]
-    for one, other in zip(together, read(first) + read(second), strict=True):
-        assert_same(one, other)
+@pytest.mark.parametrize("nats", [1 / 3, 11.7, 60_000.0])
+def test_entropies_have_16_bits(nats: float) -> None:
+    """Within 2^-11 of the number: half a unit in the last of 11 bits."""
+    (found,) = read(stream(make_shard(questions=[Question("q", None, "vqa", None, nats)])))
+    assert found.questions[0].entropy == float(np.float16(nats)) == pytest.approx(nats, rel=2**-11)
+
+
+def test_both_versions_in_one_stream() -> None:
+    old = make.shard() + make.end(1)
+    assert [one.frame for one in read(old + stream(make_shard()) + old)] == ["f1", "f", "f1"]
 
 
 class Trickle(io.RawIOBase):
@@ -165,20 +263,80 @@ class Trickle(io.RawIOBase):
 
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_reading_in_pieces_is_reading_at_once(most: int) -> None:
-    data = stream(make_shard(8), make_shard(16), make_shard(32))
-    for one, other in zip(
-        shard.read_shards(io.BufferedReader(Trickle(data, most), 16)), read(data), strict=True
-    ):
-        assert_same(one, other)
+    data = stream(*map(make_shard, CODECS))
+    found = list(read_shards(io.BufferedReader(Trickle(data, most), 16)))
+    assert len(found) == 5 and all(map(same, found, map(make_shard, CODECS)))
 
 
-def test_a_writer_that_fails_leaves_no_end_record() -> None:
+# ---------------------------------------------------------------- the smaller of two payloads
+
+
+@pytest.mark.parametrize(("picture_bytes", "codec"), [(5, "frame"), (500, "int8")])
+def test_the_smaller_payload_is_sent(picture_bytes: int, codec: Codec) -> None:
+    """Each group of frames goes in the form that takes fewer bytes; the other's are recorded."""
+    picture = Picture(bytes(picture_bytes), "image/avif", (4, 4))
     out = BytesIO()
-    with pytest.raises(ZeroDivisionError), shard.writer(out) as write:
-        write(make_shard())
-        raise ZeroDivisionError
-    with pytest.raises(BadData, match="without its end record"):
-        read(out.getvalue())
+    with writer(out) as write:
+        for name in "ab":
+            write(make_shard("int8", frame=name), picture)
+    forms = {
+        "int8": stream(*[make_shard("int8", frame=name) for name in "ab"]),
+        "frame": stream(*[make_shard("frame", frame=n, picture=picture) for n in "ab"]),
+    }
+    (found,) = {shard.coding.codec for shard in read(out.getvalue())}
+    assert found == codec
+    sizes = {}
+    for name, data in forms.items():
+        source = BytesIO(data)
+        frames = [records.read_record(source) for _ in range(2)][1]
+        assert frames is not None and frames.header["other"] is None
+        sizes[name] = sum(array.nbytes for array in frames.tensors.values())
+    source = BytesIO(out.getvalue())
+    records.read_record(source)
+    chosen = records.read_record(source)
+    assert chosen is not None and chosen.header["other"] == max(sizes.values())
+    assert sizes[codec] == min(sizes.values())
+
+
+# ---------------------------------------------------------------- what a frame costs
+
+
+@pytest.mark.parametrize(("count", "most"), [(64, 60), (1000, 30)])
+def test_what_ids_and_questions_cost(count: int, most: int) -> None:
+    """Questions like those of the shipped stream, 1.2 a frame: all bytes but the payload's."""
+    lines = (make.HERE.parents[1] / "cdcca_cli/assets/frames/stream/frames.jsonl").read_text()
+    asked = [json.loads(line) for line in lines.splitlines()]
+    draw = np.random.default_rng(0)
+    written = []
+    for number in range(count):
+        one = asked[number % len(asked)]
+        questions = [
+            Question(
+                f"t{number:05}-q{place}",
+                one.get("prompt"),
+                one.get("task", "vqa"),
+                one.get("choices"),
+                float(draw.gamma(2.0, 0.5)),
+            )
+            for place in range(2 if number % 5 == 0 else 1)
+        ]
+        written.append(
+            make_shard(
+                "float16",
+                6,
+                frame=f"t{number:05}.jpg",
+                image=f"t{number:05}.jpg",
+                domain="target",
+                questions=questions,
+                scores=None,
+            )
+        )
+    data = stream(*written)
+    payload = count * 6 * 4 * 2
+    assert (len(data) - payload) / count <= most
+
+
+# ---------------------------------------------------------------- what could not be read
 
 
 @pytest.mark.parametrize(
@@ -186,101 +344,156 @@ def test_a_writer_that_fails_leaves_no_end_record() -> None:
     [
         ({"tokens": np.full((3, 4), np.nan, np.float32)}, "not finite"),
         ({"scores": np.array([1, np.inf, 0], np.float32)}, "not finite"),
-        (
-            {"tokens": np.full((3, 4), 70_000, np.float32), "bits": 16},
-            "not finite in this many bits",
-        ),
-        (
-            {"tokens": np.full((3, 4), 3.4028235e38, np.float32), "bits": 8},
-            "not finite in this many",
-        ),
-        ({"positions": np.array([0, 2, 6])}, "positions"),
-        ({"positions": np.array([0, 2, 2])}, "positions"),
-        ({"positions": np.array([0, 65536 + 2, 4])}, "positions"),
-        ({"positions": np.array([-65536, 2, 4])}, "positions"),
+        ({"tokens": np.full((3, 4), 7e4, np.float32), "coding": Coding("float16")}, "not finite"),
+        ({"tokens": np.full((3, 4), 3.4028235e38), "coding": Coding("int8")}, "not finite"),
+        ({"positions": np.array([0, 2, 6])}, "ascend"),
+        ({"positions": np.array([0, 2, 2])}, "ascend"),
+        ({"positions": np.array([0, 2, 2]), "num_tokens": 3}, "ascend"),
+        ({"positions": np.array([4, 2, 5], np.uint16)}, "ascend"),
+        ({"positions": np.array([-1, 2, 4])}, "ascend"),
         ({"positions": np.array([0.0, 1.5, 4])}, "positions"),
-        ({"positions": np.array([0, 2])}, "positions of shape"),
-        ({"tokens": np.zeros((0, 4), np.float32), "positions": np.zeros(0)}, "shape"),
-        ({"tokens": np.zeros(4, np.float32), "bits": 8}, "tokens"),
-        ({"bits": 4}, "not 4"),
+        ({"positions": np.array([0, 2])}, "scores of shape"),
+        ({"positions": np.zeros(0, int), "tokens": np.zeros((0, 4))}, "positions of shape"),
+        ({"tokens": np.zeros((3, 0), np.float32)}, "tokens of shape"),
+        ({"tokens": np.zeros(4, np.float32)}, "tokens of shape"),
+        ({"scores": np.zeros(2, np.float32)}, "scores of shape"),
+        ({"coding": Coding("zip")}, "codec 'zip'"),  # type: ignore[arg-type]
+        ({"coding": KLT}, "codes of shape"),
+        ({"coding": KLT, "codes": np.zeros((1, 8), np.int32)}, "codes of shape"),
+        ({"coding": Coding("klt"), "codes": np.zeros((3, 2), np.int32)}, "belong to klt"),
+        ({"coding": Coding("int8", CODEBOOK)}, "belong to klt"),
+        ({"coding": Coding("frame")}, "no picture"),
+        (
+            {"coding": Coding("frame"), "picture": Picture(b"", "image/png", (1, 1))},
+            "a picture that is not",
+        ),
+        (
+            {"coding": Coding("frame"), "picture": Picture(b"x", "image/gif", (1, 1))},
+            "a picture that is not",
+        ),
         ({"frame": ""}, "empty"),
+        ({"image": "caf\udce9.jpg"}, "surrogate"),
         ({"tower": "none"}, "not a digest"),
-        ({"num_tokens": 0}, "num_tokens"),
+        ({"num_tokens": 0}, "0 tokens"),
+        ({"num_tokens": (1 << 20) + 1}, "1,048,577 tokens"),
+        ({"time": float("nan")}, "its time"),
         ({"questions": [Question("q", None, "chat")]}, "task"),  # type: ignore[arg-type]
         ({"questions": [Question("q", None, "vqa", [])]}, "choices"),
+        ({"questions": [Question("q", None, "vqa", None, -0.5)]}, "entropy of -0.5"),
+        ({"questions": [Question("q", None, "vqa", None, 70_000)]}, "entropy of 70000"),
+        ({"layout": Layout(fixed=(1, 1))}, "fixed places"),
+        ({"questions": [Question("q", "x" * (3 << 20), "vqa")]}, "index"),
     ],
 )
-def test_what_could_not_be_read_is_not_written(change: dict, words: str) -> None:
+def test_what_could_not_be_read_is_not_written(change: dict[str, Any], words: str) -> None:
     out = BytesIO()
-    with pytest.raises(BadData, match=words):
-        shard.write_shard(out, make_shard(**change))
-    assert out.getvalue() == b""
+    with pytest.raises(BadData, match=words), writer(out) as write:
+        write(make_shard(**change))
+    assert b'"frames' not in out.getvalue()
 
 
-NOT_FINITE = {
-    "tokens_f32": make.shard({"frame": "bad"}, tokens=("F32", [2, 1], make.floats(1, make.NAN))),
-    "scores": make.shard({"frame": "bad"}, scores=("F32", [2], make.floats(make.INF, 1))),
-    "tokens_f16": make.record(
-        {**make.SHARD_F16, "frame": "bad"},
-        {**make.TENSORS_F16, "tokens": ("F16", [2, 1], make.halves(1, make.NAN))},
-    ),
-    "scales_i8": make.record(
-        {**make.SHARD_I8, "frame": "bad"},
-        {**make.TENSORS_I8, "scales": ("F32", [2], make.floats(make.INF, 0))},
-    ),
-    "products_i8": make.record(
-        {**make.SHARD_I8, "frame": "bad"},
-        {**make.TENSORS_I8, "scales": ("F32", [2], make.floats(3e38, 0))},
-    ),
+def test_a_frame_that_is_refused_leaves_the_others() -> None:
+    """A writer names it at once, and what waits is sound: the caller may go on."""
+    out = BytesIO()
+    with writer(out) as write:
+        write(make_shard(frame="a"))
+        with pytest.raises(BadData, match="frame b: positions"):
+            write(make_shard(frame="b", positions=np.array([3, 2, 1])))
+        write(make_shard(frame="c"))
+    assert [one.frame for one in read(out.getvalue())] == ["a", "c"]
+
+
+def test_a_writer_that_fails_leaves_no_end_record() -> None:
+    out = BytesIO()
+    with pytest.raises(ZeroDivisionError), writer(out) as write:
+        for _ in range(300):
+            write(make_shard())
+        raise ZeroDivisionError
+    with pytest.raises(BadData, match="without its end record"):
+        read(out.getvalue())
+
+
+# ---------------------------------------------------------------- damage
+
+SMALL = {
+    codec: stream(make_shard(codec, frame="a"), make_shard(codec, frame="b")) for codec in CODECS
 }
 
 
-@pytest.mark.parametrize("fault", NOT_FINITE)
-def test_a_shard_of_values_that_are_no_numbers_is_named_and_left_out(fault: str) -> None:
-    """The end record counts it all the same; without somebody to tell it is an error."""
-    bad, good = NOT_FINITE[fault], make.shard()
-    data = good + bad + good + make.end(3) + bad + make.end(1)
-    told: list[BadData] = []
-    found = list(shard.read_shards(BytesIO(data), where="up", refused=told.append))
-    assert [one.frame for one in found] == ["f1", "f1"]
-    lines = [str(error) for error in told]
-    assert [line[: line.index(":", 5)] for line in lines] == [
-        "up: record 2 (frame bad)",
-        "up: record 4 (frame bad)",
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_stream_that_was_cut_is_refused(codec: Codec) -> None:
+    data = SMALL[codec] + SMALL["float32"]
+    for length in range(len(data)):
+        if length == len(SMALL[codec]):
+            continue  # whole
+        with pytest.raises(BadData):
+            list(read_shards(BytesIO(data[:length]), refused=lambda _: None))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_no_flipped_byte_passes_as_something_else(codec: Codec) -> None:
+    """It is refused, or its record is left out, or (in a blank of the JSON) nothing has changed."""
+    data = SMALL[codec]
+    good = read(data)
+    draw = np.random.default_rng(0)
+    for place in range(len(data)):
+        for value in {data[place] ^ 1, data[place] ^ 32, int(draw.integers(256))} - {data[place]}:
+            bad = data[:place] + bytes([value]) + data[place + 1 :]
+            told: list[Unusable] = []
+            try:
+                found = list(read_shards(BytesIO(bad), refused=told.append))
+            except (BadData, NewerFormat):
+                continue
+            assert (not found and told) or all(map(same, found, good))
+            if told:
+                with pytest.raises(BadData):
+                    read(bad)
+
+
+def test_a_damaged_record_is_left_out_and_the_rest_is_read() -> None:
+    others = make_shard("int8", frame="c")
+    data = stream(make_shard(frame="a"), make_shard(frame="b"), others)
+    place = data.index(make_shard().tokens.tobytes())
+    bad = data[:place] + b"x" + data[place + 1 :]
+    told: list[Unusable] = []
+    found = list(read_shards(BytesIO(bad), where="up", refused=told.append))
+    assert [one.frame for one in found] == ["c"]
+    assert [str(one) for one in told] == [
+        "up: record 2: a damaged record of 2 frames (its sum is wrong)"
     ]
-    assert all("not finite" in line for line in lines)
-    with pytest.raises(BadData, match=r"record 2 \(frame bad\): .*not finite"):
-        read(data)
+    with pytest.raises(Unusable):
+        read(bad)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_one_that_is_left_out_is_counted(count: int) -> None:
-    data = make.shard() + NOT_FINITE["scores"] + make.end(count)
-    with pytest.raises(BadData, match=f"2 shards, but its end record counts {count}"):
-        list(shard.read_shards(BytesIO(data), refused=lambda _: None))
+def test_a_frame_of_values_that_are_not_finite_is_left_out() -> None:
+    shards = [make_shard(frame=name) for name in "abc"]
+    shards[1].tokens[0, 0] = np.nan
+    tensors, header = shard_record.encode(shards)
+    out = BytesIO()
+    records.write_record(out, {}, {"kind": "shards", "version": 2, "tower": TOWER})
+    records.write_record(out, tensors, shard_record.seal(tensors, header, TOWER))
+    records.write_record(out, {}, {"kind": "end", "version": 2, "count": 3})
+    told: list[Unusable] = []
+    found = list(read_shards(BytesIO(out.getvalue()), where="up", refused=told.append))
+    assert [one.frame for one in found] == ["a", "c"]
+    assert [str(one) for one in told] == ["up: record 2 (frame b): values that are not finite"]
+    with pytest.raises(Unusable, match="frame b"):
+        read(out.getvalue())
 
 
 @pytest.mark.parametrize("name", [name for name in make.FAULTS if name.endswith(".shards")])
-def test_every_other_fault_is_refused_though_somebody_is_told(name: str) -> None:
-    """Also where the values are no numbers on top of it: what is left out is sound in all else."""
+def test_every_fault_is_refused_though_somebody_is_told(name: str) -> None:
+    """What is left out instead is sound in all else: values not finite, and damage."""
     code, words, data = make.FAULTS[name]
-    if "zstd" in name or words == "not finite":
+    if "zstd" in name or "not finite" in words or "sum is wrong" in words:
         return
-    told: list[BadData] = []
+    told: list[Unusable] = []
     with pytest.raises((BadData, NewerFormat)) as refused:
-        list(shard.read_shards(BytesIO(data), refused=told.append))
+        list(read_shards(BytesIO(data), refused=told.append))
     assert (refused.value.exit_code, told) == (code, [])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"labels": []}, {"asks": [{**make.ASK, "task": "chat"}]}, {"image": 3}, {"num_tokens": 17}],
-    ids=lambda change: next(iter(change)),
-)
-def test_no_numbers_and_another_fault_are_refused(change: dict) -> None:
-    data = make.shard(change, scores=("F32", [2], make.floats(make.NAN, 1))) + make.end(1)
-    with pytest.raises(BadData):
-        list(shard.read_shards(BytesIO(data), refused=lambda _: None))
+# ---------------------------------------------------------------- memory
 
 
 class Repeated(io.RawIOBase):
@@ -301,18 +514,127 @@ class Repeated(io.RawIOBase):
         return len(piece)
 
 
-def test_memory_does_not_grow_with_the_stream() -> None:
+def peak_bytes(data: bytes, times: int = 1) -> tuple[int, int]:
+    """The most memory that reading takes, and the number of frames; -1 if it is refused."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in read_shards(io.BufferedReader(Repeated(data, times))))
+    except BadData:
+        count = -1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak, count
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_memory_does_not_grow_with_the_stream(codec: Codec) -> None:
     """Here by tracemalloc; with 10,000 shards and by the whole process in test_inspect."""
-    part = stream(make_shard(8, num_kept=4, channels=8))
+    part = stream(*[make_shard(codec)] * 8)
+    peak_bytes(part, 5)
+    short, _ = peak_bytes(part, 10)
+    peak, count = peak_bytes(part, 60)
+    assert count == 480 and peak <= short + 16_384
 
-    def peak_bytes(times: int) -> int:
-        gc.collect()
-        tracemalloc.start()
-        count = sum(1 for _ in shard.read_shards(io.BufferedReader(Repeated(part, times))))
-        assert count == times
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return peak
 
-    peak_bytes(10)
-    assert peak_bytes(600) <= peak_bytes(50) + 16_384
+def bomb(num_bytes: int) -> tuple[str, list[int], bytes]:
+    """Zeros in a zstd frame."""
+    data = zstandard.ZstdCompressor().compress(bytes(num_bytes))
+    return "U8", [len(data)], data
+
+
+BOMBS = {
+    "index": make.part_2(make.frames(sizes={"index": 1 << 28}, stored={"index": bomb(1 << 28)})),
+    "index, size too small": make.part_2(make.frames(stored={"index": bomb(1 << 28)})),
+    "codes": make.part_2(
+        make.frames_klt_kept(sizes={"codes": 1 << 28}, tensors={"codes": bomb(1 << 28)})
+    ),
+    "codes, size too small": make.part_2(
+        make.frames_klt_kept(sizes={"codes": 6}, tensors={"codes": bomb(1 << 28)})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_zstd_bomb_is_refused_before_it_is_unpacked(name: str) -> None:
+    peak, count = peak_bytes(BOMBS[name])
+    assert count == -1 and peak < 4 << 20
+
+
+@pytest.mark.parametrize("text", ['{"":0}', '"ab"', "[0]", "[[[]]]"])
+def test_an_index_of_many_values_takes_little(text: str) -> None:
+    """As long as an index may be, of values that take most in Python: 256 MiB and 2 s at most."""
+    count = ((1 << 21) - 2000) // (len(text) + 1)
+    many = ("[" + ",".join([text] * count) + "]").encode()
+
+    def case(name: str) -> bytes:
+        index = make.dumps({**make.INDEX, name: []}).encode()
+        index = index.replace(f'"{name}":[]'.encode(), f'"{name}":'.encode() + many)
+        data = zstandard.ZstdCompressor().compress(index)
+        stored = {"index": ("U8", [len(data)], data)}
+        return make.part_2(make.frames(sizes={"index": len(index)}, stored=stored))
+
+    cases = [case(name) for name in ("strings", "choices", "layouts")]
+    kind = Kind("it", lambda rng: cases.pop(), lambda data, folder: read(data))
+    assert run(kind, 0, range(3)).faults == []
+
+
+def test_layouts_of_many_tokens_take_little() -> None:
+    """256 pictures of 2^20 tokens each: their places are made one frame at a time."""
+    index = {
+        **make.INDEX,
+        "strings": ["image/webp"],
+        "layouts": [{"num_tokens": 1 << 20, "grid": [], "marks": "", "fixed": []}],
+        "frames": ["f"] * 256,
+        "images": None,
+        "domains": [None] * 256,
+        "times": None,
+        "layout": [0] * 256,
+        "counts": [0] * 256,
+        **{name: [] for name in ("ids", "prompts", "choices")},
+        "tasks": "",
+        "pictures": [[0, 1, 1, 1]] * 256,
+    }
+    tensors = dict.fromkeys(("kept", "scores", "tokens"))
+    stored = {**tensors, "pictures": ("U8", [256], bytes(256)), "entropies": ("F16", [0], b"")}
+    record = make.frames({"codec": "frame", "count": 256}, index, stored=stored)
+    peak, count = peak_bytes(make.part_2(record, count=256))
+    assert count == 256 and peak < 32 << 20
+
+
+def test_a_long_text_that_many_questions_share_is_bounded() -> None:
+    """Written once, it would be gigabytes for whoever writes out the questions."""
+    count = 10_000
+    index = {
+        "strings": ["night", "x" * 100_000],
+        "counts": [count, 0],
+        "ids": [""] * count,
+        "tasks": "v" * count,
+        "prompts": [1] * count,
+        "choices": [None] * count,
+    }
+    record = make.frames(index=index, entropies=("F16", [count], bytes(2 * count)))
+    with pytest.raises(BadData, match="4,194,304 characters of text"):
+        read(make.part_2(record))
+
+
+def test_codes_that_are_all_zero_are_bounded() -> None:
+    """2^23 codes, 5 bytes each at most: what a reader unpacks from a kilobyte."""
+    num_columns = (1 << 23) // 3
+    content = bytes(3 * num_columns)
+    data = zstandard.ZstdCompressor().compress(content)
+    tensors = {"codes": ("U8", [len(data)], data)}
+    part = make.part_2(
+        make.frames_klt(content[:9], num_columns, tensors=tensors, sizes={"codes": len(content)})
+    )
+    peak, count = peak_bytes(part)
+    assert count == 2 and peak < 256 << 20
+
+
+def test_the_files_of_a_folder_are_a_stream(tmp_path: Path) -> None:
+    """`cdcca sample ... >> up.tokens`, as a cron job does it."""
+    path = tmp_path / "up.tokens"
+    for name in "abc":
+        with path.open("ab") as out, writer(out) as write:
+            write(make_shard(frame=name))
+    assert [one.frame for one in read(path.read_bytes())] == ["a", "b", "c"]

@@ -11,16 +11,19 @@ import random
 import shutil
 import struct
 import tomllib
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard
+from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard_stream
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
 from cdcca_cli.inspection.look import look
@@ -75,6 +78,13 @@ SHARDS = [
     make.record(make.SHARD_F16, make.TENSORS_F16) + make.shard() + make.end(2),
     make.record(make.SHARD_I8, make.TENSORS_I8) + make.end(1) + make.shard() + make.end(1),
 ]
+SHARDS_2 = [
+    *(make.part_2(make.frames()), make.part_2(make.frames_f16()), make.part_2(make.frames_i8())),
+    *(make.part_2(make.frames_klt_whole()), make.part_2(make.frames_klt_kept())),
+    make.part_2(make.frames_pictures()),
+    make.part_2(make.frames_i8(), make.frames_pictures(), make.frames_klt_kept(), make.frames()),
+    make.part_2(make.frames()) + SHARDS[0] + make.part_2(make.frames_i8()),
+]
 LABELS = [
     make.labels_file(make.label_entry()),
     make.labels_file(make.label_entry(), make.entry_i8()),
@@ -89,27 +99,98 @@ def _with_new_sum(parts: RecordParts) -> None:
         return
     rest = Pairs(pair for pair in parts.header if pair[0] != "sum")
     said = np.frombuffer(mutations.canonical(rest).encode("utf-8", "surrogatepass"), np.uint8)
+    if (found := _digest(parts, said)) is not None:
+        parts.put("sum", found)
+
+
+def _digest(parts: RecordParts, said: np.ndarray) -> str | None:
+    """The digest of a record's tensors and header; None if they have none."""
     dtypes = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
     try:
         tensors = {
             name: np.frombuffer(data, dtypes.get(dtype, "<u2")).reshape(shape)
             for name, dtype, shape, data in parts.tensors
         }
-        parts.put("sum", overlay_digest({**tensors, "header": said}))
+        return overlay_digest({**tensors, "header": said})
     except (ValueError, TypeError, UnicodeEncodeError):
-        pass
+        return None
+
+
+def _with_frames_sum() -> Callable[[RecordParts], None]:
+    """Puts the sums of `frames` right, record after record: they hold the head's tower."""
+    tower: list[Any] = [make.TOWER]
+
+    def repair(parts: RecordParts) -> None:
+        if not isinstance(parts.header, Pairs):
+            return
+        if parts.get("kind") == "shards":
+            tower[0] = parts.get("tower")
+        if parts.get("kind") != "frames":
+            return
+        rest = Pairs(pair for pair in parts.header if pair[0] not in ("sum", "tower"))
+        text = mutations.canonical(Pairs([*rest, ("tower", tower[0])]))
+        said = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        if (found := _digest(parts, said)) is not None:
+            parts.put("sum", found)
+
+    return repair
 
 
 def _change_shards(rng: Random) -> bytes:
-    return mutations.mutate_records(rng, rng.choice(SHARDS), other=LABELS[0])
+    """Either version; of version 2 also what is inside the zstd of a record."""
+    if rng.random() < 0.25:
+        return mutations.mutate_records(rng, rng.choice(SHARDS), other=LABELS[0])
+    data, inside = rng.choice(SHARDS_2), rng.random()
+    if inside < 0.7:
+        data = _with_other_content(rng, data)
+    if inside > 0.55:
+        # What was changed once may be no JSON that can be taken apart again.
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            data = mutations.mutate_records(rng, data, _with_frames_sum(), LABELS[0])
+    return data
+
+
+def _with_other_content(rng: Random, data: bytes) -> bytes:
+    """The index or the codes of one record of frames changed; mostly with sizes and sum right."""
+    records = mutations.split_records(data)
+    parts = rng.choice([one for one in records if one.get("kind") == "frames"])
+    tensors = {name: (dtype, shape, content) for name, dtype, shape, content in parts.tensors}
+    name = "codes" if "codes" in tensors and rng.random() < 0.3 else "index"
+    content = zstandard.ZstdDecompressor().decompress(tensors[name][2])
+    if name == "codes":
+        content = mutations.mutate_bytes(rng, content)
+    elif rng.random() < 0.9:
+        text = mutations.dump(mutations.mutate_json(rng, mutations.load(content)))
+        content = text.encode("utf-8", "surrogatepass")
+    else:
+        content = mutations.mutate_bytes(rng, content)
+    in_zstd = zstandard.ZstdCompressor(level=1).compress(content)
+    if rng.random() < 0.05:
+        in_zstd = mutations.mutate_bytes(rng, in_zstd)
+    tensors[name] = ("U8", [len(in_zstd)], in_zstd)
+    parts.tensors = [(key, *tensor) for key, tensor in tensors.items()]
+    sizes = parts.get("sizes")
+    if rng.random() < 0.9:
+        sizes = Pairs((key, len(content) if key == name else size) for key, size in sizes)
+    else:
+        sizes = mutations.mutate_json(rng, sizes)
+    parts.put("sizes", sizes)
+    if rng.random() < 0.1:  # a number of frames or columns that fits another index
+        key = rng.choice(("count", "columns", "codec", "step"))
+        parts.put(key, mutations.mutate_json(rng, parts.get(key)))
+    if rng.random() < 0.95:
+        repair = _with_frames_sum()
+        for one in records:
+            repair(one)
+    return b"".join(map(mutations.join_record, records))
 
 
 def _read_shards(data: bytes, folder: Path) -> None:
     try:
-        for each in shard.read_shards(io.BytesIO(data)):
-            shard.shard_bytes(each)
+        for each in shard_stream.read_shards(io.BytesIO(data)):
             labels.key_of(each)
             _writable(each)
+            shard_stream.encoded_bytes([each])
     finally:
         look(str(_written(folder, data)))
 
@@ -508,7 +589,18 @@ def _read_key(data: bytes, folder: Path) -> None:
         keys.read_public_key(path)
 
 
-_SEEN = b'{"frames":{"a.jpg":"0123456789abcdef","b.jpg":"00"},"kind":"seen","version":1}\n'
+_SEEN = json.dumps(
+    {
+        "frames": {"a.jpg": "0123456789abcdef", "b.jpg": "00"},
+        "kind": "seen",
+        "running": {
+            "rule": "entropy mean",
+            "tasks": {"vqa": {"excess": 0.01, "weights": [0.5, 2.0] * 128}},
+        },
+        "sent": [{"picture": base64.b64encode(bytes(256)).decode(), "questions": ["0123"]}],
+        "version": 2,
+    }
+).encode()
 
 
 def _read_seen(data: bytes, folder: Path) -> None:
@@ -684,6 +776,101 @@ def _read_picture(case: tuple[str, bytes], folder: Path) -> None:
         load_image(frame)
 
 
+@cache
+def _payloads() -> list[tuple[bytes, str, tuple[int, int]]]:
+    """Pictures as a shard has them, and files that look like it: metadata, animated, giant."""
+    from PIL import Image
+
+    from cdcca_cli.formats.pictures import bare
+    from cdcca_cli.payloads import pictures
+
+    exif = Image.Exif()
+    exif[0x010E] = "here"
+    noise = np.random.default_rng(0).integers(0, 255, (24, 31, 3), dtype=np.uint8)
+    image, large = Image.fromarray(noise), Image.new("RGB", (4096, 2048), (9, 90, 200))
+    more: dict[str, Any] = {"save_all": True, "append_images": [image.rotate(90)]}
+    files: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        (
+            "jpeg",
+            image,
+            {"progressive": True, "exif": exif, "comment": b"here"},
+        ),
+        ("png", image, {"exif": exif}),
+        ("png", image.convert("P"), more),
+        ("webp", image, {"lossless": True, "exif": exif}),
+        ("webp", image, more),
+        ("gif", image, more),
+        ("webp", large, {"lossless": True, "method": 0}),
+        ("jpeg", large, {"progressive": True}),
+    ]
+    coded = [media for media in pictures.CODED if pictures.can_encode(media)]
+    if pictures.AVIF in coded:
+        files += [("avif", image, more), ("avif", image, {"exif": exif})]
+    made = [pictures.encode(image, media, quality) for media in coded for quality in (10, 80)]
+    for form, picture, options in files:
+        out = io.BytesIO()
+        picture.save(out, form, **options)
+        made.append(pictures.Picture(out.getvalue(), f"image/{form}", picture.size))
+        if form != "gif" and options is not more:
+            try:
+                made.append(bare(out.getvalue()))
+            except BadData:  # an AVIF with EXIF
+                continue
+    return [(each.data, each.media, each.size) for each in made]
+
+
+_SIDES = (0, -1, 1, 23, 24, 25, 32, 4096, 4097, 16384, 65535, 65536, 1 << 31, 1 << 40)
+
+
+def _change_payload(rng: Random) -> tuple[bytes, str, tuple[int, int]]:
+    data, media, size = rng.choice(_payloads())
+    change = rng.random()
+    if change < 0.05:
+        media = rng.choice(("image/png", "image/avif", "image/webp", "image/jpeg", "image/gif", ""))
+    elif change < 0.1:
+        size = rng.choice(((size[1], size[0]), (rng.choice(_SIDES), rng.choice(_SIDES))))
+    elif change < 0.3:  # a size in the file's own head
+        for old in size:
+            for form in (">H", "<H", ">I"):
+                data = data.replace(
+                    struct.pack(form, old), struct.pack(form, rng.choice(_SIDES) & 0x7FFF), 1
+                )
+    for _ in range(rng.choice((0, 1, 1, 2, 4)) if change < 0.3 else rng.choice((1, 1, 2, 4))):
+        data = mutations.mutate_bytes(rng, data)
+    if data[:4] == b"\x89PNG" and rng.random() < 0.7:
+        data = _with_new_checksums(data)
+    return data, media, size
+
+
+def _with_new_checksums(data: bytes) -> bytes:
+    """A PNG whose checksums are right again, as far as its chunks can be followed."""
+    at, fixed = 8, bytearray(data)
+    while at + 12 <= len(fixed):
+        end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")
+        if end + 4 > len(fixed):
+            break
+        struct.pack_into(">I", fixed, end, zlib.crc32(fixed[at + 4 : end]))
+        at = end + 4
+    return bytes(fixed)
+
+
+def _read_payload(case: tuple[bytes, str, tuple[int, int]], folder: Path) -> None:
+    """Whatever is decoded is what was declared, and so says another reader of the file."""
+    from PIL import Image
+
+    from cdcca_cli.payloads import pictures
+
+    data, media, size = case
+    image = pictures.decode(pictures.Picture(data, media, size))
+    with Image.open(io.BytesIO(data)) as other:
+        found = other.size, Image.MIME[other.format or ""], getattr(other, "n_frames", 1)
+    assert found == (image.size, media, 1) and image.size == size
+    assert image.mode == "RGB" and max(size) <= 4096
+    if max(size) < 1000:
+        original = pictures.original(data, image, 1 << 30)
+        assert original == pictures.Picture(data, media, size)
+
+
 # ---------------------------------------------------------------- all of them
 
 
@@ -717,6 +904,7 @@ def _kinds() -> list[Kind]:
         Kind("cdcca.toml", _change_toml, _read_toml),
         Kind("environment", _change_environment, _read_environment, 0.2),
         Kind("picture", _change_picture, _read_picture, 0.5),
+        Kind("payload picture", _change_payload, _read_payload, 0.5),
         Kind("video", _change_video, _read_picture, 0.1),
     ]
 

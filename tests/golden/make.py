@@ -111,6 +111,146 @@ def shard_i8(**tensors: Tensor) -> bytes:
     return record(SHARD_I8, {**TENSORS_I8, **tensors})
 
 
+# Version 2: a head, records of frames in columns, an end.
+HEAD_2 = {"kind": "shards", "version": 2, "tower": TOWER}
+FRAMES = {
+    "kind": "frames",
+    "version": 2,
+    "count": 2,
+    "codec": "float32",
+    "codebook": None,
+    "step": None,
+    "columns": None,
+    "other": None,
+}
+KLT = {"codec": "klt", "codebook": BASE, "step": 0.5}
+# Frame f1 has a question with choices and a caption, f2 has nothing but a time.
+INDEX = {
+    "strings": ["night", "What?", "cat", "chién"],
+    "layouts": [{"num_tokens": 4, "grid": [2, 2], "marks": "<img>", "fixed": [0]}],
+    "frames": ["f1", "f2"],
+    "images": ["frames/f1.png", "f2.png"],
+    "domains": [0, None],
+    "times": [None, 1700000000.5],
+    "layout": [0, 0],
+    "counts": [2, 0],
+    "ids": ["q1", "c1"],
+    "tasks": "vc",
+    "prompts": [1, None],
+    "choices": [[2, 3], None],
+    "pictures": None,
+}
+# f1 kept tokens 0 and 2, f2 token 3: bits 1010 0001.
+KEPT: Tensor = ("U8", [1], bytes([0b10100001]))
+FRAMES_TENSORS: dict[str, Tensor] = {
+    "entropies": ("F16", [2], halves(0.5, float("nan"))),
+    "kept": KEPT,
+    "scores": ("F32", [3], floats(0.5, 0.75, -1.0)),
+    "tokens": ("F32", [3, 2], floats(1.5, -2.0, 0.0, 0.25, 8.0, -0.125)),
+}
+PICTURES = b"not a picture" + b"RIFF"
+MANY = {**INDEX, "strings": ["night", "What?", "cat", "chién", "image/avif", "image/webp"]}
+MANY["pictures"] = [[4, 13, 24, 16], [5, 4, 1, 1]]
+
+
+def packed(content: bytes) -> bytes:
+    """A zstd frame of one block that is stored as it is (RFC 8878): at most 128 KiB."""
+    block = len(content) << 3 | 1  # the last block, raw
+    return (
+        b"\x28\xb5\x2f\xfd\xa0"
+        + struct.pack("<IHB", len(content), block & 65535, block >> 16)
+        + content
+    )
+
+
+def frames(
+    change: dict[str, Any] | None = None,
+    index: dict[str, Any] | bytes | None = None,
+    *,
+    sizes: dict[str, Any] | None = None,
+    tower: str = TOWER,
+    sound: bool = True,
+    stored: dict[str, Tensor | None] | None = None,
+    **tensors: Tensor | None,
+) -> bytes:
+    """A record of two float32 frames, with header keys, keys of the index and tensors changed.
+
+    None takes a tensor out. index: bytes are the content itself. sound: with the right sum. stored:
+    tensors too, of any name.
+    """
+    content = index if isinstance(index, bytes) else dumps({**INDEX, **(index or {})}).encode()
+    in_zstd = packed(content)
+    changed = {**FRAMES_TENSORS, "index": ("U8", [len(in_zstd)], in_zstd), **tensors}
+    changed |= stored or {}
+    present = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    header = {**FRAMES, "sizes": {"index": len(content), **(sizes or {})}, **(change or {})}
+    text = dumps({**header, "tower": tower}).encode()
+    header["sum"] = overlay_digest({**present, "header": ("U8", [len(text)], text)})
+    if not sound:
+        header["sum"] = TARGET
+    return record({**header, **(change or {})}, present)
+
+
+def end_2(count: int) -> bytes:
+    return record({"kind": "end", "version": 2, "count": count}, {})
+
+
+def part_2(*records_of_frames: bytes, count: int | None = None) -> bytes:
+    """A part of records of two frames each."""
+    counted = 2 * len(records_of_frames) if count is None else count
+    return record(HEAD_2, {}) + b"".join(records_of_frames) + end_2(counted)
+
+
+def frames_f16() -> bytes:
+    tokens = ("F16", [3, 2], halves(1.5, -2.0, 0.0, 0.25, 8.0, -0.125))
+    return frames({"codec": "float16"}, tokens=tokens, scores=None)
+
+
+def frames_i8(**tensors: Tensor) -> bytes:
+    """All tokens kept. Row 0 has scale 2, the others are zero."""
+    made: dict[str, Tensor | None] = {
+        "kept": None,
+        "scores": None,
+        "tokens": ("I8", [8, 2], struct.pack("<2b", 127, -1) + bytes(14)),
+        "scales": ("F32", [8], floats(2, *[0] * 7)),
+    }
+    return frames({"codec": "int8"}, {"images": None, "times": None}, **{**made, **tensors})
+
+
+def codes_of(*columns: list[int]) -> bytes:
+    """Column after column a byte 2q, or -2q - 1 below 0; from 255 up it follows as 4 bytes."""
+    zigzag = [2 * code if code >= 0 else -2 * code - 1 for column in columns for code in column]
+    beyond = [number for number in zigzag if number >= 255]
+    return bytes(min(number, 255) for number in zigzag) + struct.pack(f"<{len(beyond)}I", *beyond)
+
+
+def frames_klt(content: bytes, num_columns: int, **change: Any) -> bytes:
+    tensors: dict[str, Tensor | None] = {"tokens": None, **change.pop("tensors", {})}
+    in_zstd = packed(content)
+    tensors = {"codes": ("U8", [len(in_zstd)], in_zstd), **tensors}
+    sizes = change.pop("sizes", {"codes": len(content)})
+    header = {**KLT, "columns": num_columns, **change.pop("header", {})}
+    return frames(header, change.pop("index", None), sizes=sizes, **tensors)
+
+
+def frames_klt_whole() -> bytes:
+    """A row of 3 codes a frame: 300, -1, 0 and 2, 0, 0."""
+    content = codes_of([300, 2], [-1, 0], [0, 0])
+    return frames_klt(content, 3, tensors={"kept": None, "scores": None})
+
+
+def frames_klt_kept(**change: Any) -> bytes:
+    """A row of 2 codes a token: 1, 0; -2, 0; 3, -1."""
+    return frames_klt(codes_of([1, -2, 3], [0, 0, -1]), 2, **change)
+
+
+def frames_pictures(index: dict[str, Any] | None = None, **tensors: Tensor) -> bytes:
+    made: dict[str, Tensor | None] = dict.fromkeys(("kept", "scores", "tokens"))
+    made["pictures"] = ("U8", [len(PICTURES)], PICTURES)
+    header = {"codec": "frame", "other": 4000}
+    return frames(header, {**MANY, **(index or {})}, **{**made, **tensors})
+
+
 # No bytes at all, but more elements than any array may have if the 0 is left out.
 HUGE_AND_EMPTY: dict[str, Tensor] = {"payload": ("U8", [0, 1 << 40, 1 << 40], b"")}
 
@@ -446,14 +586,23 @@ CODEBOOK: dict[str, Any] = {
 def valid() -> dict[str, bytes]:
     """One file for each format and version."""
     stream_i8 = record(SHARD_I8, TENSORS_I8) + end(1)
-    packed = zstandard.ZstdCompressor(write_checksum=True)
+    zstd = zstandard.ZstdCompressor(write_checksum=True)
     return {
         "shard_v1_f32.shards": shard() + end(1),
         "shard_v1_f16.shards": record(SHARD_F16, TENSORS_F16) + end(1),
         "shard_v1_i8.shards": stream_i8,
         "two_parts_v1.shards": shard() + end(1) + stream_i8,
         "no_shards_v1.shards": end(0),
-        "two_zstd_frames_v1.shards": packed.compress(shard() + end(1)) + packed.compress(stream_i8),
+        "two_zstd_frames_v1.shards": zstd.compress(shard() + end(1)) + zstd.compress(stream_i8),
+        "shards_v2_f32.shards": part_2(frames()),
+        "shards_v2_f16.shards": part_2(frames_f16()),
+        "shards_v2_i8.shards": part_2(frames_i8()),
+        "shards_v2_klt.shards": part_2(frames_klt_whole(), frames_klt_kept()),
+        "shards_v2_frame.shards": part_2(frames_pictures()),
+        "shards_v2_mixed.shards": part_2(frames(), frames_pictures()) + part_2(frames_i8()),
+        "shards_v1_and_v2.shards": shard() + end(1) + part_2(frames()) + stream_i8,
+        "no_shards_v2.shards": end_2(0),
+        "head_alone_v2.shards": part_2(),
         "lessons_v1.lessons": labels_file(label_entry()),
         "lessons_v1_i8.lessons": labels_file(entry_i8(), bits=8),
         "lessons_v1_none.lessons": labels_file(bits=32),
@@ -572,7 +721,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         "upgrade",
         shard({"version": 2}, tokens=("F8_E4M3", [2, 3], bytes(6))),
     ),
-    "newer_end.shards": (76, "upgrade", record({"kind": "end", "version": 2}, {})),
+    "newer_end.shards": (76, "upgrade", record({"kind": "end", "version": 3}, {})),
     "version_zero.shards": (65, "begin at 1", shard({"version": 0}) + end(1)),
     "update_in_stream.shards": (65, "found an update", shard() + update() + end(1)),
     "unknown_kind.shards": (65, "unknown kind", record({"kind": "soup", "version": 1}, {})),
@@ -1117,6 +1266,243 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "unknown_key.device": (65, "unknown key", device(trusted=True)),
     "highest_below_current.device": (65, "highest_sequence", device(highest_sequence=2)),
     "duplicate_keys.device": (65, "twice", device()[:-2] + b',"tower":"x"}'),
+}
+
+ALL_KEPT: Tensor = ("U8", [1], b"\xff")
+
+
+def changed_index(**change: Any) -> bytes:
+    return part_2(frames(index=change))
+
+
+def without(name: str) -> bytes:
+    return dumps({key: value for key, value in INDEX.items() if key != name}).encode()
+
+
+def layout(**change: Any) -> bytes:
+    return changed_index(layouts=[{**INDEX["layouts"][0], **change}])
+
+
+# -- version 2 of the token stream
+FAULTS |= {
+    "frames_without_head.shards": (65, "out of place", frames() + end_2(2)),
+    "head_twice.shards": (65, "out of place", record(HEAD_2, {}) + part_2(frames())),
+    "head_without_end.shards": (65, "without its end record", record(HEAD_2, {})),
+    "frames_without_end.shards": (65, "without its end record", record(HEAD_2, {}) + frames()),
+    "frames_behind_end.shards": (65, "out of place", part_2(frames()) + frames()),
+    "end_counts_records.shards": (65, "counts 1", part_2(frames(), count=1)),
+    "shard_in_version_2.shards": (65, "version 1 in", record(HEAD_2, {}) + shard() + end_2(1)),
+    "end_of_version_1.shards": (65, "version 1 in", record(HEAD_2, {}) + frames() + end(2)),
+    "frames_in_version_1.shards": (65, "version 2 in", shard() + frames() + end(3)),
+    "head_of_version_1.shards": (65, "version 1", record({**HEAD_2, "version": 1}, {}) + end(0)),
+    "head_newer.shards": (76, "upgrade", record({**HEAD_2, "version": 3}, {})),
+    "head_with_tensors.shards": (65, "tensors none", record(HEAD_2, {"kept": KEPT}) + end_2(0)),
+    "head_with_unknown_key.shards": (65, "unknown key", record({**HEAD_2, "x": 1}, {}) + end_2(0)),
+    "head_tower_no_digest.shards": (65, "digest", record({**HEAD_2, "tower": "x"}, {}) + end_2(0)),
+    "frames_newer.shards": (76, "upgrade", record(HEAD_2, {}) + frames({"version": 3, "x": 1})),
+    "frames_cut.shards": (65, "cut short", record(HEAD_2, {}) + frames()[:-1]),
+    "sum_wrong.shards": (65, "sum is wrong", part_2(frames(sound=False))),
+    "sum_of_other_tower.shards": (65, "sum is wrong", part_2(frames(tower=MODEL))),
+    "sum_missing.shards": (65, "'sum'", part_2(frames({"sum": None}))),
+    "frames_unknown_key.shards": (65, "unknown key 'labels'", part_2(frames({"labels": []}))),
+    "frames_zero.shards": (65, "0 frames", part_2(frames({"count": 0}))),
+    "frames_257.shards": (65, "257 frames", part_2(frames({"count": 257}))),
+    "frames_three.shards": (65, "2 frames for 3", part_2(frames({"count": 3}), count=3)),
+    "codec_unknown.shards": (65, "codec 'zip'", part_2(frames({"codec": "zip"}))),
+    "codec_other.shards": (65, "expected the tensors", part_2(frames({"codec": "float16"}))),
+    "codebook_without_klt.shards": (65, "belong to klt", part_2(frames({"codebook": BASE}))),
+    "klt_without_step.shards": (
+        65,
+        "belong to klt",
+        part_2(frames_klt_kept(header={"step": None})),
+    ),
+    "klt_codebook_no_digest.shards": (
+        65,
+        "'codebook' is not a digest",
+        part_2(frames_klt_kept(header={"codebook": "x"})),
+    ),
+    "klt_step_no_float32.shards": (65, "step", part_2(frames_klt_kept(header={"step": 0.1}))),
+    "klt_columns_zero.shards": (65, "0 columns", part_2(frames_klt_kept(header={"columns": 0}))),
+    "klt_columns_huge.shards": (
+        65,
+        "columns",
+        part_2(frames_klt_kept(header={"columns": 1 << 40})),
+    ),
+    "klt_codes_huge.shards": (
+        65,
+        "codes; at most",
+        part_2(frames_klt_kept(header={"columns": 1 << 22}, sizes={"codes": 3 << 22})),
+    ),
+    "klt_codes_size_huge.shards": (
+        65,
+        "at most",
+        part_2(frames_klt_kept(sizes={"codes": 1 << 40})),
+    ),
+    "klt_codes_too_few.shards": (65, "codes", part_2(frames_klt_kept(header={"columns": 3}))),
+    "klt_of_two_sorts.shards": (
+        65,
+        "kept all",
+        part_2(frames_klt(codes_of([0] * 5), 1, tensors={"kept": ("U8", [1], b"\xf1")})),
+    ),
+    "other_negative.shards": (65, "'other' is -1", part_2(frames({"other": -1}))),
+    "sizes_a_list.shards": (65, "'sizes'", part_2(frames({"sizes": [1]}))),
+    "sizes_unknown.shards": (65, "unknown key", part_2(frames(sizes={"kept": 1}))),
+    "index_size_huge.shards": (65, "at most", part_2(frames(sizes={"index": 1 << 30}))),
+    "index_size_negative.shards": (65, "at most", part_2(frames(sizes={"index": -1}))),
+    "index_size_other.shards": (65, "as declared", part_2(frames(sizes={"index": 5}))),
+    "index_no_zstd.shards": (65, "zstd", part_2(frames(stored={"index": KEPT}))),
+    "index_not_json.shards": (65, "not JSON", part_2(frames(index=b"{'a'}"))),
+    "index_a_list.shards": (65, "expected an object", part_2(frames(index=b"[]"))),
+    "index_deep.shards": (65, "nested too deeply", part_2(frames(index=DEEP.encode()))),
+    "index_half_a_character.shards": (
+        65,
+        "surrogate",
+        changed_index(frames=["caf\udce9", "f2"]),
+    ),
+    "index_key_missing.shards": (65, "'times' is missing", part_2(frames(index=without("times")))),
+    "index_key_unknown.shards": (65, "unknown key 'labels'", changed_index(labels=["cat"])),
+    "index_frame_empty.shards": (65, "empty", changed_index(frames=["f1", ""])),
+    "index_frame_a_number.shards": (65, "frames", changed_index(frames=["f1", 2])),
+    "index_images_one.shards": (65, "1 images for 2", changed_index(images=["a"])),
+    "index_domains_one.shards": (65, "1 domains for 2", changed_index(domains=[0])),
+    "index_domain_text.shards": (65, "domains", changed_index(domains=["night", None])),
+    "index_domain_beyond.shards": (65, "no string", changed_index(domains=[4, None])),
+    "index_time_text.shards": (65, "times", changed_index(times=["1", None])),
+    "index_time_infinite.shards": (
+        65,
+        "finite",
+        part_2(frames(index=dumps(INDEX).replace("1700000000.5", "1e999").encode())),
+    ),
+    "index_layout_beyond.shards": (65, "no layout", changed_index(layout=[0, 1])),
+    "index_layout_true.shards": (65, "layout", changed_index(layout=[False, 0])),
+    "index_layouts_three.shards": (65, "3 layouts", changed_index(layouts=INDEX["layouts"] * 3)),
+    "index_counts_too_few.shards": (65, "add up", changed_index(counts=[1, 0])),
+    "index_counts_negative.shards": (65, "add up", changed_index(counts=[3, -1])),
+    "index_tasks_one.shards": (65, "1 tasks for 2", changed_index(tasks="v")),
+    "index_task_unknown.shards": (65, "tasks", changed_index(tasks="vx")),
+    "index_prompt_a_fraction.shards": (65, "prompts", changed_index(prompts=[1.0, None])),
+    "index_prompt_negative.shards": (65, "no string", changed_index(prompts=[-1, None])),
+    "index_choices_empty.shards": (65, "empty list", changed_index(choices=[[], None])),
+    "index_choices_text.shards": (65, "choices", changed_index(choices=["ab", None])),
+    "index_choice_null.shards": (65, "no string", changed_index(choices=[[2, None], None])),
+    "index_pictures_of_tokens.shards": (65, "pictures", changed_index(pictures=[[0, 1, 1, 1]] * 2)),
+    "layout_no_tokens.shards": (65, "layout of 0", layout(num_tokens=0)),
+    "layout_huge.shards": (65, "layout of", layout(num_tokens=1 << 30)),
+    "layout_grid_negative.shards": (65, "grid", layout(grid=[-1])),
+    "layout_grid_huge.shards": (65, "2^31", layout(grid=[1 << 40])),
+    "layout_fixed_unsorted.shards": (65, "ascend", layout(fixed=[1, 0])),
+    "layout_fixed_beyond.shards": (65, "ascend", layout(fixed=[4])),
+    "layout_unknown_key.shards": (65, "unknown key", layout(colour=1)),
+    "layout_marks_missing.shards": (65, "'marks'", layout(marks=None)),
+    "entropies_one.shards": (65, "entropies", part_2(frames(entropies=("F16", [1], halves(1))))),
+    "entropy_negative.shards": (
+        65,
+        "entropy below 0",
+        part_2(frames(entropies=("F16", [2], halves(-1, 1)))),
+    ),
+    "entropy_infinite.shards": (
+        65,
+        "not finite",
+        part_2(frames(entropies=("F16", [2], halves(INF, 1)))),
+    ),
+    "kept_too_long.shards": (65, "kept", part_2(frames(kept=("U8", [2], b"\xa1\0")))),
+    "kept_too_short.shards": (65, "kept", part_2(frames(kept=("U8", [0], b"")))),
+    "kept_none_of_a_frame.shards": (
+        65,
+        "kept no token",
+        part_2(frames(kept=("U8", [1], bytes([0b11100000])))),
+    ),
+    "kept_all.shards": (65, "kept all", part_2(frames(kept=ALL_KEPT))),
+    "kept_beyond.shards": (
+        65,
+        "beyond the last",
+        part_2(
+            frames(
+                index={"layouts": [{**INDEX["layouts"][0], "num_tokens": 3}]},
+                kept=("U8", [1], bytes([0b10100101])),
+            )
+        ),
+    ),
+    "kept_for_more_tokens.shards": (
+        65,
+        "for 4 tokens",
+        part_2(frames(kept=("U8", [1], bytes([0b10100011])))),
+    ),
+    "kept_of_pictures.shards": (65, "expected the tensors", part_2(frames_pictures(kept=KEPT))),
+    "frames_tokens_missing.shards": (65, "expected the tensors", part_2(frames(tokens=None))),
+    "frames_index_missing.shards": (
+        65,
+        "expected the tensors",
+        part_2(frames(stored={"index": None})),
+    ),
+    "frames_extra_tensor.shards": (65, "expected the tensors", part_2(frames(labels=KEPT))),
+    "frames_tensor_header.shards": (65, "'header'", part_2(frames(header=KEPT))),
+    "frames_tokens_flat.shards": (
+        65,
+        "tokens of shape",
+        part_2(frames(tokens=("F32", [3], floats(1, 2, 3)))),
+    ),
+    "frames_no_channels.shards": (
+        65,
+        "tokens of shape",
+        part_2(frames(tokens=("F32", [3, 0], b""))),
+    ),
+    "frames_scores_two.shards": (
+        65,
+        "2 scores for 3",
+        part_2(frames(scores=("F32", [2], floats(1, 2)))),
+    ),
+    "frames_tokens_nan.shards": (
+        65,
+        "(frame f2): values that are not finite",
+        part_2(frames(tokens=("F32", [3, 1], floats(1, 2, NAN)))),
+    ),
+    "frames_scores_infinite.shards": (
+        65,
+        "(frame f1): values that are not finite",
+        part_2(frames(scores=("F32", [3], floats(INF, 2, 3)))),
+    ),
+    "frames_scales_negative.shards": (
+        65,
+        "scales below 0",
+        part_2(frames_i8(scales=("F32", [8], floats(-1, *[0] * 7)))),
+    ),
+    "frames_scales_infinite.shards": (
+        65,
+        "not finite",
+        part_2(frames_i8(scales=("F32", [8], floats(INF, *[0] * 7)))),
+    ),
+    "frames_code_minus_128.shards": (
+        65,
+        "-128",
+        part_2(frames_i8(tokens=("I8", [8, 2], b"\x80" * 16))),
+    ),
+    "pictures_none.shards": (65, "pictures", part_2(frames_pictures({"pictures": None}))),
+    "pictures_too_long.shards": (
+        65,
+        "pictures of 18 bytes",
+        part_2(frames_pictures({"pictures": [[4, 13, 24, 16], [5, 5, 1, 1]]})),
+    ),
+    "picture_empty.shards": (
+        65,
+        "picture",
+        part_2(frames_pictures({"pictures": [[4, 17, 24, 16], [5, 0, 1, 1]]})),
+    ),
+    "picture_no_width.shards": (
+        65,
+        "picture",
+        part_2(frames_pictures({"pictures": [[4, 13, 0, 16], [5, 4, 1, 1]]})),
+    ),
+    "picture_a_text.shards": (
+        65,
+        "picture",
+        part_2(frames_pictures({"pictures": [[0, 13, 24, 16], [5, 4, 1, 1]]})),
+    ),
+    "picture_length_huge.shards": (
+        65,
+        "2^31",
+        part_2(frames_pictures({"pictures": [[4, 10**30, 24, 16], [5, 4, 1, 1]]})),
+    ),
 }
 
 

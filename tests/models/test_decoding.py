@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,3 +124,9 @@ def test_an_answer_past_the_last_position_is_refused(blip2_opt: Path) -> None:
         model.forward(spliced, torch.ones(1, room + 2, dtype=torch.long))
     with pytest.raises(models.PromptTooLong, match="positions"):
         model.score_choices(spliced, [["a " * 300]])
+
+
+def test_end_ids_are_of_the_first_source_that_has_any() -> None:
+    one, other, none = (SimpleNamespace(eos_token_id=value) for value in (2, [5, 7], None))
+    assert decoding.end_ids(None, none, other, one) == (5, 7)
+    assert decoding.end_ids(none, object()) == ()

@@ -13,8 +13,9 @@ from PIL import Image
 
 from cdcca_cli.datasets import read_frames
 from cdcca_cli.errors import Unavailable
+from cdcca_cli.payloads.pictures import can_encode
 from cdcca_cli.scoring.link import frames as link_frames
-from cdcca_cli.scoring.link.frames import H264, measure_frames
+from cdcca_cli.scoring.link.frames import AVIF, H264, measure_frames
 from cdcca_cli.scoring.settings import parse_size
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sequences"
@@ -25,6 +26,13 @@ MEASURED = DATA / "uplink_measure.json"
 def published(name: str) -> dict[str, Any]:
     every = json.loads(MEASURED.read_text())
     return next(figures for title, figures in every.items() if title.startswith(name))
+
+
+@pytest.fixture
+def without_avif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Pillow that cannot write AVIF, which takes a second for 1920 x 1080."""
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "AVIF", raising=False)
 
 
 def photos(folder: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -41,7 +49,7 @@ def photos(folder: Path, sizes: list[tuple[int, int]]) -> Path:
 
 
 @needs_data
-def test_a_walk_as_measured_elsewhere() -> None:
+def test_a_walk_as_measured_elsewhere(without_avif: None) -> None:
     """13 photographs of 1920x1080, and five of them at 224x224 (bicubic), as published with them.
 
     Their H.264 was coded at 3 frames a second (at this rate all their 1080p figures come out to
@@ -58,7 +66,7 @@ def test_a_walk_as_measured_elsewhere() -> None:
 
 
 @needs_data
-def test_five_frames_at_the_encoders_size_as_measured_elsewhere() -> None:
+def test_five_frames_at_the_encoders_size_as_measured_elsewhere(without_avif: None) -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     figures = published("five frames")["cut3r_001 resized to 224x224"]
     five = list(read_frames(DATA / "cut3r_001_1920x1080"))[:5]
@@ -82,7 +90,9 @@ def test_five_frames_at_the_encoders_size_as_measured_elsewhere() -> None:
         ),
     ],
 )
-def test_videos_as_measured_elsewhere(name: str, title: str, num_frames: int, rate: int) -> None:
+def test_videos_as_measured_elsewhere(
+    name: str, title: str, num_frames: int, rate: int, without_avif: None
+) -> None:
     """At their own rate: 3, 25 and 30 frames a second."""
     pytest.importorskip("av", reason="PyAV is not installed")
     figures = published(title)
@@ -165,6 +175,7 @@ def test_left_out_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "av", None)
     found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)])), encoder_size=(4, 4))
     assert "cdcca[video]" in found.left_out[H264]
+    assert "cdcca[video]" in found.seen_left_out[H264]
     assert H264 not in found.every and H264 not in found.seen_every
     assert found.every["jpeg_q75"] > 0
 
@@ -180,6 +191,56 @@ def test_coding_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: 
     found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)] * 3)), {"00.png"})
     assert found.left_out == {H264: "libx264 does not take frames of 8 x 8 (no memory)"}
     assert H264 not in found.every and found.every["frames"] == 3
+
+
+def test_what_fails_at_one_size_is_measured_at_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size that libx264 refuses once left out the encoder's size too."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    coded = link_frames._Encoder.add
+
+    def fail_at_eight(encoder: Any, image: Image.Image) -> None:
+        if image.size == (8, 8):
+            raise Unavailable("libx264 does not take frames of 8 x 8 (no memory)")
+        coded(encoder, image)
+
+    monkeypatch.setattr(link_frames._Encoder, "add", fail_at_eight)
+    frames = read_frames(photos(tmp_path / "frames", [(8, 8), (32, 16), (8, 8)]))
+    found = measure_frames(frames, {"00.png"}, encoder_size=(24, 24))
+    assert found.left_out.keys() == {H264} and found.seen_left_out == {}
+    assert H264 not in found.every and found.seen_every[H264] > found.seen_sent[H264] > 0
+    found = measure_frames([list(frames)[1]], encoder_size=(8, 8))
+    assert found.seen_left_out.keys() == {H264} and found.left_out == {}
+    assert H264 not in found.seen_every and found.every[H264] > 0
+
+
+def test_without_an_avif_encoder(tmp_path: Path, without_avif: None) -> None:
+    found = measure_frames(read_frames(photos(tmp_path / "frames", [(8, 8)])), encoder_size=(4, 4))
+    assert "pillow>=11.3" in found.left_out[AVIF] and "pillow>=11.3" in found.seen_left_out[AVIF]
+    assert AVIF not in found.every and AVIF not in found.seen_every
+    assert found.every["webp_q75"] > 0
+
+
+# ---------------------------------------------------------------- as pictures
+
+
+@pytest.mark.skipif(not can_encode("image/avif"), reason="this Pillow has no AVIF")
+def test_avif_is_what_pillow_writes(tmp_path: Path) -> None:
+    """At both sizes, one thread or more."""
+    folder = photos(tmp_path / "frames", [(64, 48), (30, 20)])
+    found = measure_frames(read_frames(folder), {"01.png"}, encoder_size=(16, 16))
+    images = [Image.open(name) for name in sorted(folder.iterdir())]
+    for every, sent, pictures in (
+        (found.every, found.sent, images),
+        (found.seen_every, found.seen_sent, [image.resize((16, 16), 3) for image in images]),
+    ):
+        sizes = []
+        for image in pictures:
+            coded = io.BytesIO()
+            image.save(coded, "avif", quality=50, max_threads=2)
+            sizes.append(len(coded.getvalue()))
+        assert (every[AVIF], sent[AVIF]) == (sum(sizes), sizes[1])
 
 
 # ---------------------------------------------------------------- the encoder's size

@@ -11,7 +11,8 @@ from PIL import Image
 from cdcca_cli.datasets import read_frames
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
-from cdcca_cli.formats import shard as shards
+from cdcca_cli.formats.shard import Codec, Coding, Question, Shard
+from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.scoring.link.frames import FORMS
 from cdcca_cli.scoring.link.ledger import measure
 from cdcca_cli.scoring.link.transfer import parse_link
@@ -20,12 +21,12 @@ from cdcca_cli.streams import binary_output
 DIGEST = "sha256:" + "0" * 64
 
 
-def stream(path: Path, bits: int, frames: list[str], kept: int = 9, channels: int = 16) -> str:
+def stream(path: Path, codec: Codec, frames: list[str], kept: int = 9, channels: int = 16) -> str:
     draw = np.random.default_rng(0)
-    with binary_output(str(path), "x") as out, shards.writer(out) as write:
+    with binary_output(str(path), "x") as out, writer(out) as write:
         for frame in frames:
             write(
-                shards.Shard(
+                Shard(
                     frame=frame,
                     image=frame,
                     domain=None,
@@ -34,8 +35,8 @@ def stream(path: Path, bits: int, frames: list[str], kept: int = 9, channels: in
                     scores=np.ones(kept, np.float32),
                     num_tokens=36,
                     tower=DIGEST,
-                    questions=[shards.Question("1", "?", "vqa")],
-                    bits=bits,
+                    questions=[Question("1", "?", "vqa")],
+                    coding=Coding(codec),
                 )
             )
     return str(path)
@@ -65,30 +66,33 @@ def header_bytes(path: str) -> int:
     return 8 + int.from_bytes(Path(path).read_bytes()[:8], "little")
 
 
-@pytest.mark.parametrize(("bits", "payload", "scales"), [(32, 576, 0), (16, 288, 0), (8, 144, 36)])
-def test_uplink_by_hand(tmp_path: Path, bits: int, payload: int, scales: int) -> None:
-    """Two shards of 9 tokens of 16 channels: 144 numbers of `bits` each, 9 F32 scales at 8 bits,
-    9 U16 positions, 9 F32 scores."""
-    path = stream(tmp_path / "up", bits, ["a.png", "b.png"])
+@pytest.mark.parametrize(
+    ("codec", "payload", "scales"),
+    [("float32", 576, 0), ("float16", 288, 0), ("int8", 144, 36)],
+)
+def test_uplink_by_hand(tmp_path: Path, codec: Codec, payload: int, scales: int) -> None:
+    """Two frames of 9 tokens of 16 channels: 144 numbers each, 9 F32 scales for int8, 9 F32 scores,
+    a bit for each of 2 x 36 tokens, an F16 entropy for each question."""
+    path = stream(tmp_path / "up", codec, ["a.png", "b.png"])
     up = measure([path], []).uplink
     assert up is not None
-    assert up.kinds["payload"] == 2 * payload
+    assert up.kinds["tokens"] == 2 * payload
     assert up.kinds["scales"] == 2 * scales
-    assert (up.kinds["positions"], up.kinds["scores"]) == (2 * 18, 2 * 36)
+    assert (up.kinds["kept"], up.kinds["scores"], up.kinds["entropies"]) == (9, 2 * 36, 2 * 2)
     assert up.kinds.total() == up.stored_bytes == (tmp_path / "up").stat().st_size
     assert (up.tokens_kept, up.tokens_total, up.token_elements) == (18, 72, 288)
     shown = up.as_json()
     assert shown["bits_per_token_element"] == pytest.approx(8 * up.stored_bytes / 288)
     assert shown["bits_per_token"] == pytest.approx(8 * up.stored_bytes / 18)
     assert (shown["shards"], shown["frames"]) == (2, 2)
-    heads = up.kinds["header"] + up.kinds["end"]
-    assert heads == up.stored_bytes - 2 * (payload + scales + 18 + 36)
-    assert up.kinds["header"] == 2 * header_bytes(path)
+    heads = sum(up.kinds[kind] for kind in ("shards", "header", "index", "end"))
+    assert heads == up.stored_bytes - 2 * (payload + scales + 36 + 2) - 9
+    assert up.kinds["shards"] == header_bytes(path)
 
 
 def test_zstd_is_what_the_link_carries(tmp_path: Path) -> None:
-    plain = stream(tmp_path / "up", 32, ["a.png"] * 3)
-    packed = stream(tmp_path / "up.zst", 32, ["a.png"] * 3)
+    plain = stream(tmp_path / "up", "float32", ["a.png"] * 3)
+    packed = stream(tmp_path / "up.zst", "float32", ["a.png"] * 3)
     one, other = measure([plain], []).uplink, measure([packed], []).uplink
     assert one is not None and other is not None
     assert other.kinds == one.kinds
@@ -97,7 +101,7 @@ def test_zstd_is_what_the_link_carries(tmp_path: Path) -> None:
 
 def test_files_add_up_and_may_be_joined(tmp_path: Path) -> None:
     """`cat a b` is the same uplink as the two files."""
-    paths = [stream(tmp_path / name, 8, [name, "c"]) for name in ("a", "b")]
+    paths = [stream(tmp_path / name, "int8", [name, "c"]) for name in ("a", "b")]
     (tmp_path / "both").write_bytes(b"".join(Path(path).read_bytes() for path in paths))
     apart, joined = measure(paths, []).uplink, measure([str(tmp_path / "both")], []).uplink
     assert apart is not None and joined is not None
@@ -127,7 +131,7 @@ def test_frames_by_hand(tmp_path: Path) -> None:
     for name, size in (("a.png", (32, 16)), ("b.png", (8, 8)), ("c.png", (64, 64))):
         pixels = draw.integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    up = stream(tmp_path / "up", 8, ["c.png", "a.png", "c.png"])
+    up = stream(tmp_path / "up", "int8", ["c.png", "a.png", "c.png"])
     ledger = measure([up], [], read_frames(folder))
     assert ledger.frames is not None
     raw, sent = ledger.frames.every, ledger.frames.sent
@@ -160,7 +164,7 @@ def test_transfer_by_hand(tmp_path: Path) -> None:
     """Up at 5 Mbit/s, down at 20 Mbit/s, 50 ms: t = 0.05 + 8 n / R."""
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     frames = read_frames(tmp_path)
-    up = stream(tmp_path / "up", 8, ["a.png"])
+    up = stream(tmp_path / "up", "int8", ["a.png"])
     down = update(tmp_path / "down", bytes(1000), 1)
     ledger = measure([up], [down], frames, parse_link("20mbit/5mbit,50ms"), encoder_size=(50, 20))
     found = ledger.as_json()
@@ -179,7 +183,7 @@ def test_transfer_by_hand(tmp_path: Path) -> None:
 
 def test_tables_hold_what_the_object_holds(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
-    up = stream(tmp_path / "up", 8, ["a.png"])
+    up = stream(tmp_path / "up", "int8", ["a.png"])
     down = update(tmp_path / "down", bytes(1000), 1)
     link = parse_link("1gbit,1ms")
     ledger = measure([up], [down], read_frames(tmp_path), link, encoder_size=(50, 20))
@@ -201,7 +205,7 @@ def test_tables_hold_what_the_object_holds(tmp_path: Path) -> None:
 
 def test_faults(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    up = stream(tmp_path / "up", 8, ["elsewhere.png"])
+    up = stream(tmp_path / "up", "int8", ["elsewhere.png"])
     with pytest.raises(BadData, match="elsewhere"):
         measure([up], [], read_frames(tmp_path))
     with pytest.raises(MissingInput):

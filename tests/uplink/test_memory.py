@@ -42,8 +42,11 @@ def growth(model: LoadedModel, frame: Frame, verb: str, number: int) -> int:
         count = sum(1 for _ in answer_frames(model, frames, settings))
     else:
         rules = {
-            "top": SampleSettings(batch_size=8, max_new_tokens=1, passes=2),
-            "threshold": SampleSettings(threshold=0.0, batch_size=8, max_new_tokens=1, passes=2),
+            "top": SampleSettings(batch_size=8, max_new_tokens=1, passes=2, repeats=True),
+            "threshold": SampleSettings(
+                threshold=0.0, batch_size=8, max_new_tokens=1, passes=2, repeats=True
+            ),
+            "running": SampleSettings(running=0.2, batch_size=8, max_new_tokens=1, passes=2),
             "budget": SampleSettings(
                 budget_bytes=65_536,
                 keep=parse_amount("50%"),
@@ -53,12 +56,12 @@ def growth(model: LoadedModel, frame: Frame, verb: str, number: int) -> int:
             ),
         }
         count = sum(1 for _ in sample_frames(model, frames, rules[verb]))
-    assert count >= number // 10 or verb == "budget"
+    assert count >= number // 10 or verb in ("budget", "running")
     return resident_bytes() - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("verb", ["infer", "top", "threshold", "budget"])
+@pytest.mark.parametrize("verb", ["infer", "top", "threshold", "running", "budget"])
 @pytest.mark.parametrize("number", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_flat(model: LoadedModel, frames: list[Frame], verb: str, number: int) -> None:
     """After 100 frames to get warm, a frame more costs nothing but its name and its figure.

@@ -14,7 +14,7 @@ import torch
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.formats import shard as shard_format
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
@@ -49,7 +49,7 @@ def sampled(
 
 def stream_of(shards: list[Shard]) -> bytes:
     out = io.BytesIO()
-    with shard_format.writer(out) as write:
+    with shard_stream.writer(out) as write:
         for shard in shards:
             write(shard)
     return out.getvalue()
@@ -80,9 +80,17 @@ class TestStage1:
         predictions: list[Prediction],
         entropy: str,
     ) -> None:
-        """Second form: sort the predictions of infer, take five, put them in order."""
+        """Second form: sort the predictions of infer of each task, put them at (r - 1/2) / n, take
+        five, put them in order."""
         order = {p.id: place for place, p in enumerate(predictions)}
-        best = sorted(predictions, key=lambda p: -p.entropy[entropy])[:5]
+        at = {}
+        for task in ("vqa", "caption"):
+            ranked = sorted(
+                (p for p in predictions if p.task == task), key=lambda p: -p.entropy[entropy]
+            )
+            at |= {p.id: (place + 0.5) / len(ranked) for place, p in enumerate(ranked)}
+        best = sorted(predictions, key=lambda p: at[p.id])[:5]
+        assert Counter(p.task for p in best) == {"vqa": 3, "caption": 2}
         expected = [p.id for p in sorted(best, key=lambda p: order[p.id])]
         shards = sampled(model, frames, top="5", entropy=entropy)
         assert picked(shards) == expected
@@ -262,7 +270,7 @@ class TestStage2:
     @pytest.mark.parametrize("bits", [8, 16, 32])
     def test_shards_are_read_back(self, model: LoadedModel, frames: list[Frame], bits: int) -> None:
         shards = sampled(model, frames, bits=bits)
-        again = list(shard_format.read_shards(io.BytesIO(stream_of(shards))))
+        again = list(shard_stream.read_shards(io.BytesIO(stream_of(shards))))
         for a, b in zip(shards, again, strict=True):
             assert (a.frame, a.questions, a.image, a.domain) == (
                 b.frame,
@@ -330,12 +338,13 @@ class TestCost:
 
         monkeypatch.setattr(sampling, "Spool", Watched)
         many = [Frame(f"{n}", f.image, f.questions) for n in range(4) for f in frames]
+        # Of each of two tasks.
         assert len(sampled(model, many, top="3")) <= 3
-        assert len(slots) <= 3
+        assert len(slots) <= 2 * 3
         slots.clear()
         # 5 of 10 tokens of 32 channels in a byte each: 160 of payload, so 6 frames at the most.
         assert sampled(model, many, budget_bytes=1000)
-        assert 1 <= len(slots) <= 6
+        assert 1 <= len(slots) <= 2 * 6
 
     def test_a_threshold_sends_at_once(self, model: LoadedModel, frames: list[Frame]) -> None:
         """A camera's stream never ends: the first shard must not wait for the last frame."""
@@ -419,9 +428,18 @@ class TestSettings:
         [
             {"top": "10%", "threshold": 1.0},
             {"threshold": 1.0, "budget_bytes": 100},
+            {"threshold": 1.0, "running": 0.1},
+            {"threshold": 1.0, "select": "margin"},
+            {"running": 0.1, "top": "10%"},
+            {"running": 0.1, "select": "k-center"},
+            {"running": 0.1, "select": "entropy*k-center"},
+            {"running": 0.0},
+            {"running": 1.1},
+            {"select": "entropies"},
             {"top": "3", "budget_bytes": 100},
             {"keep": "50%", "beta": 0.1},
             {"beta": 0.1, "by": "norm"},
+            {"beta": 0.1, "by": "spread"},
             {"beta": -0.1},
             {"beta": float("nan")},
             {"threshold": float("inf")},

@@ -2,14 +2,16 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cdcca_cli.datasets import read_frames
+from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError, NewerFormat
 from cdcca_cli.uplink.seen import Seen
 from tests import tiny
+from tests.uplink.test_near import shard_of
 
 
 @pytest.fixture
@@ -84,7 +86,9 @@ def test_no_state_file_sees_all_and_writes_none(folder: Path, tmp_path: Path) ->
         (b'{"frames": {}}', BadData),
         (b'{"kind": "seen", "version": 1, "frames": []}', BadData),
         (b'{"kind": "seen", "version": "1", "frames": {}}', BadData),
-        (b'{"kind": "seen", "version": 2, "frames": {}}', NewerFormat),
+        (b'{"kind": "seen", "version": 2, "frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 0, "frames": {}}', BadData),
+        (b'{"kind": "seen", "version": 3, "frames": {}}', NewerFormat),
     ],
 )
 def test_what_is_no_state_file_is_refused_and_kept(
@@ -114,3 +118,58 @@ def test_a_link_to_nothing_and_a_name_that_is_not_utf8_are_remembered(
     assert look(folder, state) == []
     (tmp_path / "nowhere.png").write_bytes((folder / "0.png").read_bytes())
     assert look(folder, state) == ["link.png"]
+
+
+def test_version_1_is_read(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    look(folder, state)
+    marks = json.loads(state.read_text())["frames"]
+    state.write_text(json.dumps({"kind": "seen", "version": 1, "frames": marks}))
+    assert look(folder, state) == []
+    assert json.loads(state.read_text())["version"] == 2
+
+
+def test_a_run_goes_on_where_the_last_one_ended(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    seen = Seen(read_frames(folder), state)
+    seen.running.begin("entropy mean")
+    seen.running.takes("vqa", 0.1, 0.5, 0.5)
+    (frame, *_) = seen
+    assert seen.sent.new(frame, [0]) == [0]
+    seen.sent.add(shard_of(frame))
+    seen.save()
+    again = Seen(read_frames(folder), state)
+    assert again.running.to_json() == seen.running.to_json()
+    assert again.sent.new(frame, [0]) == []
+
+
+@pytest.mark.parametrize("part", ["running", "sent"])
+def test_a_damaged_part_is_refused(folder: Path, tmp_path: Path, part: str) -> None:
+    state = tmp_path / "state.json"
+    look(folder, state)
+    whole = json.loads(state.read_text())
+    for value in (None, 1, [[]], {"rule": 0}):
+        state.write_text(json.dumps({**whole, part: value}))
+        with pytest.raises(BadData, match="damaged state file"):
+            look(folder, state)
+
+
+def test_a_live_source_does_not_make_the_file_grow(tmp_path: Path) -> None:
+    """Its frames come once, so they are not gone through before they are sampled."""
+
+    class Live:
+        is_live = True
+
+        def __len__(self) -> int:
+            return 0
+
+        def __iter__(self) -> Iterator[Frame]:
+            yield from (Frame(f"cam@{number}", Path("cam")) for number in range(1000))
+
+    state = tmp_path / "state.json"
+    for _ in range(2):
+        seen = Seen(Live(), state)
+        assert sum(1 for _ in seen) == 1000
+        seen.save()
+    assert json.loads(state.read_text())["frames"] == {}
+    assert state.stat().st_size < 200

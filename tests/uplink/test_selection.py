@@ -1,17 +1,10 @@
-"""The rules: what a share is, which questions rank, which tokens stay."""
+"""The rules: what a share is, which questions rank."""
 
 import random
 
-import numpy as np
 import pytest
 
-from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink.selection import (
-    Ranking,
-    keep_above,
-    keep_highest,
-    token_norm,
-)
+from cdcca_cli.uplink.selection import Ranking, by_frame
 
 
 def some_entropies(seed: int) -> list[list[float | None]]:
@@ -51,10 +44,17 @@ def test_ranking_one_by_one_is_sorting_all(seed: int) -> None:
         assert list(ranking) == sorted_questions(frames)[:most]
         flat = [
             (frame, question)
-            for frame, questions in ranking.by_frame().items()
+            for frame, questions in by_frame(ranking).items()
             for question in questions
         ]
         assert flat == sorted(ranking)
+
+
+def test_scores_are_compared_to_six_decimals() -> None:
+    """0.5 + 1e-8 is 0.5: the first of the two comes first."""
+    ranking = Ranking()
+    ranking.offer(0, [0.5, 0.5 + 1e-8, 0.500002])
+    assert list(ranking) == [(0, 2), (0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -73,35 +73,3 @@ def test_ranking_of_so_many_frames_is_a_prefix(seed: int) -> None:
             ranking.offer(frame, entropies)
             assert len({frame for frame, _ in ranking}) <= most
         assert list(ranking) == expected
-
-
-def test_keep_highest_by_hand() -> None:
-    """Of 3, 9, 1, 9, 5 the best three are 9, 9, 5: positions 1, 3 and 4, ascending."""
-    scores = np.array([3, 9, 1, 9, 5], np.float32)
-    kept = keep_highest(scores, parse_amount("3"))
-    assert kept.tolist() == [1, 3, 4]
-    assert kept.dtype == np.int32
-
-
-def test_keep_highest_takes_the_lower_position_of_equals() -> None:
-    scores = np.zeros(10, np.float32)
-    assert keep_highest(scores, parse_amount("30%")).tolist() == [0, 1, 2]
-
-
-def test_more_kept_contains_less_kept() -> None:
-    scores = np.random.default_rng(0).random(37, dtype=np.float32)
-    kept = [set(keep_highest(scores, parse_amount(f"{p}%"))) for p in (25, 50, 75, 100)]
-    assert kept[0] < kept[1] < kept[2] < kept[3] == set(range(37))
-    assert [len(part) for part in kept] == [10, 19, 28, 37]
-
-
-def test_keep_above_is_strict_and_keeps_one() -> None:
-    scores = np.array([0.1, 0.4, 0.2, 0.4], np.float32)
-    assert keep_above(scores, 0.15).tolist() == [1, 2, 3]
-    assert keep_above(scores, float(scores[2])).tolist() == [1, 3]
-    assert keep_above(scores, 7.0).tolist() == [1]
-
-
-def test_token_norm_by_hand() -> None:
-    """(9 + 16) / 2 = 12.5."""
-    assert token_norm(np.array([[3, 4], [0, 0]], np.float32)).tolist() == [12.5, 0.0]

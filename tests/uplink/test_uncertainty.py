@@ -12,8 +12,7 @@ from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.decoding import step_entropy
-from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink import selection
+from cdcca_cli.uplink import token_rules
 from cdcca_cli.uplink.settings import ENTROPIES
 from cdcca_cli.uplink.uncertainty import (
     frame_generator,
@@ -116,7 +115,7 @@ def test_dropout_on_the_tokens_is_their_norm() -> None:
     estimate = (drawn[1] / passes - (drawn[0] / passes) ** 2).mean(-1)
     closed = rate / (1 - rate) * (tokens**2).mean(-1)
     assert estimate == pytest.approx(closed, rel=0.03)
-    norm = selection.token_norm(tokens.astype(np.float32))
+    norm = token_rules.token_norm(tokens.astype(np.float32))
     assert closed == pytest.approx(rate / (1 - rate) * norm, rel=1e-5)
 
     batch = torch.from_numpy(tokens).float().expand(1 + passes // 10, 6, 16)
@@ -130,12 +129,11 @@ def test_dropout_inside_ranks_otherwise_than_the_norm(
     model: LoadedModel, frames: list[Frame]
 ) -> None:
     """Else stage 2 would be a constant times what needs no passes."""
-    half = parse_amount("50%")
     differ = 0
     for frame in frames:
         tokens, variance = scored(model, frame, passes=64)
-        by_norm = selection.keep_highest(selection.token_norm(tokens.numpy()), half)
-        by_variance = selection.keep_highest(variance.numpy(), half)
+        by_norm = token_rules.highest(token_rules.token_norm(tokens.numpy()), 5)
+        by_variance = token_rules.highest(variance.numpy(), 5)
         differ += by_norm.tolist() != by_variance.tolist()
     assert differ >= len(frames) // 2
 

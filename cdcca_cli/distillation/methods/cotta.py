@@ -127,5 +127,5 @@ def augmented(shard: Shard, source: np.random.Generator) -> Shard:
         shard,
         tokens=view_NC[kept].astype(np.float32),
         positions=shard.positions[kept],
-        scores=shard.scores[kept],
+        scores=None if shard.scores is None else shard.scores[kept],
     )

@@ -1,15 +1,18 @@
-"""The bytes of the same frames as pictures: raw pixels, the files themselves, JPEG, WebP, H.264.
+"""The bytes of the same frames as pictures: raw pixels, the files themselves, coded, as video.
 
     raw_rgb       3 bytes a pixel of the image as shown
     original      the files; one that holds several frames (a video) counts once
     jpeg_q75      PIL's, quality 75, its defaults otherwise (4:2:0)
     webp_q75      the same
+    avif_q50      the same, one thread (so the same on any machine)
     h264_crf23    libx264, crf 23, preset medium, yuv420p, one thread (so the same on any machine),
                   no container; all frames of one size in one stream, in their order
 
 A video is coded at its own rate, images at 25 frames a second: x264's crf spends more bits on a
 frame that is shown longer. The frames that were sent are coded alone, at the same rate. The last
-line of an odd side is repeated, for yuv420p. Without PyAV, H.264 is left out with the reason.
+line of an odd side is repeated, for yuv420p. Without PyAV, H.264 is left out with the reason, and
+without Pillow's encoder AVIF. What libx264 refuses at one size is left out for the frames' own
+sizes, whose sum it would be in, and measured at the encoder's size, or the other way round.
 
 All forms are at the frames' own size, and on request also at the size that the vision encoder sees,
 which is the fair comparison: whole frames resized to it (PIL, bicubic), not cropped.
@@ -27,14 +30,21 @@ from typing import TYPE_CHECKING, Any
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import Unavailable
+from cdcca_cli.payloads import pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-QUALITY = 75
+CODED: dict[str, dict[str, Any]] = {
+    "jpeg_q75": {"format": "jpeg", "quality": 75},
+    "webp_q75": {"format": "webp", "quality": 75},
+    "avif_q50": {"format": "avif", "quality": 50, "max_threads": 1, "autotiling": False},
+}
+"""How Pillow is asked for each form."""
+AVIF = "avif_q50"
 CRF = 23
 H264 = f"h264_crf{CRF}"
-FORMS = ("raw_rgb", "original", f"jpeg_q{QUALITY}", f"webp_q{QUALITY}", H264)
+FORMS = ("raw_rgb", "original", *CODED, H264)
 ASSUMED_RATE = Fraction(25)
 Size = tuple[int, int]
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, without importing PIL
@@ -45,7 +55,7 @@ class FrameBytes:
     """Bytes by form, and "frames", their number; `sent` of the frames whose tokens went up.
 
     seen_every, seen_sent: at the encoder's size. sizes: the number of different sizes, and so of
-    H.264 streams. left_out: forms that could not be measured, with the reason.
+    H.264 streams. left_out, seen_left_out: forms that could not be measured, with the reason.
     """
 
     every: Counter[str] = field(default_factory=Counter)
@@ -55,6 +65,7 @@ class FrameBytes:
     sizes: int = 0
     frames_per_second: float = float(ASSUMED_RATE)
     left_out: dict[str, str] = field(default_factory=dict)
+    seen_left_out: dict[str, str] = field(default_factory=dict)
 
 
 def measure_frames(
@@ -72,14 +83,13 @@ def measure_frames(
     known = [(frame, frame.id in sent) for frame in frames]
     rate = _rate(known[0][0], images_per_second) if known else images_per_second
     found = FrameBytes(frames_per_second=float(rate))
-    if not _has_h264():
-        found.left_out[H264] = "needs PyAV with libx264: pip install 'cdcca[video]'"
-    stream = partial(_Stream, found.left_out, rate, len({is_sent for _, is_sent in known}) > 1)
-    own, seen = stream(), stream()
+    found.left_out, found.seen_left_out = _missing(), _missing()
+    stream = partial(_Stream, rate, len({is_sent for _, is_sent in known}) > 1)
+    own, seen = stream(found.left_out), stream(found.seen_left_out)
     others: dict[Size, list[tuple[Frame, bool]]] = {}
     for frame, is_sent in progress.track(known, description="coding frames"):
         image = load_image(frame)
-        _add(image, is_sent, found.every, found.sent)
+        _add(image, is_sent, found.every, found.sent, found.left_out)
         own.size = own.size or image.size
         if image.size == own.size:
             own.add(image, is_sent)
@@ -87,21 +97,35 @@ def measure_frames(
             others.setdefault(image.size, []).append((frame, is_sent))
         if encoder_size is not None:
             small = image.resize(encoder_size, resample=_BICUBIC)
-            _add(small, is_sent, found.seen_every, found.seen_sent)
+            _add(small, is_sent, found.seen_every, found.seen_sent, found.seen_left_out)
             seen.add(small, is_sent)
     found.every["original"] = _stored_bytes(frame for frame, _ in known)
     found.sent["original"] = _stored_bytes(frame for frame, is_sent in known if is_sent)
     own.finish(found.every, found.sent)
     seen.finish(found.seen_every, found.seen_sent)
     for members in progress.track(others.values(), len(others), "coding other sizes"):
-        other = stream()
+        other = stream(found.left_out)
         for frame, is_sent in members:
             other.add(load_image(frame), is_sent)
         other.finish(found.every, found.sent)
     found.sizes = (own.size is not None) + len(others)
-    for form in found.left_out:
-        for sizes in (found.every, found.sent, found.seen_every, found.seen_sent):
-            del sizes[form]
+    for left_out, *measured in (
+        (found.left_out, found.every, found.sent),
+        (found.seen_left_out, found.seen_every, found.seen_sent),
+    ):
+        for form in left_out:
+            for sizes in measured:
+                del sizes[form]
+    return found
+
+
+def _missing() -> dict[str, str]:
+    """The forms that this machine has no encoder for."""
+    found = {}
+    if not pictures.can_encode(pictures.AVIF):
+        found[AVIF] = f"this Pillow cannot write it: {pictures.CURE}"
+    if not _has_h264():
+        found[H264] = "needs PyAV with libx264: pip install 'cdcca[video]'"
     return found
 
 
@@ -109,12 +133,19 @@ def _stored_bytes(frames: Iterable[Frame]) -> int:
     return sum(os.stat(name).st_size for name in {os.fspath(frame.image) for frame in frames})
 
 
-def _add(image: "Image", is_sent: bool, every: Counter[str], sent: Counter[str]) -> None:
+def _add(
+    image: "Image",
+    is_sent: bool,
+    every: Counter[str],
+    sent: Counter[str],
+    left_out: Container[str],
+) -> None:
     sizes = {"frames": 1, "raw_rgb": 3 * image.width * image.height}
-    for form in ("jpeg", "webp"):
-        coded = io.BytesIO()
-        image.save(coded, form, quality=QUALITY)
-        sizes[f"{form}_q{QUALITY}"] = coded.getbuffer().nbytes
+    for form, options in CODED.items():
+        if form not in left_out:
+            coded = io.BytesIO()
+            image.save(coded, **options)
+            sizes[form] = coded.getbuffer().nbytes
     every.update(sizes)
     if is_sent:
         sent.update(sizes)
@@ -123,10 +154,10 @@ def _add(image: "Image", is_sent: bool, every: Counter[str], sent: Counter[str])
 class _Stream:
     """All frames of one size, and those of them that were sent, each as a stream of its own.
 
-    left_out: gets the reason if coding fails. is_partial: some frames were sent, but not all.
+    is_partial: some frames were sent, but not all. left_out: gets the reason if coding fails.
     """
 
-    def __init__(self, left_out: dict[str, str], rate: Fraction, is_partial: bool) -> None:
+    def __init__(self, rate: Fraction, is_partial: bool, left_out: dict[str, str]) -> None:
         self.size: Size | None = None
         self._left_out, self._rate, self._is_partial = left_out, rate, is_partial
         self._every: _Encoder | None = None

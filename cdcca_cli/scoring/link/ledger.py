@@ -7,7 +7,8 @@
                   "bits_per_parameter"},
      "raw": {"frames", "bytes": {form: ...}, "times_smaller": {form: ...}},     (all frames)
      "sent": the same of the frames in the uplink,
-     "encoder_input": {"size": [w, h], "raw": ..., "sent": ...},      (with the encoder's size)
+     "encoder_input": {"size": [w, h], "raw": ..., "sent": ..., "left_out": ...},
+                                                                      (with the encoder's size)
      "h264": {"streams": 1, "frames_per_second": 25.0},
      "left_out": {form: reason},
      "transfer": {"modelled": true, "link": "1gbit,1ms", "formula": ..., "up_bits_per_second",
@@ -15,10 +16,11 @@
                   "seconds": {"uplink", "downlink", "raw": {form: ...}, "sent": ...,
                               "encoder_input": {"raw": ..., "sent": ...}}}}
 
-All parts are optional. The uplink's kinds of bytes are those of `shard.shard_bytes`, and `end` for
-end records; the downlink's are `payload` and `header`. They count the bytes of records, and
-`stored_bytes` what the link carries, which is less under zstd. Bits per parameter and per token are
-of `stored_bytes`. `times_smaller` is frame bytes for one byte of uplink. Forms: `link.frames`.
+All parts are optional. The uplink's kinds of bytes are the tensors of `shard`, `header`, and
+`shards` and `end` for heads and end records; the downlink's are `payload` and `header`. They count
+the bytes of records, and `stored_bytes` what the link carries, which is less under zstd. Bits per
+parameter and per token are of `stored_bytes`. `times_smaller` is frame bytes for one byte of
+uplink. Forms: `link.frames`.
 """
 
 import os
@@ -30,7 +32,7 @@ from typing import Any, BinaryIO, cast
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frames
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import shard as shards
+from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats import update as updates
 from cdcca_cli.scoring.link.frames import FORMS, H264, FrameBytes, Size, measure_frames
 from cdcca_cli.scoring.link.transfer import FORMULA, Link
@@ -117,6 +119,7 @@ class Ledger:
                 _put(found, place, self._picture(sizes, forms))
             if self.encoder_size is not None:
                 found["encoder_input"]["size"] = list(self.encoder_size)
+                found["encoder_input"]["left_out"] = self.frames.seen_left_out
             if H264 not in self.frames.left_out:
                 rate = self.frames.frames_per_second
                 found["h264"] = {"streams": self.frames.sizes, "frames_per_second": rate}
@@ -147,7 +150,8 @@ class Ledger:
             yield ("sent",), self.frames.sent, forms
         if self.encoder_size is None:
             return
-        forms = [form for form in forms if form != "original"]
+        gone = {"original", *self.frames.seen_left_out}
+        forms = [form for form in FORMS if form not in gone]
         yield ("encoder_input", "raw"), self.frames.seen_every, forms
         if self.uplink is not None:
             yield ("encoder_input", "sent"), self.frames.seen_sent, forms
@@ -189,7 +193,7 @@ class Ledger:
         for place, sizes, _ in pictures:
             which = "all" if place[-1] == "raw" else "sent"
             columns.append(f"{which} {sizes['frames']:,} frames{self._at(place)}")
-        _, _, every_form = pictures[0]
+        every_form = [form for form in FORMS if any(form in forms for _, _, forms in pictures)]
         rows: list[list[object]] = [
             [form, *(sizes[form] if form in forms else None for _, sizes, forms in pictures)]
             for form in every_form
@@ -232,7 +236,7 @@ def measure(
         ids = ledger.uplink.frames if ledger.uplink else Counter[str]()
         ledger.encoder_size = encoder_size
         ledger.frames = measure_frames(frames, ids, encoder_size=encoder_size)
-        for form, reason in ledger.frames.left_out.items():
+        for form, reason in (ledger.frames.seen_left_out | ledger.frames.left_out).items():
             streams.message(f"{form}: left out, {reason}")
         if ledger.uplink is not None:
             _note_unmatched(ledger.frames.sent["frames"], ids)
@@ -254,17 +258,13 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
     total = Uplink()
     for path in paths:
         with streams.binary_input(path) as opened:
-            stream, num_shard_bytes = _Counted(opened), 0
-            source = cast(BinaryIO, stream)
-            for shard in shards.read_shards(source, where=streams.input_name(path)):
-                kinds = shards.shard_bytes(shard)
-                total.kinds.update(kinds)
-                num_shard_bytes += sum(kinds.values())
+            stream, name = _Counted(opened), streams.input_name(path)
+            found = shard_stream.read_shards(cast(BinaryIO, stream), where=name, ledger=total.kinds)
+            for shard in found:
                 total.frames[shard.frame] += 1
-                total.tokens_kept += len(shard.tokens)
+                total.tokens_kept += len(shard.positions)
                 total.tokens_total += shard.num_tokens
                 total.token_elements += shard.tokens.size
-        total.kinds["end"] += stream.num_bytes - num_shard_bytes
         total.files.append(_stored(path, stream.num_bytes))
     return total
 

@@ -1,0 +1,80 @@
+"""From what a device sent to its visual tokens: codes through a codebook, pictures through a tower.
+
+A picture goes through the mirror's tower, which is the device's, one at a time, so that the tokens
+do not depend on the batch. Decoded codes are equal to the last bit on one machine only.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.formats.codebook import Codebook
+from cdcca_cli.formats.digest import short
+from cdcca_cli.formats.shard import Picture, Shard
+from cdcca_cli.payloads import klt, pictures
+from cdcca_cli.skipped import Skipped
+
+if TYPE_CHECKING:
+    from cdcca_cli.models import LoadedModel
+
+
+class Opener:
+    """Fills in the tokens of shards. codebook_of: by digest; raises BadData or MissingInput."""
+
+    def __init__(self, model: "LoadedModel", codebook_of: Callable[[str], Codebook]) -> None:
+        self._model, self._codebook_of = model, codebook_of
+        self._codebooks: dict[str, Codebook] = {}
+
+    def open(self, shard: Shard) -> Shard:
+        """The shard with its tokens. Raises: BadData, MissingInput."""
+        if shard.is_open:
+            return shard
+        if shard.picture is not None:
+            return replace(shard, tokens=self._seen(shard, shard.picture))
+        digest, step = shard.coding.codebook, shard.coding.step
+        if shard.codes is None or digest is None or step is None:
+            raise BadData(f"frame {shard.frame[:80]}: has neither tokens, codes nor a picture")
+        codebook = self._codebooks.get(digest) or self._codebook_of(digest)
+        self._codebooks[digest] = codebook
+        if (codebook.tower, codebook.num_tokens) != (shard.tower, shard.num_tokens):
+            raise BadData(
+                f"frame {shard.frame[:80]}: coded with the codebook {short(digest)}, which is of "
+                f"{codebook.num_tokens} tokens of the tower {short(codebook.tower)}"
+            )
+        tokens_NC = klt.decode(shard.codes, shard.positions, codebook, step)
+        return replace(shard, tokens=tokens_NC)
+
+    def _seen(self, shard: Shard, picture: Picture) -> np.ndarray:
+        import torch
+
+        model = self._model
+        if shard.tower != model.tower_digest:
+            raise BadData(
+                f"frame {shard.frame[:80]}: its picture is for the vision tower "
+                f"{short(shard.tower)}, the mirror's is {short(model.tower_digest)}"
+            )
+        with torch.no_grad():
+            tokens_1NC = model.vision_tokens(model.preprocess([pictures.decode(picture)]))
+        tokens_NC = tokens_1NC[0].float().cpu().numpy()
+        if len(tokens_NC) != shard.num_tokens:
+            raise BadData(
+                f"frame {shard.frame[:80]}: the tower makes {len(tokens_NC)} tokens of its "
+                f"picture, {shard.num_tokens} expected"
+            )
+        return tokens_NC
+
+    def open_all(self, shards: Iterable[Shard], skipped: Skipped) -> Iterator[Shard]:
+        """The shards with their tokens, without those whose pictures are bad.
+
+        Raises: MissingInput for a codebook that is not there; BadData for another tower's shard.
+        """
+        for shard in shards:
+            try:
+                yield self.open(shard)
+            except BadData as error:
+                if shard.picture is None or shard.tower != self._model.tower_digest:
+                    raise
+                skipped.add("shard", error)

@@ -1,0 +1,164 @@
+"""Stage 1 before the choice: each frame with the entropies of its answers and its questions' ranks.
+
+The answers come from the model, with the trunk's hidden states that stage 2 goes on from, or from
+the predictions of an earlier `infer`.
+
+The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
+tower runs on one frame at a time, which makes the tokens independent of `batch_size`.
+
+Legend: K questions of a frame, N visual tokens, C channels.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdcca_cli import progress, streams
+from cdcca_cli.datasets import Frame
+from cdcca_cli.errors import BadData
+from cdcca_cli.formats.digest import short
+from cdcca_cli.formats.predictions import Prediction
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink.answers import answer_window, pixels_of, windows
+from cdcca_cli.uplink.questions import Rank, ranks_of, score_of
+from cdcca_cli.uplink.settings import SPREAD_RULES, AnswerSettings, SampleSettings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A frame after stage 1. slot: the place of its hidden state in the spool.
+
+    entropies_K: None for a question without an answer. ranks_K: by `select`, likewise; empty once
+    it is ranked. hidden_1NC: the trunk's output; None if it has not run, or is in the spool.
+    """
+
+    frame: Frame
+    entropies_K: list[float | None]
+    ranks_K: list[Rank | None]
+    hidden_1NC: Tensor | None = None
+    slot: int | None = None
+
+
+def count_by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
+    """The number of questions of each task, of those whose id `counts`."""
+    return Counter(
+        question.task for frame in frames for question in frame.questions if counts(question.id)
+    )
+
+
+def answered(
+    model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
+) -> Iterator[Candidate]:
+    """Every frame, answered now."""
+    how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
+    for window in windows(progress.track(frames, description="sample"), settings.batch_size):
+        kept, hidden = [], []
+        for frame in window:
+            pixels_13HW = pixels_of(model, frame, skipped)
+            if pixels_13HW is not None:
+                kept.append(frame)
+                hidden.append(trunk(model, pixels_13HW, settings))
+        if not kept:
+            continue
+        tokens_FNC = torch.cat([tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
+        answers = answer_window(model, kept, tokens_FNC, how, skipped)
+        for frame, hidden_1NC, found in zip(kept, hidden, answers, strict=True):
+            figures = [None if p is None else _figures(p, settings) for p in found]
+            texts = [None if p is None else p.answer for p in found]
+            yield from _candidate(model, frame, figures, texts, hidden_1NC, settings, skipped)
+
+
+Figures = tuple[float, float]
+"""Of a question: the entropy of its answer and its score."""
+
+
+def _figures(prediction: Prediction, settings: SampleSettings) -> Figures:
+    return prediction.entropy[settings.entropy], score_of(prediction, settings)
+
+
+def _candidate(
+    model: LoadedModel,
+    frame: Frame,
+    figures_K: Sequence[Figures | None],
+    answers_K: Sequence[str | None],
+    hidden_1NC: Tensor | None,
+    settings: SampleSettings,
+    skipped: Skipped,
+) -> Iterator[Candidate]:
+    """The frame with the ranks of its questions; nothing if the model fails on it."""
+    entropies_K, scores_K = (
+        [None if figures is None else figures[place] for figures in figures_K] for place in (0, 1)
+    )
+    try:
+        ranks_K = ranks_of(model, frame, answers_K, scores_K, hidden_1NC, settings)
+    except BadData as error:
+        skipped.add("frame", error)
+    else:
+        yield Candidate(frame, entropies_K, ranks_K, hidden_1NC)
+
+
+def figures_by_id(
+    model: LoadedModel, predictions: Iterable[Prediction], settings: SampleSettings
+) -> dict[str, Figures]:
+    """The figures of each prediction; the last one of an id counts."""
+    figures: dict[str, Figures] = {}
+    models: set[str] = set()
+    for prediction in predictions:
+        figures[prediction.id] = _figures(prediction, settings)
+        models.add(prediction.model)
+    for other in sorted(models - {model.digest}):
+        streams.message(
+            f"the predictions are from a model at {short(other)}, this one is at "
+            f"{short(model.digest)}: using their entropies all the same"
+        )
+    return figures
+
+
+def looked_up(
+    model: LoadedModel,
+    frames: Iterable[Frame],
+    figures: Mapping[str, Figures],
+    settings: SampleSettings,
+    skipped: Skipped,
+) -> Iterator[Candidate]:
+    """Every frame, with the figures of earlier predictions."""
+    for frame in frames:
+        hidden_1NC = None
+        if settings.select in SPREAD_RULES:
+            pixels_13HW = pixels_of(model, frame, skipped)
+            if pixels_13HW is None:
+                continue
+            hidden_1NC = trunk(model, pixels_13HW, settings)
+        found = [figures.get(question.id) for question in frame.questions]
+        yield from _candidate(model, frame, found, [], hidden_1NC, settings, skipped)
+
+
+def check_matched(frames: Iterable[Frame], figures: Mapping[str, Figures]) -> Mapping[str, int]:
+    """The number of questions with a prediction, by task. Raises: BadData if none has."""
+    everything = count_by_task(frames, lambda _: True)
+    matched = count_by_task(frames, figures.__contains__)
+    total, missing = sum(everything.values()), sum(everything.values()) - sum(matched.values())
+    if total and missing == total:
+        raise BadData(
+            f"`predictions`: none of its {len(figures)} ids is a question about these frames "
+            f"({total} questions): give the predictions that infer made of the same frames"
+        )
+    if missing:
+        streams.message(f"{missing} of {total} questions have no prediction and are left out")
+    return matched
+
+
+@torch.no_grad()
+def trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
+    """The hidden states before the blocks that may have dropout."""
+    return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
+
+
+@torch.no_grad()
+def tail(model: LoadedModel, hidden_1NC: Tensor, settings: SampleSettings) -> Tensor:
+    """The visual tokens of those hidden states."""
+    return model.tail(hidden_1NC, model.num_blocks - settings.blocks)

@@ -1,0 +1,148 @@
+"""How the payload of a picked frame is coded: which codec, how coarsely, tokens or a picture.
+
+The point is found once for a stream, from the settings and the curves of the device's codebook: the
+coarsest step, and the coarsest quality, at which the teacher's loss grows by at most `max_loss`.
+With the payload `auto` both forms are made, and the writer of the stream sends the smaller, group
+by group, so `auto` never takes more bytes than the better one.
+
+Legend: N kept tokens, C channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cdcca_cli import streams
+from cdcca_cli.datasets import Frame, load_image
+from cdcca_cli.errors import SettingError
+from cdcca_cli.formats.codebook import Codebook
+from cdcca_cli.formats.digest import short
+from cdcca_cli.formats.shard import Coding, Picture, Shard
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.payloads import curve, klt, pictures
+from cdcca_cli.uplink.settings import DEFAULT_MAX_LOSS, DEFAULT_QUALITY, PayloadSettings
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A frame as it is sent. picture: the same frame, sent instead if a group takes fewer bytes."""
+
+    shard: Shard
+    picture: Picture | None = None
+
+
+class Coder:
+    """Codes the frames of one stream. token_coding, quality: None where that form is not made."""
+
+    def __init__(
+        self, model: LoadedModel, settings: PayloadSettings, codebook: Codebook | None
+    ) -> None:
+        """Raises: SettingError for klt without a codebook, and a point beyond its curve."""
+        self._model, self._settings = model, settings
+        self._codebook = codebook
+        if codebook is not None and codebook.tower != model.tower_digest:
+            streams.message(
+                f"the codebook is of the vision tower {short(codebook.tower)}, the model's is "
+                f"{short(model.tower_digest)}: not used"
+            )
+            self._codebook = None
+        self.media = f"image/{settings.media}"
+        self.token_coding = None if settings.payload == "frame" else self._token_coding()
+        self.quality = None if settings.payload == "tokens" else self._quality()
+
+    def _token_coding(self) -> Coding:
+        settings, codebook = self._settings, self._codebook
+        codec: Any = settings.codec or ("int8" if codebook is None else "klt")
+        if codec != "klt":
+            if settings.step is not None or settings.bits is not None:
+                name = "step" if settings.step is not None else "bits"
+                raise SettingError(name, "is of the codec klt, and the device has no codebook")
+            return Coding(codec)
+        if codebook is None:
+            raise SettingError(
+                "codec", "klt needs a codebook, and the device has none: run calibrate, and apply"
+            )
+        step = settings.step
+        if step is None and settings.bits is not None:
+            step = curve.step_for(codebook, bits=settings.bits)
+        elif step is None:
+            step = curve.step_for(codebook, max_loss=settings.max_loss or DEFAULT_MAX_LOSS)
+        return Coding("klt", codebook.digest, float(np.float32(step)))
+
+    def _quality(self) -> int | None:
+        settings = self._settings
+        if settings.quality is not None:
+            return settings.quality
+        points = () if self._codebook is None else self._codebook.curve.frames
+        points = tuple(point for point in points if point.media == self.media)
+        if not points:
+            if settings.max_loss is not None and settings.payload == "frame":
+                raise SettingError(
+                    "max_loss", f"needs a codebook that has measured {self.media}: give `quality`"
+                )
+            return DEFAULT_QUALITY
+        most = settings.max_loss or DEFAULT_MAX_LOSS
+        point = curve.picture_within(points, most)
+        is_equal = point.loss <= most or self.token_coding is None
+        return point.quality if is_equal else None
+
+    @property
+    def sends_scores(self) -> bool:
+        return self._settings.scores
+
+    @property
+    def note(self) -> str:
+        """What a user should know of the choice, in one line; empty if nothing."""
+        if self._codebook is None and self._settings.codec is None:
+            return "the device has no codebook, so tokens are sent as int8 or as pictures"
+        return ""
+
+    def with_step(self, step: float) -> "Coder":
+        """The same with another step of klt. Raises: SettingError if klt is not used."""
+        if self.token_coding is None or self.token_coding.codec != "klt":
+            raise SettingError("budget_bytes", "with `top` needs the codec klt")
+        other = object.__new__(Coder)
+        vars(other).update(vars(self))
+        other.token_coding = replace(self.token_coding, step=float(np.float32(step)))
+        return other
+
+    def code(self, shard: Shard, frame: Frame) -> Coded:
+        """The frame as it is sent. Raises: BadData, MissingInput.
+
+        Args: shard: with the kept tokens, as they are.
+        """
+        picture = None if self.quality is None else self._picture(frame)
+        if self.token_coding is None:
+            empty = np.zeros((0, 0), np.float32)
+            every = np.arange(shard.num_tokens, dtype=np.int32)
+            coding = Coding("frame")
+            sent = replace(shard, tokens=empty, positions=every, scores=None, coding=coding)
+            return Coded(replace(sent, picture=picture))
+        shard = replace(shard, coding=self.token_coding)
+        if self.token_coding.codec == "klt":
+            assert self._codebook is not None and self.token_coding.step is not None
+            codes = klt.encode(
+                shard.tokens, shard.positions, self._codebook, self.token_coding.step
+            )
+            shard = replace(shard, codes=codes, tokens=np.zeros((0, 0), np.float32))
+        return Coded(shard, picture)
+
+    def _picture(self, frame: Frame) -> Picture:
+        """The picture as the tower sees it, or the frame's own file if that is smaller."""
+        assert self.quality is not None
+        image, side = load_image(frame), self._settings.side
+        seen = self._model.seen(image, None if side is None else (side, side))
+        made = pictures.encode(seen, self.media, self.quality)
+        own = self._own_file(frame)
+        found = None if own is None else pictures.original(own, image, len(made.data))
+        return found or made
+
+    def _own_file(self, frame: Frame) -> bytes | None:
+        """The bytes of a frame's file, if it is one picture."""
+        if frame.position is not None:
+            return None
+        try:
+            return frame.image.read_bytes()
+        except OSError:
+            return None
