@@ -51,7 +51,8 @@ def command(
     It codes finely what the large model looks at, and coarsely the rest. Needed are frames like the
     device's, about 200, with questions and without labels. What each step costs, and how much it
     changes the large model's answers, is measured on frames that the codebook is not made from;
-    the nearer these are to what the device will see, the truer.
+    the nearer these are to what the device will see, the truer. It gets the sequence after the
+    mirror's codebook, so apply it to the device and to the mirror.
 
     Example: cdcca calibrate frames/ --student mirror/ --teacher t/ -o tokens.codebook
     """
@@ -79,8 +80,6 @@ def command(
         first = calibration.sample_of(small, made_from, skipped)
         second = calibration.sample_of(small, measured, skipped, qualities=calibration.QUALITIES)
         large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
-        before = mirror.codebook_slot
-        sequence = 0 if before is None else before.sequence + 1
-        made = calibration.calibrate(large, small, first, second, how, sequence)
+        made = calibration.calibrate(large, small, first, second, how, mirror.next_codebook)
         num_bytes = write_codebook(out, signatures.sign(made, private))
     streams.summary(f"{calibration.summary(made)}, {num_bytes:,} bytes{skipped}")

@@ -110,6 +110,11 @@ class Device:
         return self._state.codebook
 
     @property
+    def next_codebook(self) -> int:
+        """The sequence of the next codebook that this device takes, after the last."""
+        return 0 if self.codebook_slot is None else self.codebook_slot.sequence + 1
+
+    @property
     def highest_sequence(self) -> int:
         return self._state.highest_sequence
 

@@ -31,6 +31,7 @@ from cdcca_cli.main import main
 from cdcca_cli.scoring.settings import AcceptanceSettings
 from tests.downlink import changes, worlds
 from tests.golden import make
+from tests.shipped import few_frames
 
 Capture = pytest.CaptureFixture[str]
 GOLDEN = Path(make.__file__).parent
@@ -333,3 +334,20 @@ def test_the_commands(tmp_path: Path, capfd: Capture) -> None:
     assert run("apply", device, file, "--unsigned") == 78
     file.write_bytes(b"")
     assert run("apply", device, file, "--unsigned") == 65
+
+
+def test_the_shipped_one_comes_with_init_and_one_made_again_follows_it(tmp_path: Path) -> None:
+    """From init to apply, with a few frames: sequence 0, then 1; the mirror has both."""
+    frames = few_frames(tmp_path / "frames", "stream", 8)
+    device, mirror, made = (tmp_path / name for name in ("device", "mirror", "book"))
+    assert run("init", device, "--quiet") == run("init", mirror, "--quiet") == 0
+    first = Device.open(device).codebook()
+    assert first is not None and first.sequence == 0
+    how = ["--student", mirror, "--teacher", "shipped:teacher", "--quiet", "-o", made]
+    assert run("calibrate", frames, *how) == 0
+    assert all(run("apply", side, made, "--quiet") == 0 for side in (device, mirror))
+    found = Device.open(mirror)
+    second = found.codebook()
+    assert second is not None and (second.sequence, second.num_frames) == (1, 6)
+    assert found.codebook_of(first.digest).sequence == 0
+    assert Device.open(device).codebook_slot == found.codebook_slot
