@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import records, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
@@ -19,6 +19,7 @@ KINDS = {"shards": VERSION, "frames": VERSION, "end": VERSION, "shard": 1}
 LIMITS = records.Limits(record_bytes=1 << 28)
 _GROUP_BYTES = 1 << 23
 _GROUP_CHARS = 1 << 18
+_MOST_END_BYTES = 1 << 10
 
 
 class Writer:
@@ -175,6 +176,30 @@ def read_shards(
             f"{where}: ends after {part.total:,} shards without its end record: it was cut, or the "
             "stage before it failed"
         )
+
+
+def expect_whole(stream: BinaryIO, where: str) -> None:
+    """Refuse what cannot be continued: BadData unless its last record is an end record.
+
+    Only the end is looked at: what was cut or is of another kind. The rest is left to readers.
+    """
+    end = b""
+    while piece := stream.read(1 << 20):
+        end = (end + piece)[-_MOST_END_BYTES:]
+    if not any(_is_end(end[place:]) for place in range(len(end))):
+        raise BadData(
+            f"{where}: does not end as a token stream does, so what is added could not be read: it "
+            "was cut, or is another kind of file. Move it away"
+        )
+
+
+def _is_end(data: bytes) -> bool:
+    if len(data) != 8 + int.from_bytes(data[:8], "little"):
+        return False
+    try:
+        return records.read_record(BytesIO(data), kinds={"end": VERSION}) is not None
+    except CdccaError:
+        return False
 
 
 class _Part:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -629,12 +628,3 @@ def test_codes_that_are_all_zero_are_bounded() -> None:
     )
     peak, count = peak_bytes(part)
     assert count == 2 and peak < 256 << 20
-
-
-def test_the_files_of_a_folder_are_a_stream(tmp_path: Path) -> None:
-    """`cdcca sample ... >> up.tokens`, as a cron job does it."""
-    path = tmp_path / "up.tokens"
-    for name in "abc":
-        with path.open("ab") as out, writer(out) as write:
-            write(make_shard(frame=name))
-    assert [one.frame for one in read(path.read_bytes())] == ["a", "b", "c"]
