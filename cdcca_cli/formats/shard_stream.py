@@ -17,7 +17,7 @@ from cdcca_cli.formats.shard import VERSION, Coding, Picture, Shard, Unusable
 
 KINDS = {"shards": VERSION, "frames": VERSION, "end": VERSION, "shard": 1}
 LIMITS = records.Limits(record_bytes=1 << 28)
-_GROUP_BYTES = 1 << 23
+_GROUP_VALUES = 1 << 23  # numbers of tokens or codes, and bytes of pictures
 _GROUP_CHARS = 1 << 18
 _MOST_END_BYTES = 1 << 10
 
@@ -34,7 +34,7 @@ class Writer:
         self._tower: str | None = None
         self._count = 0
         self._waiting: list[tuple[Shard, Shard | None]] = []
-        self._waiting_bytes = self._waiting_chars = 0
+        self._waiting_values = self._waiting_chars = 0
 
     def __call__(self, shard: Shard, picture: Picture | None = None) -> None:
         """Add a frame. Raises: BadData if it is not sound.
@@ -46,27 +46,27 @@ class Writer:
         if picture is not None:
             other = replace(shard, coding=Coding("frame"), picture=picture)
             shard_record.check(other)
-        if self._waiting and _key(shard, other) != _key(*self._waiting[0]):
-            self._flush()
-        self._waiting.append((shard, other))
         values = shard.codes if shard.codes is not None else shard.tokens
-        self._waiting_bytes += values.size + sum(
-            len(one.data) for one in (picture, shard.picture) if one is not None
-        )
-        self._waiting_chars += shard_record.text_chars(shard)
-        if (
-            len(self._waiting) == shard_record.MOST_FRAMES
-            or self._waiting_bytes >= _GROUP_BYTES
-            or self._waiting_chars >= _GROUP_CHARS
+        sent = [one for one in (picture, shard.picture) if one is not None]
+        size = values.size + sum(len(one.data) for one in sent)
+        chars = shard_record.text_chars(shard)
+        if self._waiting and (
+            _key(shard, other) != _key(*self._waiting[0])
+            or len(self._waiting) == shard_record.MOST_FRAMES
+            or self._waiting_values + size > _GROUP_VALUES
+            or self._waiting_chars + chars > _GROUP_CHARS
         ):
             self._flush()
+        self._waiting.append((shard, other))
+        self._waiting_values += size
+        self._waiting_chars += chars
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         shards = [shard for shard, _ in self._waiting]
         others = [other for _, other in self._waiting if other is not None]
-        self._waiting, self._waiting_bytes, self._waiting_chars = [], 0, 0
+        self._waiting, self._waiting_values, self._waiting_chars = [], 0, 0
         tensors, header = _smaller(shards, others)
         tower = shards[0].tower
         header = shard_record.seal(tensors, header, tower)

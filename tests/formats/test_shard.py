@@ -227,7 +227,10 @@ def test_long_texts_are_divided_among_records() -> None:
 
 
 def test_large_frames_are_divided_among_records() -> None:
-    written = [make_shard(tokens=np.ones((3, 1 << 21), np.float32))] * 3
+    """At most 2^23 codes in a record, which is what a reader takes in."""
+    written = [make_shard(tokens=np.ones((3, 1 << 20), np.float32))] * 3
+    assert kinds(stream(*written)).count("frames") == 2
+    written = [make_shard("klt", codes=np.zeros((3, 1_500_000), np.int32))] * 2
     assert kinds(stream(*written)).count("frames") == 2
 
 
