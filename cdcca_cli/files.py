@@ -12,8 +12,8 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -62,10 +62,19 @@ class _Sink(io.RawIOBase):
 
 
 @contextmanager
-def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[BinaryIO]:
+def output(
+    path: str | Path,
+    *,
+    must_sync_folder: bool = False,
+    append: Callable[[BinaryIO], object] | None = None,
+) -> Iterator[BinaryIO]:
     """Write a file as a whole: beside the target, fsync, rename. Raises: CannotWrite.
 
-    must_sync_folder: fail if the rename cannot be made durable.
+    Args:
+        must_sync_folder: fail if the rename cannot be made durable.
+        append: keep what is in the file and write behind it. Called first with the open file,
+            unless it is missing or empty, to refuse it. A second process that appends to the same
+            file meanwhile is refused: CannotWrite.
     """
     try:
         target = os.path.realpath(path)
@@ -87,7 +96,12 @@ def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[Bina
     _remove_leftovers(hidden)
     descriptor, beside = _hidden_file(path, hidden)
     try:
-        with buffered(descriptor, str(path)) as out:
+        with buffered(descriptor, str(path)) as out, ExitStack() as held:
+            if append is not None and status is not None:
+                existing = held.enter_context(_locked(path, target))
+                if os.fstat(existing.fileno()).st_size:
+                    append(existing)
+                    _copy(existing, out, path)
             yield out
             out.flush()
             if status is not None:
@@ -106,6 +120,38 @@ def output(path: str | Path, *, must_sync_folder: bool = False) -> Iterator[Bina
     except OSError as error:
         if must_sync_folder:
             raise CannotWrite(reason(path, error)) from None
+
+
+@contextmanager
+def _locked(named: str | Path, path: str) -> Iterator[BinaryIO]:
+    """An open file that no other process appends to. Raises: CannotWrite."""
+    while True:
+        try:
+            file = open(path, "rb")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise CannotWrite(reason(named, error)) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CannotWrite(f"{named}: another process is adding to it") from None
+            except OSError:  # a file system without locks
+                pass
+            if _is_named(file.fileno(), path):  # else another has replaced it since it was opened
+                yield file
+                return
+
+
+def _copy(source: BinaryIO, out: BinaryIO, named: str | Path) -> None:
+    source.seek(0)
+    while True:
+        try:
+            piece = source.read(1 << 20)
+        except OSError as error:
+            raise CannotWrite(reason(named, error)) from None
+        if not piece:
+            return
+        out.write(piece)
 
 
 def _hidden_file(named: str | Path, prefix: str) -> tuple[int, str]:

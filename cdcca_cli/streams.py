@@ -263,12 +263,17 @@ def _decompressed(source: BinaryIO, where: str) -> Iterator[bytes]:
         raise BadData(f"{where}: the zstd data is cut short: fetch it again")
 
 
+def _is_zstd(head: bytes) -> bool:
+    """Whether content with these first 4 bytes is zstd."""
+    skippable = head[1:] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F
+    return head == ZSTD_MAGIC or skippable
+
+
 def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
     """The stream itself, or its content if it is zstd."""
     head = stream.read(4)
     source = pushed_back(head, stream)
-    skippable = head[1:] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F
-    if head == ZSTD_MAGIC or skippable:
+    if _is_zstd(head):
         return io.BufferedReader(_Pieces(_decompressed(source, where)), 1 << 16)
     return source
 
@@ -372,8 +377,8 @@ def _standard_output() -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _with_zstd(out: BinaryIO, path: str | Path | None) -> Iterator[BinaryIO]:
-    if path is None or not str(path).endswith(".zst"):
+def _with_zstd(out: BinaryIO, is_packed: bool) -> Iterator[BinaryIO]:
+    if not is_packed:
         yield out
         return
     import zstandard
@@ -386,25 +391,44 @@ def _with_zstd(out: BinaryIO, path: str | Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def binary_output(
-    path: str | Path | None, usual_name: str, *, force: bool = False
+    path: str | Path | None,
+    usual_name: str,
+    *,
+    force: bool = False,
+    append: Callable[[BinaryIO, str], object] | None = None,
 ) -> Iterator[BinaryIO]:
     """Open where a command's bytes go. A file is written as a whole, or stays as it was.
 
-    path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless it is
-    a terminal, and then for `usual_name` in the working folder. force: replace that one.
+    Args:
+        path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
+            it is a terminal, and then for `usual_name` in the working folder.
+        force: replace that one.
+        append: keep what is in the file and write behind it, in zstd if that is (a new file: by its
+            name). Called with the content, zstd taken off, and its name, to refuse it.
+
     Raises: UsageError for bytes to a terminal, CannotWrite.
     """
     terminal = is_terminal("stdout")
     named = path
     if path is None and terminal:
-        if os.path.lexists(usual_name) and not force:
+        if os.path.lexists(usual_name) and not force and append is None:
             raise CannotWrite(f"{usual_name} exists: give -o FILE, or `force` to replace it")
         named = usual_name
     elif path is not None and _is_standard(path, "stdout") and terminal:
         raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")
     standard = _is_standard(named, "stdout")
-    opened = _standard_output() if standard else files.output(cast(str, named))
-    with opened as out, _with_zstd(out, None if standard else named) as writer:
+    is_packed = not standard and str(named).endswith(".zst")
+
+    def check(existing: BinaryIO) -> None:
+        nonlocal is_packed
+        is_packed = _is_zstd(existing.read(4))
+        existing.seek(0)
+        assert append is not None
+        append(without_zstd(existing, str(named)), str(named))
+
+    check_first = None if append is None else check
+    opened = _standard_output() if standard else files.output(cast(str, named), append=check_first)
+    with opened as out, _with_zstd(out, is_packed) as writer:
         yield writer
     if path is None and terminal:
         message(f"wrote {usual_name}")
@@ -415,5 +439,6 @@ def text_output(path: str | Path | None) -> Iterator[TextIO]:
     """Open a named file (replaced), or stdout for None and "-", for a command's UTF-8 text."""
     standard = _is_standard(path, "stdout")
     opened = _standard_output() if standard else files.output(cast(str, path))
-    with opened as out, _with_zstd(out, None if standard else path) as writer:
+    is_packed = not standard and str(path).endswith(".zst")
+    with opened as out, _with_zstd(out, is_packed) as writer:
         yield cast(TextIO, codecs.getwriter("utf-8")(writer, "backslashreplace"))

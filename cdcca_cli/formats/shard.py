@@ -109,7 +109,8 @@ class Shard:
     """One frame's payload and questions.
 
     tokens: (N, C) float32; (0, 0) in a stream of klt or pictures until `payloads.opening` fills it.
-    positions: (N,) int32, ascending, of the kept ones among num_tokens. codes: of klt, int32.
+    positions: (N,) int32, ascending, of the kept ones among num_tokens; frames that kept all share
+    an array: do not write to it. codes: of klt, int32.
     scores: (N,) float32, larger for a more uncertain token. time: of capture, seconds since 1970.
     """
 

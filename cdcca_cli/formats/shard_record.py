@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -243,7 +244,7 @@ def decode(
             image=(index["images"] or index["frames"])[row],
             domain=index["domains"][row],
             tokens=values.get("tokens", np.zeros((0, 0), np.float32)),
-            positions=np.arange(num_tokens, dtype=np.int32) if kept is None else kept[row],
+            positions=_all(num_tokens) if kept is None else kept[row],
             num_tokens=num_tokens,
             tower=tower,
             questions=questions[starts[row] : starts[row + 1]],
@@ -254,6 +255,16 @@ def decode(
             layout=layout,
             time=None if index["times"] is None else index["times"][row],
         )
+
+
+def _all(num_tokens: int) -> np.ndarray:
+    """The positions of all tokens; frames share them, so that many frames take no memory."""
+    return _counted((num_tokens - 1).bit_length())[:num_tokens]
+
+
+@cache
+def _counted(bits: int) -> np.ndarray:
+    return np.arange(1 << bits, dtype=np.int32)
 
 
 def _coding(header: Mapping[str, Any], where: str) -> Coding:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.files import Writable
 from cdcca_cli.formats import records, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
@@ -18,8 +18,9 @@ from cdcca_cli.formats.shard import VERSION, Coding, Shard, Unusable
 
 KINDS = {"shards": VERSION, "frames": VERSION, "end": VERSION, "shard": 1}
 LIMITS = records.Limits(record_bytes=1 << 28)
-_GROUP_BYTES = 1 << 23
+_GROUP_VALUES = 1 << 23  # numbers of tokens or codes, and bytes of pictures
 _GROUP_CHARS = 1 << 18
+_MOST_END_BYTES = 1 << 10
 
 
 class Writer:
@@ -34,7 +35,7 @@ class Writer:
         self._tower: str | None = None
         self._count = 0
         self._waiting: list[tuple[Shard, Shard | None]] = []
-        self._waiting_bytes = self._waiting_chars = 0
+        self._waiting_values = self._waiting_chars = 0
 
     def __call__(self, shard: Shard, picture: Picture | None = None) -> None:
         """Add a frame. Raises: BadData if it is not sound.
@@ -46,27 +47,27 @@ class Writer:
         if picture is not None:
             other = replace(shard, coding=Coding("frame"), picture=picture)
             shard_record.check(other)
-        if self._waiting and _key(shard, other) != _key(*self._waiting[0]):
-            self._flush()
-        self._waiting.append((shard, other))
         values = shard.codes if shard.codes is not None else shard.tokens
-        self._waiting_bytes += values.size + sum(
-            len(one.data) for one in (picture, shard.picture) if one is not None
-        )
-        self._waiting_chars += shard_record.text_chars(shard)
-        if (
-            len(self._waiting) == shard_record.MOST_FRAMES
-            or self._waiting_bytes >= _GROUP_BYTES
-            or self._waiting_chars >= _GROUP_CHARS
+        sent = [one for one in (picture, shard.picture) if one is not None]
+        size = values.size + sum(len(one.data) for one in sent)
+        chars = shard_record.text_chars(shard)
+        if self._waiting and (
+            _key(shard, other) != _key(*self._waiting[0])
+            or len(self._waiting) == shard_record.MOST_FRAMES
+            or self._waiting_values + size > _GROUP_VALUES
+            or self._waiting_chars + chars > _GROUP_CHARS
         ):
             self._flush()
+        self._waiting.append((shard, other))
+        self._waiting_values += size
+        self._waiting_chars += chars
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         shards = [shard for shard, _ in self._waiting]
         others = [other for _, other in self._waiting if other is not None]
-        self._waiting, self._waiting_bytes, self._waiting_chars = [], 0, 0
+        self._waiting, self._waiting_values, self._waiting_chars = [], 0, 0
         tensors, header = _smaller(shards, others)
         tower = shards[0].tower
         header = shard_record.seal(tensors, header, tower)
@@ -176,6 +177,30 @@ def read_shards(
             f"{where}: ends after {part.total:,} shards without its end record: it was cut, or the "
             "stage before it failed"
         )
+
+
+def expect_whole(stream: BinaryIO, where: str) -> None:
+    """Refuse what cannot be continued: BadData unless its last record is an end record.
+
+    Only the end is looked at: what was cut or is of another kind. The rest is left to readers.
+    """
+    end = b""
+    while piece := stream.read(1 << 20):
+        end = (end + piece)[-_MOST_END_BYTES:]
+    if not any(_is_end(end[place:]) for place in range(len(end))):
+        raise BadData(
+            f"{where}: does not end as a token stream does, so what is added could not be read: it "
+            "was cut, or is another kind of file. Move it away"
+        )
+
+
+def _is_end(data: bytes) -> bool:
+    if len(data) != 8 + int.from_bytes(data[:8], "little"):
+        return False
+    try:
+        return records.read_record(BytesIO(data), kinds={"end": VERSION}) is not None
+    except CdccaError:
+        return False
 
 
 class _Part:

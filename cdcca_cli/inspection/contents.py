@@ -38,6 +38,10 @@ _WEIGHTS_ENTRY_CHARS = 1 << 22
 _WEIGHTS_ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 _WEIGHTS_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _MOST_DTYPES = 64
+_BYTES_OF_SHARDS = {
+    "payload": ("tokens", "scales", "codes", "pictures"),
+    "header": ("header", "index", "entropies", "shards", "end"),
+}
 
 
 class _Measured:
@@ -78,7 +82,7 @@ def summarize(kind: str, stream: BinaryIO, where: str) -> Summary:
 
 def _shards(stream: BinaryIO, where: str) -> Summary:
     counts = dict.fromkeys(("shards", "questions", "kept_tokens", "all_tokens"), 0)
-    towers, domains, codecs, codebooks = Names(), Names(), Names(), Names()
+    towers, codebooks, domains, codecs, steps = (Names() for _ in range(5))
     ledger: Counter[str] = Counter()
     for shard in shard_stream.read_shards(stream, where=where, ledger=ledger):
         counts["shards"] += 1
@@ -90,14 +94,19 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
         codecs.add(shard.coding.codec)
         if shard.coding.codebook is not None:
             codebooks.add(shard.coding.codebook)
-    names = {"by_domain": domains, "by_codec": codecs}
-    by_name = {name: found.sorted() for name, found in names.items()}
+            steps.add(f"{shard.coding.step:.9g}")
+    by_name = {"by_domain": domains, "by_codec": codecs, "by_step": steps}
+    averages = {
+        f"{what}_bytes_a_frame": sum(ledger[name] for name in names) / max(counts["shards"], 1)
+        for what, names in _BYTES_OF_SHARDS.items()
+    }
+    is_old = ledger["positions"] and not ledger["shards"]
     return Summary(
         "shards",
-        {"format": shard_format.VERSION},
+        {"format": 1 if is_old else shard_format.VERSION},
         {"towers": towers.sorted(), "codebooks": codebooks.sorted()},
-        counts | by_name,
-        dict(ledger),
+        {**counts, **{name: found.sorted() for name, found in by_name.items()}, **averages},
+        {name: size for name, size in ledger.items() if size},
         rest="framing",
     )
 

@@ -44,26 +44,55 @@ def test_shards(capfd: pytest.CaptureFixture[str]) -> None:
         "file": str(VALID / "two_parts_v1.shards"),
         "kind": "shards",
         "format": 1,
-        "digests": {"towers": {make.TOWER: 2}},
+        "digests": {"towers": {make.TOWER: 2}, "codebooks": {}},
         "counts": {
             "shards": 2,
             "questions": 2,
             "kept_tokens": 4,
             "all_tokens": 36 + 70_000,
             "by_domain": {"night": 2},
-            "by_bits": {"32": 1, "8": 1},
-            "by_channels": {"3": 2},
+            "by_codec": {"float32": 1, "int8": 1},
+            "by_step": {},
+            "payload_bytes_a_frame": 19.0,
+            "header_bytes_a_frame": (ledger["header"] + ledger["end"]) / 2,
         },
     }
-    assert ledger["payload"] == 24 + 6 and ledger["scales"] == 8
+    assert ledger["tokens"] == 24 + 6 and ledger["scales"] == 8
     assert ledger["positions"] == 4 + 8 and ledger["scores"] == 16
-    assert ledger["end records"] == 2 * len(make.end(1))
+    assert ledger["end"] == 2 * len(make.end(1)) and ledger.pop("framing") == 0
     size = (VALID / "two_parts_v1.shards").stat().st_size
     assert ledger.pop("total") == size == sum(ledger.values())
     sums = subprocess.run(
         ["sha256sum", str(VALID / "two_parts_v1.shards")], capture_output=True, check=True
     )
     assert digest == "sha256:" + sums.stdout[:64].decode()
+
+
+def test_shards_of_version_2(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two records of two frames: a row of 3 codes each; 3 tokens of 2 codes of 2 x 4 places."""
+    path = VALID / "shards_v2_klt.shards"
+    found = inspect(path, capfd)
+    ledger = found["bytes"]
+    assert found["format"] == 2
+    assert found["digests"]["codebooks"] == {make.BASE: 4}
+    counts = found["counts"]
+    assert (counts["shards"], counts["questions"]) == (4, 4)
+    assert (counts["kept_tokens"], counts["all_tokens"]) == (8 + 3, 16)
+    assert (counts["by_codec"], counts["by_step"]) == ({"klt": 4}, {"0.5": 4})
+    assert counts["by_domain"] == {"night": 2, "(none)": 2}
+    assert ledger["shards"] == len(make.record(make.HEAD_2, {}))
+    assert (ledger["kept"], ledger["scores"], ledger["entropies"]) == (1, 12, 8)
+    assert counts["payload_bytes_a_frame"] == ledger["codes"] / 4
+    rest = ledger["total"] - ledger["codes"] - ledger["kept"] - ledger["scores"]
+    assert counts["header_bytes_a_frame"] == rest / 4
+    assert ledger.pop("total") == path.stat().st_size == sum(ledger.values())
+
+
+def test_shards_with_pictures(capfd: pytest.CaptureFixture[str]) -> None:
+    found = inspect(VALID / "shards_v2_frame.shards", capfd)
+    assert found["counts"]["by_codec"] == {"frame": 2}
+    assert found["bytes"]["pictures"] == len(make.PICTURES)
+    assert found["counts"]["payload_bytes_a_frame"] == len(make.PICTURES) / 2
 
 
 def test_zstd_makes_no_difference(capfd: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +104,7 @@ def test_zstd_makes_no_difference(capfd: pytest.CaptureFixture[str]) -> None:
 def test_no_shards(capfd: pytest.CaptureFixture[str]) -> None:
     found = inspect(VALID / "no_shards_v1.shards", capfd)
     assert found["counts"]["shards"] == 0
-    assert found["bytes"]["total"] == found["bytes"]["end records"] == len(make.end(0))
+    assert found["bytes"]["total"] == found["bytes"]["end"] == len(make.end(0))
 
 
 def test_labels(capfd: pytest.CaptureFixture[str]) -> None:
