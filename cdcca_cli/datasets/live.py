@@ -311,26 +311,39 @@ class _Reader(threading.Thread):
         return self._av.open(self._source, format=kind, **how)
 
     def _read(self, container: Any, stream: Any) -> None:
+        """Answer from one connection, until it ends or `is_ended`.
+
+        With `is_lazy` no packet is decoded before a frame is asked for. Some streams refer to what
+        comes before a key frame; the first damage ends it, unless each packet is a key frame.
+        """
         decoder = video.PacketDecoder(stream)
         waiting: list[Any] = []  # packets since the key frame, not decoded yet
-        num_bytes, is_broken = 0, True
+        num_bytes, is_lazy, is_broken, first = 0, True, True, None
         for packet in container.demux(stream):
             if self.is_ended.is_set():
                 return
-            if packet.is_keyframe:
+            if packet.is_keyframe and is_lazy:
+                first = None
                 if waiting or is_broken:
                     decoder.restart()
+                    first = packet.pts
                 waiting, num_bytes, is_broken = [], 0, False
-            if is_broken or not packet.size:
+            is_leading = first is not None and packet.pts is not None and packet.pts < first
+            if (is_broken and is_lazy) or is_leading or not packet.size:
                 continue
             waiting.append(packet)
             num_bytes += packet.size
-            if not self.is_asked.is_set() and num_bytes <= _MOST_WAITING_BYTES:
+            if is_lazy and not self.is_asked.is_set() and num_bytes <= _MOST_WAITING_BYTES:
                 continue
             at = time.time()
             frames = [frame for one in waiting for frame in decoder.decode(one)]
-            waiting, num_bytes, is_broken = [], 0, None in frames
-            if frames and self.is_asked.is_set():
+            waiting, num_bytes = [], 0
+            if not frames:
+                continue
+            is_known, is_broken = is_broken, frames[-1] is None or (is_lazy and None in frames)
+            if is_broken and is_lazy and not packet.is_keyframe:
+                is_lazy, first = False, None
+            elif self.is_asked.is_set() and not (is_broken and is_known):
                 self.is_asked.clear()
                 self._answers.put((None if is_broken else frames[-1], at))
 

@@ -159,7 +159,9 @@ class PacketDecoder:
         self._stream = stream
         self._damaged = av.FFmpegError  # a name of our own: at the interpreter's end `av` is empty
         self._is_sound = True
-        self._cut_times: set[int | None] = set()  # a decoder may give a packet's frame later
+        # A decoder may give a packet's frame later: these are time stamps of packets.
+        self._cut_times: set[int | None] = set()
+        self._new_keys: set[int | None] = set()  # key frames since the damage
 
     def restart(self) -> None:
         """Forget the packets before: some are not decoded, and the next is a key frame."""
@@ -168,6 +170,10 @@ class PacketDecoder:
         self._cut_times.clear()
 
     def decode(self, packet: Any) -> list[Any]:
+        if self._is_sound:
+            self._new_keys.clear()
+        elif packet.is_keyframe:
+            self._new_keys.add(packet.pts)
         if packet.is_corrupt:
             self._is_sound = False
             self._cut_times.add(packet.pts)
@@ -175,11 +181,13 @@ class PacketDecoder:
             frames: list[Any] = packet.decode()
         except self._damaged:
             self._is_sound = False
+            self._new_keys.clear()
             return [None]
         found = []
         for frame in frames:
             is_cut = packet.is_corrupt or frame.is_corrupt or frame.pts in self._cut_times
-            self._is_sound = not is_cut and (self._is_sound or frame.key_frame)
+            is_new = frame.key_frame and frame.pts in self._new_keys
+            self._is_sound = not is_cut and (self._is_sound or is_new)
             found.append(frame if self._is_sound else None)
         return found
 

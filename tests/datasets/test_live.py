@@ -181,6 +181,71 @@ def test_a_damaged_frame_is_refused_and_the_next_is_whole() -> None:
     assert set(found) == {None, (90, 90, 90)}
 
 
+class Pieces:
+    """A file whose writes can be counted."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self.written.append(bytes(data))
+        return len(data)
+
+
+def encoded(codec: str, num_frames: int, **options: str) -> list[bytes]:
+    """A transport stream of a texture that moves, with two B-frames in a row, by packet."""
+    texture = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    wide = np.asarray(Image.fromarray(texture).resize((400, 400)))
+    out, packets, end = Pieces(), [], 0
+    with av.open(out, "w", format="mpegts", options={"flush_packets": "1"}) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.width = stream.height = 96
+        stream.pix_fmt, stream.gop_size, stream.max_b_frames = "yuv420p", 12, 2
+        stream.options = options
+        for number in range(num_frames + 1):
+            picture = np.ascontiguousarray(wide[number : number + 96, 2 * number : 2 * number + 96])
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for packet in stream.encode(frame if number < num_frames else None):
+                container.mux(packet)
+                packets.append(b"".join(out.written[end:]))
+                end = len(out.written)
+    return packets
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "open-gop=1:bframes=2"}),
+        ("libx264", {}),
+        ("mpeg2video", {}),
+    ],
+)
+def test_no_frame_is_built_on_what_was_not_decoded(codec: str, options: dict[str, str]) -> None:
+    """B-frames after a key frame may refer to frames before it, which are seldom decoded.
+
+    Each frame that comes is one of those that the whole stream decodes to, to the last bit.
+    """
+    packets = encoded(codec, 130, **options)
+    with av.open(io.BytesIO(b"".join(packets)), format="mpegts") as container:
+        whole = {live.video.upright(frame).tobytes() for frame in container.decode(video=0)}
+
+    def write(sink: Any, _: str) -> None:
+        for packet in packets:
+            sink.write(packet)
+            time.sleep(1 / 50)
+
+    num_whole = num_refused = 0
+    with served.serving(write) as server:
+        for frame in opened(server.url(), duration=2):
+            try:
+                assert load_image(frame).tobytes() in whole
+                num_whole += 1
+            except BadData:  # at the end of a connection
+                num_refused += 1
+            time.sleep(0.3 if num_whole % 4 == 0 else 0)
+    assert num_whole > 6 and num_refused <= 2
+
+
 def test_rtsp() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asked: list[str] = []

@@ -4,12 +4,14 @@ import os
 import struct
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cdcca_cli.datasets import load_image, read_frames
+from cdcca_cli.datasets.video import PacketDecoder
 from cdcca_cli.errors import BadData
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
@@ -227,3 +229,35 @@ def test_a_damaged_frame_is_not_taken_for_an_interval(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert positions(path, every=0.2) == [0, 3, 4, 6, 8]
     assert positions(path) == list(range(10))
+
+
+# ---------------------------------------------------------------- damage
+
+
+class FakePacket:
+    """A packet that decodes to these frames, or is damaged."""
+
+    is_corrupt, size = False, 1
+
+    def __init__(self, pts: int, *frames: SimpleNamespace, key: bool = False, bad: bool = False):
+        self.pts, self.frames, self.is_keyframe, self.bad = pts, list(frames), key, bad
+
+    def decode(self) -> list[SimpleNamespace]:
+        if self.bad:
+            raise av.error.InvalidDataError(0, "damaged")
+        return self.frames
+
+
+def test_a_key_frame_that_comes_out_after_later_damage_makes_nothing_sound() -> None:
+    """Decoders hold frames back to reorder them: the packet of frame 2 fails before frame 0 is out.
+
+    Frames 0 to 3 are refused, as one of them is built on frame 2; key frame 4 begins anew.
+    """
+    frame = [SimpleNamespace(pts=pts, key_frame=pts % 4 == 0, is_corrupt=False) for pts in range(6)]
+    decoder = PacketDecoder(SimpleNamespace())
+    assert decoder.decode(FakePacket(0, key=True)) == []
+    assert decoder.decode(FakePacket(2, bad=True)) == [None]
+    assert decoder.decode(FakePacket(1, frame[0])) == [None]
+    assert decoder.decode(FakePacket(4, frame[1], key=True)) == [None]
+    assert decoder.decode(FakePacket(3, frame[3])) == [None]
+    assert decoder.decode(FakePacket(5, frame[4], frame[5])) == [frame[4], frame[5]]
