@@ -3,9 +3,6 @@
 The answers come from the model, with the trunk's hidden states that stage 2 goes on from, or from
 the predictions of an earlier `infer`.
 
-The last bits of a sum depend on the shape of a batch, and a rank can depend on one bit. So the
-tower runs on one frame at a time, which makes the tokens independent of `batch_size`.
-
 Legend: K questions of a frame, N visual tokens, C channels.
 """
 
@@ -24,6 +21,7 @@ from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink.answers import answer_window, pixels_of, windows
+from cdcca_cli.uplink.kept_tokens import tail, trunk
 from cdcca_cli.uplink.questions import Rank, ranks_of, score_of
 from cdcca_cli.uplink.settings import SPREAD_RULES, AnswerSettings, SampleSettings
 
@@ -150,15 +148,3 @@ def check_matched(frames: Iterable[Frame], figures: Mapping[str, Figures]) -> Ma
     if missing:
         streams.message(f"{missing} of {total} questions have no prediction and are left out")
     return matched
-
-
-@torch.no_grad()
-def trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
-    """The hidden states before the blocks that may have dropout."""
-    return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
-
-
-@torch.no_grad()
-def tail(model: LoadedModel, hidden_1NC: Tensor, settings: SampleSettings) -> Tensor:
-    """The visual tokens of those hidden states."""
-    return model.tail(hidden_1NC, model.num_blocks - settings.blocks)
