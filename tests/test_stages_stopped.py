@@ -69,7 +69,10 @@ def arguments_of(stage: str, world: tuple[Path, Path, Path]) -> list[object]:
     device, frames, teacher = world
     return {
         "infer": ["infer", frames, "-m", device, "-o", "out"],
-        "sample": ["sample", frames, "-m", device, "-o", "out", "--threshold", "0"],
+        "sample": [
+            *("sample", frames, "-m", device, "-o", "out", "--threshold", "0"),
+            *("--set", "repeats=true"),  # all frames are alike
+        ],
         "distill": ["distill", "--student", device, "--teacher", teacher, "-o", "out"],
         "compress": ["compress", "--base", device, "-o", "out"],
         "apply": ["apply", device],

@@ -16,7 +16,7 @@ import numpy as np
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Coding, Picture, Shard
@@ -140,7 +140,13 @@ class Coder:
 
         Args: shard: with the kept tokens, as they are.
         """
-        picture = None if self.quality is None else self._picture(frame)
+        picture = None
+        if self.quality is not None:
+            try:
+                picture = self._picture(frame)
+            except (BadData, MissingInput):  # too large, say: its tokens are there
+                if self.token_coding is None:
+                    raise
         if self.token_coding is None:
             empty = np.zeros((0, 0), np.float32)
             every = np.arange(shard.num_tokens, dtype=np.int32)
@@ -168,7 +174,7 @@ class Coder:
 
     def _own_file(self, frame: Frame) -> bytes | None:
         """The bytes of a frame's file, if it is one picture."""
-        if frame.position is not None:
+        if frame.position is not None or frame.capture is not None:
             return None
         try:
             return frame.image.read_bytes()

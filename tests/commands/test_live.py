@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cdcca_cli.formats.shard import read_shards
+from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.main import main
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
@@ -82,7 +82,7 @@ def test_sample_by_threshold_keeps_what_was_captured_at_sigterm(
     out = tmp_path / "out"
     process = start(
         *("sample", camera, "-m", device, "--threshold", "0", "-o", out),
-        *("--max-new-tokens", "1", "--by", "norm", "--bits", "32", "--keep", "100%"),
+        *("--set", "max_new_tokens=1", "--payload", "tokens", "--codec", "float32"),
     )
     hidden = time.monotonic() + 60
     while not any(path.stat().st_size for path in tmp_path.glob(".out*")):  # 64 KiB are buffered
@@ -102,8 +102,8 @@ def test_sample_ranks_the_frames_of_a_duration(
     camera: str, device: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = ["--every", "0.1", "--duration", "1.5", "--top", "50%", "--max-new-tokens", "2"]
-    words += ["--passes", "2"]
+    words = ["--every", "0.1", "--duration", "1.5", "--top", "50%"]
+    words += ["--set", "max_new_tokens=2"]
     assert main(["sample", camera, "-m", str(device), "-o", str(out), *words]) == 0
     shards = list(read_shards(io.BytesIO(out.read_bytes())))
     found = capfd.readouterr().err.splitlines()[-1].split()

@@ -1,10 +1,15 @@
 """Tiny models and frames for the uplink's tests."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from cdcca_cli.datasets import Frame, LabelledQuestion
+from cdcca_cli.distillation import transform
+from cdcca_cli.formats.codebook import Codebook, Curve, PicturePoint, TokenPoint
 from cdcca_cli.models import LoadedModel, load
 from tests import tiny
 
@@ -43,3 +48,23 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
             )
         made.append(Frame(path.name, path, questions, domain="night" if number % 2 else None))
     return made
+
+
+@pytest.fixture(scope="session")
+def codebook(model: LoadedModel) -> Codebook:
+    """Of the tiny tower, all directions alike, with a curve by hand (`test_coding`)."""
+    with torch.no_grad():
+        tokens_FNC = model.vision_tokens(model.preprocess(tiny.images(16, seed=6))).numpy()
+    arrays: dict[str, Any] = transform.fit(tokens_FNC, np.eye(tokens_FNC.shape[2]), 12).arrays()
+    tokens = (
+        TokenPoint(0.25, 3.0, 120, 0.001, 1.0),
+        TokenPoint(0.5, 2.0, 80, 0.005, 1.0),
+        TokenPoint(1.0, 1.0, 40, 0.02, 0.9),
+        TokenPoint(2.0, 0.5, 20, 0.08, 0.8),
+    )
+    frames = tuple(
+        PicturePoint("image/avif", quality, 9.0 * quality, loss, 1.0)
+        for quality, loss in ((30, 0.03), (50, 0.01), (80, 0.002))
+    )
+    curve = Curve(tokens, frames)
+    return Codebook(model.tower_digest, model.digest, 16, **arrays, curve=curve)
