@@ -1,6 +1,7 @@
 """A byte budget is never exceeded, and used: by more questions, or by a finer step."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,32 @@ from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.text import parse_amount
+from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.budget import COARSEST_STEP, FINEST_STEP
 from cdcca_cli.uplink.coding import Coded, Coder
 from cdcca_cli.uplink.sampling import sample_frames
-from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
+from cdcca_cli.uplink.settings import AnswerSettings, PayloadSettings, SampleSettings
 
 RATIO = (COARSEST_STEP / FINEST_STEP) ** (1 / 64)
 """Of one place of the bisection to the next: six halvings of 8 octaves."""
 
 
-def sampled(
-    model: LoadedModel,
-    frames: list[Frame],
-    codebook: Codebook | None,
-    payload: dict[str, Any],
-    **options: Any,
-) -> list[Coded]:
-    if "top" in options:
-        options["top"] = parse_amount(options["top"])
-    coder = Coder(model, PayloadSettings(**payload), codebook)
-    settings = SampleSettings(max_new_tokens=1, **options)
-    return list(sample_frames(model, frames, settings, None, None, coder))
+Sampled = Callable[..., list[Coded]]
+
+
+@pytest.fixture(scope="module")
+def sampled(model: LoadedModel, frames: list[Frame]) -> Sampled:
+    """What is sent of the first frames, whose questions were answered once."""
+    some = frames[:6]
+    answers = list(answer_frames(model, some, AnswerSettings(max_new_tokens=1)))
+
+    def sampled(coder: Coder, given: list[Frame] = some, **options: Any) -> list[Coded]:
+        if "top" in options:
+            options["top"] = parse_amount(options["top"])
+        settings = SampleSettings(**options)
+        return list(sample_frames(model, given, settings, answers, None, coder))
+
+    return sampled
 
 
 def num_bytes(sent: list[Coded]) -> int:
@@ -43,65 +49,44 @@ def num_bytes(sent: list[Coded]) -> int:
     return write.num_bytes
 
 
-def steps(sent: list[Coded]) -> set[float | None]:
-    return {coded.shard.coding.step for coded in sent}
-
-
-@pytest.mark.parametrize(
-    "payload", [{}, {"payload": "tokens"}, {"payload": "frame"}, {"codec": "int8"}]
-)
+@pytest.mark.parametrize("payload", [{}, {"payload": "frame"}, {"codec": "int8"}])
 def test_alone_it_is_the_longest_prefix_that_fits(
-    model: LoadedModel, codebook: Codebook, frames: list[Frame], payload: dict[str, Any]
+    model: LoadedModel, codebook: Codebook, sampled: Sampled, payload: dict[str, Any]
 ) -> None:
     """Second form: the stream of the n highest questions, for every n."""
-    streams = [sampled(model, frames, codebook, payload, top=str(count)) for count in range(1, 7)]
-    for count, stream in enumerate(streams, start=1):
-        most = num_bytes(stream)
-        exact = sampled(model, frames, codebook, payload, budget_bytes=most)
+    coder = Coder(model, PayloadSettings(**payload), codebook)
+    for count in range(1, 5):
+        most = num_bytes(sampled(coder, top=str(count)))
+        exact = sampled(coder, budget_bytes=most)
         assert num_bytes(exact) == most
         assert sum(len(coded.shard.questions) for coded in exact) == count
-        below = sampled(model, frames, codebook, payload, budget_bytes=most - 1)
-        assert num_bytes(below) < most or not below
+        below = sampled(coder, budget_bytes=most - 1)
+        assert not below or num_bytes(below) < most
         assert sum(len(coded.shard.questions) for coded in below) == count - 1
 
 
-@pytest.mark.parametrize("payload", [{}, {"payload": "tokens"}, {"codec": "klt"}])
-@pytest.mark.parametrize("most", [1300, 1500, 1800, 2100, 5000])
 def test_with_a_share_the_step_is_the_finest_that_fits(
-    model: LoadedModel,
-    codebook: Codebook,
-    frames: list[Frame],
-    payload: dict[str, Any],
-    most: int,
+    model: LoadedModel, codebook: Codebook, sampled: Sampled
 ) -> None:
-    """The same questions as without a budget; at the next finer step they would not fit."""
-    sent = sampled(model, frames, codebook, payload, top="50%", budget_bytes=most)
-    plain = sampled(model, frames, codebook, payload, top="50%")
-    assert [coded.shard.questions for coded in sent] == [c.shard.questions for c in plain]
-    assert num_bytes(sent) <= most
-    (step,) = steps(sent)
-    assert step is not None
-    finer = step / RATIO
-    if finer <= FINEST_STEP * 1.0001:
-        return
-    again = Coder(model, PayloadSettings(**payload), codebook).with_step(finer)
-    options = {"top": parse_amount("50%"), "max_new_tokens": 1}
-    beyond = list(sample_frames(model, frames, SampleSettings(**options), None, None, again))
-    assert num_bytes(beyond) > most
-
-
-def test_more_bytes_never_give_a_coarser_step(
-    model: LoadedModel, codebook: Codebook, frames: list[Frame]
-) -> None:
-    found = [
-        steps(sampled(model, frames, codebook, {}, top="50%", budget_bytes=most)).pop()
-        for most in range(1250, 2400, 230)
-    ]
-    assert found == sorted(found, reverse=True) and len({*found}) > 3
+    """The same questions as without a budget; one place finer in the bisection does not fit, or is
+    the finest; more bytes never give a coarser step."""
+    coder, found = Coder(model, PayloadSettings(), codebook), []
+    plain = sampled(coder, top="50%")
+    for most in (1150, 1250, 1400, 9000):
+        sent = sampled(coder, top="50%", budget_bytes=most)
+        assert [coded.shard.questions for coded in sent] == [c.shard.questions for c in plain]
+        assert num_bytes(sent) <= most
+        (step,) = {coded.shard.coding.step for coded in sent}
+        found.append(step)
+        finer = step / RATIO
+        if finer > FINEST_STEP * 1.0001:
+            assert num_bytes(sampled(coder.with_step(finer), top="50%")) > most
+    assert found == sorted(found, reverse=True) and len({*found}) == 4
+    assert found[-1] == pytest.approx(FINEST_STEP * RATIO)
 
 
 def test_a_picture_is_sent_only_where_it_costs_no_more_than_the_step(
-    model: LoadedModel, codebook: Codebook, frames: list[Frame], tmp_path: Path
+    model: LoadedModel, codebook: Codebook, frames: list[Frame], sampled: Sampled, tmp_path: Path
 ) -> None:
     """A flat picture takes fewer bytes than any codes, but no picture was measured to cost less
     than 0.2 %: with bytes to spare, tokens of a step that costs less are sent."""
@@ -112,7 +97,7 @@ def test_a_picture_is_sent_only_where_it_costs_no_more_than_the_step(
     flat = tmp_path / "flat.png"
     Image.new("RGB", (60, 60), "red").save(flat)
     given = [Frame(frames[0].id, flat, frames[0].questions)]
-    (sent,) = sampled(model, given, codebook, {}, top="1", budget_bytes=10_000)
+    (sent,) = sampled(coder, given, top="1", budget_bytes=10_000)
     assert sent.picture is None and sent.shard.codes is not None
 
 
@@ -130,6 +115,7 @@ def test_a_picture_is_sent_only_where_it_costs_no_more_than_the_step(
 def test_what_cannot_be_made_to_fit_is_refused_before_a_frame_is_read(
     model: LoadedModel,
     codebook: Codebook,
+    sampled: Sampled,
     payload: dict[str, Any],
     with_codebook: bool,
     name: str,
@@ -139,14 +125,15 @@ def test_what_cannot_be_made_to_fit_is_refused_before_a_frame_is_read(
         def __iter__(self) -> Any:
             raise AssertionError("read")
 
-    book = codebook if with_codebook else None
+    coder = Coder(model, PayloadSettings(**payload), codebook if with_codebook else None)
     with pytest.raises(SettingError, match=reason) as caught:
-        sampled(model, Unread(), book, payload, top="10%", budget_bytes=5000)
+        sampled(coder, Unread(), top="10%", budget_bytes=5000)
     assert caught.value.name == name
 
 
 def test_too_few_bytes_for_the_coarsest_step_are_refused(
-    model: LoadedModel, codebook: Codebook, frames: list[Frame]
+    model: LoadedModel, codebook: Codebook, sampled: Sampled
 ) -> None:
+    coder = Coder(model, PayloadSettings(), codebook)
     with pytest.raises(SettingError, match=r"`budget_bytes` 300: too few for \d+ frames: lower"):
-        sampled(model, frames, codebook, {}, top="50%", budget_bytes=300)
+        sampled(coder, top="50%", budget_bytes=300)
