@@ -52,8 +52,8 @@ T is the number of kept tokens, at least one a frame, C the channels:
 
 The sum and all sizes are checked before anything is unpacked. A record has at most 2 MiB of index,
 2^22 characters of text in it (a string counts each time it is used) and 2^23 codes; its numbers are
-at most 2^31. `shard_record` codes a record, `shard_index` its index; `shard_stream` reads and
-writes streams.
+at most 2^31. `shard_record` codes a record, `shard_index` its index, after `shard_check`;
+`shard_stream` reads and writes streams.
 """
 
 from dataclasses import dataclass, field

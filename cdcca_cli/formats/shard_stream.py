@@ -11,7 +11,7 @@ import numpy as np
 
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.files import Writable
-from cdcca_cli.formats import records, shard_record, shard_v1
+from cdcca_cli.formats import records, shard_check, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import VERSION, Coding, Shard, Unusable
@@ -42,15 +42,15 @@ class Writer:
 
         Args: picture: of the same frame, sent instead where a group of them takes fewer bytes.
         """
-        shard_record.check(shard)
+        shard_check.check(shard)
         other = None
         if picture is not None:
             other = replace(shard, coding=Coding("frame"), picture=picture)
-            shard_record.check(other)
+            shard_check.check(other)
         values = shard.codes if shard.codes is not None else shard.tokens
         sent = [one for one in (picture, shard.picture) if one is not None]
         size = values.size + sum(len(one.data) for one in sent)
-        chars = shard_record.text_chars(shard)
+        chars = shard_check.text_chars(shard)
         if self._waiting and (
             _key(shard, other) != _key(*self._waiting[0])
             or len(self._waiting) == shard_record.MOST_FRAMES

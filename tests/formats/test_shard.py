@@ -367,11 +367,15 @@ def test_what_ids_and_questions_cost(count: int, most: int) -> None:
         ({"coding": Coding("frame")}, "no picture"),
         (
             {"coding": Coding("frame"), "picture": Picture(b"", "image/png", (1, 1))},
-            "a picture that is not",
+            "no picture",
+        ),
+        (
+            {"coding": Coding("frame"), "picture": Picture(b"x", "image/png", (0, 1))},
+            "a picture of size",
         ),
         (
             {"coding": Coding("frame"), "picture": Picture(b"x", "image/gif", (1, 1))},
-            "a picture that is not",
+            "no picture of the types",
         ),
         ({"frame": ""}, "empty"),
         ({"image": "caf\udce9.jpg"}, "surrogate"),
@@ -401,6 +405,8 @@ def test_a_frame_that_is_refused_leaves_the_others() -> None:
         write(make_shard(frame="a"))
         with pytest.raises(BadData, match="frame b: positions"):
             write(make_shard(frame="b", positions=np.array([3, 2, 1])))
+        with pytest.raises(BadData, match="frame b: values that are not finite in float32"):
+            write(make_shard(frame="b", tokens=np.full((3, 4), np.nan)))
         write(make_shard(frame="c"))
     assert [one.frame for one in read(out.getvalue())] == ["a", "c"]
 
