@@ -144,7 +144,6 @@ def shard_of(frame: Frame) -> Shard:
         domain=None,
         tokens=np.zeros((1, 1), np.float32),
         positions=np.zeros(1, np.int32),
-        scores=np.zeros(1, np.float32),
         num_tokens=1,
         tower="sha256:" + "0" * 64,
         questions=questions,
@@ -192,7 +191,8 @@ class TestSample:
         if "top" in options:
             options["top"] = parse_amount(options["top"])
         sent = options.pop("sent", None)
-        shards = sample_frames(model, frames, settings(**options), sent=sent)
+        found = sample_frames(model, frames, settings(**options), sent=sent)
+        shards = [coded.shard for coded in found]
         return [f"{shard.frame}:{q.id}" for shard in shards for q in shard.questions]
 
     def test_near_copies_are_left_out(self, model: LoadedModel, scene, rule: dict) -> None:

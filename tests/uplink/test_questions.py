@@ -45,7 +45,7 @@ def sampled(
     if isinstance(options.get("top"), str):
         options["top"] = parse_amount(str(options["top"]))
     how = SampleSettings(**{"max_new_tokens": 3, **options})
-    return list(sample_frames(model, frames, how, predictions))
+    return [coded.shard for coded in sample_frames(model, frames, how, predictions)]
 
 
 def picked(shards: list[Shard]) -> list[str]:

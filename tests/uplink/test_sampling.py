@@ -44,7 +44,8 @@ def sampled(
     predictions: list[Prediction] | None = None,
     **options: object,
 ) -> list[Shard]:
-    return list(sample_frames(model, frames, settings(**options), predictions))
+    found = sample_frames(model, frames, settings(**options), predictions)
+    return [coded.shard for coded in found]
 
 
 def stream_of(shards: list[Shard]) -> bytes:
