@@ -45,12 +45,16 @@ def command(
     coding: PayloadSettings,
     on: Runtime,
     output: Output = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the shards to those in the output file")
+    ] = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pick the uncertain tokens of the uncertain frames, for the cloud.
+    """Pick the questions that the device is least sure of, and code their frames for the cloud.
 
-    Shards are written in the order of the frames, with the questions that were picked and no
+    A frame goes up as its visual tokens, coded with the device's codebook, or as a picture,
+    whichever takes fewer bytes for the same loss. Shards have the order of the frames, and no
     answers. A frame that cannot be read is named and left out. With --state, frames seen before
     are skipped; nothing new gives an empty stream.
 
@@ -82,7 +86,12 @@ def command(
     skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
     with (
-        streams.binary_output(output, "uplink.tokens", force=force) as out,
+        streams.binary_output(
+            output,
+            "uplink.tokens",
+            force=force,
+            append=shard_stream.expect_whole if append else None,
+        ) as out,
         shard_stream.writer(out) as write,
     ):
         num_picked = 0

@@ -9,6 +9,7 @@ Legend: K questions of a frame, N visual tokens, C channels.
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cdcca_cli.datasets import Frame, load_image
@@ -16,7 +17,6 @@ from cdcca_cli.formats.shard import Layout, Question, Shard
 from cdcca_cli.models import LoadedModel, attention
 from cdcca_cli.uplink import token_rules, uncertainty
 from cdcca_cli.uplink.answers import image_name
-from cdcca_cli.uplink.candidates import tail, trunk
 from cdcca_cli.uplink.settings import DEFAULT_KEEP, VARIANCE_RULES, SampleSettings
 
 
@@ -104,3 +104,15 @@ def _scored(
         generator = uncertainty.frame_generator(settings.seed, frame.id)
         return tokens, generator.random(len(tokens), dtype=np.float32)
     return tokens, None
+
+
+@torch.no_grad()
+def trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
+    """The hidden states before the blocks that may have dropout."""
+    return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
+
+
+@torch.no_grad()
+def tail(model: LoadedModel, hidden_1NC: Tensor, settings: SampleSettings) -> Tensor:
+    """The visual tokens of those hidden states."""
+    return model.tail(hidden_1NC, model.num_blocks - settings.blocks)

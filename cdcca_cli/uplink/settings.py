@@ -74,7 +74,7 @@ class SampleSettings:
 
     top: Amount | None = setting(
         None,
-        "Send the first questions by `select`: a share like 10%, or a number",
+        "Send the first questions of the ranking: a share like 10%, or a number",
         parse=parse_amount,
         usually=str(DEFAULT_TOP),
     )
@@ -96,8 +96,8 @@ class SampleSettings:
     )
     budget_bytes: int | None = setting(
         None,
-        "Size limit of the whole stream, such as 64KiB; without `top`, filled in the order of "
-        "`select`",
+        "Size limit of the whole stream, such as 64KiB: filled in the order of the ranking, or with a "
+        "share of questions, coded as exactly as it allows",
         parse=parse_bytes,
         at_least=1,
         unit="bytes",
