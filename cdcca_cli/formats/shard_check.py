@@ -8,7 +8,8 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import shard_index
 from cdcca_cli.formats.digest import is_digest
-from cdcca_cli.formats.shard import CODECS, MEDIA, Shard
+from cdcca_cli.formats.pictures import MEDIA
+from cdcca_cli.formats.shard import CODECS, Shard
 from cdcca_cli.text import is_text
 
 MOST_CODES = 1 << 23
