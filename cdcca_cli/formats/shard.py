@@ -46,7 +46,8 @@ T is the number of kept tokens, at least one a frame, C the channels:
     klt                codes (U8): `columns` of the codes of all frames; a frame that kept all of
                        its tokens has one row of N x K codes, any other one row of K codes for each
                        token, and all frames of a record are of one sort (`payloads.klt`)
-    frame              pictures (U8): the files end to end, without metadata (`payloads.pictures`)
+    frame              pictures (U8): zstd of the files end to end, as long as their lengths in the
+                       index say; files as `formats.pictures` allows them
 
 **End.** No tensors. Header {"count": frames in this part, "kind": "end", "version": 2}.
 

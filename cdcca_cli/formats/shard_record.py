@@ -15,10 +15,10 @@ from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import CODECS, VERSION, Coding, Shard, Unusable
 from cdcca_cli.formats.shard_check import MOST_CODES
-from cdcca_cli.numerics import absmax, columns, uniform
+from cdcca_cli.numerics import absmax, columns, uniform, zstd_frames
 
 MOST_FRAMES = 256
-_CODES_BYTES = 5 * MOST_CODES
+_PICTURES_BYTES = 1 << 24
 _DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
 _HEADER: dict[str, Any] = records.HEAD | {
     "count": int,
@@ -61,8 +61,7 @@ def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, An
     with np.errstate(over="ignore"):
         tensors["entropies"] = np.array(entropies, np.float16)
         if coding.codec == "frame":
-            data = b"".join(_picture(shard).data for shard in shards)
-            tensors["pictures"] = np.frombuffer(data, np.uint8)
+            tensors["pictures"] = _compressed(b"".join(_picture(shard).data for shard in shards))
         elif coding.codec == "klt":
             codes_RK = np.concatenate([cast(np.ndarray, shard.codes) for shard in shards])
             num_columns = codes_RK.shape[1]
@@ -310,16 +309,25 @@ def _values(tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 
 
 def _pictures(data: np.ndarray, entries: Sequence[Any], where: str) -> Payload:
-    ends = np.cumsum([0, *(entry[1] for entry in entries)])
-    if ends[-1] != len(data):
-        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes, found {len(data):,}")
+    ends = np.cumsum([0, *(entry[1] for entry in entries)]).tolist()
+    if ends[-1] > _PICTURES_BYTES:
+        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes; {_PICTURES_BYTES:,} are read")
+    content = zstd_frames.read_frame(data.tobytes(), ends[-1], f"{where}: the pictures")
 
     def picture(row: int) -> dict[str, Any]:
-        content = data[ends[row] : ends[row + 1]].tobytes()
         media, _, width, height = entries[row]
-        return {"picture": Picture(content, media, (width, height))}
+        return {"picture": Picture(content[ends[row] : ends[row + 1]], media, (width, height))}
 
     return picture
+
+
+def forms_of(record: records.Record) -> dict[str, int | None]:
+    """The bytes of the tensors as `tokens` and as a `frame`; None where that is not known."""
+    own = sum(array.nbytes for array in record.tensors.values())
+    forms = [own, record.header.get("other")]
+    if record.header.get("codec") == "frame":
+        forms.reverse()
+    return dict(zip(("tokens", "frame"), forms, strict=True))
 
 
 def bytes_of(record: records.Record) -> Counter[str]:
