@@ -240,7 +240,9 @@ def _check_tensors(record: records.Record, header: Mapping[str, Any], where: str
             raise BadData(f"{where}: {name} of shape {array.shape}")
     size = records.fields(header["sizes"], {"index": int}, f"{where}: sizes")["index"]
     if not 0 <= size <= shard_index.MOST_BYTES:
-        raise BadData(f"{where}: an index of {size:,} bytes; {shard_index.MOST_BYTES:,} are read")
+        raise BadData(
+            f"{where}: an index of {size:,} bytes; at most {shard_index.MOST_BYTES:,} are read"
+        )
 
 
 def _kept(
@@ -311,8 +313,11 @@ def _values(tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 def _pictures(data: np.ndarray, entries: Sequence[Any], where: str) -> Payload:
     ends = np.cumsum([0, *(entry[1] for entry in entries)]).tolist()
     if ends[-1] > _PICTURES_BYTES:
-        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes; {_PICTURES_BYTES:,} are read")
-    content = zstd_frames.read_frame(data.tobytes(), ends[-1], f"{where}: the pictures")
+        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes; at most {_PICTURES_BYTES:,}")
+    try:
+        content = zstd_frames.read_frame(data.tobytes(), ends[-1], "pictures")
+    except BadData as error:
+        raise BadData(f"{where}: {error}") from None
 
     def picture(row: int) -> dict[str, Any]:
         media, _, width, height = entries[row]

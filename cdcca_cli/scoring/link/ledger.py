@@ -19,10 +19,10 @@
 
 All parts are optional. The uplink's kinds of bytes are the tensors of `shard`, `header`, and
 `shards` and `end` for heads and end records; the downlink's are `payload` and `header`. They count
-the bytes of records, and `stored_bytes` what the link carries, which is less under zstd. `bytes_if_all`: the tensors if every
-frame had gone up as `tokens` or as a `frame`, where the device tried both (`payload` auto). Bits per
-parameter and per token are of `stored_bytes`. `times_smaller` is frame bytes for one byte of
-uplink. Forms: `link.frames`.
+the bytes of records, and `stored_bytes` what the link carries, which is less under zstd.
+`bytes_if_all` are the tensors if every frame had gone up as `tokens` or as a `frame`, where the
+device tried both (`payload` auto). Bits per parameter and per token are of `stored_bytes`.
+`times_smaller` is frame bytes for one byte of uplink. Forms: `link.frames`.
 """
 
 import os
@@ -262,8 +262,9 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
     for path in paths:
         with streams.binary_input(path) as opened:
             stream, name = _Counted(opened), streams.input_name(path)
+            source = cast(BinaryIO, stream)
             found = shard_stream.read_shards(
-                cast(BinaryIO, stream), where=name, ledger=total.kinds, forms=total.forms
+                source, where=name, ledger=total.kinds, forms=total.forms
             )
             for shard in found:
                 total.frames[shard.frame] += 1
@@ -301,7 +302,13 @@ def _facts(shown: dict[str, Any]) -> list[list[object]]:
     del shown["stored_bytes_by_file"]
     rows: list[list[object]] = [["bytes, as stored", shown.pop("stored_bytes")]]
     rows += [[f"bytes of {kind}", number] for kind, number in shown.pop("bytes").items()]
-    return rows + [[key.replace("_", " "), number] for key, number in shown.items()]
+    for key, found in shown.items():
+        name = key.replace("_", " ")
+        if isinstance(found, dict):
+            rows += [[f"{name}: {form}", number] for form, number in found.items()]
+        else:
+            rows.append([name, found])
+    return rows
 
 
 def _put(tree: dict[str, Any], place: Sequence[str], value: object) -> None:
