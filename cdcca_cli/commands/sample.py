@@ -99,8 +99,6 @@ def command(
             model = load_device(folder, compute=on.compute, dtype=on.dtype)
             earlier = None if predictions is None else _read(predictions)
             coder = Coder(model, coding, folder.codebook())
-            if coder.note:
-                streams.message(coder.note)
             for coded in sample_frames(
                 model, new, how, earlier, skipped, coder, source.running, source.sent
             ):
@@ -109,6 +107,8 @@ def command(
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
+            if coder.note:
+                streams.message(coder.note)
     source.save()
     streams.summary(
         f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "

@@ -52,6 +52,15 @@ def point_at(codebook: Codebook, step: float) -> TokenPoint:
     )
 
 
+def loss_at(codebook: Codebook, step: float) -> float:
+    """The loss that any step is expected to cost: 0 at 0, beyond the curve that of its last point.
+
+    Raises: BadData without a curve.
+    """
+    steps, losses = _values(codebook, "step"), _values(codebook, "loss")
+    return float(np.interp(step, [0.0, *steps], np.maximum.accumulate([0.0, *losses])))
+
+
 def picture_within(points: Sequence[PicturePoint], max_loss: float) -> PicturePoint:
     """The point of lowest quality from which on the loss is within `max_loss`; else the best."""
     best_first = sorted(points, key=lambda point: point.quality, reverse=True)

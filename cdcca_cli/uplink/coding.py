@@ -2,8 +2,9 @@
 
 The point is found once for a stream, from the settings and the curves of the device's codebook: the
 coarsest step, and the coarsest quality, at which the teacher's loss grows by at most `max_loss`.
-With the payload `auto` both forms are made, and the writer of the stream sends the smaller, group
-by group, so `auto` never takes more bytes than the better one.
+With another step, a picture may cost as much as that step does. With the payload `auto` both forms
+are made, and the writer of the stream sends the smaller, group by group, so `auto` never takes more
+bytes than the better one.
 
 Legend: N kept tokens, C channels.
 """
@@ -49,7 +50,7 @@ class Coder:
             self._codebook = None
         self.media = f"image/{settings.media}"
         self.token_coding = None if settings.payload == "frame" else self._token_coding()
-        self.quality = None if settings.payload == "tokens" else self._quality()
+        self.quality = self._quality()
 
     def _token_coding(self) -> Coding:
         settings, codebook = self._settings, self._codebook
@@ -67,13 +68,21 @@ class Coder:
         if step is None and settings.bits is not None:
             step = curve.step_for(codebook, bits=settings.bits)
         elif step is None:
-            step = curve.step_for(codebook, max_loss=settings.max_loss or DEFAULT_MAX_LOSS)
+            most = settings.max_loss
+            if most is None and codebook.curve.tokens:  # of a poor codebook, the best that it has
+                finest = codebook.curve.tokens[0].step
+                most = max(DEFAULT_MAX_LOSS, curve.loss_at(codebook, finest))
+            step = curve.step_for(codebook, max_loss=most)
         return Coding("klt", codebook.digest, float(np.float32(step)))
 
-    def _quality(self) -> int | None:
+    def _quality(self, only_measured: bool = False) -> int | None:
         settings = self._settings
+        if settings.payload == "tokens":
+            return None
         if settings.quality is not None:
             return settings.quality
+        if settings.payload == "auto" and not pictures.can_encode(self.media):
+            return None
         points = () if self._codebook is None else self._codebook.curve.frames
         points = tuple(point for point in points if point.media == self.media)
         if not points:
@@ -81,11 +90,20 @@ class Coder:
                 raise SettingError(
                     "max_loss", f"needs a codebook that has measured {self.media}: give `quality`"
                 )
-            return DEFAULT_QUALITY
-        most = settings.max_loss or DEFAULT_MAX_LOSS
+            return None if only_measured else DEFAULT_QUALITY
+        most = self._most_loss()
         point = curve.picture_within(points, most)
         is_equal = point.loss <= most or self.token_coding is None
         return point.quality if is_equal else None
+
+    def _most_loss(self) -> float:
+        """What a picture may cost: `max_loss`, or as much as the tokens that it would replace."""
+        step = None if self.token_coding is None else self.token_coding.step
+        if self._settings.max_loss is not None:
+            return self._settings.max_loss
+        if step is None or self._codebook is None or not self._codebook.curve.tokens:
+            return DEFAULT_MAX_LOSS
+        return curve.loss_at(self._codebook, step)
 
     @property
     def sends_scores(self) -> bool:
@@ -94,17 +112,27 @@ class Coder:
     @property
     def note(self) -> str:
         """What a user should know of the choice, in one line; empty if nothing."""
-        if self._codebook is None and self._settings.codec is None:
-            return "the device has no codebook, so tokens are sent as int8 or as pictures"
-        return ""
+        if self._codebook is not None or self._settings.codec is not None:
+            return ""
+        forms = {"tokens": "int8", "auto": "int8 or as pictures"}.get(self._settings.payload)
+        return f"the device has no codebook, so tokens are sent as {forms}" if forms else ""
 
     def with_step(self, step: float) -> "Coder":
-        """The same with another step of klt. Raises: SettingError if klt is not used."""
+        """The same with another step of klt.
+
+        Raises: SettingError if klt is not used, or its point is given.
+        """
         if self.token_coding is None or self.token_coding.codec != "klt":
-            raise SettingError("budget_bytes", "with `top` needs the codec klt")
+            reason = "with `top` needs tokens in the codec klt, and so a codebook"
+            raise SettingError("budget_bytes", reason)
+        for name in ("step", "bits", "max_loss"):
+            if getattr(self._settings, name) is not None:
+                reason = "cannot be combined with `top` and `budget_bytes`, which set the step"
+                raise SettingError(name, reason)
         other = object.__new__(Coder)
         vars(other).update(vars(self))
         other.token_coding = replace(self.token_coding, step=float(np.float32(step)))
+        other.quality = other._quality(only_measured=True)
         return other
 
     def code(self, shard: Shard, frame: Frame) -> Coded:

@@ -83,6 +83,8 @@ def sample_frames(
         )
     if isinstance(frames, LiveFrames):
         _check_live(frames, settings, predictions)
+    coder = coder or Coder(model, PayloadSettings(), None)
+    _check_coder(coder, settings)
     num_questions: Mapping[str, int]
     if predictions is None:
         num_questions = _num_questions(frames) if settings.is_top else {}
@@ -96,7 +98,6 @@ def sample_frames(
         tracked = progress.track(frames, description="sample")
         candidates = looked_up(model, tracked, figures, settings, skipped)
 
-    coder = coder or Coder(model, PayloadSettings(), None)
     counted: set[str] = set()
 
     def make(item: Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
@@ -149,6 +150,15 @@ def _check_live(
         rule = "top" if settings.is_top else "budget_bytes"
         reason = "ranks all questions, and a live source has no end: give `duration`, `threshold`"
         raise SettingError(rule, f"{reason} or `running`")
+
+
+def _check_coder(coder: Coder, settings: SampleSettings) -> None:
+    """Raises: SettingError, before any frame is read, for what this coder cannot do."""
+    if settings.is_top and settings.budget_bytes is not None:
+        coder.with_step(budget.COARSEST_STEP)
+    for name in ("keep", "beta"):
+        if coder.token_coding is None and getattr(settings, name) is not None:
+            raise SettingError(name, "is of tokens, and `payload` frame sends pictures")
 
 
 def _num_questions(frames: Iterable[Frame]) -> Mapping[str, int]:

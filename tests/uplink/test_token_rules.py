@@ -87,7 +87,7 @@ class TestEveryRule:
             settings = SampleSettings(
                 threshold=0.0, keep=parse_amount("40%"), by=rule, max_new_tokens=2, **options
             )
-            shards = sample_frames(model, some, settings)
+            shards = [coded.shard for coded in sample_frames(model, some, settings)]
             return [(s.frame, s.positions.tolist(), s.tokens.tobytes()) for s in shards]
 
         together = sampled(frames[:4])
