@@ -314,11 +314,11 @@ class _Reader(threading.Thread):
         """Answer from one connection, until it ends or `is_ended`.
 
         With `is_lazy` no packet is decoded before a frame is asked for. Some streams refer to what
-        comes before a key frame; the first damage ends it, unless each packet is a key frame.
+        is before a key frame, which is damage then: after the second damage all are decoded.
         """
         decoder = video.PacketDecoder(stream)
         waiting: list[Any] = []  # packets since the key frame, not decoded yet
-        num_bytes, is_lazy, is_broken, first = 0, True, True, None
+        num_bytes, num_bad, is_lazy, is_broken, first = 0, 0, True, True, None
         for packet in container.demux(stream):
             if self.is_ended.is_set():
                 return
@@ -341,11 +341,12 @@ class _Reader(threading.Thread):
             if not frames:
                 continue
             is_known, is_broken = is_broken, frames[-1] is None or (is_lazy and None in frames)
-            if is_broken and is_lazy and not packet.is_keyframe:
-                is_lazy, first = False, None
-            elif self.is_asked.is_set() and not (is_broken and is_known):
+            if self.is_asked.is_set() and not (is_broken and is_known):
                 self.is_asked.clear()
                 self._answers.put((None if is_broken else frames[-1], at))
+            num_bad += is_broken and not packet.is_keyframe
+            if num_bad == 2:
+                is_lazy, first = False, None
 
     def _refusal(self, error: Exception) -> CdccaError:
         """Why the first connection failed."""

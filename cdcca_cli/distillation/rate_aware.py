@@ -54,7 +54,7 @@ class RateAwareSteps(TrainingLoop):
         super().__init__(trainer, checkpoint, ("loss", "answer", "held_out", "bits"))
         self.base_P = trainer.overlay.laid_out(base)
         self.num_steps, self.lr = settings.rate_aware, LR_SHARE * trainer.lr
-        self.first_epoch = settings.epochs
+        self.first_epoch = trainer.num_epochs
         self._unquantised = epochs.best
         self._ratio = 1.0
         if self._resume():

@@ -18,6 +18,9 @@ WEIGHTS = {
 """The default weight of each term, for the methods with a teacher."""
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
+USUAL_STEPS = 90
+"""Optimiser steps that the usual number of epochs makes: few questions are seen more often."""
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 15
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = tuple(WEIGHTS)
 _WITH_EMA = (*_WITH_TEACHER, "tent")
@@ -31,7 +34,12 @@ class DistillSettings:
     """How to train. The weights are the lambdas of Eq. 6; None is the method's default."""
 
     method: str = setting("akd", "How the student learns", choices=METHODS)
-    epochs: int = setting(3, "Number of training epochs", at_least=1)
+    epochs: int | None = setting(
+        None,
+        "Number of training epochs",
+        at_least=1,
+        usually=f"as many as make {USUAL_STEPS} steps, {FEWEST_EPOCHS} to {MOST_EPOCHS}",
+    )
     lr: float | None = setting(
         None, "Learning rate", above=0, usually="0.0057 / sqrt(width of the language model)"
     )
@@ -175,6 +183,11 @@ class DistillSettings:
             raise SettingError("ce_weight", "all weights are 0: there is nothing to learn")
         if self.confidence and "ce" not in self.weights():
             raise SettingError("confidence", "weighs the cross-entropy, and `ce_weight` is 0")
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """The number of epochs that was given, or the usual one."""
+        enough = -(-USUAL_STEPS // max(steps_per_epoch, 1))
+        return self.epochs or min(max(enough, FEWEST_EPOCHS), MOST_EPOCHS)
 
     @property
     def needs_teacher(self) -> bool:

@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, count, islice
 from typing import Any, ClassVar
 
@@ -64,6 +64,9 @@ class Trainer:
         """Args: start: the overlay before the first step. source: makes that of sequence 0."""
         self.log = log or StepLog(None)
         self.log.start()
+        self.steps_per_epoch = -(-len(dataset.train) // settings.batch_size)
+        self.num_epochs = settings.num_epochs(self.steps_per_epoch)
+        settings = replace(settings, epochs=self.num_epochs)
         self.student, self.dataset, self.settings = student, dataset, settings
         self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
         self.overlay = open_overlay(student, start, mirror.lora.alpha, settings.trained_groups)
@@ -79,7 +82,6 @@ class Trainer:
             settings.batch_size,
         )
         self._lengths = [prompt_length(student, dataset.examples[n]) for n in dataset.train]
-        self.steps_per_epoch = -(-len(dataset.train) // settings.batch_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each step of an epoch."""
@@ -325,7 +327,7 @@ class Epochs(TrainingLoop):
         super().__init__(trainer, checkpoint, ("loss", *terms, "held_out"), ("best", "before"))
         trainer.log.begin(settings, trainer.lr, list(terms))
         self.lr, self.patience = trainer.lr, settings.patience
-        self.num_segments = settings.epochs if terms else 0
+        self.num_segments = trainer.num_epochs if terms else 0
         self.num_steps = self.num_segments * trainer.steps_per_epoch
         if not self._resume():
             before = self._evaluate()
@@ -343,7 +345,7 @@ class Epochs(TrainingLoop):
             "num_unanswered": dataset.num_unanswered,
             "num_replayed": dataset.num_replayed,
             "num_trained": len(dataset.train) if self.num_segments else 0,
-            "epochs": settings.epochs,
+            "epochs": trainer.num_epochs,
             "epochs_done": self.done,
             "best_epoch": self.best_at,
             "batch_size": settings.batch_size,

@@ -46,14 +46,15 @@ T is the number of kept tokens, at least one a frame, C the channels:
     klt                codes (U8): `columns` of the codes of all frames; a frame that kept all of
                        its tokens has one row of N x K codes, any other one row of K codes for each
                        token, and all frames of a record are of one sort (`payloads.klt`)
-    frame              pictures (U8): the files end to end, without metadata (`payloads.pictures`)
+    frame              pictures (U8): zstd of the files end to end, as long as their lengths in the
+                       index say; files as `formats.pictures` allows them
 
 **End.** No tensors. Header {"count": frames in this part, "kind": "end", "version": 2}.
 
 The sum and all sizes are checked before anything is unpacked. A record has at most 2 MiB of index,
 2^22 characters of text in it (a string counts each time it is used) and 2^23 codes; its numbers are
-at most 2^31. `shard_record` codes a record, `shard_index` its index; `shard_stream` reads and
-writes streams.
+at most 2^31. `shard_record` codes a record, `shard_index` its index, after `shard_check`;
+`shard_stream` reads and writes streams.
 """
 
 from dataclasses import dataclass, field

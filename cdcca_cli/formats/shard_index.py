@@ -80,7 +80,10 @@ def read(record: records.Record, header: Mapping[str, Any], where: str) -> dict[
     """The index, with numbers of strings replaced by the strings. BadData."""
     where = f"{where}: the index"
     packed = record.tensors["index"].tobytes()
-    content = zstd_frames.read_frame(packed, header["sizes"]["index"], where)
+    try:
+        content = zstd_frames.read_frame(packed, header["sizes"]["index"], "columns")
+    except BadData as error:
+        raise BadData(f"{where}: {error}") from None
     index = records.fields(load_json(content, where), _INDEX, where)
     _check_lists(index, header["count"], where)
     strings = index["strings"]

@@ -14,13 +14,11 @@ from cdcca_cli.formats import records, shard_index
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import CODECS, VERSION, Coding, Shard, Unusable
-from cdcca_cli.numerics import absmax, columns, uniform
-from cdcca_cli.text import is_text
+from cdcca_cli.formats.shard_check import MOST_CODES
+from cdcca_cli.numerics import absmax, columns, uniform, zstd_frames
 
 MOST_FRAMES = 256
-_MOST_CODES = 1 << 23
-_CODES_BYTES = 5 * _MOST_CODES
-_MOST_NATS = 65504.0  # the largest F16
+_PICTURES_BYTES = 1 << 24
 _DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}
 _HEADER: dict[str, Any] = records.HEAD | {
     "count": int,
@@ -48,71 +46,10 @@ def group_key(shard: Shard) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- encoding
 
 
-def check(shard: Shard) -> None:
-    """BadData unless a record can hold the frame."""
-    fault = _fault(shard)
-    if fault is not None:
-        raise BadData(f"frame {shard.frame[:80]}: {fault}")
-
-
-def _fault(shard: Shard) -> str | None:
-    codec = shard.coding.codec
-    if not shard.frame or not is_text("".join(_texts(shard))):
-        return "its id is empty, or a text has a lone surrogate"
-    if not is_digest(shard.tower):
-        return f"its tower {shard.tower[:40]!r} is not a digest"
-    if codec not in CODECS:
-        return f"codec {codec!r}"
-    for question in shard.questions:
-        if question.task not in shard_index.TASKS.values() or question.choices == []:
-            return "a question of an unknown task, or with an empty list of choices"
-        if question.entropy is not None and not 0 <= question.entropy <= _MOST_NATS:
-            return f"an entropy of {question.entropy}"
-    if shard.time is not None and not math.isfinite(shard.time):
-        return f"its time is {shard.time}"
-    if not 1 <= shard.num_tokens <= shard_index.MOST_TOKENS:
-        return f"{shard.num_tokens:,} tokens"
-    return _payload_fault(shard)
-
-
-def _payload_fault(shard: Shard) -> str | None:
-    codec, positions = shard.coding.codec, np.asarray(shard.positions)
-    if codec == "frame":
-        return None if shard.picture is not None else "no picture"
-    if positions.ndim != 1 or not positions.size or positions.dtype.kind not in "iu":
-        return f"positions of shape {positions.shape} and dtype {positions.dtype}"
-    ascends = (np.diff(positions.astype(np.int64)) > 0).all()
-    if not ascends or positions[0] < 0 or positions[-1] >= shard.num_tokens:
-        return "positions that do not ascend within its tokens"
-    if shard.scores is not None and np.shape(shard.scores) != positions.shape:
-        return f"scores of shape {np.shape(shard.scores)} for {len(positions):,} tokens"
-    if codec != "klt":
-        shape = np.shape(shard.tokens)
-        is_sound = len(shape) == 2 and shape[0] == len(positions) and shape[1]
-        return None if is_sound else f"tokens of shape {shape} at {len(positions):,} positions"
-    rows = 1 if len(positions) == shard.num_tokens else len(positions)
-    shape = () if shard.codes is None else shard.codes.shape
-    if len(shape) != 2 or shape[0] != rows or not 1 <= shape[1] <= _MOST_CODES // rows:
-        return f"codes of shape {shape}; expected {rows:,} rows"
-    return None
-
-
-def text_chars(shard: Shard) -> int:
-    """About how many characters of the index a frame takes."""
-    texts = list(_texts(shard))
-    return sum(map(len, texts)) + 8 * len(texts) + 8 * len(shard.layout.fixed)
-
-
-def _texts(shard: Shard) -> Iterator[str]:
-    yield from (shard.frame, shard.image, shard.domain or "", shard.layout.marks)
-    for question in shard.questions:
-        yield from (question.id, question.prompt or "", *(question.choices or ()))
-
-
 def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors and the header of a record of 1 to MOST_FRAMES frames of one `group_key`.
 
-    The frames must be sound (`check`).
+    The frames must be sound (`shard_check`).
     """
     coding = shards[0].coding
     index = records.dump_json(shard_index.content(shards)).encode()
@@ -124,8 +61,7 @@ def encode(shards: Sequence[Shard]) -> tuple[dict[str, np.ndarray], dict[str, An
     with np.errstate(over="ignore"):
         tensors["entropies"] = np.array(entropies, np.float16)
         if coding.codec == "frame":
-            data = b"".join(_picture(shard).data for shard in shards)
-            tensors["pictures"] = np.frombuffer(data, np.uint8)
+            tensors["pictures"] = _compressed(b"".join(_picture(shard).data for shard in shards))
         elif coding.codec == "klt":
             codes_RK = np.concatenate([cast(np.ndarray, shard.codes) for shard in shards])
             num_columns = codes_RK.shape[1]
@@ -280,7 +216,7 @@ def _coding(header: Mapping[str, Any], where: str) -> Coding:
         if not is_digest(codebook):
             raise BadData(f"{where}: 'codebook' is not a digest")
         uniform.check_step(step, where)
-        if not 1 <= header["columns"] <= _MOST_CODES:
+        if not 1 <= header["columns"] <= MOST_CODES:
             raise BadData(f"{where}: {header['columns']:,} columns")
     if header["other"] is not None and header["other"] < 0:
         raise BadData(f"{where}: 'other' is {header['other']}")
@@ -304,7 +240,9 @@ def _check_tensors(record: records.Record, header: Mapping[str, Any], where: str
             raise BadData(f"{where}: {name} of shape {array.shape}")
     size = records.fields(header["sizes"], {"index": int}, f"{where}: sizes")["index"]
     if not 0 <= size <= shard_index.MOST_BYTES:
-        raise BadData(f"{where}: an index of {size:,} bytes; {shard_index.MOST_BYTES:,} are read")
+        raise BadData(
+            f"{where}: an index of {size:,} bytes; at most {shard_index.MOST_BYTES:,} are read"
+        )
 
 
 def _kept(
@@ -353,10 +291,10 @@ def _payload(
     if "kept" not in tensors:
         lengths = [1] * len(lengths)
     shape = (sum(lengths), header["columns"])
-    if math.prod(shape) > _MOST_CODES:
-        raise BadData(f"{where}: {math.prod(shape):,} codes; at most {_MOST_CODES:,} are read")
+    if math.prod(shape) > MOST_CODES:
+        raise BadData(f"{where}: {math.prod(shape):,} codes; at most {MOST_CODES:,} are read")
     codes_RK = columns.unpack(
-        tensors["codes"].tobytes(), *shape, limit=_MOST_CODES, where=f"{where}: the codes"
+        tensors["codes"].tobytes(), *shape, limit=MOST_CODES, where=f"{where}: the codes"
     )
     ends = np.cumsum([0, *lengths])
     return lambda row: {"codes": codes_RK[ends[row] : ends[row + 1]]}
@@ -373,16 +311,28 @@ def _values(tensors: Mapping[str, np.ndarray], where: str) -> np.ndarray:
 
 
 def _pictures(data: np.ndarray, entries: Sequence[Any], where: str) -> Payload:
-    ends = np.cumsum([0, *(entry[1] for entry in entries)])
-    if ends[-1] != len(data):
-        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes, found {len(data):,}")
+    ends = np.cumsum([0, *(entry[1] for entry in entries)]).tolist()
+    if ends[-1] > _PICTURES_BYTES:
+        raise BadData(f"{where}: pictures of {ends[-1]:,} bytes; at most {_PICTURES_BYTES:,}")
+    try:
+        content = zstd_frames.read_frame(data.tobytes(), ends[-1], "pictures")
+    except BadData as error:
+        raise BadData(f"{where}: {error}") from None
 
     def picture(row: int) -> dict[str, Any]:
-        content = data[ends[row] : ends[row + 1]].tobytes()
         media, _, width, height = entries[row]
-        return {"picture": Picture(content, media, (width, height))}
+        return {"picture": Picture(content[ends[row] : ends[row + 1]], media, (width, height))}
 
     return picture
+
+
+def forms_of(record: records.Record) -> dict[str, int | None]:
+    """The bytes of the tensors as `tokens` and as a `frame`; None where that is not known."""
+    own = sum(array.nbytes for array in record.tensors.values())
+    forms = [own, record.header.get("other")]
+    if record.header.get("codec") == "frame":
+        forms.reverse()
+    return dict(zip(("tokens", "frame"), forms, strict=True))
 
 
 def bytes_of(record: records.Record) -> Counter[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.files import Writable
-from cdcca_cli.formats import records, shard_record, shard_v1
+from cdcca_cli.formats import records, shard_check, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import VERSION, Coding, Shard, Unusable
@@ -42,15 +42,15 @@ class Writer:
 
         Args: picture: of the same frame, sent instead where a group of them takes fewer bytes.
         """
-        shard_record.check(shard)
+        shard_check.check(shard)
         other = None
         if picture is not None:
             other = replace(shard, coding=Coding("frame"), picture=picture)
-            shard_record.check(other)
+            shard_check.check(other)
         values = shard.codes if shard.codes is not None else shard.tokens
         sent = [one for one in (picture, shard.picture) if one is not None]
         size = values.size + sum(len(one.data) for one in sent)
-        chars = shard_record.text_chars(shard)
+        chars = shard_check.text_chars(shard)
         if self._waiting and (
             _key(shard, other) != _key(*self._waiting[0])
             or len(self._waiting) == shard_record.MOST_FRAMES
@@ -142,6 +142,7 @@ def read_shards(
     limits: records.Limits = LIMITS,
     refused: Callable[[Unusable], object] | None = None,
     ledger: Counter[str] | None = None,
+    forms: dict[str, int | None] | None = None,
 ) -> Iterator[Shard]:
     """Shards one after the other, each checked. BadData, NewerFormat.
 
@@ -149,6 +150,7 @@ def read_shards(
         refused: called with the error for each frame whose values are not finite and for each
             record whose sum is wrong, which are then left out; None: they are errors.
         ledger: gets the bytes of the stream by what they hold.
+        forms: gets what all frames take as `tokens` and as `frame`; None where it is not known.
     """
     part = _Part()
     number = 0
@@ -169,6 +171,10 @@ def read_shards(
         if ledger is not None:
             is_frame = kind in ("shard", "frames")
             ledger.update(shard_record.bytes_of(record) if is_frame else {kind: record.num_bytes})
+        if forms is not None and kind in ("shard", "frames"):
+            for form, size in shard_record.forms_of(record).items():
+                before = forms.get(form, 0)
+                forms[form] = None if size is None or before is None else before + size
         yield from found
     if number == 1:
         raise BadData(f"{where}: empty; expected token shards: did the stage before it fail?")

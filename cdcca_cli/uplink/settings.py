@@ -96,8 +96,8 @@ class SampleSettings:
     )
     budget_bytes: int | None = setting(
         None,
-        "Size limit of the whole stream, such as 64KiB: filled in the order of the ranking, or with a "
-        "share of questions, coded as exactly as it allows",
+        "Size limit of the whole stream, such as 64KiB: filled in the order of the ranking; with "
+        "a share of questions, coded as exactly as it allows",
         parse=parse_bytes,
         at_least=1,
         unit="bytes",

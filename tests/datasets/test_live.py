@@ -141,6 +141,18 @@ def test_a_slow_reader_gets_the_newest_frame() -> None:
         frames.close()  # type: ignore[attr-defined]
 
 
+def test_packets_of_rare_key_frames_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are decoded when they are too many; the newest frame is the same."""
+    monkeypatch.setattr(live, "_MOST_WAITING_BYTES", 5000)
+    with served.serving(lambda sink, _: served.mpeg_ts(sink, 100, 60, 100)) as server:
+        frames = iter(opened(server.url(), duration=20))
+        before = next(frames)
+        time.sleep(0.6)
+        after = next(frames)
+        frames.close()  # type: ignore[attr-defined]
+    assert 40 < number_of(after) - number_of(before) < 120
+
+
 def test_every_frame_that_is_not_late_without_an_interval() -> None:
     with served.serving(camera) as server:
         numbers = [number_of(frame) for frame in opened(server.url(), duration=1.0)]
@@ -240,7 +252,7 @@ def test_no_frame_is_built_on_what_was_not_decoded(codec: str, options: dict[str
             try:
                 assert load_image(frame).tobytes() in whole
                 num_whole += 1
-            except BadData:  # at the end of a connection
+            except BadData:  # where key frames are not the start of all that follows
                 num_refused += 1
             time.sleep(0.3 if num_whole % 4 == 0 else 0)
     assert num_whole > 6 and num_refused <= 2

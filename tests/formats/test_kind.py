@@ -26,6 +26,8 @@ PREDICTION = {"v": 1, "id": "q", "image": "a.jpg", "answer": "b", "model": "sha2
         ("[1, 2, 3, 4]".encode("utf-16-be"), "UTF-16"),
         (encode_header({}, {"kind": "shard", "version": 1}), "token shards"),
         (encode_header({}, {"kind": "end", "version": 1}), "token shards"),
+        (encode_header({}, {"kind": "shards", "version": 2}), "token shards"),
+        (encode_header({}, {"kind": "frames", "version": 2}), "token shards"),
         (encode_header({}, {"kind": "update", "version": 1}), "an update"),
         (encode_header({}, {"kind": "lessons", "version": 1}), "a teacher's labels"),
         ((1 << 22).to_bytes(8, "little") + b"{" + b" " * (1 << 20), "weights"),
@@ -52,7 +54,8 @@ def test_predictions_are_no_frames(tmp_path: Path, take: Callable[[Path], object
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("shard", "token shards"), ("lessons", "a teacher's labels")]
+    ("kind", "name"),
+    [("shard", "token shards"), ("shards", "token shards"), ("lessons", "a teacher's labels")],
 )
 def test_records_are_no_frames(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / "a.jsonl"

@@ -19,12 +19,11 @@ from hypothesis.extra import numpy as arrays
 
 from cdcca_cli.errors import BadData, NewerFormat
 from cdcca_cli.formats import records, shard_record
+from cdcca_cli.formats.pictures import MEDIA, Picture
 from cdcca_cli.formats.shard import (
-    MEDIA,
     Codec,
     Coding,
     Layout,
-    Picture,
     Question,
     Shard,
     Unusable,
@@ -276,7 +275,8 @@ def test_reading_in_pieces_is_reading_at_once(most: int) -> None:
 @pytest.mark.parametrize(("picture_bytes", "codec"), [(5, "frame"), (500, "int8")])
 def test_the_smaller_payload_is_sent(picture_bytes: int, codec: Codec) -> None:
     """Each group of frames goes in the form that takes fewer bytes; the other's are recorded."""
-    picture = Picture(bytes(picture_bytes), "image/avif", (4, 4))
+    data = np.random.default_rng(0).bytes(picture_bytes)
+    picture = Picture(data, "image/avif", (4, 4))
     out = BytesIO()
     with writer(out) as write:
         for name in "ab":
@@ -367,11 +367,15 @@ def test_what_ids_and_questions_cost(count: int, most: int) -> None:
         ({"coding": Coding("frame")}, "no picture"),
         (
             {"coding": Coding("frame"), "picture": Picture(b"", "image/png", (1, 1))},
-            "a picture that is not",
+            "no picture",
+        ),
+        (
+            {"coding": Coding("frame"), "picture": Picture(b"x", "image/png", (0, 1))},
+            "a picture of size",
         ),
         (
             {"coding": Coding("frame"), "picture": Picture(b"x", "image/gif", (1, 1))},
-            "a picture that is not",
+            "no picture of the types",
         ),
         ({"frame": ""}, "empty"),
         ({"image": "caf\udce9.jpg"}, "surrogate"),
@@ -401,6 +405,8 @@ def test_a_frame_that_is_refused_leaves_the_others() -> None:
         write(make_shard(frame="a"))
         with pytest.raises(BadData, match="frame b: positions"):
             write(make_shard(frame="b", positions=np.array([3, 2, 1])))
+        with pytest.raises(BadData, match="frame b: values that are not finite in float32"):
+            write(make_shard(frame="b", tokens=np.full((3, 4), np.nan)))
         write(make_shard(frame="c"))
     assert [one.frame for one in read(out.getvalue())] == ["a", "c"]
 
@@ -599,7 +605,8 @@ def test_layouts_of_many_tokens_take_little() -> None:
         "pictures": [[0, 1, 1, 1]] * 256,
     }
     tensors = dict.fromkeys(("kept", "scores", "tokens"))
-    stored = {**tensors, "pictures": ("U8", [256], bytes(256)), "entropies": ("F16", [0], b"")}
+    data = make.packed(bytes(256))
+    stored = {**tensors, "pictures": ("U8", [len(data)], data), "entropies": ("F16", [0], b"")}
     record = make.frames({"codec": "frame", "count": 256}, index, stored=stored)
     peak, count = peak_bytes(make.part_2(record, count=256), must_hold=True)
     assert count == 256 and peak < 16 << 20
@@ -625,10 +632,8 @@ def test_codes_that_are_all_zero_are_bounded() -> None:
     """2^23 codes, 5 bytes each at most: what a reader unpacks from a kilobyte."""
     num_columns = (1 << 23) // 3
     content = bytes(3 * num_columns)
-    data = zstandard.ZstdCompressor().compress(content)
+    data = b"\0" + zstandard.ZstdCompressor().compress(content)
     tensors = {"codes": ("U8", [len(data)], data)}
-    part = make.part_2(
-        make.frames_klt(content[:9], num_columns, tensors=tensors, sizes={"codes": len(content)})
-    )
+    part = make.part_2(make.frames_klt(content[:9], num_columns, tensors=tensors))
     peak, count = peak_bytes(part)
     assert count == 2 and peak < 256 << 20

@@ -80,9 +80,10 @@ def test_uplink_by_hand(tmp_path: Path, codec: Codec, payload: int, scales: int)
     assert up.kinds["scales"] == 2 * scales
     assert (up.kinds["kept"], up.kinds["scores"], up.kinds["entropies"]) == (9, 2 * 36, 2 * 2)
     assert up.kinds.total() == up.stored_bytes == (tmp_path / "up").stat().st_size
-    assert (up.tokens_kept, up.tokens_total, up.token_elements) == (18, 72, 288)
+    assert (up.tokens_kept, up.tokens_total, up.payloads) == (18, 72, {"tokens": 2})
     shown = up.as_json()
-    assert shown["bits_per_token_element"] == pytest.approx(8 * up.stored_bytes / 288)
+    assert shown["bytes_per_frame"] == pytest.approx(up.stored_bytes / 2)
+    assert shown["bytes_if_all"]["frame"] is None
     assert shown["bits_per_token"] == pytest.approx(8 * up.stored_bytes / 18)
     assert (shown["shards"], shown["frames"]) == (2, 2)
     heads = sum(up.kinds[kind] for kind in ("shards", "header", "index", "end"))

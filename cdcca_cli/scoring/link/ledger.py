@@ -1,8 +1,9 @@
 """The bytes of the link: what went up and down, and what the frames themselves would take.
 
     {"uplink": {"stored_bytes", "stored_bytes_by_file": [...], "bytes": {kind: ...}, "shards",
-                "frames", "tokens_kept", "tokens_total", "token_elements",
-                "bits_per_token_element", "bits_per_token", "bytes_per_token"},
+                "frames", "bytes_per_frame", "payloads": {form: shards},
+                "bytes_if_all": {form: bytes or null}, "tokens_kept", "tokens_total",
+                "bits_per_token"},
      "downlink": {"stored_bytes", "stored_bytes_by_file", "bytes", "updates", "parameters",
                   "bits_per_parameter"},
      "raw": {"frames", "bytes": {form: ...}, "times_smaller": {form: ...}},     (all frames)
@@ -18,9 +19,10 @@
 
 All parts are optional. The uplink's kinds of bytes are the tensors of `shard`, `header`, and
 `shards` and `end` for heads and end records; the downlink's are `payload` and `header`. They count
-the bytes of records, and `stored_bytes` what the link carries, which is less under zstd. Bits per
-parameter and per token are of `stored_bytes`. `times_smaller` is frame bytes for one byte of
-uplink. Forms: `link.frames`.
+the bytes of records, and `stored_bytes` what the link carries, which is less under zstd.
+`bytes_if_all` are the tensors if every frame had gone up as `tokens` or as a `frame`, where the
+device tried both (`payload` auto). Bits per parameter and per token are of `stored_bytes`.
+`times_smaller` is frame bytes for one byte of uplink. Forms: `link.frames`.
 """
 
 import os
@@ -64,21 +66,22 @@ class Uplink(_Direction):
     """Token streams. frames: the ids of their frames; the same id may come again."""
 
     frames: Counter[str] = field(default_factory=Counter)
+    payloads: Counter[str] = field(default_factory=Counter)
+    forms: dict[str, int | None] = field(default_factory=dict)
     tokens_kept: int = 0
     tokens_total: int = 0
-    token_elements: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
             **super().as_json(),
             "shards": self.frames.total(),
             "frames": len(self.frames),
+            "bytes_per_frame": _ratio(self.stored_bytes, self.frames.total()),
+            "payloads": dict(self.payloads),
+            "bytes_if_all": self.forms,
             "tokens_kept": self.tokens_kept,
             "tokens_total": self.tokens_total,
-            "token_elements": self.token_elements,
-            "bits_per_token_element": _ratio(8 * self.stored_bytes, self.token_elements),
             "bits_per_token": _ratio(8 * self.stored_bytes, self.tokens_kept),
-            "bytes_per_token": _ratio(self.stored_bytes, self.tokens_kept),
         }
 
 
@@ -259,12 +262,15 @@ def read_uplink(paths: Sequence[str]) -> Uplink:
     for path in paths:
         with streams.binary_input(path) as opened:
             stream, name = _Counted(opened), streams.input_name(path)
-            found = shard_stream.read_shards(cast(BinaryIO, stream), where=name, ledger=total.kinds)
+            source = cast(BinaryIO, stream)
+            found = shard_stream.read_shards(
+                source, where=name, ledger=total.kinds, forms=total.forms
+            )
             for shard in found:
                 total.frames[shard.frame] += 1
                 total.tokens_kept += len(shard.positions)
                 total.tokens_total += shard.num_tokens
-                total.token_elements += shard.tokens.size
+                total.payloads["frame" if shard.coding.codec == "frame" else "tokens"] += 1
         total.files.append(_stored(path, stream.num_bytes))
     return total
 
@@ -296,7 +302,13 @@ def _facts(shown: dict[str, Any]) -> list[list[object]]:
     del shown["stored_bytes_by_file"]
     rows: list[list[object]] = [["bytes, as stored", shown.pop("stored_bytes")]]
     rows += [[f"bytes of {kind}", number] for kind, number in shown.pop("bytes").items()]
-    return rows + [[key.replace("_", " "), number] for key, number in shown.items()]
+    for key, found in shown.items():
+        name = key.replace("_", " ")
+        if isinstance(found, dict):
+            rows += [[f"{name}: {form}", number] for form, number in found.items()]
+        else:
+            rows.append([name, found])
+    return rows
 
 
 def _put(tree: dict[str, Any], place: Sequence[str], value: object) -> None:
