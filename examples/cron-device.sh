@@ -7,7 +7,8 @@
 # Silent when all is well, so that cron mails only trouble. One run at a time (flock). No single bad
 # file stops it: a bad update goes to INBOX/refused/, a bad frame is named once and left out, and a
 # damaged state file is set aside. `--state` remembers which frames were sampled. Other tools (rsync,
-# scp, a USB stick) carry the boxes: OUTBOX holds shards, INBOX updates, whose names sort in order.
+# scp, a USB stick) carry the boxes: OUTBOX holds shards, INBOX updates (*.cdcca) and codebooks
+# (*.codebook), whose names sort in order. Put a codebook here when the mirror has it already.
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 outbox=${2:?usage: cron-device.sh FRAMES OUTBOX INBOX}
@@ -21,7 +22,7 @@ flock --nonblock 9 || exit 0 # the previous run is still at work
 
 cdcca inspect "$CDCCA_DEVICE" --json --quiet >/dev/null # a damaged device is no fault of the updates
 
-for update in "$inbox"/*.cdcca; do
+for update in "$inbox"/*.codebook "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
   code=0
   cdcca apply "$CDCCA_DEVICE" "$update" --quiet || code=$?

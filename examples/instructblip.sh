@@ -20,9 +20,15 @@ for folder in device mirror; do
   cdcca init "$folder" --checkpoint "$student" --quantize nf4
 done
 
+# How tokens are coded: made once for a tower and teacher, from frames like the device's.
+cdcca calibrate "$annotations" --images "$images" --student mirror --teacher "$teacher" "${on[@]}" \
+  -o tokens.codebook
+cdcca apply mirror tokens.codebook
+cdcca apply device tokens.codebook
+
 cdcca infer "$annotations" --images "$images" -m device "${on[@]}" --batch-size 16 -o before.jsonl
 cdcca sample "$annotations" --images "$images" -m device "${on[@]}" \
-  --predictions before.jsonl --top 20% --keep 50% -o uplink.tokens
+  --predictions before.jsonl --top 20% -o uplink.tokens
 cdcca distill uplink.tokens --teacher "$teacher" --student mirror "${on[@]}" \
   --batch-size 8 --work distill-work -o adaptation.safetensors
 cdcca compress adaptation.safetensors --base mirror "${on[@]}" -o update.cdcca

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pipe with the cloud on another machine: run on the device. Only tokens go up, only the
+# The pipe with the cloud on another machine: run on the device. Only coded frames go up, only the
 # update comes down; ssh carries both, and its exit code is the far stage's.
 #
 #   usage: ssh.sh FRAMES HOST

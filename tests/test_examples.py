@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdcca_cli import streams
+from cdcca_cli.formats.codebook import read_codebook, write_codebook
 from cdcca_cli.formats.shard_stream import read_shards
 from tests import fork_server
 from tests.shipped import few_frames
@@ -233,6 +235,24 @@ def test_cron_sends_what_is_new_once_and_applies_what_came(field: Field, piped: 
     assert len(field.sent()) == 1
     assert field.tick() == ""
     assert list(field.outbox.iterdir()) == [], "nothing new is no shard"
+
+
+def test_cron_applies_the_codebooks_that_came(field: Field) -> None:
+    """A later one than the device has, the same again, and one that is damaged."""
+    source = ROOT / "cdcca_cli" / "assets" / "student" / "codebook.safetensors"
+    with source.open("rb") as file:
+        later = replace(read_codebook(file), sequence=7)
+    with (field.inbox / "7.codebook").open("wb") as out:
+        write_codebook(out, later)
+    (field.inbox / "8.codebook").write_bytes(source.read_bytes()[:-9])
+    mail = field.tick()
+    assert mail.count("\n") == 1 and "8.codebook" in mail
+    assert later.digest in (field.folder / "device" / "device.json").read_text()
+    assert [path.name for path in field.inbox.iterdir()] == ["refused"]
+    with (field.inbox / "7.codebook").open("wb") as out:
+        write_codebook(out, later)
+    assert field.tick() == ""
+    assert [path.name for path in field.inbox.iterdir()] == ["refused"]
 
 
 def test_cron_goes_on_after_a_damaged_frame_and_names_it_once(field: Field) -> None:

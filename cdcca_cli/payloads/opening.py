@@ -56,8 +56,12 @@ class Opener:
                 f"frame {shard.frame[:80]}: its picture is for the vision tower "
                 f"{short(shard.tower)}, the mirror's is {short(model.tower_digest)}"
             )
+        try:
+            pixels_13HW = model.preprocess([pictures.decode(picture)])
+        except BadData as error:
+            raise BadData(f"frame {shard.frame[:80]}: {error}") from None
         with torch.no_grad():
-            tokens_1NC = model.vision_tokens(model.preprocess([pictures.decode(picture)]))
+            tokens_1NC = model.vision_tokens(pixels_13HW)
         tokens_NC = tokens_1NC[0].float().cpu().numpy()
         if len(tokens_NC) != shard.num_tokens:
             raise BadData(

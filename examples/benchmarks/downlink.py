@@ -56,8 +56,9 @@ from cdcca_cli.models import load, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
+from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
-from cdcca_cli.uplink.settings import AnswerSettings, SampleSettings
+from cdcca_cli.uplink.settings import AnswerSettings, PayloadSettings, SampleSettings
 
 Overlay = Mapping[str, np.ndarray]
 CHECKPOINT = "shipped:student"
@@ -162,8 +163,11 @@ class Bench:
             keep=parse_amount("50%"),
             batch_size=64,
             seed=seed,
+            repeats=True,
         )
-        return list(sample_frames(self.student, frames, how, predictions))
+        coder = Coder(self.student, PayloadSettings(payload="tokens", codec="int8"), None)
+        found = sample_frames(self.student, frames, how, predictions, coder=coder)
+        return [coded.shard for coded in found]
 
     def sampled_by(self, mirror: Device, seed: int) -> list[Shard]:
         """The shards that a device in the mirror's state sends of the whole stream."""

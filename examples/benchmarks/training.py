@@ -88,6 +88,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
 
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.formats import shard_stream
+    from cdcca_cli.formats.shard import Coding
     from cdcca_cli.models import load
     from cdcca_cli.models.initial import create_device
     from cdcca_cli.models.settings import InitSettings
@@ -116,7 +117,9 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
             made = make_shard(student, frame, without, range(len(frame.questions)), how)
             write(
                 replace(
-                    made, questions=[replace(question, choices=None) for question in made.questions]
+                    made,
+                    coding=Coding("int8"),
+                    questions=[replace(question, choices=None) for question in made.questions],
                 )
             )
     seconds = clock.seconds()

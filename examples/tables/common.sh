@@ -8,6 +8,8 @@
 #   IMAGES   where an annotation file's pictures are
 #   OUT      everything that is made; what is there is not made again   [tables]
 #   SEEDS ROUNDS JOBS TOP KEEP EPOCHS DISTILL   how; DISTILL are more options of distill
+#   PAYLOAD  options of sample: what goes up of a frame, by default as the paper sends tokens
+#            [--payload tokens --codec int8 --set repeats=true]
 #   ERROR    relative error of the change that compress may make, the same for all   [0.1]
 #   SCORED   what is scored at the end beside `heldout`: stream, source, both   [stream source]
 #   COMPUTE DTYPE   auto
@@ -25,6 +27,7 @@ student=${student:-shipped:student} teacher=${teacher:-shipped:teacher}
 scored=${SCORED:-stream source}
 runtime=(--compute "${COMPUTE:-auto}" --dtype "${DTYPE:-auto}" --quiet)
 read -ra more <<<"${DISTILL:-}"
+read -ra payload <<<"${PAYLOAD:---payload tokens --codec int8 --set repeats=true}"
 images=()
 if [ -z "${FRAMES:-}" ]; then
   [ -d "$out/frames" ] || cdcca demo --export "$out/frames" --quiet
@@ -77,7 +80,7 @@ chain() {
       fi
       once "$now/uplink.tokens" cdcca sample "$stream" "${images[@]}" -m "$folder/device" \
         --predictions "$now/before.jsonl" --top "$top" --keep "$keep" --by "$by" \
-        --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
+        "${payload[@]}" --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
       once "$now/adaptation.safetensors" cdcca distill "$now/uplink.tokens" --teacher "$teacher" \
         --student "$folder/mirror" "${resume[@]}" --seed $((1000 * seed + round)) \
         --cache "$out/teacher.labels" --epochs "$epochs" "$@" "${more[@]}" \

@@ -121,8 +121,9 @@ if [ ! -e "$work/made" ]; then
   "$python" "$here/link_files.py" "$frames" "$work" "${images[@]}" --checkpoint "$checkpoint"
   cdcca init "$work/device" --checkpoint "$checkpoint"
   cp -R -- "$work/device" "$work/mirror" # what the same init would make
-  cdcca sample "$work/five" -m "$work/device" --top 100% -o "$up/five.tokens"
-  cdcca sample "$frames" "${images[@]}" -m "$work/device" -o "$up/stream.tokens"
+  payload=(--keep 50% --payload tokens --codec int8 --set repeats=true) # tokens as the paper's
+  cdcca sample "$work/five" -m "$work/device" --top 100% "${payload[@]}" -o "$up/five.tokens"
+  cdcca sample "$frames" "${images[@]}" -m "$work/device" "${payload[@]}" -o "$up/stream.tokens"
   cdcca distill "$up/stream.tokens" --teacher "$teacher" --student "$work/mirror" \
     -o "$work/adaptation.safetensors"
   for codec in nf4 paper; do

@@ -1,0 +1,154 @@
+"""What a device sent becomes its tokens; what cannot be opened is refused or left out by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cdcca_cli.errors import BadData, MissingInput
+from cdcca_cli.formats.codebook import Codebook
+from cdcca_cli.formats.pictures import Picture
+from cdcca_cli.formats.shard import Coding, Shard
+from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.payloads import klt, pictures
+from cdcca_cli.payloads.opening import Opener
+from cdcca_cli.skipped import Skipped
+from tests import tiny
+from tests.payloads.test_klt import N, made, tokens
+
+EMPTY = np.zeros((0, 0), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(blip2_llama: Path) -> LoadedModel:
+    return load(blip2_llama, compute="cpu")
+
+
+def coded(codebook: Codebook, seed: int = 0) -> Shard:
+    positions = np.arange(N, dtype=np.int32)
+    return Shard(
+        frame=f"frame {seed}",
+        image="a.png",
+        domain=None,
+        tokens=EMPTY,
+        positions=positions,
+        num_tokens=N,
+        tower=codebook.tower,
+        coding=Coding("klt", codebook.digest, 0.5),
+        codes=klt.encode(tokens(codebook, seed), positions, codebook, 0.5),
+    )
+
+
+def pictured(model: LoadedModel, number: int = 0) -> Shard:
+    image = model.seen(tiny.images(3, seed=2)[number])
+    return Shard(
+        frame=f"picture {number}",
+        image="a.png",
+        domain=None,
+        tokens=EMPTY,
+        positions=np.arange(model.num_tokens, dtype=np.int32),
+        num_tokens=model.num_tokens,
+        tower=model.tower_digest,
+        coding=Coding("frame"),
+        picture=pictures.encode(image, pictures.WEBP),
+    )
+
+
+def test_codes_by_their_codebook_which_is_looked_up_once(model: LoadedModel) -> None:
+    codebook, asked = made(), []
+
+    def codebook_of(digest: str) -> Codebook:
+        asked.append(digest)
+        return codebook
+
+    opener = Opener(model, codebook_of)
+    for seed in (0, 1):
+        shard = coded(codebook, seed)
+        opened = opener.open(shard)
+        assert shard.codes is not None
+        expected = klt.decode(shard.codes, shard.positions, codebook, 0.5)
+        assert opened.tokens.tobytes() == expected.tobytes()
+        assert opener.open(opened) is opened
+    assert asked == [codebook.digest]
+
+
+def test_a_picture_by_the_tower_one_at_a_time(model: LoadedModel) -> None:
+    shards = [pictured(model, number) for number in range(3)]
+    opened = list(Opener(model, made).open_all(shards, Skipped(strict=True)))
+    for shard, found in zip(shards, opened, strict=True):
+        assert shard.picture is not None
+        with torch.no_grad():
+            pixels_13HW = model.preprocess([pictures.decode(shard.picture)])
+            expected = model.vision_tokens(pixels_13HW)[0].numpy()
+        assert found.tokens.tobytes() == expected.tobytes()
+        assert not shard.is_open
+
+
+OTHER = "sha256:" + "9" * 64
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tower": OTHER}, "is of 5 tokens of the tower"),
+        ({"num_tokens": 6}, "is of 5 tokens of the tower"),
+        ({"codes": None}, "neither tokens, codes nor a picture"),
+        ({"coding": Coding("klt", None, None)}, "neither tokens, codes nor a picture"),
+        ({"codes": np.zeros((1, 3), np.int32)}, "codes of shape"),
+    ],
+)
+def test_codes_that_do_not_fit_end_the_run(
+    model: LoadedModel, change: dict[str, Any], reason: str
+) -> None:
+    """They are of another device or damaged: all frames of the stream are."""
+    codebook = made()
+    shards = [replace(coded(codebook), **change)]
+    with pytest.raises(BadData, match=reason):
+        list(Opener(model, lambda _: codebook).open_all(shards, Skipped()))
+
+
+def test_a_codebook_that_is_not_there_ends_the_run(model: LoadedModel) -> None:
+    def missing(digest: str) -> Codebook:
+        raise MissingInput(f"no codebook {digest}")
+
+    with pytest.raises(MissingInput, match="no codebook sha256"):
+        list(Opener(model, missing).open_all([coded(made())], Skipped()))
+
+
+def cut(shard: Shard) -> Shard:
+    assert shard.picture is not None
+    return replace(shard, picture=replace(shard.picture, data=shard.picture.data[:-20]))
+
+
+def declared(shard: Shard) -> Shard:
+    assert shard.picture is not None
+    return replace(shard, picture=replace(shard.picture, size=(7, 7)))
+
+
+def noise(shard: Shard) -> Shard:
+    return replace(shard, picture=Picture(b"noise" * 40, pictures.WEBP, (48, 48)))
+
+
+def other_layout(shard: Shard) -> Shard:
+    return replace(shard, num_tokens=4, positions=np.arange(4, dtype=np.int32))
+
+
+@pytest.mark.parametrize("damage", [cut, declared, noise, other_layout])
+def test_a_bad_picture_is_named_and_left_out(
+    model: LoadedModel, damage: Callable[[Shard], Shard], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = [pictured(model), damage(pictured(model, 1)), pictured(model, 2)]
+    opener, skipped = Opener(model, made), Skipped()
+    assert [s.frame for s in opener.open_all(shards, skipped)] == ["picture 0", "picture 2"]
+    assert skipped.count == 1 and "picture 1" in capsys.readouterr().err
+    with pytest.raises(BadData):
+        list(opener.open_all(shards, Skipped(strict=True)))
+
+
+def test_a_picture_for_another_tower_ends_the_run(model: LoadedModel) -> None:
+    with pytest.raises(BadData, match="its picture is for the vision tower sha256:99999999"):
+        list(Opener(model, made).open_all([replace(pictured(model), tower=OTHER)], Skipped()))
