@@ -50,6 +50,7 @@ class Coder:
         self.media = f"image/{settings.media}"
         self.token_coding = None if settings.payload == "frame" else self._token_coding()
         self.quality = None if settings.payload == "tokens" else self._quality()
+        self._made: dict[str, Picture] | None = None  # by frame, if frames are coded several times
 
     def _token_coding(self) -> Coding:
         settings, codebook = self._settings, self._codebook
@@ -99,9 +100,14 @@ class Coder:
         return ""
 
     def with_step(self, step: float) -> "Coder":
-        """The same with another step of klt. Raises: SettingError if klt is not used."""
+        """The same with another step of klt, and the same pictures, which are made once.
+
+        Raises: SettingError if klt is not used.
+        """
         if self.token_coding is None or self.token_coding.codec != "klt":
             raise SettingError("budget_bytes", "with `top` needs the codec klt")
+        if self._made is None:
+            self._made = {}
         other = object.__new__(Coder)
         vars(other).update(vars(self))
         other.token_coding = replace(self.token_coding, step=float(np.float32(step)))
@@ -112,7 +118,7 @@ class Coder:
 
         Args: shard: with the kept tokens, as they are.
         """
-        picture = None if self.quality is None else self._picture(frame)
+        picture = None if self.quality is None else self._picture_once(frame)
         if self.token_coding is None:
             empty = np.zeros((0, 0), np.float32)
             every = np.arange(shard.num_tokens, dtype=np.int32)
@@ -127,6 +133,13 @@ class Coder:
             )
             shard = replace(shard, codes=codes, tokens=np.zeros((0, 0), np.float32))
         return Coded(shard, picture)
+
+    def _picture_once(self, frame: Frame) -> Picture:
+        if self._made is None:
+            return self._picture(frame)
+        if frame.id not in self._made:
+            self._made[frame.id] = self._picture(frame)
+        return self._made[frame.id]
 
     def _picture(self, frame: Frame) -> Picture:
         """The picture as the tower sees it, or the frame's own file if that is smaller."""
