@@ -51,6 +51,7 @@ class Coder:
         self.media = f"image/{settings.media}"
         self.token_coding = None if settings.payload == "frame" else self._token_coding()
         self.quality = self._quality()
+        self._made: dict[str, Picture] | None = None  # by frame, if frames are coded several times
 
     def _token_coding(self) -> Coding:
         settings, codebook = self._settings, self._codebook
@@ -118,7 +119,7 @@ class Coder:
         return f"the device has no codebook, so tokens are sent as {forms}" if forms else ""
 
     def with_step(self, step: float) -> "Coder":
-        """The same with another step of klt.
+        """The same with another step of klt, and the same pictures, which are made once.
 
         Raises: SettingError if klt is not used, or its point is given.
         """
@@ -129,6 +130,8 @@ class Coder:
             if getattr(self._settings, name) is not None:
                 reason = "cannot be combined with `top` and `budget_bytes`, which set the step"
                 raise SettingError(name, reason)
+        if self._made is None:
+            self._made = {}
         other = object.__new__(Coder)
         vars(other).update(vars(self))
         other.token_coding = replace(self.token_coding, step=float(np.float32(step)))
@@ -143,7 +146,7 @@ class Coder:
         picture = None
         if self.quality is not None:
             try:
-                picture = self._picture(frame)
+                picture = self._picture_once(frame)
             except (BadData, MissingInput):  # too large, say: its tokens are there
                 if self.token_coding is None:
                     raise
@@ -161,6 +164,13 @@ class Coder:
             )
             shard = replace(shard, codes=codes, tokens=np.zeros((0, 0), np.float32))
         return Coded(shard, picture)
+
+    def _picture_once(self, frame: Frame) -> Picture:
+        if self._made is None:
+            return self._picture(frame)
+        if frame.id not in self._made:
+            self._made[frame.id] = self._picture(frame)
+        return self._made[frame.id]
 
     def _picture(self, frame: Frame) -> Picture:
         """The picture as the tower sees it, or the frame's own file if that is smaller."""

@@ -56,6 +56,11 @@ VARIANTS: dict[str, tuple[SampleSettings, PayloadSettings]] = {
     "--top 50%": (SampleSettings(top=HALF), PayloadSettings()),
     "--by variance --keep 50%": (SampleSettings(keep=HALF), PayloadSettings()),
     "--by variance --keep 50% --top 50%": (SampleSettings(keep=HALF, top=HALF), PayloadSettings()),
+    "--top 10% --budget 16KiB": (
+        SampleSettings(top=parse_amount("10%"), budget_bytes=1 << 14),
+        PayloadSettings(),
+    ),
+    "--budget 16KiB": (SampleSettings(budget_bytes=1 << 14), PayloadSettings()),
     "--running 5%": (SampleSettings(running=0.05), PayloadSettings()),
 }
 

@@ -13,6 +13,7 @@ from cdcca_cli.errors import SettingError
 from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.payloads import pictures
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.budget import COARSEST_STEP, FINEST_STEP
@@ -137,3 +138,27 @@ def test_too_few_bytes_for_the_coarsest_step_are_refused(
     coder = Coder(model, PayloadSettings(), codebook)
     with pytest.raises(SettingError, match=r"`budget_bytes` 300: too few for \d+ frames: lower"):
         sampled(coder, top="50%", budget_bytes=300)
+
+
+def test_each_picture_is_made_once_however_many_steps_are_tried(
+    model: LoadedModel, frames: list[Frame], codebook: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by timing: a budget made the picture of each frame for each step it tried."""
+    made: list[bytes] = []
+    encode = pictures.encode
+
+    def counted(image: object, *rest: object) -> pictures.Picture:
+        picture = encode(image, *rest)  # type: ignore[arg-type]
+        made.append(picture.data)
+        return picture
+
+    monkeypatch.setattr(pictures, "encode", counted)
+    settings = SampleSettings(top=parse_amount("50%"), budget_bytes=3_000, max_new_tokens=2)
+    coder = Coder(model, PayloadSettings(codec="klt", media="jpeg"), codebook)
+    out = io.BytesIO()
+    with shard_stream.writer(out) as write:
+        for coded in sample_frames(model, frames, settings, coder=coder):
+            write(coded.shard, coded.picture)
+    picked = list(shard_stream.read_shards(io.BytesIO(out.getvalue())))
+    assert write.num_bytes <= 3_000
+    assert len(made) == len(picked) > 2
