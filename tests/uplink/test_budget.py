@@ -154,7 +154,7 @@ def test_each_picture_is_made_once_however_many_steps_are_tried(
 
     monkeypatch.setattr(pictures, "encode", counted)
     settings = SampleSettings(top=parse_amount("50%"), budget_bytes=3_000, max_new_tokens=2)
-    coder = Coder(model, PayloadSettings(codec="klt", media="jpeg"), codebook)
+    coder = Coder(model, PayloadSettings(codec="klt", media="jpeg", quality=50), codebook)
     out = io.BytesIO()
     with shard_stream.writer(out) as write:
         for coded in sample_frames(model, frames, settings, coder=coder):
