@@ -24,6 +24,7 @@ from cdcca_cli.options import (
 
 if TYPE_CHECKING:
     from cdcca_cli.datasets import Frame
+    from cdcca_cli.formats.shard import Shard
 
 
 def command(
@@ -49,10 +50,10 @@ def command(
     """Make a codebook, by which sample codes the tokens of a device in few bits.
 
     It codes finely what the large model looks at, and coarsely the rest. Needed are frames like the
-    device's, about 200, with questions and without labels. What each step costs, and how much it
-    changes the large model's answers, is measured on frames that the codebook is not made from;
-    the nearer these are to what the device will see, the truer. It gets the sequence after the
-    mirror's codebook, so apply it to the device and to the mirror.
+    device's, about 200, with questions and without labels, or the shards that a device sent. What
+    each step costs, and how much it changes the large model's answers, is measured on frames that
+    the codebook is not made from; the nearer these are to what the device will see, the truer. It
+    gets the sequence after the mirror's codebook, so apply it to the device and to the mirror.
 
     Example: cdcca calibrate frames/ --student mirror/ --teacher t/ -o tokens.codebook
     """
@@ -61,9 +62,16 @@ def command(
     from cdcca_cli.datasets import read_frames
     from cdcca_cli.downlink import keys, signatures
     from cdcca_cli.formats.codebook import write_codebook
+    from cdcca_cli.formats.kind import sniff
+    from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.skipped import Skipped
 
-    def read(path: Path) -> "list[Frame]":
+    def read(path: Path) -> "list[Frame | Shard]":
+        if path.is_file():
+            with streams.binary_input(path) as file:
+                kind, stream = sniff(file, str(path))
+                if kind == "shards":
+                    return list(read_shards(stream, where=str(path)))
         return list(read_frames(path, images=images, prompt=prompt, task=task))
 
     frames, others = read(source), None if evaluate is None else read(evaluate)
@@ -73,12 +81,14 @@ def command(
     with streams.binary_output(output, "tokens.codebook", force=force) as out:
         from cdcca_cli.distillation import calibration
         from cdcca_cli.models import load, load_device
+        from cdcca_cli.payloads.opening import Opener
 
-        made_from, measured = calibration.divide(frames, others, lambda frame: frame.id, how)
+        made_from, measured = calibration.divide(frames, others, calibration.name_of, how)
         skipped = Skipped(strict=strict)
         small = load_device(mirror, compute=on.compute, dtype=on.dtype)
-        first = calibration.sample_of(small, made_from, skipped)
-        second = calibration.sample_of(small, measured, skipped, qualities=calibration.QUALITIES)
+        opener, qualities = Opener(small, mirror.codebook_of), calibration.QUALITIES
+        first = calibration.sample_of(small, made_from, skipped, opener)
+        second = calibration.sample_of(small, measured, skipped, opener, qualities=qualities)
         large = load(config.teacher(teacher), compute=on.compute, dtype=on.dtype)
         made = calibration.calibrate(large, small, first, second, how, mirror.next_codebook)
         num_bytes = write_codebook(out, signatures.sign(made, private))

@@ -40,12 +40,14 @@ from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.codebook import Codebook, Curve, PicturePoint, TokenPoint
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.shard import Picture, Question
+from cdcca_cli.formats.pictures import Picture
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.numerics import columns
 from cdcca_cli.payloads import klt, pictures
+from cdcca_cli.payloads.opening import Opener
 from cdcca_cli.skipped import Skipped
 
 QUALITIES = {pictures.AVIF: (30, 40, 50, 60, 75, 90), pictures.WEBP: (25, 50, 75, 90)}
@@ -81,6 +83,11 @@ class Change:
     agreement: float
 
 
+def name_of(frame: Frame | Shard) -> str:
+    """Its id."""
+    return frame.frame if isinstance(frame, Shard) else frame.id
+
+
 def divide(
     frames: Sequence[T],
     others: Sequence[T] | None,
@@ -111,24 +118,35 @@ def divide(
 
 def sample_of(
     student: LoadedModel,
-    frames: Sequence[Frame],
+    frames: Sequence[Frame | Shard],
     skipped: Skipped,
+    opener: Opener | None = None,
     *,
     qualities: Mapping[str, Sequence[int]] | None = None,
 ) -> Sample:
     """The tokens of these frames by the student's tower, with their questions.
 
-    Args: qualities: of pictures, by media type; those that this Pillow cannot write are left out.
+    Args: frames: or what a device sent of them, with all of their tokens. opener: of the latter.
+        qualities: of pictures, by media type, for frames that are there; those that this Pillow
+        cannot write are left out.
     Raises: BadData, MissingInput for the first bad frame, if it may not be left out, or if all are
         bad.
     """
-    tokens, questions = [], []
+    tokens: list[Tokens] = []
+    questions: list[Sequence[Asked]] = []
     kinds = [(media, one) for media in qualities or {} for one in (qualities or {})[media]]
     coded: dict[tuple[str, int], list[Picture]] = {
         kind: [] for kind in kinds if pictures.can_encode(kind[0])
     }
+    if any(isinstance(frame, Shard) for frame in frames):
+        coded = {}
     for frame in progress.track(frames, description="tokens"):
         try:
+            if isinstance(frame, Shard):
+                tokens.append(_sent_tokens(frame, opener))
+                questions.append(frame.questions)
+                skipped.num_sound += 1
+                continue
             image = load_image(frame)
             pixels_13HW = student.preprocess([image])
         except (BadData, MissingInput) as error:
@@ -142,6 +160,12 @@ def sample_of(
     if not tokens:
         raise BadData(f"nothing is left of {len(frames)} frames")
     return Sample(np.stack(tokens), questions, coded)
+
+
+def _sent_tokens(shard: Shard, opener: Opener | None) -> Tokens:
+    if len(shard.positions) != shard.num_tokens:
+        raise BadData(f"frame {shard.frame[:80]}: only a part of its tokens was sent")
+    return shard.tokens if opener is None else opener.open(shard).tokens
 
 
 @torch.no_grad()

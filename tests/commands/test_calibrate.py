@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import pytest
 
 import cdcca_cli
@@ -79,3 +81,28 @@ def test_the_shipped_codebook_is_the_shipped_pairs() -> None:
     assert (found.tower, found.teacher) == (teacher.tower_digest, teacher.digest)
     assert (found.num_tokens, found.num_frames) == (teacher.num_tokens, 80)
     assert any(point.bits < 1.3 and point.loss < 0.01 for point in found.curve.tokens)
+
+
+def test_from_what_a_device_sent(
+    tiny_pair: tuple[Path, Path], mirror: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    """Tokens as they were sent give the codebook of the frames themselves; half of them do not."""
+    source, uplink = frames(tmp_path / "a", 9, seed=1), str(tmp_path / "up.tokens")
+    sample = ["sample", str(source), "-m", str(mirror), "--top", "100%", "-o", uplink, "--quiet"]
+    sample += ["--payload", "tokens", "--codec", "float32", "--set", "repeats=true"]
+    arguments = ["--student", str(mirror), "--teacher", str(tiny_pair[0]), "--components", "5"]
+    digests = []
+    assert main(sample) == 0
+    for name in (uplink, str(source)):
+        output = tmp_path / "tokens.codebook"
+        assert main(["calibrate", name, *arguments, "-o", str(output), "--quiet"]) == 0
+        with output.open("rb") as file:
+            digests.append({name: array.tobytes() for name, array in _tensors(file).items()})
+    assert digests[0] == digests[1]
+    assert main([*sample, "--keep", "50%"]) == 0
+    assert main(["calibrate", uplink, *arguments, "-o", str(tmp_path / "no")]) == 65
+    assert "only a part of its tokens was sent" in capfd.readouterr().err
+
+
+def _tensors(file: BinaryIO) -> dict[str, np.ndarray]:
+    return read_codebook(file).tensors()
