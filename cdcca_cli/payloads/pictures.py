@@ -14,7 +14,7 @@ from cdcca_cli.formats.pictures import MEDIA, MOST_BYTES, Picture, bare, opened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-AVIF, WEBP, JPEG, _ = MEDIA
+AVIF, WEBP, JPEG, PNG = MEDIA
 CODED = (AVIF, WEBP, JPEG)
 """The media types that `encode` makes; the others are of files as a camera wrote them."""
 QUALITY = {AVIF: 50, WEBP: 75, JPEG: 50}

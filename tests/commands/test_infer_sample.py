@@ -112,7 +112,8 @@ class TestSample:
         self, frames: Path, device: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "s"
-        assert run("sample", frames, "-m", device, "-o", out, "--budget", "4KiB") == 0
+        options = ("--budget", "4KiB", "--payload", "tokens")
+        assert run("sample", frames, "-m", device, "-o", out, *options) == 0
         assert len(shards_in(out)) >= 2
         one = encoded_bytes(shards_in(out)[:1])
         assert 4096 - one - 100 < out.stat().st_size <= 4096
