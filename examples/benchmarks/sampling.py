@@ -3,15 +3,13 @@
     python examples/benchmarks/sampling.py [--repeats 5] [--frames FOLDER]
     python examples/benchmarks/sampling.py --memory 100 1000 10000 100000
 
-Prints a Markdown table. Ratios are of CPU time in one thread: each variant's runs alternate with
-runs of `infer` (by the functions that the commands call, after the model is loaded), and the least
-of each is compared, with the median of the pairs' own ratios beside it. `infer` gives each answer
-and the scores of the choices; `sample` does not need the scores.
+Ratios are of CPU time in one thread: a variant's runs alternate with runs of `infer` (the functions
+that the commands call, after the model is loaded); the least of each is compared, beside the median
+of the pairs. `infer` also scores the choices of each question, which `sample` does not need.
 
---memory: peak memory beyond that of one frame, each row in a process of its own: streams of as many
-frames, coded with the shipped codebook, through the writer (`written`) and reader (`read`), and
-`sample_frames` with a stub for the model, which answers each question with a number drawn by its
-id, at once (`running` 5 %), and ranked at the end (`top` 10 %). Pictures are read for real.
+--memory: peak memory beyond that of one frame, each figure in a process of its own: streams of klt
+through the writer (`written`) and the reader (`read`), and `sample_frames` with a stub for the
+model and real pictures, as frames come (`running` 5 %) or ranked at the end (`top` 10 %).
 """
 
 import argparse
@@ -48,7 +46,7 @@ from cdcca_cli.uplink.sampling import sample_frames
 from cdcca_cli.uplink.settings import AnswerSettings, PayloadSettings, SampleSettings
 
 ASSETS = demo.FRAMES.parent
-HALF = parse_amount("50%")
+TENTH, HALF = parse_amount("10%"), parse_amount("50%")
 VARIANTS: dict[str, tuple[SampleSettings, PayloadSettings]] = {
     "the defaults": (SampleSettings(), PayloadSettings()),
     "--payload tokens": (SampleSettings(), PayloadSettings(payload="tokens")),
@@ -56,12 +54,7 @@ VARIANTS: dict[str, tuple[SampleSettings, PayloadSettings]] = {
     "--top 50%": (SampleSettings(top=HALF), PayloadSettings()),
     "--by variance --keep 50%": (SampleSettings(keep=HALF), PayloadSettings()),
     "--by variance --keep 50% --top 50%": (SampleSettings(keep=HALF, top=HALF), PayloadSettings()),
-    "--top 10% --budget 16KiB": (
-        SampleSettings(top=parse_amount("10%"), budget_bytes=1 << 14),
-        PayloadSettings(),
-    ),
-    "--budget 16KiB": (SampleSettings(budget_bytes=1 << 14), PayloadSettings()),
-    "--running 5%": (SampleSettings(running=0.05), PayloadSettings()),
+    "--top 10% --budget 16KiB": (SampleSettings(top=TENTH, budget_bytes=16384), PayloadSettings()),
 }
 
 
@@ -100,14 +93,8 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-# ---------------------------------------------------------------- memory
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "written": {"threshold": 0.0},
-    "read": {},
-    "running": {"running": 0.05},
-    "top": {},
-}
+SETTINGS: dict[str, dict[str, Any]] = {"written": {"threshold": 0.0}, "read": {}}
+SETTINGS |= {"running": {"running": 0.05}, "top": {}}
 
 
 class Frames:
@@ -132,7 +119,6 @@ def stub(codebook: Codebook) -> Any:
         num_tokens=codebook.num_tokens,
         grid=(),
         tower_digest=codebook.tower,
-        digest=codebook.teacher,
         device=torch.device("cpu"),
         preprocess=lambda images: torch.from_numpy(np.array(images[0])),
         trunk=lambda pixels, _: token_NC[None] + pixels.float().mean() / 1000,
@@ -140,29 +126,29 @@ def stub(codebook: Codebook) -> Any:
     )
 
 
-def answered(model: Any, frames: list[Frame], *_: Any) -> list[list[Prediction | None]]:
+def answered(_: Any, frames: list[Frame], *rest: Any) -> list[list[Prediction | None]]:
     """In place of `answer_window`."""
-    made = Prediction("", "", "vqa", None, "", None, None, None, {}, None, model.digest, None)
-
-    def one(question: Any) -> Prediction:
-        return replace(made, id=question.id, entropy={"mean": draw("stub", question.id)})
-
-    return [[one(question) for question in frame.questions] for frame in frames]
+    made = Prediction("", "", "vqa", None, "", None, None, None, {}, None, "", None)
+    return [
+        [
+            replace(made, id=one.id, entropy={"mean": draw("stub", one.id)})
+            for one in frame.questions
+        ]
+        for frame in frames
+    ]
 
 
 def use(what: str, count: int, path: Path) -> None:
-    """One of the measured things, for so many frames. path: of the shards, written or read."""
+    """One of SETTINGS, for so many frames. path: of the shards, written or read."""
     if what == "read":
         with path.open("rb") as stream:
             sum(1 for _ in shard_stream.read_shards(stream))
         return
     with (ASSETS / "student" / "codebook.safetensors").open("rb") as source:
         codebook = read_codebook(source)
-    model: Any = stub(codebook)
+    model, how = stub(codebook), SampleSettings(repeats=True, **SETTINGS[what])
     coder = Coder(model, PayloadSettings(payload="tokens"), codebook)
-    how = SampleSettings(repeats=True, **SETTINGS[what])
-    taken = 1 if what == "written" else count
-    found = sample_frames(model, Frames(taken), how, coder=coder)
+    found = sample_frames(model, Frames(1 if what == "written" else count), how, coder=coder)
     if what == "written":
         one = next(found)
         found = (Coded(replace(one.shard, frame=f"f{place}.jpg")) for place in range(count))
@@ -180,8 +166,8 @@ def measured(what: str, count: int, path: Path, result: Path) -> None:
     use(what, 1, path.with_suffix(".one"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     use(what, count, path)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result.write_text(f"{(after - before) / 1000:.1f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result.write_text(f"{(peak - before) / 1000:.1f}")
 
 
 def memory(counts: list[int]) -> Iterator[list[str]]:
@@ -208,8 +194,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     streams.set_quiet(True)
-    lines = memory(given.memory) if given.memory else costs(given.frames, given.repeats)
-    for cells in lines:
+    for cells in memory(given.memory) if given.memory else costs(given.frames, given.repeats):
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
         sys.stdout.flush()
 

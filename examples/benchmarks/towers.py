@@ -16,17 +16,15 @@ No real ViT's weights were at hand: the tokens are drawn, with what papers repor
 
 So times and codebooks are as real, and bytes are as good as these assumptions. No teacher means no
 loss: `error` is the share of the weighted variance, tr(e' W e) / tr(x' W x), that coding changes;
-the shipped pair's rows show the error at steps of which its codebook knows the loss.
-
-Prints Markdown. Bytes are those of a frame in records of 1, 16 and 64 frames that the codebook was
-not made from. Times are CPU time on one core, of a frame in a record of 16, the least of some runs:
-the transform with its rounding, and entropy coding (`pack`), and back.
+the shipped pair's rows show the error at steps of which its codebook knows the loss. Bytes are of a
+frame in records of 1, 16 and 64 frames that the codebook was not made from. Times are CPU time on
+one core, of a frame in a record of 16: transform and rounding, entropy coding (`pack`), and back.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -46,11 +44,9 @@ from cdcca_cli.skipped import Skipped
 SHAPES = {"ViT-g": (257, 1408), "CLIP-L-336": (577, 1024), "CLIP-L-224": (257, 1024)}
 RECORDS = (1, 16, 64)
 FITTED = 80
-_TIMED = 16
-_RUNS = 3
+_TIMED, _RUNS = 16, 3
 _REACH = 4.0  # patches over which the correlation falls by e
-_MASSIVE = np.array([60.0, 1000.0])
-_MASSIVE_SHARE = 0.02
+_MASSIVE, _MASSIVE_SHARE = np.array([60.0, 1000.0]), 0.02
 _DIGEST = "sha256:" + 64 * "0"
 HEAD = ["tower", "outliers", "K", "codebook", "codec", "bits", "error"]
 HEAD += [*(f"B, {count}" for count in RECORDS), "code", "pack", "unpack", "decode ms"]
@@ -66,8 +62,7 @@ class Tokens:
 
     def error(self, decoded_FNC: np.ndarray) -> float:
         """Share of the weighted variance around the positions' means."""
-        shown_FNC = self.coded[: len(decoded_FNC)]
-        mean_NC = self.fitted.mean(0)
+        shown_FNC, mean_NC = self.coded[: len(decoded_FNC)], self.fitted.mean(0)
         weight_CC = self.weight.astype(np.float32)
 
         def power(x_FNC: np.ndarray) -> float:
@@ -97,7 +92,7 @@ def drawn(shape: tuple[int, int], alpha: float, outliers: str) -> Tokens:
         found = np.stack([mean_NC + one() for _ in range(count)])
         if outliers != "none":
             for x_NC in found:
-                rows = np.flatnonzero(random.random(num_tokens) < _MASSIVE_SHARE)
+                rows = np.flatnonzero(random.uniform(size=num_tokens) < _MASSIVE_SHARE)
                 around = 1 + 0.1 * random.standard_normal((len(rows), len(massive)))
                 x_NC[np.ix_(rows, massive)] = around * _MASSIVE
         return found
@@ -127,64 +122,55 @@ def shipped() -> Tokens:
 
 def fastest(call: Callable[[], Any]) -> str:
     """Milliseconds of processor time a frame, of the fastest run."""
-    found = []
+    least = float("inf")
     for _ in range(_RUNS):
         begin = time.process_time()
         call()
-        found.append(time.process_time() - begin)
-    return f"{1000 * min(found) / _TIMED:.2f}"
+        least = min(least, time.process_time() - begin)
+    return f"{1000 * least / _TIMED:.2f}"
 
 
-def rows(tokens: Tokens, components: int | None, steps: Sequence[float]) -> list[list[str]]:
-    """From K on."""
+def made(tokens: Tokens, components: int | None) -> Codebook:
     arrays: dict[str, Any] = transform.fit(tokens.fitted, tokens.weight, components).arrays()
-    codebook = Codebook(_DIGEST, _DIGEST, len(tokens.fitted), **arrays)
-    size = f"{write_codebook(BytesIO(), codebook) / 1e6:.2f} MB"
-    num_tokens, channels = tokens.coded[0].shape
-    every_N = np.arange(num_tokens)
-    found = []
-    for step in steps:
-
-        def encode(count: int, step: float = step) -> np.ndarray:
-            return np.concatenate(
-                [klt.encode(x_NC, every_N, codebook, step) for x_NC in tokens.coded[:count]]
-            )
-
-        def decode(codes_RK: np.ndarray, step: float = step) -> np.ndarray:
-            return np.stack(
-                [klt.decode(row[None], every_N, codebook, step) for row in codes_RK[:_TIMED]]
-            )
-
-        codes = encode(max(RECORDS))
-        sizes = [len(columns.pack(codes[:count])) / count for count in RECORDS]
-        part = codes[:_TIMED]
-        packed = columns.pack(part)
-        times = [
-            fastest(lambda: encode(_TIMED)),
-            fastest(lambda part=part: columns.pack(part)),  # type: ignore[misc]
-            fastest(lambda packed=packed, part=part: columns.unpack(packed, *part.shape)),  # type: ignore[misc]
-            fastest(lambda part=part: decode(part)),  # type: ignore[misc]
-        ]
-        bits = 8 * sizes[-1] / (num_tokens * channels)
-        error = tokens.error(decode(part))
-        cells = [str(codebook.components), size, f"klt {step:g}", f"{bits:.2f}", f"{error:.4f}"]
-        found.append([*cells, *(f"{each:,.0f}" for each in sizes), *times])
-    return found
+    return Codebook(_DIGEST, _DIGEST, len(tokens.fitted), **arrays)
 
 
-def plain(tokens: Tokens) -> list[list[str]]:
+def klt_row(tokens: Tokens, codebook: Codebook, step: float) -> list[str]:
+    """From K on."""
+    every_N = np.arange(codebook.num_tokens)
+
+    def encode(tokens_FNC: np.ndarray) -> np.ndarray:
+        return np.concatenate([klt.encode(x_NC, every_N, codebook, step) for x_NC in tokens_FNC])
+
+    def decode(codes_FK: np.ndarray) -> np.ndarray:
+        return np.stack([klt.decode(row[None], every_N, codebook, step) for row in codes_FK])
+
+    codes, shown = encode(tokens.coded), tokens.coded[:_TIMED]
+    sizes = [len(columns.pack(codes[:count])) / count for count in RECORDS]
+    part, packed = codes[:_TIMED], columns.pack(codes[:_TIMED])
+    return [
+        str(codebook.components),
+        f"{write_codebook(BytesIO(), codebook) / 1e6:.2f} MB",
+        f"klt {step:g}",
+        f"{8 * sizes[-1] / tokens.coded[0].size:.2f}",
+        f"{tokens.error(decode(part)):.4f}",
+        *(f"{each:,.0f}" for each in sizes),
+        fastest(lambda: encode(shown)),
+        fastest(lambda: columns.pack(part)),
+        fastest(lambda: columns.unpack(packed, *part.shape)),
+        fastest(lambda: decode(part)),
+    ]
+
+
+def plain_rows(tokens: Tokens) -> list[list[str]]:
     """int8 and float16, which need no codebook."""
-    num_tokens, channels = tokens.coded[0].shape
     shown = tokens.coded[:_TIMED]
     back = np.stack([absmax.dequantize(*absmax.quantize(x_NC)) for x_NC in shown])
     half = shown.astype(np.float16).astype(np.float32)
     found = []
-    for name, size, decoded in (
-        ("int8", num_tokens * (channels + 4), back),
-        ("float16", num_tokens * channels * 2, half),
-    ):
-        bits = 8 * size / (num_tokens * channels)
-        cells = ["", "", name, f"{bits:.2f}", f"{tokens.error(decoded):.4f}"]
+    sizes = (shown[0].size + 4 * len(shown[0]), 2 * shown[0].size)
+    for name, size, decoded in zip(("int8", "float16"), sizes, (back, half), strict=True):
+        cells = ["", "", name, f"{8 * size / shown[0].size:.2f}", f"{tokens.error(decoded):.4f}"]
         found.append([*cells, *[f"{size:,}"] * len(RECORDS), *[""] * 4])
     return found
 
@@ -204,9 +190,9 @@ def main() -> None:
             is_real = tower == "shipped"
             tokens = shipped() if is_real else drawn(SHAPES[tower], given.alpha, outliers)
             widths = [None] if is_real else [given.components, *[10**6] * given.all]
-            found = [row for width in widths for row in rows(tokens, width, given.steps)]
-            lines += [[tower, outliers, *cells] for cells in found + plain(tokens)]
-            sys.stderr.write(f"{tower} {outliers}\n")
+            books = [made(tokens, width) for width in widths]
+            found = [klt_row(tokens, book, step) for book in books for step in given.steps]
+            lines += [[tower, outliers, *cells] for cells in found + plain_rows(tokens)]
     sys.stdout.write("".join(f"| {' | '.join(cells)} |\n" for cells in lines))
 
 
