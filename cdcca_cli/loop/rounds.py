@@ -10,6 +10,7 @@ Each round leaves the files of its stages in a folder of its own. The rounds hav
 import re
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.predictions import Prediction, encode_line
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.formats.update import Update, write_update
 from cdcca_cli.loop.history import History, Round
 from cdcca_cli.models import load, load_device
@@ -116,6 +118,7 @@ class Cycle:
         work.clear()
         self.mirror = work.mirror(device) if mirror is None else mirror
         self._last: Adaptation | None = None
+        self._uplinks: list[Path] = []  # of the rounds before
 
     def predict(
         self, frames: Frames, description: str, skipped: Skipped | None = None
@@ -175,15 +178,16 @@ class Cycle:
     def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
         """Train from the last adaptation, so that what its coding rounded off is sent now."""
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
-        with streams.binary_input(uplink) as file:
-            adaptation = distill(
-                shard_stream.read_shards(file, where=str(uplink)),
-                self.teacher,
-                self.mirror,
-                how,
-                resume=self._last,
-                student=self.student,
-            )
+        adaptation = distill(
+            _read([uplink]),
+            self.teacher,
+            self.mirror,
+            how,
+            resume=self._last,
+            student=self.student,
+            earlier=_read(self._uplinks),
+        )
+        self._uplinks.append(uplink)
         with files.output(path) as out:
             write_adaptation(out, adaptation)
         self._last = adaptation
@@ -197,6 +201,12 @@ class Cycle:
         for note in made.notes:
             streams.message(note)
         return made.num_bytes, signatures.sign(made.update, self.settings.keys)
+
+
+def _read(paths: Sequence[Path]) -> Iterator[Shard]:
+    for path in paths:
+        with streams.binary_input(path) as file:
+            yield from shard_stream.read_shards(file, where=str(path))
 
 
 def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
