@@ -130,7 +130,7 @@ class DistillSettings:
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
     replay_share: float = _tuning(
-        0.25,
+        1.0,
         "Share of the replayed frames that is trained on again",
         at_least=0,
         at_most=1,
