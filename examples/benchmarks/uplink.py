@@ -47,7 +47,7 @@ RESAMPLES = 4000
 def settings_of(payload: str, top: str, select: str, seed: int) -> RoundSettings:
     """The settings of a run."""
     codec, _, point = payload.partition(" ")
-    keep = parse_amount("50%" if payload == "0.3" else "100%")
+    keep = parse_amount("50%") if payload == "0.3" else None
     if codec in ("avif", "webp", "jpeg"):
         how = PayloadSettings(payload="frame", media=codec, quality=int(point))
     elif codec == "klt":
