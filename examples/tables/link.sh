@@ -121,9 +121,16 @@ if [ ! -e "$work/made" ]; then
   "$python" "$here/link_files.py" "$frames" "$work" "${images[@]}" --checkpoint "$checkpoint"
   cdcca init "$work/device" --checkpoint "$checkpoint"
   cp -R -- "$work/device" "$work/mirror" # what the same init would make
-  payload=(--keep 50% --payload tokens --codec int8 --set repeats=true) # tokens as the paper's
-  cdcca sample "$work/five" -m "$work/device" --top 100% "${payload[@]}" -o "$up/five.tokens"
-  cdcca sample "$frames" "${images[@]}" -m "$work/device" "${payload[@]}" -o "$up/stream.tokens"
+  for form in tokens pictures half; do
+    case $form in
+      tokens) payload=(--payload tokens) ;;
+      pictures) payload=(--payload frame --quality 50) ;;
+      half) payload=(--payload tokens --codec int8 --keep 50%) ;; # as version 0.3
+    esac
+    payload+=(--set repeats=true)
+    cdcca sample "$work/five" -m "$work/device" --top 100% "${payload[@]}" -o "$up/five.$form"
+    cdcca sample "$frames" "${images[@]}" -m "$work/device" "${payload[@]}" -o "$up/stream.$form"
+  done
   cdcca distill "$up/stream.tokens" --teacher "$teacher" --student "$work/mirror" \
     -o "$work/adaptation.safetensors"
   for codec in nf4 paper; do
