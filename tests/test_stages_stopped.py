@@ -127,7 +127,8 @@ def test_a_reader_that_goes_away(
     arguments = [item for item in arguments_of(stage, world) if item not in ("-o", "out")]
     process = start(*arguments, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    assert process.stdout.read(10)
+    if stage == "infer":  # sample writes its frames in groups, here at its end
+        assert process.stdout.read(10)
     process.stdout.close()
     assert process.stderr is not None
     stderr = process.stderr.read().decode()

@@ -74,9 +74,9 @@ def weight_files(checkpoint: str) -> list[Path]:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(checkpoint, local_files_only=True))
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("model*.safetensors"))
     if not found:
-        sys.exit(f"{folder}: no *.safetensors in it")
+        sys.exit(f"{folder}: no model*.safetensors in it")
     return found
 
 

@@ -151,20 +151,22 @@ def _change_shards(rng: Random) -> bytes:
 
 
 def _with_other_content(rng: Random, data: bytes) -> bytes:
-    """The index or the codes of one record of frames changed; mostly with sizes and sum right."""
+    """Index, codes or pictures of a record of frames changed; mostly with size and sum right."""
     records = mutations.split_records(data)
     parts = rng.choice([one for one in records if one.get("kind") == "frames"])
     tensors = {name: (dtype, shape, content) for name, dtype, shape, content in parts.tensors}
-    name = "codes" if "codes" in tensors and rng.random() < 0.3 else "index"
-    content = zstandard.ZstdDecompressor().decompress(tensors[name][2])
-    if name == "codes":
+    payload = next((one for one in ("codes", "pictures") if one in tensors), "index")
+    name = payload if rng.random() < 0.3 else "index"
+    form = tensors[name][2][:1] if name == "codes" else b""  # of `numerics.columns`
+    content = zstandard.ZstdDecompressor().decompress(tensors[name][2][len(form) :])
+    if name != "index":
         content = mutations.mutate_bytes(rng, content)
     elif rng.random() < 0.9:
         text = mutations.dump(mutations.mutate_json(rng, mutations.load(content)))
         content = text.encode("utf-8", "surrogatepass")
     else:
         content = mutations.mutate_bytes(rng, content)
-    in_zstd = zstandard.ZstdCompressor(level=1).compress(content)
+    in_zstd = form + zstandard.ZstdCompressor(level=1).compress(content)
     if rng.random() < 0.05:
         in_zstd = mutations.mutate_bytes(rng, in_zstd)
     tensors[name] = ("U8", [len(in_zstd)], in_zstd)
