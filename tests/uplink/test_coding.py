@@ -191,7 +191,7 @@ class TestAuto:
         flat = tmp_path / "flat.png"
         Image.new("RGB", (60, 60), "red").save(flat)
         plain = [Frame("flat", flat, [LabelledQuestion("q", "how many?", "vqa")])]
-        for given, codec in ((frames[:6], "klt"), (plain, "float32")):
+        for given, codec in ((frames[:4], "klt"), (plain, "float32")):
             book = codebook if codec == "klt" else None
             auto, tokens, frame = (
                 stream_of(sampled(given, coder_of(model, book, payload=payload, **codecs)))
@@ -329,9 +329,9 @@ def test_the_same_bytes_again_and_with_another_batch_size(
     model: LoadedModel, codebook: Codebook, frames: list[Frame], payload: str
 ) -> None:
     coder = coder_of(model, codebook, payload=payload)
-    first = stream_of(sampled(frames, coder))
-    assert stream_of(sampled(frames, coder)) == first
-    assert stream_of(sampled(frames, coder, batch_size=3)) == first
+    first = stream_of(sampled(frames[:5], coder))
+    assert stream_of(sampled(frames[:5], coder)) == first
+    assert stream_of(sampled(frames[:5], coder, batch_size=3)) == first
 
 
 @pytest.mark.parametrize("change", [lambda f: f.unlink(), lambda f: f.write_bytes(b"")])
