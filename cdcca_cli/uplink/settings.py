@@ -243,7 +243,7 @@ class PayloadSettings:
     )
     side: int | None = setting(
         None,
-        "Longer side of pictures",
+        "Side of pictures, which are square",
         at_least=16,
         at_most=4096,
         unit="pixels",
