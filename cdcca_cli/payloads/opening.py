@@ -13,7 +13,7 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.shard import Picture, Shard
+from cdcca_cli.formats.shard import Picture, Shard, Unusable
 from cdcca_cli.payloads import klt, pictures
 from cdcca_cli.skipped import Skipped
 
@@ -29,7 +29,11 @@ class Opener:
         self._codebooks: dict[str, Codebook] = {}
 
     def open(self, shard: Shard) -> Shard:
-        """The shard with its tokens. Raises: BadData, MissingInput."""
+        """The shard with its tokens.
+
+        Raises: Unusable for a fault of this frame alone; BadData for another tower's shard or
+            codebook; MissingInput for a codebook that is not there.
+        """
         if shard.is_open:
             return shard
         if shard.picture is not None:
@@ -44,7 +48,10 @@ class Opener:
                 f"frame {shard.frame[:80]}: coded with the codebook {short(digest)}, which is of "
                 f"{codebook.num_tokens} tokens of the tower {short(codebook.tower)}"
             )
-        tokens_NC = klt.decode(shard.codes, shard.positions, codebook, step)
+        try:
+            tokens_NC = klt.decode(shard.codes, shard.positions, codebook, step)
+        except BadData as error:
+            raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
         return replace(shard, tokens=tokens_NC)
 
     def _seen(self, shard: Shard, picture: Picture) -> np.ndarray:
@@ -59,26 +66,21 @@ class Opener:
         try:
             pixels_13HW = model.preprocess([pictures.decode(picture)])
         except BadData as error:
-            raise BadData(f"frame {shard.frame[:80]}: {error}") from None
+            raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
         with torch.no_grad():
             tokens_1NC = model.vision_tokens(pixels_13HW)
         tokens_NC = tokens_1NC[0].float().cpu().numpy()
         if len(tokens_NC) != shard.num_tokens:
-            raise BadData(
+            raise Unusable(
                 f"frame {shard.frame[:80]}: the tower makes {len(tokens_NC)} tokens of its "
                 f"picture, {shard.num_tokens} expected"
             )
         return tokens_NC
 
     def open_all(self, shards: Iterable[Shard], skipped: Skipped) -> Iterator[Shard]:
-        """The shards with their tokens, without those whose pictures are bad.
-
-        Raises: MissingInput for a codebook that is not there; BadData for another tower's shard.
-        """
+        """The shards with their tokens, without unusable ones. Raises: BadData, MissingInput."""
         for shard in shards:
             try:
                 yield self.open(shard)
-            except BadData as error:
-                if shard.picture is None or shard.tower != self._model.tower_digest:
-                    raise
+            except Unusable as error:
                 skipped.add("shard", error)

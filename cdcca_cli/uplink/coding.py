@@ -9,6 +9,7 @@ bytes than the better one.
 Legend: N kept tokens, C channels.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,8 +133,7 @@ class Coder:
                 raise SettingError(name, reason)
         if self._made is None:
             self._made = {}
-        other = object.__new__(Coder)
-        vars(other).update(vars(self))
+        other = copy(self)
         other.token_coding = replace(self.token_coding, step=float(np.float32(step)))
         other.quality = other._quality(only_measured=True)
         return other

@@ -98,7 +98,6 @@ OTHER = "sha256:" + "9" * 64
         ({"num_tokens": 6}, "is of 5 tokens of the tower"),
         ({"codes": None}, "neither tokens, codes nor a picture"),
         ({"coding": Coding("klt", None, None)}, "neither tokens, codes nor a picture"),
-        ({"codes": np.zeros((1, 3), np.int32)}, "codes of shape"),
     ],
 )
 def test_codes_that_do_not_fit_end_the_run(
@@ -109,6 +108,33 @@ def test_codes_that_do_not_fit_end_the_run(
     shards = [replace(coded(codebook), **change)]
     with pytest.raises(BadData, match=reason):
         list(Opener(model, lambda _: codebook).open_all(shards, Skipped()))
+
+
+@pytest.mark.parametrize(
+    ("codes", "step", "reason"),
+    [
+        (np.zeros((1, 3), np.int32), 0.5, "codes of shape"),
+        (None, 2.0**126, "not finite"),
+    ],
+)
+def test_a_frame_with_bad_codes_is_left_out(
+    model: LoadedModel,
+    codes: np.ndarray | None,
+    step: float,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One of three frames: the others are opened, and it is named and counted."""
+    codebook, skipped = made(), Skipped()
+    good = coded(codebook)
+    large = np.full_like(good.codes, 1 << 20)
+    coding = replace(good.coding, step=step)
+    bad = replace(good, frame="bad", coding=coding, codes=large if codes is None else codes)
+    found = list(Opener(model, lambda _: codebook).open_all([good, bad, good], skipped))
+    assert [shard.frame for shard in found] == [good.frame] * 2
+    assert "1 shard" in str(skipped)
+    said = capsys.readouterr().err
+    assert "frame bad" in said and reason in said
 
 
 def test_a_codebook_that_is_not_there_ends_the_run(model: LoadedModel) -> None:
