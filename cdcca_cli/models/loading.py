@@ -26,13 +26,14 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, text_model
+from cdcca_cli.families import FAMILIES, Family, adjusting, processors, text_model
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
 from cdcca_cli.models.cells import Cells
 from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.perceiver import Perceiver
 from cdcca_cli.models.pictures import Preparer
 from cdcca_cli.models.qformer import QFormer
 from cdcca_cli.text import load_json
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
 SHIPPED = "shipped:"
 ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
-_KINDS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "cells": Cells}
+_KINDS: dict[str, type[LoadedModel]] = {
+    "qformer": QFormer,
+    "perceiver": Perceiver,
+    "cells": Cells,
+}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 
 
@@ -377,6 +382,8 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
         )
     if row.kind == "qformer":
         return Preparer(image_processor, None, "", ("pixel_values",))
+    if row.adjust:
+        getattr(adjusting, row.adjust)(module.config, image_processor)
     with source.reading("the processor"):
         processor = _processor(source, row, image_processor, tokenizer)
     place_id = image_token_id(module.config)
@@ -398,7 +405,9 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
         processor_class_from_name,
     )
 
-    known = processor_class_from_name(row.processor or PROCESSOR_MAPPING_NAMES[row.model_type])
+    name = row.processor or PROCESSOR_MAPPING_NAMES[row.model_type]
+    made_here = getattr(processors, name, None)
+    known = processor_class_from_name(name) if made_here is None else made_here()
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)

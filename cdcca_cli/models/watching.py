@@ -63,8 +63,13 @@ def _ignoring_stops() -> Iterator[None]:
 
 
 @contextmanager
-def resuming(blocks: Blocks, first: int, hidden_PNC: Tensor) -> Iterator[None]:
+def resuming(
+    blocks: Blocks, first: int, hidden_PNC: Tensor, *, as_it_is: bool = False
+) -> Iterator[None]:
     """Inside, a pass begins at block `first` with these hidden states, in the pictures' order.
+
+    They are given in the shape that the block would get, or `as_it_is`, so that a pass of one
+    picture goes on with several.
 
     The blocks before it are still called, because transformers counts them to number the hidden
     states, but their `forward` is replaced on the instance: a hook cannot keep a module from
@@ -73,7 +78,11 @@ def resuming(blocks: Blocks, first: int, hidden_PNC: Tensor) -> Iterator[None]:
 
     def give(_module: Any, args: Any, kwargs: Any) -> Any:
         expected = first_tensor(args, kwargs)
-        return with_first(args, kwargs, hidden_PNC.to(expected).reshape(expected.shape))
+        if as_it_is:
+            return with_first(args, kwargs, hidden_PNC.to(expected))
+        # With the strides of what it replaces, on which sums depend in their last bit.
+        given = torch.empty_like(expected).copy_(hidden_PNC.reshape(expected.shape))
+        return with_first(args, kwargs, given)
 
     handle = blocks[first].register_forward_pre_hook(give, with_kwargs=True)
     for block in blocks[:first]:
@@ -131,11 +140,17 @@ def numbering(module: nn.Module) -> Iterator[None]:
 
 
 def numbers(coded_ND: Tensor) -> Tensor:
-    """(N,) int64: the row's number; -1 for a row that is no number, such as a newline's vector."""
+    """(N,) int64: the row's number; -1 for a row that is no number, such as a newline's vector.
+
+    Raises: ValueError for a row that was made of several numbers.
+    """
     coded_ND = coded_ND.float()
     digits_N3, rest = coded_ND[:, :3], coded_ND[:, 3:]
+    is_marked_N = ((rest - _MARKER).abs() < 1).all(1)
     is_coded_N = (rest == _MARKER).all(1) & (digits_N3 == digits_N3.round()).all(1)
     is_coded_N &= ((digits_N3 >= 0) & (digits_N3 < _DIGIT)).all(1)
+    if not torch.equal(is_marked_N, is_coded_N):
+        raise ValueError("a feature is a mixture of several places' features")
     weights = torch.tensor([1.0, _DIGIT, _DIGIT**2], device=coded_ND.device)
     found_N = (digits_N3 * weights).sum(1).long()
     return torch.where(is_coded_N, found_N, -1)
