@@ -294,9 +294,8 @@ class LoadedModel(ABC):
     @property
     def vocabulary_digest(self) -> str:
         """Digest of the tokenizer's table, the number of the head's rows and the end tokens."""
-        words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         rows = int(self.module.get_output_embeddings().weight.shape[0])
-        return digests.of_json([words, rows, list(self.end_ids)])
+        return digests.of_vocabulary(self.tokenizer.get_vocab(), rows, self.end_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text, without special tokens and surrounding blanks."""
