@@ -8,6 +8,7 @@
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ from cdcca_cli.families import FAMILIES, Family, text_model
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
+from cdcca_cli.models.cells import Cells
+from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.pictures import Preparer
 from cdcca_cli.models.qformer import QFormer
-from cdcca_cli.models.token_per_patch import TokenPerPatch
 from cdcca_cli.text import load_json
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 SHIPPED = "shipped:"
 ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
-_CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
+_KINDS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "cells": Cells}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 
 
@@ -54,6 +57,7 @@ def load(
     revision: str | None = None,
     zero_biases: bool = False,
     device_map: str | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, frozen and in eval mode.
 
@@ -65,6 +69,7 @@ def load(
         quantize: none, int8 or nf4; the language model only.
         zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
             has none, as the paper does.
+        template: of prompts, with {prompt} and the picture's mark; None: the checkpoint's own.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
         (damaged, or its parts do not fit), Unavailable (no CUDA, no bitsandbytes, no hub).
@@ -79,12 +84,12 @@ def load(
     row = FAMILIES[config.model_type]
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    text = text_model(config.text_config.model_type)
+    text = text_model(config.get_text_config().model_type)
     if zero_biases:
         for name in text.bias_settings:
-            setattr(config.text_config, name, True)
+            setattr(config.get_text_config(), name, True)
     placed: dict[str, Any] = {}
-    quantized = quantization.config(quantize, list(row.full_precision), cast_to or torch.float32)
+    quantized = quantization.config(quantize, list(row.full_precision()), cast_to or torch.float32)
     if quantized is not None:
         placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
@@ -100,17 +105,18 @@ def load(
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    folder = row.instruction_tokenizer
-    model = _CONNECTORS[row.connector](
+    folder, tokenizer = row.instruction_tokenizer, _tokenizer(source, "")
+    model = _KINDS[row.kind](
         row,
         module,
-        _tokenizer(source, ""),
-        _image_processor(source),
+        tokenizer,
+        _preparer(source, row, module, tokenizer),
         checkpoint=source.named,
         compute=device,
         dtype=cast_to,
         tower_digest=tower_digest,
         instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
+        template=template,
     )
     sizes.check(model)
     return model
@@ -361,12 +367,54 @@ def _tokenizer(source: _Source, subfolder: str) -> Any:
     return tokenizer
 
 
-def _image_processor(source: _Source) -> Any:
-    """The processor for PIL images: the same pixels with torchvision and without."""
+def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Preparer:
+    """The processors for PIL images: the same pixels with torchvision and without."""
     from transformers import AutoImageProcessor
 
     with source.reading("the image processor"):
-        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **source.options)
+        image_processor = AutoImageProcessor.from_pretrained(
+            source.path, backend="pil", **source.options
+        )
+    if row.kind == "qformer":
+        return Preparer(image_processor, None, "", ("pixel_values",))
+    with source.reading("the processor"):
+        processor = _processor(source, row, image_processor, tokenizer)
+    place_id = image_token_id(module.config)
+    token = tokenizer.convert_ids_to_tokens(place_id)
+    if not isinstance(token, str):
+        raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
+    model = module if hasattr(module, "get_image_features") else module.model
+    arguments = inspect.signature(model.get_image_features).parameters
+    return Preparer(image_processor, processor, token, tuple(arguments))
+
+
+def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: Any) -> Any:
+    """The processor that knows a picture's text, without its video processor.
+
+    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone.
+    """
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,
+        processor_class_from_name,
+    )
+
+    known = processor_class_from_name(row.processor or PROCESSOR_MAPPING_NAMES[row.model_type])
+    if known is None:
+        raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
+    settings, _ = known.get_processor_dict(source.path, **source.options)
+    made_of = {"image_processor": image_processor, "tokenizer": tokenizer}
+    takes = inspect.signature(known.__init__).parameters
+    made_of |= {name: None for name in known.get_attributes() if name not in made_of}
+    kept = {name: value for name, value in settings.items() if name in takes}
+    lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _any_argument})
+    made = lenient(**{**kept, **made_of})
+    is_set = "patch_size" not in takes or getattr(made, "patch_size", None) is not None
+    return made if is_set else None
+
+
+def _any_argument(self: Any, name: str, value: Any) -> type:
+    """No video processor will do: none is used."""
+    return type(value)
 
 
 def _failed(source: _Source, what: str, error: Exception) -> CdccaError:

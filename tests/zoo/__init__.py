@@ -1,0 +1,126 @@
+"""Tiny random checkpoints of every family, with the real processor and tokenizer classes.
+
+`checkpoint(name, folder)` writes one folder as the hub has it: config.json, generation_config.json,
+model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja,
+preprocessor_config.json and processor_config.json. `rows.py` is the table of families. Weights
+are random but loud: another picture or word changes the logits visibly.
+
+Does not make a model that knows anything: answers are noise.
+"""
+
+import importlib.util
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tests.zoo import read
+from tests.zoo.read import accepted, inputs, logits, num_features
+from tests.zoo.rows import ROWS, Row
+from tests.zoo.texts import Text
+from tests.zoo.words import tokenizer
+
+__all__ = [
+    "FAMILIES",
+    "SHAPES",
+    "accepted",
+    "checkpoint",
+    "images",
+    "in_tower",
+    "inputs",
+    "logits",
+    "missing",
+    "num_features",
+    "processor",
+]
+
+FAMILIES: dict[str, Row] = {row.name: row for row in ROWS}
+"""The families, by name."""
+SHAPES = {"wide": (96, 40), "tall": (40, 96), "square": (60, 60)}
+"""Width and height of three pictures that a family of tiles or of native resolution tells apart."""
+
+
+def missing(name: str) -> str:
+    """Why the family cannot be built or read here; empty if it can."""
+    absent = [each for each in FAMILIES[name].needs if importlib.util.find_spec(each) is None]
+    return f"{name} needs {' and '.join(absent)}" if absent else ""
+
+
+def checkpoint(
+    name: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    width: int = 64,
+    text_layers: int | None = None,
+    tower_seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the checkpoint of a family into `folder`, which is made.
+
+    Args:
+        width: channels of the language model, a multiple of 64.
+        text_layers: its blocks; None: as many as the family needs.
+        tower_seed: two checkpoints with the same one have the same vision tower, whatever their
+            language models; None: `seed`.
+        dtype: what the weights are stored in.
+    """
+    import transformers
+
+    row = FAMILIES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    words = tokenizer(folder, row.chat, row.mark, row.words, row.special)
+    model_class = getattr(transformers, row.model)
+    text = Text(words, width, text_layers or row.layers)
+    model = model_class(model_class.config_class(**row.config(text)))
+    _fill(model, row, seed, seed if tower_seed is None else tower_seed)
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=words.bos_token_id,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.convert_tokens_to_ids(list(row.chat.eos)),
+    )
+    model.to(dtype).save_pretrained(folder)
+    pictures = {"image_processor_type": row.pictures, "processor_class": row.processor}
+    _write(folder / "preprocessor_config.json", pictures | dict(row.sizes))
+    _write(folder / "processor_config.json", {"processor_class": row.processor, **row.settings})
+    return folder
+
+
+def in_tower(row: Row, name: str) -> bool:
+    """Whether the parameter of this name belongs to the vision tower, its connector left out."""
+    return name.startswith(row.tower) and not name.startswith(row.connector)
+
+
+def processor(folder: Path) -> Any:
+    """The processor of a checkpoint written here, by the folder's name of the family."""
+    return read.processor(FAMILIES[folder.name], folder)
+
+
+def images(*, seed: int = 0) -> dict[str, Image.Image]:
+    """A wide, a tall and a square picture of coarse coloured squares."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for shape, size in SHAPES.items():
+        coarse = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+        picture = Image.fromarray(coarse.numpy(), "RGB")
+        made[shape] = picture.resize(size, Image.Resampling.NEAREST)
+    return made
+
+
+def _fill(
+    model: torch.nn.Module, row: Row, seed: int, tower_seed: int, scale: float = 0.12
+) -> None:
+    """Fill every parameter with noise of its own name; what begins at one stays around one."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            own = tower_seed if in_tower(row, name) else seed
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{own} {name}".encode()))
+            noise = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.copy_(noise + (parameter.ndim == 1 and parameter.float().mean() > 0.5))
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2))
