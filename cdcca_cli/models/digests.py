@@ -21,7 +21,13 @@ from cdcca_cli.models import quantization
 def of_parameters(module: nn.Module) -> str:
     """Digest of all parameters of a module, by their names inside it."""
     quantization.unpack(module)
-    return of_tensors({name: p.detach() for name, p in module.named_parameters()})
+    return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
+
+
+def of_json(value: object) -> str:
+    """Digest of a JSON value."""
+    text = np.frombuffer(records.dump_json(value).encode(), np.uint8)
+    return overlay_digest({"json": text})
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -33,12 +39,6 @@ def of_vocabulary(words: Mapping[str, int], rows: int, end_ids: Sequence[int]) -
     """Digest of a tokenizer's table, the number of the head's rows and the end tokens."""
     table = sorted(words.items(), key=lambda item: (item[1], item[0]))
     return of_json([table, rows, list(end_ids)])
-
-
-def of_json(value: object) -> str:
-    """Digest of a JSON value."""
-    text = np.frombuffer(records.dump_json(value).encode(), np.uint8)
-    return overlay_digest({"json": text})
 
 
 class _Bits(Mapping[str, NDArray[Any]]):

@@ -1,8 +1,9 @@
-"""A checkpoint's model without its weights: its parts, sizes and names, from config.json alone.
+"""A model without its weights (`loading.outline`): its parts, and where the weights would go.
 
-The parameters are on torch's meta device, which takes no memory. `tower_tensors` finds the tower's
-parameters among the tensors of a checkpoint, as transformers does when it loads them (it renames
-and splits some), so that a tower's digest needs the bytes of the tower alone.
+`TowerTensors` finds the tower's parameters among the tensors of a checkpoint, as transformers does
+when it loads them (it renames and splits some), so that a tower's digest needs the bytes of the
+tower alone. `hollow` gives the tower's ends values, so that the outline sees a picture and shows
+how many visual tokens it becomes, of how many channels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,87 +15,50 @@ import torch
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import FAMILIES, Family
-from cdcca_cli.models import decoding, digests, loading
+from cdcca_cli.families import Family
+from cdcca_cli.models import watching
+from cdcca_cli.models.model import LoadedModel
 
-PARTS = ("tower", "connector", "language", "audio")
+PARTS = ("tower", "connector", "language model", "audio tower")
 _KEPT = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """named: as the user wrote it. path: its folder or hub id. module: on the meta device."""
-
-    named: str
-    path: str
-    is_folder: bool
-    row: Family
-    module: Any
-    tokenizer: Any
-    revision: str | None = None
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """By name; one that two modules share comes once."""
-        return dict(self.module.named_parameters())
-
-    def part_of(self, name: str) -> str:
-        """The part, one of PARTS, that a parameter belongs to."""
-        row = self.row
-        if _is_under(name, row.tower_path) and not _is_under(name, *row.connector_paths):
-            return "tower"
-        if _is_under(name, row.language_path, "lm_head"):
-            return "language"
-        return "audio" if "audio" in name else "connector"
-
-    def tower_names(self) -> dict[str, str]:
-        """The tower's parameters: their names inside it, by their names in the module."""
-        prefix = f"{self.row.tower_path}."
-        names = [name for name in self.parameters() if self.part_of(name) == "tower"]
-        return {name: name.removeprefix(prefix) for name in names}
-
-    def vocabulary_digest(self) -> str:
-        """As `LoadedModel.vocabulary_digest`."""
-        words = self.tokenizer.get_vocab()
-        rows = int(self.module.get_output_embeddings().weight.shape[0])
-        config = self.module.config.get_text_config(decoder=True)
-        ends = decoding.end_ids(self._generation_config(), config, self.tokenizer)
-        return digests.of_vocabulary(words, rows, ends)
-
-    def _generation_config(self) -> Any:
-        from transformers import GenerationConfig
-
-        if self.row.connector == "qformer":  # the file is of the whole, which does not generate
-            return self.module.get_submodule(self.row.language_path).generation_config
-        try:
-            return GenerationConfig.from_pretrained(self.path, revision=self.revision)
-        except OSError:  # there is none
-            return self.module.generation_config
+def part_of(name: str, row: Family) -> str:
+    """The part, one of PARTS, that a parameter belongs to, by its name."""
+    connectors = [path.removesuffix(".*") for path in row.connector_paths]
+    if _is_under(name, row.tower_path) and not _is_under(name, *connectors):
+        return "tower"
+    if _is_under(name, row.language_path, "lm_head"):
+        return "language model"
+    return "audio tower" if "audio" in name else "connector"
 
 
-def skeleton(
-    checkpoint: str, *, revision: str | None = None, qformer_layers: int | None = None
-) -> Skeleton:
-    """Read config.json and the tokenizer of a checkpoint. Raises: as `loading.load`."""
-    import transformers
-    from accelerate import init_empty_weights
+def tower_names(model: LoadedModel) -> dict[str, str]:
+    """The tower's parameters: their names in the module, by their names inside the tower."""
+    prefix = f"{model.row.tower_path}."
+    names = (name for name, _ in model.module.named_parameters())
+    return {
+        name.removeprefix(prefix): name for name in names if part_of(name, model.row) == "tower"
+    }
 
-    source = loading._source(checkpoint, revision)
-    loading._quiet_transformers()
-    config = loading._config(source)
-    if qformer_layers is not None:
-        loading._cut_qformer(config, qformer_layers, source.named)
-    row = FAMILIES[config.model_type]
-    with source.reading("config.json"), init_empty_weights():
-        module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
-    return Skeleton(
-        source.named,
-        source.path,
-        source.is_folder,
-        row,
-        module.eval(),
-        loading._tokenizer(source, ""),
-        revision,
-    )
+
+def hollow(model: LoadedModel) -> None:
+    """Make an outline see pictures: its tower's blocks pass on what they get, all around is zero.
+
+    What it makes of a picture has the number, the places and the channels of the real tokens.
+    """
+    inside = {id(one) for block in model.blocks for one in block.parameters()}
+    for name, parameter in list(model.module.named_parameters()):
+        if part_of(name, model.row) in ("tower", "connector") and id(parameter) not in inside:
+            path, _, leaf = name.rpartition(".")
+            zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
+    for block in model.blocks:
+        block.forward = _passed_on  # type: ignore[method-assign]
+
+
+def _passed_on(*args: Any, **kwargs: Any) -> Tensor:
+    return watching.first_tensor(args, kwargs)
 
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -107,21 +71,24 @@ class TowerTensors(Mapping[str, Tensor]):
     Raises: BadData if the checkpoint lacks one, or has another shape; from [] too, what `read` does.
     """
 
-    def __init__(self, built: Skeleton, stored: Shapes, read: Callable[[str], Tensor]) -> None:
-        self._module, self._read = built.module, read
-        self._loads = _loads(built.module, stored)
-        self._names = {inside: name for name, inside in built.tower_names().items()}
-        self._parameters = built.parameters()
+    def __init__(
+        self, model: LoadedModel, stored: Shapes, read: Callable[[str], Tensor]
+    ) -> None:
+        """Args: model: an outline. stored: all of the checkpoint's tensors."""
+        self._module, self._read = model.module, read
+        self._names = tower_names(model)
+        self._loads = _loads(model.module, stored)
+        self._parameters = dict(model.module.named_parameters())
         self._ready: dict[str, Tensor] = {}  # of a stored tensor that makes several parameters
-        self._kept = {name for part in built.module.modules() for name in _kept(part)}
+        self._kept = {name for part in model.module.modules() for name in _kept(part)}
         for name in self._names.values():
             shape, load = tuple(self._parameters[name].shape), self._loads.get(name)
             if load is None:
-                raise BadData(f"{built.named}: the weights lack {name}")
+                raise BadData(f"{model.checkpoint}: the weights lack {name}")
             if load.targets[name] != shape:
                 raise BadData(
-                    f"{built.named}: {name} has the shape {list(load.targets[name])} in the "
-                    f"weights, {list(shape)} by config.json"
+                    f"{model.checkpoint}: {name} has the shape {list(load.targets[name])} in the "
+                    f"weights, {list(shape)} by config.json: they do not belong together"
                 )
 
     def __getitem__(self, inside: str) -> Tensor:
