@@ -29,9 +29,18 @@ _AHEAD_BYTES = 1 << 20
 """What one request to the hub fetches at least: headers and small tensors come many at a time."""
 _SECONDS = 60
 _DTYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
-    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 Open = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens one of a checkpoint's files, by its name, to be read anywhere. Raises: MissingInput."""

@@ -12,7 +12,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from cdcca_cli.errors import CdccaError
+from cdcca_cli.errors import CdccaError, Unavailable
 
 OK, MISSING = "ok", "missing"
 REQUIRED = {
@@ -62,9 +62,18 @@ def checks() -> list[Check]:
     return [*_packages(), *_hardware(), _quantization(), *_pictures(), *_extras(), *_room()]
 
 
+def require(found: list[Check]) -> None:
+    """Raises: Unavailable if a package that cdcca cannot do without is missing."""
+    missing = [check for check in found if check.is_required and check.state == MISSING]
+    if missing:
+        names = ", ".join(check.name for check in missing)
+        raise Unavailable(f"not installed: {names}: {missing[0].cure}")
+
+
 def as_json(found: list[Check]) -> dict[str, Any]:
     memory = main_memory()
     return {
+        "kind": "machine",
         "checks": [asdict(check) for check in found],
         "memory_bytes": asdict(memory),
         "cpu_threads": cpu_threads(),
@@ -110,14 +119,12 @@ def cuda_devices() -> list[tuple[str, int, int]]:
 
 def in_units(num_bytes: float) -> str:
     """`700 B`, `1.5 MB`, `23 GB`: powers of 1000, two or three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while num_bytes >= 999.5 and len(units) > 1:
         num_bytes /= 1000
-    else:
-        unit = "TB"
-    is_short = num_bytes >= 9.95 or unit == "B"
-    return f"{num_bytes:.0f} {unit}" if is_short else f"{num_bytes:.1f} {unit}"
+        units.pop(0)
+    is_short = num_bytes >= 9.95 or units[0] == "B"
+    return f"{num_bytes:.0f} {units[0]}" if is_short else f"{num_bytes:.1f} {units[0]}"
 
 
 def _packages() -> Iterator[Check]:
@@ -158,7 +165,9 @@ def _hardware() -> Iterator[Check]:
         (True, False): "this torch is built without CUDA: install one from pytorch.org",
         (True, True): f"nvidia-smi: does the driver fit CUDA {torch.version.cuda}?",
     }
-    yield Check("CUDA", MISSING, "", purpose, cures.get((has_card, is_built), "no NVIDIA card here"))
+    yield Check(
+        "CUDA", MISSING, "", purpose, cures.get((has_card, is_built), "no NVIDIA card here")
+    )
 
 
 def _quantization() -> Check:

@@ -213,15 +213,13 @@ class _Source:
             raise _failed(self, what, error) from error
 
 
-def place_of(checkpoint: str | Path) -> Path | None:
+def folder_of(checkpoint: str | Path) -> Path | None:
     """The folder of a checkpoint; None for a hub id. Raises: as `load`."""
     source = _source(checkpoint, None, needs_weights=False)
     return Path(source.path) if source.is_folder else None
 
 
-def _source(
-    checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True
-) -> _Source:
+def _source(checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True) -> _Source:
     text = str(checkpoint)
     path = Path(text).expanduser()
     if text.startswith(SHIPPED):

@@ -404,6 +404,10 @@ class LoadedModel(ABC):
         """Raises: BadData if parts of this kind do not fit together (`sizes`)."""
 
     @abstractmethod
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        """The tokens of a prompt with its picture's places, as transformers' own call takes it."""
+
+    @abstractmethod
     def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
         """Number of positions of a prompt with its picture."""
 

@@ -54,7 +54,7 @@ def hollow(model: LoadedModel) -> None:
             zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
             setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
     for block in model.blocks:
-        block.forward = _passed_on  # type: ignore[method-assign]
+        block.forward = _passed_on
 
 
 def _passed_on(*args: Any, **kwargs: Any) -> Tensor:
@@ -68,12 +68,10 @@ Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 class TowerTensors(Mapping[str, Tensor]):
     """The tower's parameters as transformers would load them, by name inside it; read one by one.
 
-    Raises: BadData if the checkpoint lacks one, or has another shape; from [] too, what `read` does.
+    Raises: BadData if the checkpoint lacks one or has another shape; from [], what `read` raises.
     """
 
-    def __init__(
-        self, model: LoadedModel, stored: Shapes, read: Callable[[str], Tensor]
-    ) -> None:
+    def __init__(self, model: LoadedModel, stored: Shapes, read: Callable[[str], Tensor]) -> None:
         """Args: model: an outline. stored: all of the checkpoint's tensors."""
         self._module, self._read = model.module, read
         self._names = tower_names(model)
@@ -90,6 +88,10 @@ class TowerTensors(Mapping[str, Tensor]):
                     f"{model.checkpoint}: {name} has the shape {list(load.targets[name])} in the "
                     f"weights, {list(shape)} by config.json: they do not belong together"
                 )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, without reading any."""
+        return {inside: tuple(self._parameters[n].shape) for inside, n in self._names.items()}
 
     def __getitem__(self, inside: str) -> Tensor:
         name = self._names[inside]
