@@ -164,6 +164,7 @@ _ROWS = (
         name="internvl",
         model_type="internvl",
         architecture="InternVLForConditionalGeneration",
+        is_stacked=True,
         blocks="encoder.layer",
     ),
     replace(
@@ -171,6 +172,7 @@ _ROWS = (
         name="gemma3",
         model_type="gemma3",
         architecture="Gemma3ForConditionalGeneration",
+        is_stacked=True,
         entries=(f"{_PROJECTOR}.mm_soft_emb_norm",),
         exits=(_PROJECTOR,),
         connect="gemma3",

@@ -55,6 +55,7 @@ class Cells(LoadedModel):
         row = self.row
         self._entries = self._parts(row.entries)
         self._exits = self._parts(row.exits) if row.exits else self._entries
+        self._readable: dict[int, bool] = {}
         self._side = int(self._setting(row.side)) if row.side else 1
 
     def _setting(self, path: str) -> Any:
@@ -86,17 +87,19 @@ class Cells(LoadedModel):
         return Trunk(hollow_picture, first_block, (found[0], *early))
 
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
-        inputs = self._joined([trunk.picture.inputs] * passes)
+        moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
+        inputs = self._joined([moved] * passes)
         if not trunk.states:
             run = self._run(inputs, passes)
         else:
             hidden, *early = trunk.states
             width = hidden.shape[-1]
-            repeated = hidden.reshape(1, -1, width).expand(passes, -1, -1)
+            repeated = hidden.to(self.device).reshape(1, -1, width).expand(passes, -1, -1)
             with watching.resuming(self.blocks, trunk.first_block, repeated):
                 run = self._run(inputs, passes)
             kept = [
-                [state.reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)] for state in early
+                [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
+                for state in early
             ]
             run = _Run(self._with_early(run.reads, kept), run.order_PN)
         seen = self._seen(run, trunk.picture)
@@ -184,6 +187,21 @@ class Cells(LoadedModel):
         if len(inputs) == 1:
             return inputs[0]
         return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        """By the connector itself; their number depends on the frame, unless the size is fixed."""
+        usual = getattr(self.module.config, "image_seq_length", None)
+        if usual is not None and self.preparer.has_one_size and num_tokens != usual:
+            return False
+        if channels not in self._readable:
+            try:
+                with torch.no_grad():
+                    self.queries(torch.zeros(1, 1, channels))
+            except (RuntimeError, ValueError):
+                self._readable[channels] = False
+            else:
+                self._readable[channels] = True
+        return self._readable[channels]
 
     # ---- the connector
 

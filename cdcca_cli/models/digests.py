@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cdcca_cli.families import Family
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.models import quantization
@@ -22,6 +23,20 @@ def of_parameters(module: nn.Module) -> str:
     """Digest of all parameters of a module, by their names inside it."""
     quantization.unpack(module)
     return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
+
+
+def of_tower(module: Any, row: Family) -> str:
+    """Digest of a model's vision tower, without connectors that lie inside it (Qwen-VL's merger):
+    their width is the language model's, and what a device sends is what they read."""
+    quantization.unpack(module)
+    prefix = f"{row.tower_path}."
+    outside = tuple(f"{path}." for path in row.connector_paths)
+    parameters = {
+        name.removeprefix(prefix): parameter.detach()
+        for name, parameter in module.named_parameters()
+        if name.startswith(prefix) and not name.startswith(outside)
+    }
+    return overlay_digest(_Bits(parameters))
 
 
 def of_json(value: object) -> str:

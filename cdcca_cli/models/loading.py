@@ -99,7 +99,7 @@ def load(
         missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
     _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
     quantization.check_shapes(module, row.language_path, quantize, device)
-    tower_digest = digests.of_parameters(module.get_submodule(row.tower_path))
+    tower_digest = digests.of_tower(module, row)
     cast_to = cast_to or module.dtype
     _cast(module, cast_to)
     if device_map is None and not getattr(module, "is_quantized", False):

@@ -228,6 +228,10 @@ class LoadedModel(ABC):
             [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
+    @abstractmethod
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        """Whether the tower makes frames of so many tokens, each of so many channels."""
+
     def read(self, seen: Sequence[Seen], prompts: Sequence[str]) -> Spliced:
         """Prompts with all tokens of their pictures."""
         tokens_BNC, mask_BN = padded([one.tokens for one in seen])
@@ -392,7 +396,7 @@ class LoadedModel(ABC):
 
     # For the connector kinds to define.
 
-    def _bind(self) -> None:
+    def _bind(self) -> None:  # noqa: B027 -- not every kind has any
         """Find the parts of the module that this kind uses."""
 
     @abstractmethod

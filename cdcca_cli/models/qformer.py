@@ -139,6 +139,10 @@ class QFormer(LoadedModel):
     def _language_module(self) -> Any:
         return self.module.language_model
 
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        width = self.module.config.vision_config.hidden_size
+        return (num_tokens, channels) == (int(self.tower.embeddings.num_positions), width)
+
     def _of_features(self, mask_BN: Tensor) -> Tensor | None:
         return None
 
