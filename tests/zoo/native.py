@@ -271,6 +271,7 @@ ROWS = (
         sizes={"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70},
         settings={"image_seq_length": 70},
         tower="",
+        backend="torchvision",
         needs=("torchvision",),
         **GEMMA4_WORDS,
     ),
@@ -349,6 +350,7 @@ ROWS = (
         },
         call={"use_image_special_tokens": True},
         layers=4,
+        backend="torchvision",
         needs=("torchvision",),
     ),
     Row(
