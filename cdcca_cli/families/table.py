@@ -44,13 +44,9 @@ class TextModel:
     """How a kind of language model names its parts.
 
     attention: ending of the names of the self-attentions that read the prompt.
-    bias_settings: settings of its config that add a bias to every linear; none if it has biases, or
-        cannot have them. bias_suffix: ending of the names of these biases.
     """
 
     attention: str = ".self_attn"
-    bias_settings: tuple[str, ...] = ()
-    bias_suffix: str = "_proj.bias"
 
 
 _BLIP2 = Family(
@@ -94,12 +90,9 @@ _LLAVA = Family(
 
 FAMILIES = {row.model_type: row for row in (_BLIP2, _INSTRUCTBLIP, _LLAVA)}
 
-_TEXT_MODELS = {
-    "llama": TextModel(bias_settings=("attention_bias", "mlp_bias")),
-    "t5": TextModel(attention=".SelfAttention"),
-}
+_TEXT_MODELS = {"t5": TextModel(attention=".SelfAttention")}
 
 
 def text_model(model_type: str) -> TextModel:
-    """How a language model names its parts; without a row, as LLaMA and OPT do."""
+    """How a language model names its parts; without a row, as most do."""
     return _TEXT_MODELS.get(model_type, TextModel())
