@@ -38,6 +38,7 @@ from cdcca_cli.formats.device_state import DeviceSettings, Lora, Quantize
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.names import CODEBOOK_FILE, has_lora, split_groups, whole_groups
 from cdcca_cli.formats.trust import Trust
+from cdcca_cli.models import quantization
 from cdcca_cli.models.loading import ASSETS, SHIPPED, load
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.overlay import as_array, fused_experts
@@ -71,6 +72,8 @@ def create_device(
         lora=Lora(rank=how.lora_rank, alpha=how.alpha, seed=how.seed),
         tower=model.tower_digest,
     )
+    if how.quantize == "nf4":
+        quantization.left_out(model.row, model.module.config)
     overlay = model.initial_overlay(groups, how.lora_rank, how.seed)
     experts = fused_experts(model.module)
     if experts and "lora.language" in split_groups(groups):

@@ -56,7 +56,7 @@ def config(quantize: str, row: Family, model_config: Any, dtype: torch.dtype) ->
     keep = list(row.full_precision)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
-    keep += _left_out(row, model_config)
+    keep += left_out(row, model_config)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -65,8 +65,11 @@ def config(quantize: str, row: Family, model_config: Any, dtype: torch.dtype) ->
     )
 
 
-def _left_out(row: Family, model_config: Any) -> list[str]:
-    """The linears of the language model that 4 bits cannot hold, found before any is loaded."""
+def left_out(row: Family, model_config: Any) -> list[str]:
+    """The linears of the language model that 4 bits cannot hold, found before any is loaded.
+
+    Raises: SettingError if it has no others.
+    """
     import transformers
 
     with torch.device("meta"):
