@@ -176,6 +176,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(

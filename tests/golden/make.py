@@ -551,7 +551,7 @@ def device_3(**change: Any) -> bytes:
 
 
 def device_4(**change: Any) -> bytes:
-    state = {"version": 4, "groups": ["norm", "query", "lora.language"], "codebook": None}
+    state = {"version": 4, "groups": ["norm", "query", "lora.language"], "codebook": None, "template": None}
     return device_2(**{**state, **change})
 
 
