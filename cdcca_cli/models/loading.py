@@ -11,7 +11,7 @@
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, adjusting, processors, text_model
+from cdcca_cli.families import FAMILIES, Family, adjusting, processors
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
@@ -60,7 +60,6 @@ def load(
     quantize: str = "none",
     qformer_layers: int | None = None,
     revision: str | None = None,
-    zero_biases: bool = False,
     device_map: str | None = None,
     template: str | None = None,
 ) -> LoadedModel:
@@ -72,8 +71,6 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
-            has none, as the paper does.
         template: of prompts, with {prompt} and the picture's mark; None: the checkpoint's own.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
@@ -89,42 +86,78 @@ def load(
     row = FAMILIES[config.model_type]
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    text = text_model(config.get_text_config().model_type)
-    if zero_biases:
-        for name in text.bias_settings:
-            setattr(config.get_text_config(), name, True)
     placed: dict[str, Any] = {}
-    quantized = quantization.config(quantize, list(row.full_precision()), cast_to or torch.float32)
+    with source.reading("config.json"):
+        quantized = quantization.config(quantize, row, config, cast_to or torch.float32)
     if quantized is not None:
         placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
         placed["device_map"] = device_map
     module, missing, unexpected = _module(row, source, config, placed)
-    if zero_biases and text.bias_settings:
-        missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
     _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
-    quantization.check_shapes(module, row.language_path, quantize, device)
+    quantization.check_shapes(module, device)
     tower_digest = digests.of_tower(module, row)
     cast_to = cast_to or module.dtype
     _cast(module, cast_to)
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
+    model = _wrapped(source, row, module, device, cast_to, tower_digest, template)
+    sizes.check(model)
+    return model
+
+
+def outline(
+    checkpoint: str | Path, *, revision: str | None = None, qformer_layers: int | None = None
+) -> LoadedModel:
+    """A model without its weights, by config.json, tokenizer and processor (`outlines`).
+
+    Its parameters are on torch's meta device, which takes no memory, and it has no tower's digest.
+    Of a hub id nothing else is fetched. Raises: as `load`.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    source = _source(checkpoint, revision, needs_weights=False)
+    _quiet_transformers()
+    config = _config(source)
+    if qformer_layers is not None:
+        _cut_qformer(config, qformer_layers, source.named)
+    row = FAMILIES[config.model_type]
+    with source.reading("config.json"), init_empty_weights():
+        module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
+    with suppress(OSError):  # many checkpoints have none
+        module.generation_config = transformers.GenerationConfig.from_pretrained(
+            source.path, **source.options
+        )
+    module.eval().requires_grad_(False)
+    model = _wrapped(source, row, module, "cpu", module.dtype, "", None)
+    sizes.check(model)
+    return model
+
+
+def _wrapped(
+    source: "_Source",
+    row: Family,
+    module: Any,
+    compute: str,
+    dtype: torch.dtype,
+    tower_digest: str,
+    template: str | None,
+) -> LoadedModel:
     folder, tokenizer = row.instruction_tokenizer, _tokenizer(source, "")
-    model = _KINDS[row.kind](
+    return _KINDS[row.kind](
         row,
         module,
         tokenizer,
         _preparer(source, row, module, tokenizer),
         checkpoint=source.named,
-        compute=device,
-        dtype=cast_to,
+        compute=compute,
+        dtype=dtype,
         tower_digest=tower_digest,
         instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
         template=template,
     )
-    sizes.check(model)
-    return model
 
 
 def load_device(
@@ -148,7 +181,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
-        zero_biases="bias" in settings.groups,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(
@@ -177,7 +210,13 @@ class _Source:
             raise _failed(self, what, error) from error
 
 
-def _source(checkpoint: str | Path, revision: str | None) -> _Source:
+def folder_of(checkpoint: str | Path) -> Path | None:
+    """The folder of a checkpoint; None for a hub id. Raises: as `load`."""
+    source = _source(checkpoint, None, needs_weights=False)
+    return Path(source.path) if source.is_folder else None
+
+
+def _source(checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True) -> _Source:
     text = str(checkpoint)
     path = Path(text).expanduser()
     if text.startswith(SHIPPED):
@@ -188,7 +227,7 @@ def _source(checkpoint: str | Path, revision: str | None) -> _Source:
     elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
         options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
         return _Source(text, text, False, options)
-    _check_folder(path, text)
+    _check_folder(path, text, needs_weights)
     return _Source(text, str(path), True, {"trust_remote_code": False, "local_files_only": True})
 
 
@@ -199,14 +238,15 @@ def _looks_like_a_path(text: str) -> bool:
     return text.count("/") > 1
 
 
-def _check_folder(path: Path, named: str) -> None:
+def _check_folder(path: Path, named: str, needs_weights: bool) -> None:
     if not path.exists():
         raise MissingInput(f"{named}: no such checkpoint folder")
     if not path.is_dir():
         raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
     if not (path / "config.json").is_file():
         raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
-    if not any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors")):
+    has_weights = any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors"))
+    if needs_weights and not has_weights:
         pickled = any(path.glob("*.bin"))
         raise MissingInput(
             f"{named}: the checkpoint has no weights: expected model.safetensors"
@@ -306,15 +346,6 @@ def _module(
     return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> list[str]:
-    """Set missing biases of the language model to zero; returns the other missing tensors."""
-    added = [name for name in missing if name.startswith(prefix) and name.endswith(suffix)]
-    with torch.no_grad():
-        for name in added:
-            module.get_parameter(name).zero_()
-    return [name for name in missing if name not in added]
-
-
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
@@ -341,15 +372,18 @@ def _check_complete(
 def _cast(module: Any, dtype: torch.dtype) -> None:
     """Cast the floating parameters in place, but not the buffers.
 
-    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay float32.
+    The parts that transformers keeps in float32 stay float32: in float16 the Q-Former and T5's
+    `wo`, in both 16-bit types the routers of experts.
     """
     kept: set[str] = set()
-    if dtype == torch.float16:
-        for part in module.modules():
+    for part in module.modules():
+        if dtype == torch.float16:
             kept.update(getattr(part, "_keep_in_fp32_modules", None) or ())
+        if dtype != torch.float32:
+            kept.update(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
-            keep = not kept.isdisjoint(name.split("."))
+            keep = any(f".{path}." in f".{name}." for path in kept)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
 
 
