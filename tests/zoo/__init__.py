@@ -2,13 +2,14 @@
 
 `checkpoint(name, folder)` writes one folder as the hub has it: config.json, generation_config.json,
 model.safetensors, tokenizer.json, tokenizer_config.json, chat_template.jinja,
-preprocessor_config.json and processor_config.json. `rows.py` is the table of families. Weights
-are random but loud: another picture or word changes the logits visibly.
+preprocessor_config.json and processor_config.json. Weights are random but loud: another picture or
+word changes the logits visibly. The table of families is in `single.py`, `tiles.py` and
+`native.py`, its columns in `row.py`.
 
 Does not make a model that knows anything: answers are noise.
 """
 
-import importlib.util
+import importlib
 import json
 import zlib
 from pathlib import Path
@@ -17,27 +18,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tests.zoo import read
-from tests.zoo.read import accepted, inputs, logits, num_features
-from tests.zoo.rows import ROWS, Row
+from tests.zoo import native, single, tiles
+from tests.zoo.row import Row
 from tests.zoo.texts import Text
 from tests.zoo.words import tokenizer
 
 __all__ = [
     "FAMILIES",
     "SHAPES",
-    "accepted",
     "checkpoint",
     "images",
     "in_tower",
-    "inputs",
-    "logits",
     "missing",
-    "num_features",
-    "processor",
 ]
 
-FAMILIES: dict[str, Row] = {row.name: row for row in ROWS}
+FAMILIES: dict[str, Row] = {row.name: row for row in (*single.ROWS, *tiles.ROWS, *native.ROWS)}
 """The families, by name."""
 SHAPES = {"wide": (96, 40), "tall": (40, 96), "square": (60, 60)}
 """Width and height of three pictures that a family of tiles or of native resolution tells apart."""
@@ -45,8 +40,12 @@ SHAPES = {"wide": (96, 40), "tall": (40, 96), "square": (60, 60)}
 
 def missing(name: str) -> str:
     """Why the family cannot be built or read here; empty if it can."""
-    absent = [each for each in FAMILIES[name].needs if importlib.util.find_spec(each) is None]
-    return f"{name} needs {' and '.join(absent)}" if absent else ""
+    for package in FAMILIES[name].needs:
+        try:
+            importlib.import_module(package)
+        except (ImportError, RuntimeError) as error:  # torchvision raises both
+            return f"{name} needs {package}: {error}"
+    return ""
 
 
 def checkpoint(
@@ -91,12 +90,7 @@ def checkpoint(
 
 def in_tower(row: Row, name: str) -> bool:
     """Whether the parameter of this name belongs to the vision tower, its connector left out."""
-    return name.startswith(row.tower) and not name.startswith(row.connector)
-
-
-def processor(folder: Path) -> Any:
-    """The processor of a checkpoint written here, by the folder's name of the family."""
-    return read.processor(FAMILIES[folder.name], folder)
+    return row.tower != "" and name.startswith(row.tower) and not name.startswith(row.connector)
 
 
 def images(*, seed: int = 0) -> dict[str, Image.Image]:
