@@ -26,15 +26,12 @@ def of_parameters(module: nn.Module) -> str:
 
 
 def of_tower(module: Any, row: Family) -> str:
-    """Digest of a model's vision tower, without connectors that lie inside it (Qwen-VL's merger):
-    their width is the language model's, and what a device sends is what they read."""
+    """Digest of a model's vision tower (`Family.in_tower`)."""
     quantization.unpack(module)
-    prefix = f"{row.tower_path}."
-    outside = tuple(f"{path}." for path in row.connector_paths)
     parameters = {
-        name.removeprefix(prefix): parameter.detach()
+        inside: parameter.detach()
         for name, parameter in module.named_parameters()
-        if name.startswith(prefix) and not name.startswith(outside)
+        if (inside := row.in_tower(name))
     }
     return overlay_digest(_Bits(parameters))
 

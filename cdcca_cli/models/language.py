@@ -58,7 +58,7 @@ class Spliced:
 class Language(ABC):
     """One language model.
 
-    last_attention: the last self-attention whose output has the visual positions.
+    last_attention: the last self-attention whose output at the visual positions reaches an answer.
     reads_answers: whether the answer's tokens go through it too, behind the prompt.
     max_positions: most positions of a prompt with its answer; None without a limit.
     suppressed: ids that are never chosen for an answer.
@@ -163,6 +163,8 @@ class CausalLanguage(Language):
             part
             for name, part in self.model.named_modules()
             if name.endswith(ending) and name.startswith(path)
+            # Gemma's last layers attend to the keys and values of earlier ones.
+            if not getattr(part, "is_kv_shared_layer", False)
         ]
 
     def joined(self, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Spliced:

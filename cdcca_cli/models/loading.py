@@ -8,6 +8,7 @@
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator
@@ -383,8 +384,7 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
     token = tokenizer.convert_ids_to_tokens(place_id)
     if not isinstance(token, str):
         raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
-    model = module if hasattr(module, "get_image_features") else module.model
-    arguments = inspect.signature(model.get_image_features).parameters
+    arguments = inspect.signature(module.model.get_image_features).parameters
     return Preparer(image_processor, processor, token, tuple(arguments))
 
 
@@ -402,7 +402,8 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)
-    made_of = {"image_processor": image_processor, "tokenizer": tokenizer}
+    # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
+    made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
     takes = inspect.signature(known.__init__).parameters
     made_of |= {name: None for name in known.get_attributes() if name not in made_of}
     kept = {name: value for name, value in settings.items() if name in takes}
