@@ -33,7 +33,10 @@ class Family:
     is_deep: whether they have deepstack layers beside those in the prompt.
     newline: the parameter that is the feature of places without content.
     is_stacked: whether it takes them as one tensor, not as a list.
-    processor: the class that knows a picture's text in a prompt, if not the one of this type.
+    processor: the class that knows a picture's text in a prompt, if not the one of this type; of
+        transformers, or a function of `families.processors` that makes it.
+    needs: packages that it cannot be loaded without, beside cdcca's own.
+    backend: what reads pictures: PIL, or torchvision where transformers has no class for PIL.
     vqa_template, caption_template: the text around a question or a caption's prompt; what a user
         says, if the tokenizer has a chat template.
     chat: whether the tokenizer's chat template is used. plain_templates: the whole text of both
@@ -66,6 +69,8 @@ class Family:
     newline: str = ""
     is_stacked: bool = False
     processor: str = ""
+    needs: tuple[str, ...] = ()
+    backend: Literal["pil", "torchvision"] = "pil"
     vqa_template: str = SHORT_ANSWER
     caption_template: str = "{prompt}"
     caption_prompt: str = SHORT_CAPTION
@@ -266,6 +271,7 @@ _ROWS = (
         is_stacked=True,
         connect="gemma3n",
         types=None,
+        needs=("timm", "torchvision"),
     ),
     _GEMMA4,
     replace(
@@ -277,6 +283,8 @@ _ROWS = (
         blocks="",
         connector_paths=("model.embed_vision.multimodal_embedder",),
         entries=("model.embed_vision.multimodal_embedder",),
+        needs=("torchvision",),
+        backend="torchvision",
     ),
     replace(
         _LLAVA,
@@ -286,6 +294,9 @@ _ROWS = (
         cell="square",
         side="downsample_factor",
         connect="lfm2_vl",
+        processor="lfm2_vl",
+        needs=("torchvision",),
+        backend="torchvision",
     ),
     replace(
         _LLAVA,
@@ -295,6 +306,7 @@ _ROWS = (
         connector_paths=("model.merger",),
         entries=("model.merger.mlp.0",),
         pixel_axis=3,
+        processor="minicpmv",
     ),
     replace(
         _LLAVA,

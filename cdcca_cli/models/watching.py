@@ -2,8 +2,8 @@
 
 A tower is run through `get_image_features` as transformers wrote it, whatever its embeddings,
 windows and positions; hooks on its blocks are all that differs. To go on from an earlier pass, the
-blocks before the first one to run hand on what they get, and the last of them gives the kept hidden
-states: what came before is of no consequence.
+blocks before the first one to run hand on what they get, and that block is given the kept hidden
+states: what came before it is of no consequence.
 
 Legend: P pictures or passes of one run, N' tokens inside the tower, C channels.
 """
@@ -25,6 +25,17 @@ class Stopped(Exception):
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The tensor that a module reads, wherever its caller put it."""
     return next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+
+
+def with_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with another tensor in its place."""
+    for place, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:place], tensor, *args[place + 1 :]), kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, kwargs | {name: tensor}
 
 
 @contextmanager
@@ -57,20 +68,26 @@ def resuming(blocks: Blocks, first: int, hidden: Tensor, passes: int) -> Iterato
 
     The blocks before it are still called, because transformers counts them to number the hidden
     states, but their `forward` is replaced on the instance: a hook cannot keep a module from
-    computing. The last of them gives the hidden states, since a tower may look back at its output.
+    computing. They hand on what they get, for modules between blocks (MiniCPM-V's merger); but the
+    last one of a tower of convolutions gives the hidden states, at which the tower may look back.
     """
 
-    def give(*args: Any, **kwargs: Any) -> Tensor:
-        found = first_tensor(args, kwargs)
-        along = 0 if len(found) % passes == 0 else 1  # packed pictures lie along one sequence
-        return torch.cat([hidden.to(found)] * passes, along)
+    def repeated(given: Tensor) -> Tensor:
+        along = 0 if len(given) % passes == 0 else 1  # packed pictures lie along one sequence
+        return torch.cat([hidden.to(given)] * passes, along)
 
-    for block in blocks[: first - 1]:
+    def give(_module: Any, args: Any, kwargs: Any) -> Any:
+        return with_first(args, kwargs, repeated(first_tensor(args, kwargs)))
+
+    handle = blocks[first].register_forward_pre_hook(give, with_kwargs=True)
+    for block in blocks[:first]:
         block.forward = lambda *args, **kwargs: first_tensor(args, kwargs)
-    blocks[first - 1].forward = give
+    if hidden.ndim == 4:
+        blocks[first - 1].forward = lambda *args, **kwargs: repeated(first_tensor(args, kwargs))
     try:
         yield
     finally:
+        handle.remove()
         for block in blocks[:first]:
             del block.forward
 
