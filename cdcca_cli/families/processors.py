@@ -10,7 +10,7 @@ def lfm2_vl() -> Any:
     """Its own class, with the marks around tiles that its call adds."""
     from transformers import Lfm2VlProcessor
 
-    class Lfm2Vl(Lfm2VlProcessor):  # type: ignore[misc]
+    class Lfm2Vl(Lfm2VlProcessor):
         def _process_images(self, images: Any, **settings: Any) -> Any:
             marked = {"use_image_special_tokens": self.use_image_special_tokens}
             return super()._process_images(images, **{**marked, **settings})
@@ -22,7 +22,7 @@ def minicpmv() -> Any:
     """Its own class, with the number of a picture that its call writes before it."""
     from transformers import MiniCPMV4_6Processor
 
-    class MiniCPMV(MiniCPMV4_6Processor):  # type: ignore[misc]
+    class MiniCPMV(MiniCPMV4_6Processor):
         def _process_images(self, images: Any, **settings: Any) -> Any:
             made, texts = super()._process_images(images, **settings)
             if self.default_use_image_id:
