@@ -201,6 +201,10 @@ class Cells(LoadedModel):
             name: torch.cat([one[name] for one in inputs], axes.get(name, 0)) for name in inputs[0]
         }
 
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self._side
+
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """By the connector itself; their number depends on the frame, unless the size is fixed."""
         usual = getattr(self.module.config, "image_seq_length", None)

@@ -5,7 +5,7 @@ The digest is `formats.digest.overlay_digest` of the parameters, each cast to bf
 share. For a quantised weight it covers the codes, not the scales, which the first answer rounds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,21 @@ def of_json(value: object) -> str:
     return overlay_digest({"json": text})
 
 
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of parameters by name, which are asked for one at a time."""
+    return overlay_digest(_Bits(tensors))
+
+
+def of_vocabulary(words: Mapping[str, int], rows: int, end_ids: Sequence[int]) -> str:
+    """Digest of a tokenizer's table, the number of the head's rows and the end tokens."""
+    table = sorted(words.items(), key=lambda item: (item[1], item[0]))
+    return of_json([table, rows, list(end_ids)])
+
+
 class _Bits(Mapping[str, NDArray[Any]]):
     """Tensors as arrays of their bfloat16 bits, converted one at a time to save memory."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import copy
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -108,21 +108,62 @@ def load(
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
+    model = _wrapped(source, row, module, device, cast_to, tower_digest, template)
+    sizes.check(model)
+    return model
+
+
+def outline(
+    checkpoint: str | Path, *, revision: str | None = None, qformer_layers: int | None = None
+) -> LoadedModel:
+    """A model without its weights, by config.json, tokenizer and processor (`outlines`).
+
+    Its parameters are on torch's meta device, which takes no memory, and it has no tower's digest.
+    Of a hub id nothing else is fetched. Raises: as `load`.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    source = _source(checkpoint, revision, needs_weights=False)
+    _quiet_transformers()
+    config = _config(source)
+    if qformer_layers is not None:
+        _cut_qformer(config, qformer_layers, source.named)
+    row = FAMILIES[config.model_type]
+    with source.reading("config.json"), init_empty_weights():
+        module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
+    with suppress(OSError):  # many checkpoints have none
+        module.generation_config = transformers.GenerationConfig.from_pretrained(
+            source.path, **source.options
+        )
+    module.eval().requires_grad_(False)
+    model = _wrapped(source, row, module, "cpu", module.dtype, "", None)
+    sizes.check(model)
+    return model
+
+
+def _wrapped(
+    source: "_Source",
+    row: Family,
+    module: Any,
+    compute: str,
+    dtype: torch.dtype,
+    tower_digest: str,
+    template: str | None,
+) -> LoadedModel:
     folder, tokenizer = row.instruction_tokenizer, _tokenizer(source, "")
-    model = _KINDS[row.kind](
+    return _KINDS[row.kind](
         row,
         module,
         tokenizer,
         _preparer(source, row, module, tokenizer),
         checkpoint=source.named,
-        compute=device,
-        dtype=cast_to,
+        compute=compute,
+        dtype=dtype,
         tower_digest=tower_digest,
         instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
         template=template,
     )
-    sizes.check(model)
-    return model
 
 
 def load_device(
@@ -175,7 +216,13 @@ class _Source:
             raise _failed(self, what, error) from error
 
 
-def _source(checkpoint: str | Path, revision: str | None) -> _Source:
+def folder_of(checkpoint: str | Path) -> Path | None:
+    """The folder of a checkpoint; None for a hub id. Raises: as `load`."""
+    source = _source(checkpoint, None, needs_weights=False)
+    return Path(source.path) if source.is_folder else None
+
+
+def _source(checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True) -> _Source:
     text = str(checkpoint)
     path = Path(text).expanduser()
     if text.startswith(SHIPPED):
@@ -186,7 +233,7 @@ def _source(checkpoint: str | Path, revision: str | None) -> _Source:
     elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
         options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
         return _Source(text, text, False, options)
-    _check_folder(path, text)
+    _check_folder(path, text, needs_weights)
     return _Source(text, str(path), True, {"trust_remote_code": False, "local_files_only": True})
 
 
@@ -197,14 +244,15 @@ def _looks_like_a_path(text: str) -> bool:
     return text.count("/") > 1
 
 
-def _check_folder(path: Path, named: str) -> None:
+def _check_folder(path: Path, named: str, needs_weights: bool) -> None:
     if not path.exists():
         raise MissingInput(f"{named}: no such checkpoint folder")
     if not path.is_dir():
         raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
     if not (path / "config.json").is_file():
         raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
-    if not any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors")):
+    has_weights = any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors"))
+    if needs_weights and not has_weights:
         pickled = any(path.glob("*.bin"))
         raise MissingInput(
             f"{named}: the checkpoint has no weights: expected model.safetensors"

@@ -228,6 +228,12 @@ class LoadedModel(ABC):
             [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
+    @property
+    @abstractmethod
+    def places(self) -> tuple[str, int]:
+        """The kind of connector, and what decides how many vectors it makes of a picture: the
+        query tokens of a Q-Former, or how many of the tower's tokens become one, by side."""
+
     @abstractmethod
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """Whether the tower makes frames of so many tokens, each of so many channels."""
@@ -341,9 +347,8 @@ class LoadedModel(ABC):
     @property
     def vocabulary_digest(self) -> str:
         """Digest of the tokenizer's table, the number of the head's rows and the end tokens."""
-        words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         rows = int(self.module.get_output_embeddings().weight.shape[0])
-        return digests.of_json([words, rows, list(self.end_ids)])
+        return digests.of_vocabulary(self.tokenizer.get_vocab(), rows, self.end_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text, without special tokens and surrounding blanks."""
@@ -407,6 +412,10 @@ class LoadedModel(ABC):
     @abstractmethod
     def check_sizes(self) -> None:
         """Raises: BadData if parts of this kind do not fit together (`sizes`)."""
+
+    @abstractmethod
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        """The tokens of a prompt with its picture's places, as transformers' own call takes it."""
 
     @abstractmethod
     def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:

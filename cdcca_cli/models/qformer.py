@@ -17,7 +17,12 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import sizes
 from cdcca_cli.models.decoding import right_padded
-from cdcca_cli.models.language import PromptTooLong, Seq2SeqLanguage, Spliced
+from cdcca_cli.models.language import (
+    PromptTooLong,
+    Seq2SeqLanguage,
+    Spliced,
+    image_token_id,
+)
 from cdcca_cli.models.model import LoadedModel, Trunk
 from cdcca_cli.models.pictures import Picture, Placed, Seen
 
@@ -134,12 +139,20 @@ class QFormer(LoadedModel):
     def _language_module(self) -> Any:
         return self.module.language_model
 
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self.picture_length
+
     def can_read(self, num_tokens: int, channels: int) -> bool:
         width = self.module.config.vision_config.hidden_size
         return (num_tokens, channels) == (int(self.tower.embeddings.num_positions), width)
 
     def _of_features(self, mask_BN: Tensor) -> Tensor | None:
         return None
+
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        place = image_token_id(self.module.config)
+        return [place] * self.picture_length + self._text_ids([prompt])[0]
 
     def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
         return len(self._text_ids([prompt])[0]) + self.picture_length
