@@ -20,7 +20,7 @@ class Family:
     language_path: the language model. connector_paths: modules whose linears get LoRA.
     entries, exits: of kind `cells`: the modules that the tokens of the places enter, and those
         that give the language model's features (usually the same); the first for the features in
-        the prompt, more for deepstack layers. `.*` at the end: each child.
+        the prompt, more for deepstack layers. `*` in a path: each child.
     cell: how the tokens of one place lie in what an entry reads: `one` token a place, `adjacent`
         ones, a `square` of the picture, at sides `side`, a setting in the config; or each a `map`
         (channels, rows, columns).
@@ -30,7 +30,7 @@ class Family:
     types: the argument by which token types are given, and the types of pictures and of answers.
     is_mrope: whether positions have three axes (`get_rope_index`).
     features: the class of the outputs that the language model takes features in.
-    is_deep: whether they have deepstack layers beside those in the prompt.
+    deep: whether they have deepstack layers, beside those in the prompt or alone.
     newline: the parameter that is the feature of places without content.
     is_stacked: whether it takes them as one tensor, not as a list.
     processor: the class that knows a picture's text in a prompt, if not the one of this type; of
@@ -65,7 +65,7 @@ class Family:
     types: tuple[str, int, int] | None = None
     is_mrope: bool = False
     features: str = "BaseModelOutputWithPooling"
-    is_deep: bool = False
+    deep: Literal["", "beside", "alone"] = ""
     newline: str = ""
     is_stacked: bool = False
     processor: str = ""
@@ -86,18 +86,26 @@ class Family:
         """The modules that are never quantised, as patterns: all but the language model's body."""
         return (rf"(?!{re.escape(self.language_path)}\.).+", "lm_head")
 
+    def in_connector(self, name: str) -> bool:
+        """Whether this is a parameter or a module of the connector, by its name."""
+        return _is_under(name, self.connector_paths)
+
     def in_tower(self, name: str) -> str:
         """A parameter's name inside the vision tower; "" if it is no part of what makes tokens.
 
         A connector inside the tower (Qwen-VL's merger) is none: its width is the language model's,
         and what a device sends is what it reads.
         """
-        if name.startswith(tuple(f"{path}." for path in self.connector_paths)):
+        if self.in_connector(name):
             return ""
-        if name.startswith(tuple(f"{path}." for path in self.more_of_tower)):
+        if _is_under(name, self.more_of_tower):
             return name
-        prefix = f"{self.tower_path}."
-        return name.removeprefix(prefix) if name.startswith(prefix) else ""
+        return name.removeprefix(f"{self.tower_path}.") if _is_under(name, (self.tower_path,)) else ""
+
+
+def _is_under(name: str, paths: tuple[str, ...]) -> bool:
+    patterns = (re.escape(path).replace(r"\*", "[^.]+") for path in paths)
+    return any(re.match(rf"{pattern}(?=\.|$)", name) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ _GEMMA4 = Family(
     entries=("model.embed_vision",),
     types=("mm_token_type_ids", 1, 0),
 )
+_GRANITE4 = ("model.layerwise_projectors.*.out_linear", "model.spatial_projectors.*.out_linear")
 _ROWS = (
     _BLIP2,
     _INSTRUCTBLIP,
@@ -219,7 +228,7 @@ _ROWS = (
         connector_paths=("model.visual.merger", "model.visual.deepstack_merger_list"),
         entries=("model.visual.merger", "model.visual.deepstack_merger_list.*"),
         features="BaseModelOutputWithDeepstackFeatures",
-        is_deep=True,
+        deep="beside",
     ),
     replace(
         _QWEN2_VL,
@@ -314,8 +323,11 @@ _ROWS = (
         model_type="granite4_vision",
         architecture="Granite4VisionForConditionalGeneration",
         more_of_tower=("model.layerwise_projectors", "model.spatial_projectors"),
-        connector_paths=(),
+        connector_paths=_GRANITE4,
+        entries=_GRANITE4,
         newline="model.image_newline",
+        features="Granite4VisionImageFeaturesOutput",
+        deep="alone",
     ),
 )
 

@@ -47,8 +47,10 @@ class Cells(LoadedModel):
     def _parts(self, paths: Sequence[str]) -> list[nn.Module]:
         found: list[nn.Module] = []
         for path in paths:
-            module = self.module.get_submodule(path.removesuffix(".*"))
-            found += list(module.children()) if path.endswith(".*") else [module]
+            outer, is_list, inner = path.partition(".*")
+            module = self.module.get_submodule(outer)
+            parts = module.children() if is_list else [module]
+            found += [part.get_submodule(inner.removeprefix(".")) for part in parts]
         return found
 
     def _bind(self) -> None:
@@ -113,6 +115,7 @@ class Cells(LoadedModel):
     def _can_resume(self, first_block: int) -> bool:
         layer = getattr(self.module.config, "vision_feature_layer", None)
         is_plain = layer is None or (isinstance(layer, int) and layer < 0)
+        is_plain &= self.row.deep != "alone"  # of several layers, read behind the last one
         return is_plain and 0 < first_block < len(self.blocks)
 
     @property
@@ -128,6 +131,8 @@ class Cells(LoadedModel):
         with watching.reading(self._entries, reads), watching.numbering(self._exits[0]):
             output = self._features(inputs)
         pooled = output.pooler_output
+        if pooled is None:  # there are deepstack layers alone, each with its number
+            pooled = output.deepstack_features[0][1]
         if not isinstance(pooled, Tensor):
             pooled = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
         order_PN = watching.numbers(pooled.reshape(-1, pooled.shape[-1])).reshape(count, -1)
@@ -288,10 +293,9 @@ class Cells(LoadedModel):
         if not layout.fixed:
             return features_LD
         fixed = torch.tensor(layout.fixed, device=self.device)
-        newline = self.newline()
-        return torch.where(
-            torch.isin(kept_L, fixed)[:, None], newline.to(features_LD.dtype), features_LD
-        )
+        newline = self.newline().to(features_LD.dtype)
+        newline = newline.repeat(features_LD.shape[-1] // len(newline))
+        return torch.where(torch.isin(kept_L, fixed)[:, None], newline, features_LD)
 
     def newline(self) -> Tensor:
         """(D,): the feature of places without content."""

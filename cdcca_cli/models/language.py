@@ -152,8 +152,7 @@ class CausalLanguage(Language):
         self.max_positions = getattr(config, "max_position_embeddings", None)
         takes = inspect.signature(self.model.forward).parameters
         self._keeps = "logits_to_keep" in takes
-        deep = self.model.config if row.is_deep else None
-        self._num_deep = 0 if deep is None else len(deep.vision_config.deepstack_visual_indexes)
+        self._layers = _feature_layers(self.model.config, row.deep)
         self.suppressed = _special_places(self.model.config)
 
     def _attentions(self) -> list[nn.Module]:
@@ -290,8 +289,12 @@ class CausalLanguage(Language):
         """The features as transformers' towers give them."""
         module = import_module(type(self.model).__module__)
         made = getattr(module, self._row.features)()
-        parts = [each.chunk(1 + self._num_deep, dim=-1) for each in features]
-        main, *deep = [[part[place] for part in parts] for place in range(1 + self._num_deep)]
+        parts = zip(*(each.chunk(len(self._layers), dim=-1) for each in features), strict=True)
+        layers = [list(part) for part in parts]
+        if self._row.deep == "alone":
+            made.deepstack_features = list(zip(self._layers, layers, strict=True))
+            return made
+        main, *deep = layers
         made.pooler_output = torch.cat(main)[None] if self._row.is_stacked else main
         if deep:
             made.deepstack_features = deep
@@ -313,6 +316,15 @@ def image_token_id(config: Any) -> int:
     """The id that fills the places of a picture in a prompt."""
     found = getattr(config, "image_token_id", None)
     return int(config.image_token_index if found is None else found)
+
+
+def _feature_layers(config: Any, deep: str) -> list[int]:
+    """The layers of the language model that features enter, the prompt as -1."""
+    if deep == "alone":  # Granite
+        return [layer for _, layer in config.deepstack_layer_map] + [*config.spatial_target_layers]
+    if deep == "beside":  # Qwen3-VL: the first ones
+        return [-1, *range(len(config.vision_config.deepstack_visual_indexes))]
+    return [-1]
 
 
 def _special_places(config: Any) -> tuple[int, ...]:

@@ -127,9 +127,10 @@ def outline(
     source = _source(checkpoint, revision, needs_weights=False)
     _quiet_transformers()
     config = _config(source)
+    row = FAMILIES[config.model_type]
+    _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    row = FAMILIES[config.model_type]
     with source.reading("config.json"), init_empty_weights():
         module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
     with suppress(OSError):  # many checkpoints have none
@@ -386,7 +387,7 @@ def _check_complete(
     present = {match[0] for name, _ in module.named_parameters() if (match := _BLOCK.match(name))}
     for name in unexpected:
         match = _BLOCK.match(name)
-        is_cut = cut is not None and name.startswith(cut.connector_paths)
+        is_cut = cut is not None and cut.in_connector(name)
         if match is None or match[0] in present or is_cut:
             continue
         count = sum(block.startswith(match["list"]) for block in present)

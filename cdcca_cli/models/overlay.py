@@ -38,7 +38,6 @@ def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
     bias: list[str] = []
     linears: list[str] = []
     head = module.get_output_embeddings()
-    connectors = tuple(f"{connector}." for connector in row.connector_paths)
     for name, part in module.named_modules():
         in_language = name.startswith(f"{row.language_path}.")
         if isinstance(part, nn.Linear):
@@ -47,7 +46,7 @@ def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
                     bias.append(f"{name}.bias")
                 if _IN_A_BLOCK.search(name):
                     linears.append(name)
-            elif name.startswith(connectors):
+            elif row.in_connector(name):
                 linears.append(name)
         elif in_language and type(part).__name__.endswith("Norm"):
             norm += [f"{name}.{own}" for own, _ in part.named_parameters(recurse=False)]

@@ -90,7 +90,7 @@ def checkpoint(
 
 def in_tower(row: Row, name: str) -> bool:
     """Whether the parameter of this name belongs to the vision tower, its connector left out."""
-    return row.tower != "" and name.startswith(row.tower) and not name.startswith(row.connector)
+    return name.startswith(row.tower) and not name.startswith(row.connector)
 
 
 def images(*, seed: int = 0) -> dict[str, Image.Image]:
