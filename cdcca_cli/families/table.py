@@ -100,7 +100,8 @@ class Family:
             return ""
         if _is_under(name, self.more_of_tower):
             return name
-        return name.removeprefix(f"{self.tower_path}.") if _is_under(name, (self.tower_path,)) else ""
+        prefix = f"{self.tower_path}."
+        return name.removeprefix(prefix) if name.startswith(prefix) else ""
 
 
 def _is_under(name: str, paths: tuple[str, ...]) -> bool:

@@ -174,4 +174,3 @@ def _kept(part: nn.Module) -> Iterator[str]:
     """The parts of a module that transformers keeps in float32."""
     for setting in _KEPT:
         yield from getattr(part, setting, None) or ()
-
