@@ -37,3 +37,23 @@ def ovis2_indicators(module: Any) -> dict[str, Any]:
     """The features of the marks around a picture, the last words of the visual vocabulary."""
     count = module.model.vision_tower.num_visual_indicator_tokens
     return {"visual_indicator_features": module.model.visual_embeddings_table.weight[-count:]}
+
+
+def gemma3n(module: Any, cells_KC: Any) -> Any:
+    """The embedder of pictures, whose first argument is the ids of hard tokens."""
+    return module.model.embed_vision(inputs_embeds=cells_KC)
+
+
+def glm4v(module: Any, cells_KC: Any) -> Any:
+    """A convolution over the tokens of a place, then a gated MLP."""
+    visual = module.model.visual
+    side = visual.spatial_merge_size
+    maps_KCHW = cells_KC.reshape(len(cells_KC), -1, side, side)
+    return visual.merger(visual.downsample(maps_KCHW).flatten(1))
+
+
+def lfm2_vl(module: Any, cells_KC: Any) -> Any:
+    """Each place a picture of its own, of as many tokens as are merged."""
+    side = module.config.downsample_factor
+    squares_KHWC = cells_KC.reshape(len(cells_KC), side, side, -1)
+    return module.model.multi_modal_projector(squares_KHWC)

@@ -21,28 +21,19 @@ from cdcca_cli.models import quantization
 
 def of_parameters(module: nn.Module) -> str:
     """Digest of all parameters of a module, by their names inside it."""
-    return _digest(module, ())
-
-
-def of_tower(module: nn.Module, row: Family) -> str:
-    """Digest of the vision tower's parameters, by their names inside it.
-
-    A connector inside the tower (Qwen's `merger`) is left out: its width is the language model's,
-    so it differs between models that share the tower.
-    """
-    inside = f"{row.tower_path}."
-    paths = [path.removeprefix(inside) for path in row.connector_paths if path.startswith(inside)]
-    return _digest(module.get_submodule(row.tower_path), tuple(f"{path}." for path in paths))
-
-
-def _digest(module: nn.Module, left_out: tuple[str, ...]) -> str:
     quantization.unpack(module)
-    tensors = {
-        name: parameter.detach()
+    return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
+
+
+def of_tower(module: Any, row: Family) -> str:
+    """Digest of a model's vision tower (`Family.in_tower`)."""
+    quantization.unpack(module)
+    parameters = {
+        inside: parameter.detach()
         for name, parameter in module.named_parameters()
-        if not name.startswith(left_out)
+        if (inside := row.in_tower(name))
     }
-    return overlay_digest(_Bits(tensors))
+    return overlay_digest(_Bits(parameters))
 
 
 def of_json(value: object) -> str:

@@ -64,29 +64,33 @@ def _ignoring_stops() -> Iterator[None]:
 
 @contextmanager
 def resuming(
-    blocks: Blocks, first: int, hidden_PNC: Tensor, *, as_it_is: bool = False
+    blocks: Blocks, first: int, hidden: Tensor, passes: int, *, as_batch: bool = False
 ) -> Iterator[None]:
-    """Inside, a pass begins at block `first` with these hidden states, in the pictures' order.
+    """Inside, `passes` equal passes begin at block `first` > 0 with these hidden states of one.
 
-    They are given in the shape that the block would get, or `as_it_is`, so that a pass of one
-    picture goes on with several.
+    `as_batch`: the pass is of one picture, and goes on with a batch of them.
 
     The blocks before it are still called, because transformers counts them to number the hidden
     states, but their `forward` is replaced on the instance: a hook cannot keep a module from
-    computing.
+    computing. They hand on what they get, for modules between blocks (MiniCPM-V's merger); but the
+    last one of a tower of convolutions gives the hidden states, at which the tower may look back.
     """
 
-    def give(_module: Any, args: Any, kwargs: Any) -> Any:
-        expected = first_tensor(args, kwargs)
-        if as_it_is:
-            return with_first(args, kwargs, hidden_PNC.to(expected))
+    def repeated(given: Tensor) -> Tensor:
+        if as_batch:
+            return torch.cat([hidden.to(given)] * passes)
+        along = 0 if len(given) % passes == 0 else 1  # packed pictures lie along one sequence
         # With the strides of what it replaces, on which sums depend in their last bit.
-        given = torch.empty_like(expected).copy_(hidden_PNC.reshape(expected.shape))
-        return with_first(args, kwargs, given)
+        return torch.empty_like(given).copy_(torch.cat([hidden.to(given)] * passes, along))
+
+    def give(_module: Any, args: Any, kwargs: Any) -> Any:
+        return with_first(args, kwargs, repeated(first_tensor(args, kwargs)))
 
     handle = blocks[first].register_forward_pre_hook(give, with_kwargs=True)
     for block in blocks[:first]:
         block.forward = lambda *args, **kwargs: first_tensor(args, kwargs)
+    if hidden.ndim == 4:
+        blocks[first - 1].forward = lambda *args, **kwargs: repeated(first_tensor(args, kwargs))
     try:
         yield
     finally:
