@@ -380,10 +380,11 @@ class Cells(LoadedModel):
         """The tokens of a prompt with its picture; without one, of the usual number of tokens."""
         usual = getattr(self.module.config, "image_seq_length", 1)
         marks = f"{{{usual}}}" if seen is None else seen.layout.marks or f"{{{seen.num_tokens}}}"
-        if seen is not None and Layout(marks=marks).num_places != seen.num_tokens:
+        found = Layout(marks=marks).num_places
+        if seen is not None and found != (expected := self._num_places(seen)):
             raise BadData(
-                f"{self.checkpoint}: a picture of {seen.num_tokens:,} tokens, whose text in the "
-                f"prompt has {Layout(marks=marks).num_places:,} places"
+                f"{self.checkpoint}: a picture of {expected:,} tokens, whose text in the prompt "
+                f"has {found:,} places"
             )
         text = expanded(marks, self.preparer.image_token)
         whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
