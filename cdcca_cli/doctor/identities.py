@@ -101,7 +101,7 @@ def _dropped(model: LoadedModel, picture: Picture, seen: Seen, prompt: str) -> f
     places_1N = kept_N.nonzero()[:, 0][None]
     features = model.project(model.queries(seen.tokens[places_1N[0]][None], None, [prompt]))
     few = model.splice(features, [prompt], [seen], positions_BN=places_1N)
-    if model.row.kind == "qformer":
+    if model.row.kind != "cells":
         features = model.project(model.queries(seen.tokens[None], kept_N[None], [prompt]))
         whole = model.splice(features, [prompt], [seen])
     else:

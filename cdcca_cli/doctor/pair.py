@@ -91,8 +91,8 @@ def _tower(ours: Outlined, theirs: Outlined) -> tuple[str | None, str | None]:
 
 def _num_queries(model: "LoadedModel") -> int:
     """Vectors that the connector makes of a frame of 1080p."""
-    if model.row.kind == "qformer":
-        return int(model.module.query_tokens.shape[1])
+    if model.row.kind != "cells":
+        return model.places[1]
     hollow(model)
     (seen,) = model.see(model.prepare([frame.like_a_photograph(*frame.SIZE)]))
     return seen.num_tokens

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.pictures import Picture, Seen
 
@@ -25,7 +24,8 @@ def next_logits(model: LoadedModel, picture: Picture, seen: Seen, prompt: str) -
     arguments |= picture.inputs
     takes = inspect.signature(model.module.forward).parameters
     for name in {"token_type_ids", "mm_token_type_ids"} & takes.keys():
-        arguments[name] = (ids_1S == image_token_id(model.module.config)).long()
+        types = model.row.types or (name, 1, 0)
+        arguments[name] = (ids_1S == model.place_id).long() * types[1]
     if model.reads_prompt:
         read_1T = torch.tensor(model.instruction_ids([prompt]), device=model.device)
         arguments["qformer_input_ids"] = read_1T
