@@ -455,7 +455,8 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
 def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: Any) -> Any:
     """The processor that knows a picture's text, without its video processor.
 
-    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone.
+    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone. The
+    tokenizer gets the processor's chat template, which knows pictures where its own may not.
     """
     from transformers.models.auto.processing_auto import (
         PROCESSOR_MAPPING_NAMES,
@@ -468,6 +469,7 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)
+    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
     made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
     takes = inspect.signature(known.__init__).parameters
