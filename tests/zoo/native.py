@@ -20,12 +20,13 @@ QWEN: dict[str, Any] = {
 }
 
 
-def _patches(size: int, most: int = 96 * 96) -> dict[str, Any]:
-    """Settings of an image processor that makes patches and merges 2 x 2 of them."""
+def _patches(size: int, frames: int = 1) -> dict[str, Any]:
+    """Settings of an image processor that makes 12 to 20 cells of 2 x 2 patches."""
+    cell = frames * (2 * size) ** 2
     return {
         "patch_size": size,
         "merge_size": 2,
-        "size": {"shortest_edge": (2 * size) ** 2, "longest_edge": most},
+        "size": {"shortest_edge": 12 * cell, "longest_edge": 20 * cell},
     }
 
 
@@ -204,7 +205,7 @@ ROWS = (
             "<|begin_of_video|>",
             "<|end_of_video|>",
         ),
-        sizes=_patches(14, 2 * 96 * 96),  # of two frames
+        sizes=_patches(14, frames=2),
         tower="model.visual.",
         connector=("model.visual.merger.", "model.visual.downsample."),
     ),
@@ -272,6 +273,7 @@ ROWS = (
         settings={"image_seq_length": 70},
         tower="model.embed_vision.",
         connector=("model.embed_vision.multimodal_embedder.",),
+        backend="torchvision",
         needs=("torchvision",),
         **GEMMA4_WORDS,
     ),
@@ -350,6 +352,7 @@ ROWS = (
         },
         call={"use_image_special_tokens": True},
         layers=4,
+        backend="torchvision",
         needs=("torchvision",),
     ),
     Row(
@@ -364,7 +367,7 @@ ROWS = (
                 "num_hidden_layers": 3,
                 "num_attention_heads": 4,
                 "image_size": 64,
-                "patch_size": 8,
+                "patch_size": 4,
                 "insert_layer_id": 1,
             },
             "text_config": _delta(text, "qwen3_5_text"),
@@ -386,7 +389,7 @@ ROWS = (
             "image_id_start_token": "<image_id>",
             "image_id_end_token": "</image_id>",
         },
-        sizes={"scale_resolution": 48, "patch_size": 8, "max_slice_nums": 4},
+        sizes={"scale_resolution": 48, "patch_size": 4, "max_slice_nums": 4},
         layers=4,
     ),
 )

@@ -25,6 +25,7 @@ class Row:
         inside it that are no part of the tower.
     layers: blocks of the language model, unless told otherwise.
     home: folder of transformers/models/ that has the processor; `name` if empty.
+    backend: what reads pictures; "torchvision" where transformers has no class for PIL.
     needs: packages that are not installed with cdcca, without which it cannot be built or read.
     """
 
@@ -45,12 +46,8 @@ class Row:
     connector: tuple[str, ...] = ()
     layers: int = 2
     home: str = ""
+    backend: str = "pil"
     needs: tuple[str, ...] = ()
-
-    @property
-    def backend(self) -> str:
-        """What reads pictures: PIL, but for a class that exists for torchvision only."""
-        return "torchvision" if self.needs == ("torchvision",) else "pil"
 
 
 SQUARE = {"height": 48, "width": 48}

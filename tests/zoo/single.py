@@ -18,6 +18,7 @@ def _gemma3n(text: Text) -> dict[str, Any]:
             "vocab_size": heard - seen,
             "vocab_offset": seen,
             "num_classes": 0,
+            "model_args": {"channel_multiplier": 0.125},
         },
         "audio_config": {
             "model_type": "gemma3n_audio",

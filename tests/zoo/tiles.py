@@ -243,6 +243,7 @@ ROWS = (
         },
         # Its `patch_size` is the side of a tile in features.
         sizes={"size": SQUARE, "max_patches": 4, "crop_to_patches": True, "patch_size": 3},
+        backend="torchvision",
         needs=("torchvision",),
     ),
     Row(
@@ -314,6 +315,7 @@ ROWS = (
             "vision_input_type": "thumb+tile",
         },
         settings={"patch_size": 14, "pooling_ratio": 2},
+        backend="torchvision",
         needs=("torchvision", "timm"),
     ),
 )
