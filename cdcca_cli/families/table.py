@@ -82,6 +82,7 @@ class Family:
     query_names: tuple[str, ...] = ()
     instruction_tokenizer: str | None = None
 
+    @property
     def full_precision(self) -> tuple[str, ...]:
         """The modules that are never quantised, as patterns: all but the language model's body."""
         return (rf"(?!{re.escape(self.language_path)}\.).+", "lm_head")
@@ -114,13 +115,9 @@ class TextModel:
     """How a kind of language model names its parts.
 
     attention: ending of the names of the self-attentions that read the prompt.
-    bias_settings: settings of its config that add a bias to every linear; none if it has biases, or
-        cannot have them. bias_suffix: ending of the names of these biases.
     """
 
     attention: str = ".self_attn"
-    bias_settings: tuple[str, ...] = ()
-    bias_suffix: str = "_proj.bias"
 
 
 _BLIP2 = Family(
@@ -335,12 +332,9 @@ _ROWS = (
 
 FAMILIES = {row.model_type: row for row in _ROWS}
 
-_TEXT_MODELS = {
-    "llama": TextModel(bias_settings=("attention_bias", "mlp_bias")),
-    "t5": TextModel(attention=".SelfAttention"),
-}
+_TEXT_MODELS = {"t5": TextModel(attention=".SelfAttention")}
 
 
 def text_model(model_type: str) -> TextModel:
-    """How a language model names its parts; without a row, as LLaMA and OPT do."""
+    """How a language model names its parts; without a row, as most do."""
     return _TEXT_MODELS.get(model_type, TextModel())

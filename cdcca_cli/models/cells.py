@@ -16,6 +16,7 @@ The queries are the connector's outputs, deepstack layers side by side.
 Legend: P pictures or passes of a run, B prompts, N cells, C channels of a cell, D of a feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -321,6 +322,11 @@ class Cells(LoadedModel):
         """Positions (S,) of the whole prompt, or (3, S)."""
         if not self.row.is_mrope:
             return torch.arange(len(ids_S), device=self.device)
+        if math.prod(seen.layout.grid) != seen.num_tokens or len(seen.layout.grid) != 2:
+            raise BadData(
+                f"{self.checkpoint}: {seen.num_tokens} tokens of a picture without its rows and "
+                "columns, which the positions need"
+            )
         rows, columns = seen.layout.grid
         grid = torch.tensor([[1, rows * self._side, columns * self._side]], device=self.device)
         types = (ids_S == self.place_id).int()
@@ -334,6 +340,11 @@ class Cells(LoadedModel):
         """The tokens of a prompt with its picture; without one, of the usual number of tokens."""
         usual = getattr(self.module.config, "image_seq_length", 1)
         marks = f"{{{usual}}}" if seen is None else seen.layout.marks or f"{{{seen.num_tokens}}}"
+        if seen is not None and Layout(marks=marks).num_places != seen.num_tokens:
+            raise BadData(
+                f"{self.checkpoint}: a picture of {seen.num_tokens:,} tokens, whose text in the "
+                f"prompt has {Layout(marks=marks).num_places:,} places"
+            )
         text = expanded(marks, self.preparer.image_token)
         whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
         return self._text_ids([whole.with_picture(self.preparer.mark, text)])[0]

@@ -28,7 +28,7 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, processors, text_model
+from cdcca_cli.families import FAMILIES, Family, processors
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
@@ -57,7 +57,6 @@ def load(
     quantize: str = "none",
     qformer_layers: int | None = None,
     revision: str | None = None,
-    zero_biases: bool = False,
     device_map: str | None = None,
     template: str | None = None,
 ) -> LoadedModel:
@@ -69,8 +68,6 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
-            has none, as the paper does.
         template: of prompts, with {prompt} and the picture's mark; None: the checkpoint's own.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
@@ -87,21 +84,16 @@ def load(
     _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    text = text_model(config.get_text_config().model_type)
-    if zero_biases:
-        for name in text.bias_settings:
-            setattr(config.get_text_config(), name, True)
     placed: dict[str, Any] = {}
-    quantized = quantization.config(quantize, list(row.full_precision()), cast_to or torch.float32)
+    with source.reading("config.json"):
+        quantized = quantization.config(quantize, row, config, cast_to or torch.float32)
     if quantized is not None:
         placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
         placed["device_map"] = device_map
     module, missing, unexpected = _module(row, source, config, placed)
-    if zero_biases and text.bias_settings:
-        missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
     _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
-    quantization.check_shapes(module, row.language_path, quantize, device)
+    quantization.check_shapes(module, device)
     tower_digest = digests.of_tower(module, row)
     cast_to = cast_to or module.dtype
     _cast(module, cast_to)
@@ -188,7 +180,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
-        zero_biases="bias" in settings.groups,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(
@@ -366,15 +358,6 @@ def _module(
     return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> list[str]:
-    """Set missing biases of the language model to zero; returns the other missing tensors."""
-    added = [name for name in missing if name.startswith(prefix) and name.endswith(suffix)]
-    with torch.no_grad():
-        for name in added:
-            module.get_parameter(name).zero_()
-    return [name for name in missing if name not in added]
-
-
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
@@ -401,15 +384,18 @@ def _check_complete(
 def _cast(module: Any, dtype: torch.dtype) -> None:
     """Cast the floating parameters in place, but not the buffers.
 
-    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay float32.
+    The parts that transformers keeps in float32 stay float32: in float16 the Q-Former and T5's
+    `wo`, in both 16-bit types the routers of experts.
     """
     kept: set[str] = set()
-    if dtype == torch.float16:
-        for part in module.modules():
+    for part in module.modules():
+        if dtype == torch.float16:
             kept.update(getattr(part, "_keep_in_fp32_modules", None) or ())
+        if dtype != torch.float32:
+            kept.update(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
-            keep = not kept.isdisjoint(name.split("."))
+            keep = any(f".{path}." in f".{name}." for path in kept)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
 
 

@@ -110,7 +110,7 @@ def _qformer(
 
 def in_tower(row: Row, name: str) -> bool:
     """Whether the parameter of this name belongs to the vision tower, its connector left out."""
-    return name.startswith(row.tower) and not name.startswith(row.connector)
+    return row.tower != "" and name.startswith(row.tower) and not name.startswith(row.connector)
 
 
 def images(*, seed: int = 0) -> dict[str, Image.Image]:
