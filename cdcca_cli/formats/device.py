@@ -18,6 +18,8 @@ device.json, all keys always present:
     lora            {"alpha": number > 0, "rank": whole number >= 1, "seed": whole number >= 0}
     tower           digest of the vision tower
     model           digest of what is frozen and of the first overlay (`models.initial`), or null
+    template        version 4 alone: string or null: of prompts, with {prompt} for the question, in
+                    place of the checkpoint's own
     current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
                     "signed_by": the trusted keys that signed its update, ascending; may be empty}
     kept            list of the same: the overlays before it, newest first, each of a lower sequence
@@ -36,7 +38,7 @@ with them. Each file is synced before its rename and its folder after, so counte
 codebook change together or not at all, even if the power fails. If an overlay file is damaged, the
 newest sound kept one is used; if it is the codebook's, the device has none until it comes again.
 
-Version 3 is written if the groups allow it. Versions 1 and 2 are read as well, and written as
+Version 3 is written if groups and template allow it. Versions 1 and 2 are read as well, written as
 version 3 or 4 at the next change. Version 2 has no codebook (null). Version 1 has also no model,
 trust, keep and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of
 "kept".
@@ -135,6 +137,8 @@ class Device:
     def _text(self) -> str:
         settings_and_state = asdict(self.settings) | asdict(self._state)
         version = self.settings.version
+        if version < 4:
+            del settings_and_state["template"]
         return records.dump_json({"kind": "device", "version": version, **settings_and_state})
 
     def summary(self) -> str:

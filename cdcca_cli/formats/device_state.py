@@ -43,11 +43,13 @@ class DeviceSettings:
     quantize: Quantize = "none"
     revision: str | None = None
     model: str | None = None
+    template: str | None = None
 
     @property
     def version(self) -> int:
         """The oldest format version that holds them."""
-        return 3 if set(LORA_PARTS).isdisjoint(self.groups) else VERSION
+        is_new = self.template is not None or not set(LORA_PARTS).isdisjoint(self.groups)
+        return VERSION if is_new else 3
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ _LORA = get_type_hints(Lora)
 _SLOT = get_type_hints(Slot)
 _STATE: dict[str, Any] = {"current": dict, "kept": list[dict]}
 _STATE |= {"highest_sequence": int, "keep": int, "trust": dict | None, "codebook": dict | None}
-_VERSION_3 = records.HEAD | _SETTINGS | _STATE
+_VERSION_4 = records.HEAD | _SETTINGS | _STATE
+_VERSION_3 = {name: hint for name, hint in _VERSION_4.items() if name != "template"}
 _VERSION_2 = {name: hint for name, hint in _VERSION_3.items() if name != "codebook"}
-_VERSION_1 = records.HEAD | _SETTINGS
+_VERSION_1 = records.HEAD | {name: _SETTINGS[name] for name in _SETTINGS if name != "template"}
 _VERSION_1 |= {"current": dict, "previous": dict | None, "highest_sequence": int}
 del _VERSION_1["model"]
 
@@ -104,7 +107,10 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     if version < 3:
         records.exact_keys(data, set(_VERSION_2), where)
         data = data | {"codebook": None}
-    found = records.fields(data, _VERSION_3, where)
+    if version < 4:
+        records.exact_keys(data, set(_VERSION_3), where)
+        data = data | {"template": None}
+    found = records.fields(data, _VERSION_4, where)
     current, *kept = (_slot(slot, OVERLAYS, where) for slot in (found["current"], *found["kept"]))
     sequences = [slot.sequence for slot in (current, *kept)]
     if sequences != sorted(set(sequences), reverse=True):

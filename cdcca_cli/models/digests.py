@@ -5,7 +5,7 @@ The digest is `formats.digest.overlay_digest` of the parameters, each cast to bf
 share. For a quantised weight it covers the codes, not the scales, which the first answer rounds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,22 @@ from cdcca_cli.models import quantization
 
 def of_parameters(module: nn.Module) -> str:
     """Digest of all parameters of a module, by their names inside it."""
-    return _digest(module, ())
+    return _digest(module, str)
 
 
 def of_tower(module: nn.Module, row: Family) -> str:
-    """Digest of the vision tower's parameters, by their names inside it.
+    """Digest of the vision tower's parameters, by their names inside it (`Family.in_tower`).
 
     A connector inside the tower (Qwen's `merger`) is left out: its width is the language model's,
     so it differs between models that share the tower.
     """
-    inside = f"{row.tower_path}."
-    paths = [path.removeprefix(inside) for path in row.connector_paths if path.startswith(inside)]
-    return _digest(module.get_submodule(row.tower_path), tuple(f"{path}." for path in paths))
+    return _digest(module, row.in_tower)
 
 
-def _digest(module: nn.Module, left_out: tuple[str, ...]) -> str:
+def _digest(module: nn.Module, name_of: Callable[[str], str]) -> str:
     quantization.unpack(module)
-    tensors = {
-        name: parameter.detach()
-        for name, parameter in module.named_parameters()
-        if not name.startswith(left_out)
-    }
+    parameters = module.named_parameters()
+    tensors = {inside: one.detach() for name, one in parameters if (inside := name_of(name))}
     return overlay_digest(_Bits(tensors))
 
 

@@ -10,6 +10,7 @@ writes it:
     family, qformer_layers, groups, tower   as in device.json
     lora    its alpha, rank and seed, as in device.json; null without LoRA
     start   digest of the first overlay
+    template  as in device.json; absent if null
     norms   digest of the language model's normalisation weights, trained or not: float32, by name
 
 With the group `bias`, every linear of the language model has a bias, zero where the checkpoint has
@@ -59,13 +60,14 @@ def create_device(
     """
     how = settings or InitSettings()
     groups = whole_groups(how.groups)
-    model = _loaded(checkpoint, how.qformer_layers, how.revision)
+    model = _loaded(checkpoint, how)
     path = Path(checkpoint).expanduser()
     made = DeviceSettings(
         # An absolute path, so that the device folder works from any working folder.
         checkpoint=str(path.resolve()) if path.exists() else checkpoint,
         revision=how.revision,
         family=model.family,
+        template=how.template,
         qformer_layers=how.qformer_layers,
         quantize=cast(Quantize, how.quantize),
         groups=groups,
@@ -108,7 +110,7 @@ def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
     Raises: as `load`; BadData if the checkpoint lacks one of the overlay's parameters.
     """
     made = device.settings
-    model = _loaded(made.checkpoint, made.qformer_layers, made.revision)
+    model = _loaded(made.checkpoint, made)
     overlay = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
     names = sorted(device.read_overlay())
     if absent := [name for name in names if name not in overlay]:
@@ -119,13 +121,14 @@ def start_of(device: Device) -> dict[str, NDArray[np.float32]]:
     return {name: overlay[name] for name in names}
 
 
-def _loaded(checkpoint: str, qformer_layers: int | None, revision: str | None) -> LoadedModel:
+def _loaded(checkpoint: str, how: InitSettings | DeviceSettings) -> LoadedModel:
     return load(
         checkpoint,
         compute="cpu",
         dtype="stored",
-        qformer_layers=qformer_layers,
-        revision=revision,
+        qformer_layers=how.qformer_layers,
+        revision=how.revision,
+        template=how.template,
     )
 
 
@@ -143,5 +146,7 @@ def _model_digest(
         "start": overlay_digest(start),
         "norms": overlay_digest(norms),
     }
+    if settings.template is not None:
+        frozen["template"] = settings.template
     sha = hashlib.sha256(b"cdcca model 1\n" + records.dump_json(frozen).encode())
     return f"sha256:{sha.hexdigest()}"

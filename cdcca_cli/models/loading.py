@@ -8,11 +8,13 @@
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family
+from cdcca_cli.families import FAMILIES, Family, processors
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
@@ -79,6 +81,7 @@ def load(
     _quiet_transformers()
     config = _config(source)
     row = FAMILIES[config.model_type]
+    _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
     placed: dict[str, Any] = {}
@@ -116,9 +119,10 @@ def outline(
     source = _source(checkpoint, revision, needs_weights=False)
     _quiet_transformers()
     config = _config(source)
+    row = FAMILIES[config.model_type]
+    _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    row = FAMILIES[config.model_type]
     with source.reading("config.json"), init_empty_weights():
         module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
     with suppress(OSError):  # many checkpoints have none
@@ -176,6 +180,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(
@@ -304,6 +309,19 @@ def _check_family(named: str, model_type: str) -> None:
         )
 
 
+def _check_packages(row: Family, named: str) -> None:
+    """Raises: Unavailable for a package that this family needs, with the extra that has it."""
+    for package in row.needs:
+        try:
+            import_module(package)
+        except (ImportError, RuntimeError) as error:  # torchvision raises both
+            reason = str(error).splitlines()[0][:200]
+            raise Unavailable(
+                f"{named}: the family {row.name} needs {package}: {reason}: pip install "
+                "'cdcca[families]'"
+            ) from error
+
+
 def _cut_qformer(config: Any, layers: int, named: str) -> None:
     former = getattr(config, "qformer_config", None)
     if former is None:
@@ -352,7 +370,7 @@ def _check_complete(
     present = {match[0] for name, _ in module.named_parameters() if (match := _BLOCK.match(name))}
     for name in unexpected:
         match = _BLOCK.match(name)
-        is_cut = cut is not None and name.startswith(cut.connector_paths)
+        is_cut = cut is not None and cut.in_connector(name)
         if match is None or match[0] in present or is_cut:
             continue
         count = sum(block.startswith(match["list"]) for block in present)
@@ -406,7 +424,7 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
 
     with source.reading("the image processor"):
         image_processor = AutoImageProcessor.from_pretrained(
-            source.path, backend="pil", **source.options
+            source.path, backend=row.backend, **source.options
         )
     if row.kind == "qformer":
         return Preparer(image_processor, None, "", ("pixel_values",))
@@ -416,8 +434,7 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
     token = tokenizer.convert_ids_to_tokens(place_id)
     if not isinstance(token, str):
         raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
-    model = module if hasattr(module, "get_image_features") else module.model
-    arguments = inspect.signature(model.get_image_features).parameters
+    arguments = inspect.signature(module.model.get_image_features).parameters
     return Preparer(image_processor, processor, token, tuple(arguments))
 
 
@@ -431,13 +448,18 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
         processor_class_from_name,
     )
 
-    known = processor_class_from_name(row.processor or PROCESSOR_MAPPING_NAMES[row.model_type])
+    name = row.processor or PROCESSOR_MAPPING_NAMES[row.model_type]
+    made_here = getattr(processors, name, None)
+    known = processor_class_from_name(name) if made_here is None else made_here()
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)
-    made_of = {"image_processor": image_processor, "tokenizer": tokenizer}
+    # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
+    made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
     takes = inspect.signature(known.__init__).parameters
-    made_of |= {name: None for name in known.get_attributes() if name not in made_of}
+    # MiniCPM-V reads settings of its video processor, which its image processor has as well.
+    absent = {"video_processor": image_processor}
+    made_of |= {n: absent.get(n) for n in known.get_attributes() if n not in made_of}
     kept = {name: value for name, value in settings.items() if name in takes}
     lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _any_argument})
     made = lenient(**{**kept, **made_of})

@@ -45,7 +45,6 @@ def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
     language: list[str] = []
     connector: list[str] = []
     head = module.get_output_embeddings()
-    connectors = tuple(f"{path}." for path in row.connector_paths)
     for name, part in module.named_modules():
         in_language = name.startswith(f"{row.language_path}.")
         if isinstance(part, nn.Linear):
@@ -53,7 +52,7 @@ def trainable_groups(module: Any, row: Family) -> dict[str, list[str]]:
                 bias.append(f"{name}.bias")
                 if _IN_A_BLOCK.search(name):
                     language.append(name)
-            elif f"{name}.".startswith(connectors):
+            elif row.in_connector(name):
                 connector.append(name)
         elif in_language and is_norm(part):
             norm += [f"{name}.{own}" for own, _ in part.named_parameters(recurse=False)]

@@ -31,6 +31,11 @@ class InitSettings:
         "none", "How the device holds the language model", choices=QUANTIZATIONS
     )
     revision: str | None = setting(None, "Revision of a hub id")
+    template: str | None = setting(
+        None,
+        "Template of prompts, with {prompt} and the picture's mark, such as <image>",
+        usually="the checkpoint's chat template",
+    )
     seed: int = setting(0, "Seed of the LoRA start; device and mirror need the same", at_least=0)
     keep: int = setting(1, "Number of overlays kept before the current one", at_least=1)
 

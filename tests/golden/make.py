@@ -551,7 +551,8 @@ def device_3(**change: Any) -> bytes:
 
 
 def device_4(**change: Any) -> bytes:
-    state = {"version": 4, "groups": ["norm", "query", "lora.language"], "codebook": None}
+    groups = ["norm", "query", "lora.language"]
+    state = {"version": 4, "groups": groups, "codebook": None, "template": None}
     return device_2(**{**state, **change})
 
 

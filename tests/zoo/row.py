@@ -21,7 +21,7 @@ class Row:
     words: tokens that the processor reads as attributes of its tokenizer. special: other tokens.
     sizes: settings of the image processor. settings: arguments of the processor.
     call: arguments that the processor's call takes for pictures.
-    tower: prefix of the vision tower's parameters; empty if there is none. connector: prefixes
+    tower: prefix of the parameters that make visual tokens, or prefixes. connector: prefixes
         inside it that are no part of the tower.
     layers: blocks of the language model, unless told otherwise.
     home: folder of transformers/models/ that has the processor; `name` if empty.
@@ -42,7 +42,7 @@ class Row:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
-    tower: str = "model.vision_tower."
+    tower: str | tuple[str, ...] = "model.vision_tower."
     connector: tuple[str, ...] = ()
     layers: int = 2
     home: str = ""

@@ -34,7 +34,7 @@ def _granite(text: Text) -> dict[str, Any]:
         "downsample_rate": "1/2",
         "deepstack_layer_map": [[1, 0], [2, 1]],
         "spatial_vision_layer": -1,
-        "spatial_target_layers": [2, 3],
+        "spatial_target_layers": [2, 3, 4, 5],
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
     }
@@ -90,7 +90,12 @@ ROWS = (
             "vision_feature_select_strategy": "full",
             "downsample_rate": "1/2",
         },
-        layers=4,
+        tower=("model.vision_tower.", "model.layerwise_projectors.", "model.spatial_projectors."),
+        connector=(
+            *(f"model.layerwise_projectors.{place}.out_linear." for place in range(2)),
+            *(f"model.spatial_projectors.{place}.out_linear." for place in range(4)),
+        ),
+        layers=6,
         **IMAGE,
     ),
     Row(
