@@ -142,8 +142,8 @@ def _templates() -> list[tuple[str, str, str]]:
     """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
-        plain = family.plain_templates if family.chat else ()
-        for template in (*plain, family.vqa_template, family.caption_template):
+        own = (family.vqa_template, family.caption_template)
+        for template in family.plain_templates if family.chat else own:
             before, after = map(_words, template.split("{prompt}"))
             if before or after:
                 shown = " ".join(template.format(prompt="...").split())
