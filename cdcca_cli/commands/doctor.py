@@ -40,5 +40,5 @@ def command(
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(made.found)
     else:
-        made.show()
+        streams.emit_facts(made.rows)
     made.require()

@@ -22,6 +22,8 @@ from cdcca_cli.models.skeleton import TowerTensors, hollow, part_of
 from cdcca_cli.payloads import pictures
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from cdcca_cli.models import LoadedModel, Seen
 
 _QUESTION = "What is it?"
@@ -77,8 +79,8 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
     _check_device(found.device, digest, model.checkpoint)
     groups = _groups(model)
     hollow(model)
-    (picture,) = model.prepare([frame.like_a_photograph(*frame.SIZE)])
-    (seen,) = model.see([picture])
+    photograph = frame.like_a_photograph(*frame.SIZE)
+    (seen,) = model.see(model.prepare([photograph]))
     prompt = model.format_prompt(_QUESTION, "vqa")
     num_positions = model.prompt_length(prompt, seen)
     sizes = memory.sizes(
@@ -110,7 +112,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
             "channels": seen.tokens.shape[1],
             "grid": list(seen.layout.grid),
             "positions": num_positions,
-            "bytes": _payload_bytes(model, seen),
+            "bytes": _payload_bytes(model, seen, photograph),
         },
         "memory_bytes": {
             form: {"infer": sizes.to_infer(form), "train": sizes.to_train(form)}
@@ -161,11 +163,11 @@ def _groups(model: "LoadedModel") -> dict[str, int]:
     return dict(found)
 
 
-def _payload_bytes(model: "LoadedModel", seen: "Seen") -> dict[str, int]:
+def _payload_bytes(model: "LoadedModel", seen: "Seen", photograph: "Image") -> dict[str, int]:
     """Bytes of the whole frame: all of its tokens, and the picture sent in place of them."""
     count, channels = seen.tokens.shape
     found = {"int8": count * channels + 4 * count, "float16": 2 * count * channels}
-    picture = model.seen_as_picture(frame.like_a_photograph(*frame.SIZE))
+    picture = model.seen_as_picture(photograph)
     for media in pictures.CODED:
         if pictures.can_encode(media):
             found[media.removeprefix("image/")] = len(pictures.encode(picture, media).data)
