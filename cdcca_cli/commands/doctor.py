@@ -1,4 +1,4 @@
-"""`cdcca doctor`: what works here: the machine, a checkpoint, a student with a teacher."""
+"""`cdcca doctor`: what works: this machine, a checkpoint, a pair."""
 
 from typing import Annotated
 

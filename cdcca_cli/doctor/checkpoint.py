@@ -16,9 +16,9 @@ from cdcca_cli.doctor import frame, headers, identities, machine, memory
 from cdcca_cli.errors import BadData, MissingInput, Unavailable
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.kind import kind_of_folder
-from cdcca_cli.models import digests, loading
+from cdcca_cli.models import digests, loading, skeleton
 from cdcca_cli.models.settings import InitSettings
-from cdcca_cli.models.skeleton import TowerTensors, hollow, part_of
+from cdcca_cli.models.skeleton import TowerTensors, part_of
 from cdcca_cli.payloads import pictures
 
 if TYPE_CHECKING:
@@ -32,15 +32,16 @@ _SPARE = 1.25  # of the memory estimated: weights are cast and quantised while t
 
 @dataclass
 class Outlined:
-    """A checkpoint without its weights. tensors: None if it has none. device: if it is a folder."""
+    """A checkpoint without its weights.
+
+    tensors: where the weights are; None if it has none. is_here: whether they need not be fetched.
+    device: the device folder that was named.
+    """
 
     model: "LoadedModel"
     tensors: headers.Tensors | None
+    is_here: bool
     device: Device | None
-
-    @property
-    def is_on_hub(self) -> bool:
-        return loading.folder_of(self.model.checkpoint) is None
 
     def tower(self) -> TowerTensors | None:
         """The tower's parameters, read from the weights one by one."""
@@ -63,11 +64,14 @@ def outlined(name: str) -> Outlined:
     model = loading.outline(name, revision=revision, qformer_layers=layers)
     folder = loading.folder_of(name)
     on_hub = headers.on_hub(name, revision)
-    open_file = on_hub if folder is None else headers.in_folder(folder)
     try:
-        return Outlined(model, headers.tensors(name, open_file), device)
+        tensors = headers.tensors(name, on_hub if folder is None else headers.in_folder(folder))
     except MissingInput:
-        return Outlined(model, None, device)
+        return Outlined(model, None, False, device)
+    is_here = folder is not None or all(
+        headers.in_cache(name, file, revision) for file in tensors.files()
+    )
+    return Outlined(model, tensors, is_here, device)
 
 
 def report(name: str, on: Runtime) -> dict[str, Any]:
@@ -78,9 +82,8 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
     digest = None if tower is None else digests.of_tensors(tower)
     _check_device(found.device, digest, model.checkpoint)
     groups = _groups(model)
-    hollow(model)
     photograph = frame.like_a_photograph(*frame.SIZE)
-    (seen,) = model.see(model.prepare([photograph]))
+    seen = skeleton.seen(model, photograph)
     prompt = model.format_prompt(_QUESTION, "vqa")
     num_positions = model.prompt_length(prompt, seen)
     sizes = memory.sizes(
@@ -187,8 +190,8 @@ def _identities(
     """What was tried on the loaded model, or why nothing was."""
     if found.tensors is None:
         return {"tried": [], "why_not": "the checkpoint has no weights here"}
-    if found.is_on_hub:
-        return {"tried": [], "why_not": "only of a folder: download the checkpoint first"}
+    if not found.is_here:
+        return {"tried": [], "why_not": "its weights are on the hub: download them first"}
     form = _form(found.device, on)
     needed, free = int(sizes.to_infer(form) * _SPARE), _free(on)
     if needed > free:

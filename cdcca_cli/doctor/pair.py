@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cdcca_cli.doctor import frame
 from cdcca_cli.doctor.checkpoint import Outlined, outlined
 from cdcca_cli.families import pairs
-from cdcca_cli.models import digests
-from cdcca_cli.models.skeleton import TowerTensors, hollow
+from cdcca_cli.models import digests, skeleton
+from cdcca_cli.models.skeleton import TowerTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +93,7 @@ def _num_queries(model: "LoadedModel") -> int:
     """Vectors that the connector makes of a frame of 1080p."""
     if model.row.kind == "qformer":
         return int(model.module.query_tokens.shape[1])
-    hollow(model)
-    (seen,) = model.see(model.prepare([frame.like_a_photograph(*frame.SIZE)]))
-    return seen.num_tokens
+    return skeleton.seen(model, frame.like_a_photograph(*frame.SIZE)).num_tokens
 
 
 def _named(model: "LoadedModel") -> dict[str, Any]:
