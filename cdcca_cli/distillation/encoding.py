@@ -73,14 +73,20 @@ def prompt_length(model: LoadedModel, example: Example) -> int:
 
 
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard of another vision tower or with templated prompts. Raises: BadData."""
-    if shard.tower != model.tower_digest:
+    """Refuse a shard of another vision tower or with templated prompts. Raises: BadData.
+
+    A teacher looks at a picture with its own tower.
+    """
+    looks = role == "teacher" and shard.picture is not None
+    if shard.tower != model.tower_digest and not looks:
         raise BadData(
             f"frame {shard.frame[:80]}: its tokens come from the vision tower "
-            f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with a "
-            f"device that shares the {role}'s tower, or name the {role} that shares the device's"
+            f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with "
+            f"`payload` frame, or name the {role} that shares the device's tower"
         )
-    if not model.can_read(shard.num_tokens, shard.tokens.shape[1]):
+    if shard.tower == model.tower_digest and not model.can_read(
+        shard.num_tokens, shard.tokens.shape[1]
+    ):
         raise BadData(
             f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of {shard.tokens.shape[1]} "
             f"channels, which the {role}'s vision tower does not make: not this tower's shard"

@@ -188,6 +188,10 @@ class Cells(LoadedModel):
             return inputs[0]
         return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
 
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self._side
+
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """By the connector itself; their number depends on the frame, unless the size is fixed."""
         usual = getattr(self.module.config, "image_seq_length", None)

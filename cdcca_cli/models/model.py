@@ -228,6 +228,12 @@ class LoadedModel(ABC):
             [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
+    @property
+    @abstractmethod
+    def places(self) -> tuple[str, int]:
+        """The kind of connector, and what decides how many vectors it makes of a picture: the
+        query tokens of a Q-Former, or how many of the tower's tokens become one, by side."""
+
     @abstractmethod
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """Whether the tower makes frames of so many tokens, each of so many channels."""

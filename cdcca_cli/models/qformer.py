@@ -139,6 +139,10 @@ class QFormer(LoadedModel):
     def _language_module(self) -> Any:
         return self.module.language_model
 
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self.picture_length
+
     def can_read(self, num_tokens: int, channels: int) -> bool:
         width = self.module.config.vision_config.hidden_size
         return (num_tokens, channels) == (int(self.tower.embeddings.num_positions), width)
