@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cdcca_cli.models import LoadedModel, Seen
 
 _QUESTION = "What is it?"
-_SPARE = 1.25  # of the memory estimated: weights are cast and quantised while they are loaded
+_SPARE = 1.1  # of the memory estimated
 
 
 @dataclass
@@ -86,8 +86,10 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
     seen = skeleton.seen(model, photograph)
     prompt = model.format_prompt(_QUESTION, "vqa")
     num_positions = model.prompt_length(prompt, seen)
+    stored = {} if found.tensors is None else found.tensors.num_bytes()
     sizes = memory.sizes(
         model,
+        stored=stored,
         positions=num_positions,
         tokens=seen.num_tokens,
         channels=seen.tokens.shape[1],
@@ -102,9 +104,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
         "language_model": model.module.config.get_text_config().model_type,
         "parameters": _parts(model),
         "vision_blocks": model.num_blocks,
-        "stored": None
-        if found.tensors is None
-        else {"bytes": found.tensors.num_bytes(), "dtypes": found.tensors.dtypes()},
+        "stored_bytes": stored,
         "digests": {"tower": digest, "vocabulary": model.vocabulary_digest},
         "payloads": ["tokens", "frame"],
         "groups": groups,

@@ -57,14 +57,11 @@ class Tensors:
     def files(self) -> set[str]:
         return {file for file, _, _ in self.places.values()}
 
-    def num_bytes(self) -> int:
-        return sum(stored.end - stored.begin for _, _, stored in self.places.values())
-
-    def dtypes(self) -> dict[str, int]:
-        """Number of elements by dtype, the most frequent first."""
+    def num_bytes(self) -> dict[str, int]:
+        """By dtype, as torch names it, the largest first."""
         found = Counter[str]()
         for _, _, stored in self.places.values():
-            found[stored.dtype] += stored.size
+            found[_DTYPES.get(stored.dtype, stored.dtype)] += stored.end - stored.begin
         return dict(found.most_common())
 
     def shapes(self) -> "dict[str, tuple[torch.dtype, tuple[int, ...]]]":

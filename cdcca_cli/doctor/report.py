@@ -51,11 +51,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
         yield name.replace("_", " "), found[name]
     for part, number in found["parameters"].items():
         yield f"parameters: {part}", number
-    if found["stored"] is not None:
-        yield (
-            "stored",
-            f"{in_units(found['stored']['bytes'])} ({', '.join(found['stored']['dtypes'])})",
-        )
+    for dtype, size in found["stored_bytes"].items():
+        yield f"stored in {dtype}", in_units(size)
     yield from rows({"digest": found["digests"]})
     shape = found["frame"]
     yield (
