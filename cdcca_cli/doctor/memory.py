@@ -33,7 +33,8 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}
 _QUANTISED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # a scale of 32 bits for each 64 weights
 LIBRARIES = 500_000_000
 ANSWER = 16
-TRAINED_AT_ONCE = 8
+MOST_ROWS, MOST_POSITIONS = 8, 1024
+"""Of one pass in training: questions, and positions of their prompts, unless one has more."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Sizes:
         return self._at_least_loading(form, self._weights(form) + cache + max(tower, block))
 
     def to_train(self, form: str) -> int:
-        """Bytes to train on TRAINED_AT_ONCE questions at a time."""
-        num_bytes, rows = NUM_BYTES[form], TRAINED_AT_ONCE
+        """Bytes to train on as many questions at a time as fit into MOST_POSITIONS."""
+        num_bytes = NUM_BYTES[form]
+        rows = max(1, min(MOST_ROWS, MOST_POSITIONS // self.positions))
         a_place = self.layers * self.width + 16 * self.width + 6 * self.inner
         kept = rows * (self.positions + ANSWER) * a_place * num_bytes
         logits = 3 * 4 * rows * ANSWER * self.vocabulary
