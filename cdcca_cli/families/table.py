@@ -1,5 +1,6 @@
 """The table of families: one row each. Paths are as in `get_submodule`."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,21 +16,27 @@ class Family:
     architecture: the class in transformers.
     kind: how pictures come into the prompt (`models`): `cells`, or a `qformer`.
     tower_path: the vision tower. blocks: path of its list of blocks, from the tower; "" if none.
+    more_of_tower: modules outside it that make visual tokens too.
     language_path: the language model. connector_paths: modules whose linears get LoRA.
     entries, exits: of kind `cells`: the modules that the tokens of the places enter, and those
         that give the language model's features (usually the same); the first for the features in
-        the prompt, more for deepstack layers. `.*` at the end: each child.
+        the prompt, more for deepstack layers. `*` in a path: each child.
     cell: how the tokens of one place lie in what an entry reads: `one` token a place, `adjacent`
-        ones, or a `square` of the picture, at sides `side`, a setting in the config.
+        ones, a `square` of the picture, at sides `side`, a setting in the config; or each a `map`
+        (channels, rows, columns).
+    pixel_axis: along which the pixels of several pictures are put together.
     connect: from a place's tokens to its feature, where that is not a call of the exit; a function
         of `families.connectors`.
     types: the argument by which token types are given, and the types of pictures and of answers.
     is_mrope: whether positions have three axes (`get_rope_index`).
     features: the class of the outputs that the language model takes features in.
-    is_deep: whether they have deepstack layers beside those in the prompt.
+    deep: whether they have deepstack layers, beside those in the prompt or alone.
     newline: the parameter that is the feature of places without content.
     is_stacked: whether it takes them as one tensor, not as a list.
-    processor: the class that knows a picture's text in a prompt, if not the one of this type.
+    processor: the class that knows a picture's text in a prompt, if not the one of this type; of
+        transformers, or a function of `families.processors` that makes it.
+    needs: packages that it cannot be loaded without, beside cdcca's own.
+    backend: what reads pictures: PIL, or torchvision where transformers has no class for PIL.
     vqa_template, caption_template: the text around a question or a caption's prompt; what a user
         says, if the tokenizer has a chat template.
     chat: whether the tokenizer's chat template is used. plain_templates: the whole text of both
@@ -48,18 +55,22 @@ class Family:
     connector_paths: tuple[str, ...]
     kind: Literal["cells", "qformer"] = "cells"
     blocks: str = "encoder.layers"
+    more_of_tower: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()
     exits: tuple[str, ...] = ()
-    cell: Literal["one", "adjacent", "square"] = "one"
+    cell: Literal["one", "adjacent", "square", "map"] = "one"
     side: str = ""
+    pixel_axis: int = 0
     connect: str = ""
     types: tuple[str, int, int] | None = None
     is_mrope: bool = False
     features: str = "BaseModelOutputWithPooling"
-    is_deep: bool = False
+    deep: Literal["", "beside", "alone"] = ""
     newline: str = ""
     is_stacked: bool = False
     processor: str = ""
+    needs: tuple[str, ...] = ()
+    backend: Literal["pil", "torchvision"] = "pil"
     vqa_template: str = SHORT_ANSWER
     caption_template: str = "{prompt}"
     caption_prompt: str = SHORT_CAPTION
@@ -71,11 +82,32 @@ class Family:
     query_names: tuple[str, ...] = ()
     instruction_tokenizer: str | None = None
 
+    @property
     def full_precision(self) -> tuple[str, ...]:
-        """The modules that are never quantised: all but the language model."""
-        first = {path.split(".*")[0] for path in (self.tower_path, *self.connector_paths)}
-        first |= {"qformer", "language_projection"} if self.kind == "qformer" else set()
-        return (*sorted(first), "lm_head")
+        """The modules that are never quantised, as patterns: all but the language model's body."""
+        return (rf"(?!{re.escape(self.language_path)}\.).+", "lm_head")
+
+    def in_connector(self, name: str) -> bool:
+        """Whether this is a parameter or a module of the connector, by its name."""
+        return _is_under(name, self.connector_paths)
+
+    def in_tower(self, name: str) -> str:
+        """A parameter's name inside the vision tower; "" if it is no part of what makes tokens.
+
+        A connector inside the tower (Qwen-VL's merger) is none: its width is the language model's,
+        and what a device sends is what it reads.
+        """
+        if self.in_connector(name):
+            return ""
+        if _is_under(name, self.more_of_tower):
+            return name
+        prefix = f"{self.tower_path}."
+        return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
+def _is_under(name: str, paths: tuple[str, ...]) -> bool:
+    patterns = (re.escape(path).replace(r"\*", "[^.]+") for path in paths)
+    return any(re.match(rf"{pattern}(?=\.|$)", name) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -83,13 +115,9 @@ class TextModel:
     """How a kind of language model names its parts.
 
     attention: ending of the names of the self-attentions that read the prompt.
-    bias_settings: settings of its config that add a bias to every linear; none if it has biases, or
-        cannot have them. bias_suffix: ending of the names of these biases.
     """
 
     attention: str = ".self_attn"
-    bias_settings: tuple[str, ...] = ()
-    bias_suffix: str = "_proj.bias"
 
 
 _BLIP2 = Family(
@@ -147,6 +175,17 @@ _QWEN2_VL = Family(
     side="vision_config.spatial_merge_size",
     is_mrope=True,
 )
+_GEMMA4 = Family(
+    name="gemma4",
+    model_type="gemma4",
+    architecture="Gemma4ForConditionalGeneration",
+    tower_path="model.vision_tower",
+    language_path="model.language_model",
+    connector_paths=("model.embed_vision",),
+    entries=("model.embed_vision",),
+    types=("mm_token_type_ids", 1, 0),
+)
+_GRANITE4 = ("model.layerwise_projectors.*.out_linear", "model.spatial_projectors.*.out_linear")
 _ROWS = (
     _BLIP2,
     _INSTRUCTBLIP,
@@ -187,18 +226,114 @@ _ROWS = (
         connector_paths=("model.visual.merger", "model.visual.deepstack_merger_list"),
         entries=("model.visual.merger", "model.visual.deepstack_merger_list.*"),
         features="BaseModelOutputWithDeepstackFeatures",
-        is_deep=True,
+        deep="beside",
+    ),
+    replace(
+        _QWEN2_VL,
+        name="qwen2_5_vl",
+        model_type="qwen2_5_vl",
+        architecture="Qwen2_5_VLForConditionalGeneration",
+    ),
+    replace(
+        _QWEN2_VL,
+        name="qwen3_5",
+        model_type="qwen3_5",
+        architecture="Qwen3_5ForConditionalGeneration",
+    ),
+    replace(
+        _QWEN2_VL,
+        name="glm4v",
+        model_type="glm4v",
+        architecture="Glm4vForConditionalGeneration",
+        connector_paths=("model.visual.downsample", "model.visual.merger"),
+        entries=("model.visual.downsample",),
+        exits=("model.visual.merger",),
+        cell="map",
+        connect="glm4v",
+    ),
+    replace(
+        _LLAVA,
+        name="video_llama_3",
+        model_type="video_llama_3",
+        architecture="VideoLlama3ForConditionalGeneration",
+        tower_path="model.vision_model",
+        connector_paths=("model.projector",),
+        entries=("model.projector",),
+    ),
+    replace(
+        _LLAVA,
+        name="paligemma",
+        model_type="paligemma",
+        architecture="PaliGemmaForConditionalGeneration",
+        is_stacked=True,
+        types=("token_type_ids", 0, 1),
+        plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>caption en\n"),
+    ),
+    replace(
+        _GEMMA4,
+        name="gemma3n",
+        model_type="gemma3n",
+        architecture="Gemma3nForConditionalGeneration",
+        blocks="timm_model.blocks",
+        is_stacked=True,
+        connect="gemma3n",
+        types=None,
+        needs=("timm", "torchvision"),
+    ),
+    _GEMMA4,
+    replace(
+        _GEMMA4,
+        name="gemma4_unified",
+        model_type="gemma4_unified",
+        architecture="Gemma4UnifiedForConditionalGeneration",
+        tower_path="model.embed_vision",
+        blocks="",
+        connector_paths=("model.embed_vision.multimodal_embedder",),
+        entries=("model.embed_vision.multimodal_embedder",),
+        needs=("torchvision",),
+        backend="torchvision",
+    ),
+    replace(
+        _LLAVA,
+        name="lfm2_vl",
+        model_type="lfm2_vl",
+        architecture="Lfm2VlForConditionalGeneration",
+        cell="square",
+        side="downsample_factor",
+        connect="lfm2_vl",
+        processor="lfm2_vl",
+        needs=("torchvision",),
+        backend="torchvision",
+    ),
+    replace(
+        _LLAVA,
+        name="minicpmv4_6",
+        model_type="minicpmv4_6",
+        architecture="MiniCPMV4_6ForConditionalGeneration",
+        connector_paths=("model.merger",),
+        entries=("model.merger.mlp.0",),
+        pixel_axis=3,
+        processor="minicpmv",
+    ),
+    replace(
+        _LLAVA,
+        name="granite4_vision",
+        model_type="granite4_vision",
+        architecture="Granite4VisionForConditionalGeneration",
+        more_of_tower=("model.layerwise_projectors", "model.spatial_projectors"),
+        connector_paths=_GRANITE4,
+        entries=_GRANITE4,
+        newline="model.image_newline",
+        features="Granite4VisionImageFeaturesOutput",
+        deep="alone",
     ),
 )
 
 FAMILIES = {row.model_type: row for row in _ROWS}
 
-_TEXT_MODELS = {
-    "llama": TextModel(bias_settings=("attention_bias", "mlp_bias")),
-    "t5": TextModel(attention=".SelfAttention"),
-}
+_TEXT_MODELS = {"t5": TextModel(attention=".SelfAttention")}
 
 
 def text_model(model_type: str) -> TextModel:
-    """How a language model names its parts; without a row, as LLaMA and OPT do."""
+    """How a language model names its parts; without a row, as most do."""
     return _TEXT_MODELS.get(model_type, TextModel())

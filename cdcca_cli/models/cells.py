@@ -16,6 +16,7 @@ The queries are the connector's outputs, deepstack layers side by side.
 Legend: P pictures or passes of a run, B prompts, N cells, C channels of a cell, D of a feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,10 @@ class Cells(LoadedModel):
     def _parts(self, paths: Sequence[str]) -> list[nn.Module]:
         found: list[nn.Module] = []
         for path in paths:
-            module = self.module.get_submodule(path.removesuffix(".*"))
-            found += list(module.children()) if path.endswith(".*") else [module]
+            outer, is_list, inner = path.partition(".*")
+            module = self.module.get_submodule(outer)
+            parts = module.children() if is_list else [module]
+            found += [part.get_submodule(inner.removeprefix(".")) for part in parts]
         return found
 
     def _bind(self) -> None:
@@ -93,9 +96,7 @@ class Cells(LoadedModel):
             run = self._run(inputs, passes)
         else:
             hidden, *early = trunk.states
-            width = hidden.shape[-1]
-            repeated = hidden.to(self.device).reshape(1, -1, width).expand(passes, -1, -1)
-            with watching.resuming(self.blocks, trunk.first_block, repeated):
+            with watching.resuming(self.blocks, trunk.first_block, hidden, passes):
                 run = self._run(inputs, passes)
             kept = [
                 [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
@@ -115,6 +116,7 @@ class Cells(LoadedModel):
     def _can_resume(self, first_block: int) -> bool:
         layer = getattr(self.module.config, "vision_feature_layer", None)
         is_plain = layer is None or (isinstance(layer, int) and layer < 0)
+        is_plain &= self.row.deep != "alone"  # of several layers, read behind the last one
         return is_plain and 0 < first_block < len(self.blocks)
 
     @property
@@ -122,17 +124,16 @@ class Cells(LoadedModel):
         return len(self._entries) - 1
 
     def _features(self, inputs: dict[str, Tensor]) -> Any:
-        model = self.module
-        if not hasattr(model, "get_image_features"):
-            model = model.model
         with self._mixed():
-            return model.get_image_features(**inputs, return_dict=True)
+            return self.module.model.get_image_features(**inputs, return_dict=True)
 
     def _run(self, inputs: dict[str, Tensor], count: int) -> _Run:
         reads: list[list[Tensor]] = [[] for _ in self._entries]
         with watching.reading(self._entries, reads), watching.numbering(self._exits[0]):
             output = self._features(inputs)
         pooled = output.pooler_output
+        if pooled is None:  # there are deepstack layers alone, each with its number
+            pooled = output.deepstack_features[0][1]
         if not isinstance(pooled, Tensor):
             pooled = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
         order_PN = watching.numbers(pooled.reshape(-1, pooled.shape[-1])).reshape(count, -1)
@@ -161,6 +162,8 @@ class Cells(LoadedModel):
         side, width = self._side, read.shape[-1]
         if self.row.cell == "one":
             return read.reshape(-1, width)
+        if self.row.cell == "map":
+            return read.flatten(1)
         if self.row.cell == "adjacent":
             return read.reshape(-1, side * side * width)
         if read.ndim == 3:  # a square picture's tokens, row by row
@@ -172,21 +175,37 @@ class Cells(LoadedModel):
 
     def _lattice(self, picture: Picture, num_places: int) -> tuple[int, ...]:
         """Rows and columns of the cells, where the picture is one lattice of them."""
-        for name in ("image_grid_thw", "spatial_shapes"):
-            shapes = picture.inputs.get(name)
-            if shapes is not None and len(shapes) == 1:
-                rows, columns = (int(number) // self._side for number in shapes[0][-2:])
-                return (rows, columns) if rows * columns == num_places else ()
+        patches = self._patches(picture)
+        if patches is not None:
+            side = round((patches[0] * patches[1] / num_places) ** 0.5)
+            rows, columns = patches[0] // side, patches[1] // side
+            return (rows, columns) if rows * columns == num_places else ()
         edge = round(num_places**0.5)
         pixels = picture.inputs.get("pixel_values")
         num_tiles = 1 if pixels is None else pixels.shape[:-3].numel()
         return (edge, edge) if num_tiles == 1 and edge * edge == num_places else ()
 
+    def _patches(self, picture: Picture) -> tuple[int, int] | None:
+        """Rows and columns of the patches of a picture of its own size, if it is one lattice."""
+        for name in ("image_grid_thw", "spatial_shapes", "target_sizes"):
+            shapes = picture.inputs.get(name)
+            if shapes is not None and len(shapes) == 1:
+                rows, columns = shapes[0][-2:].tolist()
+                return rows, columns
+        places_PN2 = picture.inputs.get("image_position_ids")
+        if places_PN2 is None:
+            return None
+        columns, rows = (places_PN2[0].amax(0) + 1).tolist()
+        return rows, columns
+
     def _joined(self, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The inputs of several pictures of one shape as those of a batch."""
         if len(inputs) == 1:
             return inputs[0]
-        return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+        axes = {"pixel_values": self.row.pixel_axis}
+        return {
+            name: torch.cat([one[name] for one in inputs], axes.get(name, 0)) for name in inputs[0]
+        }
 
     @property
     def places(self) -> tuple[str, int]:
@@ -229,7 +248,7 @@ class Cells(LoadedModel):
         if self.row.connect:
             connect = getattr(connectors, self.row.connect)
             made: Tensor = connect(self.module, cells_KC)
-            return made
+            return made.reshape(len(cells_KC), -1)
         count, area = len(cells_KC), self._side**2
         if self.row.cell == "adjacent":
             cells_KC = cells_KC.reshape(count * area, -1)
@@ -275,10 +294,9 @@ class Cells(LoadedModel):
         if not layout.fixed:
             return features_LD
         fixed = torch.tensor(layout.fixed, device=self.device)
-        newline = self.newline()
-        return torch.where(
-            torch.isin(kept_L, fixed)[:, None], newline.to(features_LD.dtype), features_LD
-        )
+        newline = self.newline().to(features_LD.dtype)
+        newline = newline.repeat(features_LD.shape[-1] // len(newline))
+        return torch.where(torch.isin(kept_L, fixed)[:, None], newline, features_LD)
 
     def newline(self) -> Tensor:
         """(D,): the feature of places without content."""
@@ -304,6 +322,11 @@ class Cells(LoadedModel):
         """Positions (S,) of the whole prompt, or (3, S)."""
         if not self.row.is_mrope:
             return torch.arange(len(ids_S), device=self.device)
+        if math.prod(seen.layout.grid) != seen.num_tokens or len(seen.layout.grid) != 2:
+            raise BadData(
+                f"{self.checkpoint}: {seen.num_tokens} tokens of a picture without its rows and "
+                "columns, which the positions need"
+            )
         rows, columns = seen.layout.grid
         grid = torch.tensor([[1, rows * self._side, columns * self._side]], device=self.device)
         types = (ids_S == self.place_id).int()
@@ -317,6 +340,11 @@ class Cells(LoadedModel):
         """The tokens of a prompt with its picture; without one, of the usual number of tokens."""
         usual = getattr(self.module.config, "image_seq_length", 1)
         marks = f"{{{usual}}}" if seen is None else seen.layout.marks or f"{{{seen.num_tokens}}}"
+        if seen is not None and Layout(marks=marks).num_places != seen.num_tokens:
+            raise BadData(
+                f"{self.checkpoint}: a picture of {seen.num_tokens:,} tokens, whose text in the "
+                f"prompt has {Layout(marks=marks).num_places:,} places"
+            )
         text = expanded(marks, self.preparer.image_token)
         whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
         return self._text_ids([whole.with_picture(self.preparer.mark, text)])[0]

@@ -5,7 +5,7 @@ The digest is `formats.digest.overlay_digest` of the parameters, each cast to bf
 share. For a quantised weight it covers the codes, not the scales, which the first answer rounds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,23 @@ from cdcca_cli.models import quantization
 
 def of_parameters(module: nn.Module) -> str:
     """Digest of all parameters of a module, by their names inside it."""
-    quantization.unpack(module)
-    return overlay_digest(_Bits({name: p.detach() for name, p in module.named_parameters()}))
+    return _digest(module, str)
 
 
-def of_tower(module: Any, row: Family) -> str:
-    """Digest of a model's vision tower, without connectors that lie inside it (Qwen-VL's merger):
-    their width is the language model's, and what a device sends is what they read."""
+def of_tower(module: nn.Module, row: Family) -> str:
+    """Digest of the vision tower's parameters, by their names inside it (`Family.in_tower`).
+
+    A connector inside the tower (Qwen's `merger`) is left out: its width is the language model's,
+    so it differs between models that share the tower.
+    """
+    return _digest(module, row.in_tower)
+
+
+def _digest(module: nn.Module, name_of: Callable[[str], str]) -> str:
     quantization.unpack(module)
-    prefix = f"{row.tower_path}."
-    outside = tuple(f"{path}." for path in row.connector_paths)
-    parameters = {
-        name.removeprefix(prefix): parameter.detach()
-        for name, parameter in module.named_parameters()
-        if name.startswith(prefix) and not name.startswith(outside)
-    }
-    return overlay_digest(_Bits(parameters))
+    parameters = module.named_parameters()
+    tensors = {inside: one.detach() for name, one in parameters if (inside := name_of(name))}
+    return overlay_digest(_Bits(tensors))
 
 
 def of_json(value: object) -> str:

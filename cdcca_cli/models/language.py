@@ -58,7 +58,7 @@ class Spliced:
 class Language(ABC):
     """One language model.
 
-    last_attention: the last self-attention whose output has the visual positions.
+    last_attention: the last self-attention whose output at the visual positions reaches an answer.
     reads_answers: whether the answer's tokens go through it too, behind the prompt.
     max_positions: most positions of a prompt with its answer; None without a limit.
     suppressed: ids that are never chosen for an answer.
@@ -152,8 +152,7 @@ class CausalLanguage(Language):
         self.max_positions = getattr(config, "max_position_embeddings", None)
         takes = inspect.signature(self.model.forward).parameters
         self._keeps = "logits_to_keep" in takes
-        deep = self.model.config if row.is_deep else None
-        self._num_deep = 0 if deep is None else len(deep.vision_config.deepstack_visual_indexes)
+        self._layers = _feature_layers(self.model.config, row.deep)
         self.suppressed = _special_places(self.model.config)
 
     def _attentions(self) -> list[nn.Module]:
@@ -163,6 +162,8 @@ class CausalLanguage(Language):
             part
             for name, part in self.model.named_modules()
             if name.endswith(ending) and name.startswith(path)
+            # Gemma's last layers attend to the keys and values of earlier ones.
+            if not getattr(part, "is_kv_shared_layer", False)
         ]
 
     def joined(self, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Spliced:
@@ -288,8 +289,12 @@ class CausalLanguage(Language):
         """The features as transformers' towers give them."""
         module = import_module(type(self.model).__module__)
         made = getattr(module, self._row.features)()
-        parts = [each.chunk(1 + self._num_deep, dim=-1) for each in features]
-        main, *deep = [[part[place] for part in parts] for place in range(1 + self._num_deep)]
+        parts = zip(*(each.chunk(len(self._layers), dim=-1) for each in features), strict=True)
+        layers = [list(part) for part in parts]
+        if self._row.deep == "alone":
+            made.deepstack_features = list(zip(self._layers, layers, strict=True))
+            return made
+        main, *deep = layers
         made.pooler_output = torch.cat(main)[None] if self._row.is_stacked else main
         if deep:
             made.deepstack_features = deep
@@ -311,6 +316,15 @@ def image_token_id(config: Any) -> int:
     """The id that fills the places of a picture in a prompt."""
     found = getattr(config, "image_token_id", None)
     return int(config.image_token_index if found is None else found)
+
+
+def _feature_layers(config: Any, deep: str) -> list[int]:
+    """The layers of the language model that features enter, the prompt as -1."""
+    if deep == "alone":  # Granite
+        return [layer for _, layer in config.deepstack_layer_map] + [*config.spatial_target_layers]
+    if deep == "beside":  # Qwen3-VL: the first ones
+        return [-1, *range(len(config.vision_config.deepstack_visual_indexes))]
+    return [-1]
 
 
 def _special_places(config: Any) -> tuple[int, ...]:

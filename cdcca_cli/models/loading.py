@@ -8,11 +8,13 @@
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, text_model
+from cdcca_cli.families import FAMILIES, Family, processors
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
@@ -55,7 +57,6 @@ def load(
     quantize: str = "none",
     qformer_layers: int | None = None,
     revision: str | None = None,
-    zero_biases: bool = False,
     device_map: str | None = None,
     template: str | None = None,
 ) -> LoadedModel:
@@ -67,8 +68,6 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
-            has none, as the paper does.
         template: of prompts, with {prompt} and the picture's mark; None: the checkpoint's own.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
@@ -82,23 +81,19 @@ def load(
     _quiet_transformers()
     config = _config(source)
     row = FAMILIES[config.model_type]
+    _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    text = text_model(config.get_text_config().model_type)
-    if zero_biases:
-        for name in text.bias_settings:
-            setattr(config.get_text_config(), name, True)
     placed: dict[str, Any] = {}
-    quantized = quantization.config(quantize, list(row.full_precision()), cast_to or torch.float32)
+    with source.reading("config.json"):
+        quantized = quantization.config(quantize, row, config, cast_to or torch.float32)
     if quantized is not None:
         placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
         placed["device_map"] = device_map
     module, missing, unexpected = _module(row, source, config, placed)
-    if zero_biases and text.bias_settings:
-        missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
     _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
-    quantization.check_shapes(module, row.language_path, quantize, device)
+    quantization.check_shapes(module, device)
     tower_digest = digests.of_tower(module, row)
     cast_to = cast_to or module.dtype
     _cast(module, cast_to)
@@ -124,9 +119,10 @@ def outline(
     source = _source(checkpoint, revision, needs_weights=False)
     _quiet_transformers()
     config = _config(source)
+    row = FAMILIES[config.model_type]
+    _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    row = FAMILIES[config.model_type]
     with source.reading("config.json"), init_empty_weights():
         module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
     with suppress(OSError):  # many checkpoints have none
@@ -184,7 +180,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
-        zero_biases="bias" in settings.groups,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(
@@ -313,6 +309,19 @@ def _check_family(named: str, model_type: str) -> None:
         )
 
 
+def _check_packages(row: Family, named: str) -> None:
+    """Raises: Unavailable for a package that this family needs, with the extra that has it."""
+    for package in row.needs:
+        try:
+            import_module(package)
+        except (ImportError, RuntimeError) as error:  # torchvision raises both
+            reason = str(error).splitlines()[0][:200]
+            raise Unavailable(
+                f"{named}: the family {row.name} needs {package}: {reason}: pip install "
+                "'cdcca[families]'"
+            ) from error
+
+
 def _cut_qformer(config: Any, layers: int, named: str) -> None:
     former = getattr(config, "qformer_config", None)
     if former is None:
@@ -349,15 +358,6 @@ def _module(
     return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> list[str]:
-    """Set missing biases of the language model to zero; returns the other missing tensors."""
-    added = [name for name in missing if name.startswith(prefix) and name.endswith(suffix)]
-    with torch.no_grad():
-        for name in added:
-            module.get_parameter(name).zero_()
-    return [name for name in missing if name not in added]
-
-
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
@@ -370,7 +370,7 @@ def _check_complete(
     present = {match[0] for name, _ in module.named_parameters() if (match := _BLOCK.match(name))}
     for name in unexpected:
         match = _BLOCK.match(name)
-        is_cut = cut is not None and name.startswith(cut.connector_paths)
+        is_cut = cut is not None and cut.in_connector(name)
         if match is None or match[0] in present or is_cut:
             continue
         count = sum(block.startswith(match["list"]) for block in present)
@@ -384,15 +384,18 @@ def _check_complete(
 def _cast(module: Any, dtype: torch.dtype) -> None:
     """Cast the floating parameters in place, but not the buffers.
 
-    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay float32.
+    The parts that transformers keeps in float32 stay float32: in float16 the Q-Former and T5's
+    `wo`, in both 16-bit types the routers of experts.
     """
     kept: set[str] = set()
-    if dtype == torch.float16:
-        for part in module.modules():
+    for part in module.modules():
+        if dtype == torch.float16:
             kept.update(getattr(part, "_keep_in_fp32_modules", None) or ())
+        if dtype != torch.float32:
+            kept.update(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
-            keep = not kept.isdisjoint(name.split("."))
+            keep = any(f".{path}." in f".{name}." for path in kept)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
 
 
@@ -421,7 +424,7 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
 
     with source.reading("the image processor"):
         image_processor = AutoImageProcessor.from_pretrained(
-            source.path, backend="pil", **source.options
+            source.path, backend=row.backend, **source.options
         )
     if row.kind == "qformer":
         return Preparer(image_processor, None, "", ("pixel_values",))
@@ -431,8 +434,7 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
     token = tokenizer.convert_ids_to_tokens(place_id)
     if not isinstance(token, str):
         raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
-    model = module if hasattr(module, "get_image_features") else module.model
-    arguments = inspect.signature(model.get_image_features).parameters
+    arguments = inspect.signature(module.model.get_image_features).parameters
     return Preparer(image_processor, processor, token, tuple(arguments))
 
 
@@ -446,13 +448,18 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
         processor_class_from_name,
     )
 
-    known = processor_class_from_name(row.processor or PROCESSOR_MAPPING_NAMES[row.model_type])
+    name = row.processor or PROCESSOR_MAPPING_NAMES[row.model_type]
+    made_here = getattr(processors, name, None)
+    known = processor_class_from_name(name) if made_here is None else made_here()
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)
-    made_of = {"image_processor": image_processor, "tokenizer": tokenizer}
+    # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
+    made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
     takes = inspect.signature(known.__init__).parameters
-    made_of |= {name: None for name in known.get_attributes() if name not in made_of}
+    # MiniCPM-V reads settings of its video processor, which its image processor has as well.
+    absent = {"video_processor": image_processor}
+    made_of |= {n: absent.get(n) for n in known.get_attributes() if n not in made_of}
     kept = {name: value for name, value in settings.items() if name in takes}
     lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _any_argument})
     made = lenient(**{**kept, **made_of})

@@ -358,7 +358,7 @@ class LoadedModel(ABC):
     # The overlay.
 
     def trainable_groups(self) -> dict[str, list[str]]:
-        """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
+        """Names by group: `norm`, `bias`, `query` of parameters, `lora.*` of linears."""
         return overlay.trainable_groups(self.module, self.row)
 
     def initial_overlay(

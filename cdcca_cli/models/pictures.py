@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from cdcca_cli.formats.shard import Layout
+from cdcca_cli.formats.shard import PLACES, Layout
 from cdcca_cli.models import thin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_RUN = re.compile(r"\{(\d{1,6})\}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Picture:
     @property
     def num_tokens(self) -> int | None:
         """N, if the text says it."""
-        return count_places(self.marks) if self.marks else None
+        return Layout(marks=self.marks).num_places if self.marks else None
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,9 @@ def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return tokens_BNC, mask_BN.to(tokens_BNC.device)
 
 
-def count_places(marks: str) -> int:
-    """The number of image tokens in a picture's text: {64} is 64 of them."""
-    return sum(int(number) for number in _RUN.findall(marks))
-
-
 def expanded(marks: str, image_token: str) -> str:
     """The picture's text with its image tokens."""
-    return _RUN.sub(lambda found: image_token * int(found[1]), marks)
+    return PLACES.sub(lambda found: image_token * int(found[1]), marks)
 
 
 def shortened(text: str, image_token: str) -> str:

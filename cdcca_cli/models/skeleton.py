@@ -28,21 +28,17 @@ _KEPT = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 
 def part_of(name: str, row: Family) -> str:
     """The part, one of PARTS, that a parameter belongs to, by its name."""
-    connectors = [path.removesuffix(".*") for path in row.connector_paths]
-    if _is_under(name, row.tower_path) and not _is_under(name, *connectors):
+    if row.in_tower(name):
         return "tower"
-    if _is_under(name, row.language_path, "lm_head"):
+    if name.startswith((f"{row.language_path}.", "lm_head.")):
         return "language model"
     return "audio tower" if "audio" in name else "connector"
 
 
 def tower_names(model: LoadedModel) -> dict[str, str]:
     """The tower's parameters: their names in the module, by their names inside the tower."""
-    prefix = f"{model.row.tower_path}."
     names = (name for name, _ in model.module.named_parameters())
-    return {
-        name.removeprefix(prefix): name for name in names if part_of(name, model.row) == "tower"
-    }
+    return {inside: name for name in names if (inside := model.row.in_tower(name))}
 
 
 @torch.no_grad()
@@ -185,7 +181,3 @@ def _kept(part: nn.Module) -> Iterator[str]:
     """The parts of a module that transformers keeps in float32."""
     for setting in _KEPT:
         yield from getattr(part, setting, None) or ()
-
-
-def _is_under(name: str, *paths: str) -> bool:
-    return any(path and (name == path or name.startswith(f"{path}.")) for path in paths)

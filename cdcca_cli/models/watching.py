@@ -63,21 +63,27 @@ def _ignoring_stops() -> Iterator[None]:
 
 
 @contextmanager
-def resuming(blocks: Blocks, first: int, hidden_PNC: Tensor) -> Iterator[None]:
-    """Inside, a pass begins at block `first` with these hidden states, in the pictures' order.
+def resuming(blocks: Blocks, first: int, hidden: Tensor, passes: int) -> Iterator[None]:
+    """Inside, `passes` equal passes begin at block `first` > 0 with these hidden states of one.
 
     The blocks before it are still called, because transformers counts them to number the hidden
     states, but their `forward` is replaced on the instance: a hook cannot keep a module from
-    computing.
+    computing. They hand on what they get, for modules between blocks (MiniCPM-V's merger); but the
+    last one of a tower of convolutions gives the hidden states, at which the tower may look back.
     """
 
+    def repeated(given: Tensor) -> Tensor:
+        along = 0 if len(given) % passes == 0 else 1  # packed pictures lie along one sequence
+        return torch.cat([hidden.to(given)] * passes, along)
+
     def give(_module: Any, args: Any, kwargs: Any) -> Any:
-        expected = first_tensor(args, kwargs)
-        return with_first(args, kwargs, hidden_PNC.to(expected).reshape(expected.shape))
+        return with_first(args, kwargs, repeated(first_tensor(args, kwargs)))
 
     handle = blocks[first].register_forward_pre_hook(give, with_kwargs=True)
     for block in blocks[:first]:
         block.forward = lambda *args, **kwargs: first_tensor(args, kwargs)
+    if hidden.ndim == 4:
+        blocks[first - 1].forward = lambda *args, **kwargs: repeated(first_tensor(args, kwargs))
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ Does not expand the picture's mark: that is the processor's work.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -49,13 +49,13 @@ class Chat:
 
     user: str
     assistant: str
-    end: str
     eos: tuple[str, ...]
     pad: str
     bos: str | None = None
     unk: str | None = None
     begins: bool = False
     opening: str = ""
+    end: str = ""
     system: str = ""
     answer: str | None = None
     end_answer: str | None = None
@@ -77,8 +77,33 @@ class Chat:
         return Template(TURNS).substitute({name: json.dumps(text) for name, text in texts.items()})
 
 
-LLAMA = {"bos": "<s>", "eos": ("</s>",), "pad": "<pad>", "unk": "<unk>", "begins": True}
+LLAMA: dict[str, Any] = {
+    "bos": "<s>",
+    "eos": ("</s>",),
+    "pad": "<pad>",
+    "unk": "<unk>",
+    "begins": True,
+}
 VICUNA = Chat(user="USER: ", assistant="ASSISTANT: ", end=" ", answer="ASSISTANT:", **LLAMA)
+HUMAN = Chat(user="###Human: ", assistant="###Assistant: ", answer="###Assistant:", **LLAMA)
+INSTRUCTION = Chat(user="[INST] ", end=" [/INST]", assistant=" ", answer="", **LLAMA)
+IDEFICS = Chat(
+    user="User:",
+    assistant="Assistant: ",
+    end="<end_of_utterance>\n",
+    answer="Assistant:",
+    **LLAMA | {"eos": ("</s>", "<end_of_utterance>")},
+)
+MISTRAL = Chat(
+    opening="<s>",
+    user="[INST]",
+    system="[SYSTEM_PROMPT]",
+    assistant="",
+    end="[/INST]",
+    end_answer="</s>",
+    special=("[INST]", "[/INST]", "[SYSTEM_PROMPT]"),
+    **LLAMA,
+)
 CHATML = Chat(
     user="<|im_start|>user\n",
     system="<|im_start|>system\n",
@@ -88,6 +113,7 @@ CHATML = Chat(
     pad="<|endoftext|>",
     special=("<|im_start|>",),
 )
+LFM = replace(CHATML, opening="<|startoftext|>", bos="<|startoftext|>", pad="<|pad|>", begins=True)
 SMOL = Chat(
     opening="<|im_start|>",
     user="User:",
@@ -110,6 +136,85 @@ GEMMA = Chat(
     unk="<unk>",
     begins=True,
     special=("<start_of_turn>",),
+)
+GEMMA4 = replace(
+    GEMMA,
+    user="<|turn>user\n",
+    system="<|turn>system\n",
+    assistant="<|turn>model\n",
+    end="<turn|>\n",
+    eos=("<eos>", "<turn|>"),
+    special=("<|turn>",),
+)
+PLAIN_GEMMA = replace(GEMMA, eos=("<eos>",), special=())
+AYA = Chat(
+    opening="<BOS_TOKEN>",
+    user="<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
+    system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>",
+    assistant="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>",
+    end="<|END_OF_TURN_TOKEN|>",
+    end_answer="<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    bos="<BOS_TOKEN>",
+    eos=("<|END_OF_TURN_TOKEN|>",),
+    pad="<PAD>",
+    unk="<UNK>",
+    begins=True,
+    special=(
+        "<|START_OF_TURN_TOKEN|>",
+        "<|USER_TOKEN|>",
+        "<|SYSTEM_TOKEN|>",
+        "<|CHATBOT_TOKEN|>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+    ),
+)
+LLAMA3 = Chat(
+    opening="<|begin_of_text|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n",
+    system="<|start_header_id|>system<|end_header_id|>\n\n",
+    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    end="<|eot_id|>",
+    bos="<|begin_of_text|>",
+    eos=("<|end_of_text|>", "<|eot_id|>"),
+    pad="<|finetune_right_pad_id|>",
+    begins=True,
+    special=("<|start_header_id|>", "<|end_header_id|>"),
+)
+DEEPSEEK = Chat(
+    user="User: ",
+    assistant="Assistant: ",
+    end="\n\n",
+    answer="Assistant:",
+    end_answer="<|end_of_sentence|>",
+    bos="<|begin_of_sentence|>",
+    eos=("<|end_of_sentence|>",),
+    pad="<|pad|>",
+    begins=True,
+)
+JANUS = replace(
+    DEEPSEEK,
+    user="<|User|>: ",
+    assistant="<|Assistant|>: ",
+    answer="<|Assistant|>:",
+    special=("<|User|>", "<|Assistant|>"),
+)
+GLM = Chat(
+    opening="[gMASK]<sop>",
+    user="<|user|>\n",
+    system="<|system|>\n",
+    assistant="<|assistant|>\n",
+    eos=("<|endoftext|>", "<|user|>"),
+    pad="<|pad|>",
+    special=("[gMASK]", "<sop>", "<|system|>", "<|assistant|>"),
+)
+GRANITE = Chat(
+    user="<|start_of_role|>user<|end_of_role|>",
+    system="<|start_of_role|>system<|end_of_role|>",
+    assistant="<|start_of_role|>assistant<|end_of_role|>",
+    end="<|end_of_text|>\n",
+    eos=("<|end_of_text|>",),
+    pad="<|pad|>",
+    special=("<|start_of_role|>", "<|end_of_role|>"),
 )
 
 
