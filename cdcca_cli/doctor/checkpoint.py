@@ -16,7 +16,8 @@ from cdcca_cli.doctor import frame, headers, identities, machine, memory
 from cdcca_cli.errors import BadData, MissingInput, Unavailable
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.kind import kind_of_folder
-from cdcca_cli.models import digests, loading, skeleton
+from cdcca_cli.formats.names import split_groups
+from cdcca_cli.models import digests, loading, overlay, skeleton
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.models.skeleton import TowerTensors, part_of
 from cdcca_cli.payloads import pictures
@@ -55,13 +56,19 @@ def outlined(name: str) -> Outlined:
 
     Raises: as `models.load`, but weights may be missing; MissingInput, BadData for a device folder.
     """
-    path, device = Path(name), None
-    revision = layers = None
+    path, device, revision = Path(name), None, None
     if path.is_dir() and kind_of_folder(path) == "device":
         device = Device.open(path)
-        name, revision = device.settings.checkpoint, device.settings.revision
-        layers = device.settings.qformer_layers
-    model = loading.outline(name, revision=revision, qformer_layers=layers)
+        settings = device.settings
+        name, revision = settings.checkpoint, settings.revision
+        model = loading.outline(
+            name,
+            qformer_layers=settings.qformer_layers,
+            revision=revision,
+            template=settings.template,
+        )
+    else:
+        model = loading.outline(name)
     folder = loading.folder_of(name)
     on_hub = headers.on_hub(name, revision)
     try:
@@ -81,7 +88,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
     tower = found.tower()
     digest = None if tower is None else digests.of_tensors(tower)
     _check_device(found.device, digest, model.checkpoint)
-    groups = _groups(model)
+    groups = _groups(model, found.device)
     photograph = frame.like_a_photograph(*frame.SIZE)
     seen = skeleton.seen(model, photograph)
     prompt = model.format_prompt(_QUESTION, "vqa")
@@ -152,18 +159,17 @@ def _parts(model: "LoadedModel") -> dict[str, int]:
     return dict(found)
 
 
-def _groups(model: "LoadedModel") -> dict[str, int]:
-    """Number of trained parameters by group, with the usual rank of LoRA."""
-    parameters = dict(model.module.named_parameters())
-    found = Counter[str]()
-    for group, names in model.trainable_groups().items():
-        for name in names:
-            if name in parameters:
-                found[group] += parameters[name].numel()
-            else:
-                outputs, inputs = model.module.get_submodule(name).weight.shape
-                found[group] += InitSettings().lora_rank * (inputs + outputs)
-    return dict(found)
+def _groups(model: "LoadedModel", device: Device | None) -> dict[str, int]:
+    """Number of trained parameters by group: the device's groups, or all with the usual rank."""
+    usual = InitSettings()
+    names, rank = usual.groups, usual.lora_rank
+    if device is not None:
+        names, rank = device.settings.groups, device.settings.lora.rank
+    known = model.trainable_groups()
+    return {
+        group: sum(overlay.num_parameters(model.module, group, name, rank) for name in known[group])
+        for group in split_groups(names)
+    }
 
 
 def _payload_bytes(model: "LoadedModel", seen: "Seen", photograph: "Image") -> dict[str, int]:
@@ -182,6 +188,8 @@ def _exceptions(model: "LoadedModel") -> Iterator[str]:
         yield "no vision blocks: tokens cannot be ranked by their variance"
     if identities.is_recurrent(model):
         yield identities.EXPLAINED
+    if experts := overlay.fused_experts(model.module):
+        yield f"{experts} get no LoRA"
 
 
 def _identities(

@@ -106,5 +106,10 @@ def _pair_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield "vectors at the same places", "yes" if found["places"]["are_common"] else "no"
     for kind, one in (("payload", found["open"]["payloads"]), ("method", found["open"]["methods"])):
         for name, reason in one.items():
-            yield f"{kind} {name}", reason or "open"
-    yield "KL divergence", found["open"]["kl"] or "open"
+            yield f"{kind} {name}", _reason(reason)
+    yield "KL divergence", _reason(found["open"]["kl"])
+
+
+def _reason(text: str) -> str:
+    """Why something is closed, without the marks around names of settings."""
+    return text.replace("`", "") or "open"

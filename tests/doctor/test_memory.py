@@ -1,6 +1,7 @@
 """The memory that a model needs, against arithmetic by hand, and against what a run takes."""
 
 import dataclasses
+
 import pytest
 
 from cdcca_cli.doctor import memory
