@@ -349,7 +349,8 @@ _ROWS = (
         architecture="PaliGemmaForConditionalGeneration",
         is_stacked=True,
         types=("token_type_ids", 0, 1),
-        plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>caption en\n"),
+        plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>{prompt}\n"),
+        caption_prompt="caption en",
     ),
     replace(
         _GEMMA4,

@@ -19,6 +19,7 @@ Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A a
 M passes, V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,7 @@ from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
+from cdcca_cli.models.checkpointing import checkpointed
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import (
     CausalLanguage,
@@ -129,6 +131,7 @@ class LoadedModel(ABC):
             raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
         self._digest: str | None = None
+        self.is_checkpointed = False  # `forward` keeps the layers' inputs alone for its gradients
         # Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so
         # that an answer alone would get another first token.
         last = self.templates["vqa"][-1]
@@ -320,7 +323,7 @@ class LoadedModel(ABC):
             )
         )
         try:
-            with self._mixed():
+            with self._mixed(), self._checkpointed():
                 logits = self.language.answer_logits(spliced, answer_BA.to(self.device))
         finally:
             handle.remove()
@@ -403,6 +406,11 @@ class LoadedModel(ABC):
         """Make all parameters need no gradients."""
         self.module.requires_grad_(False)
 
+    def unload(self) -> None:
+        """Free the weights, whoever still holds the model, which can do nothing afterwards."""
+        vars(self).clear()
+        gc.collect()
+
     def training_mode(self) -> AbstractContextManager[None]:
         """Inside, gradients are right, on a quantised model too; dropout stays off."""
         return quantization.training_mode(self.module)
@@ -449,6 +457,11 @@ class LoadedModel(ABC):
         if self.dtype == torch.float32 or not self._overlay_names:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    def _checkpointed(self) -> AbstractContextManager[Any]:
+        if not self.is_checkpointed or not torch.is_grad_enabled():
+            return nullcontext()
+        return checkpointed(self.language.model)
 
     def _build_language(self) -> Language:
         config = self.module.config.get_text_config()

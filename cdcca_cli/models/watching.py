@@ -80,8 +80,9 @@ def resuming(
         if as_batch:
             return torch.cat([hidden.to(given)] * passes)
         along = 0 if len(given) % passes == 0 else 1  # packed pictures lie along one sequence
+        made = torch.cat([hidden.to(given)] * passes, along)
         # With the strides of what it replaces, on which sums depend in their last bit.
-        return torch.empty_like(given).copy_(torch.cat([hidden.to(given)] * passes, along))
+        return torch.empty_like(given).copy_(made) if made.shape == given.shape else made
 
     def give(_module: Any, args: Any, kwargs: Any) -> Any:
         return with_first(args, kwargs, repeated(first_tensor(args, kwargs)))
