@@ -144,8 +144,8 @@ def _templates() -> list[tuple[str, str, str]]:
     for name, family in FAMILIES.items():
         plain = family.plain_templates if family.chat else ()
         for template in (*plain, family.vqa_template, family.caption_template):
-            before, after = map(_words, template.split("{prompt}"))
-            if before or after:
+            before, place, after = map(_words, template.partition("{prompt}"))
+            if place and (before or after):
                 shown = " ".join(template.format(prompt="...").split())
                 found.append((before, after, f"{name}: {shown!r}"))
     return found

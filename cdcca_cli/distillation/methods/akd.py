@@ -72,7 +72,7 @@ class FeatureDistillation(Method):
         if "kl" in self.weights:
             self._check_vocabulary()
         train = context.dataset.train
-        batches = self.parts(train[:: max(1, len(train) // MEASURED)][:MEASURED])
+        batches = self.micro_batches(train[:: max(1, len(train) // MEASURED)][:MEASURED])
         self._make_phis(batches)
         self._balance(batches)
 
