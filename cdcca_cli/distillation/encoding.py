@@ -142,10 +142,10 @@ def _templates() -> list[tuple[str, str, str]]:
     """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
-        plain = family.plain_templates if family.chat else ()
-        for template in (*plain, family.vqa_template, family.caption_template):
-            before, place, after = map(_words, template.partition("{prompt}"))
-            if place and (before or after):
+        own = (family.vqa_template, family.caption_template)
+        for template in family.plain_templates if family.chat else own:
+            before, after = map(_words, template.split("{prompt}"))
+            if before or after:
                 shown = " ".join(template.format(prompt="...").split())
                 found.append((before, after, f"{name}: {shown!r}"))
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli.errors import CdccaError, Unavailable
+from cdcca_cli.memory import main_memory
 
 OK, MISSING = "ok", "missing"
 REQUIRED = {
@@ -31,10 +32,6 @@ REQUIRED = {
     "cryptography": "signs updates",
 }
 """Packages that are installed with cdcca, and what each does."""
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,6 @@ class Check:
     purpose: str
     cure: str = ""
     is_required: bool = False
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of main memory: free, and in all, both as far as a container's limit allows."""
-
-    free: int
-    total: int
 
 
 def checks() -> list[Check]:
@@ -82,20 +71,6 @@ def as_json(found: list[Check]) -> dict[str, Any]:
             for name, free, total in cuda_devices()
         ],
     }
-
-
-def main_memory() -> Memory:
-    """What a process can take here. Without /proc (macOS) free is all that there is."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = total
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit_file, used_file in _CGROUPS:
-        limit, used = _text(limit_file).strip(), _text(used_file).strip()
-        if limit.isdigit() and used.isdigit() and int(limit) < total:
-            total, free = int(limit), min(free, max(int(limit) - int(used), 0))
-    return Memory(free, total)
 
 
 def cpu_threads() -> int:
@@ -190,7 +165,7 @@ def _try_four_bits(device: str) -> None:
     import torch
     from bitsandbytes.nn import Linear4bit
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # after the import, which sets it
     layer = Linear4bit(64, 32, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     weight_OI = layer.weight.data.clone()  # within 1/8, and 4 bits miss it by a seventh of that
     given_I = torch.ones(64)
@@ -243,7 +218,7 @@ def _java() -> Check:
         version = java.version()
     except CdccaError as error:
         return Check("Java", MISSING, str(error), purpose, "install Java 8")
-    cure = "" if version.startswith("1.8") else "install Java 8 for SPICE"
+    cure = "" if version.startswith("1.8") else "not for SPICE, which needs Java 8"
     return Check("Java", OK, version, purpose, cure)
 
 
@@ -277,10 +252,3 @@ def _room() -> Iterator[Check]:
             yield Check(name, OK, f"{in_units(free)} free in {folder}", purpose)
         except OSError as error:
             yield Check(name, MISSING, str(error.strerror), purpose, f"make {folder} readable")
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

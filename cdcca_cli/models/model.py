@@ -51,6 +51,8 @@ from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_ATTENTIONS = ("self_attn", "attn", "attention")
+_MLPS = ("mlp", "feed_forward", "ffn")
 _MOST_VALUES, _MOST_PICTURES = 1 << 23, 16
 
 
@@ -151,13 +153,28 @@ class LoadedModel(ABC):
     @property
     def blocks(self) -> list[nn.Module]:
         """The tower's blocks between pixels and visual tokens; empty if it has none."""
+        found = self._all_blocks()
+        return found[: max(self.used_layers, default=len(found))]
+
+    @property
+    def used_layers(self) -> list[int]:
+        """The numbers of blocks behind which the tower's states are used; empty: the last."""
+        count = len(self._all_blocks())
+        if not count:
+            return []
+        return [layer if layer >= 0 else count + 1 + layer for layer in self._feature_layers()]
+
+    def _feature_layers(self) -> list[int]:
+        config = self.module.config
+        names = ("vision_feature_layer", "vision_feature_layers")
+        values = [getattr(config, name, None) for name in names]
+        found: Any = next((value for value in values if value is not None), [])
+        return [found] if isinstance(found, int) else list(found)
+
+    def _all_blocks(self) -> list[nn.Module]:
         if not self.row.blocks:
             return []
-        found = list(self._inner_tower().get_submodule(self.row.blocks).children())
-        layer = getattr(self.module.config, "vision_feature_layer", None)
-        if not isinstance(layer, int):
-            return found
-        return found[: layer if layer >= 0 else len(found) + 1 + layer]
+        return list(self._inner_tower().get_submodule(self.row.blocks).children())
 
     @property
     def num_blocks(self) -> int:
@@ -261,8 +278,7 @@ class LoadedModel(ABC):
             raise UsageError(f"expected 1 to {self.num_blocks} vision blocks, found {count}")
         found = []
         for block in self.blocks[-count:]:
-            parts = [getattr(block, name, None) for name in ("self_attn", "attn", "attention")]
-            parts.append(getattr(block, "mlp", None))
+            parts = [getattr(block, name, None) for name in _ATTENTIONS + _MLPS]
             found += [part for part in parts if part is not None] or [block]
         return found
 
