@@ -108,9 +108,7 @@ def build_dataset(
     return dataset
 
 
-def _with_questions(
-    shards: Iterable[Shard], student: LoadedModel, file: TokenFile
-) -> list[Shard]:
+def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFile) -> list[Shard]:
     kept = []
     for shard in shards:
         check_fit(shard, student, "student")

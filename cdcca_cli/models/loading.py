@@ -111,9 +111,13 @@ def load(
 
 
 def outline(
-    checkpoint: str | Path, *, revision: str | None = None, qformer_layers: int | None = None
+    checkpoint: str | Path,
+    *,
+    qformer_layers: int | None = None,
+    revision: str | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
-    """A model without its weights, by config.json, tokenizer and processor (`outlines`).
+    """A model without its weights, by config.json, tokenizer and processor (see `skeleton`).
 
     Its parameters are on torch's meta device, which takes no memory, and it has no tower's digest.
     Of a hub id nothing else is fetched. Raises: as `load`.
@@ -130,12 +134,13 @@ def outline(
         _cut_qformer(config, qformer_layers, source.named)
     with source.reading("config.json"), init_empty_weights():
         module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
+    module.tie_weights()
     with suppress(OSError):  # many checkpoints have none
         module.generation_config = transformers.GenerationConfig.from_pretrained(
             source.path, **source.options
         )
     module.eval().requires_grad_(False)
-    model = _wrapped(source, row, module, "cpu", module.dtype, "", None)
+    model = _wrapped(source, row, module, "cpu", module.dtype, "", template)
     sizes.check(model)
     return model
 
