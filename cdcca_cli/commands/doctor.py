@@ -1,4 +1,4 @@
-"""`cdcca doctor`: what works here: the machine, a checkpoint, a student with a teacher."""
+"""`cdcca doctor`: what works: this machine, a checkpoint, a pair."""
 
 from typing import Annotated
 
@@ -40,5 +40,5 @@ def command(
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(made.found)
     else:
-        made.show()
+        streams.emit_facts(made.rows)
     made.require()

@@ -16,29 +16,33 @@ from cdcca_cli.doctor import frame, headers, identities, machine, memory
 from cdcca_cli.errors import BadData, MissingInput, Unavailable
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.kind import kind_of_folder
-from cdcca_cli.models import digests, loading
+from cdcca_cli.formats.names import split_groups
+from cdcca_cli.models import digests, loading, overlay, skeleton
 from cdcca_cli.models.settings import InitSettings
-from cdcca_cli.models.skeleton import TowerTensors, hollow, part_of
+from cdcca_cli.models.skeleton import TowerTensors, part_of
 from cdcca_cli.payloads import pictures
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from cdcca_cli.models import LoadedModel, Seen
 
 _QUESTION = "What is it?"
-_SPARE = 1.25  # of the memory estimated: weights are cast and quantised while they are loaded
+_SPARE = 1.1  # of the memory estimated
 
 
 @dataclass
 class Outlined:
-    """A checkpoint without its weights. tensors: None if it has none. device: if it is a folder."""
+    """A checkpoint without its weights.
+
+    tensors: where the weights are; None if it has none. is_here: whether they need not be fetched.
+    device: the device folder that was named.
+    """
 
     model: "LoadedModel"
     tensors: headers.Tensors | None
+    is_here: bool
     device: Device | None
-
-    @property
-    def is_on_hub(self) -> bool:
-        return loading.folder_of(self.model.checkpoint) is None
 
     def tower(self) -> TowerTensors | None:
         """The tower's parameters, read from the weights one by one."""
@@ -52,20 +56,29 @@ def outlined(name: str) -> Outlined:
 
     Raises: as `models.load`, but weights may be missing; MissingInput, BadData for a device folder.
     """
-    path, device = Path(name), None
-    revision = layers = None
+    path, device, revision = Path(name), None, None
     if path.is_dir() and kind_of_folder(path) == "device":
         device = Device.open(path)
-        name, revision = device.settings.checkpoint, device.settings.revision
-        layers = device.settings.qformer_layers
-    model = loading.outline(name, revision=revision, qformer_layers=layers)
+        settings = device.settings
+        name, revision = settings.checkpoint, settings.revision
+        model = loading.outline(
+            name,
+            qformer_layers=settings.qformer_layers,
+            revision=revision,
+            template=settings.template,
+        )
+    else:
+        model = loading.outline(name)
     folder = loading.folder_of(name)
     on_hub = headers.on_hub(name, revision)
-    open_file = on_hub if folder is None else headers.in_folder(folder)
     try:
-        return Outlined(model, headers.tensors(name, open_file), device)
+        tensors = headers.tensors(name, on_hub if folder is None else headers.in_folder(folder))
     except MissingInput:
-        return Outlined(model, None, device)
+        return Outlined(model, None, False, device)
+    is_here = folder is not None or all(
+        headers.in_cache(name, file, revision) for file in tensors.files()
+    )
+    return Outlined(model, tensors, is_here, device)
 
 
 def report(name: str, on: Runtime) -> dict[str, Any]:
@@ -75,14 +88,15 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
     tower = found.tower()
     digest = None if tower is None else digests.of_tensors(tower)
     _check_device(found.device, digest, model.checkpoint)
-    groups = _groups(model)
-    hollow(model)
-    (picture,) = model.prepare([frame.like_a_photograph(*frame.SIZE)])
-    (seen,) = model.see([picture])
+    groups = _groups(model, found.device)
+    photograph = frame.like_a_photograph(*frame.SIZE)
+    seen = skeleton.seen(model, photograph)
     prompt = model.format_prompt(_QUESTION, "vqa")
     num_positions = model.prompt_length(prompt, seen)
+    stored = {} if found.tensors is None else found.tensors.num_bytes()
     sizes = memory.sizes(
         model,
+        stored=stored,
         positions=num_positions,
         tokens=seen.num_tokens,
         channels=seen.tokens.shape[1],
@@ -97,9 +111,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
         "language_model": model.module.config.get_text_config().model_type,
         "parameters": _parts(model),
         "vision_blocks": model.num_blocks,
-        "stored": None
-        if found.tensors is None
-        else {"bytes": found.tensors.num_bytes(), "dtypes": found.tensors.dtypes()},
+        "stored_bytes": stored,
         "digests": {"tower": digest, "vocabulary": model.vocabulary_digest},
         "payloads": ["tokens", "frame"],
         "groups": groups,
@@ -110,7 +122,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
             "channels": seen.tokens.shape[1],
             "grid": list(seen.layout.grid),
             "positions": num_positions,
-            "bytes": _payload_bytes(model, seen),
+            "bytes": _payload_bytes(model, seen, photograph),
         },
         "memory_bytes": {
             form: {"infer": sizes.to_infer(form), "train": sizes.to_train(form)}
@@ -147,25 +159,24 @@ def _parts(model: "LoadedModel") -> dict[str, int]:
     return dict(found)
 
 
-def _groups(model: "LoadedModel") -> dict[str, int]:
-    """Number of trained parameters by group, with the usual rank of LoRA."""
-    parameters = dict(model.module.named_parameters())
-    found = Counter[str]()
-    for group, names in model.trainable_groups().items():
-        for name in names:
-            if name in parameters:
-                found[group] += parameters[name].numel()
-            else:
-                outputs, inputs = model.module.get_submodule(name).weight.shape
-                found[group] += InitSettings().lora_rank * (inputs + outputs)
-    return dict(found)
+def _groups(model: "LoadedModel", device: Device | None) -> dict[str, int]:
+    """Number of trained parameters by group: the device's groups, or all with the usual rank."""
+    usual = InitSettings()
+    names, rank = usual.groups, usual.lora_rank
+    if device is not None:
+        names, rank = device.settings.groups, device.settings.lora.rank
+    known = model.trainable_groups()
+    return {
+        group: sum(overlay.num_parameters(model.module, group, name, rank) for name in known[group])
+        for group in split_groups(names)
+    }
 
 
-def _payload_bytes(model: "LoadedModel", seen: "Seen") -> dict[str, int]:
+def _payload_bytes(model: "LoadedModel", seen: "Seen", photograph: "Image") -> dict[str, int]:
     """Bytes of the whole frame: all of its tokens, and the picture sent in place of them."""
     count, channels = seen.tokens.shape
     found = {"int8": count * channels + 4 * count, "float16": 2 * count * channels}
-    picture = model.seen_as_picture(frame.like_a_photograph(*frame.SIZE))
+    picture = model.seen_as_picture(photograph)
     for media in pictures.CODED:
         if pictures.can_encode(media):
             found[media.removeprefix("image/")] = len(pictures.encode(picture, media).data)
@@ -177,6 +188,8 @@ def _exceptions(model: "LoadedModel") -> Iterator[str]:
         yield "no vision blocks: tokens cannot be ranked by their variance"
     if identities.is_recurrent(model):
         yield identities.EXPLAINED
+    if experts := overlay.fused_experts(model.module):
+        yield f"{experts} get no LoRA"
 
 
 def _identities(
@@ -185,8 +198,8 @@ def _identities(
     """What was tried on the loaded model, or why nothing was."""
     if found.tensors is None:
         return {"tried": [], "why_not": "the checkpoint has no weights here"}
-    if found.is_on_hub:
-        return {"tried": [], "why_not": "only of a folder: download the checkpoint first"}
+    if not found.is_here:
+        return {"tried": [], "why_not": "its weights are on the hub: download them first"}
     form = _form(found.device, on)
     needed, free = int(sizes.to_infer(form) * _SPARE), _free(on)
     if needed > free:

@@ -7,8 +7,8 @@ many gigabytes only the headers and the tensors that are asked for are fetched.
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -43,7 +43,7 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2",
 }
 Open = Callable[[str], AbstractContextManager[BinaryIO]]
-"""Opens one of a checkpoint's files, by its name, to be read anywhere. Raises: MissingInput."""
+"""Opens one of a checkpoint's files, by its name, wherever it was left. Raises: MissingInput."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Tensors:
     places: Mapping[str, tuple[str, int, weights.Stored]]
     open_file: Open
 
-    def num_bytes(self) -> int:
-        return sum(stored.end - stored.begin for _, _, stored in self.places.values())
+    def files(self) -> set[str]:
+        return {file for file, _, _ in self.places.values()}
 
-    def dtypes(self) -> dict[str, int]:
-        """Number of elements by dtype, the most frequent first."""
+    def num_bytes(self) -> dict[str, int]:
+        """By dtype, as torch names it, the largest first."""
         found = Counter[str]()
         for _, _, stored in self.places.values():
-            found[stored.dtype] += stored.size
+            found[_DTYPES.get(stored.dtype, stored.dtype)] += stored.end - stored.begin
         return dict(found.most_common())
 
     def shapes(self) -> "dict[str, tuple[torch.dtype, tuple[int, ...]]]":
@@ -102,6 +102,7 @@ def tensors(named: str, open_file: Open) -> Tensors:
     places: dict[str, tuple[str, int, weights.Stored]] = {}
     for file in _names(named, open_file):
         with open_file(file) as source:
+            source.seek(0)
             where = f"{named}: {file}"
             length = weights.header_bytes(source, where)
             for stored in weights.tensors(source, length, where):
@@ -118,6 +119,7 @@ def _names(named: str, open_file: Open) -> list[str]:
         pass
     try:
         with open_file(INDEX) as source:
+            source.seek(0)
             text = source.read(_INDEX_BYTES)
     except MissingInput:
         raise MissingInput(f"{named}: no {ONE_FILE} and no {INDEX}") from None
@@ -148,16 +150,24 @@ def on_hub(repository: str, revision: str | None) -> Open:
     """The files of a hub id. Raises: MissingInput for one that is not there, Unavailable."""
     opened: dict[str, BinaryIO] = {}  # left open, with what was read ahead
 
-    @contextmanager
-    def open_file(name: str) -> Iterator[BinaryIO]:
+    def open_file(name: str) -> AbstractContextManager[BinaryIO]:
+        if (cached := in_cache(repository, name, revision)) is not None:
+            return open(cached, "rb")
         if name not in opened:
             stream = io.BufferedReader(_Ranged(repository, name, revision), _AHEAD_BYTES)
             stream.peek()
             opened[name] = stream
-        opened[name].seek(0)
-        yield opened[name]
+        return nullcontext(opened[name])
 
     return open_file
+
+
+def in_cache(repository: str, name: str, revision: str | None) -> str | None:
+    """The path of a file that was fetched from the hub before; None if it was not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return found if isinstance(found, str) else None
 
 
 class _Ranged(io.RawIOBase):

@@ -190,7 +190,7 @@ def _try_four_bits(device: str) -> None:
     import torch
     from bitsandbytes.nn import Linear4bit
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # after the import, which sets it
     layer = Linear4bit(64, 32, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     weight_OI = layer.weight.data.clone()  # within 1/8, and 4 bits miss it by a seventh of that
     given_I = torch.ones(64)
@@ -243,7 +243,7 @@ def _java() -> Check:
         version = java.version()
     except CdccaError as error:
         return Check("Java", MISSING, str(error), purpose, "install Java 8")
-    cure = "" if version.startswith("1.8") else "install Java 8 for SPICE"
+    cure = "" if version.startswith("1.8") else "not for SPICE, which needs Java 8"
     return Check("Java", OK, version, purpose, cure)
 
 

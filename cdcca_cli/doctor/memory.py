@@ -12,13 +12,14 @@ vocabulary, N visual tokens of C channels; b bytes of a number (4 in float32, 2 
     kept        B (S + A) (L D b + (16 D + 6 F) b)   hidden states of all layers, one layer's inside
     logits      3 * 4 B A V                 of the answers, their softmax and its gradient
 
-    to infer    weights + cache + the larger of tower and one block
-    to train    weights + trained + kept + logits
+    to load     weights + the stored weights, if they are in another format
+    to infer    weights + cache + the larger of tower and one block; or to load, if that is more
+    to train    weights + trained + kept + logits; or to load
 
-Python and its libraries take 0.5 GB more. The figures were compared with measured peaks of real
-sizes (tests/doctor/test_memory.py has one); they are not promises.
+Python and its libraries take 0.5 GB more. These are estimates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +33,20 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}
 _QUANTISED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # a scale of 32 bits for each 64 weights
 LIBRARIES = 500_000_000
 ANSWER = 16
-TRAINED_AT_ONCE = 8
+MOST_ROWS, MOST_POSITIONS = 8, 1024
+"""Of one pass in training: questions, and positions of their prompts, unless one has more."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the formulas read of a model and a frame, in the names of the legend."""
+    """What the formulas read of a model and a frame, in the names of the legend.
+
+    linears: those parameters that can be quantised. stored: bytes of the weights by dtype.
+    """
 
     parameters: int
     linears: int
+    stored: Mapping[str, int]
     trained: int
     layers: int
     width: int
@@ -57,22 +63,35 @@ class Sizes:
         cache = 2 * self.layers * self.keys * self.positions * num_bytes
         tower = 14 * self.tokens * self.channels * num_bytes
         block = self.positions * (6 * self.width + 3 * self.inner) * num_bytes
-        return LIBRARIES + self._weights(form) + cache + max(tower, block)
+        return self._at_least_loading(form, self._weights(form) + cache + max(tower, block))
 
     def to_train(self, form: str) -> int:
-        """Bytes to train on TRAINED_AT_ONCE questions at a time."""
-        num_bytes, rows = NUM_BYTES[form], TRAINED_AT_ONCE
+        """Bytes to train on as many questions at a time as fit into MOST_POSITIONS."""
+        num_bytes = NUM_BYTES[form]
+        rows = max(1, min(MOST_ROWS, MOST_POSITIONS // self.positions))
         a_place = self.layers * self.width + 16 * self.width + 6 * self.inner
         kept = rows * (self.positions + ANSWER) * a_place * num_bytes
         logits = 3 * 4 * rows * ANSWER * self.vocabulary
-        return LIBRARIES + self._weights(form) + 16 * self.trained + kept + logits
+        return self._at_least_loading(form, self._weights(form) + 16 * self.trained + kept + logits)
+
+    def _at_least_loading(self, form: str, num_bytes: int) -> int:
+        others = (size for dtype, size in self.stored.items() if dtype != form)
+        return LIBRARIES + max(num_bytes, self._weights(form) + sum(others))
 
     def _weights(self, form: str) -> int:
         rest = (self.parameters - self.linears) * NUM_BYTES[form]
         return rest + int(self.linears * _QUANTISED.get(form, NUM_BYTES[form]))
 
 
-def sizes(model: LoadedModel, *, positions: int, tokens: int, channels: int, trained: int) -> Sizes:
+def sizes(
+    model: LoadedModel,
+    *,
+    stored: Mapping[str, int],
+    positions: int,
+    tokens: int,
+    channels: int,
+    trained: int,
+) -> Sizes:
     """The sizes of a model, which may be an outline."""
     config = model.module.config.get_text_config()
     head = model.module.get_output_embeddings()
@@ -94,6 +113,7 @@ def sizes(model: LoadedModel, *, positions: int, tokens: int, channels: int, tra
             if name in linears and part_of(name, model.row) == "language model"
         ),
         trained=trained,
+        stored=stored,
         layers=int(config.num_hidden_layers) + (getattr(config, "num_decoder_layers", None) or 0),
         width=width,
         inner=_inner(config, width),

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cdcca_cli.doctor import frame
 from cdcca_cli.doctor.checkpoint import Outlined, outlined
 from cdcca_cli.families import pairs
 from cdcca_cli.models import digests
-from cdcca_cli.models.skeleton import TowerTensors, hollow
+from cdcca_cli.models.skeleton import TowerTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +58,9 @@ def report(student: str, teacher: str) -> dict[str, Any]:
     ours, theirs = outlined(student), outlined(teacher)
     digest, why = _tower(ours, theirs)
     same_vocabulary = ours.model.vocabulary_digest == theirs.model.vocabulary_digest
+    (kind, count), (other_kind, other_count) = ours.model.places, theirs.model.places
     same_places = pairs.same_places(
-        [one.model.row.kind for one in (ours, theirs)],
-        [_num_queries(one.model) for one in (ours, theirs)],
-        same_tower=digest is not None,
+        (kind, other_kind), (count, other_count), same_tower=digest is not None
     )
     found = pairs.open_methods(
         same_tower=digest is not None, same_vocabulary=same_vocabulary, same_places=same_places
@@ -87,15 +85,6 @@ def _tower(ours: Outlined, theirs: Outlined) -> tuple[str | None, str | None]:
         return digests.of_tensors(_Compared(towers[0], towers[1])), None
     except _Differs as difference:
         return None, str(difference)
-
-
-def _num_queries(model: "LoadedModel") -> int:
-    """Vectors that the connector makes of a frame of 1080p."""
-    if model.row.kind == "qformer":
-        return int(model.module.query_tokens.shape[1])
-    hollow(model)
-    (seen,) = model.see(model.prepare([frame.like_a_photograph(*frame.SIZE)]))
-    return seen.num_tokens
 
 
 def _named(model: "LoadedModel") -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""What `cdcca doctor` prints: one object as JSON, or tables for people."""
+"""What `cdcca doctor` prints: one object as JSON, or lines for people."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.doctor import checkpoint, machine, pair
 from cdcca_cli.doctor.machine import in_units
@@ -16,11 +15,11 @@ Row = tuple[str, object]
 
 @dataclass(frozen=True)
 class Report:
-    """found: as JSON. show: print it for people. require: raise if something does not work."""
+    """found: as JSON. rows: for people. require: raises if something does not work."""
 
     found: dict[str, Any]
-    show: Callable[[], None]
-    require: Callable[[], None]
+    rows: Iterator[Row]
+    require: Callable[[], None] = lambda: None
 
 
 def made(student: str | None, teacher: str | None, on: Runtime) -> Report:
@@ -29,18 +28,22 @@ def made(student: str | None, teacher: str | None, on: Runtime) -> Report:
     if student is None:
         checks = machine.checks()
         require = partial(machine.require, checks)
-        return Report(machine.as_json(checks), partial(_show_machine, checks), require)
+        return Report(machine.as_json(checks), _machine_rows(checks), require)
     if teacher is None:
         found = checkpoint.report(student, on)
-        require = partial(checkpoint.require, found)
-        return Report(found, lambda: streams.emit_facts(_checkpoint_rows(found)), require)
+        return Report(found, _checkpoint_rows(found), partial(checkpoint.require, found))
     found = pair.report(student, teacher)
-    return Report(found, lambda: streams.emit_facts(_pair_rows(found)), lambda: None)
+    return Report(found, _pair_rows(found))
 
 
-def _show_machine(checks: list[machine.Check]) -> None:
-    lines = [(check.name, check.state, check.found, check.purpose, check.cure) for check in checks]
-    streams.emit_table("", ("", "state", "found", "for", "how to get it"), lines)
+def _machine_rows(checks: list[machine.Check]) -> Iterator[Row]:
+    for check in checks:
+        cure = f": {check.cure}" if check.cure else ""
+        if check.state == machine.OK:
+            yield check.name, (check.found or check.state) + cure
+        else:
+            found = f" ({check.found})" if check.found else ""
+            yield check.name, f"missing{found}, for {check.purpose}{cure}"
 
 
 def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -48,11 +51,8 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
         yield name.replace("_", " "), found[name]
     for part, number in found["parameters"].items():
         yield f"parameters: {part}", number
-    if found["stored"] is not None:
-        yield (
-            "stored",
-            f"{in_units(found['stored']['bytes'])} ({', '.join(found['stored']['dtypes'])})",
-        )
+    for dtype, size in found["stored_bytes"].items():
+        yield f"stored in {dtype}", in_units(size)
     yield from rows({"digest": found["digests"]})
     shape = found["frame"]
     yield (
@@ -82,9 +82,11 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
 
 def _verdict(one: dict[str, Any]) -> str:
     if one["difference"] is None:
-        return str(one["note"])
-    holds = "does not hold" if one["fails"] else "holds" if not one["note"] else one["note"]
-    return f"{holds} (within {one['difference']:.2g} of {one['allowed']:.2g})"
+        return str(one["error"] or one["note"])
+    measured = f"off by {one['difference']:.2g}, {one['allowed']:.2g} allowed"
+    if one["note"]:
+        return f"{measured}: {one['note']}"
+    return f"{'does not hold' if one['fails'] else 'holds'} ({measured})"
 
 
 def _pair_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -104,5 +106,10 @@ def _pair_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield "vectors at the same places", "yes" if found["places"]["are_common"] else "no"
     for kind, one in (("payload", found["open"]["payloads"]), ("method", found["open"]["methods"])):
         for name, reason in one.items():
-            yield f"{kind} {name}", reason or "open"
-    yield "KL divergence", found["open"]["kl"] or "open"
+            yield f"{kind} {name}", _reason(reason)
+    yield "KL divergence", _reason(found["open"]["kl"])
+
+
+def _reason(text: str) -> str:
+    """Why something is closed, without the marks around names of settings."""
+    return text.replace("`", "") or "open"

@@ -24,8 +24,10 @@ def next_logits(model: LoadedModel, picture: Picture, seen: Seen, prompt: str) -
     arguments: dict[str, Any] = {"input_ids": ids_1S, "attention_mask": torch.ones_like(ids_1S)}
     arguments |= picture.inputs
     takes = inspect.signature(model.module.forward).parameters
+    known, of_pictures, _ = model.row.types or ("", 1, 0)
     for name in {"token_type_ids", "mm_token_type_ids"} & takes.keys():
-        arguments[name] = (ids_1S == image_token_id(model.module.config)).long()
+        is_place_1S = ids_1S == image_token_id(model.module.config)
+        arguments[name] = is_place_1S.long() * (of_pictures if name == known else 1)
     if model.reads_prompt:
         read_1T = torch.tensor(model.instruction_ids([prompt]), device=model.device)
         arguments["qformer_input_ids"] = read_1T

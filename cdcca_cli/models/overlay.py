@@ -131,6 +131,15 @@ def initial_overlay(
     return overlay
 
 
+def num_parameters(module: nn.Module, group: str, name: str, rank: int) -> int:
+    """How many parameters of an overlay a name in a group stands for."""
+    if group in LORA_PARTS:
+        return rank * sum(_size(module, name))
+    path, _, leaf = name.rpartition(".")
+    present: nn.Parameter | None = getattr(module.get_submodule(path), leaf)
+    return _size(module, path)[1] if present is None else present.numel()
+
+
 def _size(module: nn.Module, name: str) -> tuple[int, int]:
     """Inputs and outputs of a linear."""
     linear = module.get_submodule(name)

@@ -2,14 +2,13 @@
 
 `TowerTensors` finds the tower's parameters among the tensors of a checkpoint, as transformers does
 when it loads them (it renames and splits some), so that a tower's digest needs the bytes of the
-tower alone. `hollow` gives the tower's ends values, so that the outline sees a picture and shows
-how many visual tokens it becomes, of how many channels.
+tower alone. `seen` shows how many visual tokens a picture becomes, of how many channels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,10 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.families import Family
 from cdcca_cli.models import watching
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.pictures import Seen
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PARTS = ("tower", "connector", "language model", "audio tower")
 _KEPT = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
@@ -38,19 +41,23 @@ def tower_names(model: LoadedModel) -> dict[str, str]:
     return {inside: name for name in names if (inside := model.row.in_tower(name))}
 
 
-def hollow(model: LoadedModel) -> None:
-    """Make an outline see pictures: its tower's blocks pass on what they get, all around is zero.
+@torch.no_grad()
+def seen(model: LoadedModel, image: "Image") -> Seen:
+    """What an outline sees of an image: as many tokens as the model, of as many channels.
 
-    What it makes of a picture has the number, the places and the channels of the real tokens.
+    Their values mean nothing: the tower's blocks pass on what they get, and all around is zero.
     """
     inside = {id(one) for block in model.blocks for one in block.parameters()}
     for name, parameter in list(model.module.named_parameters()):
-        if part_of(name, model.row) in ("tower", "connector") and id(parameter) not in inside:
+        is_looking = part_of(name, model.row) in ("tower", "connector")
+        if parameter.is_meta and is_looking and id(parameter) not in inside:
             path, _, leaf = name.rpartition(".")
             zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
             setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
     for block in model.blocks:
         block.forward = _passed_on
+    (found,) = model.see(model.prepare([image]))
+    return found
 
 
 def _passed_on(*args: Any, **kwargs: Any) -> Tensor:
