@@ -118,6 +118,7 @@ def command(
             earlier=_read(replay or [], replayed, skipped),
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
             skipped=skipped,
+            unload_teacher=True,
         )
         write_adaptation(out, adaptation)
         if peft is not None and is_first:

@@ -150,8 +150,9 @@ def sample_of(
     for frame in progress.track(frames, description="tokens"):
         try:
             if isinstance(frame, Shard):
-                tokens.append(_sent_tokens(frame, opener))
-                layouts.append(frame.layout)
+                opened = _opened(frame, opener)
+                tokens.append(opened.tokens)
+                layouts.append(opened.layout)
                 questions.append(frame.questions)
                 skipped.num_sound += 1
                 continue
@@ -177,10 +178,10 @@ def sample_of(
     return Sample(np.stack(tokens), questions, layouts[0], coded)
 
 
-def _sent_tokens(shard: Shard, opener: Opener | None) -> Tokens:
+def _opened(shard: Shard, opener: Opener | None) -> Shard:
     if len(shard.positions) != shard.num_tokens:
         raise BadData(f"frame {shard.frame[:80]}: only a part of its tokens was sent")
-    return shard.tokens if opener is None else opener.open(shard).tokens
+    return shard if opener is None else opener.open(shard)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Training data: the examples of a stream, the held-out part, replayed frames, batches.
 
-Tokens are kept in memory, the teacher's outputs in their file (`teacher_outputs`). Whether a frame
-is held out depends on its id and the share alone, so a frame held out in one round is never trained
+Tokens are kept in a temporary file (`token_file`), the teacher's outputs in theirs
+(`teacher_outputs`), so that memory does not grow with the number of frames. Whether a frame is held out depends on its id and the share alone, so a frame held out in one round is never trained
 on in another, unless the share changes.
 """
 
@@ -16,7 +16,9 @@ from cdcca_cli import streams
 from cdcca_cli.distillation.encoding import Example, check_fit
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import TeacherOutputs, teacher_outputs
+from cdcca_cli.distillation.token_file import TokenFile
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.labels import key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
@@ -47,6 +49,11 @@ class Dataset:
         assert self.outputs is not None
         return self.outputs.rows(self.examples[number].shard, self.places[number], name)
 
+    def teacher_kept(self, number: int, name: str) -> Kept:
+        """Which of a picture's rows `teacher_rows` has of an example's `queries` or `visual`."""
+        assert self.outputs is not None
+        return self.outputs.kept(self.examples[number].shard, self.places[number], name)
+
 
 def build_dataset(
     shards: Iterable[Shard],
@@ -66,7 +73,8 @@ def build_dataset(
     Raises: BadData if there is nothing to train on, for a shard of another vision tower, and for a
         cache without an entry of a shard.
     """
-    fresh = _with_questions(shards, student)
+    file = TokenFile()
+    fresh = _with_questions(shards, student, file)
     if not fresh:
         raise BadData("the token stream has no questions: there is nothing to learn")
     is_training, frames = settings.method != "none", {shard.frame for shard in fresh}
@@ -75,7 +83,7 @@ def build_dataset(
             f"every frame of the stream ({len(frames)}) is held out "
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
-    replayed = _replayed(_with_questions(earlier, student), frames, settings)
+    replayed = _replayed(_with_questions(earlier, student, file), frames, settings)
     labelled = [*fresh, *replayed]
     if not settings.needs_teacher:  # its labels only evaluate the held-out part
         labelled = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
@@ -100,12 +108,12 @@ def build_dataset(
     return dataset
 
 
-def _with_questions(shards: Iterable[Shard], student: LoadedModel) -> list[Shard]:
+def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFile) -> list[Shard]:
     kept = []
     for shard in shards:
         check_fit(shard, student, "student")
         if shard.questions:
-            kept.append(shard)
+            kept.append(file.put(shard))
     return kept
 
 

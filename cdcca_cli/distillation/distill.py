@@ -4,6 +4,7 @@ dataset (teacher_outputs)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def distill(
     earlier: Iterable[Shard] = (),
     log: StepLog | None = None,
     skipped: Skipped | None = None,
+    unload_teacher: bool = False,
 ) -> Adaptation:
     """Train the mirror's student on the shards, towards the teacher's outputs or by itself.
 
@@ -50,6 +52,7 @@ def distill(
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
         skipped: counts pictures that are bad, which are left out; None: they are errors.
+        unload_teacher: free its weights once its labels are there (`LoadedModel.unload`).
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an adaptation of another student, and as `build_dataset`; UsageError for
         settings in conflict; CannotWrite for the work folder.
@@ -66,6 +69,8 @@ def distill(
     opener, skipped = Opener(student, mirror.codebook_of), skipped or Skipped(strict=True)
     fresh, earlier = opener.open_all(shards, skipped), opener.open_all(earlier, skipped)
     dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier)
+    if teacher is not None and unload_teacher:
+        teacher.unload()
     start = _start(base, mirror, resume)
     last: RateAwareSteps | None = None
     try:
@@ -181,13 +186,15 @@ def kept_for_compress(dataset: Dataset) -> HeldOut | None:
     numbers_of: dict[int, list[int]] = {}
     for number in dataset.held_out:
         numbers_of.setdefault(id(dataset.examples[number].shard), []).append(number)
-    kept = HeldOut([], [])
+    kept, num_bytes = HeldOut([], []), 0
     for numbers in numbers_of.values():
         examples = [dataset.examples[number] for number in numbers]
         shard = examples[0].shard
-        if kept.num_bytes + shard.tokens.nbytes > HELD_OUT_BYTES:
+        num_bytes += shard.tokens.nbytes
+        if num_bytes > HELD_OUT_BYTES:
             break
-        kept.shards.append(replace(shard, questions=[one.question for one in examples]))
+        kept.shards.append(copy(shard))  # which leaves its tokens in their file
+        kept.shards[-1].questions = [one.question for one in examples]
         kept.answers.append([dataset.answers[number] for number in numbers])
     return kept if kept.shards else None
 

@@ -20,6 +20,11 @@ from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, Spliced, padded
 
+FORWARD_POSITIONS = 10_000
+"""Positions of prompts in one forward pass without gradients, several examples together."""
+TRAINING_POSITIONS = 1024
+"""The same with gradients, which keep what every layer has made of every position."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -72,6 +77,29 @@ def prompt_length(model: LoadedModel, example: Example) -> int:
     return len(model.format_prompt(example.question.prompt, example.question.task))
 
 
+def num_positions(model: LoadedModel, example: Example) -> int:
+    """Positions of a prompt with its whole picture, without the answer."""
+    question = example.question
+    prompt = model.format_prompt(question.prompt, question.task)
+    return model.prompt_length(prompt, example.shard)
+
+
+def passes(positions: Sequence[int], most_examples: int, most_positions: int) -> list[range]:
+    """The places of examples, cut into runs that one pass through a model takes.
+
+    Args: positions: of each example. most_positions: of a run, padded to its longest example; one
+        example that has more is a run by itself.
+    """
+    runs: list[range] = []
+    start = longest = 0
+    for place, length in enumerate(positions):
+        longest, size = max(longest, length), place + 1 - start
+        if size > most_examples or (size > 1 and size * longest > most_positions):
+            runs.append(range(start, place))
+            start, longest = place, length
+    return [*runs, range(start, len(positions))] if positions else []
+
+
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
     """Refuse a shard of another vision tower or with templated prompts. Raises: BadData.
 
@@ -114,8 +142,8 @@ def _templates() -> list[tuple[str, str, str]]:
     """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
-        plain = family.plain_templates if family.chat else ()
-        for template in (*plain, family.vqa_template, family.caption_template):
+        own = (family.vqa_template, family.caption_template)
+        for template in family.plain_templates if family.chat else own:
             before, after = map(_words, template.split("{prompt}"))
             if before or after:
                 shown = " ".join(template.format(prompt="...").split())

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Purpose, draws
-from cdcca_cli.distillation.encoding import Example, check_fit, encode, prompt_length
+from cdcca_cli.distillation.encoding import (
+    FORWARD_POSITIONS,
+    Example,
+    check_fit,
+    encode,
+    num_positions,
+    passes,
+    prompt_length,
+)
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.adaptation import HeldOut
@@ -29,7 +37,7 @@ from cdcca_cli.numerics.statistics import (
 )
 
 FORWARD_BATCHES = 4
-"""Training batches in one forward pass without gradients."""
+"""Training batches in one forward pass without gradients, if the prompts are short."""
 SMALLEST_EFFECT = 0.01
 """A change of the loss by less than this share counts as none."""
 
@@ -75,8 +83,11 @@ class Evaluator:
         self._student, self._examples = student, examples
         lengths = [prompt_length(student, example) for example in examples]
         order = sorted(range(len(examples)), key=lambda place: lengths[place])
+        positions = [num_positions(student, examples[place]) for place in order]
         size = FORWARD_BATCHES * batch_size
-        self._batches = [order[at : at + size] for at in range(0, len(order), size)]
+        self._batches = [
+            order[each.start : each.stop] for each in passes(positions, size, FORWARD_POSITIONS)
+        ]
         self._answers = [
             student.answer_ids([answers[place] for place in batch]) for batch in self._batches
         ]

@@ -5,6 +5,9 @@ later run with another method or seed needs no teacher and gets the same numbers
 the last bits of an output, so a chunk that lacks one of its entries is computed as a whole: a run
 that was killed and started again ends with the same bits.
 
+Of a picture's rows an entry keeps at most MOST_ROWS, so that a question of a wide model does not
+take megabytes.
+
 The pseudo-label of a question is the teacher's greedy free answer or, if that is none of the
 question's choices, the choice that the teacher finds likeliest. No label of the target domain is
 used.
@@ -16,8 +19,10 @@ Several processes compute the chunks in turns; the first of them writes the file
 Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
 """
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -25,16 +30,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed
-from cdcca_cli.distillation.encoding import Example, check_fit, encode
+from cdcca_cli.distillation.encoding import (
+    FORWARD_POSITIONS,
+    Example,
+    check_fit,
+    encode,
+    num_positions,
+    passes,
+)
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.codebook import Codebook
-from cdcca_cli.formats.labels import Head, LabelEntry, LabelFile, key_of
+from cdcca_cli.formats.label_rows import Kept
+from cdcca_cli.formats.labels import OF_THE_PICTURE, Head, LabelEntry, LabelFile, key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, Spliced
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
@@ -44,8 +58,10 @@ USUAL_BITS = 16
 """Bits a number in a new file of labels."""
 TEACHER_BATCHES = 4
 """Batches of the student in one of the teacher, which needs no gradients."""
-KEPT_BYTES = 1 << 30
-"""Decoded labels that are kept in memory; the others are decoded again at each use."""
+MOST_ROWS = 64
+"""Rows of a picture that are kept of each question's `queries` and `visual`."""
+KEPT_BYTES = 1 << 27
+"""Decoded labels that are kept in memory, those used last; the others are decoded again."""
 
 
 class TeacherOutputs:
@@ -56,7 +72,7 @@ class TeacherOutputs:
         self.head = file.head
         self._file = file
         self._keys = {id(shard): key_of(shard) for shard in shards}
-        self._kept: dict[str, LabelEntry] = {}
+        self._kept: OrderedDict[str, LabelEntry] = OrderedDict()
         self._kept_bytes = 0
         self._widths: dict[str, int] = {}
 
@@ -64,14 +80,24 @@ class TeacherOutputs:
         """The entry of a shard. Raises: BadData for an entry of another shard or teacher."""
         key = self._keys[id(shard)]
         if key in self._kept:
+            self._kept.move_to_end(key)
             return self._kept[key]
         entry = self._file.read(key)
         self._check(entry, shard)
-        num_bytes = sum(array.nbytes for array in chain(*_tensors(entry).values()))
-        if self._kept_bytes + num_bytes <= KEPT_BYTES:
-            self._kept_bytes += num_bytes
-            self._kept[key] = entry
+        self._kept[key] = entry
+        self._kept_bytes += _num_bytes(entry)
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
         return entry
+
+    def kept(self, shard: Shard, place: int, name: str) -> Kept:
+        """Which of a picture's rows of one question `rows` has. Args: name: queries or visual."""
+        entry = self.of(shard)
+        part = entry.inputs[place] if name == "queries" else place
+        if entry.kept is not None:
+            return entry.kept[name][part]
+        count = len(vars(entry)[name][part])
+        return Kept(np.arange(count, dtype=np.int32), count)
 
     def rows(self, shard: Shard, place: int, name: str) -> np.ndarray:
         """(L, C) float32: the rows of one question in the tensor `name`. Raises: BadData."""
@@ -100,6 +126,10 @@ class TeacherOutputs:
 
 def _tensors(entry: LabelEntry) -> dict[str, list[np.ndarray]]:
     return {name: vars(entry)[name] for name in labels.TENSORS if vars(entry)[name] is not None}
+
+
+def _num_bytes(entry: LabelEntry) -> int:
+    return sum(array.nbytes for array in chain(*_tensors(entry).values()))
 
 
 def teacher_outputs(
@@ -237,24 +267,35 @@ def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
 
 @dataclass(frozen=True)
 class _Output:
-    """One question. input: the prompt if the connector reads it, else "". rows: (L, C) by name."""
+    """One question. input: the prompt if the connector reads it, else "". rows: (L, C) by name.
+
+    kept: which of the picture's rows these are.
+    """
 
     input: str
     answer: str
     nats: float
     rows: dict[str, np.ndarray]
+    kept: Kept
 
 
 @torch.no_grad()
 def _compute(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> list[LabelEntry]:
     """Examples of one task share a batch, so that no answer waits for a caption."""
     examples = [Example(shard, question) for shard in chunk for question in shard.questions]
+    keys = {id(shard): key_of(shard) for shard in chunk}
     outputs: dict[int, _Output] = {}
     for task, most in MAX_NEW_TOKENS.items():
         places = [place for place, example in enumerate(examples) if example.question.task == task]
-        if places:
-            batch = [examples[place] for place in places]
-            outputs.update(zip(places, _compute_batch(teacher, batch, most, logits), strict=True))
+        positions = [  # scoring reads a prompt once for each choice
+            num_positions(teacher, examples[place]) * len(examples[place].question.choices or "1")
+            for place in places
+        ]
+        for each in passes(positions, len(places), FORWARD_POSITIONS):
+            of_pass = places[each.start : each.stop]
+            batch = [examples[place] for place in of_pass]
+            made = _compute_batch(teacher, batch, keys, most, logits)
+            outputs.update(zip(of_pass, made, strict=True))
     rows = iter(outputs[place] for place in range(len(examples)))
     return [_entry([next(rows) for _ in shard.questions]) for shard in chunk]
 
@@ -263,11 +304,18 @@ def _entry(outputs: list[_Output]) -> LabelEntry:
     """The entry of a shard's questions; the queries of an input are kept once."""
     inputs = list(dict.fromkeys(one.input for one in outputs))
     firsts = {one.input: one for one in reversed(outputs)}
+    kept = None
+    if any(len(one.kept.rows_L) < one.kept.count for one in outputs):
+        kept = {
+            "queries": [firsts[key].kept for key in inputs],
+            "visual": [one.kept for one in outputs],
+        }
     return LabelEntry(
         answers=[one.answer for one in outputs],
         nats=[one.nats for one in outputs],
         inputs=[inputs.index(one.input) for one in outputs],
         queries=[firsts[key].rows["queries"] for key in inputs],
+        kept=kept,
         **{
             name: [one.rows[name] for one in outputs]
             for name in outputs[0].rows
@@ -276,39 +324,64 @@ def _entry(outputs: list[_Output]) -> LabelEntry:
     )
 
 
+def kept_rows(key: str, count: int) -> Kept:
+    """Which rows of a picture are kept: all, or one of each of MOST_ROWS parts of equal length.
+
+    Args: key: of the shard. Each picture's are drawn from it, so that together they are of all
+        places, and do not lie in one column of a grid.
+    """
+    if count <= MOST_ROWS:
+        return Kept(np.arange(count, dtype=np.int32), count)
+    edges = np.arange(MOST_ROWS + 1) * count // MOST_ROWS
+    digest = hashlib.sha256(key.encode()).digest()
+    source = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
+    return Kept(source.integers(edges[:-1], edges[1:]).astype(np.int32), count)
+
+
 def _compute_batch(
-    teacher: LoadedModel, examples: Sequence[Example], max_new_tokens: int, logits: bool
+    teacher: LoadedModel,
+    examples: Sequence[Example],
+    keys: Mapping[int, str],
+    max_new_tokens: int,
+    logits: bool,
 ) -> list[_Output]:
     encoded = encode(teacher, examples)
     answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
     answer_BA = teacher.answer_ids(answers)
     forward = teacher.forward(encoded.spliced, answer_BA)
     nats_B = answer_cross_entropy(forward.logits, answer_BA).tolist()
-    visual_B = forward.hidden_mask.sum(1).tolist()
+    counts_B = forward.hidden_mask.sum(1).tolist()
+    kept_B = [
+        kept_rows(keys[id(example.shard)], count)
+        for example, count in zip(examples, counts_B, strict=True)
+    ]
     lengths_B = (answer_BA != IGNORED).sum(1).tolist()
     tensors = {
-        "queries": (encoded.queries, visual_B),
-        "visual": (forward.hidden, visual_B),
-        "answer": (forward.answer_hidden, lengths_B),
-        "logits": (forward.logits if logits else None, lengths_B),
+        "queries": encoded.queries,
+        "visual": forward.hidden,
+        "answer": forward.answer_hidden,
+        "logits": forward.logits if logits else None,
     }
-    rows: dict[str, list[np.ndarray]] = {}
-    for name, (values, counts_B) in tensors.items():
+    rows: dict[str, list[Tensor]] = {}
+    for name, values in tensors.items():
         if values is None:
             continue
-        array = values.float().cpu().numpy()
-        if not np.isfinite(array).all():
+        if not bool(values.isfinite().all()):
             raise BadData(
                 f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs "
                 "are not finite: try `dtype` float32"
             )
-        rows[name] = [array[b, :count] for b, count in enumerate(counts_B)]
+        rows[name] = [
+            row[torch.from_numpy(kept.rows_L).long()] if name in OF_THE_PICTURE else row[:length]
+            for row, kept, length in zip(values, kept_B, lengths_B, strict=True)
+        ]
     return [
         _Output(
             input=prompt if teacher.reads_prompt else "",
             answer=answers[b],
             nats=max(nats_B[b], 0.0),
-            rows={name: of_examples[b] for name, of_examples in rows.items()},
+            rows={name: of_examples[b].float().cpu().numpy() for name, of_examples in rows.items()},
+            kept=kept_B[b],
         )
         for b, prompt in enumerate(encoded.prompts)
     ]

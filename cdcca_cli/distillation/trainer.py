@@ -107,13 +107,12 @@ class Trainer:
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-        The batch is cut into parts (`Method.micro_batch_size`), which the processes share.
+        The batch is cut into parts (`Method.parts`), which the processes share.
         """
         method = self.method
-        size = method.micro_batch_size(distributed.count())
         for flat in self._flats:
             flat.clear()
-        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        parts = method.parts(batch, distributed.count())
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[distributed.rank() :: distributed.count()]:
             terms = method.losses(part)

@@ -14,7 +14,7 @@ class Family:
 
     name: in device.json. model_type: in the checkpoint's config.json.
     architecture: the class in transformers.
-    kind: how pictures come into the prompt (`models`): `cells`, or a `qformer`.
+    kind: how pictures come into the prompt (`models`): `cells`, a `perceiver` or a `qformer`.
     tower_path: the vision tower. blocks: path of its list of blocks, from the tower; "" if none.
     more_of_tower: modules outside it that make visual tokens too.
     language_path: the language model. connector_paths: modules whose linears get LoRA.
@@ -32,6 +32,13 @@ class Family:
     features: the class of the outputs that the language model takes features in.
     deep: whether they have deepstack layers, beside those in the prompt or alone.
     newline: the parameter that is the feature of places without content.
+    sizes: the input with a picture's height and width in pixels, where it is one lattice of cells.
+    is_packed: whether the tower takes several pictures as one sequence with a mask as large as the
+        square of its length; they go through one by one.
+    adjust: what is set otherwise in the config and the image processor; a function of
+        `families.adjusting`.
+    extra: what the outputs hold beside the picture's features; a function of
+        `families.connectors`.
     is_stacked: whether it takes them as one tensor, not as a list.
     processor: the class that knows a picture's text in a prompt, if not the one of this type; of
         transformers, or a function of `families.processors` that makes it.
@@ -53,7 +60,7 @@ class Family:
     tower_path: str
     language_path: str
     connector_paths: tuple[str, ...]
-    kind: Literal["cells", "qformer"] = "cells"
+    kind: Literal["cells", "perceiver", "qformer"] = "cells"
     blocks: str = "encoder.layers"
     more_of_tower: tuple[str, ...] = ()
     entries: tuple[str, ...] = ()
@@ -67,6 +74,10 @@ class Family:
     features: str = "BaseModelOutputWithPooling"
     deep: Literal["", "beside", "alone"] = ""
     newline: str = ""
+    sizes: str = ""
+    is_packed: bool = False
+    adjust: str = ""
+    extra: str = ""
     is_stacked: bool = False
     processor: str = ""
     needs: tuple[str, ...] = ()
@@ -152,6 +163,13 @@ _LLAVA = Family(
     connector_paths=(_PROJECTOR,),
     entries=(_PROJECTOR,),
 )
+_LLAVA_NEXT = replace(
+    _LLAVA,
+    name="llava_next",
+    model_type="llava_next",
+    architecture="LlavaNextForConditionalGeneration",
+    newline="model.image_newline",
+)
 _CONNECTOR = "model.connector"
 _IDEFICS3 = Family(
     name="idefics3",
@@ -217,6 +235,70 @@ _ROWS = (
         connect="gemma3",
         types=("token_type_ids", 1, 0),
     ),
+    replace(
+        _LLAVA,
+        name="vipllava",
+        model_type="vipllava",
+        architecture="VipLlavaForConditionalGeneration",
+        is_stacked=True,
+    ),
+    _LLAVA_NEXT,
+    replace(
+        _LLAVA_NEXT,
+        name="llava_onevision",
+        model_type="llava_onevision",
+        architecture="LlavaOnevisionForConditionalGeneration",
+        adjust="llava_onevision",
+    ),
+    replace(
+        _LLAVA,
+        name="mistral3",
+        model_type="mistral3",
+        architecture="Mistral3ForConditionalGeneration",
+        blocks="transformer.layers",
+        entries=(f"{_PROJECTOR}.norm",),
+        exits=(_PROJECTOR,),
+        cell="square",
+        side="spatial_merge_size",
+        connect="mistral3",
+        sizes="image_sizes",
+        is_packed=True,
+        processor="pixtral",
+    ),
+    replace(
+        _LLAVA,
+        name="aya_vision",
+        model_type="aya_vision",
+        architecture="AyaVisionForConditionalGeneration",
+        cell="square",
+        side="downsample_factor",
+        is_stacked=True,
+    ),
+    replace(
+        _LLAVA,
+        name="ovis2",
+        model_type="ovis2",
+        architecture="Ovis2ForConditionalGeneration",
+        blocks="transformer.encoder.layers",
+        connector_paths=("model.vision_tower.head_linear", "model.vision_tower.head_norm"),
+        entries=("model.vision_tower.head_linear",),
+        exits=("model.visual_embeddings_table",),
+        connect="ovis2",
+        features="BaseModelOutputWithVisualIndicatorFeatures",
+        extra="ovis2_indicators",
+        is_stacked=True,
+    ),
+    replace(
+        _IDEFICS3,
+        name="idefics2",
+        model_type="idefics2",
+        architecture="Idefics2ForConditionalGeneration",
+        kind="perceiver",
+        entries=(_CONNECTOR,),
+        query_names=(f"{_CONNECTOR}.perceiver_resampler.latents",),
+        adjust="idefics2",
+        processor="idefics2",
+    ),
     _QWEN2_VL,
     replace(
         _QWEN2_VL,
@@ -267,7 +349,8 @@ _ROWS = (
         architecture="PaliGemmaForConditionalGeneration",
         is_stacked=True,
         types=("token_type_ids", 0, 1),
-        plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>caption en\n"),
+        plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>{prompt}\n"),
+        caption_prompt="caption en",
     ),
     replace(
         _GEMMA4,

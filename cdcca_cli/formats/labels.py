@@ -1,4 +1,4 @@
-"""Labels, version 1: a teacher's outputs for token shards, kept so that it runs once.
+"""Labels: a teacher's outputs for token shards, kept so that it runs once.
 
 A file of records (`records`) end to end: a head, then one entry for each shard, in the order in
 which they were computed. It is only appended to. This module runs no teacher and knows no model.
@@ -13,7 +13,7 @@ Head. No tensors. Header, all keys always present:
 
 Entry, of one shard with K questions. Header, all keys always present:
 
-    kind "lesson", version 1
+    kind "lesson", version 1, or 2 if not all rows of `queries` and `visual` are kept
     key      digest of the shard's content, questions included (`key_of`)
     sum      digest of the tensors as stored and, as one more tensor named "header", U8, of the
              rest of this header as canonical JSON
@@ -23,6 +23,8 @@ Entry, of one shard with K questions. Header, all keys always present:
     queries  lengths L_i of the inputs' rows, one for each input
     visual   lengths L_k of the questions' rows of `visual`
     answer   lengths A_k of the questions' rows of `answer` and `logits`
+    queries_of, visual_of   version 2 alone: how many rows there were, for each length of `queries`
+                            and `visual`
 
 Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one scale a row, named
 `<name>.scales` (the value is their product, as in `shard`):
@@ -33,6 +35,9 @@ Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one sc
                            attention does not see the answer
     logits   (sum A_k, V)  of the answer's tokens; may be absent
 
+and in version 2 two of I32, which have for each row its number, from 0, among those there were,
+ascending in each input or question: queries.kept (sum L_i,) and visual.kept (sum L_k,).
+
 All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are >= 0. Of
 two entries with one key the later one counts. If the file ends inside an entry, the whole entries
 count, and the next writer cuts the rest off.
@@ -41,7 +46,7 @@ count, and the next writer cuts the rest off.
 import fcntl
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -52,19 +57,22 @@ import numpy as np
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
-from cdcca_cli.formats import records
+from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
+from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.locks import lock
 from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.numerics import absmax
 
 VERSION = 1
-KINDS = {"lessons": VERSION, "lesson": VERSION}
+ENTRY_VERSION = 2
+KINDS = {"lessons": VERSION, "lesson": ENTRY_VERSION}
 BITS = (32, 16, 8)
 LIMITS = records.Limits(record_bytes=1 << 33)
 _OPENINGS = 100
 TENSORS = ("queries", "visual", "answer", "logits")
+OF_THE_PICTURE = ("queries", "visual")
+"""The tensors of which an entry may keep some rows alone."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ _HEAD = records.HEAD | get_type_hints(Head)
 _LENGTHS = {"inputs": list[int], "queries": list[int], "visual": list[int], "answer": list[int]}
 _ENTRY = records.HEAD | _LENGTHS
 _ENTRY |= {"key": str, "sum": str, "answers": list[str], "nats": list[float]}
+_COUNTS = {f"{name}_of": list[int] for name in OF_THE_PICTURE}
 
 
 @dataclass(eq=False)
@@ -89,6 +98,7 @@ class LabelEntry:
 
     queries: (L, C) of each input of the connector; inputs: the input of each question.
     visual: (L, D), answer: (A, D) and logits: (A, V) of each question; None where absent.
+    kept: which rows there are of each of `queries` and `visual`; None: all.
     """
 
     answers: list[str]
@@ -98,6 +108,7 @@ class LabelEntry:
     visual: list[np.ndarray]
     answer: list[np.ndarray] | None = None
     logits: list[np.ndarray] | None = None
+    kept: dict[str, list[Kept]] | None = None
 
 
 def key_of(shard: Shard) -> str:
@@ -135,10 +146,10 @@ def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
             values_RC = np.concatenate(parts)
             if not np.isfinite(values_RC).all():
                 raise BadData(f"{where}: {name} has values that are not finite")
-            tensors |= _stored(name, values_RC, bits)
+            tensors |= label_rows.stored(name, values_RC, bits)
     header = {
         "kind": "lesson",
-        "version": VERSION,
+        "version": 1,
         "key": key,
         "answers": entry.answers,
         "nats": entry.nats,
@@ -147,6 +158,11 @@ def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
         "visual": [len(part) for part in entry.visual],
         "answer": [0] * len(entry.answers) if rows is None else [len(part) for part in rows],
     }
+    if entry.kept is not None:
+        header["version"] = ENTRY_VERSION
+        for name, parts_kept in entry.kept.items():
+            header[f"{name}_of"] = [part.count for part in parts_kept]
+            tensors[f"{name}.kept"] = np.concatenate([part.rows_L for part in parts_kept])
     out = BytesIO()
     records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
     return out.getvalue()
@@ -158,38 +174,35 @@ def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     return overlay_digest({**tensors, "header": text})
 
 
-def _stored(name: str, values_RC: np.ndarray, bits: int) -> dict[str, np.ndarray]:
-    with np.errstate(over="ignore"):
-        if bits == 8:
-            codes_RC, scales_R = absmax.quantize(values_RC)
-            if np.isfinite(absmax.dequantize(codes_RC, scales_R)).all():
-                return {name: codes_RC, f"{name}.scales": scales_R}
-        if bits == 16:
-            half_RC = values_RC.astype(np.float16)
-            if np.isfinite(half_RC).all():
-                return {name: half_RC}
-    return {name: values_RC.astype(np.float32)}
-
-
 def decode(record: records.Record, where: str) -> LabelEntry:
     """The entry in a record, checked. BadData."""
     header, tensors = record.header, record.tensors
     found = _checked(header, where)
     present = {name for name in TENSORS if name in tensors}
-    scales = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
-    if not present >= {"queries", "visual"} or set(tensors) != present | scales:
+    others = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
+    if header["version"] > 1:
+        others |= {f"{name}.kept" for name in OF_THE_PICTURE}
+    if not present >= {*OF_THE_PICTURE} or set(tensors) != present | others:
         raise BadData(f"{where}: an entry with the tensors {str(sorted(tensors))[:200]}")
     if _sum(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum does not match: name another `cache`")
     split: dict[str, Any] = {
-        name: _split(tensors, name, found["answer" if name == "logits" else name], where)
+        name: label_rows.split(tensors, name, found["answer" if name == "logits" else name], where)
         for name in present
     }
+    if header["version"] > 1:
+        split["kept"] = {
+            name: label_rows.split_kept(
+                tensors[f"{name}.kept"], found[f"{name}_of"], found[name], name, where
+            )
+            for name in OF_THE_PICTURE
+        }
     return LabelEntry(**{name: found[name] for name in ("answers", "nats", "inputs")}, **split)
 
 
 def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found = records.fields(header, _ENTRY, where)
+    version: int = header["version"]
+    found = records.fields(header, _ENTRY if version == 1 else _ENTRY | _COUNTS, where)
     if not is_digest(found["key"]):
         raise BadData(f"{where}: 'key' is not a digest")
     for name in ("nats", "inputs", "visual", "answer"):
@@ -197,34 +210,12 @@ def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise BadData(
                 f"{where}: {len(found['answers']):,} answers, but {len(found[name]):,} in {name!r}"
             )
-    if any(value < 0 for name in ("nats", *_LENGTHS) for value in found[name]):
+    numbers = ("nats", *_LENGTHS, *(_COUNTS if version > 1 else ()))
+    if any(value < 0 for name in numbers for value in found[name]):
         raise BadData(f"{where}: a number below 0")
     if any(number >= len(found["queries"]) for number in found["inputs"]):
         raise BadData(f"{where}: a question has an input that does not exist")
     return found
-
-
-def _split(
-    tensors: Mapping[str, np.ndarray], name: str, lengths: Sequence[int], where: str
-) -> list[np.ndarray]:
-    stored = tensors[name]
-    if stored.ndim != 2 or stored.dtype not in (np.float32, np.float16, np.int8):
-        raise BadData(f"{where}: {name} of {stored.ndim} dimensions, {stored.dtype}")
-    if len(stored) != sum(lengths):
-        raise BadData(f"{where}: {len(stored):,} rows of {name}; expected {sum(lengths):,}")
-    if stored.dtype == np.int8:
-        scales_R = tensors[f"{name}.scales"]
-        if scales_R.shape != stored.shape[:1] or scales_R.dtype != np.float32:
-            raise BadData(f"{where}: {name} has another number of scales than of rows")
-        if (scales_R < 0).any() or (stored == -128).any():
-            raise BadData(f"{where}: {name} has scales below 0, or codes of -128")
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = absmax.dequantize(stored, scales_R)
-    else:
-        values = stored.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise BadData(f"{where}: {name} has values that are not finite")
-    return np.split(values, np.cumsum(lengths)[:-1]) if lengths else []
 
 
 class _Place(NamedTuple):
@@ -258,7 +249,7 @@ class LabelFile:
     def read(self, key: str) -> LabelEntry:
         """One entry. KeyError if there is none, BadData if it is damaged."""
         begin = self.places[key].begin
-        where, kinds = self._at(begin), {"lesson": VERSION}
+        where, kinds = self._at(begin), {"lesson": ENTRY_VERSION}
         self._file.seek(begin)
         record = records.read_record(self._file, kinds=kinds, limits=LIMITS, where=where)
         if record is None:
@@ -281,7 +272,7 @@ class LabelFile:
             except records.CutShort:
                 return  # a writer was killed
             table, header = records.parse_head(head, where)
-            records.expect_kind(header, {"lesson": VERSION}, where)
+            records.expect_kind(header, {"lesson": ENTRY_VERSION}, where)
             num_bytes = len(head) + records.payload_bytes(table, where)
             if self.end + num_bytes > size:
                 return

@@ -114,12 +114,12 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
     counts = dict.fromkeys(
         ("entries", "questions", "answered_with_nothing", "entries_with_logits"), 0
     )
-    ledger = dict.fromkeys((*labels_format.TENSORS, "scales", "header"), 0)
+    ledger = dict.fromkeys((*labels_format.TENSORS, "scales", "kept", "header"), 0)
     ledger["header"] = first.num_bytes
     with suppress(records.CutShort):  # a writer is at work or was killed: the next one continues
         while True:
             place = f"{where}: the entry at byte {sum(ledger.values()):,}"
-            kinds = {"lesson": labels_format.VERSION}
+            kinds = {"lesson": labels_format.ENTRY_VERSION}
             record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
             if record is None:
                 break
@@ -130,14 +130,14 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
             counts["entries_with_logits"] += entry.logits is not None
             sizes = {name: array.nbytes for name, array in record.tensors.items()}
             for name, size in sizes.items():
-                ledger["scales" if name.endswith(".scales") else name] += size
+                ledger[name.rpartition(".")[2]] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
     return Summary(
         "labels",
         {"format": labels_format.VERSION, "bits": head.bits},
         {"teacher": head.teacher, "vocabulary": head.vocabulary},
         counts,
-        ledger,
+        {name: size for name, size in ledger.items() if size or name != "kept"},
         rest="unfinished",
     )
 

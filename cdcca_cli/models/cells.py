@@ -35,7 +35,7 @@ from cdcca_cli.models.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What one pass showed. reads: of each entry the tensors it read. order_PN: the numbers."""
 
     reads: list[list[Tensor]]
@@ -70,6 +70,8 @@ class Cells(LoadedModel):
     # ---- the picture
 
     def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        if self.row.is_packed:
+            return [self._seen(self._run(each.inputs, 1), each)[0] for each in pictures]
         inputs = self._joined([picture.inputs for picture in pictures])
         return self._seen(self._run(inputs, len(pictures)), pictures[0])
 
@@ -91,6 +93,8 @@ class Cells(LoadedModel):
 
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
         moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
+        if self.row.is_packed:
+            return self._packed_tail(trunk, moved, passes)
         inputs = self._joined([moved] * passes)
         if not trunk.states:
             run = self._run(inputs, passes)
@@ -102,8 +106,27 @@ class Cells(LoadedModel):
                 [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
                 for state in early
             ]
-            run = _Run(self._with_early(run.reads, kept), run.order_PN)
+            run = Run(self._with_early(run.reads, kept), run.order_PN)
         seen = self._seen(run, trunk.picture)
+        return torch.stack([one.tokens for one in seen]), seen[0].layout
+
+    def _packed_tail(
+        self, trunk: Trunk, inputs: dict[str, Tensor], passes: int
+    ) -> tuple[Tensor, Layout]:
+        """`tail` of a tower that masks pictures from each other: one, then many at its block."""
+        first, found = trunk.first_block, list(trunk.states)
+        if not found:
+            with watching.stopping(self.blocks[first], found):
+                self._features(inputs)
+        reads: list[Tensor] = []
+        with (
+            watching.resuming(self.blocks, first, found[0], passes, as_batch=True),
+            watching.stopping(self._entries[0], reads),
+        ):
+            self._features(inputs)
+        cells_RC = self._regrouped(reads[0], self._patches(trunk.picture))
+        order_PN = torch.arange(len(cells_RC), device=self.device).reshape(passes, -1)
+        seen = self._seen(Run([reads], order_PN), trunk.picture)
         return torch.stack([one.tokens for one in seen]), seen[0].layout
 
     def _with_early(self, reads: list[list[Tensor]], kept: list[list[Tensor]]) -> Any:
@@ -114,10 +137,11 @@ class Cells(LoadedModel):
         return [*reads[:first], *kept, *reads[first + len(kept) :]]
 
     def _can_resume(self, first_block: int) -> bool:
-        layer = getattr(self.module.config, "vision_feature_layer", None)
-        is_plain = layer is None or (isinstance(layer, int) and layer < 0)
-        is_plain &= self.row.deep != "alone"  # of several layers, read behind the last one
-        return is_plain and 0 < first_block < len(self.blocks)
+        """Whether no layer that is used lies before the block."""
+        if self.row.deep == "alone":  # of several layers, read behind the last one
+            return False
+        counts = self.used_layers or [len(self.blocks)]
+        return 0 < first_block < min(counts)
 
     @property
     def _num_deep(self) -> int:
@@ -127,7 +151,7 @@ class Cells(LoadedModel):
         with self._mixed():
             return self.module.model.get_image_features(**inputs, return_dict=True)
 
-    def _run(self, inputs: dict[str, Tensor], count: int) -> _Run:
+    def _run(self, inputs: dict[str, Tensor], count: int) -> Run:
         reads: list[list[Tensor]] = [[] for _ in self._entries]
         with watching.reading(self._entries, reads), watching.numbering(self._exits[0]):
             output = self._features(inputs)
@@ -137,28 +161,32 @@ class Cells(LoadedModel):
         if not isinstance(pooled, Tensor):
             pooled = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
         order_PN = watching.numbers(pooled.reshape(-1, pooled.shape[-1])).reshape(count, -1)
-        return _Run(reads, order_PN)
+        return Run(reads, order_PN)
 
-    def _seen(self, run: _Run, picture: Picture) -> list[Seen]:
-        cells_RC = torch.cat([self._cells(calls) for calls in run.reads], dim=-1)
+    def _seen(self, run: Run, picture: Picture) -> list[Seen]:
+        grid = self._patches(picture) if self.row.sizes else None
+        cells_RC = torch.cat([self._cells(calls, grid) for calls in run.reads], dim=-1)
         fixed = (run.order_PN[0] < 0).nonzero()[:, 0].tolist()
         num_places = run.order_PN.shape[1]
-        if picture.num_tokens not in (None, num_places):
-            raise BadData(
-                f"{self.checkpoint}: the processor makes {picture.num_tokens} places of a "
-                f"picture, the model {num_places}: they do not belong together"
-            )
+        self._check_places(picture, num_places)
         marks = "" if picture.marks in (None, f"{{{num_places}}}") else picture.marks
         layout = Layout(self._lattice(picture, num_places), marks or "", tuple(fixed))
         tokens_PNC = cells_RC[run.order_PN.clamp(min=0)]
         tokens_PNC[run.order_PN < 0] = 0
         return [Seen(tokens_NC, layout) for tokens_NC in tokens_PNC]
 
-    def _cells(self, calls: list[Tensor]) -> Tensor:
-        """(R, C): the cells that an entry read, in the order of its calls."""
-        return torch.cat([self._regrouped(read) for read in calls])
+    def _check_places(self, picture: Picture, num_places: int) -> None:
+        if picture.num_tokens not in (None, num_places):
+            raise BadData(
+                f"{self.checkpoint}: the processor makes {picture.num_tokens} places of a "
+                f"picture, the model {num_places}: they do not belong together"
+            )
 
-    def _regrouped(self, read: Tensor) -> Tensor:
+    def _cells(self, calls: list[Tensor], grid: tuple[int, int] | None) -> Tensor:
+        """(R, C): the cells that an entry read, in the order of its calls."""
+        return torch.cat([self._regrouped(read, grid) for read in calls])
+
+    def _regrouped(self, read: Tensor, grid: tuple[int, int] | None) -> Tensor:
         side, width = self._side, read.shape[-1]
         if self.row.cell == "one":
             return read.reshape(-1, width)
@@ -166,7 +194,9 @@ class Cells(LoadedModel):
             return read.flatten(1)
         if self.row.cell == "adjacent":
             return read.reshape(-1, side * side * width)
-        if read.ndim == 3:  # a square picture's tokens, row by row
+        if grid is not None:
+            read = read.reshape(-1, *grid, width)
+        elif read.ndim == 3:  # a square picture's tokens, row by row
             edge = round(read.shape[1] ** 0.5)
             read = read.reshape(len(read), edge, -1, width)
         rows, columns = read.shape[1] // side, read.shape[2] // side
@@ -187,6 +217,10 @@ class Cells(LoadedModel):
 
     def _patches(self, picture: Picture) -> tuple[int, int] | None:
         """Rows and columns of the patches of a picture of its own size, if it is one lattice."""
+        if self.row.sizes:
+            height, width = picture.inputs[self.row.sizes][0].tolist()
+            patch = self.module.config.vision_config.patch_size
+            return height // patch, width // patch
         for name in ("image_grid_thw", "spatial_shapes", "target_sizes"):
             shapes = picture.inputs.get(name)
             if shapes is not None and len(shapes) == 1:
@@ -275,10 +309,11 @@ class Cells(LoadedModel):
             raise ValueError(f"{len(features_BLD)} pictures, but {len(prompts)} prompts")
         rows = []
         for row, (prompt, one) in enumerate(zip(prompts, seen, strict=True)):
-            real = slice(one.num_tokens) if mask_BN is None else mask_BN[row].to(self.device)
+            num_places = self._num_places(one)
+            real = slice(num_places) if mask_BN is None else mask_BN[row].to(self.device)
             features = features_BLD[row].to(self.device)[real]
             if positions_BN is None:
-                kept = torch.arange(one.num_tokens, device=self.device)
+                kept = torch.arange(num_places, device=self.device)
             else:
                 kept = positions_BN[row].to(self.device)[real]
             if len(kept) != len(features):
@@ -288,6 +323,10 @@ class Cells(LoadedModel):
             features = self._with_fixed(features, kept, one.layout)
             rows.append((*self._places(prompt, one, kept, row), features))
         return self.language.joined(rows)
+
+    def _num_places(self, seen: Placed) -> int:
+        """Number of places in the prompt for the tokens of a picture."""
+        return seen.num_tokens
 
     def _with_fixed(self, features_LD: Tensor, kept_L: Tensor, layout: Layout) -> Tensor:
         """The features with the newline's vector at places without content."""
@@ -310,10 +349,11 @@ class Cells(LoadedModel):
         ids_S = torch.tensor(ids, device=self.device)
         is_place_S = ids_S == self.place_id
         places = is_place_S.nonzero()[:, 0]
-        if len(places) != seen.num_tokens:
+        expected = self._num_places(seen)
+        if len(places) != expected:
             raise BadData(
-                f"{self.checkpoint}: a prompt needs {seen.num_tokens} places for its picture, "
-                f"found {len(places)}"
+                f"{self.checkpoint}: a prompt needs {expected} places for its picture, found "
+                f"{len(places)}"
             )
         columns = torch.cat([(~is_place_S).nonzero()[:, 0], places[kept_L]]).sort().values
         return ids_S[columns], self._positions(ids_S, seen)[..., columns]
@@ -340,10 +380,11 @@ class Cells(LoadedModel):
         """The tokens of a prompt with its picture; without one, of the usual number of tokens."""
         usual = getattr(self.module.config, "image_seq_length", 1)
         marks = f"{{{usual}}}" if seen is None else seen.layout.marks or f"{{{seen.num_tokens}}}"
-        if seen is not None and Layout(marks=marks).num_places != seen.num_tokens:
+        found = Layout(marks=marks).num_places
+        if seen is not None and found != (expected := self._num_places(seen)):
             raise BadData(
-                f"{self.checkpoint}: a picture of {seen.num_tokens:,} tokens, whose text in the "
-                f"prompt has {Layout(marks=marks).num_places:,} places"
+                f"{self.checkpoint}: a picture of {expected:,} tokens, whose text in the prompt "
+                f"has {found:,} places"
             )
         text = expanded(marks, self.preparer.image_token)
         whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
@@ -356,11 +397,11 @@ class Cells(LoadedModel):
         return self.module
 
     def check_sizes(self) -> None:
-        layer = getattr(self.module.config, "vision_feature_layer", None)
-        if isinstance(layer, int) and not -len(self.blocks) - 1 <= layer <= len(self.blocks):
+        count = len(self._all_blocks())
+        if any(not 0 <= layer <= count for layer in self.used_layers):
             raise BadData(
-                f"{self.checkpoint}: vision_feature_layer is {layer}, the vision tower has "
-                f"{len(self.blocks)} layers"
+                f"{self.checkpoint}: vision_feature_layer is {self._feature_layers()}, the vision "
+                f"tower has {count} layers"
             )
         found = self.preparer.image_token
         if self.tokenizer.convert_tokens_to_ids(found) != self.place_id:

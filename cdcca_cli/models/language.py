@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import Family, text_model
+from cdcca_cli.families import Family, connectors, text_model
 
 
 class PromptTooLong(BadData):
@@ -298,6 +298,9 @@ class CausalLanguage(Language):
         made.pooler_output = torch.cat(main)[None] if self._row.is_stacked else main
         if deep:
             made.deepstack_features = deep
+        if self._row.extra:
+            for name, value in getattr(connectors, self._row.extra)(self.model).items():
+                made[name] = value
         return made
 
     def _following(self, position_ids_BS: Tensor, count: int) -> Tensor:

@@ -28,13 +28,14 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, processors
+from cdcca_cli.families import FAMILIES, Family, adjusting, processors
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
 from cdcca_cli.models.cells import Cells
 from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.perceiver import Perceiver
 from cdcca_cli.models.pictures import Preparer
 from cdcca_cli.models.qformer import QFormer
 from cdcca_cli.text import load_json
@@ -45,7 +46,11 @@ if TYPE_CHECKING:
 SHIPPED = "shipped:"
 ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
-_KINDS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "cells": Cells}
+_KINDS: dict[str, type[LoadedModel]] = {
+    "qformer": QFormer,
+    "perceiver": Perceiver,
+    "cells": Cells,
+}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 
 
@@ -433,6 +438,8 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
         )
     if row.kind == "qformer":
         return Preparer(image_processor, None, "", ("pixel_values",))
+    if row.adjust:
+        getattr(adjusting, row.adjust)(module.config, image_processor)
     with source.reading("the processor"):
         processor = _processor(source, row, image_processor, tokenizer)
     place_id = image_token_id(module.config)
@@ -446,7 +453,8 @@ def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Prep
 def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: Any) -> Any:
     """The processor that knows a picture's text, without its video processor.
 
-    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone.
+    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone. The
+    tokenizer gets the processor's chat template, which knows pictures where its own may not.
     """
     from transformers.models.auto.processing_auto import (
         PROCESSOR_MAPPING_NAMES,
@@ -459,6 +467,7 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
     if known is None:
         raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
     settings, _ = known.get_processor_dict(source.path, **source.options)
+    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
     made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
     takes = inspect.signature(known.__init__).parameters

@@ -19,6 +19,7 @@ Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A a
 M passes, V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,6 +36,7 @@ from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
+from cdcca_cli.models.checkpointing import checkpointed
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import (
     CausalLanguage,
@@ -49,6 +51,8 @@ from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_ATTENTIONS = ("self_attn", "attn", "attention")
+_MLPS = ("mlp", "feed_forward", "ffn")
 _MOST_VALUES, _MOST_PICTURES = 1 << 23, 16
 
 
@@ -127,6 +131,7 @@ class LoadedModel(ABC):
             raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
         self._digest: str | None = None
+        self.is_checkpointed = False  # `forward` keeps the layers' inputs alone for its gradients
         # Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so
         # that an answer alone would get another first token.
         last = self.templates["vqa"][-1]
@@ -148,13 +153,28 @@ class LoadedModel(ABC):
     @property
     def blocks(self) -> list[nn.Module]:
         """The tower's blocks between pixels and visual tokens; empty if it has none."""
+        found = self._all_blocks()
+        return found[: max(self.used_layers, default=len(found))]
+
+    @property
+    def used_layers(self) -> list[int]:
+        """The numbers of blocks behind which the tower's states are used; empty: the last."""
+        count = len(self._all_blocks())
+        if not count:
+            return []
+        return [layer if layer >= 0 else count + 1 + layer for layer in self._feature_layers()]
+
+    def _feature_layers(self) -> list[int]:
+        config = self.module.config
+        names = ("vision_feature_layer", "vision_feature_layers")
+        values = [getattr(config, name, None) for name in names]
+        found: Any = next((value for value in values if value is not None), [])
+        return [found] if isinstance(found, int) else list(found)
+
+    def _all_blocks(self) -> list[nn.Module]:
         if not self.row.blocks:
             return []
-        found = list(self._inner_tower().get_submodule(self.row.blocks).children())
-        layer = getattr(self.module.config, "vision_feature_layer", None)
-        if not isinstance(layer, int):
-            return found
-        return found[: layer if layer >= 0 else len(found) + 1 + layer]
+        return list(self._inner_tower().get_submodule(self.row.blocks).children())
 
     @property
     def num_blocks(self) -> int:
@@ -258,8 +278,7 @@ class LoadedModel(ABC):
             raise UsageError(f"expected 1 to {self.num_blocks} vision blocks, found {count}")
         found = []
         for block in self.blocks[-count:]:
-            parts = [getattr(block, name, None) for name in ("self_attn", "attn", "attention")]
-            parts.append(getattr(block, "mlp", None))
+            parts = [getattr(block, name, None) for name in _ATTENTIONS + _MLPS]
             found += [part for part in parts if part is not None] or [block]
         return found
 
@@ -304,7 +323,7 @@ class LoadedModel(ABC):
             )
         )
         try:
-            with self._mixed():
+            with self._mixed(), self._checkpointed():
                 logits = self.language.answer_logits(spliced, answer_BA.to(self.device))
         finally:
             handle.remove()
@@ -387,6 +406,11 @@ class LoadedModel(ABC):
         """Make all parameters need no gradients."""
         self.module.requires_grad_(False)
 
+    def unload(self) -> None:
+        """Free the weights, whoever still holds the model, which can do nothing afterwards."""
+        vars(self).clear()
+        gc.collect()
+
     def training_mode(self) -> AbstractContextManager[None]:
         """Inside, gradients are right, on a quantised model too; dropout stays off."""
         return quantization.training_mode(self.module)
@@ -433,6 +457,11 @@ class LoadedModel(ABC):
         if self.dtype == torch.float32 or not self._overlay_names:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    def _checkpointed(self) -> AbstractContextManager[Any]:
+        if not self.is_checkpointed or not torch.is_grad_enabled():
+            return nullcontext()
+        return checkpointed(self.language.model)
 
     def _build_language(self) -> Language:
         config = self.module.config.get_text_config()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _QUESTION = "{prompt}"
 _MARK = "\ue000"
 """In place of the question while a chat template is rendered: a private character."""
+_SILENT = {"enable_thinking": False, "thinking": False}
+"""Variables by which chat templates are told that the answer comes at once."""
 _TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_/]+\]")
 """What an added token looks like that means something, whether it is called special or not."""
 
@@ -80,7 +82,7 @@ class Templates:
             texts = {task: text.replace("<image>", mark) for task, text in plain.items()}
         self._texts = texts
         begin = tokenizer.bos_token
-        self.adds_ends = not (begin and texts["vqa"].startswith(begin))
+        self.adds_ends = not (begin and begin in texts["vqa"])
 
     def __getitem__(self, task: str) -> str:
         return self._texts[task]
@@ -97,7 +99,10 @@ def _rendered(tokenizer: Any, text: str, mark: str, named: str) -> str:
     said = [{"type": "image"}, {"type": "text", "text": text.replace(_QUESTION, _MARK)}]
     try:
         rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": said}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **_SILENT,
         )
     except Exception as error:
         words = " ".join(str(error).split())[:200]

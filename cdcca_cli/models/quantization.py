@@ -44,6 +44,7 @@ def config(quantize: str, row: Family, model_config: Any, dtype: torch.dtype) ->
         raise SettingError("quantize", f"expected one of {', '.join(QUANTIZATIONS)}", quantize)
     if quantize == "none":
         return None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs advice when imported
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -52,7 +53,6 @@ def config(quantize: str, row: Family, model_config: Any, dtype: torch.dtype) ->
         ) from error
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     keep = list(row.full_precision)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)

@@ -63,8 +63,12 @@ def _ignoring_stops() -> Iterator[None]:
 
 
 @contextmanager
-def resuming(blocks: Blocks, first: int, hidden: Tensor, passes: int) -> Iterator[None]:
+def resuming(
+    blocks: Blocks, first: int, hidden: Tensor, passes: int, *, as_batch: bool = False
+) -> Iterator[None]:
     """Inside, `passes` equal passes begin at block `first` > 0 with these hidden states of one.
+
+    `as_batch`: the pass is of one picture, and goes on with a batch of them.
 
     The blocks before it are still called, because transformers counts them to number the hidden
     states, but their `forward` is replaced on the instance: a hook cannot keep a module from
@@ -73,8 +77,12 @@ def resuming(blocks: Blocks, first: int, hidden: Tensor, passes: int) -> Iterato
     """
 
     def repeated(given: Tensor) -> Tensor:
+        if as_batch:
+            return torch.cat([hidden.to(given)] * passes)
         along = 0 if len(given) % passes == 0 else 1  # packed pictures lie along one sequence
-        return torch.cat([hidden.to(given)] * passes, along)
+        made = torch.cat([hidden.to(given)] * passes, along)
+        # With the strides of what it replaces, on which sums depend in their last bit.
+        return torch.empty_like(given).copy_(made) if made.shape == given.shape else made
 
     def give(_module: Any, args: Any, kwargs: Any) -> Any:
         return with_first(args, kwargs, repeated(first_tensor(args, kwargs)))
@@ -137,11 +145,17 @@ def numbering(module: nn.Module) -> Iterator[None]:
 
 
 def numbers(coded_ND: Tensor) -> Tensor:
-    """(N,) int64: the row's number; -1 for a row that is no number, such as a newline's vector."""
+    """(N,) int64: the row's number; -1 for a row that is no number, such as a newline's vector.
+
+    Raises: ValueError for a row that was made of several numbers.
+    """
     coded_ND = coded_ND.float()
     digits_N3, rest = coded_ND[:, :3], coded_ND[:, 3:]
+    is_marked_N = ((rest - _MARKER).abs() < 1).all(1)
     is_coded_N = (rest == _MARKER).all(1) & (digits_N3 == digits_N3.round()).all(1)
     is_coded_N &= ((digits_N3 >= 0) & (digits_N3 < _DIGIT)).all(1)
+    if not torch.equal(is_marked_N, is_coded_N):
+        raise ValueError("a feature is a mixture of several places' features")
     weights = torch.tensor([1.0, _DIGIT, _DIGIT**2], device=coded_ND.device)
     found_N = (digits_N3 * weights).sum(1).long()
     return torch.where(is_coded_N, found_N, -1)

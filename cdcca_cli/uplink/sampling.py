@@ -77,13 +77,14 @@ def sample_frames(
     settings = settings or SampleSettings()
     skipped = skipped or Skipped(strict=True)
     sent = SentPictures() if sent is None else sent
-    if settings.uses_dropout and settings.blocks > model.num_blocks:
+    coder = coder or Coder(model, PayloadSettings(), None)
+    uses_dropout = settings.uses_dropout(with_scores=coder.sends_scores)
+    if uses_dropout and settings.blocks > model.num_blocks:
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
     if isinstance(frames, LiveFrames):
         _check_live(frames, settings, predictions)
-    coder = coder or Coder(model, PayloadSettings(), None)
     _check_coder(coder, settings)
     num_questions: Mapping[str, int]
     if predictions is None:

@@ -190,10 +190,9 @@ class SampleSettings:
         """Whether stage 1 is by `top`, the default rule."""
         return not self.is_live and (self.top is not None or self.budget_bytes is None)
 
-    @property
-    def uses_dropout(self) -> bool:
-        """Whether questions or tokens are chosen by passes with dropout."""
-        keeps_all = self.beta is None and (self.keep or DEFAULT_KEEP).is_all
+    def uses_dropout(self, *, with_scores: bool) -> bool:
+        """Whether questions or tokens are chosen, or scored, by passes with dropout."""
+        keeps_all = self.beta is None and (self.keep or DEFAULT_KEEP).is_all and not with_scores
         return self.select == "bald" or (self.by in VARIANCE_RULES and not keeps_all)
 
     @property

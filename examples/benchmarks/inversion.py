@@ -64,10 +64,11 @@ def look(model: LoadedModel, folder: Path, most: int) -> tuple[np.ndarray, Tenso
     """Tokens (F, N, C) and the pixels (F, 3, h, w) that the tower saw."""
     tokens, pixels = [], []
     for frame in islice(read_frames(folder), most):
-        image = model.seen(load_image(frame))
+        image = model.seen_as_picture(load_image(frame))
         pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
         with torch.no_grad():
-            tokens.append(model.vision_tokens(model.preprocess([image]))[0].float().numpy())
+            (seen,) = model.see(model.prepare([image]))
+        tokens.append(seen.tokens.float().numpy())
     return np.stack(tokens), torch.stack(pixels)
 
 

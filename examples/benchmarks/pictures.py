@@ -63,12 +63,13 @@ class Tower:
 
         self._torch, self._model = torch, models.load(checkpoint, compute="cpu")
         frames = read(ASSETS / "frames" / "heldout", count)
-        self.images = [self._model.seen(image) for image in frames]
+        self.images = [self._model.seen_as_picture(image) for image in frames]
         self._tokens = self._of(self.images)
 
     def _of(self, images: Images):  # type: ignore[no-untyped-def] # a tensor (F, N, C)
         with self._torch.no_grad():
-            return self._model.vision_tokens(self._model.preprocess(images))
+            seen = self._model.see(self._model.prepare(images))
+        return self._torch.stack([one.tokens for one in seen])
 
     def error(self, coded: Sequence[pictures.Picture]) -> float:
         change = self._of([pictures.decode(each) for each in coded]) - self._tokens

@@ -34,8 +34,9 @@ from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.codebook import Codebook, read_codebook
 from cdcca_cli.formats.predictions import Prediction
+from cdcca_cli.formats.shard import Layout
 from cdcca_cli.loop import demo
-from cdcca_cli.models import load_device
+from cdcca_cli.models import Picture, Trunk, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import candidates
@@ -116,13 +117,13 @@ def stub(codebook: Codebook) -> Any:
     token_NC = torch.from_numpy(codebook.mean_NC)
     return SimpleNamespace(
         num_blocks=2,
-        num_tokens=codebook.num_tokens,
-        grid=(),
         tower_digest=codebook.tower,
         device=torch.device("cpu"),
-        preprocess=lambda images: torch.from_numpy(np.array(images[0])),
-        trunk=lambda pixels, _: token_NC[None] + pixels.float().mean() / 1000,
-        tail=lambda hidden, _: hidden,
+        prepare=lambda images: [Picture({"pixels": torch.from_numpy(np.array(images[0]))})],
+        trunk=lambda picture, block: Trunk(
+            Picture({}), block, (token_NC[None] + picture.inputs["pixels"].float().mean() / 1000,)
+        ),
+        tail=lambda trunk: (trunk.states[0], Layout()),
     )
 
 

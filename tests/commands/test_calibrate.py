@@ -79,7 +79,7 @@ def test_the_shipped_codebook_is_the_shipped_pairs() -> None:
         found = read_codebook(source)
     teacher = models.load("shipped:teacher", compute="cpu")
     assert (found.tower, found.teacher) == (teacher.tower_digest, teacher.digest)
-    assert (found.num_tokens, found.num_frames) == (teacher.num_tokens, 80)
+    assert teacher.can_read(found.num_tokens, found.channels) and found.num_frames == 80
     assert any(point.bits < 1.3 and point.loss < 0.01 for point in found.curve.tokens)
 
 

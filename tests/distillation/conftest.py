@@ -44,9 +44,10 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
     """
     generator = np.random.default_rng(3)
     with torch.no_grad():
-        tokens = model.vision_tokens(model.preprocess(tiny.images(count, seed=9))).numpy()
+        seen = model.see(model.prepare(tiny.images(count, seed=9)))
     shards = []
-    for number, tokens_NC in enumerate(tokens):
+    for number, one in enumerate(seen):
+        tokens_NC = one.tokens.numpy()
         kept = keep[number % len(keep)]
         positions = np.sort(generator.permutation(len(tokens_NC))[:kept]).astype(np.int32)
         questions = [
@@ -63,7 +64,8 @@ def make_shards(model: LoadedModel, count: int, *, keep: Sequence[int] = (6,)) -
                 tokens=tokens_NC[positions],
                 positions=positions,
                 scores=np.zeros(kept, np.float32),
-                num_tokens=model.num_tokens,
+                num_tokens=one.num_tokens,
+                layout=one.layout,
                 tower=model.tower_digest,
                 questions=questions,
             )

@@ -12,7 +12,7 @@ from cdcca_cli.distillation import calibration
 from cdcca_cli.distillation.calibration import Sample
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData
-from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models import LoadedModel, Seen, load
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.payloads import pictures
 from cdcca_cli.skipped import Skipped
@@ -32,10 +32,11 @@ def teacher(request: pytest.FixtureRequest) -> LoadedModel:
 
 
 def sample(teacher: LoadedModel, count: int = 6, seed: int = 0) -> Sample:
-    channels = teacher.module.config.vision_config.hidden_size
-    shape = (count, teacher.num_tokens, channels)
+    with torch.no_grad():
+        (seen,) = teacher.see(teacher.prepare(tiny.images(1)))
+    shape = (count, *seen.tokens.shape)
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    return Sample(values, [QUESTIONS[row % 2 :] for row in range(count)])
+    return Sample(values, [QUESTIONS[row % 2 :] for row in range(count)], seen.layout)
 
 
 SETTINGS = CalibrationSettings(vectors=300)
@@ -68,8 +69,7 @@ def test_loss_and_agreement_by_their_definition(teacher: LoadedModel) -> None:
             text = [teacher.format_prompt(one.prompt, one.task)]
 
             def spliced(tokens_NC: np.ndarray, text: list[str] = text) -> object:
-                queries = teacher.queries(torch.from_numpy(tokens_NC[None]), prompts=text)
-                return teacher.splice(teacher.project(queries), text)
+                return teacher.read([Seen(torch.from_numpy(tokens_NC), given.layout)], text)
 
             with torch.no_grad():
                 limit = 16 if one.task == "vqa" else 40
@@ -101,7 +101,7 @@ def test_a_codebook_from_frames(blip2_llama: Path) -> None:
     again = calibration.calibrate(teacher, teacher, first, second, settings, 4)
     assert made.digest == again.digest
     assert (made.tower, made.teacher) == (teacher.tower_digest, teacher.digest)
-    assert (made.sequence, made.num_frames, made.num_tokens) == (4, 12, teacher.num_tokens)
+    assert (made.sequence, made.num_frames, made.num_tokens) == (4, *first.tokens.shape[:2])
     points = made.curve.tokens
     assert [point.step for point in points] == [float(np.float32(s)) for s in calibration.STEPS]
     bits = [point.bits for point in points]
@@ -133,7 +133,7 @@ def test_pictures_are_measured_as_the_cloud_opens_them(blip2_llama: Path, tmp_pa
     def seen(row: int) -> np.ndarray:
         image = pictures.decode(found.pictures["image/webp", 5][row])
         with torch.no_grad():
-            return teacher.vision_tokens(teacher.preprocess([image]))[0].numpy()
+            return teacher.see(teacher.prepare([image]))[0].tokens.numpy()
 
     (expected,) = calibration.changes(teacher, found, [seen], 2)
     assert worst.loss == pytest.approx(expected.loss, rel=1e-4)

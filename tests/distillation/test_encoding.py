@@ -127,10 +127,12 @@ def test_a_prompt_in_a_template_is_known(prompt: str, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values())
 def test_every_family_knows_its_own_templates(family: Family) -> None:
+    own = (family.vqa_template, family.caption_template)
+    vqa, caption = family.plain_templates if family.chat else own
     for question in QUESTIONS:
-        assert template_of(family.vqa_template.format(prompt=question))
-    if family.caption_template != "{prompt}":
-        assert template_of(family.caption_template.format(prompt=family.caption_prompt))
+        assert template_of(vqa.format(prompt=question))
+    if caption != "{prompt}":
+        assert template_of(caption.format(prompt=family.caption_prompt))
 
 
 def test_a_prompt_of_many_blanks_takes_no_time() -> None:

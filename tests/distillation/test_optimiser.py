@@ -244,6 +244,9 @@ def test_peft_needs_lora_and_a_free_folder(
     tiny_pair: tuple[Path, Path], mirror: Device, tmp_path: Path
 ) -> None:
     peft_export.check_peft(tmp_path / "new", mirror, force=False)
+    for groups in (("lora.language",), ("norm", "lora.connector")):
+        part = create_device(tmp_path / groups[-1], str(tiny_pair[1]), InitSettings(groups=groups))
+        peft_export.check_peft(tmp_path / "new", part, force=False)
     norms = create_device(tmp_path / "norms", str(tiny_pair[1]), InitSettings(groups=("norm",)))
     with pytest.raises(UsageError, match="no LoRA"):
         peft_export.check_peft(tmp_path / "new", norms, force=False)

@@ -214,13 +214,25 @@ def test_labels_of_8_bits() -> None:
     assert not found.has(make.LABEL_I8["key"], logits=True)
 
 
+def test_labels_of_some_rows() -> None:
+    """The rows of version 1, with the numbers that make.py gives them."""
+    entry = labels.open_labels(VALID / "lesson_v2.lessons").read(make.LABEL["key"])
+    assert [rows.tolist() for rows in entry.visual] == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert entry.kept is not None
+    kept = {
+        name: [(part.rows_L.tolist(), part.count) for part in parts]
+        for name, parts in entry.kept.items()
+    }
+    assert kept == {"queries": [([0, 7], 9)], "visual": [([0, 7], 9), ([3, 8], 9)]}
+
+
 def test_labels_that_were_not_finished() -> None:
     found = labels.open_labels(VALID / "lessons_v1_unfinished.lessons")
     assert list(found.places) == [make.LABEL["key"]]
     assert found.end == len(make.labels_file(make.label_entry()))
 
 
-@pytest.mark.parametrize("name", ["lessons_v1", "lessons_v1_i8", "lessons_v1_none"])
+@pytest.mark.parametrize("name", ["lessons_v1", "lessons_v1_i8", "lessons_v1_none", "lesson_v2"])
 def test_the_writer_gives_the_golden_labels_again(name: str, tmp_path: Path) -> None:
     path = VALID / f"{name}.lessons"
     found = labels.open_labels(path)

@@ -318,6 +318,12 @@ LABEL_TENSORS_I8: dict[str, Tensor] = {
     "visual": ("I8", [1, 2], struct.pack("<2b", -127, 64)),
     "visual.scales": ("F32", [1], floats(0.5)),
 }
+# LABEL again, its rows kept of 9 in all.
+LABEL_2 = {"version": 2, "queries_of": [9], "visual_of": [9, 9]}
+KEPT_ROWS: dict[str, Tensor] = {
+    "queries.kept": ("I32", [2], struct.pack("<2i", 0, 7)),
+    "visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 8)),
+}
 
 ADAPTATION = {
     "kind": "adaptation",
@@ -421,6 +427,11 @@ def label_entry(change: dict[str, Any] | None = None, **tensors: Tensor | None) 
     """An entry with header keys and tensors changed, and its sum; None takes a tensor out."""
     changed = {n: t for n, t in {**LABEL_TENSORS, **tensors}.items() if t is not None}
     return record(summed({**LABEL, **(change or {})}, changed), changed)
+
+
+def entry_2(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """An entry of version 2, changed as `label_entry` is."""
+    return label_entry({**LABEL_2, **(change or {})}, **{**KEPT_ROWS, **tensors})
 
 
 def entry_i8(**tensors: Tensor | None) -> bytes:
@@ -614,6 +625,7 @@ def valid() -> dict[str, bytes]:
         "lessons_v1_i8.lessons": labels_file(entry_i8(), bits=8),
         "lessons_v1_none.lessons": labels_file(bits=32),
         "lessons_v1_unfinished.lessons": labels_file(label_entry(), entry_i8()[:-9]),
+        "lesson_v2.lessons": labels_file(entry_2()),
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
         "adaptation_v2.adaptation": adaptation_2(),
@@ -916,7 +928,41 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "newer_lesson.lessons": (
         76,
         "upgrade",
-        labels_file(label_entry({"version": 2}, queries=("F8_E4M3", [2, 3], bytes(6)))),
+        labels_file(label_entry({"version": 3}, queries=("F8_E4M3", [2, 3], bytes(6)))),
+    ),
+    "kept_in_version_1.lessons": (65, "with the tensors", labels_file(label_entry(**KEPT_ROWS))),
+    "kept_missing.lessons": (65, "with the tensors", labels_file(entry_2(**{"visual.kept": None}))),
+    "kept_uncounted.lessons": (
+        65,
+        "is missing",
+        labels_file(label_entry({"version": 2}, **KEPT_ROWS)),
+    ),
+    "kept_too_few.lessons": (
+        65,
+        "names another number of rows",
+        labels_file(entry_2(**{"queries.kept": ("I32", [1], struct.pack("<i", 0))})),
+    ),
+    "kept_of_another_type.lessons": (
+        65,
+        "names another number of rows",
+        labels_file(entry_2(**{"queries.kept": ("F32", [2], floats(0, 7))})),
+    ),
+    "kept_twice.lessons": (
+        65,
+        "do not ascend",
+        labels_file(entry_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 3))})),
+    ),
+    "kept_below_0.lessons": (
+        65,
+        "not among its 9",
+        labels_file(entry_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", -1, 7, 3, 8))})),
+    ),
+    "kept_of_fewer.lessons": (65, "not among its 8", labels_file(entry_2({"visual_of": [9, 8]}))),
+    "kept_of_less_than_0.lessons": (65, "below 0", labels_file(entry_2({"queries_of": [-9]}))),
+    "kept_counted_twice.lessons": (
+        65,
+        "names another number of rows",
+        labels_file(entry_2({"queries_of": [9, 9]})),
     ),
     "no_head.lessons": (65, "found one frame's labels", label_entry()),
     "second_head.lessons": (65, "found a teacher's labels", labels_file() + labels_file()),

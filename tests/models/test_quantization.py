@@ -1,5 +1,7 @@
 """NF4 and int8 on a CPU: load, answer, score, train; and the traps of bitsandbytes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +209,17 @@ def test_float32_biases_survive_a_bfloat16_answer(blip2_llama: Path, quantize: s
 
 
 def test_without_bitsandbytes(blip2_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Unavailable, match="pip install bitsandbytes"):
         models.load(blip2_llama, compute="cpu", quantize="nf4")
+
+
+def test_bitsandbytes_gives_no_advice_on_stderr() -> None:
+    """It logs some when it is imported, which came before the first line of `infer`."""
+    program = (
+        "import torch; from cdcca_cli.families import FAMILIES; "
+        "from cdcca_cli.models import quantization; "
+        "quantization.config('int8', FAMILIES['llava'], None, torch.float32)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

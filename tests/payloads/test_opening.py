@@ -12,7 +12,7 @@ import torch
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.pictures import Picture
-from cdcca_cli.formats.shard import Coding, Shard
+from cdcca_cli.formats.shard import Coding, Layout, Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.payloads import klt, pictures
 from cdcca_cli.payloads.opening import Opener
@@ -44,14 +44,15 @@ def coded(codebook: Codebook, seed: int = 0) -> Shard:
 
 
 def pictured(model: LoadedModel, number: int = 0) -> Shard:
-    image = model.seen(tiny.images(3, seed=2)[number])
+    image = model.seen_as_picture(tiny.images(3, seed=2)[number])
+    num_tokens = 10  # of the tower: 3 x 3 patches and the class token
     return Shard(
         frame=f"picture {number}",
         image="a.png",
         domain=None,
         tokens=EMPTY,
-        positions=np.arange(model.num_tokens, dtype=np.int32),
-        num_tokens=model.num_tokens,
+        positions=np.arange(num_tokens, dtype=np.int32),
+        num_tokens=num_tokens,
         tower=model.tower_digest,
         coding=Coding("frame"),
         picture=pictures.encode(image, pictures.WEBP),
@@ -82,9 +83,9 @@ def test_a_picture_by_the_tower_one_at_a_time(model: LoadedModel) -> None:
     for shard, found in zip(shards, opened, strict=True):
         assert shard.picture is not None
         with torch.no_grad():
-            pixels_13HW = model.preprocess([pictures.decode(shard.picture)])
-            expected = model.vision_tokens(pixels_13HW)[0].numpy()
-        assert found.tokens.tobytes() == expected.tobytes()
+            (seen,) = model.see(model.prepare([pictures.decode(shard.picture)]))
+        assert found.tokens.tobytes() == seen.tokens.numpy().tobytes()
+        assert (found.num_tokens, found.layout) == (seen.num_tokens, seen.layout)
         assert not shard.is_open
 
 
@@ -159,11 +160,7 @@ def noise(shard: Shard) -> Shard:
     return replace(shard, picture=Picture(b"noise" * 40, pictures.WEBP, (48, 48)))
 
 
-def other_layout(shard: Shard) -> Shard:
-    return replace(shard, num_tokens=4, positions=np.arange(4, dtype=np.int32))
-
-
-@pytest.mark.parametrize("damage", [cut, declared, noise, other_layout])
+@pytest.mark.parametrize("damage", [cut, declared, noise])
 def test_a_bad_picture_is_named_and_left_out(
     model: LoadedModel, damage: Callable[[Shard], Shard], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +172,39 @@ def test_a_bad_picture_is_named_and_left_out(
         list(opener.open_all(shards, Skipped(strict=True)))
 
 
+def test_a_picture_has_the_tokens_and_the_layout_that_the_mirrors_tower_makes(
+    model: LoadedModel,
+) -> None:
+    """Whatever the device says of them."""
+    told = replace(pictured(model), num_tokens=4, positions=np.arange(4, dtype=np.int32))
+    told = replace(told, layout=Layout((2, 2), "<row>{4}", (3,)))
+    opener = Opener(model, made)
+    found, expected = opener.open(told), opener.open(pictured(model))
+    assert (found.num_tokens, found.layout) == (10, Layout((3, 3)))
+    assert found.positions.tolist() == list(range(10))
+    assert found.tokens.tobytes() == expected.tokens.tobytes()
+
+
 def test_a_picture_for_another_tower_ends_the_run(model: LoadedModel) -> None:
     with pytest.raises(BadData, match="its picture is for the vision tower sha256:99999999"):
         list(Opener(model, made).open_all([replace(pictured(model), tower=OTHER)], Skipped()))
+
+
+def test_a_teacher_looks_at_any_picture_with_its_own_tower(model: LoadedModel, llava: Path) -> None:
+    """One that the student has opened too; what was sent as tokens stays as it is."""
+    teacher = load(llava, compute="cpu")
+    looking = Opener(teacher, made, any_tower=True)
+    sent = pictured(model)
+    by_student = Opener(model, made).open(sent)
+    assert sent.picture is not None
+    with torch.no_grad():
+        (seen,) = teacher.see(teacher.prepare([pictures.decode(sent.picture)]))
+    for shard in (sent, by_student):
+        found = looking.open(shard)
+        assert found.tokens.tobytes() == seen.tokens.numpy().tobytes()
+        assert (found.tower, found.num_tokens) == (teacher.tower_digest, 9)
+        assert found.layout == seen.layout
+        assert found.picture is sent.picture
+    assert by_student.tower == model.tower_digest
+    tokens_alone = replace(by_student, picture=None)
+    assert looking.open(tokens_alone) is tokens_alone

@@ -54,7 +54,8 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
 def codebook(model: LoadedModel) -> Codebook:
     """Of the tiny tower, all directions alike, with a curve by hand (`test_coding`)."""
     with torch.no_grad():
-        tokens_FNC = model.vision_tokens(model.preprocess(tiny.images(16, seed=6))).numpy()
+        seen = model.see(model.prepare(tiny.images(16, seed=6)))
+    tokens_FNC = torch.stack([one.tokens for one in seen]).numpy()
     arrays: dict[str, Any] = transform.fit(tokens_FNC, np.eye(tokens_FNC.shape[2]), 12).arrays()
     tokens = (
         TokenPoint(0.25, 3.0, 120, 0.001, 1.0),

@@ -53,7 +53,7 @@ def read(stream: bytes) -> list[Shard]:
 
 def own_tokens(model: LoadedModel, image: Image.Image) -> np.ndarray:
     with torch.no_grad():
-        return model.vision_tokens(model.preprocess([image]))[0].numpy()
+        return model.see(model.prepare([image]))[0].tokens.numpy()
 
 
 class TestPoint:
@@ -217,7 +217,7 @@ class TestAuto:
         def seen(*_: object) -> Image.Image:
             raise BadData("another picture of its own output: send tokens instead")
 
-        monkeypatch.setattr(model, "seen", seen)
+        monkeypatch.setattr(model, "seen_as_picture", seen)
         (sent,) = sampled(frames[:1], coder_of(model, codebook))
         assert sent.picture is None and sent.shard.codes is not None
         with pytest.raises(BadData, match="send tokens instead"):

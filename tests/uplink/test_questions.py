@@ -15,7 +15,7 @@ from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models import LoadedModel, Seen, load
 from cdcca_cli.models.decoding import step_margin
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
@@ -207,8 +207,7 @@ def test_the_margin_of_an_answer_is_the_mean_of_its_tokens(
     ids: list[int] = []
     slow = []
     with torch.no_grad():
-        tokens = model.vision_tokens(model.preprocess([load_image(frames[0])]))
-        spliced = model.splice(model.project(model.queries(tokens, prompts=[text])), [text])
+        spliced = model.read(model.see(model.prepare([load_image(frames[0])])), [text])
         for _ in range(3):
             logits = model.forward(spliced, torch.tensor([[*ids, 0]])).logits[0, -1].double()
             *_, second, first = sorted(logits.softmax(-1).tolist())
@@ -293,7 +292,8 @@ def test_pooled_queries_are_the_mean_of_each_question(
     model = load(request.getfixturevalue(checkpoint), compute="cpu")
     frame = frames[3]
     with torch.no_grad():
-        tokens = model.vision_tokens(model.preprocess([load_image(frame)]))
+        (seen,) = model.see(model.prepare([load_image(frame)]))
+        tokens = seen.tokens[None]
         asked = [True, False, True, True]
         found = pooled_queries(model, frame, asked, tokens)
         questions = [q for q, a in zip(frame.questions, asked, strict=True) if a]
@@ -325,15 +325,17 @@ def test_bald_by_single_passes(model: LoadedModel, frames: list[Frame]) -> None:
 
     how, frame = SampleSettings(select="bald", passes=3), frames[1]
     with torch.no_grad():
-        hidden = model.trunk(model.preprocess([load_image(frame)]), model.num_blocks - 2)
-        masked = dropout_tokens(model, hidden, frame.id, blocks=2, passes=3, rate=0.1, seed=0)
-        found = answer_information(model, frame, ["red", None], hidden, how)
+        (picture,) = model.prepare([load_image(frame)])
+        trunk = model.trunk(picture, model.num_blocks - 2)
+        masked, layout = dropout_tokens(
+            model, trunk, frame.id, blocks=2, passes=3, rate=0.1, seed=0
+        )
+        found = answer_information(model, frame, ["red", None], trunk, how)
         question = frame.questions[0]
         text = model.format_prompt(question.prompt, question.task)
         p = []
         for tokens in masked[1:]:
-            features = model.project(model.queries(tokens[None], prompts=[text]))
-            spliced = model.splice(features, [text])
+            spliced = model.read([Seen(tokens, layout)], [text])
             logits = model.forward(spliced, model.answer_ids(["red"])).logits
             p.append(logits[0].double().softmax(-1))
     stacked = torch.stack(p)

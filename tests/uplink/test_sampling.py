@@ -21,7 +21,7 @@ from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats import records, shard_stream
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models import LoadedModel, Trunk, load
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import sampling
@@ -29,7 +29,7 @@ from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
 from cdcca_cli.uplink.settings import AnswerSettings, PayloadSettings, SampleSettings
-from cdcca_cli.uplink.spool import Spool
+from cdcca_cli.uplink.spool import Slot, Spool
 
 
 def amount(text: str) -> object:
@@ -212,10 +212,10 @@ class TestStage2:
         assert shards
         for shard in shards:
             with torch.no_grad():
-                pixels = model.preprocess([load_image(by_id[shard.frame])])
-                clean = model.vision_tokens(pixels)[0].numpy()
+                (seen,) = model.see(model.prepare([load_image(by_id[shard.frame])]))
+            clean = seen.tokens.numpy()
             assert shard.tokens == pytest.approx(clean[shard.positions], abs=1e-5)
-            assert shard.num_tokens == len(clean) == model.num_tokens
+            assert (shard.num_tokens, shard.layout) == (len(clean), seen.layout)
             assert shard.tower == model.tower_digest
             assert len(shard.positions) == -(-len(clean) // 2)
 
@@ -303,13 +303,13 @@ class TestStage2:
 class TestCost:
     @pytest.fixture
     def trunks(self, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """How many frames each run of the trunk had."""
-        rows: list[int] = []
+        """The first block behind each run of the trunk, which takes one frame."""
+        blocks: list[int] = []
         trunk = model.trunk
         monkeypatch.setattr(
-            model, "trunk", lambda pixels, block: rows.append(len(pixels)) or trunk(pixels, block)
+            model, "trunk", lambda picture, block: blocks.append(block) or trunk(picture, block)
         )
-        return rows
+        return blocks
 
     @pytest.mark.parametrize(
         "options", [{}, {"top": "100%"}, {"threshold": 0.0}, {"budget_bytes": 8_000}]
@@ -318,7 +318,7 @@ class TestCost:
         self, model: LoadedModel, frames: list[Frame], trunks: list[int], options: dict
     ) -> None:
         assert sampled(model, frames, **options)
-        assert sum(trunks) == len(frames)
+        assert trunks == [model.num_blocks - 2] * len(frames)
 
     def test_with_predictions_for_the_picked_frames_alone(
         self,
@@ -328,7 +328,7 @@ class TestCost:
         trunks: list[int],
     ) -> None:
         shards = sampled(model, frames, predictions, top="3")
-        assert sum(trunks) == len(shards) <= 3
+        assert len(trunks) == len(shards) <= 3
 
     def test_passes_are_one_batch(
         self, model: LoadedModel, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
@@ -338,7 +338,7 @@ class TestCost:
         monkeypatch.setattr(
             model,
             "tail",
-            lambda hidden, block: rows.update([len(hidden)]) or tail(hidden, block),
+            lambda trunk, passes=1: rows.update([passes]) or tail(trunk, passes),
         )
         shards = sampled(model, frames, passes=6)
         assert rows == {1: len(frames), 7: len(shards)}
@@ -349,9 +349,9 @@ class TestCost:
         slots: set[int] = set()
 
         class Watched(Spool):
-            def put(self, tensor: torch.Tensor) -> int:
-                slot = super().put(tensor)
-                slots.add(slot)
+            def put(self, trunk: Trunk) -> Slot:
+                slot = super().put(trunk)
+                slots.add(slot.place)
                 return slot
 
         monkeypatch.setattr(sampling, "Spool", Watched)

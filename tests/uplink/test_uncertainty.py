@@ -10,7 +10,7 @@ import torch
 
 from cdcca_cli.datasets import Frame, load_image
 from cdcca_cli.errors import BadData
-from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models import LoadedModel, Trunk, load
 from cdcca_cli.models.decoding import step_entropy
 from cdcca_cli.uplink import token_rules
 from cdcca_cli.uplink.settings import ENTROPIES
@@ -66,17 +66,19 @@ def test_one_token_is_all_four() -> None:
     assert set(summarise([0.7]).values()) == {0.7}
 
 
-def hidden_of(model: LoadedModel, frame: Frame, blocks: int = 2) -> torch.Tensor:
+def trunk_of(model: LoadedModel, frame: Frame, blocks: int = 2) -> Trunk:
     with torch.no_grad():
-        pixels = model.preprocess([load_image(frame)])
-        return model.trunk(pixels, model.num_blocks - blocks)
+        (picture,) = model.prepare([load_image(frame)])
+        return model.trunk(picture, model.num_blocks - blocks)
 
 
 def scored(
     model: LoadedModel, frame: Frame, **changes: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     options: dict = {"blocks": 2, "passes": 8, "rate": 0.1, "seed": 0, **changes}
-    return token_variance(model, hidden_of(model, frame, options["blocks"]), frame.id, **options)
+    trunk = trunk_of(model, frame, options["blocks"])
+    seen, variance_N = token_variance(model, trunk, frame.id, **options)
+    return seen.tokens, variance_N
 
 
 def test_variance_equals_the_slow_form() -> None:
@@ -146,20 +148,21 @@ def test_clean_tokens_are_those_without_dropout(
     model = load(folder, compute="cpu")
     tokens, variance = scored(model, frames[0])
     with torch.no_grad():
-        plain = model.vision_tokens(model.preprocess([load_image(frames[0])]))[0]
-    torch.testing.assert_close(tokens, plain, rtol=0, atol=1e-5)
-    assert variance.shape == (model.num_tokens,)
+        (plain,) = model.see(model.prepare([load_image(frames[0])]))
+    torch.testing.assert_close(tokens, plain.tokens, rtol=0, atol=1e-5)
+    assert variance.shape == (plain.num_tokens,)
     assert bool((variance > 0).all())
 
 
 def test_passes_equal_one_tail_each(model: LoadedModel, frames: list[Frame]) -> None:
     """All passes as one batch are what one pass after the other gives, with the same masks."""
     rate, passes = 0.1, 5
-    hidden = hidden_of(model, frames[1])
+    trunk = trunk_of(model, frames[1])
+    shape = trunk.states[0].shape[1:]
     _, variance = scored(model, frames[1], passes=passes)
     generator = frame_generator(0, frames[1].id)
-    modules = [module for pair in model.block_modules(2) for module in pair]
-    kept = [generator.random((passes, *hidden.shape[1:]), dtype=np.float32) for _ in modules]
+    modules = model.block_modules(2)
+    kept = [generator.random((passes, *shape), dtype=np.float32) for _ in modules]
     slow = []
     for m in range(passes):
         handles = [
@@ -173,18 +176,18 @@ def test_passes_equal_one_tail_each(model: LoadedModel, frames: list[Frame]) -> 
             for module, drawn in zip(modules, kept, strict=True)
         ]
         with torch.no_grad():
-            slow.append(model.tail(hidden, model.num_blocks - 2)[0].double().numpy())
+            slow.append(model.tail(trunk)[0][0].double().numpy())
         for handle in handles:
             handle.remove()
     assert variance.numpy() == pytest.approx(np.var(slow, axis=0).mean(-1), rel=1e-4)
 
 
 def test_seed_and_frame_decide(model: LoadedModel, frames: list[Frame]) -> None:
-    hidden = hidden_of(model, frames[0])
+    trunk = trunk_of(model, frames[0])
 
     def variance(seed: int, frame: str) -> list[float]:
         options = {"blocks": 2, "passes": 8, "rate": 0.1, "seed": seed}
-        return token_variance(model, hidden, frame, **options)[1].tolist()
+        return token_variance(model, trunk, frame, **options)[1].tolist()
 
     assert variance(0, "a") == variance(0, "a")
     assert variance(0, "a") != variance(1, "a")
@@ -210,9 +213,9 @@ def test_more_blocks_vary_more_and_hooks_are_gone(model: LoadedModel, frames: li
     one = scored(model, frames[0], blocks=1)[1].sum()
     three = scored(model, frames[0], blocks=3)[1].sum()
     assert three > one
-    hidden = hidden_of(model, frames[0])
+    trunk = trunk_of(model, frames[0])
     with torch.no_grad():
-        first, second = (model.tail(hidden, model.num_blocks - 2) for _ in range(2))
+        first, second = (model.tail(trunk)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -220,10 +223,9 @@ def test_no_variance_is_an_error(blip2_llama: Path, frames: list[Frame]) -> None
     """A tower whose last blocks add nothing: dropout of zero is zero."""
     model = load(blip2_llama, compute="cpu")
     with torch.no_grad():
-        for attention, mlp in model.block_modules(2):
-            for module in (attention, mlp):
-                for parameter in module.parameters():
-                    parameter.zero_()
+        for module in model.block_modules(2):
+            for parameter in module.parameters():
+                parameter.zero_()
     with pytest.raises(BadData, match=r"00\.png.*no token changed"):
         scored(model, frames[0])
 
@@ -231,6 +233,6 @@ def test_no_variance_is_an_error(blip2_llama: Path, frames: list[Frame]) -> None
 def test_values_that_are_not_finite_are_an_error(blip2_llama: Path, frames: list[Frame]) -> None:
     model = load(blip2_llama, compute="cpu")
     with torch.no_grad():
-        next(model.block_modules(1)[0][1].parameters()).fill_(float("nan"))
+        next(model.block_modules(1)[1].parameters()).fill_(float("nan"))
     with pytest.raises(BadData, match="not finite"):
         scored(model, frames[0])

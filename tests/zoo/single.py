@@ -134,6 +134,7 @@ ROWS = (
             "text_config": text.gemma("gemma2"),
             "projection_dim": text.width,
             "image_token_index": text.id("<image>"),
+            "tie_word_embeddings": False,  # else noise echoes the prompt's last word, a newline
         },
         chat=PLAIN_GEMMA,
         image="<image>",

@@ -9,16 +9,23 @@ is the same for all.
     none   no step: the student without training
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Dataset
-from cdcca_cli.distillation.encoding import EncodedBatch, encode
+from cdcca_cli.distillation.encoding import (
+    TRAINING_POSITIONS,
+    EncodedBatch,
+    encode,
+    num_positions,
+    passes,
+)
 from cdcca_cli.distillation.optimiser import Flat
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import LoadedModel
@@ -37,10 +44,19 @@ class MethodContext:
     dataset: Dataset
     settings: DistillSettings
     source: Callable[[], Mapping[str, np.ndarray]]
+    _positions: dict[int, int] = field(default_factory=dict)
 
     def encode(self, batch: Sequence[int]) -> EncodedBatch:
         """Examples, by their numbers, through the connector and into the prompts."""
         return encode(self.student, [self.dataset.examples[number] for number in batch])
+
+    def positions(self, numbers: Sequence[int]) -> list[int]:
+        """Positions of the prompt of each example."""
+        for number in numbers:
+            if number not in self._positions:
+                found = num_positions(self.student, self.dataset.examples[number])
+                self._positions[number] = found
+        return [self._positions[number] for number in numbers]
 
 
 class Method(ABC):
@@ -62,14 +78,20 @@ class Method(ABC):
         self.decay = decay
         self.mean_P = None if decay is None else context.overlay.values.clone()
 
-    def micro_batch_size(self, num_processes: int = 1) -> int:
-        """Questions in one forward pass: MICRO_BATCH_SIZE, or fewer if there are many processes."""
-        settings = self.settings
-        if settings.micro_batch_size is not None:
-            return settings.micro_batch_size
-        if self.is_of_the_batch:
-            return settings.batch_size
-        return min(MICRO_BATCH_SIZE, -(-settings.batch_size // num_processes))
+    def parts(self, batch: Sequence[int], num_processes: int = 1) -> list[Sequence[int]]:
+        """A batch cut into what one forward pass takes.
+
+        That is `micro_batch_size` examples or, by default, MICRO_BATCH_SIZE: fewer if there are
+        many processes, or if these have more than TRAINING_POSITIONS.
+        """
+        size, most = self.settings.micro_batch_size, sys.maxsize
+        if size is None and self.is_of_the_batch:
+            size = self.settings.batch_size
+        elif size is None:
+            size = min(MICRO_BATCH_SIZE, -(-self.settings.batch_size // num_processes))
+            most = TRAINING_POSITIONS
+        runs = passes(self.context.positions(batch), size, most)
+        return [batch[each.start : each.stop] for each in runs]
 
     @abstractmethod
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:

@@ -71,9 +71,8 @@ class FeatureDistillation(Method):
         self._confidence = self._confidences()
         if "kl" in self.weights:
             self._check_vocabulary()
-        train, size = context.dataset.train, self.micro_batch_size()
-        chosen = train[:: max(1, len(train) // MEASURED)][:MEASURED]
-        batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+        train = context.dataset.train
+        batches = self.parts(train[:: max(1, len(train) // MEASURED)][:MEASURED])
         self._make_phis(batches)
         self._balance(batches)
 
@@ -113,7 +112,7 @@ class FeatureDistillation(Method):
                 self.settings.kl,
             )
 
-    def _make_phis(self, batches: list[list[int]]) -> None:
+    def _make_phis(self, batches: list[Sequence[int]]) -> None:
         parts = [part for parts in self.parts.values() for part in parts]
         with torch.no_grad():
             found = [self._features(batch) for batch in batches] if parts else []
@@ -128,16 +127,10 @@ class FeatureDistillation(Method):
         for flat in self.flats:
             distributed.broadcast(flat.values)
 
-    def _make_phi(self, part: str, batches: list[list[int]], found: list[Features]) -> None:
+    def _make_phi(self, part: str, batches: list[Sequence[int]], found: list[Features]) -> None:
         theirs, ours = [], []
         for batch, features in zip(batches, found, strict=True):
             target_BLC, mask_BL = self._target(batch, part), features.masks[part]
-            if target_BLC.shape[:2] != features.rows[part].shape[:2]:
-                raise UsageError(
-                    f"the teacher has {target_BLC.shape[1]} {part} vectors for an image, the "
-                    f"student {features.rows[part].shape[1]}: they cannot be aligned one by one: "
-                    "give `query_weight` 0 and `repr_weight` 0, or a teacher with as many"
-                )
             theirs.append(target_BLC[mask_BL])
             ours.append(features.rows[part][mask_BL])
         their_EC, our_ES = torch.cat(theirs), torch.cat(ours)
@@ -147,7 +140,7 @@ class FeatureDistillation(Method):
         if self.settings.method == "akd" or their_EC.shape[1] != our_ES.shape[1]:
             self.phis[part] = initial_phi(our_ES, their_EC)
 
-    def _balance(self, batches: list[list[int]]) -> None:
+    def _balance(self, batches: list[Sequence[int]]) -> None:
         """Bring the terms to one scale, after dropping those without a gradient."""
         self.gradients = self._gradient_norms(batches)
         given = self.settings.given_weights()
@@ -166,7 +159,7 @@ class FeatureDistillation(Method):
             for term in self.weights:
                 self.weights[term] *= self.gradients[first] / self.gradients[term]
 
-    def _gradient_norms(self, batches: list[list[int]]) -> dict[str, float]:
+    def _gradient_norms(self, batches: list[Sequence[int]]) -> dict[str, float]:
         """The norm of each term's gradient over the overlay."""
         overlay = self.context.overlay
         sums = {term: torch.zeros_like(overlay.gradient) for term in self.weights}
@@ -217,13 +210,37 @@ class FeatureDistillation(Method):
         encoded = self.context.encode(batch)
         answer_BA = student.answer_ids([self.context.dataset.answers[n] for n in batch])
         forward = student.forward(encoded.spliced, answer_BA)
-        mask_BL = forward.hidden_mask
-        rows = {"queries": encoded.queries.float(), "visual": forward.hidden.float()}
-        masks = {"queries": mask_BL, "visual": mask_BL}
+        rows, masks = {}, {}
+        for part, values_BLC in (("queries", encoded.queries), ("visual", forward.hidden)):
+            if any(part in parts for parts in self.parts.values()):
+                kept = self._kept(batch, part, values_BLC, forward.hidden_mask)
+                rows[part], masks[part] = kept[0].float(), kept[1]
         if forward.answer_hidden is not None:
             rows["answer"] = forward.answer_hidden.float()
             masks["answer"] = answer_BA != losses.IGNORED
         return Features(rows, masks, forward.logits, answer_BA)
+
+    def _kept(
+        self, batch: Sequence[int], part: str, values_BLS: Tensor, mask_BL: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The student's rows that the teacher's labels keep, and which of these exist."""
+        kept_B = [self.context.dataset.teacher_kept(number, part) for number in batch]
+        for kept, count in zip(kept_B, mask_BL.sum(1).tolist(), strict=True):
+            if kept.count != count:
+                raise UsageError(
+                    f"the teacher has {kept.count} {part} vectors for an image, the student "
+                    f"{count}: they cannot be aligned one by one: give `query_weight` 0 and "
+                    "`repr_weight` 0, or a teacher with as many"
+                )
+        if all(len(kept.rows_L) == kept.count for kept in kept_B):
+            return values_BLS, mask_BL
+        rows = [torch.from_numpy(kept.rows_L).long() for kept in kept_B]
+        rows_BK = pad_sequence(rows, batch_first=True).to(values_BLS.device)
+        lengths_B = torch.tensor([len(row) for row in rows], device=values_BLS.device)
+        kept_BK = torch.arange(rows_BK.shape[1], device=values_BLS.device) < lengths_B[:, None]
+        width = values_BLS.shape[-1]
+        kept_BKS = values_BLS.gather(1, rows_BK[..., None].expand(-1, -1, width))
+        return kept_BKS * kept_BK[..., None], kept_BK
 
     def _distance(self, batch: Sequence[int], part: str, features: Features) -> Tensor:
         """(B,): how far student and teacher are apart in one part."""
