@@ -3,6 +3,7 @@
 Nothing here needs a checkpoint or the network. A check never raises: what fails is its answer.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -48,15 +49,29 @@ class Check:
 
 def checks() -> list[Check]:
     """Everything that is looked at, in the order of the table."""
-    return [*_packages(), *_hardware(), _quantization(), *_pictures(), *_extras(), *_room()]
+    found: list[Check] = []
+    for name, look in (
+        ("packages", _packages),
+        ("hardware", _hardware),
+        ("quantization", _quantization),
+        ("pictures", _pictures),
+        ("extras", _extras),
+        ("disks", _room),
+    ):
+        try:
+            found += look()
+        except (ImportError, OSError) as error:  # OSError: a shared library of a package
+            cure = "install what cdcca depends on again"
+            found.append(Check(name, MISSING, _words(error), "every model", cure, is_required=True))
+    return found
 
 
 def require(found: list[Check]) -> None:
-    """Raises: Unavailable if a package that cdcca cannot do without is missing."""
+    """Raises: Unavailable if something that cdcca cannot do without is missing."""
     missing = [check for check in found if check.is_required and check.state == MISSING]
     if missing:
         names = ", ".join(check.name for check in missing)
-        raise Unavailable(f"not installed: {names}: {missing[0].cure}")
+        raise Unavailable(f"needed and missing: {names}: {missing[0].cure}")
 
 
 def as_json(found: list[Check]) -> dict[str, Any]:
@@ -82,8 +97,10 @@ def cpu_threads() -> int:
 
 def cuda_devices() -> list[tuple[str, int, int]]:
     """Each device's name, and its memory in bytes: free and in all."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
     if not torch.cuda.is_available():
         return []
     return [
@@ -145,7 +162,7 @@ def _hardware() -> Iterator[Check]:
     )
 
 
-def _quantization() -> Check:
+def _quantization() -> Iterator[Check]:
     """A linear of 4 bits on the hardware that models are computed on by default."""
     import torch
 
@@ -154,18 +171,17 @@ def _quantization() -> Check:
     try:
         _try_four_bits(device)
     except Exception as error:
-        words = " ".join(str(error).split())[:120] or type(error).__name__
-        return Check("4 bits", MISSING, words, purpose, "pip install -U bitsandbytes")
-    return Check("4 bits", OK, f"on {device}", purpose)
+        yield Check("4 bits", MISSING, _words(error), purpose, "pip install -U bitsandbytes")
+    else:
+        yield Check("4 bits", OK, f"on {device}", purpose)
 
 
 def _try_four_bits(device: str) -> None:
-    import logging
-
     import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns when it is imported
     from bitsandbytes.nn import Linear4bit
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # after the import, which sets it
     layer = Linear4bit(64, 32, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     weight_OI = layer.weight.data.clone()  # within 1/8, and 4 bits miss it by a seventh of that
     given_I = torch.ones(64)
@@ -204,8 +220,8 @@ def _extras() -> Iterator[Check]:
         except ImportError:
             yield Check(package, MISSING, "", purpose, f"pip install {named or package}")
         except Exception as error:
-            words = " ".join(str(error).split())[:120]
-            yield Check(package, MISSING, words, purpose, f"install the {package} of this torch")
+            cure = f"install the {package} of this torch"
+            yield Check(package, MISSING, _words(error), purpose, cure)
 
 
 def _java() -> Check:
@@ -233,7 +249,7 @@ def _video() -> Check:
     except CdccaError:
         return Check("PyAV", MISSING, "", purpose, "pip install 'cdcca[video]'")
     except Exception as error:
-        return Check("PyAV", MISSING, " ".join(str(error).split())[:120], purpose, "reinstall av")
+        return Check("PyAV", MISSING, _words(error), purpose, "reinstall av")
 
 
 def _room() -> Iterator[Check]:
@@ -252,3 +268,7 @@ def _room() -> Iterator[Check]:
             yield Check(name, OK, f"{in_units(free)} free in {folder}", purpose)
         except OSError as error:
             yield Check(name, MISSING, str(error.strerror), purpose, f"make {folder} readable")
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -53,7 +53,7 @@ def test_a_machine_without_something_needed_is_shown_and_refused(
     monkeypatch.setitem(machine.REQUIRED, "no-such-package", "does nothing")
     found, err = doctor(capfd, code=69)
     assert found["kind"] == "machine"
-    assert "not installed: no-such-package: pip install no-such-package" in err
+    assert "needed and missing: no-such-package: pip install no-such-package" in err
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name.startswith("zoo: ")])
