@@ -42,6 +42,7 @@ GROUPS = {
         "init": "a device folder from a checkpoint",
         "calibrate": "frames to a codebook, by which sample codes tokens",
         "inspect": "what a file or folder holds",
+        "doctor": "what works here: the machine, a checkpoint, a student with a teacher",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
         "completion": "a script that completes command lines in a shell",

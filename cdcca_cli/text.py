@@ -126,6 +126,10 @@ class Amount:
         wanted = -(-self.value * total // 1) if self.is_share else self.value
         return min(total, int(wanted))
 
+    @property
+    def is_all(self) -> bool:
+        return self.is_share and self.value == 1
+
     def __str__(self) -> str:
         return f"{float(100 * self.value):g}%" if self.is_share else str(self.value)
 

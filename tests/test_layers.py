@@ -25,6 +25,7 @@ LAYERS = {
     "payloads": 1,
     "formats": 1,
     "inspection": 3,
+    "doctor": 3,
     "numerics": 0,
     "families": 0,
     "options": 3,
@@ -54,7 +55,7 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
-WITHIN |= {("loop", "acceptance")}
+WITHIN |= {("loop", "acceptance"), ("doctor", "inspection")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": ("models/", "families/"),

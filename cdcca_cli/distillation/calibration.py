@@ -24,12 +24,11 @@ inputs of the connector among them, A answer tokens, V vocabulary.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
@@ -41,14 +40,18 @@ from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.codebook import Codebook, Curve, PicturePoint, TokenPoint
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.pictures import Picture
-from cdcca_cli.formats.shard import Question, Shard
-from cdcca_cli.models import LoadedModel, Spliced
+from cdcca_cli.formats.shard import Layout, Question, Shard
+from cdcca_cli.models import LoadedModel, Seen, Spliced
+from cdcca_cli.models import Picture as PreparedPicture
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.numerics import columns
 from cdcca_cli.payloads import klt, pictures
 from cdcca_cli.payloads.opening import Opener
 from cdcca_cli.skipped import Skipped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 QUALITIES = {pictures.AVIF: (30, 40, 50, 60, 75, 90), pictures.WEBP: (25, 50, 75, 90)}
 STEPS = (0.5, 0.6, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.5)
@@ -67,11 +70,14 @@ T = TypeVar("T")
 class Sample:
     """Frames to calibrate on. tokens: (F, N, C). questions: of each frame; labels are not read.
 
+    layout: of all of them.
+
     pictures: of each frame, by media type and quality; for those that the curve is measured on.
     """
 
     tokens: Tokens
     questions: Sequence[Sequence[Asked]]
+    layout: Layout = field(default_factory=Layout)
     pictures: Mapping[tuple[str, int], Sequence[Picture]] = field(default_factory=dict)
 
 
@@ -133,6 +139,7 @@ def sample_of(
         bad.
     """
     tokens: list[Tokens] = []
+    layouts: list[Layout] = []
     questions: list[Sequence[Asked]] = []
     kinds = [(media, one) for media in qualities or {} for one in (qualities or {})[media]]
     coded: dict[tuple[str, int], list[Picture]] = {
@@ -144,22 +151,30 @@ def sample_of(
         try:
             if isinstance(frame, Shard):
                 tokens.append(_sent_tokens(frame, opener))
+                layouts.append(frame.layout)
                 questions.append(frame.questions)
                 skipped.num_sound += 1
                 continue
             image = load_image(frame)
-            pixels_13HW = student.preprocess([image])
+            (picture,) = student.prepare([image])
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             continue
         skipped.num_sound += 1
-        tokens.append(_tokens(student, pixels_13HW))
+        seen = _seen(student, picture)
+        tokens.append(seen.tokens.float().cpu().numpy())
+        layouts.append(seen.layout)
         questions.append(frame.questions)
         for (media, quality), found in coded.items():
-            found.append(pictures.encode(student.seen(image), media, quality))
+            found.append(pictures.encode(student.seen_as_picture(image), media, quality))
     if not tokens:
         raise BadData(f"nothing is left of {len(frames)} frames")
-    return Sample(np.stack(tokens), questions, coded)
+    if len({(len(found), layout) for found, layout in zip(tokens, layouts, strict=True)}) > 1:
+        raise BadData(
+            "the frames have different numbers or layouts of tokens; a codebook is of one: use "
+            "frames of one size, or send tokens as int8, or pictures"
+        )
+    return Sample(np.stack(tokens), questions, layouts[0], coded)
 
 
 def _sent_tokens(shard: Shard, opener: Opener | None) -> Tokens:
@@ -169,9 +184,8 @@ def _sent_tokens(shard: Shard, opener: Opener | None) -> Tokens:
 
 
 @torch.no_grad()
-def _tokens(student: LoadedModel, pixels_13HW: Tensor) -> Tokens:
-    tokens: Tokens = student.vision_tokens(pixels_13HW)[0].float().cpu().numpy()
-    return tokens
+def _seen(student: LoadedModel, picture: PreparedPicture) -> Seen:
+    return student.see([picture])[0]
 
 
 def calibrate(
@@ -277,8 +291,12 @@ def curve(
     def coded(step: float) -> Coded:
         return lambda place: klt.decode(codes[step][place], positions_N, codebook, step)
 
+    def tokens_of(image: "Image") -> Tokens:
+        tokens: Tokens = _seen(student, *student.prepare([image])).tokens.float().cpu().numpy()
+        return tokens
+
     def seen(found: Sequence[Picture]) -> Coded:
-        return lambda place: _tokens(student, student.preprocess([pictures.decode(found[place])]))
+        return lambda place: tokens_of(pictures.decode(found[place]))
 
     ways = [*map(coded, steps), *map(seen, sample.pictures.values())]
     changed = iter(changes(teacher, sample, ways, batch_size))
@@ -310,14 +328,14 @@ def changes(
     divergence, same = np.zeros(len(ways)), np.zeros(len(ways))
     own_loss, num_questions = 0.0, 0
     for rows, texts, limit in _batches(teacher, sample.questions, batch_size):
-        full = _spliced(teacher, lambda row: sample.tokens[row], rows, texts)
+        full = _spliced(teacher, lambda row: sample.tokens[row], sample.layout, rows, texts)
         ids = teacher.generate(full, limit).ids
         answer_BA = right_padded(ids, IGNORED).to(teacher.device)
         full_BAV = teacher.forward(full, answer_BA).logits
         own_loss += float(answer_cross_entropy(full_BAV, answer_BA).sum())
         num_questions += len(rows)
         for number, way in enumerate(ways):
-            coded = _spliced(teacher, way, rows, texts)
+            coded = _spliced(teacher, way, sample.layout, rows, texts)
             coded_BAV = teacher.forward(coded, answer_BA).logits
             divergence[number] += float(forward_kl(full_BAV, coded_BAV, answer_BA).sum())
             same[number] += float(agreement(coded_BAV, answer_BA).sum())
@@ -349,7 +367,7 @@ def _batches(
 
 
 def _spliced(
-    teacher: LoadedModel, way: Coded, rows: Sequence[int], texts: Sequence[str]
+    teacher: LoadedModel, way: Coded, layout: Layout, rows: Sequence[int], texts: Sequence[str]
 ) -> Spliced:
     """The prompts with the tokens of their frames; questions of a frame share the queries."""
     inputs = [
@@ -359,4 +377,5 @@ def _spliced(
     tokens_UNC = torch.from_numpy(np.stack([way(rows[first]) for first in firsts]))
     queries_ULD = teacher.queries(tokens_UNC, prompts=[texts[first] for first in firsts])
     places = [firsts.index(inputs.index(one)) for one in inputs]
-    return teacher.splice(teacher.project(queries_ULD)[places], texts)
+    seen = [Seen(tokens_UNC[place], layout) for place in places]
+    return teacher.splice(teacher.project(queries_ULD)[places], texts, seen)

@@ -15,7 +15,8 @@ from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.trainer import Epochs, Trainer
-from cdcca_cli.errors import BadData, UsageError
+from cdcca_cli.errors import BadData, SettingError, UsageError
+from cdcca_cli.families import pairs
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
@@ -60,6 +61,8 @@ def distill(
         files.make_folder(settings.work)
     if student is None:
         student = load_student(mirror, teacher)
+    if teacher is not None:
+        check_pair(teacher, student, settings)
     opener, skipped = Opener(student, mirror.codebook_of), skipped or Skipped(strict=True)
     fresh, earlier = opener.open_all(shards, skipped), opener.open_all(earlier, skipped)
     dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier)
@@ -96,6 +99,22 @@ def distill(
         held_out=held_out,
         rate_aware=None if last is None else last.quantiser(),
     )
+
+
+def check_pair(teacher: LoadedModel, student: LoadedModel, settings: DistillSettings) -> None:
+    """Refuse what this pair cannot do. Raises: SettingError with the method that can."""
+    kinds, counts = zip(*(model.places for model in (student, teacher)), strict=True)
+    same_tower = student.tower_digest == teacher.tower_digest
+    found = pairs.open_methods(
+        same_tower=same_tower,
+        same_vocabulary=student.vocabulary_digest == teacher.vocabulary_digest,
+        same_places=pairs.same_places(kinds, counts, same_tower=same_tower),
+    )
+    aligned = settings.needs_teacher and {"query", "repr"} & settings.weights().keys()
+    if aligned and (reason := found.methods[settings.method]):
+        raise SettingError("method", reason, settings.method)
+    if settings.needs_logits and found.kl:
+        raise SettingError("kl", found.kl, settings.kl)
 
 
 def load_student(

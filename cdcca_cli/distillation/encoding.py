@@ -13,13 +13,12 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families import FAMILIES, IMAGE_MARK
+from cdcca_cli.families import FAMILIES
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Question, Shard
-from cdcca_cli.models import LoadedModel, Spliced
+from cdcca_cli.models import LoadedModel, Spliced, padded
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,11 @@ def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
     firsts = [inputs.index(key) for key in dict.fromkeys(inputs)]
     rows = {inputs[place]: row for row, place in enumerate(firsts)}
     rows_B = torch.tensor([rows[key] for key in inputs], device=model.device)
-    tokens_UNC, mask_UN, positions_UN = _padded([examples[n].shard for n in firsts], model.device)
+    shards = [examples[place].shard for place in firsts]
+    tokens_UNC, mask_UN = padded([torch.from_numpy(shard.tokens) for shard in shards])
+    positions_UN, _ = padded([torch.from_numpy(shard.positions).long() for shard in shards])
+    tokens_UNC, mask_UN = tokens_UNC.to(model.device), mask_UN.to(model.device)
+    positions_UN = positions_UN.to(model.device)
     real_UN = None if bool(mask_UN.all()) else mask_UN
     queries_ULC = model.queries(tokens_UNC, real_UN, [prompts[place] for place in firsts])
     features_ULD = model.project(queries_ULC)
@@ -57,6 +60,7 @@ def encode(model: LoadedModel, examples: Sequence[Example]) -> EncodedBatch:
     spliced = model.splice(
         features_ULD.index_select(0, rows_B),
         prompts,
+        [example.shard for example in examples],
         mask_BN=mask_UN.index_select(0, rows_B),
         positions_BN=positions_UN.index_select(0, rows_B),
     )
@@ -68,31 +72,24 @@ def prompt_length(model: LoadedModel, example: Example) -> int:
     return len(model.format_prompt(example.question.prompt, example.question.task))
 
 
-def _padded(shards: Sequence[Shard], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (U, N, C), mask (U, N) bool and positions (U, N), padded on the right with zeros."""
-    counts_U = torch.tensor([len(shard.positions) for shard in shards])
-    mask_UN = torch.arange(int(counts_U.max())) < counts_U[:, None]
-    tokens = [torch.from_numpy(shard.tokens) for shard in shards]
-    positions = [torch.from_numpy(shard.positions).long() for shard in shards]
-    tokens_UNC = pad_sequence(tokens, batch_first=True)
-    positions_UN = pad_sequence(positions, batch_first=True)
-    return tokens_UNC.to(device), mask_UN.to(device), positions_UN.to(device)
-
-
 def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
-    """Refuse a shard of another vision tower or with templated prompts. Raises: BadData."""
-    if shard.tower != model.tower_digest:
+    """Refuse a shard of another vision tower or with templated prompts. Raises: BadData.
+
+    A teacher looks at a picture with its own tower.
+    """
+    looks = role == "teacher" and shard.picture is not None
+    if shard.tower != model.tower_digest and not looks:
         raise BadData(
             f"frame {shard.frame[:80]}: its tokens come from the vision tower "
-            f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with a "
-            f"device that shares the {role}'s tower, or name the {role} that shares the device's"
+            f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with "
+            f"`payload` frame, or name the {role} that shares the device's tower"
         )
-    channels = int(model.module.config.vision_config.hidden_size)
-    if (shard.num_tokens, shard.tokens.shape[1]) != (model.num_tokens, channels):
+    if shard.tower == model.tower_digest and not model.can_read(
+        shard.num_tokens, shard.tokens.shape[1]
+    ):
         raise BadData(
-            f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of "
-            f"{shard.tokens.shape[1]} channels; the {role}'s vision tower makes {model.num_tokens} "
-            f"of {channels}: not this tower's shard"
+            f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of {shard.tokens.shape[1]} "
+            f"channels, which the {role}'s vision tower does not make: not this tower's shard"
         )
     for question in shard.questions:
         if question.prompt is not None and (found := template_of(question.prompt)):
@@ -117,7 +114,8 @@ def _templates() -> list[tuple[str, str, str]]:
     """The words before and after the prompt in each template, and its name for messages."""
     found = []
     for name, family in FAMILIES.items():
-        for template in (family.vqa_template, family.caption_template):
+        plain = family.plain_templates if family.chat else ()
+        for template in (*plain, family.vqa_template, family.caption_template):
             before, after = map(_words, template.split("{prompt}"))
             if before or after:
                 shown = " ".join(template.format(prompt="...").split())
@@ -127,4 +125,4 @@ def _templates() -> list[tuple[str, str, str]]:
 
 def _words(text: str) -> str:
     """The words of a text without the image mark, which prompts in shards lack."""
-    return " ".join(text.replace(IMAGE_MARK, " ").split())
+    return " ".join(text.replace("<image>", " ").split())

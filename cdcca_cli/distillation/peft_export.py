@@ -9,7 +9,7 @@ import numpy as np
 from cdcca_cli import files
 from cdcca_cli.errors import CannotWrite, SettingError
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.names import LORA_A, LORA_B
+from cdcca_cli.formats.names import LORA_A, LORA_B, has_lora
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -19,7 +19,7 @@ def check_peft(folder: Path, device: Device, force: bool) -> None:
 
     Raises: SettingError for a student without LoRA; CannotWrite for a folder that has an adapter.
     """
-    if "lora" not in device.settings.groups:
+    if not has_lora(device.settings.groups):
         trains = ", ".join(device.settings.groups)
         raise SettingError(
             "peft", f"the student trains {trains} and no LoRA: make a student with `groups` lora"

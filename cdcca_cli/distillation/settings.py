@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from cdcca_cli.errors import SettingError
-from cdcca_cli.formats.names import GROUPS
+from cdcca_cli.formats.names import GROUP_NAMES
 from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
@@ -52,7 +52,7 @@ class DistillSettings:
     )
     confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
     train: tuple[str, ...] | None = setting(
-        None, "Parameter groups to train", choices=GROUPS, usually="all; norm for tent"
+        None, "Parameter groups to train", choices=GROUP_NAMES, usually="all; norm for tent"
     )
     holdout: float = setting(
         0.1,

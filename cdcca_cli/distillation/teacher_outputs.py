@@ -9,6 +9,8 @@ The pseudo-label of a question is the teacher's greedy free answer or, if that i
 question's choices, the choice that the teacher finds likeliest. No label of the target domain is
 used.
 
+A teacher with another vision tower than the student's looks at the pictures that were sent.
+
 Several processes compute the chunks in turns; the first of them writes the file.
 
 Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
@@ -31,10 +33,12 @@ from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import labels
+from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.labels import Head, LabelEntry, LabelFile, key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, Spliced
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
+from cdcca_cli.payloads.opening import Opener
 
 USUAL_BITS = 16
 """Bits a number in a new file of labels."""
@@ -178,16 +182,24 @@ def _add_missing(
 
     all_chunks = _chunks(shards, TEACHER_BATCHES * settings.batch_size)
     chunks = [chunk for chunk in all_chunks if any(map(lacks, chunk))]
+    looking = Opener(teacher, _no_codebook, any_tower=True)
     num_processes = distributed.count()
     rounds = [chunks[at : at + num_processes] for at in range(0, len(chunks), num_processes)]
     for each in progress.track(rounds, description="teacher"):
         mine = each[distributed.rank() : distributed.rank() + 1]
-        entries = [_compute(teacher, chunk, settings.needs_logits) for chunk in mine]
+        entries = [
+            _compute(teacher, [looking.open(shard) for shard in chunk], settings.needs_logits)
+            for chunk in mine
+        ]
         gathered = chain(*chain(*distributed.gather(entries)))
         if distributed.is_first():
             for shard, entry in zip(chain(*each), gathered, strict=True):
                 if lacks(shard):
                     file.append(key_of(shard), entry)
+
+
+def _no_codebook(digest: str) -> Codebook:
+    raise BadData(f"the codebook {digest} is not read here: shards are opened before")
 
 
 def _complete(

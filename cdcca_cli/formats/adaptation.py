@@ -261,6 +261,6 @@ def _check_held_out(held_out: HeldOut, where: str) -> None:
             )
         if not all(isinstance(a, str) and a and is_text(a) for a in row):
             raise BadData(f"{where}: held-out frame {shard.frame[:80]}: an answer that is not text")
-    towers = {(shard.tower, shard.num_tokens, shard.tokens.shape[1]) for shard in held_out.shards}
+    towers = {(shard.tower, shard.tokens.shape[1]) for shard in held_out.shards}
     if len(towers) > 1:
         raise BadData(f"{where}: held-out frames of more than one vision tower")

@@ -1,4 +1,4 @@
-"""The device folder, version 3: the name of a frozen checkpoint, and the overlays learnt for it.
+"""The device folder, version 4: the name of a frozen checkpoint, and the overlays learnt for it.
 
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
@@ -7,16 +7,19 @@
 
 device.json, all keys always present:
 
-    kind "device", version 3
+    kind "device", version 3 or 4
     checkpoint      string: a folder, a hub id, "shipped:student" or "shipped:teacher"
     revision        string or null: of the hub id
     family          string: the family's name (transformers' model_type)
     qformer_layers  whole number >= 1 or null: how many layers of the Q-Former are kept
     quantize        "none", "int8" or "nf4": how memory holds the language model
-    groups          list of "norm", "bias", "query", "lora", each at most once
+    groups          list of "norm", "bias", "query", "lora", each at most once; in version 4 one of
+                    "lora.language" and "lora.connector" in place of "lora", which is both
     lora            {"alpha": number > 0, "rank": whole number >= 1, "seed": whole number >= 0}
     tower           digest of the vision tower
     model           digest of what is frozen and of the first overlay (`models.initial`), or null
+    template        version 4 alone: string or null: of prompts, with {prompt} for the question, in
+                    place of the checkpoint's own
     current         {"digest": overlay's digest, "file": its path in the folder, "sequence": number,
                     "signed_by": the trusted keys that signed its update, ascending; may be empty}
     kept            list of the same: the overlays before it, newest first, each of a lower sequence
@@ -35,9 +38,10 @@ with them. Each file is synced before its rename and its folder after, so counte
 codebook change together or not at all, even if the power fails. If an overlay file is damaged, the
 newest sound kept one is used; if it is the codebook's, the device has none until it comes again.
 
-Versions 1 and 2 are read as well, and written as version 3 at the next change. Version 2 has no
-codebook (null). Version 1 has also no model, trust, keep and signed_by (null, null, 1, empty), and
-"previous", a slot or null, in place of "kept".
+Version 3 is written if groups and template allow it. Versions 1 and 2 are read as well, written as
+version 3 or 4 at the next change. Version 2 has no codebook (null). Version 1 has also no model,
+trust, keep and signed_by (null, null, 1, empty), and "previous", a slot or null, in place of
+"kept".
 """
 
 import json
@@ -58,7 +62,6 @@ from cdcca_cli.formats.device_state import (
     CODEBOOKS,
     FILE_NAME,
     OVERLAYS,
-    VERSION,
     DeviceSettings,
     Lora,
     Slot,
@@ -133,7 +136,10 @@ class Device:
 
     def _text(self) -> str:
         settings_and_state = asdict(self.settings) | asdict(self._state)
-        return records.dump_json({"kind": "device", "version": VERSION, **settings_and_state})
+        version = self.settings.version
+        if version < 4:
+            del settings_and_state["template"]
+        return records.dump_json({"kind": "device", "version": version, **settings_and_state})
 
     def summary(self) -> str:
         settings = self.settings

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_type_hints
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import records
 from cdcca_cli.formats.digest import is_digest
-from cdcca_cli.formats.names import GROUPS
+from cdcca_cli.formats.names import GROUP_NAMES, GROUPS, LORA_PARTS, whole_groups
 from cdcca_cli.formats.trust import Trust, is_key, parse_trust
 from cdcca_cli.text import read_json
 
-VERSION = 3
+VERSION = 4
 FILE_NAME = "device.json"
 _MOST_BYTES = 1 << 20
 OVERLAYS, CODEBOOKS = "overlay", "codebooks"
@@ -43,6 +43,13 @@ class DeviceSettings:
     quantize: Quantize = "none"
     revision: str | None = None
     model: str | None = None
+    template: str | None = None
+
+    @property
+    def version(self) -> int:
+        """The oldest format version that holds them."""
+        is_new = self.template is not None or not set(LORA_PARTS).isdisjoint(self.groups)
+        return VERSION if is_new else 3
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,10 @@ _LORA = get_type_hints(Lora)
 _SLOT = get_type_hints(Slot)
 _STATE: dict[str, Any] = {"current": dict, "kept": list[dict]}
 _STATE |= {"highest_sequence": int, "keep": int, "trust": dict | None, "codebook": dict | None}
-_VERSION_3 = records.HEAD | _SETTINGS | _STATE
+_VERSION_4 = records.HEAD | _SETTINGS | _STATE
+_VERSION_3 = {name: hint for name, hint in _VERSION_4.items() if name != "template"}
 _VERSION_2 = {name: hint for name, hint in _VERSION_3.items() if name != "codebook"}
-_VERSION_1 = records.HEAD | _SETTINGS
+_VERSION_1 = records.HEAD | {name: _SETTINGS[name] for name in _SETTINGS if name != "template"}
 _VERSION_1 |= {"current": dict, "previous": dict | None, "highest_sequence": int}
 del _VERSION_1["model"]
 
@@ -99,7 +107,10 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     if version < 3:
         records.exact_keys(data, set(_VERSION_2), where)
         data = data | {"codebook": None}
-    found = records.fields(data, _VERSION_3, where)
+    if version < 4:
+        records.exact_keys(data, set(_VERSION_3), where)
+        data = data | {"template": None}
+    found = records.fields(data, _VERSION_4, where)
     current, *kept = (_slot(slot, OVERLAYS, where) for slot in (found["current"], *found["kept"]))
     sequences = [slot.sequence for slot in (current, *kept)]
     if sequences != sorted(set(sequences), reverse=True):
@@ -112,6 +123,8 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     trust = None if found["trust"] is None else parse_trust(found["trust"], where)
     codebook = None if found["codebook"] is None else _slot(found["codebook"], CODEBOOKS, where)
     settings = _settings({name: found[name] for name in _SETTINGS}, where)
+    if settings.version > max(version, 3):
+        raise BadData(f"{where}: 'groups' of version {settings.version} in version {version}")
     return settings, State(current, tuple(kept), highest, keep, trust, codebook)
 
 
@@ -134,7 +147,8 @@ def _settings(found: dict[str, Any], where: str) -> DeviceSettings:
         "checkpoint": settings.checkpoint != "",
         "family": settings.family != "",
         "qformer_layers": settings.qformer_layers is None or settings.qformer_layers >= 1,
-        "groups": set(groups) <= set(GROUPS) and len(set(groups)) == len(groups) > 0,
+        "groups": set(groups) <= set(GROUP_NAMES)
+        and sorted(groups) == sorted(whole_groups(groups)) != [],
         "lora": lora.rank >= 1 and lora.alpha > 0 and lora.seed >= 0,
         "tower": is_digest(settings.tower),
         "model": settings.model is None or is_digest(settings.model),

@@ -27,6 +27,7 @@ that made the tokens, or that the pictures are for ("sha256:" + 64 hex digits)}.
     strings   list of strings
     layouts   up to F of {"num_tokens": 1 to 2^20, "grid": list of numbers >= 0, "marks": string,
               "fixed": ascending places of tokens without content}: how a picture becomes tokens
+              (`Layout`)
     frames    F strings, not empty: the frames' ids
     images    F strings: their files, as the device named them; null if they are the ids
     domains   F n or null; times: F numbers or null, seconds since 1970 (UTC) at capture
@@ -57,6 +58,7 @@ at most 2^31. `shard_record` codes a record, `shard_index` its index, after `sha
 `shard_stream` reads and writes streams.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +72,10 @@ CODECS = ("float32", "float16", "int8", "klt", "frame")
 
 Task = Literal["vqa", "caption"]
 Codec = Literal["float32", "float16", "int8", "klt", "frame"]
+
+
+PLACES = re.compile(r"\{(\d{1,6})\}")
+"""Places of tokens in a picture's text: {64} is 64 of them."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,19 @@ class Question:
 class Layout:
     """How a picture becomes tokens.
 
-    grid: rows and columns, or a family's own numbers. marks: the text around the tokens in the
-    prompt. fixed: ascending places of the tokens without content, which are always kept.
+    grid: rows and columns, where the picture is one grid of tokens. marks: its text in the prompt,
+    with {64} in place of 64 tokens; "" if that is all of it. fixed: ascending places of the tokens
+    without content, which are always kept.
     """
 
     grid: tuple[int, ...] = ()
     marks: str = ""
     fixed: tuple[int, ...] = ()
+
+    @property
+    def num_places(self) -> int:
+        """How many tokens `marks` has places for."""
+        return sum(int(number) for number in PLACES.findall(self.marks))
 
 
 @dataclass(frozen=True)

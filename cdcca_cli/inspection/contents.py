@@ -5,9 +5,6 @@ header at a time, so memory does not grow with their length.
 """
 
 import hashlib
-import math
-import re
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +13,6 @@ from io import BytesIO
 from typing import Any, BinaryIO, cast
 
 from cdcca_cli import streams
-from cdcca_cli.datasets.entries import entries
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
 from cdcca_cli.formats import codebook as codebook_format
@@ -28,15 +24,12 @@ from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES
 from cdcca_cli.formats.overlay import Overlay
+from cdcca_cli.inspection import weights as weights_format
 from cdcca_cli.inspection.summary import Names, Summary
 from cdcca_cli.text import load_json
 
 _SEEN_BYTES = 1 << 28
-_WEIGHTS_ENTRY_CHARS = 1 << 22
-_WEIGHTS_ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
-_WEIGHTS_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _MOST_DTYPES = 64
 _BYTES_OF_SHARDS = {
     "payload": ("tokens", "scales", "codes", "pictures"),
@@ -287,59 +280,20 @@ def _header_bytes(header: dict[str, Any]) -> dict[str, int]:
 
 def weights(stream: BinaryIO, where: str) -> Summary:
     """The header of a safetensors file, without its tensors. BadData if it is not sound."""
-    head = stream.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if not 2 <= length <= WEIGHTS_HEADER_BYTES:
-        raise BadData(f"{where}: not a safetensors file: a header of {length:,} bytes")
-    where = f"{where}: the header"
+    length = weights_format.header_bytes(stream, where)
     parameters: Counter[str] = Counter()
-    names: set[str] = set()
     num_tensors = payload = 0
-    header = cast(BinaryIO, _Part(stream, length))
-    for name, _, entry in entries(header, where, most_chars=_WEIGHTS_ENTRY_CHARS):
-        if name is None or not isinstance(entry, dict) or name in names:
-            raise BadData(f"{where}: not a sound safetensors header (entry {len(names):,})")
-        names.add(name)
-        if name != "__metadata__":
-            dtype, size, end = _weights_entry(entry, f"{where}: tensor {name[:80]!r}")
-            num_tensors += 1
-            parameters[dtype] += size
-            payload = max(payload, end)
-            if len(parameters) > _MOST_DTYPES:
-                raise BadData(f"{where}: more than {_MOST_DTYPES} dtypes")
+    for tensor in weights_format.tensors(stream, length, where):
+        num_tensors += 1
+        parameters[tensor.dtype] += tensor.size
+        payload = max(payload, tensor.end)
+        if len(parameters) > _MOST_DTYPES:
+            raise BadData(f"{where}: the header: more than {_MOST_DTYPES} dtypes")
     return Summary(
         "weights",
         counts={"tensors": num_tensors, "parameters_by_dtype": dict(sorted(parameters.items()))},
         ledger={"payload": payload, "header": 8 + length},
     )
-
-
-def _weights_entry(entry: dict[str, Any], where: str) -> tuple[str, int, int]:
-    """One tensor's dtype, number of elements, and end. BadData."""
-    found = records.fields(entry, _WEIGHTS_ENTRY, where, exact=False)
-    dtype, shape, offsets = found.values()
-    if not _WEIGHTS_DTYPE.fullmatch(dtype):
-        raise BadData(f"{where}: dtype {dtype[:40]!r}")
-    if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] < 1 << 63:
-        raise BadData(f"{where}: its offsets are not two numbers in ascending order")
-    if len(shape) > 64 or any(not 0 <= size < 1 << 63 for size in shape):
-        raise BadData(f"{where}: a shape that no tensor has")
-    size = math.prod(shape)
-    if size >= 1 << 63:
-        raise BadData(f"{where}: a shape of more than 2^63 elements")
-    return dtype, size, offsets[1]
-
-
-class _Part:
-    """The next bytes of a stream, as a stream of their own."""
-
-    def __init__(self, source: BinaryIO, num_bytes: int) -> None:
-        self._source, self._left = source, num_bytes
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(data)
-        return data
 
 
 def _seen(stream: BinaryIO, where: str) -> Summary:

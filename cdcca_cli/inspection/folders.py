@@ -9,7 +9,6 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import device_files
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.device_state import VERSION
 from cdcca_cli.formats.names import CODEBOOK_FILE
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
@@ -36,7 +35,7 @@ def summarize_device(path: Path) -> Summary:
     return Summary(
         "device",
         {
-            "format": VERSION,
+            "format": state["version"],
             "sequence": device.sequence,
             **{name: state[name] for name in _DEVICE_FACTS},
             "signed_by": state["current"]["signed_by"],

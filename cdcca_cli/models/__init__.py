@@ -1,6 +1,7 @@
 """Vision-language models behind one interface, `LoadedModel`.
 
-Read `model` first, then `qformer`, `token_per_patch`, `language`, `decoding` and `prompts`.
+Read `model` first, then `pictures`, `cells` and `watching`, `qformer`, `language`, `decoding` and
+`prompts`.
 `loading` and `sizes` load and check a checkpoint, `initial` makes a device folder from one.
 `overlay`, `lora` and `quantization` change a loaded model, `attention` watches its vision tower.
 torch is imported at the first use of a name below.
@@ -12,15 +13,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cdcca_cli.models.language import PromptTooLong, Spliced
     from cdcca_cli.models.loading import load, load_device
-    from cdcca_cli.models.model import LoadedModel
+    from cdcca_cli.models.model import LoadedModel, Trunk
+    from cdcca_cli.models.pictures import Picture, Seen, padded
 
-__all__ = ["LoadedModel", "PromptTooLong", "Spliced", "load", "load_device"]
+__all__ = [
+    "LoadedModel",
+    "Picture",
+    "PromptTooLong",
+    "Seen",
+    "Spliced",
+    "Trunk",
+    "load",
+    "load_device",
+    "padded",
+]
 _MODULES = {
     "LoadedModel": "model",
+    "Picture": "pictures",
     "PromptTooLong": "language",
+    "Seen": "pictures",
     "Spliced": "language",
+    "Trunk": "model",
     "load": "loading",
     "load_device": "loading",
+    "padded": "pictures",
 }
 
 

@@ -42,11 +42,12 @@ def greedy(
     logits_BV, state = language.begin(spliced, max_new_tokens)
     ends = torch.tensor(end_ids, device=logits_BV.device)
     ended_B = torch.zeros(len(spliced), dtype=torch.bool, device=logits_BV.device)
+    suppressed = torch.tensor(language.suppressed, dtype=torch.long, device=logits_BV.device)
     ids: list[Tensor] = []
     entropies: list[Tensor] = []
     margins: list[Tensor] = []
     while True:
-        ids_B = logits_BV.argmax(-1)
+        ids_B = logits_BV.index_fill(-1, suppressed, -torch.inf).argmax(-1)
         ids.append(ids_B)
         entropies.append(step_entropy(logits_BV))
         margins.append(step_margin(logits_BV))

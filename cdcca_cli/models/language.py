@@ -10,14 +10,17 @@ positions, so that the tokens of a shortened picture keep theirs.
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData, UsageError
-from cdcca_cli.families import text_model
+from cdcca_cli.families import Family, text_model
 
 
 class PromptTooLong(BadData):
@@ -34,18 +37,22 @@ class PromptTooLong(BadData):
 class Spliced:
     """A batch of prompts with their pictures, as the language model takes it.
 
-    inputs_embeds: (B, S, D). attention_mask: (B, S), 1 for real positions; for a causal language
-        model the last one is always real. position_ids: (B, S), 0 where padded.
+    attention_mask: (B, S), 1 for real positions; for a causal language model the last one is always
+        real. position_ids: (B, S), or (3, B, S) for positions with three axes; 0 where padded.
     visual_mask: (B, S) bool, True where the picture is.
+    inputs_embeds: (B, S, D) of a language model that takes embeddings; else input_ids: (B, S), and
+        features: of each row (L, D), deepstack layers side by side.
     """
 
-    inputs_embeds: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     visual_mask: Tensor
+    inputs_embeds: Tensor | None = None
+    input_ids: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
-        return self.inputs_embeds.shape[0]
+        return len(self.attention_mask)
 
 
 class Language(ABC):
@@ -54,10 +61,12 @@ class Language(ABC):
     last_attention: the last self-attention whose output has the visual positions.
     reads_answers: whether the answer's tokens go through it too, behind the prompt.
     max_positions: most positions of a prompt with its answer; None without a limit.
+    suppressed: ids that are never chosen for an answer.
     """
 
     reads_answers: bool
     max_positions: int | None = None
+    suppressed: tuple[int, ...] = ()
 
     def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
         self.model: Any = model
@@ -89,13 +98,18 @@ class Language(ABC):
         """
         if self.max_positions is None:
             return
-        needed_B = spliced.position_ids.amax(1) + answer_length  # the last token is never read
+        last_B = spliced.position_ids.reshape(-1, *spliced.attention_mask.shape).amax((0, 2))
+        needed_B = last_B + answer_length  # the last token is never read
         row = int(needed_B.argmax())
         self.check_length(int(needed_B[row]), "a prompt with its picture and answer", row)
 
     @abstractmethod
     def _attentions(self) -> list[nn.Module]:
         """The self-attentions that read the prompt, first one first."""
+
+    def joined(self, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Spliced:
+        """Only of a language model that takes input ids (`CausalLanguage`)."""
+        raise NotImplementedError
 
     @abstractmethod
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
@@ -118,110 +132,194 @@ class Language(ABC):
 class _CausalState:
     cache: Any
     attention_mask: Tensor  # (B, S + room), sliced as the sequence grows
-    next_position: Tensor  # (B,)
+    next_position: Tensor  # (B,) or (3, B)
     length: int
 
 
 class CausalLanguage(Language):
-    """A decoder that reads prompt and answer as one sequence."""
+    """A decoder that reads prompt and answer as one sequence.
+
+    It is given embeddings, or input ids with the features of the pictures (`joined`): several
+    families make more of an id than its embedding (Gemma 3n), or take more of a picture than one
+    feature a place (Qwen3-VL).
+    """
 
     reads_answers = True
 
-    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
+    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any, row: Family) -> None:
+        self._row = row
         super().__init__(model, embeddings, config)
         self.max_positions = getattr(config, "max_position_embeddings", None)
+        takes = inspect.signature(self.model.forward).parameters
+        self._keeps = "logits_to_keep" in takes
+        deep = self.model.config if row.is_deep else None
+        self._num_deep = 0 if deep is None else len(deep.vision_config.deepstack_visual_indexes)
+        self.suppressed = _special_places(self.model.config)
 
     def _attentions(self) -> list[nn.Module]:
         ending = text_model(self.config.model_type).attention
+        path = "" if self._row.kind == "qformer" else f"{self._row.language_path}."
         return [
             part
             for name, part in self.model.named_modules()
-            if name.endswith(ending) and "vision" not in name
+            if name.endswith(ending) and name.startswith(path)
         ]
+
+    def joined(self, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Spliced:
+        """Prompts of several lengths as one batch, padded on the left.
+
+        Args: rows: of each prompt its ids (S,), positions (S,) or (3, S), and the features (L, D)
+            of its places for the picture, whose id is the config's `image_token_id`.
+        """
+
+        def padded(parts: list[Tensor]) -> Tensor:
+            return pad_sequence(parts, batch_first=True, padding_side="left")
+
+        ids, positions, features = zip(*rows, strict=True)
+        place = image_token_id(self.model.config)
+        position_ids = padded([each.movedim(-1, 0) for each in positions])
+        return Spliced(
+            attention_mask=padded([torch.ones_like(each) for each in ids]),
+            position_ids=position_ids.movedim(-1, 0) if position_ids.ndim == 3 else position_ids,
+            visual_mask=padded([each == place for each in ids]),
+            input_ids=padded(list(ids)),
+            features=tuple(features),
+        )
 
     def answer_logits(self, spliced: Spliced, answer_BA: Tensor) -> Tensor:
         num_answer = answer_BA.shape[1]
         self.check_room(spliced, (answer_BA != -100).sum(1))
         fed_BA = answer_BA[:, :-1]
         real_BA = (fed_BA != -100).to(spliced.attention_mask.dtype)
-        embeds = self.embeddings(fed_BA.clamp(min=0)).to(spliced.inputs_embeds.dtype)
-        output = self.model(
-            inputs_embeds=torch.cat([spliced.inputs_embeds, embeds], dim=1),
+        following = self._following(spliced.position_ids, num_answer - 1)
+        return self._logits(
+            num_answer,
+            **self._prompt(spliced, fed_BA.clamp(min=0)),
             attention_mask=torch.cat([spliced.attention_mask, real_BA], dim=1),
-            position_ids=torch.cat(
-                [spliced.position_ids, self._following(spliced.position_ids, num_answer - 1)],
-                dim=1,
-            ),
+            position_ids=torch.cat([spliced.position_ids, following], dim=-1),
             use_cache=False,
-            logits_to_keep=num_answer,
         )
-        return output.logits
 
     def begin(self, spliced: Spliced, max_new_tokens: int) -> tuple[Tensor, Any]:
-        output = self._read(spliced)
+        logits_B1V, cache = self._read(spliced)
         room = spliced.attention_mask.new_ones(len(spliced), max_new_tokens)
         state = _CausalState(
-            cache=self._cache_of(output),
+            cache=cache,
             attention_mask=torch.cat([spliced.attention_mask, room], dim=1),
-            next_position=spliced.position_ids[:, -1] + 1,
+            next_position=spliced.position_ids[..., -1] + 1,
             length=spliced.attention_mask.shape[1],
         )
-        return output.logits[:, -1], state
+        return logits_B1V[:, -1], state
 
     def advance(self, state: _CausalState, ids_B: Tensor) -> Tensor:
         state.length += 1
-        output = self.model(
-            inputs_embeds=self.embeddings(ids_B[:, None]),
+        logits_B1V = self._logits(
+            1,
+            input_ids=ids_B[:, None],
             attention_mask=state.attention_mask[:, : state.length],
-            position_ids=state.next_position[:, None],
+            position_ids=state.next_position[..., None],
             **{self._cache_name: state.cache},
             use_cache=True,
-            logits_to_keep=1,
         )
         state.next_position = state.next_position + 1
-        return output.logits[:, -1]
+        return logits_B1V[:, -1]
 
     def continuation_logits(self, spliced: Spliced, rows_R: Tensor, ids_RA: Tensor) -> Tensor:
         num_fed = ids_RA.shape[1] - 1
         lengths_B = rows_R.new_zeros(len(spliced))
         lengths_B.scatter_reduce_(0, rows_R, (ids_RA != -100).sum(1), "amax")
         self.check_room(spliced, lengths_B)
-        read = self._read(spliced)
-        first_R1V = read.logits[rows_R][:, -1:]
+        logits_B1V, cache = self._read(spliced)
+        first_R1V = logits_B1V[rows_R]
         if num_fed == 0:
             return first_R1V
-        cache = self._cache_of(read)
         cache.reorder_cache(rows_R)
         fed = ids_RA[:, :-1]
         mask = spliced.attention_mask[rows_R]
-        output = self.model(
-            inputs_embeds=self.embeddings(fed.clamp(min=0)),
+        logits_RAV = self._logits(
+            num_fed,
+            input_ids=fed.clamp(min=0),
             attention_mask=torch.cat([mask, (fed != -100).to(mask.dtype)], dim=1),
-            position_ids=self._following(spliced.position_ids[rows_R], num_fed),
+            position_ids=self._following(spliced.position_ids[..., rows_R, :], num_fed),
             **{self._cache_name: cache},
             use_cache=True,
         )
-        return torch.cat([first_R1V, output.logits], dim=1)
+        return torch.cat([first_R1V, logits_RAV], dim=1)
 
-    def _read(self, spliced: Spliced) -> Any:
-        return self.model(
-            inputs_embeds=spliced.inputs_embeds,
+    def _read(self, spliced: Spliced) -> tuple[Tensor, Any]:
+        """The logits (B, 1, V) behind each prompt, and a cache of the prompts."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.config)
+        logits_B1V = self._logits(
+            1,
+            **self._prompt(spliced),
             attention_mask=spliced.attention_mask,
             position_ids=spliced.position_ids,
+            **{self._cache_name: cache},
             use_cache=True,
-            logits_to_keep=1,
         )
+        return logits_B1V, cache
+
+    def _logits(self, count: int, **arguments: Any) -> Tensor:
+        """(B, count, V): the last logits of a forward pass."""
+        if self._keeps:
+            arguments["logits_to_keep"] = count
+        logits: Tensor = self.model(**arguments).logits[:, -count:]
+        return logits
+
+    def _prompt(self, spliced: Spliced, fed_BA: Tensor | None = None) -> dict[str, Any]:
+        """The prompts as arguments, followed by `fed_BA`. Made anew, since models change them."""
+        if spliced.inputs_embeds is not None:
+            parts = [spliced.inputs_embeds]
+            if fed_BA is not None:
+                parts.append(self.embeddings(fed_BA).to(spliced.inputs_embeds.dtype))
+            return {"inputs_embeds": torch.cat(parts, dim=1)}
+        assert spliced.input_ids is not None
+        fed_BA = spliced.input_ids[:, :0] if fed_BA is None else fed_BA
+        found = {"input_ids": torch.cat([spliced.input_ids, fed_BA], dim=1)}
+        if self._row.types is not None:
+            name, of_pictures, of_answers = self._row.types
+            before = spliced.visual_mask.long() * of_pictures
+            found[name] = torch.cat([before, torch.full_like(fed_BA, of_answers)], dim=1)
+        return found | {"mm_encoder_outputs": {"image": self._outputs(spliced.features)}}
+
+    def _outputs(self, features: Sequence[Tensor]) -> Any:
+        """The features as transformers' towers give them."""
+        module = import_module(type(self.model).__module__)
+        made = getattr(module, self._row.features)()
+        parts = [each.chunk(1 + self._num_deep, dim=-1) for each in features]
+        main, *deep = [[part[place] for part in parts] for place in range(1 + self._num_deep)]
+        made.pooler_output = torch.cat(main)[None] if self._row.is_stacked else main
+        if deep:
+            made.deepstack_features = deep
+        return made
 
     def _following(self, position_ids_BS: Tensor, count: int) -> Tensor:
-        """(B, count): the positions after each row's last one.
+        """(B, count) or (3, B, count): the positions after each row's last one.
 
         Clamped, because the pads behind a short answer may lie past the last position.
         """
         steps = torch.arange(1, count + 1, device=position_ids_BS.device)
-        following = position_ids_BS[:, -1:] + steps
+        following = position_ids_BS[..., -1:] + steps
         if self.max_positions is None:
             return following
         return following.clamp(max=self.max_positions - 1)
+
+
+def image_token_id(config: Any) -> int:
+    """The id that fills the places of a picture in a prompt."""
+    found = getattr(config, "image_token_id", None)
+    return int(config.image_token_index if found is None else found)
+
+
+def _special_places(config: Any) -> tuple[int, ...]:
+    """Ids of places for pictures, videos and sound, which no answer may hold."""
+    names = [
+        f"{kind}_token_{end}" for kind in ("image", "video", "audio") for end in ("id", "index")
+    ]
+    found = (getattr(config, name, None) for name in names)
+    return tuple({value for value in found if isinstance(value, int) and value >= 0})
 
 
 @dataclass
@@ -236,7 +334,7 @@ class Seq2SeqLanguage(Language):
 
     reads_answers = False
 
-    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any) -> None:
+    def __init__(self, model: nn.Module, embeddings: nn.Module, config: Any, row: Family) -> None:
         super().__init__(model, embeddings, config)
         start = config.decoder_start_token_id
         self._start_id = config.pad_token_id if start is None else start

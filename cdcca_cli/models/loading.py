@@ -8,9 +8,10 @@
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
+import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,15 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, text_model
+from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
 from cdcca_cli.models import digests, quantization, sizes
+from cdcca_cli.models.cells import Cells
+from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.pictures import Preparer
 from cdcca_cli.models.qformer import QFormer
-from cdcca_cli.models.token_per_patch import TokenPerPatch
 from cdcca_cli.text import load_json
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 SHIPPED = "shipped:"
 ASSETS = Path(__file__).parent.parent / "assets"
 _FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
-_CONNECTORS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "token_per_patch": TokenPerPatch}
+_KINDS: dict[str, type[LoadedModel]] = {"qformer": QFormer, "cells": Cells}
 _BLOCK = re.compile(r"(?P<list>.*?\.)(?P<number>\d+)\.")
 
 
@@ -52,8 +55,8 @@ def load(
     quantize: str = "none",
     qformer_layers: int | None = None,
     revision: str | None = None,
-    zero_biases: bool = False,
     device_map: str | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, frozen and in eval mode.
 
@@ -63,8 +66,7 @@ def load(
         compute: cpu, cuda, mps or auto (cuda if there is one).
         dtype: float32, bfloat16, float16, stored, or auto (float32 on a CPU, bfloat16 on CUDA).
         quantize: none, int8 or nf4; the language model only.
-        zero_biases: give every linear of a LLaMA language model a bias, zero where the checkpoint
-            has none, as the paper does.
+        template: of prompts, with {prompt} and the picture's mark; None: the checkpoint's own.
         device_map: auto spreads the weights over GPUs and memory; None loads them on `compute`.
     Raises: UsageError (another kind of model), MissingInput (no folder, no weights), BadData
         (damaged, or its parts do not fit), Unavailable (no CUDA, no bitsandbytes, no hub).
@@ -79,41 +81,78 @@ def load(
     row = FAMILIES[config.model_type]
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
-    text = text_model(config.text_config.model_type)
-    if zero_biases:
-        for name in text.bias_settings:
-            setattr(config.text_config, name, True)
     placed: dict[str, Any] = {}
-    quantized = quantization.config(quantize, list(row.full_precision), cast_to or torch.float32)
+    with source.reading("config.json"):
+        quantized = quantization.config(quantize, row, config, cast_to or torch.float32)
     if quantized is not None:
         placed = {"device_map": {"": device}, "quantization_config": quantized}
     if device_map is not None:
         placed["device_map"] = device_map
     module, missing, unexpected = _module(row, source, config, placed)
-    if zero_biases and text.bias_settings:
-        missing = _zero_biases(module, missing, f"{row.language_path}.", text.bias_suffix)
     _check_complete(source.named, module, missing, unexpected, row if qformer_layers else None)
-    quantization.check_shapes(module, row.language_path, quantize, device)
-    tower_digest = digests.of_parameters(module.get_submodule(row.tower_path))
+    quantization.check_shapes(module, device)
+    tower_digest = digests.of_tower(module, row)
     cast_to = cast_to or module.dtype
     _cast(module, cast_to)
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    folder = row.instruction_tokenizer
-    model = _CONNECTORS[row.connector](
-        row,
-        module,
-        _tokenizer(source, ""),
-        _image_processor(source),
-        checkpoint=source.named,
-        compute=device,
-        dtype=cast_to,
-        tower_digest=tower_digest,
-        instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
-    )
+    model = _wrapped(source, row, module, device, cast_to, tower_digest, template)
     sizes.check(model)
     return model
+
+
+def outline(
+    checkpoint: str | Path, *, revision: str | None = None, qformer_layers: int | None = None
+) -> LoadedModel:
+    """A model without its weights, by config.json, tokenizer and processor (`outlines`).
+
+    Its parameters are on torch's meta device, which takes no memory, and it has no tower's digest.
+    Of a hub id nothing else is fetched. Raises: as `load`.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    source = _source(checkpoint, revision, needs_weights=False)
+    _quiet_transformers()
+    config = _config(source)
+    if qformer_layers is not None:
+        _cut_qformer(config, qformer_layers, source.named)
+    row = FAMILIES[config.model_type]
+    with source.reading("config.json"), init_empty_weights():
+        module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
+    with suppress(OSError):  # many checkpoints have none
+        module.generation_config = transformers.GenerationConfig.from_pretrained(
+            source.path, **source.options
+        )
+    module.eval().requires_grad_(False)
+    model = _wrapped(source, row, module, "cpu", module.dtype, "", None)
+    sizes.check(model)
+    return model
+
+
+def _wrapped(
+    source: "_Source",
+    row: Family,
+    module: Any,
+    compute: str,
+    dtype: torch.dtype,
+    tower_digest: str,
+    template: str | None,
+) -> LoadedModel:
+    folder, tokenizer = row.instruction_tokenizer, _tokenizer(source, "")
+    return _KINDS[row.kind](
+        row,
+        module,
+        tokenizer,
+        _preparer(source, row, module, tokenizer),
+        checkpoint=source.named,
+        compute=compute,
+        dtype=dtype,
+        tower_digest=tower_digest,
+        instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
+        template=template,
+    )
 
 
 def load_device(
@@ -137,7 +176,7 @@ def load_device(
         quantize=settings.quantize if quantize is None else quantize,
         qformer_layers=settings.qformer_layers,
         revision=settings.revision,
-        zero_biases="bias" in settings.groups,
+        template=settings.template,
     )
     if settings.tower != model.tower_digest:
         raise BadData(
@@ -166,7 +205,13 @@ class _Source:
             raise _failed(self, what, error) from error
 
 
-def _source(checkpoint: str | Path, revision: str | None) -> _Source:
+def folder_of(checkpoint: str | Path) -> Path | None:
+    """The folder of a checkpoint; None for a hub id. Raises: as `load`."""
+    source = _source(checkpoint, None, needs_weights=False)
+    return Path(source.path) if source.is_folder else None
+
+
+def _source(checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True) -> _Source:
     text = str(checkpoint)
     path = Path(text).expanduser()
     if text.startswith(SHIPPED):
@@ -177,7 +222,7 @@ def _source(checkpoint: str | Path, revision: str | None) -> _Source:
     elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
         options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
         return _Source(text, text, False, options)
-    _check_folder(path, text)
+    _check_folder(path, text, needs_weights)
     return _Source(text, str(path), True, {"trust_remote_code": False, "local_files_only": True})
 
 
@@ -188,14 +233,15 @@ def _looks_like_a_path(text: str) -> bool:
     return text.count("/") > 1
 
 
-def _check_folder(path: Path, named: str) -> None:
+def _check_folder(path: Path, named: str, needs_weights: bool) -> None:
     if not path.exists():
         raise MissingInput(f"{named}: no such checkpoint folder")
     if not path.is_dir():
         raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
     if not (path / "config.json").is_file():
         raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
-    if not any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors")):
+    has_weights = any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors"))
+    if needs_weights and not has_weights:
         pickled = any(path.glob("*.bin"))
         raise MissingInput(
             f"{named}: the checkpoint has no weights: expected model.safetensors"
@@ -295,15 +341,6 @@ def _module(
     return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-def _zero_biases(module: Any, missing: list[str], prefix: str, suffix: str) -> list[str]:
-    """Set missing biases of the language model to zero; returns the other missing tensors."""
-    added = [name for name in missing if name.startswith(prefix) and name.endswith(suffix)]
-    with torch.no_grad():
-        for name in added:
-            module.get_parameter(name).zero_()
-    return [name for name in missing if name not in added]
-
-
 def _check_complete(
     named: str, module: Any, missing: list[str], unexpected: list[str], cut: Family | None
 ) -> None:
@@ -330,15 +367,18 @@ def _check_complete(
 def _cast(module: Any, dtype: torch.dtype) -> None:
     """Cast the floating parameters in place, but not the buffers.
 
-    In float16 the parts that transformers keeps in float32 (the Q-Former, T5's `wo`) stay float32.
+    The parts that transformers keeps in float32 stay float32: in float16 the Q-Former and T5's
+    `wo`, in both 16-bit types the routers of experts.
     """
     kept: set[str] = set()
-    if dtype == torch.float16:
-        for part in module.modules():
+    for part in module.modules():
+        if dtype == torch.float16:
             kept.update(getattr(part, "_keep_in_fp32_modules", None) or ())
+        if dtype != torch.float32:
+            kept.update(getattr(part, "_keep_in_fp32_modules_strict", None) or ())
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
-            keep = not kept.isdisjoint(name.split("."))
+            keep = any(f".{path}." in f".{name}." for path in kept)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
 
 
@@ -361,12 +401,54 @@ def _tokenizer(source: _Source, subfolder: str) -> Any:
     return tokenizer
 
 
-def _image_processor(source: _Source) -> Any:
-    """The processor for PIL images: the same pixels with torchvision and without."""
+def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Preparer:
+    """The processors for PIL images: the same pixels with torchvision and without."""
     from transformers import AutoImageProcessor
 
     with source.reading("the image processor"):
-        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **source.options)
+        image_processor = AutoImageProcessor.from_pretrained(
+            source.path, backend="pil", **source.options
+        )
+    if row.kind == "qformer":
+        return Preparer(image_processor, None, "", ("pixel_values",))
+    with source.reading("the processor"):
+        processor = _processor(source, row, image_processor, tokenizer)
+    place_id = image_token_id(module.config)
+    token = tokenizer.convert_ids_to_tokens(place_id)
+    if not isinstance(token, str):
+        raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
+    model = module if hasattr(module, "get_image_features") else module.model
+    arguments = inspect.signature(model.get_image_features).parameters
+    return Preparer(image_processor, processor, token, tuple(arguments))
+
+
+def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: Any) -> Any:
+    """The processor that knows a picture's text, without its video processor.
+
+    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone.
+    """
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,
+        processor_class_from_name,
+    )
+
+    known = processor_class_from_name(row.processor or PROCESSOR_MAPPING_NAMES[row.model_type])
+    if known is None:
+        raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
+    settings, _ = known.get_processor_dict(source.path, **source.options)
+    made_of = {"image_processor": image_processor, "tokenizer": tokenizer}
+    takes = inspect.signature(known.__init__).parameters
+    made_of |= {name: None for name in known.get_attributes() if name not in made_of}
+    kept = {name: value for name, value in settings.items() if name in takes}
+    lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _any_argument})
+    made = lenient(**{**kept, **made_of})
+    is_set = "patch_size" not in takes or getattr(made, "patch_size", None) is not None
+    return made if is_set else None
+
+
+def _any_argument(self: Any, name: str, value: Any) -> type:
+    """No video processor will do: none is used."""
+    return type(value)
 
 
 def _failed(source: _Source, what: str, error: Exception) -> CdccaError:

@@ -3,18 +3,20 @@
 A picture goes through it in steps, each a method, so that the output of any step can be stored,
 sent or reduced:
 
-    pixels = model.preprocess(images)                    (B, 3, H, W)
-    hidden = model.trunk(pixels, k)                      (B, N', C)   before vision block k
-    tokens = model.tail(hidden, k)                       (B, N, C)    visual tokens
+    pictures = model.prepare(images)                     what the tower takes, of each frame
+    seen = model.see(pictures)                           visual tokens (N, C) of each, and layout
     queries = model.queries(tokens, mask, prompts)       (B, L, C')   compared by an alignment
     features = model.project(queries)                    (B, L, D)    for the language model
-    spliced = model.splice(features, prompts, ...)       prompts with their pictures
+    spliced = model.splice(features, prompts, seen)      prompts with their pictures
     model.forward(spliced, answer_ids) | model.generate(spliced) | model.score_choices(spliced, c)
 
-Each connector kind is a subclass (`qformer`, `token_per_patch`), each family a row of `families`.
+`trunk` and `tail` are `see` in two steps, for one frame: up to a block of the tower, and from there
+as many passes at once as are wanted.
+
+Each connector kind is a subclass (`qformer`, `cells`), each family a row of `families`.
 
 Shapes: B batch, N visual tokens, L visual features in the prompt, S prompt, A answer, C/D channels,
-V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
+M passes, V vocabulary. Steps up to `forward` keep gradients; `generate` and `score_choices` do not.
 """
 
 from abc import ABC, abstractmethod
@@ -31,17 +33,36 @@ from torch import Tensor, nn
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
 from cdcca_cli.models.decoding import Generated
-from cdcca_cli.models.language import CausalLanguage, Language, Seq2SeqLanguage, Spliced
-from cdcca_cli.models.prompts import PlainTokenizer, Prompt
+from cdcca_cli.models.language import (
+    CausalLanguage,
+    Language,
+    Seq2SeqLanguage,
+    Spliced,
+    image_token_id,
+)
+from cdcca_cli.models.pictures import Picture, Placed, Preparer, Seen, padded
+from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so that an
-# answer alone would get another first token.
-_STUB = "Answer:"
+_MOST_VALUES, _MOST_PICTURES = 1 << 23, 16
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A frame halfway through the vision tower.
+
+    picture: with the shapes of its inputs; their values no longer count if there are states.
+    states: the hidden states before block `first_block`, then what deepstack layers before it read.
+    """
+
+    picture: Picture
+    first_block: int
+    states: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -69,30 +90,36 @@ class LoadedModel(ABC):
         row: Family,
         module: Any,
         tokenizer: Any,
-        image_processor: Any,
+        preparer: Preparer,
         *,
         checkpoint: str,
         compute: str,
         dtype: torch.dtype,
         tower_digest: str,
         instruction_tokenizer: Any = None,
+        template: str | None = None,
     ) -> None:
-        """Args: instruction_tokenizer: of a Q-Former that reads the prompt."""
+        """Args: instruction_tokenizer: of a Q-Former that reads the prompt. template: of prompts,
+        in place of the checkpoint's own.
+        """
         self.row = row
         self.module: Any = module
         self.tokenizer = tokenizer
-        self.plain_tokenizer = PlainTokenizer(tokenizer, row.marks)
+        self.plain_tokenizer = PlainTokenizer(tokenizer)
         self.instruction_tokenizer = instruction_tokenizer
         self._instructions = (
             None if instruction_tokenizer is None else PlainTokenizer(instruction_tokenizer)
         )
-        self.image_processor = image_processor
+        self.preparer = preparer
+        self.templates = Templates(row, tokenizer, preparer.mark, checkpoint, template)
         self.checkpoint = checkpoint
         self.compute = compute
         self.device = torch.device(compute)
         self.dtype = dtype
         self.tower_digest = tower_digest
         self.tower: Any = module.get_submodule(row.tower_path)
+        self.place_id = image_token_id(module.config) if preparer.mark else -1
+        self._bind()
         self.language: Language = self._build_language()
         generation_config = getattr(self.language.model, "generation_config", None)
         self.end_ids = decoding.end_ids(generation_config, self.language.config, tokenizer)
@@ -100,7 +127,11 @@ class LoadedModel(ABC):
             raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
         self._digest: str | None = None
-        self._stub_ids: list[int] = self._plain_ids([_STUB])[0]
+        # Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so
+        # that an answer alone would get another first token.
+        last = self.templates["vqa"][-1]
+        self._stub, self._joint = ("Answer:\n", "") if last in " \n\t>]|" else ("Answer:", " ")
+        self._stub_ids: list[int] = self._plain_ids([self._stub])[0]
 
     @property
     def family(self) -> str:
@@ -115,27 +146,52 @@ class LoadedModel(ABC):
     # The picture, step by step.
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The tower's blocks between pixels and visual tokens; empty if it has none."""
+        if not self.row.blocks:
+            return []
+        found = list(self._inner_tower().get_submodule(self.row.blocks).children())
+        layer = getattr(self.module.config, "vision_feature_layer", None)
+        if not isinstance(layer, int):
+            return found
+        return found[: layer if layer >= 0 else len(found) + 1 + layer]
+
+    @property
     def num_blocks(self) -> int:
         """Number of vision blocks between pixels and visual tokens."""
-        return len(self._blocks())
+        return len(self.blocks)
 
-    @property
-    @abstractmethod
-    def num_tokens(self) -> int:
-        """N, visual tokens of one whole picture."""
+    def prepare(self, images: Sequence["Image"]) -> list[Picture]:
+        """What the tower takes of each image, by the checkpoint's own processor."""
+        return [self.preparer(image, self.device) for image in images]
 
-    @property
-    @abstractmethod
-    def picture_length(self) -> int:
-        """Number of positions of a picture in the prompt, however many tokens were kept."""
+    def see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        """The visual tokens (N, C) of each picture; N may differ. Equal shapes run together."""
+        groups: dict[Any, list[int]] = {}
+        for place, picture in enumerate(pictures):
+            shapes = {name: tuple(value.shape) for name, value in picture.inputs.items()}
+            fixed = {n: v.tolist() for n, v in picture.inputs.items() if not v.is_floating_point()}
+            groups.setdefault(repr((shapes, fixed, picture.marks)), []).append(place)
+        found: dict[int, Seen] = {}
+        for places in groups.values():
+            values = sum(value.numel() for value in pictures[places[0]].inputs.values())
+            size = min(max(1, _MOST_VALUES // values), _MOST_PICTURES)
+            for start in range(0, len(places), size):
+                some = places[start : start + size]
+                found.update(zip(some, self._see([pictures[p] for p in some]), strict=True))
+        return [found[place] for place in range(len(pictures))]
 
     @abstractmethod
-    def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
-        """Hidden states (B, N', C) before vision block `first_block`."""
+    def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        """`see` for pictures whose inputs have one shape and one layout."""
 
     @abstractmethod
-    def tail(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
-        """Visual tokens (B, N, C) from the hidden states before block `first_block`."""
+    def trunk(self, picture: Picture, first_block: int) -> Trunk:
+        """A picture up to vision block `first_block`."""
+
+    @abstractmethod
+    def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
+        """Visual tokens (M, N, C) of M passes through the remaining blocks, and their layout."""
 
     @abstractmethod
     def queries(
@@ -160,70 +216,63 @@ class LoadedModel(ABC):
         self,
         features_BLD: Tensor,
         prompts: Sequence[str],
+        seen: Sequence[Placed],
         *,
         mask_BN: Tensor | None = None,
         positions_BN: Tensor | None = None,
     ) -> Spliced:
         """Put the features of each row into its formatted and tokenised prompt.
 
-        Args: mask_BN, positions_BN: which features are real, and the positions of their visual
-            tokens in [0, num_tokens), for connectors with one place for each token; None: all.
+        Args: seen: how each row's picture lies in its prompt (`Seen`, or a shard). mask_BN,
+            positions_BN: which features are real, and the positions of their visual tokens in
+            [0, num_tokens), for connectors with one place for each token; None: all.
         """
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the pixels that the vision tower takes."""
-        size = self.module.config.vision_config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    @abstractmethod
+    def places(self) -> tuple[str, int]:
+        """The kind of connector, and what decides how many vectors it makes of a picture: the
+        query tokens of a Q-Former, or how many of the tower's tokens become one, by side."""
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches, whose tokens are row by row, behind a class token if any."""
-        height, width = self.image_size
-        patch: int = self.module.config.vision_config.patch_size
-        return height // patch, width // patch
+    @abstractmethod
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        """Whether the tower makes frames of so many tokens, each of so many channels."""
 
-    def preprocess(self, images: Sequence["Image"]) -> Tensor:
-        """Pixels (B, 3, H, W), float32 on the compute device, by the checkpoint's processor."""
-        pixels = preprocessing.pixels(self.image_processor, images)
-        expected = self.image_size
-        if tuple(pixels.shape[-2:]) != expected:
-            raise BadData(
-                f"{self.checkpoint}: the image processor makes {pixels.shape[-2]}x"
-                f"{pixels.shape[-1]} pixels, the vision tower takes {expected[0]}x{expected[1]}"
-            )
-        return pixels.to(self.device)
+    def read(self, seen: Sequence[Seen], prompts: Sequence[str]) -> Spliced:
+        """Prompts with all tokens of their pictures."""
+        tokens_BNC, mask_BN = padded([one.tokens for one in seen])
+        real_BN = None if bool(mask_BN.all()) else mask_BN
+        features_BLD = self.project(self.queries(tokens_BNC, real_BN, prompts))
+        return self.splice(features_BLD, prompts, seen, mask_BN=self._of_features(mask_BN))
 
-    def seen(self, image: "Image", size: tuple[int, int] | None = None) -> "Image":
+    def seen_as_picture(self, image: "Image", size: tuple[int, int] | None = None) -> "Image":
         """What the tower sees, 8-bit RGB; `size`: larger (`preprocessing.seen`)."""
-        return preprocessing.seen(self.image_processor, image, size)
+        return preprocessing.seen(self.preparer, image, size)
 
-    def vision_tokens(self, pixels_B3HW: Tensor) -> Tensor:
-        """Visual tokens (B, N, C): trunk and tail."""
-        return self.tail(self.trunk(pixels_B3HW, 0), 0)
+    def block_modules(self, count: int) -> list[nn.Module]:
+        """Attention and MLP of the last `count` vision blocks, or the blocks, first block first.
 
-    def block_modules(self, count: int) -> list[tuple[nn.Module, nn.Module]]:
-        """Attention and MLP of the last `count` vision blocks, first block first.
-
-        An attention's output is a tuple whose first entry is (B, N', C); an MLP's is (B, N', C).
+        The output of each is a tensor, or a tuple whose first entry is one, of channels last.
         """
         if not 1 <= count <= self.num_blocks:
             raise UsageError(f"expected 1 to {self.num_blocks} vision blocks, found {count}")
-        blocks = self._blocks()[: self.num_blocks]
-        return [(block.self_attn, block.mlp) for block in blocks[-count:]]
+        found = []
+        for block in self.blocks[-count:]:
+            parts = [getattr(block, name, None) for name in ("self_attn", "attn", "attention")]
+            parts.append(getattr(block, "mlp", None))
+            found += [part for part in parts if part is not None] or [block]
+        return found
 
     # The language.
 
     def format_prompt(self, prompt: str | None, task: str) -> str:
         """A question, or the words before a caption, in the family's template for the task."""
-        if task == "caption":
-            text = self.row.caption_prompt if prompt is None else prompt
-            return Prompt.of(self.row.caption_template, text)
-        if task != "vqa":
+        if task not in ("vqa", "caption"):
             raise UsageError(f"task {task!r}: expected vqa or caption")
-        if prompt is None:
+        if prompt is None and task == "vqa":
             raise SettingError("prompt", "the task vqa needs a question, found none")
-        return Prompt.of(self.row.vqa_template, prompt)
+        text = self.row.caption_prompt if prompt is None else prompt
+        return Prompt.of(self.templates[task], text)
 
     def check_prompt(
         self,
@@ -231,12 +280,16 @@ class LoadedModel(ABC):
         task: str,
         max_new_tokens: int = 1,
         choices: Sequence[str] | None = None,
+        seen: Placed | None = None,
     ) -> None:
-        """Refuse a question that is too long to be answered or scored. Raises: PromptTooLong."""
+        """Refuse a question that is too long to be answered or scored. Raises: PromptTooLong.
+
+        Args: seen: the frame that it is about; None: any, if its tokens take one number of places.
+        """
         formatted = self.format_prompt(prompt, task)
         self.instruction_ids([formatted])
         lengths = [max_new_tokens, *(len(ids) for ids in self._answers(choices or []))]
-        needed = self.prompt_length(formatted) + max(lengths) - 1
+        needed = self.prompt_length(formatted, seen) + max(lengths) - 1
         self.language.check_length(needed, "a prompt with its picture and answer")
 
     def forward(self, spliced: Spliced, answer_BA: Tensor) -> Forward:
@@ -275,7 +328,7 @@ class LoadedModel(ABC):
     def score_choices(
         self, spliced: Spliced, choices: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """Summed log-likelihood of each prompt's choices, " " + choice + end token, in nats."""
+        """Summed log-likelihood of each prompt's choices, with the end token, in nats."""
         if len(choices) != len(spliced):
             raise ValueError(f"{len(spliced)} prompts, but choices for {len(choices)}")
         flat = iter(self._answers([choice for row in choices for choice in row]))
@@ -288,15 +341,14 @@ class LoadedModel(ABC):
         return [[] for _ in prompts]
 
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
-        """(B, A): tokens of " " + text and the end token, padded on the right with -100."""
+        """(B, A): tokens of each answer and the end token, padded on the right with -100."""
         return decoding.right_padded(self._answers(texts)).to(self.device)
 
     @property
     def vocabulary_digest(self) -> str:
         """Digest of the tokenizer's table, the number of the head's rows and the end tokens."""
-        words = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         rows = int(self.module.get_output_embeddings().weight.shape[0])
-        return digests.of_json([words, rows, list(self.end_ids)])
+        return digests.of_vocabulary(self.tokenizer.get_vocab(), rows, self.end_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text, without special tokens and surrounding blanks."""
@@ -306,7 +358,7 @@ class LoadedModel(ABC):
     # The overlay.
 
     def trainable_groups(self) -> dict[str, list[str]]:
-        """Names by group: `norm`, `bias`, `query` of parameters, `lora` of linears."""
+        """Names by group: `norm`, `bias`, `query` of parameters, `lora.*` of linears."""
         return overlay.trainable_groups(self.module, self.row)
 
     def initial_overlay(
@@ -350,17 +402,31 @@ class LoadedModel(ABC):
 
     # For the connector kinds to define.
 
+    def _bind(self) -> None:  # noqa: B027 -- not every kind has any
+        """Find the parts of the module that this kind uses."""
+
     @abstractmethod
     def _language_module(self) -> Any:
         """The language model inside `module`, with its head."""
 
     @abstractmethod
-    def _blocks(self) -> Any:
-        """The tower's blocks."""
-
-    @abstractmethod
     def check_sizes(self) -> None:
         """Raises: BadData if parts of this kind do not fit together (`sizes`)."""
+
+    @abstractmethod
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        """The tokens of a prompt with its picture's places, as transformers' own call takes it."""
+
+    @abstractmethod
+    def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
+        """Number of positions of a prompt with its picture."""
+
+    def _of_features(self, mask_BN: Tensor) -> Tensor | None:
+        """Which features are real, where these visual tokens are."""
+        return mask_BN
+
+    def _inner_tower(self) -> Any:
+        return getattr(self.tower, "vision_model", self.tower)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         """Autocast for a float32 overlay on a model of another type."""
@@ -369,10 +435,10 @@ class LoadedModel(ABC):
         return torch.autocast(self.device.type, self.dtype)
 
     def _build_language(self) -> Language:
-        config = self.module.config.text_config
+        config = self.module.config.get_text_config()
         model = self._language_module()
         kind = Seq2SeqLanguage if config.is_encoder_decoder else CausalLanguage
-        return kind(model, model.get_input_embeddings(), config)
+        return kind(model, model.get_input_embeddings(), config, self.row)
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.plain_tokenizer([Prompt("", text, "") for text in texts], with_ends=False)
@@ -384,15 +450,11 @@ class LoadedModel(ABC):
         if isinstance(self.language, Seq2SeqLanguage):
             return [[*ids, end] for ids in self._plain_ids(plain)]
         stub = self._stub_ids
-        behind = self._plain_ids([f"{_STUB} {text}" for text in plain])
+        behind = self._plain_ids([f"{self._stub}{self._joint}{text}" for text in plain])
         if all(ids[: len(stub)] == stub for ids in behind):
             return [[*ids[len(stub) :], end] for ids in behind]
-        return [[*ids, end] for ids in self._plain_ids([f" {text}" for text in plain])]
+        return [[*ids, end] for ids in self._plain_ids([f"{self._joint}{text}" for text in plain])]
 
     def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Tokens of the prompts with the tokenizer's own special tokens around them."""
-        return self.plain_tokenizer(prompts, with_ends=True)
-
-    def prompt_length(self, prompt: str) -> int:
-        """Number of positions of a prompt with its picture."""
-        return len(self._text_ids([prompt])[0]) - len(self.row.marks) + self.picture_length
+        """Tokens of the prompts, with the tokenizer's own special tokens unless they have them."""
+        return self.plain_tokenizer(prompts, with_ends=self.templates.adds_ends)

@@ -14,31 +14,63 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import sizes
 from cdcca_cli.models.decoding import right_padded
-from cdcca_cli.models.language import PromptTooLong, Seq2SeqLanguage, Spliced
-from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.language import (
+    PromptTooLong,
+    Seq2SeqLanguage,
+    Spliced,
+    image_token_id,
+)
+from cdcca_cli.models.model import LoadedModel, Trunk
+from cdcca_cli.models.pictures import Picture, Placed, Seen
 
 
 class QFormer(LoadedModel):
     """BLIP-2, and InstructBLIP, whose Q-Former reads the prompt too."""
 
     @property
-    def num_tokens(self) -> int:
-        return int(self.tower.embeddings.num_positions)
+    def layout(self) -> Layout:
+        """Patches row by row, behind the class token."""
+        height, width = _pair(self.module.config.vision_config.image_size)
+        patch: int = self.module.config.vision_config.patch_size
+        return Layout((height // patch, width // patch))
 
     @property
     def picture_length(self) -> int:
+        """Number of positions of a picture in the prompt, however many tokens were kept."""
         return int(self.module.query_tokens.shape[1])
 
-    def trunk(self, pixels_B3HW: Tensor, first_block: int) -> Tensor:
-        hidden: Tensor = self.tower.embeddings(pixels_B3HW.to(self.device))
-        for block in self._blocks()[:first_block]:
-            hidden = block(hidden)
-        return hidden
+    def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        pixels_B3HW = torch.cat([self._pixels(picture) for picture in pictures])
+        tokens_BNC = self._through(self.tower.embeddings(pixels_B3HW), 0)
+        return [Seen(tokens_NC, self.layout) for tokens_NC in tokens_BNC]
 
-    def tail(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
-        for block in self._blocks()[first_block:]:
+    def _pixels(self, picture: Picture) -> Tensor:
+        pixels_13HW = picture.inputs["pixel_values"]
+        expected = _pair(self.module.config.vision_config.image_size)
+        if tuple(pixels_13HW.shape[-2:]) != expected:
+            raise BadData(
+                f"{self.checkpoint}: the image processor makes {pixels_13HW.shape[-2]}x"
+                f"{pixels_13HW.shape[-1]} pixels, the vision tower takes {expected[0]}x"
+                f"{expected[1]}"
+            )
+        return pixels_13HW
+
+    def trunk(self, picture: Picture, first_block: int) -> Trunk:
+        hidden: Tensor = self.tower.embeddings(self._pixels(picture))
+        for block in self.blocks[:first_block]:
+            hidden = block(hidden)
+        return Trunk(Picture({}), first_block, (hidden,))
+
+    def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
+        (hidden_1NC,) = trunk.states
+        hidden_MNC = hidden_1NC.to(self.device).expand(passes, *hidden_1NC.shape[1:])
+        return self._through(hidden_MNC, trunk.first_block), self.layout
+
+    def _through(self, hidden_BNC: Tensor, first_block: int) -> Tensor:
+        for block in self.blocks[first_block:]:
             hidden_BNC = block(hidden_BNC)
         tokens: Tensor = self.tower.post_layernorm(hidden_BNC)
         return tokens
@@ -70,6 +102,7 @@ class QFormer(LoadedModel):
         self,
         features_BLD: Tensor,
         prompts: Sequence[str],
+        seen: Sequence[Placed] = (),
         *,
         mask_BN: Tensor | None = None,
         positions_BN: Tensor | None = None,
@@ -106,8 +139,23 @@ class QFormer(LoadedModel):
     def _language_module(self) -> Any:
         return self.module.language_model
 
-    def _blocks(self) -> Any:
-        return self.tower.encoder.layers
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self.picture_length
+
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        width = self.module.config.vision_config.hidden_size
+        return (num_tokens, channels) == (int(self.tower.embeddings.num_positions), width)
+
+    def _of_features(self, mask_BN: Tensor) -> Tensor | None:
+        return None
+
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        place = image_token_id(self.module.config)
+        return [place] * self.picture_length + self._text_ids([prompt])[0]
+
+    def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
+        return len(self._text_ids([prompt])[0]) + self.picture_length
 
     def check_sizes(self) -> None:
         if self._instructions is None:
@@ -146,3 +194,7 @@ class QFormer(LoadedModel):
             if len(ids) > most:
                 raise PromptTooLong("a prompt", len(ids), "Q-Former", most, row)
         return text
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

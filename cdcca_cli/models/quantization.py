@@ -4,8 +4,9 @@ Only the language model is quantised: tower and connector stay as they are, so t
 the same tokens from every device. On a CPU with AVX512-BF16, bitsandbytes repacks each weight at
 its first forward in eval mode, which needs these precautions:
 
-- a linear whose outputs are not a multiple of 32 or inputs not a multiple of 64 fails in an
-  assertion at the first answer: `check_shapes` refuses it when the model is loaded;
+- a 4-bit linear whose outputs are not a multiple of 32 or inputs not a multiple of 64 fails in an
+  assertion at the first answer. `config` leaves such a linear as it is, on every machine, since
+  device and mirror must hold the same weights. `check_shapes` refuses one that a checkpoint brings;
 - gradients through a linear in eval mode are wrong: `training_mode` unpacks the linears and holds
   them in train mode, and everything else, dropout too, in eval mode;
 - after the repack, `weight.data` must not be read and LoRA must not be merged;
@@ -15,6 +16,7 @@ its first forward in eval mode, which needs these precautions:
   overlay's float32 bias: `guard_biases` makes it work on a copy.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,17 +26,19 @@ import torch
 from torch import nn
 
 from cdcca_cli.errors import SettingError, Unavailable
+from cdcca_cli.families import Family
 from cdcca_cli.formats.names import QUANTIZATIONS
 
 INPUT_MULTIPLE = 64
 OUTPUT_MULTIPLE = 32
 
 
-def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
+def config(quantize: str, row: Family, model_config: Any, dtype: torch.dtype) -> Any:
     """The quantisation config for `from_pretrained`, or None for `none`.
 
-    Args: keep: modules not to quantise. dtype: what a 4-bit linear computes in.
-    Raises: SettingError for an unknown name; Unavailable if bitsandbytes is not installed.
+    Args: model_config: of the whole model. dtype: what a 4-bit linear computes in.
+    Raises: SettingError for an unknown name, or 4 bits that no linear can have; Unavailable if
+        bitsandbytes is not installed.
     """
     if quantize not in QUANTIZATIONS:
         raise SettingError("quantize", f"expected one of {', '.join(QUANTIZATIONS)}", quantize)
@@ -49,8 +53,10 @@ def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    keep = list(row.full_precision)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
+    keep += left_out(row, model_config)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -59,21 +65,46 @@ def config(quantize: str, keep: list[str], dtype: torch.dtype) -> Any:
     )
 
 
-def check_shapes(module: Any, language: str, quantize: str, compute: str) -> None:
-    """Raises: SettingError for a linear that bitsandbytes cannot run in 4 bits on a CPU."""
-    if quantize != "nf4" or compute != "cpu":
-        return
-    head = module.get_output_embeddings()
-    for name, part in module.named_modules():
-        if not name.startswith(language + ".") or not isinstance(part, nn.Linear) or part is head:
-            continue
-        if part.in_features % INPUT_MULTIPLE or part.out_features % OUTPUT_MULTIPLE:
-            raise SettingError(
-                "quantize",
-                f"{name} has {part.in_features} inputs and {part.out_features} outputs; 4 bits on "
-                f"a CPU need multiples of {INPUT_MULTIPLE} and {OUTPUT_MULTIPLE}: use int8 or "
-                "none, or `compute` cuda",
-                "nf4",
+def left_out(row: Family, model_config: Any) -> list[str]:
+    """The linears of the language model that 4 bits cannot hold, found before any is loaded.
+
+    Raises: SettingError if it has no others.
+    """
+    import transformers
+
+    with torch.device("meta"):
+        module = getattr(transformers, row.architecture)(copy.deepcopy(model_config))
+    head, inside = module.get_output_embeddings(), f"{row.language_path}."
+    linears = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and part is not head and name.startswith(inside)
+    }
+    small = {name: part for name, part in linears.items() if _is_small(part)}
+    if len(small) == len(linears):
+        name, part = next(iter(small.items()))
+        raise SettingError(
+            "quantize",
+            f"no linear of the language model has multiples of {INPUT_MULTIPLE} inputs and "
+            f"{OUTPUT_MULTIPLE} outputs, as 4 bits need ({name}: {part.in_features} and "
+            f"{part.out_features}): use int8 or none",
+            "nf4",
+        )
+    return list(small)
+
+
+def _is_small(linear: nn.Linear) -> bool:
+    return linear.in_features % INPUT_MULTIPLE != 0 or linear.out_features % OUTPUT_MULTIPLE != 0
+
+
+def check_shapes(module: nn.Module, compute: str) -> None:
+    """Raises: Unavailable for a stored 4-bit linear that bitsandbytes cannot run on a CPU."""
+    for name, linear in module.named_modules() if compute == "cpu" else ():
+        if type(linear).__name__ == "Linear4bit" and _is_small(linear):
+            raise Unavailable(
+                f"{name} is stored in 4 bits with {linear.in_features} inputs and "
+                f"{linear.out_features} outputs; a CPU needs multiples of {INPUT_MULTIPLE} and "
+                f"{OUTPUT_MULTIPLE}: use `compute` cuda, or a checkpoint that is not quantised"
             )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cdcca_cli.errors import SettingError
-from cdcca_cli.formats.names import GROUPS, QUANTIZATIONS
+from cdcca_cli.formats.names import GROUP_NAMES, GROUPS, QUANTIZATIONS
 from cdcca_cli.settings import check, setting
 
 MAX_NEW_TOKENS = {"vqa": 16, "caption": 40}
@@ -17,7 +17,7 @@ class InitSettings:
     groups: tuple[str, ...] = setting(
         GROUPS,
         "Groups of parameters that are trained and sent, between commas",
-        choices=GROUPS,
+        choices=GROUP_NAMES,
         usually=",".join(GROUPS),
     )
     lora_rank: int = setting(16, "Rank of the LoRA matrices", at_least=1)
@@ -31,6 +31,11 @@ class InitSettings:
         "none", "How the device holds the language model", choices=QUANTIZATIONS
     )
     revision: str | None = setting(None, "Revision of a hub id")
+    template: str | None = setting(
+        None,
+        "Template of prompts, with {prompt} and the picture's mark, such as <image>",
+        usually="the checkpoint's chat template",
+    )
     seed: int = setting(0, "Seed of the LoRA start; device and mirror need the same", at_least=0)
     keep: int = setting(1, "Number of overlays kept before the current one", at_least=1)
 

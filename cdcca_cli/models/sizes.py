@@ -8,7 +8,9 @@ from typing import Any
 from PIL import Image
 
 from cdcca_cli.errors import BadData, CdccaError
+from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models.model import LoadedModel
+from cdcca_cli.models.pictures import Places
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 LEAST_QUESTION = 8
@@ -19,15 +21,17 @@ def check(model: LoadedModel) -> None:
     """Raises: BadData with both numbers, for the first part that does not fit."""
     _check_vocabulary(model)
     model.check_sizes()
-    _check_positions(model)
-    height, width = model.image_size
     try:
-        model.preprocess([Image.new("RGB", (width, height))])
+        (picture,) = model.prepare([Image.new("RGB", (64, 64))])
     except CdccaError:
         raise
     except Exception as error:
         words = " ".join(str(error).split())[:300]
         raise BadData(f"{model.checkpoint}: the image processor fails: {words}") from error
+    count = picture.num_tokens
+    _check_positions(
+        model, None if count is None else Places(count, Layout(marks=picture.marks or ""))
+    )
 
 
 def _check_vocabulary(model: LoadedModel) -> None:
@@ -55,13 +59,13 @@ def check_ids(what: str, tokenizer: Any, rows: int, part: str, mark: int | None 
         )
 
 
-def _check_positions(model: LoadedModel) -> None:
+def _check_positions(model: LoadedModel, seen: Places | None) -> None:
     most = model.language.max_positions
     if most is None:
         return
     for task, answer in MAX_NEW_TOKENS.items():
         question = "" if task == "vqa" else None
-        taken = model.prompt_length(model.format_prompt(question, task))
+        taken = model.prompt_length(model.format_prompt(question, task), seen)
         needed = taken + answer + (LEAST_QUESTION if task == "vqa" else 0)
         if needed > most:
             raise BadData(

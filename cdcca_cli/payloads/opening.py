@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 
 
 class Opener:
-    """Fills in the tokens of shards. codebook_of: by digest; raises BadData or MissingInput."""
+    """Fills in the tokens of shards, as one model's tower makes them."""
 
-    def __init__(self, model: "LoadedModel", codebook_of: Callable[[str], Codebook]) -> None:
+    def __init__(
+        self,
+        model: "LoadedModel",
+        codebook_of: Callable[[str], Codebook],
+        *,
+        any_tower: bool = False,
+    ) -> None:
+        """Args: codebook_of: by digest; raises BadData or MissingInput. any_tower: look with this
+        model's tower at pictures that were made for another one, as a teacher does.
+        """
         self._model, self._codebook_of = model, codebook_of
+        self._any_tower = any_tower
         self._codebooks: dict[str, Codebook] = {}
 
     def open(self, shard: Shard) -> Shard:
@@ -34,10 +44,16 @@ class Opener:
         Raises: Unusable for a fault of this frame alone; BadData for another tower's shard or
             codebook; MissingInput for a codebook that is not there.
         """
-        if shard.is_open:
+        is_own = shard.tower == self._model.tower_digest
+        if shard.is_open and (is_own or shard.picture is None):
             return shard
         if shard.picture is not None:
-            return replace(shard, tokens=self._seen(shard, shard.picture))
+            if not (is_own or self._any_tower):
+                raise BadData(
+                    f"frame {shard.frame[:80]}: its picture is for the vision tower "
+                    f"{short(shard.tower)}, the mirror's is {short(self._model.tower_digest)}"
+                )
+            return self._seen(shard, shard.picture)
         digest, step = shard.coding.codebook, shard.coding.step
         if shard.codes is None or digest is None or step is None:
             raise BadData(f"frame {shard.frame[:80]}: has neither tokens, codes nor a picture")
@@ -54,28 +70,26 @@ class Opener:
             raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
         return replace(shard, tokens=tokens_NC)
 
-    def _seen(self, shard: Shard, picture: Picture) -> np.ndarray:
+    def _seen(self, shard: Shard, picture: Picture) -> Shard:
+        """The shard as if this model's tower had looked at the frame."""
         import torch
 
         model = self._model
-        if shard.tower != model.tower_digest:
-            raise BadData(
-                f"frame {shard.frame[:80]}: its picture is for the vision tower "
-                f"{short(shard.tower)}, the mirror's is {short(model.tower_digest)}"
-            )
         try:
-            pixels_13HW = model.preprocess([pictures.decode(picture)])
+            with torch.no_grad():
+                (seen,) = model.see(model.prepare([pictures.decode(picture)]))
         except BadData as error:
             raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
-        with torch.no_grad():
-            tokens_1NC = model.vision_tokens(pixels_13HW)
-        tokens_NC = tokens_1NC[0].float().cpu().numpy()
-        if len(tokens_NC) != shard.num_tokens:
-            raise Unusable(
-                f"frame {shard.frame[:80]}: the tower makes {len(tokens_NC)} tokens of its "
-                f"picture, {shard.num_tokens} expected"
-            )
-        return tokens_NC
+        tokens_NC = seen.tokens.float().cpu().numpy()
+        every = np.arange(len(tokens_NC), dtype=np.int32)
+        return replace(
+            shard,
+            tokens=tokens_NC,
+            positions=every,
+            num_tokens=len(tokens_NC),
+            layout=seen.layout,
+            tower=model.tower_digest,
+        )
 
     def open_all(self, shards: Iterable[Shard], skipped: Skipped) -> Iterator[Shard]:
         """The shards with their tokens, without unusable ones. Raises: BadData, MissingInput."""

@@ -7,7 +7,7 @@ pads little. Predictions come out in the order of the input.
 Every question gets a greedy free answer, with token entropies from the same pass. A question with
 choices also gets the summed log-likelihood of each of them, and the likeliest as `choice`.
 
-Legend: F frames of a window, B questions of a batch, N visual tokens, C channels.
+Legend: F frames of a window, B questions of a batch.
 """
 
 import math
@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.models import LoadedModel, Picture, Seen
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink.settings import AnswerSettings
@@ -62,17 +61,13 @@ def answer_frames(
     settings = settings or AnswerSettings()
     skipped = skipped or Skipped(strict=True)
     for window in windows(frames, settings.batch_size):
-        read = [(frame, pixels_of(model, frame, skipped)) for frame in window]
-        good = [frame for frame, pixels_13HW in read if pixels_13HW is not None]
-        pixels = [pixels_13HW for _, pixels_13HW in read if pixels_13HW is not None]
+        read = [(frame, picture_of(model, frame, skipped)) for frame in window]
+        good = [frame for frame, picture in read if picture is not None]
         if not good:
             continue
         with torch.no_grad():
-            tokens = [
-                model.vision_tokens(torch.cat(pixels[start : start + settings.batch_size]))
-                for start in range(0, len(pixels), settings.batch_size)
-            ]
-        for predictions in answer_window(model, good, torch.cat(tokens), settings, skipped):
+            seen = model.see([picture for _, picture in read if picture is not None])
+        for predictions in answer_window(model, good, seen, settings, skipped):
             yield from (prediction for prediction in predictions if prediction is not None)
 
 
@@ -94,10 +89,10 @@ def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
         yield window
 
 
-def pixels_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Tensor | None:
-    """The model's pixels of a frame, (1, 3, H, W); None if it is bad and left out."""
+def picture_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Picture | None:
+    """What the model's tower takes of a frame; None if it is bad and left out."""
     try:
-        return model.preprocess([load_image(frame)])
+        return model.prepare([load_image(frame)])[0]
     except (BadData, MissingInput) as error:
         skipped.add("frame", error)
         return None
@@ -107,11 +102,11 @@ def pixels_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Tensor | No
 def answer_window(
     model: LoadedModel,
     frames: Sequence[Frame],
-    tokens_FNC: Tensor,
+    seen: Sequence[Seen],
     settings: AnswerSettings,
     skipped: Skipped,
 ) -> list[list[Prediction | None]]:
-    """A prediction for each question of each frame, given visual tokens; None if left out."""
+    """A prediction for each question of each frame, given what the tower made of each."""
     jobs = []
     for row, frame in enumerate(frames):
         for place, question in enumerate(frame.questions):
@@ -125,14 +120,16 @@ def answer_window(
                 choices=(question.choices or []) if settings.score_choices else [],
             )
             try:
-                model.check_prompt(question.prompt, question.task, job.limit, job.choices)
+                model.check_prompt(
+                    question.prompt, question.task, job.limit, job.choices, seen[row]
+                )
             except BadData as error:
                 _leave_out(job, error, skipped)
             else:
                 jobs.append(job)
     answered: dict[tuple[int, int], Prediction] = {}
     for batch in _batches(jobs, settings.batch_size):
-        for job, prediction in _answers(model, batch, tokens_FNC, settings.per_token):
+        for job, prediction in _answers(model, batch, seen, settings.per_token):
             if prediction is None:
                 fault = BadData(
                     "the model's outputs are not finite: a damaged checkpoint or overlay, or "
@@ -167,12 +164,11 @@ def _batches(jobs: list[_Job], batch_size: int) -> Iterator[list[_Job]]:
 
 
 def _answers(
-    model: LoadedModel, batch: Sequence[_Job], tokens_FNC: Tensor, per_token: bool
+    model: LoadedModel, batch: Sequence[_Job], seen: Sequence[Seen], per_token: bool
 ) -> Iterator[tuple[_Job, Prediction | None]]:
     """The answers of a batch; None where the model's outputs are not finite."""
     texts = [job.text for job in batch]
-    tokens_BNC = tokens_FNC[[job.row for job in batch]]
-    spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
+    spliced = model.read([seen[job.row] for job in batch], texts)
     generated = model.generate(spliced, batch[0].limit)
     scores: list[list[float]] | list[None] = [None] * len(batch)
     if batch[0].choices:

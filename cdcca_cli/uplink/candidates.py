@@ -1,7 +1,7 @@
 """Stage 1 before the choice: each frame with the entropies of its answers and its questions' ranks.
 
-The answers come from the model, with the trunk's hidden states that stage 2 goes on from, or from
-the predictions of an earlier `infer`.
+The answers come from the model, with the frames halfway through the tower, where stage 2 goes on,
+or from the predictions of an earlier `infer`.
 
 Legend: K questions of a frame, N visual tokens, C channels.
 """
@@ -10,20 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.models import LoadedModel, Trunk
 from cdcca_cli.skipped import Skipped
-from cdcca_cli.uplink.answers import answer_window, pixels_of, windows
-from cdcca_cli.uplink.kept_tokens import tail, trunk
+from cdcca_cli.uplink.answers import answer_window, picture_of, windows
+from cdcca_cli.uplink.kept_tokens import tail, trunk_of
 from cdcca_cli.uplink.questions import Rank, ranks_of, score_of
 from cdcca_cli.uplink.settings import SPREAD_RULES, AnswerSettings, SampleSettings
+from cdcca_cli.uplink.spool import Slot
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class Candidate:
     """A frame after stage 1. slot: the place of its hidden state in the spool.
 
     entropies_K: None for a question without an answer. ranks_K: by `select`, likewise; empty once
-    it is ranked. hidden_1NC: the trunk's output; None if it has not run, or is in the spool.
+    it is ranked. trunk: halfway through the tower; None if it has not run, or is in the spool.
     """
 
     frame: Frame
     entropies_K: list[float | None]
     ranks_K: list[Rank | None]
-    hidden_1NC: Tensor | None = None
-    slot: int | None = None
+    trunk: Trunk | None = None
+    slot: Slot | None = None
 
 
 def count_by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
@@ -54,20 +52,19 @@ def answered(
     """Every frame, answered now."""
     how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
     for window in windows(progress.track(frames, description="sample"), settings.batch_size):
-        kept, hidden = [], []
+        kept, trunks = [], []
         for frame in window:
-            pixels_13HW = pixels_of(model, frame, skipped)
-            if pixels_13HW is not None:
+            picture = picture_of(model, frame, skipped)
+            if picture is not None:
                 kept.append(frame)
-                hidden.append(trunk(model, pixels_13HW, settings))
+                trunks.append(trunk_of(model, picture, settings))
         if not kept:
             continue
-        tokens_FNC = torch.cat([tail(model, hidden_1NC, settings) for hidden_1NC in hidden])
-        answers = answer_window(model, kept, tokens_FNC, how, skipped)
-        for frame, hidden_1NC, found in zip(kept, hidden, answers, strict=True):
+        answers = answer_window(model, kept, [tail(model, one) for one in trunks], how, skipped)
+        for frame, trunk, found in zip(kept, trunks, answers, strict=True):
             figures = [None if p is None else _figures(p, settings) for p in found]
             texts = [None if p is None else p.answer for p in found]
-            yield from _candidate(model, frame, figures, texts, hidden_1NC, settings, skipped)
+            yield from _candidate(model, frame, figures, texts, trunk, settings, skipped)
 
 
 Figures = tuple[float, float]
@@ -83,7 +80,7 @@ def _candidate(
     frame: Frame,
     figures_K: Sequence[Figures | None],
     answers_K: Sequence[str | None],
-    hidden_1NC: Tensor | None,
+    trunk: Trunk | None,
     settings: SampleSettings,
     skipped: Skipped,
 ) -> Iterator[Candidate]:
@@ -92,11 +89,11 @@ def _candidate(
         [None if figures is None else figures[place] for figures in figures_K] for place in (0, 1)
     )
     try:
-        ranks_K = ranks_of(model, frame, answers_K, scores_K, hidden_1NC, settings)
+        ranks_K = ranks_of(model, frame, answers_K, scores_K, trunk, settings)
     except BadData as error:
         skipped.add("frame", error)
     else:
-        yield Candidate(frame, entropies_K, ranks_K, hidden_1NC)
+        yield Candidate(frame, entropies_K, ranks_K, trunk)
 
 
 def figures_by_id(
@@ -125,14 +122,14 @@ def looked_up(
 ) -> Iterator[Candidate]:
     """Every frame, with the figures of earlier predictions."""
     for frame in frames:
-        hidden_1NC = None
+        trunk = None
         if settings.select in SPREAD_RULES:
-            pixels_13HW = pixels_of(model, frame, skipped)
-            if pixels_13HW is None:
+            picture = picture_of(model, frame, skipped)
+            if picture is None:
                 continue
-            hidden_1NC = trunk(model, pixels_13HW, settings)
+            trunk = trunk_of(model, picture, settings)
         found = [figures.get(question.id) for question in frame.questions]
-        yield from _candidate(model, frame, found, [], hidden_1NC, settings, skipped)
+        yield from _candidate(model, frame, found, [], trunk, settings, skipped)
 
 
 def check_matched(frames: Iterable[Frame], figures: Mapping[str, Figures]) -> Mapping[str, int]:

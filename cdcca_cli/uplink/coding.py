@@ -176,7 +176,7 @@ class Coder:
         """The picture as the tower sees it, or the frame's own file if that is smaller."""
         assert self.quality is not None
         image, side = load_image(frame), self._settings.side
-        seen = self._model.seen(image, None if side is None else (side, side))
+        seen = self._model.seen_as_picture(image, None if side is None else (side, side))
         made = pictures.encode(seen, self.media, self.quality)
         own = self._own_file(frame)
         found = None if own is None else pictures.original(own, image, len(made.data))

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.formats.shard import Layout, Question, Shard
-from cdcca_cli.models import LoadedModel, attention
+from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.models import LoadedModel, Picture, Seen, Trunk, attention
 from cdcca_cli.uplink import token_rules, uncertainty
 from cdcca_cli.uplink.answers import image_name
 from cdcca_cli.uplink.settings import DEFAULT_KEEP, VARIANCE_RULES, SampleSettings
@@ -26,31 +25,39 @@ def make_shard(
     entropies_K: Sequence[float | None],
     questions: Sequence[int],
     settings: SampleSettings,
-    hidden_1NC: Tensor | None = None,
+    trunk: Trunk | None = None,
     *,
     with_scores: bool = False,
 ) -> Shard:
     """Stage 2 of one frame: its best tokens and its picked questions.
 
     Args: entropies_K: of all its questions, in nats. questions: the places of the picked ones,
-        ascending. hidden_1NC: the trunk's output; None: the trunk runs now. with_scores: give the
+        ascending. trunk: halfway through the tower; None: it runs now. with_scores: give the
         score of each kept token, where its rule has one.
     Raises: BadData, MissingInput for a bad picture; BadData if a value is not finite or no token
         varies.
     """
-    if hidden_1NC is None:
-        hidden_1NC = trunk(model, model.preprocess([load_image(frame)]), settings)
-    num_kept = (settings.keep or DEFAULT_KEEP).of(model.num_tokens)
-    hidden_1NC = hidden_1NC.to(model.device)
-    if num_kept == model.num_tokens and settings.beta is None and not with_scores:
-        tokens_NC = tail(model, hidden_1NC, settings)[0].float().cpu().numpy()
-        chosen = token_rules.Chosen(np.arange(num_kept, dtype=np.int32), tokens_NC, None)
+    if trunk is None:
+        (picture,) = model.prepare([load_image(frame)])
+        trunk = trunk_of(model, picture, settings)
+    keep = settings.keep or DEFAULT_KEEP
+    if keep.is_all and settings.beta is None and not with_scores:
+        seen = tail(model, trunk)
+        tokens_NC = seen.tokens.float().cpu().numpy()
+        chosen = token_rules.Chosen(np.arange(len(tokens_NC), dtype=np.int32), tokens_NC, None)
     else:
-        tokens_NC, scores_N = _scored(model, frame, hidden_1NC, settings)
+        seen, scores_N = _scored(model, frame, trunk, settings)
+        tokens_NC = seen.tokens.float().cpu().numpy()
+        num_kept = keep.of(len(tokens_NC))
         if settings.beta is not None and scores_N is not None:
             num_kept = token_rules.count_above(scores_N, settings.beta)
         chosen = token_rules.choose(
-            settings.by, tokens_NC, num_kept, scores_N=scores_N, grid=model.grid
+            settings.by,
+            tokens_NC,
+            num_kept,
+            scores_N=scores_N,
+            grid=seen.layout.grid,
+            fixed=seen.layout.fixed,
         )
     return Shard(
         frame=frame.id,
@@ -60,7 +67,7 @@ def make_shard(
         positions=chosen.positions,
         scores=chosen.scores if with_scores else None,
         num_tokens=len(tokens_NC),
-        layout=Layout(grid=model.grid),
+        layout=seen.layout,
         time=frame.time,
         tower=model.tower_digest,
         questions=questions_of(frame, entropies_K, questions),
@@ -79,40 +86,40 @@ def questions_of(
 
 
 def _scored(
-    model: LoadedModel, frame: Frame, hidden_1NC: Tensor, settings: SampleSettings
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The tokens (N, C) of one frame and, if its rule has them, the scores (N,), both float32."""
+    model: LoadedModel, frame: Frame, trunk: Trunk, settings: SampleSettings
+) -> tuple[Seen, np.ndarray | None]:
+    """What the tower made of one frame and, if its rule has them, the scores (N,), float32."""
     if settings.by in VARIANCE_RULES:
-        tokens_NC, variance_N = uncertainty.token_variance(
+        seen, variance_N = uncertainty.token_variance(
             model,
-            hidden_1NC,
+            trunk,
             frame.id,
             blocks=settings.blocks,
             passes=settings.passes,
             rate=settings.dropout,
             seed=settings.seed,
         )
-        return tokens_NC.float().cpu().numpy(), variance_N.cpu().numpy()
+        return seen, variance_N.cpu().numpy()
     if settings.by == "received":
-        first_block = model.num_blocks - settings.blocks
-        tokens_1NC, received_1N = attention.received(model, hidden_1NC, first_block)
-        return tokens_1NC[0].float().cpu().numpy(), received_1N[0].cpu().numpy()
-    tokens = tail(model, hidden_1NC, settings)[0].float().cpu().numpy()
+        seen, received_N = attention.received(model, trunk)
+        return seen, received_N.cpu().numpy()
+    seen = tail(model, trunk)
     if settings.by == "norm":
-        return tokens, token_rules.token_norm(tokens)
+        return seen, token_rules.token_norm(seen.tokens.float().cpu().numpy())
     if settings.by == "random":
         generator = uncertainty.frame_generator(settings.seed, frame.id)
-        return tokens, generator.random(len(tokens), dtype=np.float32)
-    return tokens, None
+        return seen, generator.random(seen.num_tokens, dtype=np.float32)
+    return seen, None
 
 
 @torch.no_grad()
-def trunk(model: LoadedModel, pixels_13HW: Tensor, settings: SampleSettings) -> Tensor:
-    """The hidden states before the blocks that may have dropout."""
-    return model.trunk(pixels_13HW, model.num_blocks - settings.blocks)
+def trunk_of(model: LoadedModel, picture: Picture, settings: SampleSettings) -> Trunk:
+    """A picture up to the blocks that may have dropout."""
+    return model.trunk(picture, max(0, model.num_blocks - settings.blocks))
 
 
 @torch.no_grad()
-def tail(model: LoadedModel, hidden_1NC: Tensor, settings: SampleSettings) -> Tensor:
-    """The visual tokens of those hidden states."""
-    return model.tail(hidden_1NC, model.num_blocks - settings.blocks)
+def tail(model: LoadedModel, trunk: Trunk) -> Seen:
+    """The visual tokens of a frame from there."""
+    tokens_1NC, layout = model.tail(trunk)
+    return Seen(tokens_1NC[0], layout)

@@ -37,7 +37,7 @@ from torch import Tensor
 from cdcca_cli.datasets import Frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.models import LoadedModel, Seen, Trunk
 from cdcca_cli.uplink import uncertainty
 from cdcca_cli.uplink.settings import SPREAD_RULES, SampleSettings
 
@@ -191,22 +191,22 @@ def ranks_of(
     frame: Frame,
     answers_K: Sequence[str | None],
     scores_K: Sequence[float | None],
-    hidden_1NC: Tensor | None,
+    trunk: Trunk | None,
     settings: SampleSettings,
 ) -> list[Rank | None]:
     """The rank of each question of a frame, by `select`.
 
     Args: answers_K: for `bald`; None leaves a question out. scores_K: of `score_of`, likewise.
-        hidden_1NC: the trunk's output, for `bald`, `k-center` and `entropy*k-center`.
+        trunk: for `bald`, `k-center` and `entropy*k-center`.
     """
     if settings.select == "bald":
-        assert hidden_1NC is not None, "bald needs the trunk's output"
-        return [*answer_information(model, frame, answers_K, hidden_1NC, settings)]
+        assert trunk is not None, "bald needs the trunk's output"
+        return [*answer_information(model, frame, answers_K, trunk, settings)]
     if settings.select not in SPREAD_RULES:
         return [*scores_K]
-    assert hidden_1NC is not None, "k-center needs the trunk's output"
+    assert trunk is not None, "k-center needs the trunk's output"
     with torch.no_grad():
-        tokens_1NC = model.tail(hidden_1NC.to(model.device), model.num_blocks - settings.blocks)
+        tokens_1NC, _ = model.tail(trunk)
     vectors = iter(pooled_queries(model, frame, [s is not None for s in scores_K], tokens_1NC))
     return [None if score is None else Point(round(score, 6), next(vectors)) for score in scores_K]
 
@@ -263,7 +263,7 @@ def answer_information(
     model: LoadedModel,
     frame: Frame,
     answers_K: Sequence[str | None],
-    hidden_1NC: Tensor,
+    trunk: Trunk,
     settings: SampleSettings,
 ) -> list[float | None]:
     """BALD of each question: the mean mutual information of its greedy answer's tokens.
@@ -271,22 +271,23 @@ def answer_information(
     The answer is given token by token, so that every mask judges the same words.
     Raises: BadData for values that are not finite.
     """
-    tokens_BNC = uncertainty.dropout_tokens(
+    tokens_BNC, layout = uncertainty.dropout_tokens(
         model,
-        hidden_1NC.to(model.device),
+        trunk,
         frame.id,
         blocks=settings.blocks,
         passes=settings.passes,
         rate=settings.dropout,
         seed=settings.seed,
-    )[1:]
+    )
+    seen = [Seen(tokens_NC, layout) for tokens_NC in tokens_BNC[1:]]
     found: list[float | None] = []
     for question, answer in zip(frame.questions, answers_K, strict=True):
         if answer is None:
             found.append(None)
             continue
         texts = [model.format_prompt(question.prompt, question.task)] * settings.passes
-        spliced = model.splice(model.project(model.queries(tokens_BNC, prompts=texts)), texts)
+        spliced = model.read(seen, texts)
         logits_MAV = model.forward(spliced, model.answer_ids([answer] * settings.passes)).logits
         information = float(mutual_information(logits_MAV).mean())
         if not math.isfinite(information):

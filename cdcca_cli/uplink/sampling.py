@@ -77,7 +77,7 @@ def sample_frames(
     settings = settings or SampleSettings()
     skipped = skipped or Skipped(strict=True)
     sent = SentPictures() if sent is None else sent
-    if settings.blocks > model.num_blocks:
+    if settings.uses_dropout and settings.blocks > model.num_blocks:
         raise SettingError(
             "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
         )
@@ -108,7 +108,7 @@ def sample_frames(
                 item.entropies_K,
                 questions,
                 settings,
-                item.hidden_1NC,
+                item.trunk,
                 with_scores=coder.sends_scores,
             )
             coded = coder.code(shard, item.frame)
@@ -221,15 +221,15 @@ def _highest(
                 if slot is not None:
                     spool.free(slot)
             if order not in gone:
-                slot = None if item.hidden_1NC is None else spool.put(item.hidden_1NC)
-                waiting[order] = replace(item, ranks_K=[], hidden_1NC=None, slot=slot)
+                slot = None if item.trunk is None else spool.put(item.trunk)
+                waiting[order] = replace(item, ranks_K=[], trunk=None, slot=slot)
 
         def make_waiting(
             order: int, questions: Sequence[int], coder: Coder = coder
         ) -> Coded | None:
             item = waiting[order]
-            hidden_1NC = None if item.slot is None else spool.get(item.slot)
-            return make(replace(item, hidden_1NC=hidden_1NC), questions, coder)
+            trunk = None if item.slot is None else spool.get(item.slot)
+            return make(replace(item, trunk=trunk), questions, coder)
 
         if ranking is None:
             return

@@ -191,6 +191,12 @@ class SampleSettings:
         return not self.is_live and (self.top is not None or self.budget_bytes is None)
 
     @property
+    def uses_dropout(self) -> bool:
+        """Whether questions or tokens are chosen by passes with dropout."""
+        keeps_all = self.beta is None and (self.keep or DEFAULT_KEEP).is_all
+        return self.select == "bald" or (self.by in VARIANCE_RULES and not keeps_all)
+
+    @property
     def is_live(self) -> bool:
         """Whether a question is picked or not as it comes, so that the stream need not end."""
         return self.threshold is not None or self.running is not None

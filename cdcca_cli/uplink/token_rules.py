@@ -12,9 +12,12 @@ tokens the one at the lower position is taken.
 Legend: N visual tokens of a frame, C channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from cdcca_cli.errors import SettingError
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ def choose(
     num_kept: int,
     *,
     scores_N: np.ndarray | None = None,
-    grid: tuple[int, int] = (0, 0),
+    grid: tuple[int, ...] = (),
+    fixed: Sequence[int] = (),
 ) -> Chosen:
     """The `num_kept` tokens of a rule; all N, unchanged, if that is as many.
 
@@ -44,8 +48,15 @@ def choose(
         scores_N: larger is kept first, for all rules but `grid` and `tome`; 0 or more for `spread`,
             which takes a variance.
         grid: rows and columns of the patches, for `grid` and `tome`. Their tokens, row by row,
-            follow the class token, if the tower has one, which these rules keep first.
+            follow the class token, if the tower has one, which these rules keep first. Empty if
+            the picture is no single grid.
+        fixed: places without content, which are kept and not ranked.
+    Raises: SettingError for `grid` and `tome` without a grid.
     """
+    if rule in ("grid", "tome") and not grid:
+        raise SettingError("by", "needs a picture that is one grid of tokens, not tiles", rule)
+    if len(fixed):
+        return _beside(fixed, rule, tokens_NC, num_kept, scores_N)
     num_tokens = len(tokens_NC)
     if not 1 <= num_kept <= num_tokens:
         raise ValueError(f"{num_kept} of {num_tokens} tokens cannot be kept")
@@ -74,6 +85,27 @@ def choose(
     return Chosen(positions.astype(np.int32), tokens_NC[positions], scores)
 
 
+def _beside(
+    fixed: Sequence[int],
+    rule: str,
+    tokens_NC: np.ndarray,
+    num_kept: int,
+    scores_N: np.ndarray | None,
+) -> Chosen:
+    """`num_kept` tokens with the fixed ones among them, and at least one other."""
+    others = np.setdiff1d(np.arange(len(tokens_NC)), fixed)
+    count = min(max(num_kept - len(fixed), 1), len(others))
+    ranked = None if scores_N is None else scores_N[others]
+    chosen = choose(rule, tokens_NC[others], count, scores_N=ranked)
+    positions = np.concatenate([others[chosen.positions], np.asarray(fixed)])
+    order = np.argsort(positions)
+    tokens = np.concatenate([chosen.tokens, tokens_NC[list(fixed)]])
+    scores = None
+    if chosen.scores is not None:
+        scores = np.concatenate([chosen.scores, np.zeros(len(fixed), np.float32)])[order]
+    return Chosen(positions[order].astype(np.int32), tokens[order], scores)
+
+
 def highest(scores_N: np.ndarray, num_kept: int) -> np.ndarray:
     """Positions of the highest scores, ascending: of 3, 9, 1, 9, 5 the best three are 1, 3, 4."""
     return np.sort(np.argsort(-scores_N, kind="stable")[:num_kept])
@@ -89,7 +121,7 @@ def token_norm(tokens_NC: np.ndarray) -> np.ndarray:
     return np.square(tokens_NC).mean(-1)
 
 
-def lattice(grid: tuple[int, int], num_kept: int) -> np.ndarray:
+def lattice(grid: tuple[int, ...], num_kept: int) -> np.ndarray:
     """Places on a grid, numbered row by row, nearest to an even lattice: (num_kept,), ascending.
 
     The lattice has r rows, whose cells are as near to squares as R x C places allow,

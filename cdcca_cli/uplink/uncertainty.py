@@ -5,7 +5,8 @@ token included; `summarise` combines them.
 
 Equations 3 and 4, stage 2: the frame goes through the frozen trunk of the vision tower once. The
 last blocks then run M + 1 times as one batch: once without dropout, which gives the tokens to send,
-and M times with dropout on the output of each attention and each MLP, which gives the variance.
+and M times with dropout on the output of each attention and each MLP (of each block, in towers of
+convolutions), which gives the variance.
 
 The other reading of the paper's 'dropout on the encoded multimodal input' is inverted dropout on
 the finished tokens x. It is not used, because it gives the token's mean square times a constant,
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.formats.shard import Layout
+from cdcca_cli.models import LoadedModel, Seen, Trunk
 
 
 def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
@@ -68,15 +70,17 @@ def injected_dropout(
 ) -> Iterator[None]:
     """Inside, rows 1 to `passes` of each module's output, but not row 0, have inverted dropout.
 
-    A module may return a tensor (1 + passes, N, C) or a tuple that begins with one.
+    A module may return a tensor or a tuple that begins with one: the passes one after the other,
+    however their tokens are laid out, channels last.
     """
 
     def drop(module: nn.Module, arguments: Any, output: Any) -> Any:
         tensor = output[0] if isinstance(output, tuple) else output
-        drawn = generator.random((passes, *tensor.shape[1:]), dtype=np.float32)
-        factor = torch.ones_like(tensor)
+        by_pass = tensor.reshape(1 + passes, -1, tensor.shape[-1])
+        drawn = generator.random((passes, *by_pass.shape[1:]), dtype=np.float32)
+        factor = torch.ones_like(by_pass)
         factor[1:] = torch.from_numpy(drawn >= rate).to(factor) / (1 - rate)
-        dropped = tensor * factor
+        dropped = (by_pass * factor).reshape(tensor.shape)
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
     handles = [module.register_forward_hook(drop) for module in modules]
@@ -90,43 +94,42 @@ def injected_dropout(
 @torch.no_grad()
 def dropout_tokens(
     model: LoadedModel,
-    hidden_1NC: Tensor,
+    trunk: Trunk,
     frame: str,
     *,
     blocks: int,
     passes: int,
     rate: float,
     seed: int,
-) -> Tensor:
+) -> tuple[Tensor, Layout]:
     """The tokens of one frame, (1 + M, N, C): without dropout, then with each of M masks.
 
-    Args: hidden_1NC: the trunk's output, before these blocks. frame: its id, which keys the masks.
+    Args: trunk: of this frame, before these blocks. frame: its id, which keys the masks.
     """
-    modules = [module for pair in model.block_modules(blocks) for module in pair]
-    batch = hidden_1NC.expand(1 + passes, *hidden_1NC.shape[1:])
+    modules = model.block_modules(blocks)
     with injected_dropout(modules, rate, passes, frame_generator(seed, frame)):
-        return model.tail(batch, model.num_blocks - blocks)
+        return model.tail(trunk, 1 + passes)
 
 
 @torch.no_grad()
 def token_variance(
     model: LoadedModel,
-    hidden_1NC: Tensor,
+    trunk: Trunk,
     frame: str,
     *,
     blocks: int,
     passes: int,
     rate: float,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Seen, Tensor]:
     """The tokens of one frame and their variance under dropout in the last blocks.
 
     Args: as `dropout_tokens`.
-    Returns: tokens (N, C) without dropout; variance (N,), float32.
+    Returns: tokens (N, C) without dropout; variance (N,), float32, 0 where there is no content.
     Raises: BadData: no token varies, or a value is not finite.
     """
-    tokens_BNC = dropout_tokens(
-        model, hidden_1NC, frame, blocks=blocks, passes=passes, rate=rate, seed=seed
+    tokens_BNC, layout = dropout_tokens(
+        model, trunk, frame, blocks=blocks, passes=passes, rate=rate, seed=seed
     )
     variance_N = pass_variance(tokens_BNC[1:])
     if not bool(torch.isfinite(variance_N).all()):
@@ -137,4 +140,4 @@ def token_variance(
             f"{blocks} blocks of the vision tower, so tokens cannot be ranked: raise `dropout`, "
             "`passes` or `blocks`, or use `by` norm"
         )
-    return tokens_BNC[0], variance_N
+    return Seen(tokens_BNC[0], layout), variance_N

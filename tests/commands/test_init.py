@@ -46,6 +46,52 @@ def test_groups_and_a_cut_qformer_are_kept(blip2_llama: Path, tmp_path: Path) ->
     assert not any("lora" in name for name in device.read_overlay())
 
 
+def test_lora_in_one_part_of_the_model(blip2_llama: Path, tmp_path: Path) -> None:
+    """Device.json of version 4; with both parts it is `lora` as ever, in version 3."""
+    found = {}
+    for groups in ("lora.language", "lora.connector", "lora.language,lora.connector", "lora"):
+        arguments = ["init", str(tmp_path / groups), "--checkpoint", str(blip2_llama), "--quiet"]
+        assert main([*arguments, "--groups", groups]) == 0
+        found[groups] = Device.open(tmp_path / groups)
+    language, connector, both, lora = found.values()
+    assert lora.settings.groups == both.settings.groups == ("lora",)
+    assert (lora.digest, lora.model) == (both.digest, both.model)
+    assert language.settings.groups == ("lora.language",)
+    assert [device.as_json()["version"] for device in found.values()] == [4, 4, 3, 3]
+    overlays = [device.read_overlay() for device in (language, connector, lora)]
+    assert overlays[0].keys() | overlays[1].keys() == overlays[2].keys()
+    assert all(name.startswith("language_model.") for name in overlays[0])
+    assert all(name.startswith("qformer.") for name in overlays[1])
+    assert len({language.model, connector.model, lora.model}) == 3
+
+
+def test_the_experts_of_a_mixture_are_named_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A LLaVA around Qwen3-MoE; without the group `lora` nobody misses them."""
+    import transformers as tf
+
+    checkpoint = tiny.llava_checkpoint(tmp_path / "checkpoint")
+    config = tf.LlavaConfig.from_pretrained(checkpoint)
+    sizes = {**tiny.text_config("llama", config.text_config.vocab_size).to_dict(), "head_dim": 16}
+    config.text_config = tf.Qwen3MoeConfig(
+        **{name: value for name, value in sizes.items() if name != "model_type"},
+        num_experts=4,
+        moe_intermediate_size=64,
+    )
+    tf.LlavaForConditionalGeneration(config).save_pretrained(checkpoint)
+    capfd.readouterr()
+    arguments = ["init", str(tmp_path / "d"), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--lora-rank", "2"]) == 0
+    words = f"cdcca init: {checkpoint}: the fused experts of 2 layers (Qwen3MoeExperts) get no LoRA"
+    assert capfd.readouterr().err.splitlines()[:-1] == [words]
+    linears = {name.removesuffix(".lora_A") for name in Device.open(tmp_path / "d").read_overlay()}
+    assert "model.language_model.layers.0.self_attn.q_proj" in linears
+    assert not any("experts" in name for name in linears)
+    assert main([*arguments, "--groups", "norm,lora.connector", "--force"]) == 0
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
 def test_keys_and_how_many_overlays_are_kept(blip2_llama: Path, tmp_path: Path) -> None:
     for name in ("ann", "bob"):
         assert main(["keygen", str(tmp_path / name), "--quiet"]) == 0

@@ -22,6 +22,7 @@ from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.names import LORA_PARTS
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.models import LoadedModel, load, load_device
@@ -91,7 +92,8 @@ def test_gradients_reach_every_parameter_of_every_group(
     groups = student.trainable_groups()
     for group in ("norm", "bias", "query"):
         assert moved & set(groups[group]), group
-    assert {f"{name}.lora_A" for name in groups["lora"]} <= moved
+    for part in LORA_PARTS:
+        assert {f"{name}.lora_A" for name in groups[part]} <= moved, part
 
 
 def test_everything_else_stays_bit_for_bit(

@@ -14,6 +14,7 @@ from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.names import LORA_PARTS, split_groups
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import Stopped, stopped_at_step
@@ -114,7 +115,7 @@ def moved_groups(made: Adaptation, mirror: Device, student: LoadedModel) -> set[
     """The groups of which anything is not as the mirror has it."""
     base, found = mirror.read_overlay(), set()
     for group, names in student.trainable_groups().items():
-        stems = [name + ".lora_" if group == "lora" else name for name in names]
+        stems = [name + ".lora_" if group in LORA_PARTS else name for name in names]
         own = [name for name in base if any(name.startswith(stem) for stem in stems)]
         assert own, group
         if any(not np.array_equal(made.overlay[name], base[name]) for name in own):
@@ -127,18 +128,24 @@ def test_the_others_train_all_groups(
     method: str, train: Train, mirror: Device, student: LoadedModel
 ) -> None:
     made = train(VARIANTS[method])
-    assert moved_groups(made, mirror, student) == {"norm", "bias", "query", "lora"}
+    assert moved_groups(made, mirror, student) == {"norm", "bias", "query", *LORA_PARTS}
 
 
 @pytest.mark.parametrize(
     ("method", "groups"),
-    [("akd", ("lora",)), ("tent", ("lora",)), ("cotta", ("query", "bias"))],
+    [
+        ("akd", ("lora",)),
+        ("akd", ("lora.language",)),
+        ("akd", ("norm", "lora.connector")),
+        ("tent", ("lora",)),
+        ("cotta", ("query", "bias")),
+    ],
 )
 def test_train_names_what_moves(
     method: str, groups: tuple[str, ...], train: Train, mirror: Device, student: LoadedModel
 ) -> None:
     made = train(replace(QUICK, method=method, train=groups))
-    assert moved_groups(made, mirror, student) == set(groups)
+    assert moved_groups(made, mirror, student) == set(split_groups(groups))
     assert made.report["groups"] == list(groups)
     assert set(made.overlay) == set(mirror.read_overlay())
 

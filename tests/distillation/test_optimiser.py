@@ -165,7 +165,10 @@ def test_only_the_overlay_is_opened(student: LoadedModel, mirror: Device) -> Non
         np.testing.assert_array_equal(array, overlay[name] + np.float32(1))
 
 
-@pytest.mark.parametrize("groups", [("norm",), ("bias", "lora"), ("query",)])
+@pytest.mark.parametrize(
+    "groups",
+    [("norm",), ("bias", "lora"), ("query",), ("lora.connector",), ("lora.language", "norm")],
+)
 def test_groups_are_opened_alone(
     groups: tuple[str, ...], student: LoadedModel, mirror: Device
 ) -> None:
@@ -176,10 +179,12 @@ def test_groups_are_opened_alone(
     parts = {
         "norm": {name for name in overlay if name.endswith("norm.weight")},
         "bias": {name for name in overlay if name.endswith("proj.bias")},
-        "lora": {name for name in overlay if ".lora_" in name},
         "query": {"query_tokens"},
+        "lora": {name for name in overlay if ".lora_" in name},
     }
     assert set().union(*parts.values()) == set(overlay)
+    parts["lora.language"] = {name for name in parts["lora"] if name.startswith("language_model.")}
+    parts["lora.connector"] = {name for name in parts["lora"] if name.startswith("qformer.")}
     assert opened == set(flat.names) == set().union(*(parts[group] for group in groups))
     assert set(student.overlay()) == set(overlay)
 

@@ -336,6 +336,12 @@ def test_device_of_version_3() -> None:
     assert found.codebook_of(book.digest).digest == book.digest
 
 
+def test_device_of_version_4() -> None:
+    found = device.Device.open(VALID / "device_v4")
+    assert found.settings.groups == ("norm", "query", "lora.language")
+    assert found.as_json() == json.loads((VALID / "device_v4/device.json").read_text())
+
+
 def test_device_of_version_2_becomes_one_of_version_3(tmp_path: Path) -> None:
     shutil.copytree(VALID / "device_v2", tmp_path / "device")
     found = device.Device.open(tmp_path / "device")

@@ -550,6 +550,12 @@ def device_3(**change: Any) -> bytes:
     return device_2(**{**state, **change})
 
 
+def device_4(**change: Any) -> bytes:
+    groups = ["norm", "query", "lora.language"]
+    state = {"version": 4, "groups": groups, "codebook": None, "template": None}
+    return device_2(**{**state, **change})
+
+
 def codebook_slot(**change: Any) -> dict[str, Any]:
     """As device.json names the golden codebook."""
     signed = {**CODEBOOK, "tensors": overlay_digest(CODEBOOK_TENSORS)}
@@ -624,6 +630,8 @@ def valid() -> dict[str, bytes]:
         "device_v3/device.json": device_3(),
         **{f"device_v3/{slot_2(number)['file']}": overlay_file(number) for number in (3, 2, 0)},
         f"device_v3/{codebook_slot()['file']}": codebook(),
+        "device_v4/device.json": device_4(),
+        **{f"device_v4/{slot_2(number)['file']}": overlay_file(number) for number in (3, 2, 0)},
     }
 
 
@@ -1196,7 +1204,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "model_no_digest.predictions": (65, "'model'", prediction(model="gpt")),
     # -- device.json
     "cut.device": (65, "not JSON", device()[:100]),
-    "newer_version.device": (76, "upgrade", device(version=4, colour="blue")),
+    "newer_version.device": (76, "upgrade", device(version=5, colour="blue")),
     "previous_in_version_2.device": (65, "unknown key 'previous'", device_2(previous=None)),
     "kept_newer.device": (65, "not older", device_2(kept=[slot_2(4)])),
     "kept_twice.device": (65, "not older", device_2(kept=[slot_2(2), slot_2(2)])),
@@ -1263,6 +1271,10 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
         device(current={**device_state()["current"], "file": f"overlay/3-{'0' * 16}.safetensors"}),
     ),
     "group_unknown.device": (65, "'groups'", device(groups=["norm", "tower"])),
+    "group_of_version_4.device": (65, "in version 3", device_3(groups=["lora.connector"])),
+    "group_twice.device": (65, "'groups'", device(groups=["norm", "norm"])),
+    "lora_with_its_part.device": (65, "'groups'", device_4(groups=["lora", "lora.connector"])),
+    "lora_in_parts.device": (65, "'groups'", device_4(groups=["lora.language", "lora.connector"])),
     "rank_zero.device": (65, "'lora'", device(lora={"rank": 0, "alpha": 1, "seed": 0})),
     "unknown_key.device": (65, "unknown key", device(trusted=True)),
     "highest_below_current.device": (65, "highest_sequence", device(highest_sequence=2)),

@@ -36,7 +36,8 @@ def stored_in_4_bits(checkpoint: Path, folder: Path) -> Path:
     from cdcca_cli.models import quantization
 
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    how = quantization.config("nf4", list(FAMILIES["blip-2"].full_precision), torch.float32)
+    config = tf.Blip2Config.from_pretrained(checkpoint)
+    how = quantization.config("nf4", FAMILIES["blip-2"], config, torch.float32)
     model = tf.Blip2ForConditionalGeneration.from_pretrained(
         checkpoint, quantization_config=how, device_map={"": "cpu"}
     )

@@ -9,8 +9,8 @@ import torch
 from cdcca_cli import models
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.families import FAMILIES
+from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.models import initial, overlay
-from cdcca_cli.models.overlay import GROUPS
 from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 from tests.models.conftest import Case
@@ -33,9 +33,8 @@ def test_the_papers_count() -> None:
     sizes = {name: p.numel() for name, p in module.named_parameters()}
     counts = {group: sum(sizes[n] for n in groups[group]) for group in ("norm", "bias", "query")}
     assert counts == {"norm": 266_240, "bias": 1_359_872, "query": 24_576}
-    of_language = [n for n in groups["lora"] if n.startswith("language_model.")]
     rank_16 = 0
-    for name in of_language:
+    for name in groups["lora.language"]:
         linear = module.get_submodule(name)
         rank_16 += 16 * (linear.in_features + linear.out_features)
     assert rank_16 == 39_976_960, "the paper's language model with LoRA of rank 16"
@@ -45,21 +44,25 @@ def test_groups(case: Case) -> None:
     """No vision tower, no head, every name is there; each family has what it should."""
     groups = case.model.trainable_groups()
     parameters = dict(case.model.module.named_parameters())
-    for group in ("norm", "bias", "query"):
+    for group in ("norm", "query"):
         assert all(name in parameters for name in groups[group])
+    has_biases = not case.name.endswith("t5")
+    assert all((name in parameters) == has_biases for name in groups["bias"])
     names = [name for group in groups.values() for name in group]
     assert len(set(names)) == len(names)
     assert not any("vision" in name or "lm_head" in name for name in names)
     assert groups["norm"]
-    assert groups["lora"]
     assert bool(groups["query"]) == (case.name != "llava")
-    assert bool(groups["bias"]) == (not case.name.endswith("t5"))
     connector = "multi_modal_projector" if case.name == "llava" else "qformer"
-    assert any(connector in name for name in groups["lora"])
-    assert "language_projection" not in groups["lora"]
+    assert groups["lora.connector"]
+    assert all(connector in name for name in groups["lora.connector"])
+    assert "language_projection" not in groups["lora.connector"]
+    # In these language models every linear is in a block.
+    assert groups["bias"] == [f"{name}.bias" for name in groups["lora.language"]]
     if case.name == "blip2_llama":
         # attention 4 + MLP 3 for 2 layers; Q-Former: self 4, cross 4, MLP 2 for 2 layers
-        assert len(groups["lora"]) == 2 * 7 + 2 * 10
+        assert len(groups["lora.language"]) == 2 * 7
+        assert len(groups["lora.connector"]) == 2 * 10
         assert len(groups["norm"]) == 2 * 2 + 1
         assert len(groups["bias"]) == 2 * 7
 
@@ -80,6 +83,8 @@ def test_the_start_changes_nothing_and_depends_on_the_seed(case: Case) -> None:
             assert np.abs(value).max() < bound
             assert np.abs(value).max() > 0.8 * bound
             assert not np.array_equal(value, other[name])
+        elif name not in parameters:
+            assert name.endswith(".bias") and not value.any()
         else:
             assert np.array_equal(value, parameters[name].detach().numpy())
             assert np.array_equal(value, other[name])
@@ -170,9 +175,7 @@ def test_gradients_reach_every_group(case: Case) -> None:
         features = model.project(model.queries(tokens, None, prompts))
         output = model.forward(model.splice(features, prompts), model.answer_ids(["two", "red"]))
         (output.logits.square().mean() + output.hidden.square().mean()).backward()
-    groups = model.trainable_groups()
-    for group in GROUPS:
-        names = groups[group]
+    for group, names in model.trainable_groups().items():
         reached = [
             name
             for name, parameter in trainable.items()
@@ -190,7 +193,7 @@ def test_gradients_reach_every_group(case: Case) -> None:
 def test_a_wrong_overlay_is_refused_and_nothing_changes(blip2_llama: Path) -> None:
     model = models.load(blip2_llama, compute="cpu")
     norm = model.trainable_groups()["norm"][0]
-    linear = model.trainable_groups()["lora"][0]
+    linear = model.trainable_groups()["lora.connector"][0]
     before = model.module.get_parameter(norm).clone()
     a_RI, b_OR = np.zeros((2, 128), np.float32), np.zeros((64, 2), np.float32)
     good = {norm: np.zeros(64, np.float32)}
@@ -261,19 +264,19 @@ def test_biases_that_a_checkpoint_lacks_start_at_zero(tmp_path: Path) -> None:
     module.load_state_dict({n: t for n, t in weights.items() if not n.endswith("_proj.bias")})
     module.save_pretrained(folder)
     plain = models.load(folder, compute="cpu")
-    assert plain.trainable_groups()["bias"] == []
     device = initial.create_device(tmp_path / "device", str(folder), InitSettings(lora_rank=2))
     biases = [name for name in device.read_overlay() if name.endswith("_proj.bias")]
     assert len(biases) == 14
     assert not any(device.read_overlay()[name].any() for name in biases)
     model = models.load_device(device, compute="cpu")
+    assert model.trainable_groups()["bias"] == plain.trainable_groups()["bias"] == sorted(biases)
     prompt = ["Question: red? Answer:"]
     tokens = plain.vision_tokens(plain.preprocess(tiny.images(1)))
     logits = []
     for loaded in (plain, model):
         spliced = loaded.splice(loaded.project(loaded.queries(tokens)), prompt)
         logits.append(loaded.forward(spliced, loaded.answer_ids(["two"])).logits)
-    torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
+    assert torch.equal(*logits)
 
 
 def test_a_device_of_another_tower_is_refused(

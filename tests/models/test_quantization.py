@@ -8,8 +8,8 @@ import torch
 
 from cdcca_cli import models
 from cdcca_cli.errors import Unavailable, UsageError
+from cdcca_cli.formats.names import GROUPS
 from cdcca_cli.models import initial, quantization
-from cdcca_cli.models.overlay import GROUPS
 from cdcca_cli.models.settings import InitSettings
 from tests import tiny
 
@@ -35,11 +35,7 @@ def test_load_answer_and_score(name: str, quantize: str, request: pytest.Fixture
     linears = quantization.quantized_linears(model.module)
     groups = full.trainable_groups()
     # transformers keeps T5's `wo` as it is.
-    of_language = [
-        name
-        for name in groups["lora"]
-        if name.startswith(full.row.language_path + ".") and not name.endswith(".wo")
-    ]
+    of_language = [name for name in groups["lora.language"] if not name.endswith(".wo")]
     assert len(linears) == len(of_language)
     assert model.trainable_groups() == groups
     assert model.tower_digest == full.tower_digest
@@ -158,19 +154,15 @@ def test_lora_works_on_4_bits(blip2_llama: Path) -> None:
     torch.testing.assert_close(added[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shapes_that_4_bits_cannot_hold(tmp_path: Path) -> None:
-    """Said at load on a CPU, with the linear's name and numbers; int8 takes them.
-
-    Not at init, which cannot know whether the device will compute on CUDA.
-    """
+def test_a_model_of_which_4_bits_can_hold_nothing(tmp_path: Path) -> None:
+    """Said at init and at load, with the first linear's name and numbers; int8 takes it."""
     folder = tiny.q_checkpoint(tmp_path / "odd", width=48)
-    with pytest.raises(UsageError, match=r"layers\.0\.self_attn\.q_proj has 48 inputs and 48 "):
+    words = r"no linear .* multiples of 64 inputs and 32 .*layers\.0\.self_attn\.q_proj: 48 and 48"
+    with pytest.raises(UsageError, match=words):
         models.load(folder, compute="cpu", quantize="nf4")
-    device = initial.create_device(
-        tmp_path / "device", str(folder), InitSettings(quantize="nf4", lora_rank=2)
-    )
-    with pytest.raises(UsageError, match="multiples of 64 and 32"):
-        models.load_device(device, compute="cpu")
+    with pytest.raises(UsageError, match=words):
+        initial.create_device(tmp_path / "device", str(folder), InitSettings(quantize="nf4"))
+    assert not (tmp_path / "device").exists()
     model = models.load(folder, compute="cpu", quantize="int8")
     assert len(model.generate(spliced(model), 2).ids) == 2
 

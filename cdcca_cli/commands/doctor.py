@@ -1,0 +1,44 @@
+"""`cdcca doctor`: what works here: the machine, a checkpoint, a student with a teacher."""
+
+from typing import Annotated
+
+import typer
+
+from cdcca_cli import streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.options import Json, Quiet
+
+
+def command(
+    *,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(help="Checkpoint folder, hub id or device folder", show_default=False),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Argument(help="A checkpoint to teach it", show_default=False)
+    ] = None,
+    on: Runtime,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what works on this machine, with a checkpoint, or with a student and its teacher.
+
+    Alone: versions, CUDA, memory, and each optional part with what it is for and how to get it. Of
+    a checkpoint: its parts, the tokens of a frame of 1080p and the bytes of each payload, memory to
+    infer and to train; if it is a folder and fits, it is loaded, and stored tokens are compared
+    with pixels. Of a student and a teacher: whether they share the vision tower and the vocabulary,
+    and so which payloads and methods are open. Of a hub id only settings, headers and the vision
+    tower's weights are fetched. The frame and the memory are estimates.
+
+    Example: cdcca doctor device/ Salesforce/instructblip-vicuna-13b
+    """
+    streams.set_quiet(quiet)
+    from cdcca_cli.doctor import report
+
+    made = report.made(checkpoint, teacher, on)
+    if json or not streams.is_terminal("stdout"):
+        streams.emit_json(made.found)
+    else:
+        made.show()
+    made.require()

@@ -1,0 +1,350 @@
+"""The kind of nearly all families: one place in the prompt for each visual token.
+
+A visual token is a *cell*: what the connector reads for one place of the prompt, side by side. That
+is one token of the tower (LLaVA), 2 x 2 or 4 x 4 of them (Qwen-VL, SmolVLM), or their mean (Gemma
+3), with the same of each deepstack layer (Qwen3-VL). So the connector gives the feature of each
+cell by itself, and dropping a token shortens the prompt by one place. The others keep their
+positions, so dropping equals masking in the language model's attention.
+
+Nothing here knows how a family cuts, windows or packs a picture. While transformers' own
+`get_image_features` runs, the connector's inputs are the cells; its output is replaced by their
+numbers, which come out in the order of the prompt. A place without a number has no content of the
+picture: a newline's vector, `Layout.fixed`.
+
+The queries are the connector's outputs, deepstack layers side by side.
+
+Legend: P pictures or passes of a run, B prompts, N cells, C channels of a cell, D of a feature.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.families import connectors
+from cdcca_cli.formats.shard import Layout
+from cdcca_cli.models import watching
+from cdcca_cli.models.language import Spliced
+from cdcca_cli.models.model import LoadedModel, Trunk
+from cdcca_cli.models.pictures import Picture, Placed, Seen, expanded
+from cdcca_cli.models.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one pass showed. reads: of each entry the tensors it read. order_PN: the numbers."""
+
+    reads: list[list[Tensor]]
+    order_PN: Tensor
+
+
+class Cells(LoadedModel):
+    """A model whose pictures come through `get_image_features` and `mm_encoder_outputs`."""
+
+    def _parts(self, paths: Sequence[str]) -> list[nn.Module]:
+        found: list[nn.Module] = []
+        for path in paths:
+            module = self.module.get_submodule(path.removesuffix(".*"))
+            found += list(module.children()) if path.endswith(".*") else [module]
+        return found
+
+    def _bind(self) -> None:
+        row = self.row
+        self._entries = self._parts(row.entries)
+        self._exits = self._parts(row.exits) if row.exits else self._entries
+        self._readable: dict[int, bool] = {}
+        self._side = int(self._setting(row.side)) if row.side else 1
+
+    def _setting(self, path: str) -> Any:
+        value = self.module.config
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    # ---- the picture
+
+    def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
+        inputs = self._joined([picture.inputs for picture in pictures])
+        return self._seen(self._run(inputs, len(pictures)), pictures[0])
+
+    def trunk(self, picture: Picture, first_block: int) -> Trunk:
+        hollow = {
+            name: value.new_ones(1).expand(value.shape) if value.is_floating_point() else value
+            for name, value in picture.inputs.items()
+        }
+        if not self._can_resume(first_block):
+            return Trunk(picture, 0, ())
+        found: list[Tensor] = []
+        reads: list[list[Tensor]] = [[] for _ in self._entries]
+        block = self.blocks[first_block]
+        with watching.reading(self._entries, reads), watching.stopping(block, found):
+            self._features(picture.inputs)
+        early = [read[0] for read in reads if read]
+        hollow_picture = Picture(hollow, picture.marks)
+        return Trunk(hollow_picture, first_block, (found[0], *early))
+
+    def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
+        moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
+        inputs = self._joined([moved] * passes)
+        if not trunk.states:
+            run = self._run(inputs, passes)
+        else:
+            hidden, *early = trunk.states
+            width = hidden.shape[-1]
+            repeated = hidden.to(self.device).reshape(1, -1, width).expand(passes, -1, -1)
+            with watching.resuming(self.blocks, trunk.first_block, repeated):
+                run = self._run(inputs, passes)
+            kept = [
+                [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
+                for state in early
+            ]
+            run = _Run(self._with_early(run.reads, kept), run.order_PN)
+        seen = self._seen(run, trunk.picture)
+        return torch.stack([one.tokens for one in seen]), seen[0].layout
+
+    def _with_early(self, reads: list[list[Tensor]], kept: list[list[Tensor]]) -> Any:
+        """The deepstack layers that lie before the first block are those of the trunk."""
+        if not kept:
+            return reads
+        first = len(reads) - self._num_deep
+        return [*reads[:first], *kept, *reads[first + len(kept) :]]
+
+    def _can_resume(self, first_block: int) -> bool:
+        layer = getattr(self.module.config, "vision_feature_layer", None)
+        is_plain = layer is None or (isinstance(layer, int) and layer < 0)
+        return is_plain and 0 < first_block < len(self.blocks)
+
+    @property
+    def _num_deep(self) -> int:
+        return len(self._entries) - 1
+
+    def _features(self, inputs: dict[str, Tensor]) -> Any:
+        model = self.module
+        if not hasattr(model, "get_image_features"):
+            model = model.model
+        with self._mixed():
+            return model.get_image_features(**inputs, return_dict=True)
+
+    def _run(self, inputs: dict[str, Tensor], count: int) -> _Run:
+        reads: list[list[Tensor]] = [[] for _ in self._entries]
+        with watching.reading(self._entries, reads), watching.numbering(self._exits[0]):
+            output = self._features(inputs)
+        pooled = output.pooler_output
+        if not isinstance(pooled, Tensor):
+            pooled = torch.cat([part.reshape(-1, part.shape[-1]) for part in pooled])
+        order_PN = watching.numbers(pooled.reshape(-1, pooled.shape[-1])).reshape(count, -1)
+        return _Run(reads, order_PN)
+
+    def _seen(self, run: _Run, picture: Picture) -> list[Seen]:
+        cells_RC = torch.cat([self._cells(calls) for calls in run.reads], dim=-1)
+        fixed = (run.order_PN[0] < 0).nonzero()[:, 0].tolist()
+        num_places = run.order_PN.shape[1]
+        if picture.num_tokens not in (None, num_places):
+            raise BadData(
+                f"{self.checkpoint}: the processor makes {picture.num_tokens} places of a "
+                f"picture, the model {num_places}: they do not belong together"
+            )
+        marks = "" if picture.marks in (None, f"{{{num_places}}}") else picture.marks
+        layout = Layout(self._lattice(picture, num_places), marks or "", tuple(fixed))
+        tokens_PNC = cells_RC[run.order_PN.clamp(min=0)]
+        tokens_PNC[run.order_PN < 0] = 0
+        return [Seen(tokens_NC, layout) for tokens_NC in tokens_PNC]
+
+    def _cells(self, calls: list[Tensor]) -> Tensor:
+        """(R, C): the cells that an entry read, in the order of its calls."""
+        return torch.cat([self._regrouped(read) for read in calls])
+
+    def _regrouped(self, read: Tensor) -> Tensor:
+        side, width = self._side, read.shape[-1]
+        if self.row.cell == "one":
+            return read.reshape(-1, width)
+        if self.row.cell == "adjacent":
+            return read.reshape(-1, side * side * width)
+        if read.ndim == 3:  # a square picture's tokens, row by row
+            edge = round(read.shape[1] ** 0.5)
+            read = read.reshape(len(read), edge, -1, width)
+        rows, columns = read.shape[1] // side, read.shape[2] // side
+        parts = read.reshape(-1, rows, side, columns, side, width)
+        return parts.transpose(2, 3).reshape(-1, side * side * width)
+
+    def _lattice(self, picture: Picture, num_places: int) -> tuple[int, ...]:
+        """Rows and columns of the cells, where the picture is one lattice of them."""
+        for name in ("image_grid_thw", "spatial_shapes"):
+            shapes = picture.inputs.get(name)
+            if shapes is not None and len(shapes) == 1:
+                rows, columns = (int(number) // self._side for number in shapes[0][-2:])
+                return (rows, columns) if rows * columns == num_places else ()
+        edge = round(num_places**0.5)
+        pixels = picture.inputs.get("pixel_values")
+        num_tiles = 1 if pixels is None else pixels.shape[:-3].numel()
+        return (edge, edge) if num_tiles == 1 and edge * edge == num_places else ()
+
+    def _joined(self, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The inputs of several pictures of one shape as those of a batch."""
+        if len(inputs) == 1:
+            return inputs[0]
+        return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
+
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self._side
+
+    def can_read(self, num_tokens: int, channels: int) -> bool:
+        """By the connector itself; their number depends on the frame, unless the size is fixed."""
+        usual = getattr(self.module.config, "image_seq_length", None)
+        if usual is not None and self.preparer.has_one_size and num_tokens != usual:
+            return False
+        if channels not in self._readable:
+            try:
+                with torch.no_grad():
+                    self.queries(torch.zeros(1, 1, channels))
+            except (RuntimeError, ValueError):
+                self._readable[channels] = False
+            else:
+                self._readable[channels] = True
+        return self._readable[channels]
+
+    # ---- the connector
+
+    def queries(
+        self,
+        tokens_BNC: Tensor,
+        mask_BN: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        flat_KC = tokens_BNC.reshape(-1, tokens_BNC.shape[-1]).to(self.device, self.dtype)
+        with self._mixed():
+            parts = flat_KC.chunk(len(self._entries), dim=-1)
+            made = [
+                self._connect(exit_, part) for exit_, part in zip(self._exits, parts, strict=True)
+            ]
+        features = torch.cat(made, dim=-1)
+        return features.reshape(*tokens_BNC.shape[:2], features.shape[-1])
+
+    def _connect(self, exit_: Any, cells_KC: Tensor) -> Tensor:
+        """(K, D): the features of K cells."""
+        if self.row.connect:
+            connect = getattr(connectors, self.row.connect)
+            made: Tensor = connect(self.module, cells_KC)
+            return made
+        count, area = len(cells_KC), self._side**2
+        if self.row.cell == "adjacent":
+            cells_KC = cells_KC.reshape(count * area, -1)
+        elif self.row.cell == "square":  # each cell is a picture of its own
+            cells_KC = cells_KC.reshape(count, area, -1)
+        made = exit_(cells_KC)
+        return made.reshape(count, -1)
+
+    def project(self, queries_BLC: Tensor) -> Tensor:
+        return queries_BLC
+
+    # ---- the prompt
+
+    def splice(
+        self,
+        features_BLD: Tensor,
+        prompts: Sequence[str],
+        seen: Sequence[Placed],
+        *,
+        mask_BN: Tensor | None = None,
+        positions_BN: Tensor | None = None,
+    ) -> Spliced:
+        if not len(prompts) == len(seen) == len(features_BLD):
+            raise ValueError(f"{len(features_BLD)} pictures, but {len(prompts)} prompts")
+        rows = []
+        for row, (prompt, one) in enumerate(zip(prompts, seen, strict=True)):
+            real = slice(one.num_tokens) if mask_BN is None else mask_BN[row].to(self.device)
+            features = features_BLD[row].to(self.device)[real]
+            if positions_BN is None:
+                kept = torch.arange(one.num_tokens, device=self.device)
+            else:
+                kept = positions_BN[row].to(self.device)[real]
+            if len(kept) != len(features):
+                raise ValueError(
+                    f"{len(features)} of {one.num_tokens} visual tokens, but no positions"
+                )
+            features = self._with_fixed(features, kept, one.layout)
+            rows.append((*self._places(prompt, one, kept, row), features))
+        return self.language.joined(rows)
+
+    def _with_fixed(self, features_LD: Tensor, kept_L: Tensor, layout: Layout) -> Tensor:
+        """The features with the newline's vector at places without content."""
+        if not layout.fixed:
+            return features_LD
+        fixed = torch.tensor(layout.fixed, device=self.device)
+        newline = self.newline()
+        return torch.where(
+            torch.isin(kept_L, fixed)[:, None], newline.to(features_LD.dtype), features_LD
+        )
+
+    def newline(self) -> Tensor:
+        """(D,): the feature of places without content."""
+        found: Tensor = self.module.get_parameter(self.row.newline)
+        return found
+
+    def _places(self, prompt: str, seen: Placed, kept_L: Tensor, row: int) -> tuple[Tensor, Tensor]:
+        """Ids (S,) of a prompt with the kept places of its picture, and their positions."""
+        ids = self.prompt_ids(prompt, seen)
+        self.language.check_length(len(ids), "a prompt with its picture", row)
+        ids_S = torch.tensor(ids, device=self.device)
+        is_place_S = ids_S == self.place_id
+        places = is_place_S.nonzero()[:, 0]
+        if len(places) != seen.num_tokens:
+            raise BadData(
+                f"{self.checkpoint}: a prompt needs {seen.num_tokens} places for its picture, "
+                f"found {len(places)}"
+            )
+        columns = torch.cat([(~is_place_S).nonzero()[:, 0], places[kept_L]]).sort().values
+        return ids_S[columns], self._positions(ids_S, seen)[..., columns]
+
+    def _positions(self, ids_S: Tensor, seen: Placed) -> Tensor:
+        """Positions (S,) of the whole prompt, or (3, S)."""
+        if not self.row.is_mrope:
+            return torch.arange(len(ids_S), device=self.device)
+        if math.prod(seen.layout.grid) != seen.num_tokens or len(seen.layout.grid) != 2:
+            raise BadData(
+                f"{self.checkpoint}: {seen.num_tokens} tokens of a picture without its rows and "
+                "columns, which the positions need"
+            )
+        rows, columns = seen.layout.grid
+        grid = torch.tensor([[1, rows * self._side, columns * self._side]], device=self.device)
+        types = (ids_S == self.place_id).int()
+        positions, _ = self.module.model.get_rope_index(
+            ids_S[None], image_grid_thw=grid, mm_token_type_ids=types[None]
+        )
+        found: Tensor = positions[:, 0]
+        return found
+
+    def prompt_ids(self, prompt: str, seen: Placed | None = None) -> list[int]:
+        """The tokens of a prompt with its picture; without one, of the usual number of tokens."""
+        usual = getattr(self.module.config, "image_seq_length", 1)
+        marks = f"{{{usual}}}" if seen is None else seen.layout.marks or f"{{{seen.num_tokens}}}"
+        if seen is not None and Layout(marks=marks).num_places != seen.num_tokens:
+            raise BadData(
+                f"{self.checkpoint}: a picture of {seen.num_tokens:,} tokens, whose text in the "
+                f"prompt has {Layout(marks=marks).num_places:,} places"
+            )
+        text = expanded(marks, self.preparer.image_token)
+        whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
+        return self._text_ids([whole.with_picture(self.preparer.mark, text)])[0]
+
+    def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
+        return len(self.prompt_ids(prompt, seen))
+
+    def _language_module(self) -> Any:
+        return self.module
+
+    def check_sizes(self) -> None:
+        layer = getattr(self.module.config, "vision_feature_layer", None)
+        if isinstance(layer, int) and not -len(self.blocks) - 1 <= layer <= len(self.blocks):
+            raise BadData(
+                f"{self.checkpoint}: vision_feature_layer is {layer}, the vision tower has "
+                f"{len(self.blocks)} layers"
+            )
+        found = self.preparer.image_token
+        if self.tokenizer.convert_tokens_to_ids(found) != self.place_id:
+            raise BadData(f"{self.checkpoint}: {found} is not token {self.place_id}")

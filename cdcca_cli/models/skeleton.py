@@ -1,0 +1,184 @@
+"""A model without its weights (`loading.outline`): its parts, and where the weights would go.
+
+`TowerTensors` finds the tower's parameters among the tensors of a checkpoint, as transformers does
+when it loads them (it renames and splits some), so that a tower's digest needs the bytes of the
+tower alone. `hollow` gives the tower's ends values, so that the outline sees a picture and shows
+how many visual tokens it becomes, of how many channels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdcca_cli.errors import BadData
+from cdcca_cli.families import Family
+from cdcca_cli.models import watching
+from cdcca_cli.models.model import LoadedModel
+
+PARTS = ("tower", "connector", "language model", "audio tower")
+_KEPT = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+
+
+def part_of(name: str, row: Family) -> str:
+    """The part, one of PARTS, that a parameter belongs to, by its name."""
+    connectors = [path.removesuffix(".*") for path in row.connector_paths]
+    if _is_under(name, row.tower_path) and not _is_under(name, *connectors):
+        return "tower"
+    if _is_under(name, row.language_path, "lm_head"):
+        return "language model"
+    return "audio tower" if "audio" in name else "connector"
+
+
+def tower_names(model: LoadedModel) -> dict[str, str]:
+    """The tower's parameters: their names in the module, by their names inside the tower."""
+    prefix = f"{model.row.tower_path}."
+    names = (name for name, _ in model.module.named_parameters())
+    return {
+        name.removeprefix(prefix): name for name in names if part_of(name, model.row) == "tower"
+    }
+
+
+def hollow(model: LoadedModel) -> None:
+    """Make an outline see pictures: its tower's blocks pass on what they get, all around is zero.
+
+    What it makes of a picture has the number, the places and the channels of the real tokens.
+    """
+    inside = {id(one) for block in model.blocks for one in block.parameters()}
+    for name, parameter in list(model.module.named_parameters()):
+        if part_of(name, model.row) in ("tower", "connector") and id(parameter) not in inside:
+            path, _, leaf = name.rpartition(".")
+            zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
+    for block in model.blocks:
+        block.forward = _passed_on
+
+
+def _passed_on(*args: Any, **kwargs: Any) -> Tensor:
+    return watching.first_tensor(args, kwargs)
+
+
+Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""The dtype and the shape of each stored tensor, by its name in the checkpoint."""
+
+
+class TowerTensors(Mapping[str, Tensor]):
+    """The tower's parameters as transformers would load them, by name inside it; read one by one.
+
+    Raises: BadData if the checkpoint lacks one or has another shape; from [], what `read` raises.
+    """
+
+    def __init__(self, model: LoadedModel, stored: Shapes, read: Callable[[str], Tensor]) -> None:
+        """Args: model: an outline. stored: all of the checkpoint's tensors."""
+        self._module, self._read = model.module, read
+        self._names = tower_names(model)
+        self._loads = _loads(model.module, stored)
+        self._parameters = dict(model.module.named_parameters())
+        self._ready: dict[str, Tensor] = {}  # of a stored tensor that makes several parameters
+        self._kept = {name for part in model.module.modules() for name in _kept(part)}
+        for name in self._names.values():
+            shape, load = tuple(self._parameters[name].shape), self._loads.get(name)
+            if load is None:
+                raise BadData(f"{model.checkpoint}: the weights lack {name}")
+            if load.targets[name] != shape:
+                raise BadData(
+                    f"{model.checkpoint}: {name} has the shape {list(load.targets[name])} in the "
+                    f"weights, {list(shape)} by config.json: they do not belong together"
+                )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, without reading any."""
+        return {inside: tuple(self._parameters[n].shape) for inside, n in self._names.items()}
+
+    def __getitem__(self, inside: str) -> Tensor:
+        name = self._names[inside]
+        if name not in self._ready:
+            self._ready |= self._loads[name].made(self._module, self._read)
+        return self._as_loaded(name, self._ready.pop(name))
+
+    def _as_loaded(self, name: str, tensor: Tensor) -> Tensor:
+        """Cast to the dtype that config.json names, in which the digest of a load is taken."""
+        dtype = self._parameters[name].dtype
+        is_kept = dtype != torch.float32 and not self._kept.isdisjoint(name.split("."))
+        return tensor.to(torch.float32 if is_kept else dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass
+class _Load:
+    """Stored tensors that together make one or more parameters.
+
+    sources: their names, with the patterns of the converter that they match. targets: the shapes
+    of the parameters, by name. converter: of transformers; None if a tensor is taken as it is.
+    """
+
+    name: str
+    sources: list[tuple[str, str | None]]
+    targets: dict[str, tuple[int, ...]]
+    converter: Any = None
+
+    def made(self, module: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        if self.converter is None:
+            return {self.name: read(self.sources[0][0])}
+        converter = deepcopy(self.converter)
+        for source, pattern in self.sources:
+            converter.add_tensor(self.name, source, pattern, read(source))
+        found = converter.convert(self.name, model=module, config=module.config)
+        return {
+            name: tensor[0] if isinstance(tensor, list) else tensor
+            for name, tensor in found.items()
+        }
+
+
+def _loads(module: Any, stored: Shapes) -> dict[str, _Load]:
+    """How each parameter is made from stored tensors, as transformers' loader finds it."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    known = module.state_dict()
+    changes = conversion_mapping.get_model_conversion_mapping(module)
+    renamings = [one for one in changes if isinstance(one, WeightRenaming)]
+    converters = [one for one in changes if isinstance(one, WeightConverter)]
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    prefix = module.base_model_prefix
+    loads: dict[str, _Load] = {}
+    for source in sorted(stored, key=dot_natural_key):
+        name, pattern = rename_source_key(source, renamings, converters, prefix, known)
+        if name not in known and source in known:
+            name, pattern = rename_source_key(source, [], [], prefix, known)
+        if name in known:
+            converter = None if pattern is None else by_pattern[pattern]
+            load = loads.setdefault(name, _Load(name, [], {}, converter))
+            load.sources.append((source, pattern))
+
+    def empty(source: str) -> Tensor:
+        dtype, shape = stored[source]
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    for load in loads.values():
+        made = load.made(module, empty)
+        load.targets = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    return {name: load for load in loads.values() for name in load.targets}
+
+
+def _kept(part: nn.Module) -> Iterator[str]:
+    """The parts of a module that transformers keeps in float32."""
+    for setting in _KEPT:
+        yield from getattr(part, setting, None) or ()
+
+
+def _is_under(name: str, *paths: str) -> bool:
+    return any(path and (name == path or name.startswith(f"{path}.")) for path in paths)
