@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "photographs"))
-import beside_pair  # noqa: E402, F401
+import beside_pair  # noqa: F401

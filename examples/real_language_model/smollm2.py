@@ -25,8 +25,9 @@ MARKS = {
     "<empty_output>": IMAGE,
     "<jupyter_script>": "<fake_token_around_image>",
     "<jupyter_output>": "<global-img>",
+    "<jupyter_code>": "<end_of_utterance>",
 }
-"""Reserved tokens of SmolLM2 and what they are called here; SmolVLM needs all three."""
+"""Reserved tokens of SmolLM2 and what they are called here: SmolVLM's processor wants all four."""
 
 CHAT_TEMPLATE = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
