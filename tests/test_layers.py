@@ -34,6 +34,7 @@ LAYERS = {
     "skipped": 0,
     "streams": 0,
     "files": 0,
+    "memory": 0,
     "errors": 0,
     "settings": 0,
     "text": 0,

@@ -41,7 +41,7 @@ def test_every_stage_runs_and_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     student, teacher = load(output / "student"), load(output / "teacher")
     assert student.tower_digest == teacher.tower_digest
     assert student.places == teacher.places and student.family == teacher.family
-    assert student.can_read(37, 64) and teacher.can_read(37, 64)
+    assert student.can_read(37, 128) and teacher.can_read(37, 128)
     # The world is drawn from its seed alone: these are the shipped frames' first.
     for name in ("stream", "heldout", "source"):
         made = (output / "frames" / name / "frames.jsonl").read_text().splitlines()

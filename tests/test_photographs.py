@@ -82,7 +82,7 @@ def test_every_stage_runs_and_leaves_a_pair_that_loads(world: Path, tmp_path: Pa
     student, teacher = load(output / "student"), load(output / "teacher")
     assert student.tower_digest == teacher.tower_digest
     assert student.places == teacher.places and student.family == teacher.family
-    assert student.can_read(37, 64) and teacher.can_read(37, 64)
+    assert student.can_read(37, 128) and teacher.can_read(37, 128)
     log = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     checks = [line for line in log if line["stage"] == "check"]
     assert [line["role"] for line in checks] == ["student", "teacher"]

@@ -107,12 +107,12 @@ class Trainer:
     def backward(self, batch: Sequence[int]) -> Tensor:
         """Gradients of a batch; returns its means of the loss and of each term, on the CPU.
 
-        The batch is cut into parts (`Method.parts`), which the processes share.
+        The batch is cut into parts (`Method.micro_batches`), which the processes share.
         """
         method = self.method
         for flat in self._flats:
             flat.clear()
-        parts = method.parts(batch, distributed.count())
+        parts = method.micro_batches(batch, distributed.count())
         sums = torch.zeros(1 + len(method.weights), device=self.student.device)
         for part in parts[distributed.rank() :: distributed.count()]:
             terms = method.losses(part)

@@ -20,6 +20,7 @@ from cdcca_cli.formats.names import split_groups
 from cdcca_cli.models import digests, loading, overlay, skeleton
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.models.skeleton import TowerTensors, part_of
+from cdcca_cli.models.sources import folder_of
 from cdcca_cli.payloads import pictures
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def outlined(name: str) -> Outlined:
         )
     else:
         model = loading.outline(name)
-    folder = loading.folder_of(name)
+    folder = folder_of(name)
     on_hub = headers.on_hub(name, revision)
     try:
         tensors = headers.tensors(name, on_hub if folder is None else headers.in_folder(folder))

@@ -3,6 +3,7 @@
 Nothing here needs a checkpoint or the network. A check never raises: what fails is its answer.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli.errors import CdccaError, Unavailable
+from cdcca_cli.memory import main_memory
 
 OK, MISSING = "ok", "missing"
 REQUIRED = {
@@ -31,10 +33,6 @@ REQUIRED = {
     "cryptography": "signs updates",
 }
 """Packages that are installed with cdcca, and what each does."""
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -49,25 +47,31 @@ class Check:
     is_required: bool = False
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of main memory: free, and in all, both as far as a container's limit allows."""
-
-    free: int
-    total: int
-
-
 def checks() -> list[Check]:
     """Everything that is looked at, in the order of the table."""
-    return [*_packages(), *_hardware(), _quantization(), *_pictures(), *_extras(), *_room()]
+    found: list[Check] = []
+    for name, look in (
+        ("packages", _packages),
+        ("hardware", _hardware),
+        ("quantization", _quantization),
+        ("pictures", _pictures),
+        ("extras", _extras),
+        ("disks", _room),
+    ):
+        try:
+            found += look()
+        except (ImportError, OSError) as error:  # OSError: a shared library of a package
+            cure = "install what cdcca depends on again"
+            found.append(Check(name, MISSING, _words(error), "every model", cure, is_required=True))
+    return found
 
 
 def require(found: list[Check]) -> None:
-    """Raises: Unavailable if a package that cdcca cannot do without is missing."""
+    """Raises: Unavailable if something that cdcca cannot do without is missing."""
     missing = [check for check in found if check.is_required and check.state == MISSING]
     if missing:
         names = ", ".join(check.name for check in missing)
-        raise Unavailable(f"not installed: {names}: {missing[0].cure}")
+        raise Unavailable(f"needed and missing: {names}: {missing[0].cure}")
 
 
 def as_json(found: list[Check]) -> dict[str, Any]:
@@ -84,20 +88,6 @@ def as_json(found: list[Check]) -> dict[str, Any]:
     }
 
 
-def main_memory() -> Memory:
-    """What a process can take here. Without /proc (macOS) free is all that there is."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = total
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit_file, used_file in _CGROUPS:
-        limit, used = _text(limit_file).strip(), _text(used_file).strip()
-        if limit.isdigit() and used.isdigit() and int(limit) < total:
-            total, free = int(limit), min(free, max(int(limit) - int(used), 0))
-    return Memory(free, total)
-
-
 def cpu_threads() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -107,8 +97,10 @@ def cpu_threads() -> int:
 
 def cuda_devices() -> list[tuple[str, int, int]]:
     """Each device's name, and its memory in bytes: free and in all."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
     if not torch.cuda.is_available():
         return []
     return [
@@ -170,7 +162,7 @@ def _hardware() -> Iterator[Check]:
     )
 
 
-def _quantization() -> Check:
+def _quantization() -> Iterator[Check]:
     """A linear of 4 bits on the hardware that models are computed on by default."""
     import torch
 
@@ -179,18 +171,17 @@ def _quantization() -> Check:
     try:
         _try_four_bits(device)
     except Exception as error:
-        words = " ".join(str(error).split())[:120] or type(error).__name__
-        return Check("4 bits", MISSING, words, purpose, "pip install -U bitsandbytes")
-    return Check("4 bits", OK, f"on {device}", purpose)
+        yield Check("4 bits", MISSING, _words(error), purpose, "pip install -U bitsandbytes")
+    else:
+        yield Check("4 bits", OK, f"on {device}", purpose)
 
 
 def _try_four_bits(device: str) -> None:
-    import logging
-
     import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns when it is imported
     from bitsandbytes.nn import Linear4bit
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # after the import, which sets it
     layer = Linear4bit(64, 32, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     weight_OI = layer.weight.data.clone()  # within 1/8, and 4 bits miss it by a seventh of that
     given_I = torch.ones(64)
@@ -229,8 +220,8 @@ def _extras() -> Iterator[Check]:
         except ImportError:
             yield Check(package, MISSING, "", purpose, f"pip install {named or package}")
         except Exception as error:
-            words = " ".join(str(error).split())[:120]
-            yield Check(package, MISSING, words, purpose, f"install the {package} of this torch")
+            cure = f"install the {package} of this torch"
+            yield Check(package, MISSING, _words(error), purpose, cure)
 
 
 def _java() -> Check:
@@ -258,7 +249,7 @@ def _video() -> Check:
     except CdccaError:
         return Check("PyAV", MISSING, "", purpose, "pip install 'cdcca[video]'")
     except Exception as error:
-        return Check("PyAV", MISSING, " ".join(str(error).split())[:120], purpose, "reinstall av")
+        return Check("PyAV", MISSING, _words(error), purpose, "reinstall av")
 
 
 def _room() -> Iterator[Check]:
@@ -279,8 +270,5 @@ def _room() -> Iterator[Check]:
             yield Check(name, MISSING, str(error.strerror), purpose, f"make {folder} readable")
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from cdcca_cli.config import Runtime
-from cdcca_cli.doctor import checkpoint, machine, pair
+from cdcca_cli.doctor import machine
 from cdcca_cli.doctor.machine import in_units
 from cdcca_cli.inspection.summary import rows
 
@@ -24,11 +24,13 @@ class Report:
 
 def made(student: str | None, teacher: str | None, on: Runtime) -> Report:
     """Look at the machine, at a model, or at a pair. Raises: as `checkpoint.report`."""
-    on.set_threads()
     if student is None:
         checks = machine.checks()
         require = partial(machine.require, checks)
         return Report(machine.as_json(checks), _machine_rows(checks), require)
+    from cdcca_cli.doctor import checkpoint, pair  # they need torch; the machine may have none
+
+    on.set_threads()
     if teacher is None:
         found = checkpoint.report(student, on)
         return Report(found, _checkpoint_rows(found), partial(checkpoint.require, found))

@@ -2,7 +2,8 @@
 
 Read `model` first, then `pictures`, `cells` and `watching`, `qformer`, `language`, `decoding` and
 `prompts`.
-`loading` and `sizes` load and check a checkpoint, `initial` makes a device folder from one.
+`sources`, `preparation`, `loading` and `sizes` find, load and check a checkpoint, `skeleton` knows
+one without its weights, and `initial` makes a device folder from one.
 `overlay`, `lora` and `quantization` change a loaded model, `attention` watches its vision tower.
 torch is imported at the first use of a name below.
 """

@@ -40,10 +40,11 @@ from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.names import CODEBOOK_FILE, has_lora, split_groups, whole_groups
 from cdcca_cli.formats.trust import Trust
 from cdcca_cli.models import quantization
-from cdcca_cli.models.loading import ASSETS, SHIPPED, load
+from cdcca_cli.models.loading import load
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.overlay import as_array, fused_experts
 from cdcca_cli.models.settings import InitSettings
+from cdcca_cli.models.sources import ASSETS, SHIPPED
 
 
 def create_device(

@@ -1,19 +1,14 @@
 """A checkpoint, which is a folder or a hub id, becomes a `LoadedModel`.
 
-- A folder never causes a request to the hub. Code in a checkpoint is never run; weights are read
-  from safetensors only.
+- Weights are read from safetensors only. `sources` says where, `preparation` has the tokenizer.
 - The vision tower's digest is taken of the parameters as stored, before they are cast, so it does
   not depend on the machine.
 - A checkpoint that lacks tensors, which transformers would fill with noise, or whose shapes are not
   those of config.json, is refused. So is one whose parts do not fit (`sizes`).
 """
 
-import copy
-import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,30 +17,26 @@ import torch
 
 from cdcca_cli.errors import (
     BadData,
-    CdccaError,
     MissingInput,
     SettingError,
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family, adjusting, processors
+from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.files import reason
-from cdcca_cli.formats.names import CODEBOOK_FILE, DTYPES
+from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.models import digests, quantization, sizes
 from cdcca_cli.models.cells import Cells
-from cdcca_cli.models.language import image_token_id
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.perceiver import Perceiver
-from cdcca_cli.models.pictures import Preparer
+from cdcca_cli.models.preparation import preparer_of, tokenizer_of
 from cdcca_cli.models.qformer import QFormer
+from cdcca_cli.models.sources import Source, quiet_transformers, source_of
 from cdcca_cli.text import load_json
 
 if TYPE_CHECKING:
     from cdcca_cli.formats.device import Device
 
-SHIPPED = "shipped:"
-ASSETS = Path(__file__).parent.parent / "assets"
-_FILES = (".lessons", ".labels", ".tokens", ".safetensors", ".cdcca")  # never a hub id's ending
 _KINDS: dict[str, type[LoadedModel]] = {
     "qformer": QFormer,
     "perceiver": Perceiver,
@@ -82,8 +73,8 @@ def load(
         raise SettingError("device_map", "expected auto", device_map)
     device = _compute(compute)
     cast_to = _dtype(dtype, device)
-    source = _source(checkpoint, revision)
-    _quiet_transformers()
+    source = source_of(checkpoint, revision)
+    quiet_transformers()
     config = _config(source)
     row = FAMILIES[config.model_type]
     _check_packages(row, source.named)
@@ -125,8 +116,8 @@ def outline(
     import transformers
     from accelerate import init_empty_weights
 
-    source = _source(checkpoint, revision, needs_weights=False)
-    _quiet_transformers()
+    source = source_of(checkpoint, revision, needs_weights=False)
+    quiet_transformers()
     config = _config(source)
     row = FAMILIES[config.model_type]
     _check_packages(row, source.named)
@@ -146,7 +137,7 @@ def outline(
 
 
 def _wrapped(
-    source: "_Source",
+    source: Source,
     row: Family,
     module: Any,
     compute: str,
@@ -154,17 +145,17 @@ def _wrapped(
     tower_digest: str,
     template: str | None,
 ) -> LoadedModel:
-    folder, tokenizer = row.instruction_tokenizer, _tokenizer(source, "")
+    folder, tokenizer = row.instruction_tokenizer, tokenizer_of(source)
     return _KINDS[row.kind](
         row,
         module,
         tokenizer,
-        _preparer(source, row, module, tokenizer),
+        preparer_of(source, row, module, tokenizer),
         checkpoint=source.named,
         compute=compute,
         dtype=dtype,
         tower_digest=tower_digest,
-        instruction_tokenizer=None if folder is None else _tokenizer(source, folder),
+        instruction_tokenizer=None if folder is None else tokenizer_of(source, folder),
         template=template,
     )
 
@@ -201,68 +192,6 @@ def load_device(
     return model
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A checkpoint: the caller's name, its folder or hub id, and options of `from_pretrained`."""
-
-    named: str
-    path: str
-    is_folder: bool
-    options: dict[str, Any]
-
-    @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Turn an exception of transformers into a CdccaError of one line."""
-        try:
-            yield
-        except Exception as error:
-            raise _failed(self, what, error) from error
-
-
-def folder_of(checkpoint: str | Path) -> Path | None:
-    """The folder of a checkpoint; None for a hub id. Raises: as `load`."""
-    source = _source(checkpoint, None, needs_weights=False)
-    return Path(source.path) if source.is_folder else None
-
-
-def _source(checkpoint: str | Path, revision: str | None, *, needs_weights: bool = True) -> _Source:
-    text = str(checkpoint)
-    path = Path(text).expanduser()
-    if text.startswith(SHIPPED):
-        role = text.removeprefix(SHIPPED)
-        if role not in ("teacher", "student"):
-            raise UsageError(f"{text}: expected {SHIPPED}teacher or {SHIPPED}student")
-        path = ASSETS / role
-    elif not (path.exists() or isinstance(checkpoint, Path) or _looks_like_a_path(text)):
-        options = {"trust_remote_code": False, "local_files_only": False, "revision": revision}
-        return _Source(text, text, False, options)
-    _check_folder(path, text, needs_weights)
-    return _Source(text, str(path), True, {"trust_remote_code": False, "local_files_only": True})
-
-
-def _looks_like_a_path(text: str) -> bool:
-    """Whether it cannot be a hub id, which is `name` or `owner/name`."""
-    if not text or text.startswith((".", "/", "~")) or text.endswith(("/", *_FILES)):
-        return True
-    return text.count("/") > 1
-
-
-def _check_folder(path: Path, named: str, needs_weights: bool) -> None:
-    if not path.exists():
-        raise MissingInput(f"{named}: no such checkpoint folder")
-    if not path.is_dir():
-        raise UsageError(f"{named}: expected a checkpoint folder or a hub id, found a file")
-    if not (path / "config.json").is_file():
-        raise MissingInput(f"{named}: not a checkpoint folder: it has no config.json")
-    has_weights = any(file.name != CODEBOOK_FILE for file in path.glob("*.safetensors"))
-    if needs_weights and not has_weights:
-        pickled = any(path.glob("*.bin"))
-        raise MissingInput(
-            f"{named}: the checkpoint has no weights: expected model.safetensors"
-            + (", found only .bin files, which are never read: convert them" if pickled else "")
-        )
-
-
 def _compute(compute: str) -> str:
     if compute == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -287,7 +216,7 @@ def _dtype(dtype: str, device: str) -> torch.dtype | None:
     return named
 
 
-def _config(source: _Source) -> Any:
+def _config(source: Source) -> Any:
     """The checkpoint's config. Raises: UsageError for a family that is not in the table."""
     from transformers import AutoConfig
 
@@ -343,7 +272,7 @@ def _cut_qformer(config: Any, layers: int, named: str) -> None:
 
 
 def _module(
-    row: Family, source: _Source, config: Any, placed: dict[str, Any]
+    row: Family, source: Source, config: Any, placed: dict[str, Any]
 ) -> tuple[Any, list[str], list[str]]:
     """The module with its weights as stored, its missing tensors and its unexpected ones."""
     import transformers
@@ -407,109 +336,3 @@ def _cast(module: Any, dtype: torch.dtype) -> None:
         if parameter.is_floating_point():
             keep = any(f".{path}." in f".{name}." for path in kept)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
-
-
-def _tokenizer(source: _Source, subfolder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    what = f"the tokenizer in {subfolder}/" if subfolder else "the tokenizer"
-    with source.reading(what):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.path, subfolder=subfolder, **source.options
-        )
-        knows_words = bool(tokenizer("Answer:", add_special_tokens=False)["input_ids"])
-    if not knows_words:  # transformers makes an empty one where the files are missing
-        raise MissingInput(f"{source.named}: {what} has no vocabulary: is tokenizer.json missing?")
-    if not tokenizer.is_fast:
-        raise UsageError(
-            f"{source.named}: {what} is a {type(tokenizer).__name__}, which cannot be saved as the "
-            "tokenizer.json that cdcca needs"
-        )
-    return tokenizer
-
-
-def _preparer(source: _Source, row: Family, module: Any, tokenizer: Any) -> Preparer:
-    """The processors for PIL images: the same pixels with torchvision and without."""
-    from transformers import AutoImageProcessor
-
-    with source.reading("the image processor"):
-        image_processor = AutoImageProcessor.from_pretrained(
-            source.path, backend=row.backend, **source.options
-        )
-    if row.kind == "qformer":
-        return Preparer(image_processor, None, "", ("pixel_values",))
-    if row.adjust:
-        getattr(adjusting, row.adjust)(module.config, image_processor)
-    with source.reading("the processor"):
-        processor = _processor(source, row, image_processor, tokenizer)
-    place_id = image_token_id(module.config)
-    token = tokenizer.convert_ids_to_tokens(place_id)
-    if not isinstance(token, str):
-        raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
-    arguments = inspect.signature(module.model.get_image_features).parameters
-    return Preparer(image_processor, processor, token, tuple(arguments))
-
-
-def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: Any) -> Any:
-    """The processor that knows a picture's text, without its video processor.
-
-    None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone. The
-    tokenizer gets the processor's chat template, which knows pictures where its own may not.
-    """
-    if row.processor is None:
-        return None
-    from transformers.models.auto.processing_auto import (
-        PROCESSOR_MAPPING_NAMES,
-        processor_class_from_name,
-    )
-
-    name = row.processor or PROCESSOR_MAPPING_NAMES[row.model_type]
-    made_here = getattr(processors, name, None)
-    known = processor_class_from_name(name) if made_here is None else made_here()
-    if known is None:
-        raise Unavailable(f"{source.named}: transformers has no processor of {row.name}")
-    settings, _ = known.get_processor_dict(source.path, **source.options)
-    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
-    # A copy: PaliGemma's adds a thousand tokens, which a checkpoint has already.
-    made_of = {"image_processor": image_processor, "tokenizer": copy.deepcopy(tokenizer)}
-    takes = inspect.signature(known.__init__).parameters
-    # MiniCPM-V reads settings of its video processor, which its image processor has as well.
-    absent = {"video_processor": image_processor}
-    made_of |= {n: absent.get(n) for n in known.get_attributes() if n not in made_of}
-    kept = {name: value for name, value in settings.items() if name in takes}
-    lenient = type(known.__name__, (known,), {"check_argument_for_proper_class": _any_argument})
-    made = lenient(**{**kept, **made_of})
-    is_set = "patch_size" not in takes or getattr(made, "patch_size", None) is not None
-    return made if is_set else None
-
-
-def _any_argument(self: Any, name: str, value: Any) -> type:
-    """No video processor will do: none is used."""
-    return type(value)
-
-
-def _failed(source: _Source, what: str, error: Exception) -> CdccaError:
-    named, text = source.named, str(error)
-    line = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
-    if isinstance(error, CdccaError):
-        return error
-    if isinstance(error, MemoryError) or ("memory" in text and "alloc" in text):
-        return Unavailable(f"{named}: not enough memory for {what}: {line}")
-    if isinstance(error, ImportError):
-        return Unavailable(f"{named}: {what} needs a package that is not installed: {line}")
-    if isinstance(error, OSError) and not source.is_folder:
-        return Unavailable(
-            f"{named}: not a folder here, and {what} cannot be fetched from the hub: {line}"
-        )
-    if isinstance(error, OSError):
-        return MissingInput(f"{named}: {what} cannot be read: {line}")
-    return BadData(f"{named}: {what} cannot be loaded: {line}")
-
-
-def _quiet_transformers() -> None:
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()

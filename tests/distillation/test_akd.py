@@ -227,7 +227,7 @@ def test_other_vocabularies_are_compared_at_the_picture_alone(
 ) -> None:
     assert foreign.vocabulary_digest != teacher.vocabulary_digest
     _, method = prepared(shards, foreign, mirror, QUICK)
-    assert method.parts["repr"] == ("visual",)
+    assert method.aligned["repr"] == ("visual",)
     with pytest.raises(UsageError, match=r"`repr_at` answer: .* other vocabularies"):
         a_trainer(shards, foreign, mirror, replace(QUICK, repr_at="answer"))
 
@@ -239,6 +239,6 @@ def test_an_encoder_decoder_is_compared_at_the_picture_alone(
     mirror = create_device(tmp_path / "mirror", str(blip2_t5), InitSettings(lora_rank=2))
     shards = make_shards(teacher, 4)
     _, method = prepared(shards, teacher, mirror, replace(QUICK, kl="forward"))
-    assert method.parts["repr"] == ("visual",)
+    assert method.aligned["repr"] == ("visual",)
     with pytest.raises(UsageError, match="`repr_at` answer: an encoder-decoder"):
         a_trainer(shards, teacher, mirror, replace(QUICK, repr_at="answer"))

@@ -405,9 +405,11 @@ def test_questions_without_an_answer_are_left_out_and_counted(
 def test_another_number_of_queries_cannot_be_aligned(
     tiny_pair: tuple[Path, Path],
     teacher: LoadedModel,
+    mirror: Device,
     shards: list[Shard],
     tmp_path: Path,
 ) -> None:
+    """Before the work if the teacher is there, and by what its labels hold if not."""
     fewer = tmp_path / "fewer"
     shutil.copytree(tiny_pair[1], fewer)
     tensors = load_file(fewer / "model.safetensors")
@@ -418,11 +420,15 @@ def test_another_number_of_queries_cannot_be_aligned(
     (fewer / "config.json").write_text(
         config.replace('"num_query_tokens": 4', '"num_query_tokens": 3')
     )
-    mirror = create_device(tmp_path / "mirror", str(fewer), InitSettings(lora_rank=2))
-    with pytest.raises(UsageError, match="4 queries vectors for an image, the student 3"):
-        distill(shards, teacher, mirror, QUICK)
+    other = create_device(tmp_path / "mirror", str(fewer), InitSettings(lora_rank=2))
+    with pytest.raises(UsageError, match="`method` akd: the connectors do not make as many"):
+        distill(shards, teacher, other, QUICK)
     answers_alone = replace(QUICK, epochs=1, query_weight=0, repr_weight=0)
-    assert distill(shards, teacher, mirror, answers_alone).report["best_epoch"] == 1
+    assert distill(shards, teacher, other, answers_alone).report["best_epoch"] == 1
+    cached = replace(QUICK, epochs=1, cache=tmp_path / "labels")
+    distill(shards, teacher, mirror, cached)
+    with pytest.raises(UsageError, match="4 queries vectors for an image, the student 3"):
+        distill(shards, None, other, cached)
 
 
 def test_divergence_is_said(teacher: LoadedModel, mirror: Device, shards: list[Shard]) -> None:

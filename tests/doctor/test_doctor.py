@@ -18,6 +18,7 @@ from cdcca_cli.doctor import checkpoint, frame, identities, machine, memory
 from cdcca_cli.families import FAMILIES
 from cdcca_cli.formats.device import Device
 from cdcca_cli.main import main
+from cdcca_cli.memory import Memory
 from tests import tiny
 from tests.doctor.conftest import MADE, Checkpoints
 from tests.doctor.hub import Hub, serving
@@ -52,7 +53,7 @@ def test_a_machine_without_something_needed_is_shown_and_refused(
     monkeypatch.setitem(machine.REQUIRED, "no-such-package", "does nothing")
     found, err = doctor(capfd, code=69)
     assert found["kind"] == "machine"
-    assert "not installed: no-such-package: pip install no-such-package" in err
+    assert "needed and missing: no-such-package: pip install no-such-package" in err
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name.startswith("zoo: ")])
@@ -141,7 +142,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint.machine, "main_memory", lambda: machine.Memory(10**8, 10**9))
+    monkeypatch.setattr(checkpoint.machine, "main_memory", lambda: Memory(10**8, 10**9))
     found, _ = doctor(capfd, checkpoints[LLAVA], "--compute", "cpu")
     why = found["identities"]["why_not"]
     assert why.startswith("loading it in float32 needs 55") and "100 MB is free" in why

@@ -3,6 +3,8 @@
 import builtins
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from cdcca_cli import memory
 from cdcca_cli.doctor import machine
-from cdcca_cli.doctor.machine import Check, Memory, in_units
+from cdcca_cli.doctor.machine import Check, in_units
 from cdcca_cli.errors import Unavailable
+from cdcca_cli.memory import Memory, main_memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +54,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(machine.REQUIRED, "no-such-package", "does nothing")
     checks = list(machine._packages())
     assert found("no-such-package", checks).cure == "pip install no-such-package"
-    with pytest.raises(Unavailable, match="not installed: no-such-package: pip install"):
+    with pytest.raises(Unavailable, match="needed and missing: no-such-package: pip install"):
         machine.require(checks)
 
 
@@ -58,9 +62,10 @@ def test_bitsandbytes_that_computes_nonsense(monkeypatch: pytest.MonkeyPatch) ->
     from bitsandbytes.nn import Linear4bit
 
     right = Linear4bit.forward
-    assert machine._quantization().state == machine.OK
+    (check,) = machine._quantization()
+    assert check.state == machine.OK
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: 3 + right(self, x))
-    check = machine._quantization()
+    (check,) = machine._quantization()
     assert check.state == machine.MISSING and "off by" in check.found
 
 
@@ -74,7 +79,26 @@ def test_packages_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert machine._video().cure == "pip install 'cdcca[video]'"
-    assert machine._quantization().state == machine.MISSING
+    (check,) = machine._quantization()
+    assert check.state == machine.MISSING
+
+
+def test_a_machine_without_torch_is_still_looked_at() -> None:
+    """In a process of its own, in which torch, numpy and Pillow cannot be imported."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'numpy', 'PIL', 'huggingface_hub']))\n"
+        "from cdcca_cli.main import main\n"
+        "sys.exit(main(['doctor', '--json']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 69, done.stderr
+    assert "needed and missing: hardware" in done.stderr
+    checks = [Check(**each) for each in json.loads(done.stdout)["checks"]]
+    assert "torch" in found("hardware", checks).found
+    assert found("Java", checks).name == "Java"
 
 
 def test_an_extra_that_is_there_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,15 +132,15 @@ def test_java(version: str | None, state: str, cure: str, monkeypatch: pytest.Mo
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(machine, "_CGROUPS", ((str(limit), str(used)),))
-    outside = machine.main_memory()
+    monkeypatch.setattr(memory, "_CGROUPS", ((str(limit), str(used)),))
+    outside = main_memory()
     limit.write_text("1000000\n")
     used.write_text("400000\n")
-    assert machine.main_memory() == Memory(600_000, 1_000_000)
+    assert main_memory() == Memory(600_000, 1_000_000)
     used.write_text("1100000\n")
-    assert machine.main_memory() == Memory(0, 1_000_000)
+    assert main_memory() == Memory(0, 1_000_000)
     limit.write_text("max\n")
-    assert machine.main_memory().total == outside.total
+    assert main_memory().total == outside.total
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ ROWS = (
             "image_token_index": text.id("<image_soft_token>"),
             "boi_token_index": text.id("<start_of_image>"),
             "eoi_token_index": text.id("<end_of_image>"),
+            "tie_word_embeddings": False,
         },
         chat=GEMMA,
         image="<image_soft_token>",

@@ -78,7 +78,7 @@ class Method(ABC):
         self.decay = decay
         self.mean_P = None if decay is None else context.overlay.values.clone()
 
-    def parts(self, batch: Sequence[int], num_processes: int = 1) -> list[Sequence[int]]:
+    def micro_batches(self, batch: Sequence[int], num_processes: int = 1) -> list[Sequence[int]]:
         """A batch cut into what one forward pass takes.
 
         That is `micro_batch_size` examples or, by default, MICRO_BATCH_SIZE: fewer if there are

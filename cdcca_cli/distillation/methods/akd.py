@@ -64,7 +64,7 @@ class FeatureDistillation(Method):
         assert context.dataset.outputs is not None
         self.outputs = context.dataset.outputs
         self.is_of_the_batch = settings.method == "pkd"
-        self.parts = {term: parts for term in PARTS if (parts := self._parts(term))}
+        self.aligned = {term: parts for term in PARTS if (parts := self._parts(term))}
         self.scales: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
         self.phis: dict[str, nn.Module] = {}
@@ -72,7 +72,7 @@ class FeatureDistillation(Method):
         if "kl" in self.weights:
             self._check_vocabulary()
         train = context.dataset.train
-        batches = self.parts(train[:: max(1, len(train) // MEASURED)][:MEASURED])
+        batches = self.micro_batches(train[:: max(1, len(train) // MEASURED)][:MEASURED])
         self._make_phis(batches)
         self._balance(batches)
 
@@ -113,7 +113,7 @@ class FeatureDistillation(Method):
             )
 
     def _make_phis(self, batches: list[Sequence[int]]) -> None:
-        parts = [part for parts in self.parts.values() for part in parts]
+        parts = [part for parts in self.aligned.values() for part in parts]
         with torch.no_grad():
             found = [self._features(batch) for batch in batches] if parts else []
         for part in parts:
@@ -153,7 +153,7 @@ class FeatureDistillation(Method):
                 )
             streams.message(f"{what}: left out")
             del self.weights[term]
-            self.parts.pop(term, None)
+            self.aligned.pop(term, None)
         if self.settings.is_balanced:
             first = next(term for term in ("ce", "kl", "repr", "query") if term in self.weights)
             for term in self.weights:
@@ -193,7 +193,7 @@ class FeatureDistillation(Method):
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
         features = self._features(batch)
         terms: dict[str, Tensor] = {}
-        for term, parts in self.parts.items():
+        for term, parts in self.aligned.items():
             values = [self._distance(batch, part, features) for part in parts]
             terms[term] = torch.stack(values).mean(0)
         if "ce" in self.weights:
@@ -212,7 +212,7 @@ class FeatureDistillation(Method):
         forward = student.forward(encoded.spliced, answer_BA)
         rows, masks = {}, {}
         for part, values_BLC in (("queries", encoded.queries), ("visual", forward.hidden)):
-            if any(part in parts for parts in self.parts.values()):
+            if any(part in parts for parts in self.aligned.values()):
                 kept = self._kept(batch, part, values_BLC, forward.hidden_mask)
                 rows[part], masks[part] = kept[0].float(), kept[1]
         if forward.answer_hidden is not None:
@@ -273,7 +273,7 @@ class FeatureDistillation(Method):
             "balance": "gradients" if settings.is_balanced else "none",
             "gradients": self.gradients,
             "scales": self.scales,
-            "parts": {term: list(parts) for term, parts in self.parts.items()},
+            "parts": {term: list(parts) for term, parts in self.aligned.items()},
         }
 
 
