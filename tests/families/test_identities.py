@@ -1,7 +1,7 @@
 """What cdcca rests on, for every family: stored visual tokens are as good as pixels.
 
 A wide, a tall and a square picture and questions of three lengths share each batch. Differences
-are of logits, at most 1e-5.
+are of logits, at most 1e-5 unless a family rounds more.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from cdcca_cli.formats.names import GROUPS, LORA_PARTS
 from cdcca_cli.models import Seen, Spliced, padded
 from cdcca_cli.uplink import uncertainty
 from tests import zoo
-from tests.families.conftest import ANSWERS, TOLERANCE, Case
+from tests.families.conftest import ANSWERS, Case
 
 HYBRID = dict.fromkeys(
     ("qwen3_5", "minicpmv4_6", "lfm2_vl"),
@@ -73,7 +73,7 @@ def test_stored_tokens_give_what_pixels_give(case: Case) -> None:
         with torch.no_grad():
             logits = case.theirs.logits(inputs, answer[:-1])
         theirs.append(logits[-len(answer) :])
-    assert worst(logits_of(case, read(case)), theirs) <= TOLERANCE
+    assert worst(logits_of(case, read(case)), theirs) <= case.tolerance
 
 
 def test_greedy_is_the_generate_of_transformers(case: Case) -> None:
@@ -92,7 +92,7 @@ def test_greedy_is_the_generate_of_transformers(case: Case) -> None:
         assert out.sequences[0, -len(out.logits) :].tolist() == made.ids[row]
         for step, logits in enumerate(out.logits):
             entropy = torch.distributions.Categorical(logits=logits[0].double()).entropy()
-            assert made.entropies[row][step] == pytest.approx(entropy.item(), abs=TOLERANCE)
+            assert made.entropies[row][step] == pytest.approx(entropy.item(), abs=case.tolerance)
 
 
 def test_one_at_a_time_equals_all_at_once(case: Case) -> None:
@@ -103,12 +103,12 @@ def test_one_at_a_time_equals_all_at_once(case: Case) -> None:
     scores = model.score_choices(together, choices)
     for row in range(3):
         alone = read(case, (row,))
-        assert worst(logits_of(case, alone, [ANSWERS[row]]), [logits[row]]) <= TOLERANCE
+        assert worst(logits_of(case, alone, [ANSWERS[row]]), [logits[row]]) <= case.tolerance
         assert model.generate(alone, 4).ids[0] == made.ids[row]
         (found,) = model.score_choices(alone, [choices[row]])
-        assert found == pytest.approx(scores[row], abs=5 * TOLERANCE)
+        assert found == pytest.approx(scores[row], abs=5 * case.tolerance)
         (one,) = model.see([case.pictures[row]])
-        assert (one.tokens - case.seen[row].tokens).abs().max() <= TOLERANCE
+        assert (one.tokens - case.seen[row].tokens).abs().max() <= case.tokens_tolerance
         assert one.layout == case.seen[row].layout
 
 
@@ -118,7 +118,7 @@ def test_the_picture_is_looked_at(case: Case) -> None:
         seen = case.model.see(case.model.prepare([other]))
         spliced = case.model.read(seen, case.prompts[:1])
     here, there = (logits_of(case, one, ["red"]) for one in (read(case, (0,)), spliced))
-    assert worst(here, there) > 100 * TOLERANCE
+    assert worst(here, there) > 100 * case.tolerance
 
 
 @torch.no_grad()
@@ -146,9 +146,9 @@ def test_dropping_equals_masking(case: Case) -> None:
         one = model.splice(
             features, [case.prompts[row]], [case.seen[row]], positions_BN=places[None]
         )
-        assert worst(logits_of(case, one, [ANSWERS[row]]), [dropped[row]]) <= TOLERANCE
+        assert worst(logits_of(case, one, [ANSWERS[row]]), [dropped[row]]) <= case.tolerance
     masked = worst(dropped, logits_of(case, _masked(case, kept)))
-    assert masked > 100 * TOLERANCE if case.name in HYBRID else masked <= TOLERANCE
+    assert masked > 100 * case.tolerance if case.name in HYBRID else masked <= case.tolerance
 
 
 def _masked(case: Case, kept: list[Tensor]) -> Spliced:
@@ -173,13 +173,14 @@ def _masked(case: Case, kept: list[Tensor]) -> Spliced:
 def test_the_tower_in_two_pieces_is_the_tower(case: Case) -> None:
     """Bit for bit, at every block; and many passes at once are as many times one."""
     for row, picture in enumerate(case.pictures):
+        (whole,) = case.model.see([picture])
         for block in range(case.model.num_blocks + 1):
             trunk = case.model.trunk(picture, block)
             tokens, layout = case.model.tail(trunk)
-            assert torch.equal(tokens[0], case.seen[row].tokens), block
+            assert torch.equal(tokens[0], whole.tokens), block
             assert layout == case.seen[row].layout
         tokens, _ = case.model.tail(trunk, 3)
-        assert (tokens - case.seen[row].tokens).abs().max() <= TOLERANCE
+        assert (tokens - case.seen[row].tokens).abs().max() <= case.tokens_tolerance
 
 
 def test_dropout_changes_all_passes_but_the_first(case: Case) -> None:
@@ -194,7 +195,7 @@ def test_dropout_changes_all_passes_but_the_first(case: Case) -> None:
             model, trunk, "frame", blocks=1, passes=4, rate=0.2, seed=0
         )
         seen = case.seen[row]
-        assert (tokens_PNC[0] - seen.tokens).abs().max() <= TOLERANCE
+        assert (tokens_PNC[0] - seen.tokens).abs().max() <= case.tokens_tolerance
         variance_N = uncertainty.pass_variance(tokens_PNC[1:])
         has_content = torch.ones(seen.num_tokens, dtype=torch.bool)
         has_content[list(seen.layout.fixed)] = False

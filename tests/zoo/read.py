@@ -74,8 +74,10 @@ def prepared(row: Row, processor: Any, picture: Image.Image) -> tuple[Any, str]:
         made = processor(text=processor.image_token, images=picture, return_tensors="pt")
         tokens = processor.tokenizer.convert_ids_to_tokens(made.pop("input_ids")[0])
         return made, "".join(tokens[1:])
-    made, texts = processor._process_images([picture], **settings)
-    return made, texts[0]
+    made, (text,) = processor._process_images([picture], **settings)
+    if row.name == "minicpmv4_6":  # numbers the pictures of a prompt in `__call__`
+        text = f"{processor.image_id_start_token}0{processor.image_id_end_token}{text}"
+    return made, text
 
 
 def features(model: Any, made: Any) -> torch.Tensor:
