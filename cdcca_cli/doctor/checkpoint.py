@@ -124,7 +124,11 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
             "bytes": _payload_bytes(model, seen, photograph),
         },
         "memory_bytes": {
-            form: {"infer": sizes.to_infer(form), "train": sizes.to_train(form)}
+            form: {
+                "infer": sizes.to_infer(form),
+                "train": sizes.to_train(form),
+                "train_least": sizes.to_train(form, least=True),
+            }
             for form in memory.NUM_BYTES
         },
         "exceptions": list(_exceptions(model)),
