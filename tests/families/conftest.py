@@ -35,6 +35,11 @@ ROUNDING = {
     "granite4_vision": 4,  # six layers that features are added to
 }
 """Families whose arithmetic rounds more, as a multiple of TOLERANCE."""
+HYBRID = dict.fromkeys(
+    ("qwen3_5", "minicpmv4_6", "lfm2_vl"),
+    "its convolutions or recurrences see the neighbours of a dropped token close up",
+)
+"""Families in which dropping a token is not masking it, and why."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Theirs:
         if self._case.name == "idefics2":
             whole = whole.replace(text, f"{text} ")  # as its processor, before a word
         words = self._processor.tokenizer
-        begins = words.bos_token is not None and whole.startswith(words.bos_token)
+        begins = words.bos_token is not None and words.bos_token in whole
         ids = words(whole, add_special_tokens=not begins, return_tensors="pt")["input_ids"]
         return read.arguments(self._row, self.model, self._processor, made, ids)
 

@@ -18,16 +18,10 @@ from cdcca_cli.formats.names import GROUPS, LORA_PARTS
 from cdcca_cli.models import Seen, Spliced, padded
 from cdcca_cli.uplink import uncertainty
 from tests import zoo
-from tests.families.conftest import ANSWERS, Case
+from tests.families.conftest import ANSWERS, HYBRID, Case
 
-HYBRID = dict.fromkeys(
-    ("qwen3_5", "minicpmv4_6", "lfm2_vl"),
-    "its convolutions or recurrences see the neighbours of a dropped token close up",
-)
-"""Families in which dropping a token is not masking it, and why."""
 NO_BLOCKS = {
     "gemma4_unified": "it has no vision tower",
-    "fast_vlm": "its tower is convolutions",
 }
 """Families without blocks in which dropout could be put, and why."""
 

@@ -75,7 +75,7 @@ def prepared(row: Row, processor: Any, picture: Image.Image) -> tuple[Any, str]:
         tokens = processor.tokenizer.convert_ids_to_tokens(made.pop("input_ids")[0])
         return made, "".join(tokens[1:])
     made, (text,) = processor._process_images([picture], **settings)
-    if row.name == "minicpmv4_6":  # numbers the pictures of a prompt in `__call__`
+    if getattr(processor, "default_use_image_id", False):  # MiniCPM-V's `__call__` numbers them
         text = f"{processor.image_id_start_token}0{processor.image_id_end_token}{text}"
     return made, text
 
