@@ -123,7 +123,7 @@ class _Frames:
         places_K = kept_N.nonzero()[:, 0]
         features = model.project(model.queries(seen.tokens[kept_N][None], None, [prompt]))
         few = model.splice(features, [prompt], [seen], positions_BN=places_K[None])
-        if model.row.kind == "qformer":
+        if model.row.kind != "cells":
             features = model.project(model.queries(seen.tokens[None], kept_N[None], [prompt]))
             whole = model.splice(features, [prompt], [seen])
         else:

@@ -52,11 +52,11 @@ def open_methods(*, same_tower: bool, same_vocabulary: bool, same_places: bool) 
 def same_places(kinds: Sequence[str], num_queries: Sequence[int], *, same_tower: bool) -> bool:
     """Whether both connectors make as many vectors of any picture, at the same places.
 
-    Q-Formers do if they have as many query tokens. Connectors that make a vector of each place of
-    the picture do if they share the tower and merge as many of its tokens.
+    Q-Formers and perceivers do if they have as many query tokens. Connectors that make a vector of
+    each place of the picture do if they share the tower and merge as many of its tokens.
 
     Args: kinds: `Family.kind` of both. num_queries: vectors that each makes of the same picture.
     """
     ours, theirs = kinds
-    is_common = ours == theirs and (ours == "qformer" or same_tower)
+    is_common = ours == theirs and (ours != "cells" or same_tower)
     return is_common and len(set(num_queries)) == 1

@@ -51,8 +51,16 @@ class Perceiver(Cells):
     ) -> Spliced:
         return super().splice(features_BLD, prompts, seen)
 
-    def _num_places(self, seen: Placed) -> int:
+    @property
+    def places(self) -> tuple[str, int]:
+        return self.row.kind, self._num_latents
+
+    @property
+    def _num_latents(self) -> int:
         return int(self.module.config.perceiver_config.resampler_n_latents)
+
+    def _num_places(self, seen: Placed) -> int:
+        return self._num_latents
 
     def _of_features(self, mask_BN: Tensor) -> Tensor | None:
         return None

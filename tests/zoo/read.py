@@ -90,14 +90,19 @@ def features(model: Any, made: Any) -> torch.Tensor:
     return torch.cat([part.flatten(0, -2) for part in found.pooler_output])
 
 
-def logits(row: Row, model: Any, processor: Any, picture: Image.Image, question: str) -> Any:
-    """Next-token logits (V,) after the picture and the question, from pixels."""
-    made, text = prepared(row, processor, picture)
-    ids = processor.tokenizer(text + question, return_tensors="pt")["input_ids"]
+def arguments(row: Row, model: Any, processor: Any, made: Any, ids: Any) -> dict[str, Any]:
+    """What the model's forward and `generate` take for a prompt (1, S) and its picture."""
     names = set(inspect.signature(model.forward).parameters)
     taken = {name: value for name, value in made.items() if name in names}
     types = (ids == processor.tokenizer.convert_tokens_to_ids(row.image)).long()
     for name in {"token_type_ids", "mm_token_type_ids"} & names:
         taken[name] = 0 * types if row.name == "paligemma" else types
+    return taken | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def logits(row: Row, model: Any, processor: Any, picture: Image.Image, question: str) -> Any:
+    """Next-token logits (V,) after the picture and the question, from pixels."""
+    made, text = prepared(row, processor, picture)
+    ids = processor.tokenizer(text + question, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        return model(input_ids=ids, **taken).logits[0, -1]
+        return model(**arguments(row, model, processor, made, ids)).logits[0, -1]
