@@ -403,6 +403,7 @@ ROWS = (
                 "window_size": 14,
                 "global_attn_indexes": [2, 5, 8, 11],
             },
+            "text_config": {"hidden_size": 1024},  # the last convolution is as wide
             "image_seq_length": 256,
         },
         pictures={"size": _square(1024)},
