@@ -41,7 +41,8 @@ class Family:
         `families.connectors`.
     is_stacked: whether it takes them as one tensor, not as a list.
     processor: the class that knows a picture's text in a prompt, if not the one of this type; of
-        transformers, or a function of `families.processors` that makes it.
+        transformers, or a function of `families.processors` that makes it. None: its text is image
+        tokens alone.
     needs: packages that it cannot be loaded without, beside cdcca's own.
     backend: what reads pictures: PIL, or torchvision where transformers has no class for PIL.
     vqa_template, caption_template: the text around a question or a caption's prompt; what a user
@@ -79,7 +80,7 @@ class Family:
     adjust: str = ""
     extra: str = ""
     is_stacked: bool = False
-    processor: str = ""
+    processor: str | None = ""
     needs: tuple[str, ...] = ()
     backend: Literal["pil", "torchvision"] = "pil"
     vqa_template: str = SHORT_ANSWER
@@ -170,6 +171,31 @@ _LLAVA_NEXT = replace(
     architecture="LlavaNextForConditionalGeneration",
     newline="model.image_newline",
 )
+_AYA_VISION = replace(
+    _LLAVA,
+    name="aya_vision",
+    model_type="aya_vision",
+    architecture="AyaVisionForConditionalGeneration",
+    cell="square",
+    side="downsample_factor",
+    is_stacked=True,
+)
+_DEEPSEEK_VL = replace(
+    _LLAVA,
+    name="deepseek_vl",
+    model_type="deepseek_vl",
+    architecture="DeepseekVLForConditionalGeneration",
+    tower_path="model.vision_model",
+    connector_paths=("model.aligner",),
+    entries=("model.aligner",),
+    is_stacked=True,
+)
+_GOT_OCR2 = (
+    "<|im_start|>system\nYou should follow the instructions carefully and explain your answers in "
+    "detail.<|im_end|><|im_start|>user\n<img><image></img>\n{prompt}<|im_end|>"
+    "<|im_start|>assistant\n"
+)
+"""As GotOcr2Processor writes it; the checkpoint has no chat template."""
 _CONNECTOR = "model.connector"
 _IDEFICS3 = Family(
     name="idefics3",
@@ -265,14 +291,55 @@ _ROWS = (
         is_packed=True,
         processor="pixtral",
     ),
+    _AYA_VISION,
+    replace(
+        _AYA_VISION,
+        name="cohere2_vision",
+        model_type="cohere2_vision",
+        architecture="Cohere2VisionForConditionalGeneration",
+        needs=("torchvision",),
+        backend="torchvision",
+    ),
+    replace(
+        _AYA_VISION,
+        name="perception_lm",
+        model_type="perception_lm",
+        architecture="PerceptionLMForConditionalGeneration",
+        blocks="timm_model.blocks",
+        side="projector_pooling_ratio",
+        needs=("timm", "torchvision"),
+        backend="torchvision",
+    ),
     replace(
         _LLAVA,
-        name="aya_vision",
-        model_type="aya_vision",
-        architecture="AyaVisionForConditionalGeneration",
-        cell="square",
-        side="downsample_factor",
+        name="fast_vlm",
+        model_type="fast_vlm",
+        architecture="FastVlmForConditionalGeneration",
+        blocks="timm_model.stages",
         is_stacked=True,
+        processor="LlavaProcessor",
+        needs=("timm", "torchvision"),
+    ),
+    _DEEPSEEK_VL,
+    replace(
+        _DEEPSEEK_VL,
+        name="janus",
+        model_type="janus",
+        architecture="JanusForConditionalGeneration",
+    ),
+    replace(
+        _LLAVA,
+        name="got_ocr2",
+        model_type="got_ocr2",
+        architecture="GotOcr2ForConditionalGeneration",
+        blocks="layers",
+        more_of_tower=(f"{_PROJECTOR}.conv_upsampler1", f"{_PROJECTOR}.conv_upsampler2"),
+        connector_paths=(f"{_PROJECTOR}.multimodal_projector",),
+        entries=(f"{_PROJECTOR}.multimodal_projector",),
+        is_stacked=True,
+        processor=None,
+        plain_templates=(_GOT_OCR2, _GOT_OCR2),
+        caption_prompt=" OCR: ",
     ),
     replace(
         _LLAVA,

@@ -456,6 +456,8 @@ def _processor(source: _Source, row: Family, image_processor: Any, tokenizer: An
     None for a checkpoint that lacks its settings (LLaVA's): its text is image tokens alone. The
     tokenizer gets the processor's chat template, which knows pictures where its own may not.
     """
+    if row.processor is None:
+        return None
     from transformers.models.auto.processing_auto import (
         PROCESSOR_MAPPING_NAMES,
         processor_class_from_name,
