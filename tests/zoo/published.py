@@ -95,6 +95,25 @@ def _area(patch: int, least: int, most: int) -> dict[str, Any]:
     return {"patch_size": patch, "size": {"shortest_edge": least, "longest_edge": most}}
 
 
+def _gemma4(width: int, blocks: int, heads: int, inner: int) -> dict[str, Any]:
+    """Of a tower that pools 3 x 3 patches to at most 280 tokens."""
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
+        "patch_size": 16,
+        "position_embedding_size": 10240,
+    }
+    return {
+        "config": {"vision_config": vision},
+        "pictures": {"patch_size": 16, "max_soft_tokens": 280},
+        "processor": {"image_seq_length": 280},
+    }
+
+
 def _canvases(side: int, rows: int, columns: int, most: int) -> list[list[int]]:
     counts = ((row, column) for row in range(1, rows + 1) for column in range(1, columns + 1))
     return [[side * row, side * column] for row, column in counts if row * column <= most]
@@ -244,39 +263,13 @@ ROWS = (
         "gemma4",
         ("google/gemma-4-E2B-it",),
         made_from="gemma4_e2b",
-        config={
-            "vision_config": {
-                "hidden_size": 768,
-                "intermediate_size": 3072,
-                "num_hidden_layers": 16,
-                "num_attention_heads": 12,
-                "num_key_value_heads": 12,
-                "head_dim": 64,
-                "patch_size": 16,
-                "position_embedding_size": 10240,
-            }
-        },
-        pictures={"patch_size": 16, "max_soft_tokens": 280},
-        processor={"image_seq_length": 280},
+        **_gemma4(768, 16, 12, 3072),
     ),
     Published(
         "gemma4",
         ("google/gemma-4-31B-it",),
         made_from="gemma4_31b",
-        config={
-            "vision_config": {
-                "hidden_size": 1152,
-                "intermediate_size": 4304,
-                "num_hidden_layers": 27,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 16,
-                "head_dim": 72,
-                "patch_size": 16,
-                "position_embedding_size": 10240,
-            }
-        },
-        pictures={"patch_size": 16, "max_soft_tokens": 280},
-        processor={"image_seq_length": 280},
+        **_gemma4(1152, 27, 16, 4304),
     ),
     Published("gemma4_unified", ("google/gemma-4-12B-it",)),
     Published(
