@@ -114,6 +114,14 @@ def _gemma4(width: int, blocks: int, heads: int, inner: int) -> dict[str, Any]:
     }
 
 
+def _qwen3(width: int, blocks: int, **other: Any) -> dict[str, Any]:
+    vision = _visual(width, blocks, num_position_embeddings=2304, **other)
+    return {
+        "config": {"vision_config": vision, "text_config": {"num_hidden_layers": 4}},
+        "pictures": _area(16, 65536, 16777216),
+    }
+
+
 def _canvases(side: int, rows: int, columns: int, most: int) -> list[list[int]]:
     counts = ((row, column) for row in range(1, rows + 1) for column in range(1, columns + 1))
     return [[side * row, side * column] for row, column in counts if row * column <= most]
@@ -297,30 +305,17 @@ ROWS = (
     Published(
         "qwen3_vl",
         ("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"),
-        config={
-            "vision_config": _visual(
-                1024, 24, num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17]
-            ),
-            "text_config": {"num_hidden_layers": 4},
-        },
-        pictures=_area(16, 65536, 16777216),
+        **_qwen3(1024, 24, deepstack_visual_indexes=[5, 11, 17]),
     ),
     Published(
         "qwen3_vl",
         ("Qwen/Qwen3-VL-8B-Instruct",),
-        config={
-            "vision_config": _visual(
-                1152, 27, num_position_embeddings=2304, deepstack_visual_indexes=[8, 16, 24]
-            ),
-            "text_config": {"num_hidden_layers": 4},
-        },
-        pictures=_area(16, 65536, 16777216),
+        **_qwen3(1152, 27, deepstack_visual_indexes=[8, 16, 24]),
     ),
     Published(
         "qwen3_5",
         ("Qwen/Qwen3.5-2B", "Qwen/Qwen3.5-4B"),
-        config={"vision_config": _visual(1024, 24, num_position_embeddings=2304)},
-        pictures=_area(16, 65536, 16777216),
+        **_qwen3(1024, 24),
         is_default=True,
         is_hybrid=True,
     ),
