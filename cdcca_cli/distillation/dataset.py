@@ -1,8 +1,8 @@
 """Training data: the examples of a stream, the held-out part, replayed frames, batches.
 
-Tokens are kept in a temporary file (`token_file`), the teacher's outputs in theirs
-(`teacher_outputs`), so that memory does not grow with the number of frames. Whether a frame is held
-out depends on its id and the share alone, so a frame held out in one round is never trained on in
+Tokens are kept in a temporary file (`token_file`) and the teacher's outputs in theirs
+(`teacher_outputs`), so memory does not grow with the number of frames. Whether a frame is held out
+depends on its id and the share alone, so a frame held out in one round is never trained on in
 another, unless the share changes.
 """
 

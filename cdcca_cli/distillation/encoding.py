@@ -22,8 +22,6 @@ from cdcca_cli.models import LoadedModel, Spliced, padded
 
 FORWARD_POSITIONS = 10_000
 """Positions of prompts in one forward pass without gradients, several examples together."""
-TRAINING_POSITIONS = 1024
-"""The same with gradients, which keep what every layer has made of every position."""
 
 
 @dataclass(frozen=True)

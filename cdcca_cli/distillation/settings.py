@@ -1,5 +1,6 @@
 """The settings of `cdcca distill`, each with its range and the methods it is for."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,18 @@ WEIGHTS = {
 """The default weight of each term, for the methods with a teacher."""
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
+MICRO_BATCH_SIZE = 8
+"""Default number of questions in one forward pass: half a batch, so that one process and two add up
+the same parts to the same bits."""
+TRAINING_POSITIONS = 1024
+"""Positions of prompts in one forward pass with gradients, several questions together."""
 USUAL_STEPS = 90
 """Optimiser steps that the usual number of epochs makes: few questions are seen more often."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 15
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = tuple(WEIGHTS)
 _WITH_EMA = (*_WITH_TEACHER, "tent")
+_OF_THE_BATCH = ("pkd", "cotta")  # an example's loss depends on the others in its batch
 _tuning = partial(setting, is_tuning=True)
 _taught = partial(_tuning, methods=_WITH_TEACHER)
 _cotta = partial(_tuning, methods=("cotta",))
@@ -117,7 +124,14 @@ class DistillSettings:
         None,
         "Questions in one forward pass; gradients add up over a step",
         at_least=1,
-        usually="8 or fewer, one pass a process; for pkd and cotta the whole batch",
+        usually=f"{MICRO_BATCH_SIZE} or fewer, one pass a process and {TRAINING_POSITIONS} tokens "
+        "of prompts; for pkd and cotta the whole batch",
+    )
+    checkpointing: str = _tuning(
+        "auto",
+        "Whether training keeps the inputs of layers alone and computes the layers again, which "
+        "takes less memory and more time; auto: if memory is short",
+        choices=("auto", "always", "never"),
     )
     ema: float | None = _tuning(
         None,
@@ -188,6 +202,15 @@ class DistillSettings:
         """The number of epochs that was given, or the usual one."""
         enough = -(-USUAL_STEPS // max(steps_per_epoch, 1))
         return self.epochs or min(max(enough, FEWEST_EPOCHS), MOST_EPOCHS)
+
+    def pass_limits(self, num_processes: int = 1) -> tuple[int, int]:
+        """Most questions, and most positions of their prompts, in one forward pass of training."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size, sys.maxsize
+        if self.method in _OF_THE_BATCH:
+            return self.batch_size, sys.maxsize
+        size = min(MICRO_BATCH_SIZE, -(-self.batch_size // num_processes))
+        return size, TRAINING_POSITIONS
 
     @property
     def needs_teacher(self) -> bool:

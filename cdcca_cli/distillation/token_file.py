@@ -1,4 +1,4 @@
-"""The visual tokens of a stream in a temporary file, so that memory does not grow with its frames."""
+"""The visual tokens of a stream in a temporary file: memory does not grow with its frames."""
 
 import tempfile
 from collections.abc import Iterator

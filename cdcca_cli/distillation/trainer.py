@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed, methods
+from cdcca_cli.distillation.activations import is_recomputed
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.dataset import Dataset, shuffled_batches
 from cdcca_cli.distillation.encoding import prompt_length
@@ -70,6 +71,8 @@ class Trainer:
         self.student, self.dataset, self.settings = student, dataset, settings
         self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
         self.overlay = open_overlay(student, start, mirror.lora.alpha, settings.trained_groups)
+        examples = [dataset.examples[number] for number in dataset.train]
+        student.is_checkpointed = is_recomputed(student, settings, examples)
         self.method = methods.create(
             methods.MethodContext(student, self.overlay, dataset, settings, source)
         )
@@ -81,7 +84,7 @@ class Trainer:
             [dataset.answers[number] for number in dataset.held_out],
             settings.batch_size,
         )
-        self._lengths = [prompt_length(student, dataset.examples[n]) for n in dataset.train]
+        self._lengths = [prompt_length(student, example) for example in examples]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each step of an epoch."""
@@ -382,7 +385,7 @@ class Epochs(TrainingLoop):
 def _identity(trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> list[Any]:
     """Everything that the epochs depend on."""
     settings, dataset, student = asdict(trainer.settings), trainer.dataset, trainer.student
-    unused = ("work", "cache", "cache_bits", "rate_aware", "bits")
+    unused = ("work", "cache", "cache_bits", "checkpointing", "rate_aware", "bits")
     for name in (*unused, "teacher_quantize", "teacher_device_map"):
         del settings[name]
     shards = {id(example.shard): example.shard for example in dataset.examples}

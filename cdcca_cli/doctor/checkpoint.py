@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cdcca_cli import models
 from cdcca_cli.config import Runtime
 from cdcca_cli.doctor import frame, headers, identities, machine, memory
-from cdcca_cli.errors import BadData, MissingInput, Unavailable
+from cdcca_cli.errors import BadData, Unavailable
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.kind import kind_of_folder
 from cdcca_cli.formats.names import split_groups
@@ -71,14 +71,12 @@ def outlined(name: str) -> Outlined:
     else:
         model = loading.outline(name)
     folder = folder_of(name)
-    on_hub = headers.on_hub(name, revision)
-    try:
-        tensors = headers.tensors(name, on_hub if folder is None else headers.in_folder(folder))
-    except MissingInput:
-        return Outlined(model, None, False, device)
-    is_here = folder is not None or all(
-        headers.in_cache(name, file, revision) for file in tensors.files()
-    )
+    if folder is not None:
+        tensors = headers.tensors(name, headers.in_folder(folder))
+        return Outlined(model, tensors, True, device)
+    tensors = headers.tensors(name, headers.on_hub(name, revision))
+    known = set() if tensors is None else tensors.files()
+    is_here = all(headers.in_cache(name, file, revision) for file in known)
     return Outlined(model, tensors, is_here, device)
 
 
@@ -126,7 +124,11 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
             "bytes": _payload_bytes(model, seen, photograph),
         },
         "memory_bytes": {
-            form: {"infer": sizes.to_infer(form), "train": sizes.to_train(form)}
+            form: {
+                "infer": sizes.to_infer(form),
+                "train": sizes.to_train(form),
+                "train_least": sizes.to_train(form, least=True),
+            }
             for form in memory.NUM_BYTES
         },
         "exceptions": list(_exceptions(model)),

@@ -8,7 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -94,13 +94,16 @@ class Tensors:
         return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
 
 
-def tensors(named: str, open_file: Open) -> Tensors:
-    """Read the headers of a checkpoint's files.
+def tensors(named: str, open_file: Open) -> Tensors | None:
+    """Read the headers of a checkpoint's files; None if it has no weights.
 
-    Raises: MissingInput without weights, BadData, and what `open_file` raises.
+    Raises: MissingInput for a file that the index names, BadData, and what `open_file` raises.
     """
+    found = _names(named, open_file)
+    if found is None:
+        return None
     places: dict[str, tuple[str, int, weights.Stored]] = {}
-    for file in _names(named, open_file):
+    for file in found:
         with open_file(file) as source:
             source.seek(0)
             where = f"{named}: {file}"
@@ -110,19 +113,16 @@ def tensors(named: str, open_file: Open) -> Tensors:
     return Tensors(named, places, open_file)
 
 
-def _names(named: str, open_file: Open) -> list[str]:
+def _names(named: str, open_file: Open) -> list[str] | None:
     """The files with weights: one, or those of the index, as transformers looks for them."""
-    try:
-        with open_file(ONE_FILE):
-            return [ONE_FILE]
-    except MissingInput:
-        pass
+    with suppress(MissingInput), open_file(ONE_FILE):
+        return [ONE_FILE]
     try:
         with open_file(INDEX) as source:
             source.seek(0)
             text = source.read(_INDEX_BYTES)
     except MissingInput:
-        raise MissingInput(f"{named}: no {ONE_FILE} and no {INDEX}") from None
+        return None
     table = load_json(text, f"{named}: {INDEX}")
     found = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(found, dict) or not all(map(_is_file_name, found.values())):

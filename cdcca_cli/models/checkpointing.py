@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a layer keeps its input alone, and is computed again in the backward pass.
+"""Gradient checkpointing: a layer keeps its input alone, and is computed again going backwards.
 
 It goes through the door that transformers has for it, whose layers ask for training mode first.
 Here everything stays in eval mode: there is no dropout, so the gradients are the same ones.

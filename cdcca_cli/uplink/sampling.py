@@ -78,11 +78,8 @@ def sample_frames(
     skipped = skipped or Skipped(strict=True)
     sent = SentPictures() if sent is None else sent
     coder = coder or Coder(model, PayloadSettings(), None)
-    uses_dropout = settings.uses_dropout(with_scores=coder.sends_scores)
-    if uses_dropout and settings.blocks > model.num_blocks:
-        raise SettingError(
-            "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
-        )
+    if settings.uses_dropout(with_scores=coder.sends_scores):
+        _check_blocks(settings, model)
     if isinstance(frames, LiveFrames):
         _check_live(frames, settings, predictions)
     _check_coder(coder, settings)
@@ -151,6 +148,18 @@ def _check_live(
         rule = "top" if settings.is_top else "budget_bytes"
         reason = "ranks all questions, and a live source has no end: give `duration`, `threshold`"
         raise SettingError(rule, f"{reason} or `running`")
+
+
+def _check_blocks(settings: SampleSettings, model: LoadedModel) -> None:
+    """Raises: SettingError for more blocks with dropout than the vision tower has."""
+    if not model.num_blocks:
+        name, cure = ("select", "entropy") if settings.select == "bald" else ("by", "norm")
+        reason = f"{model.family} has no vision blocks to put dropout in: use {cure}"
+        raise SettingError(name, reason, getattr(settings, name))
+    if settings.blocks > model.num_blocks:
+        raise SettingError(
+            "blocks", f"the vision tower has {model.num_blocks} blocks in use", settings.blocks
+        )
 
 
 def _check_coder(coder: Coder, settings: SampleSettings) -> None:

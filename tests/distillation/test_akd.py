@@ -146,8 +146,7 @@ def features(
     with torch.no_grad():
         made = method._features(batch)
     return {
-        part: (method._target(batch, part), made.rows[part], made.masks[part])
-        for part in ("queries", "visual", "answer")
+        part: (method._target(batch, part), made.rows[part], made.masks[part]) for part in made.rows
     }
 
 

@@ -21,6 +21,7 @@ from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.labels import key_of
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import make_shards
@@ -80,10 +81,10 @@ def test_a_share_of_the_earlier_frames_is_learnt_again(
     kept = [shard for shard in earlier if shard.frame in again]
     assert made.num_replayed == sum(len(shard.questions) for shard in kept)
     assert len(made.train) == len(plain.train) + made.num_replayed
-    used = {id(made.examples[number].shard) for number in made.train}
-    assert {id(shard) for shard in kept} < used
+    used = {key_of(made.examples[number].shard) for number in made.train}
+    assert {key_of(shard) for shard in kept} < used
     # What is fresh is not replayed, however it looked then; what judges is the fresh stream's.
-    stale = {id(shard) for shard in earlier if shard.frame in {s.frame for s in shards}}
+    stale = {key_of(shard) for shard in earlier if shard.frame in {s.frame for s in shards}}
     assert len(stale) == 4 and not stale & used
     assert frames_of(made, made.held_out) == frames_of(plain, plain.held_out)
     assert not frames_of(made, made.held_out) & frames_of(made, made.train)

@@ -9,12 +9,11 @@ import torch
 
 from cdcca_cli import models
 from cdcca_cli.doctor import identities
-from cdcca_cli.families import FAMILIES
 from cdcca_cli.models import LoadedModel
 from tests.doctor.conftest import MADE, Checkpoints
 
 NAMES = ["stored = pixels", "batch = single", "dropped = masked"]
-FLOAT32 = [name for name in MADE if "float" not in name]
+FLOAT32 = [name for name in MADE if "float" not in name and not name.startswith("zoo: ")]
 
 
 def tried(model: LoadedModel, **known: Any) -> dict[str, identities.Identity]:
@@ -23,15 +22,12 @@ def tried(model: LoadedModel, **known: Any) -> dict[str, identities.Identity]:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_they_hold(name: str, checkpoints: Checkpoints) -> None:
-    """To a thousandth of what is allowed, or they are explained."""
-    folder = checkpoints[name]
-    if json.loads((folder / "config.json").read_text())["model_type"] not in FAMILIES:
-        pytest.skip(f"{name} is not in the table of families")
-    found = tried(models.load(folder, compute="cpu"))
+    """Far within what is allowed. (`test_doctor` tries every family.)"""
+    found = tried(models.load(checkpoints[name], compute="cpu"))
     assert list(found) == NAMES
     for one in found.values():
         assert one.difference is not None and one.error == ""
-        assert one.note or one.difference <= 0.05 * one.allowed
+        assert one.note == "" and one.difference <= 0.05 * one.allowed
         assert not one.fails
         json.dumps(one.as_json(), allow_nan=False)
 

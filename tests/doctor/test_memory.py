@@ -16,6 +16,7 @@ SIZES = memory.Sizes(
     layers=20,
     width=1000,
     inner=3000,
+    ends=300_000,
     keys=250,
     vocabulary=50_000,
     positions=100,
@@ -28,13 +29,15 @@ def test_by_hand_in_float32() -> None:
     """Weights 4 GB. Cache 2 * 20 * 250 * 100 * 4 = 4 MB. The tower's block 14 * 80 * 2000 * 4 =
     8.96 MB is more than the language model's 100 * (6 * 1000 + 3 * 3000) * 4 = 6 MB.
 
-    Trained 16 MB. Kept 8 * 116 * (20 * 1000 + 16 * 1000 + 6 * 3000) * 4 = 200.448 MB. Logits
-    3 * 4 * 8 * 16 * 50,000 = 76.8 MB.
+    Trained 16 MB. Kept 2.4 * 8 * 116 * 300,000 * 4 = 2,672.64 MB, or of the layers' inputs and one
+    layer 8 * 116 * (20 * 1000 + 2.4 * 300,000 / 20) * 4 = 207.872 MB. Logits 3 * 4 * 8 * 16 *
+    50,000 = 76.8 MB.
     """
     rest = memory.LIBRARIES
     assert SIZES.to_infer("float32") == 4_000_000_000 + 4_000_000 + 8_960_000 + rest
-    kept = 16_000_000 + 200_448_000 + 76_800_000
-    assert SIZES.to_train("float32") == 4_000_000_000 + kept + rest
+    trained = 4_000_000_000 + 16_000_000 + 76_800_000 + rest
+    assert SIZES.to_train("float32") == trained + 2_672_640_000
+    assert SIZES.to_train("float32", least=True) == trained + 207_872_000
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_weights_in_another_format_are_there_while_they_are_cast() -> None:
     stored = {"bfloat16": 2_000_000_000, "int64": 8}
     sizes = dataclasses.replace(SIZES, stored=stored)
     loading_bytes = 4_000_000_000 + 2_000_000_008 + memory.LIBRARIES
-    assert sizes.to_infer("float32") == sizes.to_train("float32") == loading_bytes
+    assert sizes.to_infer("float32") == sizes.to_train("float32", least=True) == loading_bytes
     assert sizes.to_infer("bfloat16") == SIZES.to_infer("bfloat16")
 
 
@@ -71,12 +74,15 @@ def test_sizes_of_a_model(name: str, checkpoints: Checkpoints) -> None:
     else:  # T5 has a gated MLP of 3 linears, and attends to the prompt too
         mlp, decoder_attention = 3 * 64 * 128, 2 * attention
     assert found.linears == found.layers * (attention + mlp) + decoder_attention
+    # A linear of 64 x 64 has 2 * 64 ends, one of 64 x 128 has 3 * 64: 128 / 4096 and 192 / 8192.
+    squares = found.layers * attention + decoder_attention
+    assert found.ends == squares // 32 + (found.linears - squares) * 3 // 128
 
 
 def test_long_prompts_are_trained_on_one_by_one() -> None:
     """2,000 positions are more than a pass usually has: one question, not 8."""
     long = dataclasses.replace(SIZES, positions=2000)
-    kept = 2016 * (20 * 1000 + 16 * 1000 + 6 * 3000) * 4
+    kept = 24 * 2016 * 300_000 * 4 // 10
     logits = 3 * 4 * 16 * 50_000
     trained = 4_000_000_000 + 16_000_000
     assert long.to_train("float32") == trained + kept + logits + memory.LIBRARIES

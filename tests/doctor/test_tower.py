@@ -26,6 +26,7 @@ def digest(folder: Path, read: list[str] | None = None) -> str:
     """By headers alone; `read` gets the names of the tensors whose bytes were read."""
     model = loading.outline(folder)
     tensors = headers.tensors(str(folder), headers.in_folder(folder))
+    assert tensors is not None
 
     def noted(name: str) -> Tensor:
         if read is not None:

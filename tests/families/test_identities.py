@@ -1,7 +1,7 @@
 """What cdcca rests on, for every family: stored visual tokens are as good as pixels.
 
 A wide, a tall and a square picture and questions of three lengths share each batch. Differences
-are of logits, at most 1e-5.
+are of logits, at most 1e-5 unless a family rounds more.
 """
 
 from dataclasses import replace
@@ -102,7 +102,7 @@ def test_one_at_a_time_equals_all_at_once(case: Case) -> None:
         (found,) = model.score_choices(alone, [choices[row]])
         assert found == pytest.approx(scores[row], abs=5 * case.tolerance)
         (one,) = model.see([case.pictures[row]])
-        assert (one.tokens - case.seen[row].tokens).abs().max() <= case.tolerance
+        assert (one.tokens - case.seen[row].tokens).abs().max() <= case.tokens_tolerance
         assert one.layout == case.seen[row].layout
 
 
@@ -166,15 +166,15 @@ def _masked(case: Case, kept: list[Tensor]) -> Spliced:
 @torch.no_grad()
 def test_the_tower_in_two_pieces_is_the_tower(case: Case) -> None:
     """Bit for bit, at every block; and many passes at once are as many times one."""
-    for picture in case.pictures:
-        (seen,) = case.model.see([picture])
+    for row, picture in enumerate(case.pictures):
+        (whole,) = case.model.see([picture])
         for block in range(case.model.num_blocks + 1):
             trunk = case.model.trunk(picture, block)
             tokens, layout = case.model.tail(trunk)
-            assert torch.equal(tokens[0], seen.tokens), block
-            assert layout == seen.layout
+            assert torch.equal(tokens[0], whole.tokens), block
+            assert layout == case.seen[row].layout
         tokens, _ = case.model.tail(trunk, 3)
-        assert (tokens - seen.tokens).abs().max() <= case.tolerance
+        assert (tokens - case.seen[row].tokens).abs().max() <= case.tokens_tolerance
 
 
 def test_dropout_changes_all_passes_but_the_first(case: Case) -> None:
@@ -189,7 +189,7 @@ def test_dropout_changes_all_passes_but_the_first(case: Case) -> None:
             model, trunk, "frame", blocks=1, passes=4, rate=0.2, seed=0
         )
         seen = case.seen[row]
-        assert (tokens_PNC[0] - seen.tokens).abs().max() <= case.tolerance
+        assert (tokens_PNC[0] - seen.tokens).abs().max() <= case.tokens_tolerance
         variance_N = uncertainty.pass_variance(tokens_PNC[1:])
         has_content = torch.ones(seen.num_tokens, dtype=torch.bool)
         has_content[list(seen.layout.fixed)] = False

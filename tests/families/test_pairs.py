@@ -37,6 +37,8 @@ def test_every_method_with_a_teacher_is_there() -> None:
         (("qformer", "qformer"), (32, 32), True, True),
         (("qformer", "qformer"), (32, 32), False, True),
         (("qformer", "qformer"), (32, 64), True, False),
+        (("perceiver", "perceiver"), (64, 64), False, True),
+        (("perceiver", "qformer"), (32, 32), True, False),
         (("cells", "cells"), (2, 2), True, True),
         (("cells", "cells"), (2, 2), False, False),
         (("cells", "cells"), (2, 4), True, False),

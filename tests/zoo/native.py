@@ -78,6 +78,7 @@ def _gemma4(text: Text, per_layer: bool) -> dict[str, Any]:
 def _gemma4_ids(text: Text) -> dict[str, Any]:
     return {
         "audio_config": None,
+        "tie_word_embeddings": False,  # else noise echoes the prompt's last word, a newline
         "image_token_id": text.id("<|image|>"),
         "video_token_id": text.id("<|video|>"),
         "audio_token_id": text.id("<|audio|>"),

@@ -9,7 +9,6 @@ is the same for all.
     none   no step: the student without training
 """
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Dataset
 from cdcca_cli.distillation.encoding import (
-    TRAINING_POSITIONS,
     EncodedBatch,
     encode,
     num_positions,
@@ -29,10 +27,6 @@ from cdcca_cli.distillation.encoding import (
 from cdcca_cli.distillation.optimiser import Flat
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import LoadedModel
-
-MICRO_BATCH_SIZE = 8
-"""Default number of questions in one forward pass: half a batch, so that one process and two add up
-the same parts to the same bits."""
 
 
 @dataclass(eq=False)
@@ -64,10 +58,8 @@ class Method(ABC):
 
     weights: of each term of the loss, by name. flats: what is trained beside the overlay. mean_P:
     None, or the running mean of the overlay, with this `decay`, which is evaluated and written in
-    its place. is_of_the_batch: whether an example's loss depends on the others in its batch.
+    its place.
     """
-
-    is_of_the_batch = False
 
     def __init__(
         self, context: MethodContext, weights: Mapping[str, float], decay: float | None
@@ -79,18 +71,8 @@ class Method(ABC):
         self.mean_P = None if decay is None else context.overlay.values.clone()
 
     def micro_batches(self, batch: Sequence[int], num_processes: int = 1) -> list[Sequence[int]]:
-        """A batch cut into what one forward pass takes.
-
-        That is `micro_batch_size` examples or, by default, MICRO_BATCH_SIZE: fewer if there are
-        many processes, or if these have more than TRAINING_POSITIONS.
-        """
-        size, most = self.settings.micro_batch_size, sys.maxsize
-        if size is None and self.is_of_the_batch:
-            size = self.settings.batch_size
-        elif size is None:
-            size = min(MICRO_BATCH_SIZE, -(-self.settings.batch_size // num_processes))
-            most = TRAINING_POSITIONS
-        runs = passes(self.context.positions(batch), size, most)
+        """A batch cut into what one forward pass takes (`DistillSettings.pass_limits`)."""
+        runs = passes(self.context.positions(batch), *self.settings.pass_limits(num_processes))
         return [batch[each.start : each.stop] for each in runs]
 
     @abstractmethod

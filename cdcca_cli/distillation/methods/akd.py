@@ -25,7 +25,7 @@ vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,6 @@ class FeatureDistillation(Method):
         super().__init__(context, settings.weights(), settings.ema)
         assert context.dataset.outputs is not None
         self.outputs = context.dataset.outputs
-        self.is_of_the_batch = settings.method == "pkd"
         self.aligned = {term: parts for term in PARTS if (parts := self._parts(term))}
         self.scales: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
@@ -114,8 +113,11 @@ class FeatureDistillation(Method):
 
     def _make_phis(self, batches: list[Sequence[int]]) -> None:
         parts = [part for parts in self.aligned.values() for part in parts]
+        found = []
         with torch.no_grad():
-            found = [self._features(batch) for batch in batches] if parts else []
+            for batch in batches if parts else ():
+                features = self._features(batch)
+                found.append(replace(features, logits_BAV=features.logits_BAV[..., :0].clone()))
         for part in parts:
             self._make_phi(part, batches, found)
         named = {

@@ -42,8 +42,6 @@ LEFT_OUT = 0.1
 class Cotta(Method):
     """Keeps the student consistent with a running mean of itself."""
 
-    is_of_the_batch = True
-
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context, {"consistency": 1.0}, context.settings.cotta_ema)
         self.source_P = context.overlay.laid_out(context.source())
