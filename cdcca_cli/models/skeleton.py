@@ -45,16 +45,19 @@ def tower_names(model: LoadedModel) -> dict[str, str]:
 def seen(model: LoadedModel, image: "Image") -> Seen:
     """What an outline sees of an image: as many tokens as the model, of as many channels.
 
-    Their values mean nothing: the tower's blocks pass on what they get, and all around is zero.
+    Their values mean nothing: the tower's blocks pass on what they get, and all around is zero, the
+    stages of a tower of convolutions too, which make pictures smaller.
     """
-    inside = {id(one) for block in model.blocks for one in block.parameters()}
+    parts = model.block_modules(model.num_blocks) if model.num_blocks else []
+    blocks = [block for block in model.blocks if all(block is not part for part in parts)]
+    inside = {id(one) for block in blocks for one in block.parameters()}
     for name, parameter in list(model.module.named_parameters()):
         is_looking = part_of(name, model.row) in ("tower", "connector")
         if parameter.is_meta and is_looking and id(parameter) not in inside:
             path, _, leaf = name.rpartition(".")
             zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
             setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
-    for block in model.blocks:
+    for block in blocks:
         block.forward = _passed_on
     (found,) = model.see(model.prepare([image]))
     return found
