@@ -231,7 +231,7 @@ def test_what_a_linear_gives_may_be_changed_in_place(kind: str) -> None:
     import bitsandbytes as bnb
 
     options = {"quant_type": "nf4"} if kind == "Linear4bit" else {"has_fp16_weights": False}
-    module = torch.nn.Sequential(getattr(bnb.nn, kind)(64, 64, bias=False, **options)).to("cpu")
+    module = torch.nn.Sequential(getattr(bnb.nn, kind)(64, 64, **options)).to("cpu")
     module.requires_grad_(False)
     grads = []
     for in_place in (True, False):
