@@ -10,6 +10,8 @@ import torch
 from tests import tiny, zoo
 from tests.zoo import read
 
+WIDTH_IN_TOWER = ("glm4v", "got_ocr2")
+"""Families whose vision tower has the language model's width inside."""
 QUESTION = "how many circles are there?"
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
 
@@ -90,7 +92,7 @@ def test_a_teacher_has_the_tower_and_another_language_model(folder: Path, tmp_pa
         tmp_path / folder.name,
         seed=1,
         tower_seed=0,
-        width=64 if folder.name == "glm4v" else 128,  # its tower has MLPs of this width
+        width=64 if folder.name in WIDTH_IN_TOWER else 128,
         text_layers=2 * row.layers,
     )
     small, large = (dict(load(each).named_parameters()) for each in (folder, teacher))

@@ -6,7 +6,7 @@ A picture is swapped too, so that none of this can pass on a model that does not
 import pytest
 import torch
 
-from cdcca_cli.models import Spliced
+from cdcca_cli.models import Seen, Spliced
 from tests.models.conftest import Case
 from tests.models.reference import generate_with_logits
 
@@ -16,14 +16,13 @@ TOLERANCE = 1e-5
 def spliced(case: Case, rows: list[int]) -> Spliced:
     """Prompts with pictures, by way of tokens that went through memory as a shard's do."""
     model = case.model
-    pixels = model.preprocess([case.images[row] for row in rows])
-    tokens = torch.from_numpy(model.vision_tokens(pixels).numpy().copy())
-    prompts = [case.prompts[row] for row in rows]
-    return model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    seen = model.see(model.prepare([case.images[row] for row in rows]))
+    stored = [Seen(torch.from_numpy(one.tokens.numpy().copy()), one.layout) for one in seen]
+    return model.read(stored, [case.prompts[row] for row in rows])
 
 
 def test_the_prompt_is_that_of_transformers(case: Case) -> None:
-    """Same number of positions, features at <image>, embeddings of the same ids."""
+    """Same number of positions, features at <image>, the same ids or their embeddings."""
     for row in range(3):
         inputs = case.reference.inputs(case.images[row], case.prompts[row])
         ours = spliced(case, [row])
@@ -31,16 +30,20 @@ def test_the_prompt_is_that_of_transformers(case: Case) -> None:
         place = case.model.module.config.image_token_id
         assert ours.visual_mask[0].tolist() == (ids == place).tolist()
         assert ours.position_ids[0].tolist() == list(range(len(ids)))
+        if ours.input_ids is not None:
+            assert ours.input_ids[0].tolist() == ids.tolist()
+            continue
+        assert ours.inputs_embeds is not None
         text = ids != place
         expected = case.model.language.embeddings(ids[text])
         torch.testing.assert_close(ours.inputs_embeds[0][text], expected, rtol=0, atol=0)
 
 
 def test_pixels_are_those_of_transformers(case: Case) -> None:
-    ours = case.model.preprocess(case.images)
+    ours = case.model.prepare(case.images)
     for row, image in enumerate(case.images):
-        theirs = case.reference.inputs(image, case.prompts[row])["pixel_values"][0]
-        torch.testing.assert_close(ours[row], theirs, rtol=0, atol=0)
+        theirs = case.reference.inputs(image, case.prompts[row])["pixel_values"]
+        torch.testing.assert_close(ours[row].inputs["pixel_values"], theirs, rtol=0, atol=0)
 
 
 def test_forward_from_tokens_equals_forward_from_pixels(case: Case) -> None:
@@ -70,9 +73,8 @@ def test_the_picture_is_looked_at(case: Case) -> None:
     prompt = [case.prompts[0]]
     logits = []
     for image in case.images[:2]:
-        tokens = case.model.vision_tokens(case.model.preprocess([image]))
-        features = case.model.project(case.model.queries(tokens, None, prompt))
-        logits.append(case.model.forward(case.model.splice(features, prompt), answer).logits)
+        seen = case.model.see(case.model.prepare([image]))
+        logits.append(case.model.forward(case.model.read(seen, prompt), answer).logits)
     assert (logits[0] - logits[1]).abs().max() > 1000 * TOLERANCE
 
 

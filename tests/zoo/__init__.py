@@ -68,8 +68,8 @@ def checkpoint(
         width: channels of the language model, a multiple of 64.
         text_layers: its blocks; None: as many as the family needs.
         tower_seed: two checkpoints with the same one have the same vision tower, whatever their
-            language models; None: `seed`. GLM-4V's tower has the language model's width inside:
-            there only at the same `width`.
+            language models; None: `seed`. The towers of GLM-4V and GOT-OCR 2 have the language
+            model's width inside: there only at the same `width`.
         dtype: what the weights are stored in.
     """
     import transformers

@@ -251,6 +251,7 @@ ROWS = (
         mark=None,
         special=("<img>", "</img>", "<imgpad>"),
         sizes={"size": {"height": 64, "width": 64}},
+        tower=("model.vision_tower.", "model.multi_modal_projector.conv_"),
         call={"num_image_tokens": 16},
     ),
 )
