@@ -138,8 +138,6 @@ class Cells(LoadedModel):
 
     def _can_resume(self, first_block: int) -> bool:
         """Whether no layer that is used lies before the block."""
-        if self.row.deep == "alone":  # of several layers, read behind the last one
-            return False
         counts = self.used_layers or [len(self.blocks)]
         return 0 < first_block < min(counts)
 

@@ -249,15 +249,16 @@ def _check_family(named: str, model_type: str) -> None:
 
 
 def _check_packages(row: Family, named: str) -> None:
-    """Raises: Unavailable for a package that this family needs, with the extra that has it."""
+    """Raises: Unavailable for a package that this family needs, with the cure."""
     for package in row.needs:
         try:
             import_module(package)
-        except (ImportError, RuntimeError) as error:  # torchvision raises both
-            reason = str(error).splitlines()[0][:200]
+        except (ImportError, RuntimeError) as error:  # torchvision of another torch raises both
+            is_absent = isinstance(error, ModuleNotFoundError) and error.name == package
+            cure = "pip install 'cdcca[families]'" if is_absent else "install that of this torch"
+            reason = "is not installed" if is_absent else f"fails: {str(error).splitlines()[0]}"
             raise Unavailable(
-                f"{named}: the family {row.name} needs {package}: {reason}: pip install "
-                "'cdcca[families]'"
+                f"{named}: the family {row.name} needs {package}, which {reason}: {cure}"
             ) from error
 
 

@@ -166,6 +166,9 @@ class LoadedModel(ABC):
 
     def _feature_layers(self) -> list[int]:
         config = self.module.config
+        if self.row.deep == "alone":  # Granite, whose `vision_feature_layer` is of no use
+            deep = [layer for layer, _ in config.deepstack_layer_map]
+            return [*deep, config.spatial_vision_layer]
         names = ("vision_feature_layer", "vision_feature_layers")
         values = [getattr(config, name, None) for name in names]
         found: Any = next((value for value in values if value is not None), [])

@@ -151,9 +151,16 @@ def training_mode(module: nn.Module) -> Iterator[None]:
     """Inside, gradients are right: quantised linears are in train mode, all else in eval mode."""
     module.eval()
     unpack(module)
-    for linear in quantized_linears(module):
-        linear.train()
+    linears = quantized_linears(module)
+    handles = [linear.train().register_forward_hook(_whole) for linear in linears]
     try:
         yield
     finally:
         module.eval()
+        for handle in handles:
+            handle.remove()
+
+
+def _whole(linear: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    """No view, since Gemma 3n multiplies what a linear without LoRA gives in place."""
+    return output.clone() if output.requires_grad and output._is_view() else output

@@ -224,3 +224,25 @@ def test_bitsandbytes_gives_no_advice_on_stderr() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["Linear4bit", "Linear8bitLt"])
+def test_what_a_linear_gives_may_be_changed_in_place(kind: str) -> None:
+    """As Gemma 3n scales the embeddings for its layers; the gradient is that of the product."""
+    import bitsandbytes as bnb
+
+    options = {"quant_type": "nf4"} if kind == "Linear4bit" else {"has_fp16_weights": False}
+    module = torch.nn.Sequential(getattr(bnb.nn, kind)(64, 64, **options)).to("cpu")
+    module.requires_grad_(False)
+    grads = []
+    for in_place in (True, False):
+        given = torch.linspace(-1, 1, 128).reshape(1, 2, 64).requires_grad_(True)
+        with quantization.training_mode(module):
+            found = module(given)
+            if in_place:
+                found *= 3.0
+            else:
+                found = found * 3.0
+        found.sum().backward()
+        grads.append(given.grad)
+    assert torch.equal(*grads) and bool(grads[0].any())

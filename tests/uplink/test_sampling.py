@@ -485,6 +485,19 @@ class TestSettings:
         with pytest.raises(SettingError, match="`blocks` 4: the vision tower has 3"):
             sampled(model, frames[:1], blocks=4)
 
+    @pytest.mark.parametrize(("name", "value"), [("by", "variance"), ("select", "bald")])
+    def test_a_model_without_blocks(
+        self,
+        name: str,
+        value: str,
+        model: LoadedModel,
+        frames: list[Frame],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(type(model), "blocks", [])
+        with pytest.raises(SettingError, match=f"`{name}` {value}: blip_2 has no vision blocks"):
+            sampled(model, frames[:1], **{name: value})
+
 
 def test_a_frame_of_two_tasks_sends_only_what_was_picked(
     model: LoadedModel, frames: list[Frame]

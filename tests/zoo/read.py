@@ -36,7 +36,7 @@ def processor(row: Row, folder: Path) -> Any:
                 return type(absent)
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    absent = SimpleNamespace(slice_mode=True, downsample_mode="16x")
+    absent = SimpleNamespace(slice_mode=True, downsample_mode="16x", num_frames=1, fps=1)
     parts = {
         "image_processor": AutoImageProcessor.from_pretrained(folder, backend=row.backend),
         "tokenizer": AutoTokenizer.from_pretrained(folder),
