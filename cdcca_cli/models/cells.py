@@ -148,8 +148,15 @@ class Cells(LoadedModel):
         return len(self._entries) - 1
 
     def _features(self, inputs: dict[str, Tensor]) -> Any:
-        with self._mixed():
-            return self.module.model.get_image_features(**inputs, return_dict=True)
+        try:
+            with self._mixed():
+                return self.module.model.get_image_features(**inputs, return_dict=True)
+        except ValueError as error:  # a picture of another size, say
+            words = " ".join(str(error).split())[:200]
+            raise BadData(
+                f"{self.checkpoint}: the vision tower does not take what the image processor "
+                f"makes: {words}"
+            ) from error
 
     def _run(self, inputs: dict[str, Tensor], count: int) -> Run:
         reads: list[list[Tensor]] = [[] for _ in self._entries]
@@ -210,10 +217,13 @@ class Cells(LoadedModel):
             side = round((patches[0] * patches[1] / num_places) ** 0.5)
             rows, columns = patches[0] // side, patches[1] // side
             return (rows, columns) if rows * columns == num_places else ()
-        edge = round(num_places**0.5)
+        # A class token that is a visual token, as with LLaVA's strategy `full`, comes first.
+        strategy = getattr(self.module.config, "vision_feature_select_strategy", None)
+        edge = int(num_places**0.5) if strategy == "full" else round(num_places**0.5)
+        spare = (0, 1) if strategy == "full" else (0,)
         pixels = picture.inputs.get("pixel_values")
         num_tiles = 1 if pixels is None else pixels.shape[:-3].numel()
-        return (edge, edge) if num_tiles == 1 and edge * edge == num_places else ()
+        return (edge, edge) if num_tiles == 1 and num_places - edge * edge in spare else ()
 
     def _patches(self, picture: Picture) -> tuple[int, int] | None:
         """Rows and columns of the patches of a picture of its own size, if it is one lattice."""

@@ -49,6 +49,11 @@ def preparer_of(source: Source, row: Family, module: Any, tokenizer: Any) -> Pre
     token = tokenizer.convert_ids_to_tokens(place_id)
     if not isinstance(token, str):
         raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
+    if processor is None and place_id not in tokenizer.added_tokens_decoder:
+        raise BadData(
+            f"{source.named}: the image token {place_id} is {token!r} in the tokenizer, a piece of "
+            "ordinary text: they do not belong together"
+        )
     arguments = inspect.signature(module.model.get_image_features).parameters
     return Preparer(image_processor, processor, token, tuple(arguments))
 

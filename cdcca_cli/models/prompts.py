@@ -108,7 +108,7 @@ def _rendered(tokenizer: Any, text: str, mark: str, named: str) -> str:
         words = " ".join(str(error).split())[:200]
         raise BadData(f"{named}: its chat template fails: {words}: give `template`") from error
     found = str(rendered)
-    if found.count(_MARK) != 1 or found.count(mark) != 1:
+    if found.count(_MARK) != 1 or found.count(mark) != 1 or _QUESTION in found:
         raise BadData(
             f"{named}: its chat template does not hold the picture ({mark}) and the question once "
             "each: give `template`"

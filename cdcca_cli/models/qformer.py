@@ -7,7 +7,7 @@ tower's `last_hidden_state` after the last norm: CLS, then the patches row by ro
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from cdcca_cli.models.language import (
 from cdcca_cli.models.model import LoadedModel, Trunk
 from cdcca_cli.models.pictures import Picture, Placed, Seen
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 
 class QFormer(LoadedModel):
     """BLIP-2, and InstructBLIP, whose Q-Former reads the prompt too."""
@@ -41,6 +44,12 @@ class QFormer(LoadedModel):
     def picture_length(self) -> int:
         """Number of positions of a picture in the prompt, however many tokens were kept."""
         return int(self.module.query_tokens.shape[1])
+
+    def prepare(self, images: Sequence["Image"]) -> list[Picture]:
+        pictures = super().prepare(images)
+        for picture in pictures:
+            self._pixels(picture)  # refused at load, not at the first frame
+        return pictures
 
     def _see(self, pictures: Sequence[Picture]) -> list[Seen]:
         pixels_B3HW = torch.cat([self._pixels(picture) for picture in pictures])

@@ -84,7 +84,6 @@ def row_of(module: Any) -> Family:
         architecture=type(module).__name__,
         language_path=path,
         connector_paths=(),
-        full_precision=("lm_head",),
     )
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cdcca_cli import models
-from cdcca_cli.models import LoadedModel, attention
+from cdcca_cli.models import LoadedModel, Seen, attention
 from tests import tiny
 from tests.models.conftest import Case
 
 
-def slow_received(model: LoadedModel, hidden_NC: np.ndarray) -> list[float]:
+def slow_received(model: LoadedModel, seen: Seen, hidden_NC: np.ndarray) -> list[float]:
     """The definition in float64 loops. hidden_NC: what the last block's attention reads."""
-    part = model.block_modules(1)[0][0]
+    part = model.block_modules(1)[0]
     weights = {name: value.double().numpy() for name, value in part.state_dict().items()}
     width = part.num_heads * part.head_dim
     if "qkv.weight" in weights:
@@ -30,7 +30,7 @@ def slow_received(model: LoadedModel, hidden_NC: np.ndarray) -> list[float]:
             for name in "qk"
         )
     count = len(hidden_NC)
-    first = count - model.grid[0] * model.grid[1]
+    first = count - math.prod(seen.layout.grid)
     total = [0.0] * count
     for h in range(part.num_heads):
         at = slice(h * part.head_dim, (h + 1) * part.head_dim)
@@ -42,49 +42,53 @@ def slow_received(model: LoadedModel, hidden_NC: np.ndarray) -> list[float]:
             for key in range(count):
                 total[key] += terms[key] / math.fsum(terms)
     means = [one / part.num_heads / (count - first) for one in total]
-    return means[count - model.num_tokens :]
+    return means[count - seen.num_tokens :]
 
 
 def check(model: LoadedModel) -> None:
-    with torch.no_grad():
-        hidden = model.trunk(model.preprocess(tiny.images(3)), 1)
-        plain = model.tail(hidden, 1)
-    part = model.block_modules(1)[0][0]
-    read: list[torch.Tensor] = []
-    handle = part.register_forward_pre_hook(
-        lambda _module, args, kwargs: read.append(args[0] if args else kwargs["hidden_states"]),
-        with_kwargs=True,
-    )
-    tokens, received = attention.received(model, hidden, 1)
-    handle.remove()
-    assert torch.equal(tokens, plain)
-    assert received.shape == (3, model.num_tokens)
-    assert received.dtype == torch.float32
-    for row in range(3):
-        slow = slow_received(model, read[0][row].double().numpy())
-        assert received[row].tolist() == pytest.approx(slow, rel=1e-4)
-        alone = attention.received(model, hidden[row : row + 1], 1)[1][0]
-        assert alone.tolist() == pytest.approx(received[row].tolist(), rel=1e-5)
-    assert received.std(1).min() > 1e-3, "else the test would be of nothing"
+    part = model.block_modules(1)[0]
+    for picture in model.prepare(tiny.images(3)):
+        with torch.no_grad():
+            trunk = model.trunk(picture, 1)
+            plain, layout = model.tail(trunk)
+        read: list[torch.Tensor] = []
+        handle = part.register_forward_pre_hook(
+            lambda _module, args, kwargs, read=read: read.append(
+                args[0] if args else kwargs["hidden_states"]
+            ),
+            with_kwargs=True,
+        )
+        seen, received = attention.received(model, trunk)
+        handle.remove()
+        assert torch.equal(seen.tokens, plain[0])
+        assert seen.layout == layout
+        assert received.shape == (seen.num_tokens,)
+        assert received.dtype == torch.float32
+        slow = slow_received(model, seen, read[0][0].double().numpy())
+        assert received.tolist() == pytest.approx(slow, rel=1e-4)
+        assert received.std() > 1e-3, "else the test would be of nothing"
+
+
+def received_of(case: Case) -> list[torch.Tensor]:
+    model = case.model
+    pictures = model.prepare(case.images)
+    return [attention.received(model, model.trunk(picture, 0))[1] for picture in pictures]
 
 
 def test_received_attention_equals_the_slow_form(case: Case) -> None:
     check(case.model)
-    sums = attention.received(case.model, case.model.trunk(pixels(case), 0), 0)[1].sum(1)
+    sums = [float(received.sum()) for received in received_of(case)]
     if case.name == "llava":
-        assert bool((sums < 1).all()), "the class token takes a share of the attention"
+        assert max(sums) < 1, "the class token takes a share of the attention"
     else:
-        assert sums.tolist() == pytest.approx([1] * len(sums), abs=1e-5)
+        assert sums == pytest.approx([1] * len(sums), abs=1e-5)
 
 
-def pixels(case: Case) -> torch.Tensor:
-    return case.model.preprocess(case.images)
-
-
-@pytest.mark.parametrize(("tower", "strategy"), [("clip", "full"), ("siglip", "full")])
-def test_other_towers_of_llava(tmp_path: Path, tower: str, strategy: str) -> None:
+def test_other_towers_of_llava(tmp_path: Path) -> None:
     """SigLIP has no class token; with `full` CLIP's is a visual token."""
-    folder = tiny.llava_checkpoint(tmp_path, tower=tower, layer=-1, strategy=strategy)
+    folder = tiny.llava_checkpoint(tmp_path / "s", tower="siglip", layer=-1, strategy="full")
+    check(models.load(folder, compute="cpu"))
+    folder = tiny.llava_checkpoint(tmp_path / "c", tower="clip", layer=-1, strategy="full")
     check(models.load(folder, compute="cpu"))
 
 
@@ -103,23 +107,33 @@ def test_the_weights_are_those_of_the_eager_attention(case: Case) -> None:
         for one in configs.values():
             one._attn_implementation = "eager"
         with torch.no_grad():
-            tower(pixels(case))
+            tower(
+                torch.cat([one.inputs["pixel_values"] for one in case.model.prepare(case.images)])
+            )
     finally:
         handle.remove()
         for key, one in configs.items():
             one._attn_implementation = before[key]
-    expected = seen[0][:, :, 1:].mean((1, 2))[:, -case.model.num_tokens :]
-    found = attention.received(case.model, case.model.trunk(pixels(case), 0), 0)[1]
+    found = torch.stack(received_of(case))
+    expected = seen[0][:, :, 1:].mean((1, 2))[:, -found.shape[1] :]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_hook_stays(case: Case) -> None:
-    part = case.model.block_modules(1)[0][0]
-    attention.received(case.model, case.model.trunk(pixels(case), 0), 0)
-    assert all(not module._forward_hooks for module in part.modules())
+    """Only those that transformers itself leaves in a tower that has run."""
+
+    def hooks() -> list[object]:
+        parts = case.model.tower.modules()
+        return [[*one._forward_hooks.values(), *one._forward_pre_hooks.values()] for one in parts]
+
+    case.model.see(case.model.prepare(case.images))
+    before = hooks()
+    received_of(case)
+    assert hooks() == before
 
 
 def test_the_grid(case: Case) -> None:
     """48 pixels in patches of 16: 3 rows and 3 columns, and a class token in the Q families."""
-    assert case.model.grid == (3, 3)
-    assert case.model.num_tokens - 9 == (0 if case.name == "llava" else 1)
+    (seen,) = case.model.see(case.model.prepare(case.images[:1]))
+    assert seen.layout.grid == (3, 3)
+    assert seen.num_tokens - 9 == (0 if case.name == "llava" else 1)

@@ -85,9 +85,7 @@ def test_an_end_token_that_a_config_lists(tmp_path: Path) -> None:
     path.write_text(json.dumps(table))
     model = models.load(folder, compute="cpu")
     assert model.answer_ids(["red"])[0, -1].item() == 214
-    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
-    prompt = ["Question: red? Answer:"]
-    spliced = model.splice(model.project(model.queries(tokens)), prompt)
+    spliced = model.read(model.see(model.prepare(tiny.images(1))), ["Question: red? Answer:"])
     _, logits = generate_with_logits(model, spliced, 1)
     first = int(logits[0].argmax())
     table["text_config"]["eos_token_id"] = [2, first]
@@ -103,9 +101,7 @@ def test_special_ids() -> None:
 
 def test_no_choices_at_all(blip2_llama: Path) -> None:
     model = models.load(blip2_llama, compute="cpu")
-    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
-    prompts = ["a", "b"]
-    spliced = model.splice(model.project(model.queries(tokens)), prompts)
+    spliced = model.read(model.see(model.prepare(tiny.images(2))), ["a", "b"])
     assert model.score_choices(spliced, [[], []]) == [[], []]
     scores = model.score_choices(spliced, [[], ["red"]])
     assert scores[0] == []
@@ -115,9 +111,7 @@ def test_no_choices_at_all(blip2_llama: Path) -> None:
 def test_an_answer_past_the_last_position_is_refused(blip2_opt: Path) -> None:
     """OPT's positions are learned and end at 256: one line, not an IndexError."""
     model = models.load(blip2_opt)
-    pixels = model.preprocess(tiny.images(1))
-    features = model.project(model.queries(model.vision_tokens(pixels), None, ["what?"]))
-    spliced = model.splice(features, ["what?"])
+    spliced = model.read(model.see(model.prepare(tiny.images(1))), ["what?"])
     room = 256 - int(spliced.position_ids.max()) - 1
     model.forward(spliced, torch.ones(1, room + 1, dtype=torch.long))
     with pytest.raises(models.PromptTooLong, match="positions"):

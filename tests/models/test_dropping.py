@@ -2,9 +2,16 @@
 
 import torch
 
+from cdcca_cli.models import Seen
 from tests.models.conftest import Case
 
 TOLERANCE = 1e-5
+
+
+def see(case: Case, count: int) -> tuple[list[Seen], torch.Tensor]:
+    """The first pictures, and their tokens in one tensor: all are of one size."""
+    seen = case.model.see(case.model.prepare(case.images[:count]))
+    return seen, torch.stack([one.tokens for one in seen])
 
 
 def test_dropping_equals_masking(case: Case) -> None:
@@ -14,15 +21,15 @@ def test_dropping_equals_masking(case: Case) -> None:
     cross-attention; LLaVA's attention_mask over the whole prompt).
     """
     model, prompt = case.model, [case.prompts[0]]
-    tokens = model.vision_tokens(model.preprocess(case.images[:1]))
-    kept = torch.zeros(1, model.num_tokens, dtype=torch.bool)
+    seen, tokens = see(case, 1)
+    kept = torch.zeros(1, seen[0].num_tokens, dtype=torch.bool)
     kept[0, [0, 2, 3, 7]] = True
     positions = kept[0].nonzero().T
     few = tokens[kept][None]
     answer = model.answer_ids(["yes no"])
 
     queries = model.queries(few, None, prompt)
-    spliced = model.splice(model.project(queries), prompt, positions_BN=positions)
+    spliced = model.splice(model.project(queries), prompt, seen, positions_BN=positions)
     dropped = model.forward(spliced, answer).logits
     if case.name == "llava":
         inputs = case.reference.inputs(case.images[0], prompt[0])
@@ -36,20 +43,20 @@ def test_dropping_equals_masking(case: Case) -> None:
     else:
         theirs = model.queries(tokens, kept, prompt)
         assert (theirs - queries).abs().max() <= TOLERANCE
-        whole = model.splice(model.project(theirs), prompt)
+        whole = model.splice(model.project(theirs), prompt, seen)
         masked = model.forward(whole, answer).logits
     assert (dropped - masked).abs().max() <= TOLERANCE
 
     zeroed = tokens * kept[..., None]
     features = model.project(model.queries(zeroed, None, prompt))
-    unlike = model.forward(model.splice(features, prompt), answer).logits
+    unlike = model.forward(model.splice(features, prompt, seen), answer).logits
     assert (dropped - unlike).abs().max() > 100 * TOLERANCE
 
 
 def test_frames_with_different_numbers_of_tokens_share_a_batch(case: Case) -> None:
     """Rows padded on the right with a mask equal each row alone."""
     model = case.model
-    tokens = model.vision_tokens(model.preprocess(case.images))
+    seen, tokens = see(case, 3)
     places = [[0, 2, 3, 7], [1], [0, 4, 5, 6, 8]]
     width = max(len(row) for row in places)
     batch = torch.full((3, width, tokens.shape[-1]), 9.0)
@@ -61,13 +68,13 @@ def test_frames_with_different_numbers_of_tokens_share_a_batch(case: Case) -> No
         positions[row, : len(kept)] = torch.tensor(kept)
     answers = ["red", "yes no", "two"]
     features = model.project(model.queries(batch, mask, case.prompts))
-    spliced = model.splice(features, case.prompts, mask_BN=mask, positions_BN=positions)
+    spliced = model.splice(features, case.prompts, seen, mask_BN=mask, positions_BN=positions)
     together = model.forward(spliced, model.answer_ids(answers))
     made = model.generate(spliced, 4)
     for row, kept in enumerate(places):
         prompt = [case.prompts[row]]
         features = model.project(model.queries(tokens[row : row + 1, kept], None, prompt))
-        alone = model.splice(features, prompt, positions_BN=torch.tensor([kept]))
+        alone = model.splice(features, prompt, [seen[row]], positions_BN=torch.tensor([kept]))
         output = model.forward(alone, model.answer_ids([answers[row]]))
         length = output.logits.shape[1]
         assert (output.logits[0] - together.logits[row, :length]).abs().max() <= TOLERANCE
@@ -82,10 +89,10 @@ def test_kept_tokens_keep_their_places(case: Case) -> None:
     if case.name != "llava":
         return
     model, prompt = case.model, [case.prompts[1]]
-    tokens = model.vision_tokens(model.preprocess(case.images[:1]))
+    seen, tokens = see(case, 1)
     features = model.project(model.queries(tokens[:, [1, 6]]))
-    few = model.splice(features, prompt, positions_BN=torch.tensor([[1, 6]]))
-    whole = model.splice(model.project(model.queries(tokens)), prompt)
+    few = model.splice(features, prompt, seen, positions_BN=torch.tensor([[1, 6]]))
+    whole = model.read(seen, prompt)
     first = int(whole.visual_mask[0].int().argmax())
     expected = [i for i in range(whole.position_ids.shape[1]) if not whole.visual_mask[0, i]]
     expected = sorted([*expected, first + 1, first + 6])

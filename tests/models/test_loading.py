@@ -9,6 +9,7 @@ import torch
 
 from cdcca_cli import models
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
+from cdcca_cli.families import FAMILIES
 from tests import tiny
 
 
@@ -32,7 +33,6 @@ def stored_in_4_bits(checkpoint: Path, folder: Path) -> Path:
     """The same BLIP-2 as transformers saves it after bitsandbytes has quantised it."""
     import transformers as tf
 
-    from cdcca_cli.families import FAMILIES
     from cdcca_cli.models import quantization
 
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -49,7 +49,7 @@ def test_text_only_and_unknown_families(tmp_path: Path, blip2_llama: Path) -> No
     """The message names the families that work."""
     text = refused(tiny.text_checkpoint(tmp_path / "text"), UsageError, 2)
     assert "'llama'" in text
-    assert "expected one of blip-2, instructblip, llava" in text
+    assert f"expected one of {', '.join(sorted(FAMILIES))}" in text
     unknown = copy(blip2_llama, tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "no-such-model"}')
     assert "no-such-model" in refused(unknown, UsageError, 2)
@@ -128,14 +128,14 @@ def test_qformer_layers(tmp_path: Path, blip2_llama: Path, llava: Path, tiny_pai
     cut = models.load(teacher, compute="cpu", qformer_layers=2)
     assert len(cut.module.qformer.encoder.layer) == 2
     assert cut.module.config.qformer_config.num_hidden_layers == 2
-    tokens = whole.vision_tokens(whole.preprocess(tiny.images(1)))
-    seen = []
+    tokens = torch.stack([one.tokens for one in whole.see(whole.prepare(tiny.images(1)))])
+    outputs = []
     handle = whole.module.qformer.encoder.layer[1].register_forward_hook(
-        lambda module, args, output: seen.append(output)
+        lambda module, args, output: outputs.append(output)
     )
     whole.queries(tokens)
     handle.remove()
-    torch.testing.assert_close(cut.queries(tokens), seen[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(cut.queries(tokens), outputs[0], rtol=0, atol=1e-6)
     assert cut.tower_digest == whole.tower_digest
     assert cut.digest != whole.digest
     for layers in (0, 5):
@@ -193,7 +193,7 @@ def test_pictures_of_another_size_than_the_towers(tmp_path: Path, blip2_llama: P
     table["size"] = {"height": 32, "width": 32}
     path.write_text(json.dumps(table))
     with pytest.raises(BadData, match="32x32"):
-        models.load(folder, compute="cpu").preprocess(tiny.images(1))
+        models.load(folder, compute="cpu").prepare(tiny.images(1))
 
 
 def test_prompts(blip2_llama: Path, instructblip: Path, llava: Path) -> None:
@@ -221,10 +221,9 @@ def test_prompts(blip2_llama: Path, instructblip: Path, llava: Path) -> None:
 def test_a_prompt_too_long_for_the_model(blip2_opt: Path) -> None:
     """OPT has a table of positions, and running over it would be an IndexError."""
     model = models.load(blip2_opt, compute="cpu")
-    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
-    features = model.project(model.queries(tokens))
+    seen = model.see(model.prepare(tiny.images(1)))
     with pytest.raises(models.PromptTooLong, match="256"):
-        model.splice(features, ["why " * 300])
+        model.read(seen, ["why " * 300])
 
 
 def test_a_checkpoint_stored_in_4_bits(tmp_path: Path, blip2_llama: Path) -> None:
@@ -242,13 +241,14 @@ def test_a_checkpoint_stored_in_4_bits(tmp_path: Path, blip2_llama: Path) -> Non
     assert stored.tower_digest == full.tower_digest
     assert stored.digest == made.digest != full.digest
     assert stored.dtype == torch.float32
-    pixels = full.preprocess(tiny.images(2))
-    assert torch.equal(stored.vision_tokens(pixels), full.vision_tokens(pixels))
+    pictures = full.prepare(tiny.images(2))
+    seen = full.see(pictures)
+    for ours, theirs in zip(stored.see(pictures), seen, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
     prompts = ["Question: how many? Answer:"] * 2
     answers = []
     for model in (stored, made):
-        features = model.project(model.queries(model.vision_tokens(pixels)))
-        answers.append(model.generate(model.splice(features, prompts), 4).ids)
+        answers.append(model.generate(model.read(model.see(pictures), prompts), 4).ids)
         assert not any(parameter.requires_grad for parameter in model.module.parameters())
     assert answers[0] == answers[1]
     for dtype in (torch.bfloat16, torch.float16):
@@ -263,5 +263,6 @@ def test_a_device_map_is_for_the_weights_alone(blip2_llama: Path) -> None:
     assert (mapped.digest, mapped.tower_digest) == (plain.digest, plain.tower_digest)
     assert {p.device.type for p in mapped.module.parameters()} == {"cpu"}
     assert "device_map" not in mapped.tokenizer.init_kwargs
-    assert mapped.image_processor.to_dict() == plain.image_processor.to_dict()
+    processors = [model.preparer.image_processor for model in (mapped, plain)]
+    assert processors[0].to_dict() == processors[1].to_dict()
     refused(blip2_llama, UsageError, 2, device_map="everywhere")

@@ -62,7 +62,9 @@ def test_equals_peft(blip2_llama: Path) -> None:
     overlay = random_lora(names, model)
     import transformers as tf
 
-    processor = tf.Blip2Processor(model.image_processor, model.tokenizer, num_query_tokens=4)
+    processor = tf.Blip2Processor(
+        model.preparer.image_processor, model.tokenizer, num_query_tokens=4
+    )
     inputs = processor(images=tiny.images(1)[0], text="Question: red? Answer:", return_tensors="pt")
     before = model.module(**inputs).logits
     model.install_overlay(overlay, ALPHA)
@@ -83,13 +85,12 @@ def test_equals_peft(blip2_llama: Path) -> None:
 
 def test_zero_b_changes_nothing(blip2_llama: Path) -> None:
     model = models.load(blip2_llama, compute="cpu")
-    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
+    seen = model.see(model.prepare(tiny.images(1)))
     prompt = [model.format_prompt("red?", "vqa")]
     answer = model.answer_ids(["two"])
 
     def logits() -> torch.Tensor:
-        features = model.project(model.queries(tokens, None, prompt))
-        return model.forward(model.splice(features, prompt), answer).logits
+        return model.forward(model.read(seen, prompt), answer).logits
 
     plain = logits()
     start = model.initial_overlay(["lora"], RANK, 0)

@@ -147,16 +147,16 @@ def test_an_overlay_stays_float32_in_a_16_bit_model(blip2_llama: Path, dtype: st
     trainable = model.trainable()
     assert all(parameter.dtype == torch.float32 for parameter in trainable.values())
     prompt = [model.format_prompt("red?", "vqa")]
-    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
-    assert tokens.dtype == getattr(torch, dtype)
+    (seen,) = model.see(model.prepare(tiny.images(1)))
+    assert seen.tokens.dtype == getattr(torch, dtype)
+    stored = [models.Seen(seen.tokens.float(), seen.layout)]
     with model.training_mode():
-        features = model.project(model.queries(tokens.float(), None, prompt))
-        output = model.forward(model.splice(features, prompt), model.answer_ids(["two"]))
+        output = model.forward(model.read(stored, prompt), model.answer_ids(["two"]))
         output.logits.float().square().mean().backward()
     grads = {name: parameter.grad for name, parameter in trainable.items()}
     assert grads["query_tokens"] is not None
     assert grads["query_tokens"].abs().max() > 0
-    assert np.isfinite(model.generate(model.splice(features, prompt), 3).entropies[0]).all()
+    assert np.isfinite(model.generate(model.read(stored, prompt), 3).entropies[0]).all()
 
 
 def test_gradients_reach_every_group(case: Case) -> None:
@@ -170,10 +170,9 @@ def test_gradients_reach_every_group(case: Case) -> None:
     model.install_overlay(values, 4.0)
     trainable = model.trainable()
     prompts = [model.format_prompt("red?", "vqa")] * 2
-    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
+    seen = model.see(model.prepare(tiny.images(2)))
     with model.training_mode():
-        features = model.project(model.queries(tokens, None, prompts))
-        output = model.forward(model.splice(features, prompts), model.answer_ids(["two", "red"]))
+        output = model.forward(model.read(seen, prompts), model.answer_ids(["two", "red"]))
         (output.logits.square().mean() + output.hidden.square().mean()).backward()
     for group, names in model.trainable_groups().items():
         reached = [
@@ -230,11 +229,10 @@ def test_create_device_and_load_it(tmp_path: Path, blip2_llama: Path) -> None:
     assert model.digest == device.digest
     assert model.tower_digest == plain.tower_digest == device.settings.tower
     prompt = [model.format_prompt("red?", "vqa")]
-    tokens = plain.vision_tokens(plain.preprocess(tiny.images(1)))
+    seen = plain.see(plain.prepare(tiny.images(1)))
     logits = []
     for loaded in (model, plain):
-        features = loaded.project(loaded.queries(tokens, None, prompt))
-        spliced = loaded.splice(features, prompt)
+        spliced = loaded.read(seen, prompt)
         logits.append(loaded.forward(spliced, loaded.answer_ids(["two"])).logits)
     assert torch.equal(*logits)
 
@@ -271,10 +269,10 @@ def test_biases_that_a_checkpoint_lacks_start_at_zero(tmp_path: Path) -> None:
     model = models.load_device(device, compute="cpu")
     assert model.trainable_groups()["bias"] == plain.trainable_groups()["bias"] == sorted(biases)
     prompt = ["Question: red? Answer:"]
-    tokens = plain.vision_tokens(plain.preprocess(tiny.images(1)))
+    seen = plain.see(plain.prepare(tiny.images(1)))
     logits = []
     for loaded in (plain, model):
-        spliced = loaded.splice(loaded.project(loaded.queries(tokens)), prompt)
+        spliced = loaded.read(seen, prompt)
         logits.append(loaded.forward(spliced, loaded.answer_ids(["two"])).logits)
     assert torch.equal(*logits)
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcca_cli import models
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.families import FAMILIES
-from cdcca_cli.models.prompts import PlainTokenizer, Prompt
+from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 from tests import tiny
 from tests.models.conftest import Case
 
@@ -113,7 +114,7 @@ def test_every_special_token_is_text(tokenizer: Any) -> None:
     plain = PlainTokenizer(tokenizer)
     for word in special.values():
         for text in (word, word * 2, f"a{word}b", f"what {word} is it?", f" {word}"):
-            (ids,) = plain([text], with_ends=False)
+            (ids,) = plain([Prompt("", text, "")], with_ends=False)
             assert special.keys().isdisjoint(ids), text
             assert ids, text
     word = next(iter(special.values()))
@@ -128,7 +129,7 @@ def test_other_text_has_the_ids_it_had(tokenizer: Any, text: str) -> None:
     plain = PlainTokenizer(tokenizer)
     for with_ends in (False, True):
         expected = tokenizer(text, add_special_tokens=with_ends)["input_ids"]
-        assert plain([text], with_ends=with_ends) == [expected]
+        assert plain([Prompt("", text, "")], with_ends=with_ends) == [expected]
 
 
 pieces = st.sampled_from(["</s>", "<s>", "<pad>", "<image>", "[SEP]", "<", "/s>", " ", "red", "?"])
@@ -136,29 +137,109 @@ pieces = st.sampled_from(["</s>", "<s>", "<pad>", "<image>", "[SEP]", "<", "/s>"
 
 @given(text=st.lists(pieces, max_size=8).map("".join))
 def test_no_mixture_gives_a_special_token(tokenizer: Any, text: str) -> None:
-    (ids,) = PlainTokenizer(tokenizer, ["<image>"])([Prompt("", text, "")], with_ends=False)
+    (ids,) = PlainTokenizer(tokenizer)([Prompt("", text, "")], with_ends=False)
     assert special_of(tokenizer).keys().isdisjoint(ids)
 
 
 def test_by_hand() -> None:
     """`</s>` of the merged tokenizer: its merges go on to `</` and `s>`, and no further."""
     tokenizer = merged()
-    words = tokenizer.convert_ids_to_tokens(
-        PlainTokenizer(tokenizer)(["</s> is"], with_ends=True)[0]
-    )
-    assert words == ["<s>", "▁", "</", "s>", "▁is"]
+    (ids,) = PlainTokenizer(tokenizer)([Prompt("", "</s> is", "")], with_ends=True)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "▁", "</", "s>", "▁is"]
 
 
-def test_the_mark_of_a_template_works_and_that_of_a_question_does_not() -> None:
+def test_special_tokens_of_a_template_work_and_those_of_a_question_do_not(tokenizer: Any) -> None:
+    special = special_of(tokenizer)
+    plain = PlainTokenizer(tokenizer)
+    for number, word in special.items():
+        template = f"a {word} {{prompt}} {word}."
+        (ids,) = plain([Prompt.of(template, f"what {word} is")], with_ends=False)
+        assert [one for one in ids if one in special] == [number, number], word
+        for with_ends in (False, True):
+            prompt = Prompt.of(template, "what")
+            expected = tokenizer(str(prompt), add_special_tokens=with_ends)["input_ids"]
+            assert plain([prompt], with_ends=with_ends) == [expected], word
+
+
+def test_a_text_that_is_no_prompt_is_a_template(tokenizer: Any) -> None:
+    for word in special_of(tokenizer).values():
+        text = f"what {word} is it?"
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert PlainTokenizer(tokenizer)([text], with_ends=False) == [expected]
+
+
+def test_added_tokens_that_look_like_tags_are_text_too() -> None:
+    """As Qwen's `<tool_call>` and Mistral's `[IMG]`; another added word stays one token."""
     tokenizer = merged()
-    mark = tokenizer.convert_tokens_to_ids("<image>")
-    plain = PlainTokenizer(tokenizer, ["<image>"])
-    assert plain.mark_ids == {"<image>": mark}
-    (ids,) = plain([Prompt.of("a <image> {prompt}.", "what <image> is")], with_ends=True)
-    assert ids.count(mark) == 1
-    expected = tokenizer("a <image> what", add_special_tokens=True)["input_ids"]
-    assert plain([Prompt.of("a <image> {prompt}", "what")], with_ends=True) == [expected]
-    assert PlainTokenizer(unigram(), ["<image>"]).mark_ids == {"<image>": None}
+    tokenizer.add_tokens(["<tool_call>", "[IMG]", "hello"])
+    plain = PlainTokenizer(tokenizer)
+    for word, is_text in (("<tool_call>", True), ("[IMG]", True), ("hello", False)):
+        number = tokenizer.convert_tokens_to_ids(word)
+        (asked,) = plain([Prompt("", f"a {word}", "")], with_ends=False)
+        (given,) = plain([Prompt(f"a {word}", "", "")], with_ends=False)
+        assert (number in asked, number in given) == (not is_text, True), word
+
+
+@given(text=st.lists(pieces, max_size=8).map("".join))
+def test_a_picture_replaces_the_mark_of_the_template(text: str) -> None:
+    """Before the question or behind it, whatever the question says."""
+    before = Prompt.of("<image> {prompt}.", text).with_picture("<image>", "<s><image><image>")
+    assert before.parts == ("<s><image><image> ", text, ".")
+    behind = Prompt.of("{prompt} <image>.", text).with_picture("<image>", "")
+    assert behind.parts == ("", text, " .")
+
+
+def templates(row: str, **options: Any) -> Templates:
+    return Templates(FAMILIES[row], merged(), "<image>", "somewhere", **options)
+
+
+def test_a_template_of_ones_own() -> None:
+    own = "<s><image> {prompt} </s>"
+    made = templates("llava", template=own)
+    assert (made["vqa"], made["caption"], made.adds_ends) == (own, own, False)
+    assert templates("llava").adds_ends
+    for wrong, what in (
+        ("<image> what?", "question"),
+        ("<image> {prompt} {prompt}", "question"),
+        ("{prompt}", "picture"),
+        ("<image><image>{prompt}", "picture"),
+    ):
+        with pytest.raises(SettingError, match=f"expected the {what} once"):
+            templates("llava", template=wrong)
+
+
+CHAT = (
+    "{% for turn in messages %}<s>{% for part in turn['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}red{% endif %}"
+)
+
+
+def test_a_chat_template_is_rendered_once_around_any_question() -> None:
+    tokenizer = merged()
+    tokenizer.chat_template = CHAT
+    row = FAMILIES["llava"]
+    made = Templates(row, tokenizer, "<image>", "somewhere")
+    assert made["vqa"] == f"<s><image>{row.vqa_template}<|end|>red"
+    assert made["caption"] == f"<s><image>{row.caption_template}<|end|>red"
+    assert not made.adds_ends
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "{{ raise_exception('no pictures') }}",
+        CHAT.replace("<image>", ""),
+        CHAT.replace("<image>", "<image><image>"),
+        CHAT.replace("part['text']", "'what?'"),
+        "answer {prompt} " + CHAT,
+    ],
+)
+def test_a_chat_template_without_the_picture_or_the_question(chat: str) -> None:
+    tokenizer = merged()
+    tokenizer.chat_template = chat
+    with pytest.raises(BadData, match=r"somewhere: its chat template .* give `template`"):
+        Templates(FAMILIES["llava"], tokenizer, "<image>", "somewhere")
 
 
 def test_a_prompt_is_its_text() -> None:
@@ -170,11 +251,12 @@ def test_a_prompt_is_its_text() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_templates_hold_one_question_and_the_marks(family: Any) -> None:
+def test_templates_hold_one_question_and_one_picture(family: Any) -> None:
+    """What a user says has no picture: the chat template puts it there."""
     for template in (family.vqa_template, family.caption_template):
-        assert template.count("{prompt}") == 1
-        for mark in family.marks:
-            assert template.count(mark) == 1
+        assert (template.count("{prompt}"), template.count("<image>")) == (1, 0)
+    for template in family.plain_templates:
+        assert (template.count("{prompt}"), template.count("<image>")) == (1, 1)
 
 
 def test_questions_of_every_family(case: Case) -> None:
@@ -189,10 +271,11 @@ def test_questions_of_every_family(case: Case) -> None:
         assert sorted(inner) == sorted([*ends, *([image] if case.name == "llava" else [])])
     for ids in case.model.answer_ids(["</s> red", "<image>"]).tolist():
         assert [number for number in ids if number in special] == [2]
-    pictures = case.model.preprocess(case.images[:1] * 4)
-    tokens = case.model.vision_tokens(pictures)
-    features = case.model.project(case.model.queries(tokens, None, prompts))
-    assert len(case.model.generate(case.model.splice(features, prompts), 3).ids) == 4
+    seen = case.model.see(case.model.prepare(case.images[:1] * 4))
+    if case.name == "llava":
+        ids = case.model.prompt_ids(prompts[-1], seen[-1])
+        assert ids.count(image) == seen[-1].num_tokens
+    assert len(case.model.generate(case.model.read(seen, prompts), 3).ids) == 4
 
 
 def test_the_qformer_reads_no_special_tokens_of_a_question(instructblip: Path) -> None:
@@ -215,9 +298,9 @@ def test_a_question_that_is_too_long(name: str, request: pytest.FixtureRequest) 
         caught.value
     )
     prompts = [model.format_prompt(text, "vqa") for text in ("What?", long)]
-    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
+    seen = model.see(model.prepare(tiny.images(2)))
     with pytest.raises(models.PromptTooLong) as caught:
-        model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+        model.read(seen, prompts)
     assert caught.value.row == 1
     model.check_prompt("What?", "vqa", 16, ["red", "blue"])
 
@@ -233,17 +316,18 @@ def test_what_the_check_allows_is_answered_to_the_last_position(
     """An answer's last token is never read: prompt, picture and answer may have one more."""
     model = models.load(request.getfixturevalue(name), compute="cpu")
     prompt = model.format_prompt("What?", "vqa")
-    room = 256 - model.prompt_length(prompt) + 1
-    model.check_prompt("What?", "vqa", room)
-    tokens = model.vision_tokens(model.preprocess(tiny.images(1)))
-    spliced = model.splice(model.project(model.queries(tokens)), [prompt])
-    assert int(spliced.position_ids.max()) + 1 == model.prompt_length(prompt)
+    (seen,) = model.see(model.prepare(tiny.images(1)))
+    room = 256 - model.prompt_length(prompt, seen) + 1
+    model.check_prompt("What?", "vqa", room, seen=seen)
+    spliced = model.read([seen], [prompt])
+    assert int(spliced.position_ids.max()) + 1 == model.prompt_length(prompt, seen)
+    assert model.prompt_length(prompt) == model.prompt_length(prompt, seen)
     model.end_ids = (9999,)  # so that it goes on to the end
     assert len(model.generate(spliced, room).ids[0]) == room
     with pytest.raises(models.PromptTooLong, match="takes 257 positions"):
         model.generate(spliced, room + 1)
     with pytest.raises(models.PromptTooLong, match="takes 257 positions"):
-        model.check_prompt("What?", "vqa", room + 1)
+        model.check_prompt("What?", "vqa", room + 1, seen=seen)
 
 
 @pytest.mark.parametrize("name", ["blip2_llama", "blip2_opt", "llava"])
@@ -255,17 +339,17 @@ def test_long_choices_are_refused_by_their_own_prompt_alone(
     texts = ["What " + "a " * 150 + "?", "What?"]
     choices = [["red", "two"], ["a " * 150, "no"]]
     prompts = [model.format_prompt(text, "vqa") for text in texts]
-    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
-    features = model.project(model.queries(tokens))
-    together = model.score_choices(model.splice(features, prompts), choices)
+    seen = model.see(model.prepare(tiny.images(2)))
+    spliced = model.read(seen, prompts)
+    together = model.score_choices(spliced, choices)
     for row in (0, 1):
-        model.check_prompt(texts[row], "vqa", 1, choices[row])
-        alone = model.splice(features[row : row + 1], prompts[row : row + 1])
+        model.check_prompt(texts[row], "vqa", 1, choices[row], seen[row])
+        alone = model.read(seen[row : row + 1], prompts[row : row + 1])
         assert model.score_choices(alone, [choices[row]])[0] == pytest.approx(
             together[row], rel=1e-5
         )
     with pytest.raises(models.PromptTooLong) as caught:
-        model.score_choices(model.splice(features, prompts), choices[::-1])
+        model.score_choices(spliced, choices[::-1])
     assert caught.value.row == 0
     with pytest.raises(models.PromptTooLong):
-        model.check_prompt(texts[0], "vqa", 1, choices[1])
+        model.check_prompt(texts[0], "vqa", 1, choices[1], seen[0])

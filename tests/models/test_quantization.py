@@ -20,11 +20,10 @@ PROMPTS = ["Question: what colour is the square? Answer:", "Question: how many? 
 
 
 def spliced(model: models.LoadedModel) -> models.Spliced:
-    tokens = model.vision_tokens(model.preprocess(tiny.images(2)))
     prompts = PROMPTS
     if model.family == "llava":
         prompts = [model.format_prompt(prompt, "vqa") for prompt in PROMPTS]
-    return model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    return model.read(model.see(model.prepare(tiny.images(2))), prompts)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
@@ -41,8 +40,10 @@ def test_load_answer_and_score(name: str, quantize: str, request: pytest.Fixture
     assert len(linears) == len(of_language)
     assert model.trainable_groups() == groups
     assert model.tower_digest == full.tower_digest
-    pixels = full.preprocess(tiny.images(2))
-    assert torch.equal(model.vision_tokens(pixels), full.vision_tokens(pixels))
+    pictures = full.prepare(tiny.images(2))
+    for ours, theirs in zip(model.see(pictures), full.see(pictures), strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+        assert ours.layout == theirs.layout
     made = model.generate(spliced(model), 4)
     assert all(np.isfinite(row).all() for row in made.entropies)
     scores = model.score_choices(spliced(model), [["red", "two"], ["one"]])

@@ -45,7 +45,8 @@ def test_the_pair_shares_one_tower() -> None:
     student = models.load("shipped:student", compute="cpu")
     assert teacher.tower_digest == student.tower_digest
     assert teacher.digest != student.digest
-    assert student.num_tokens >= 36
+    (seen,) = student.see(student.prepare(some_frames(1)[0]))
+    assert seen.num_tokens >= 36
     former = [len(model.module.qformer.encoder.layer) for model in (teacher, student)]
     assert former[0] == 2 * former[1]
 
@@ -57,8 +58,8 @@ def test_tokens_give_what_pixels_give(role: str) -> None:
     reference = Reference(ASSETS / role, dtype=torch.float32)
     images, questions, choices = some_frames(6)
     prompts = [model.format_prompt(question, "vqa") for question in questions]
-    tokens = model.vision_tokens(model.preprocess(images))
-    spliced = model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    seen = model.see(model.prepare(images))
+    spliced = model.read(seen, prompts)
     made, made_logits = generate_with_logits(model, spliced, 6)
     scores = model.score_choices(spliced, choices)
     for row, image in enumerate(images):
@@ -66,8 +67,7 @@ def test_tokens_give_what_pixels_give(role: str) -> None:
         assert made.ids[row] == ids
         for step in range(len(ids)):
             assert (made_logits[step][row] - logits[step]).abs().max() <= 5 * TOLERANCE
-        features = model.project(model.queries(tokens[row : row + 1], None, [prompts[row]]))
-        alone = model.score_choices(model.splice(features, [prompts[row]]), [choices[row]])
+        alone = model.score_choices(model.read([seen[row]], [prompts[row]]), [choices[row]])
         assert alone[0] == pytest.approx(scores[row], abs=5 * TOLERANCE)
 
 
@@ -78,6 +78,5 @@ def test_a_device_of_the_shipped_student(tmp_path: Path) -> None:
     model = models.load_device(device, compute="cpu")
     images, questions, _ = some_frames(2)
     prompts = [model.format_prompt(question, "vqa") for question in questions]
-    tokens = model.vision_tokens(model.preprocess(images))
-    spliced = model.splice(model.project(model.queries(tokens, None, prompts)), prompts)
+    spliced = model.read(model.see(model.prepare(images)), prompts)
     assert all(model.decode(ids) for ids in model.generate(spliced, 6).ids)
