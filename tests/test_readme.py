@@ -75,7 +75,7 @@ def test_every_block_runs_as_it_stands_and_warns_of_nothing(tmp_path: Path) -> N
     blocks = [
         block for part in parts[1:] for block in re.findall(r"```sh\n(.*?)```", part, re.DOTALL)
     ]
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", "\n".join(blocks)],
         cwd=tmp_path,

@@ -257,7 +257,7 @@ def test_from_frames_to_the_table(tmp_path: Path, commands: Path) -> None:  # no
     done = link(folder, small(commands, few_frames(tmp_path / "frames", "stream", 6)))
     skip_if_not_measured(done)
     found = results(folder)
-    assert len(found) == 18
+    assert len(found) == 22
     names = ("update.usq", "update.nf4", "overlay.fp32", "student.weights")
     sizes = [found[f"down-{name}"]["bytes"] for name in names]
     assert sizes == sorted(sizes)

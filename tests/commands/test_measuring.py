@@ -87,7 +87,8 @@ def test_from_frames_to_an_update_measured_on_what_was_held_out(
     run(
         "sample", tmp_path / "frames/stream", "-m", tmp_path / "device", "--top", "60", "-o", tokens
     )
-    run("distill", tokens, "--student", tmp_path / "mirror", "--epochs", "2", "-o", learnt)
+    how = ["--epochs", "2", "--holdout", "50%"]
+    run("distill", tokens, "--student", tmp_path / "mirror", *how, "-o", learnt)
     capfd.readouterr()
     update = tmp_path / "update.cdcca"
     run("compress", learnt, "--base", tmp_path / "mirror", "-o", update)

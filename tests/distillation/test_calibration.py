@@ -12,9 +12,11 @@ from cdcca_cli.distillation import calibration
 from cdcca_cli.distillation.calibration import Sample
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.errors import BadData
+from cdcca_cli.formats.shard import Coding, Layout, Shard
 from cdcca_cli.models import LoadedModel, Seen, load
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.payloads import pictures
+from cdcca_cli.payloads.opening import Opener
 from cdcca_cli.skipped import Skipped
 from tests import tiny
 
@@ -137,6 +139,53 @@ def test_pictures_are_measured_as_the_cloud_opens_them(blip2_llama: Path, tmp_pa
 
     (expected,) = calibration.changes(teacher, found, [seen], 2)
     assert worst.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_frames_of_several_layouts_have_no_codebook(
+    blip2_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of as many tokens or not: a codebook knows each token by its place."""
+    student = load(blip2_llama, compute="cpu")
+    frames = []
+    for number, image in enumerate(tiny.images(2, seed=1)):
+        image.save(tmp_path / f"{number}.png")
+        frames.append(Frame(f"{number}", tmp_path / f"{number}.png", QUESTIONS[:1]))
+    see = student.see
+    for other in (Layout((1, 9)), Layout((3, 3), "<row>{10}")):
+        layouts = iter([Layout((3, 3)), other])
+        monkeypatch.setattr(
+            student,
+            "see",
+            lambda found, layouts=layouts: [Seen(one.tokens, next(layouts)) for one in see(found)],
+        )
+        with pytest.raises(BadData, match="different numbers or layouts of tokens"):
+            calibration.sample_of(student, frames, Skipped(strict=True))
+
+
+def test_what_a_device_sent_has_the_layout_that_the_mirrors_tower_makes(
+    blip2_llama: Path,
+) -> None:
+    """Whatever the layout in the shard of a picture says."""
+    student = load(blip2_llama, compute="cpu")
+    sent = [
+        Shard(
+            frame=f"{number}",
+            image="a.png",
+            domain=None,
+            tokens=np.zeros((0, 0), np.float32),
+            positions=np.arange(10, dtype=np.int32),
+            num_tokens=10,
+            tower=student.tower_digest,
+            coding=Coding("frame"),
+            picture=pictures.encode(student.seen_as_picture(image), pictures.WEBP),
+        )
+        for number, image in enumerate(tiny.images(2, seed=1))
+    ]
+    opener = Opener(student, {}.__getitem__)
+    assert sent[0].layout == Layout()
+    found = calibration.sample_of(student, sent, Skipped(strict=True), opener)
+    assert found.layout == Layout((3, 3))
+    assert found.tokens.shape[:2] == (2, 10)
 
 
 def test_what_cannot_be_calibrated(blip2_llama: Path, instructblip: Path) -> None:

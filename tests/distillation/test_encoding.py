@@ -9,7 +9,7 @@ import torch
 from cdcca_cli.distillation.encoding import Example, check_fit, encode, template_of
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, Family
-from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.formats.shard import Picture, Question, Shard
 from cdcca_cli.models import LoadedModel, load
 from tests.distillation.conftest import make_shards
 
@@ -71,6 +71,17 @@ def test_another_tower_is_refused_with_both_digests(
         check_fit(other, teacher, "teacher")
     assert teacher.tower_digest[:15] in str(refused.value)
     assert "frame 0" in str(refused.value)
+
+
+def test_a_teacher_of_another_tower_looks_at_pictures(
+    shards: list[Shard], teacher: LoadedModel
+) -> None:
+    """A student reads the tokens of its own tower alone."""
+    picture = Picture(b"...", "image/png", (48, 48))
+    sent = replace(shards[0], tower="sha256:" + "5" * 64, picture=picture)
+    check_fit(sent, teacher, "teacher")
+    with pytest.raises(BadData, match="sample with `payload` frame"):
+        check_fit(sent, teacher, "student")
 
 
 def test_a_shard_that_lies_about_its_tower_is_refused(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cdcca_cli.datasets import Frame
+from cdcca_cli.errors import SettingError
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink import token_rules
@@ -342,3 +343,32 @@ class TestTome:
         _, means, sizes = merged(tokens, 2)
         assert not np.isfinite(means).all()
         assert sizes.sum() == 8
+
+
+class TestFixed:
+    """Places without content, such as newlines between rows of tiles."""
+
+    @pytest.mark.parametrize("rule", SCORED)
+    def test_they_are_kept_and_not_ranked(self, rule: str) -> None:
+        """The others are those that the rule chooses where there are no fixed places."""
+        rng = np.random.default_rng(4)
+        tokens, scores = rng.normal(size=(12, 3)).astype("f4"), rng.random(12, dtype=np.float32)
+        fixed = [3, 7, 11]
+        scores[fixed] = 9  # would be first
+        others = np.setdiff1d(np.arange(12), fixed)
+        for num_kept in range(1, 13):
+            chosen = choose(rule, tokens, num_kept, scores_N=scores, fixed=fixed)
+            count = max(1, num_kept - 3)
+            alone = choose(rule, tokens[others], count, scores_N=scores[others])
+            expected = sorted([*others[alone.positions].tolist(), *fixed])
+            assert chosen.positions.tolist() == expected
+            assert chosen.positions.dtype == np.int32
+            assert chosen.tokens.tobytes() == tokens[expected].tobytes()
+            assert chosen.scores is not None
+            zeroed = np.where(np.isin(expected, fixed), np.float32(0), scores[expected])
+            assert chosen.scores.tolist() == zeroed.tolist()
+
+    @pytest.mark.parametrize("rule", ["grid", "tome"])
+    def test_rules_of_one_grid_refuse_tiles(self, rule: str) -> None:
+        with pytest.raises(SettingError, match="needs a picture that is one grid of tokens"):
+            choose(rule, np.zeros((12, 3), np.float32), 4)
