@@ -42,7 +42,6 @@ from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import Layout, Question, Shard
 from cdcca_cli.models import LoadedModel, Seen, Spliced
-from cdcca_cli.models import Picture as PreparedPicture
 from cdcca_cli.models.decoding import right_padded
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.numerics import columns
@@ -157,12 +156,11 @@ def sample_of(
                 skipped.num_sound += 1
                 continue
             image = load_image(frame)
-            (picture,) = student.prepare([image])
+            seen = _seen(student, image)
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             continue
         skipped.num_sound += 1
-        seen = _seen(student, picture)
         tokens.append(seen.tokens.float().cpu().numpy())
         layouts.append(seen.layout)
         questions.append(frame.questions)
@@ -185,8 +183,8 @@ def _opened(shard: Shard, opener: Opener | None) -> Shard:
 
 
 @torch.no_grad()
-def _seen(student: LoadedModel, picture: PreparedPicture) -> Seen:
-    return student.see([picture])[0]
+def _seen(student: LoadedModel, image: "Image") -> Seen:
+    return student.see(student.prepare([image]))[0]
 
 
 def calibrate(
@@ -293,7 +291,7 @@ def curve(
         return lambda place: klt.decode(codes[step][place], positions_N, codebook, step)
 
     def tokens_of(image: "Image") -> Tokens:
-        tokens: Tokens = _seen(student, *student.prepare([image])).tokens.float().cpu().numpy()
+        tokens: Tokens = _seen(student, image).tokens.float().cpu().numpy()
         return tokens
 
     def seen(found: Sequence[Picture]) -> Coded:

@@ -30,7 +30,7 @@ from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import watching
 from cdcca_cli.models.language import Spliced
 from cdcca_cli.models.model import LoadedModel, Trunk
-from cdcca_cli.models.pictures import Picture, Placed, Seen, expanded
+from cdcca_cli.models.pictures import Picture, Placed, Seen, expanded, refusing
 from cdcca_cli.models.prompts import Prompt
 
 
@@ -76,10 +76,6 @@ class Cells(LoadedModel):
         return self._seen(self._run(inputs, len(pictures)), pictures[0])
 
     def trunk(self, picture: Picture, first_block: int) -> Trunk:
-        hollow = {
-            name: value.new_ones(1).expand(value.shape) if value.is_floating_point() else value
-            for name, value in picture.inputs.items()
-        }
         if not self._can_resume(first_block):
             return Trunk(picture, 0, ())
         found: list[Tensor] = []
@@ -88,12 +84,12 @@ class Cells(LoadedModel):
         with watching.reading(self._entries, reads), watching.stopping(block, found):
             self._features(picture.inputs)
         early = [read[0] for read in reads if read]
-        hollow_picture = Picture(hollow, picture.marks)
-        return Trunk(hollow_picture, first_block, (found[0], *early))
+        hollow = {name: _hollow(value) for name, value in picture.inputs.items()}
+        return Trunk(Picture(hollow, picture.marks), first_block, (found[0], *early))
 
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
         moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
-        if self.row.is_packed:
+        if self.row.is_packed and passes > 1:
             return self._packed_tail(trunk, moved, passes)
         inputs = self._joined([moved] * passes)
         if not trunk.states:
@@ -146,15 +142,8 @@ class Cells(LoadedModel):
         return len(self._entries) - 1
 
     def _features(self, inputs: dict[str, Tensor]) -> Any:
-        try:
-            with self._mixed():
-                return self.module.model.get_image_features(**inputs, return_dict=True)
-        except ValueError as error:  # a picture of another size, say
-            words = " ".join(str(error).split())[:200]
-            raise BadData(
-                f"{self.checkpoint}: the vision tower does not take what the image processor "
-                f"makes: {words}"
-            ) from error
+        with refusing("the vision tower"), self._mixed():
+            return self.module.model.get_image_features(**inputs, return_dict=True)
 
     def _run(self, inputs: dict[str, Tensor], count: int) -> Run:
         reads: list[list[Tensor]] = [[] for _ in self._entries]
@@ -398,6 +387,12 @@ class Cells(LoadedModel):
         whole = prompt if isinstance(prompt, Prompt) else Prompt(prompt, "", "")
         return self._text_ids([whole.with_picture(self.preparer.mark, text)])[0]
 
+    def check_layout(self, seen: Placed) -> None:
+        if seen.layout.fixed and not self.row.newline:
+            raise BadData(f"{self.checkpoint}: a picture with places without content")
+        every = torch.arange(self._num_places(seen), device=self.device)
+        self._places(self.format_prompt("", "vqa"), seen, every, 0)
+
     def prompt_length(self, prompt: str, seen: Placed | None = None) -> int:
         return len(self.prompt_ids(prompt, seen))
 
@@ -414,3 +409,14 @@ class Cells(LoadedModel):
         found = self.preparer.image_token
         if self.tokenizer.convert_tokens_to_ids(found) != self.place_id:
             raise BadData(f"{self.checkpoint}: {found} is not token {self.place_id}")
+
+
+def _hollow(value: Tensor) -> Tensor:
+    """An input of which the remaining pass needs the shape alone, or that holds one number.
+
+    Pixels are ones, because all zeros would be taken for padding (Idefics).
+    """
+    if value.is_floating_point():
+        return value.new_ones(1).expand(value.shape)
+    first = value.flatten()[:1]
+    return first.expand(value.shape) if bool((value == first).all()) else value

@@ -20,6 +20,7 @@ M passes, V vocabulary. Steps up to `forward` keep gradients; `generate` and `sc
 """
 
 import gc
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -190,11 +191,9 @@ class LoadedModel(ABC):
 
     def see(self, pictures: Sequence[Picture]) -> list[Seen]:
         """The visual tokens (N, C) of each picture; N may differ. Equal shapes run together."""
-        groups: dict[Any, list[int]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for place, picture in enumerate(pictures):
-            shapes = {name: tuple(value.shape) for name, value in picture.inputs.items()}
-            fixed = {n: v.tolist() for n, v in picture.inputs.items() if not v.is_floating_point()}
-            groups.setdefault(repr((shapes, fixed, picture.marks)), []).append(place)
+            groups.setdefault(_kind(picture), []).append(place)
         found: dict[int, Seen] = {}
         for places in groups.values():
             values = sum(value.numel() for value in pictures[places[0]].inputs.values())
@@ -260,6 +259,10 @@ class LoadedModel(ABC):
     @abstractmethod
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """Whether the tower makes frames of so many tokens, each of so many channels."""
+
+    @abstractmethod
+    def check_layout(self, seen: Placed) -> None:
+        """Refuse a frame whose layout cannot be put into a prompt. Raises: BadData."""
 
     def read(self, seen: Sequence[Seen], prompts: Sequence[str]) -> Spliced:
         """Prompts with all tokens of their pictures."""
@@ -490,3 +493,16 @@ class LoadedModel(ABC):
     def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts, with the tokenizer's own special tokens unless they have them."""
         return self.plain_tokenizer(prompts, with_ends=self.templates.adds_ends)
+
+
+def _kind(picture: Picture) -> tuple[Any, ...]:
+    """What pictures of one layout agree in: all but the values of their pixels."""
+    inputs = [
+        (name, tuple(value.shape), None if value.is_floating_point() else _content(value))
+        for name, value in picture.inputs.items()
+    ]
+    return (picture.marks, *inputs)
+
+
+def _content(value: Tensor) -> bytes:
+    return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).digest()

@@ -7,18 +7,38 @@ Shapes: N visual tokens, C channels.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats.shard import PLACES, Layout
 from cdcca_cli.models import thin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_REFUSALS = (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, RuntimeError)
+
+
+@contextmanager
+def refusing(who: str) -> Iterator[None]:
+    """Turn what transformers raises for an odd picture into BadData: too small, long or thin.
+
+    Args: who: refuses it, for the message. No lack of memory is taken for a refusal.
+    """
+    try:
+        yield
+    except _REFUSALS as error:
+        words = " ".join(str(error).split())[:200]
+        if isinstance(error, torch.OutOfMemoryError) or "alloc" in words:
+            raise
+        raise BadData(f"{who} refuses the picture: {words}") from error
 
 
 @dataclass(frozen=True)
@@ -127,20 +147,19 @@ class Preparer:
         return bool(is_fixed and is_alone and not any(flags))
 
     def __call__(self, image: "Image", device: torch.device) -> Picture:
+        """Raises: BadData for an image that the processor refuses, by its shape say."""
         if thin.crops_centre(self.image_processor):
             image = thin.centre(image)
         image = image.convert("RGB")
         text = None
-        if self._processor is None:
-            made = self.image_processor(images=[image], **self._settings)
-        else:
-            made, (text,) = self._processor._process_images([image], **self._settings)
+        with refusing("the image processor"):
+            if self._processor is None:
+                made = self.image_processor(images=[image], **self._settings)
+            else:
+                made, (text,) = self._processor._process_images([image], **self._settings)
         inputs = {
             name: value.to(device)
             for name, value in made.items()
             if name in self._arguments and isinstance(value, Tensor)
         }
-        if text is None:
-            return Picture(inputs)
-        marks = shortened(text, self.image_token)
-        return Picture(inputs, marks)
+        return Picture(inputs, None if text is None else shortened(text, self.image_token))

@@ -156,6 +156,9 @@ class QFormer(LoadedModel):
         width = self.module.config.vision_config.hidden_size
         return (num_tokens, channels) == (int(self.tower.embeddings.num_positions), width)
 
+    def check_layout(self, seen: Placed) -> None:
+        """Any will do: the features have places of their own."""
+
     def _of_features(self, mask_BN: Tensor) -> Tensor | None:
         return None
 

@@ -9,13 +9,13 @@ Legend: P pictures or passes of one run, N' tokens inside the tower, C channels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Blocks = Sequence[nn.Module]
+from cdcca_cli.errors import BadData
 
 
 class Stopped(Exception):
@@ -48,23 +48,15 @@ def stopping(block: nn.Module, found: list[Tensor]) -> Iterator[None]:
 
     handle = block.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with _ignoring_stops():
+        with suppress(Stopped):
             yield
     finally:
         handle.remove()
 
 
 @contextmanager
-def _ignoring_stops() -> Iterator[None]:
-    try:
-        yield
-    except Stopped:
-        return
-
-
-@contextmanager
 def resuming(
-    blocks: Blocks, first: int, hidden: Tensor, passes: int, *, as_batch: bool = False
+    blocks: Sequence[nn.Module], first: int, hidden: Tensor, passes: int, *, as_batch: bool = False
 ) -> Iterator[None]:
     """Inside, `passes` equal passes begin at block `first` > 0 with these hidden states of one.
 
@@ -147,7 +139,7 @@ def numbering(module: nn.Module) -> Iterator[None]:
 def numbers(coded_ND: Tensor) -> Tensor:
     """(N,) int64: the row's number; -1 for a row that is no number, such as a newline's vector.
 
-    Raises: ValueError for a row that was made of several numbers.
+    Raises: BadData for a row that was made of several numbers.
     """
     coded_ND = coded_ND.float()
     digits_N3, rest = coded_ND[:, :3], coded_ND[:, 3:]
@@ -155,7 +147,7 @@ def numbers(coded_ND: Tensor) -> Tensor:
     is_coded_N = (rest == _MARKER).all(1) & (digits_N3 == digits_N3.round()).all(1)
     is_coded_N &= ((digits_N3 >= 0) & (digits_N3 < _DIGIT)).all(1)
     if not torch.equal(is_marked_N, is_coded_N):
-        raise ValueError("a feature is a mixture of several places' features")
+        raise BadData("the model mixes the features of several places of this picture into one")
     weights = torch.tensor([1.0, _DIGIT, _DIGIT**2], device=coded_ND.device)
     found_N = (digits_N3 * weights).sum(1).long()
     return torch.where(is_coded_N, found_N, -1)

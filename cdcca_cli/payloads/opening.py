@@ -13,7 +13,7 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.shard import Picture, Shard, Unusable
+from cdcca_cli.formats.shard import Layout, Picture, Shard, Unusable
 from cdcca_cli.payloads import klt, pictures
 from cdcca_cli.skipped import Skipped
 
@@ -37,14 +37,17 @@ class Opener:
         self._model, self._codebook_of = model, codebook_of
         self._any_tower = any_tower
         self._codebooks: dict[str, Codebook] = {}
+        self._sound: set[tuple[int, Layout]] = set()
 
     def open(self, shard: Shard) -> Shard:
-        """The shard with its tokens.
+        """The shard with its tokens, whose layout fits the model's prompts.
 
         Raises: Unusable for a fault of this frame alone; BadData for another tower's shard or
             codebook; MissingInput for a codebook that is not there.
         """
         is_own = shard.tower == self._model.tower_digest
+        if is_own and shard.picture is None:
+            self._check_layout(shard)
         if shard.is_open and (is_own or shard.picture is None):
             return shard
         if shard.picture is not None:
@@ -69,6 +72,16 @@ class Opener:
         except BadData as error:
             raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
         return replace(shard, tokens=tokens_NC)
+
+    def _check_layout(self, shard: Shard) -> None:
+        layout = shard.num_tokens, shard.layout
+        if layout in self._sound:
+            return
+        try:
+            self._model.check_layout(shard)
+        except BadData as error:
+            raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
+        self._sound.add(layout)
 
     def _seen(self, shard: Shard, picture: Picture) -> Shard:
         """The shard as if this model's tower had looked at the frame."""

@@ -11,9 +11,10 @@ Legend: F frames of a window, B questions of a batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ from cdcca_cli.uplink.settings import AnswerSettings
 from cdcca_cli.uplink.uncertainty import summarise
 
 _WINDOW_BATCHES = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,9 @@ def answer_frames(
     settings = settings or AnswerSettings()
     skipped = skipped or Skipped(strict=True)
     for window in windows(frames, settings.batch_size):
-        read = [(frame, picture_of(model, frame, skipped)) for frame in window]
-        good = [frame for frame, picture in read if picture is not None]
+        good, seen = _seen(model, window, skipped)
         if not good:
             continue
-        with torch.no_grad():
-            seen = model.see([picture for _, picture in read if picture is not None])
         for predictions in answer_window(model, good, seen, settings, skipped):
             yield from (prediction for prediction in predictions if prediction is not None)
 
@@ -89,12 +88,43 @@ def windows(frames: Iterable[Frame], batch_size: int) -> Iterator[list[Frame]]:
         yield window
 
 
-def picture_of(model: LoadedModel, frame: Frame, skipped: Skipped) -> Picture | None:
-    """What the model's tower takes of a frame; None if it is bad and left out."""
+@torch.no_grad()
+def _seen(
+    model: LoadedModel, frames: Sequence[Frame], skipped: Skipped
+) -> tuple[list[Frame], list[Seen]]:
+    """The frames that the tower takes, and what it makes of them: together, if it takes all."""
+    read = [(frame, looked_at(model, frame, skipped, lambda picture: picture)) for frame in frames]
+    pictures = [(frame, picture) for frame, picture in read if picture is not None]
     try:
-        return model.prepare([load_image(frame)])[0]
+        seen = model.see([picture for _, picture in pictures])
+    except BadData:
+        alone = [(frame, _see_alone(model, frame, picture, skipped)) for frame, picture in pictures]
+        good = [(frame, found) for frame, found in alone if found is not None]
+        return [frame for frame, _ in good], [found for _, found in good]
+    return [frame for frame, _ in pictures], seen
+
+
+def _see_alone(model: LoadedModel, frame: Frame, picture: Picture, skipped: Skipped) -> Seen | None:
+    try:
+        return model.see([picture])[0]
+    except BadData as error:
+        skipped.add("frame", BadData(f"{frame.id}: {error}"))
+        return None
+
+
+def looked_at(
+    model: LoadedModel, frame: Frame, skipped: Skipped, look: Callable[[Picture], T]
+) -> T | None:
+    """What `look` makes of what the tower takes of a frame; None if it is bad and left out."""
+    try:
+        image = load_image(frame)
     except (BadData, MissingInput) as error:
         skipped.add("frame", error)
+        return None
+    try:
+        return look(*model.prepare([image]))
+    except BadData as error:
+        skipped.add("frame", BadData(f"{frame.id}: {error}"))
         return None
 
 

@@ -9,15 +9,16 @@ Legend: K questions of a frame, N visual tokens, C channels.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cdcca_cli import progress, streams
 from cdcca_cli.datasets import Frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel, Trunk
+from cdcca_cli.models import LoadedModel, Picture, Seen, Trunk
 from cdcca_cli.skipped import Skipped
-from cdcca_cli.uplink.answers import answer_window, picture_of, windows
+from cdcca_cli.uplink.answers import answer_window, looked_at, windows
 from cdcca_cli.uplink.kept_tokens import tail, trunk_of
 from cdcca_cli.uplink.questions import Rank, ranks_of, score_of
 from cdcca_cli.uplink.settings import SPREAD_RULES, AnswerSettings, SampleSettings
@@ -51,16 +52,22 @@ def answered(
 ) -> Iterator[Candidate]:
     """Every frame, answered now."""
     how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
+
+    def in_two_steps(picture: Picture) -> tuple[Trunk, Seen]:
+        trunk = trunk_of(model, picture, settings)
+        return trunk, tail(model, trunk)
+
     for window in windows(progress.track(frames, description="sample"), settings.batch_size):
-        kept, trunks = [], []
+        kept, trunks, seen = [], [], []
         for frame in window:
-            picture = picture_of(model, frame, skipped)
-            if picture is not None:
+            looked = looked_at(model, frame, skipped, in_two_steps)
+            if looked is not None:
                 kept.append(frame)
-                trunks.append(trunk_of(model, picture, settings))
+                trunks.append(looked[0])
+                seen.append(looked[1])
         if not kept:
             continue
-        answers = answer_window(model, kept, [tail(model, one) for one in trunks], how, skipped)
+        answers = answer_window(model, kept, seen, how, skipped)
         for frame, trunk, found in zip(kept, trunks, answers, strict=True):
             figures = [None if p is None else _figures(p, settings) for p in found]
             texts = [None if p is None else p.answer for p in found]
@@ -124,10 +131,9 @@ def looked_up(
     for frame in frames:
         trunk = None
         if settings.select in SPREAD_RULES:
-            picture = picture_of(model, frame, skipped)
-            if picture is None:
+            trunk = looked_at(model, frame, skipped, partial(trunk_of, model, settings=settings))
+            if trunk is None:
                 continue
-            trunk = trunk_of(model, picture, settings)
         found = [figures.get(question.id) for question in frame.questions]
         yield from _candidate(model, frame, found, [], trunk, settings, skipped)
 

@@ -15,19 +15,20 @@ from cdcca_cli.models import Picture, Trunk
 
 @dataclass(frozen=True)
 class _Like:
-    """A tensor without its values. is_hollow: it has but one, which is not kept on disk."""
+    """A tensor without its values. only: the one number that all of it is, which needs no disk."""
 
     shape: torch.Size
     dtype: torch.dtype
-    is_hollow: bool
+    only: float | None
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Like":
-        return cls(tensor.shape, tensor.dtype, set(tensor.stride()) == {0})
+        is_hollow = set(tensor.stride()) == {0}
+        return cls(tensor.shape, tensor.dtype, tensor.flatten()[0].item() if is_hollow else None)
 
     @property
     def num_bytes(self) -> int:
-        return 0 if self.is_hollow else self.shape.numel() * self.dtype.itemsize
+        return 0 if self.only is not None else self.shape.numel() * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Spool:
             place, self._end = self._end, self._end + num_bytes
         self._file.seek(place)
         for tensor, like in zip(tensors, likes, strict=True):
-            if not like.is_hollow:
+            if like.only is None:
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 self._file.write(flat.view(torch.uint8).numpy().data)
         return Slot(place, empty, likes)
@@ -80,8 +81,8 @@ class Spool:
         return replace(slot.trunk, picture=picture, states=tuple(tensors[len(names) :]))
 
     def _read(self, like: _Like) -> Tensor:
-        if like.is_hollow:
-            return torch.ones(1, dtype=like.dtype).expand(like.shape)
+        if like.only is not None:
+            return torch.tensor([like.only], dtype=like.dtype).expand(like.shape)
         data = bytearray(self._file.read(like.num_bytes))
         if len(data) != like.num_bytes:
             raise OSError("the temporary file of sample is shorter than what was written to it")

@@ -55,7 +55,8 @@ def test_round_trip(dtype: torch.dtype) -> None:
 
 def test_inputs_without_values_take_no_bytes() -> None:
     """A million of them, kept as their shape; the states of 24 bytes are all that is written."""
-    trunk = trunk_of(torch.randn(2, 3), pixel_values=hollow(1000, 1000))
+    mask = torch.zeros(1, dtype=torch.long).expand(500, 500)
+    trunk = trunk_of(torch.randn(2, 3), pixel_values=hollow(1000, 1000), mask=mask)
     with closing(Spool()) as spool:
         slots = [spool.put(trunk) for _ in range(3)]
         assert [(slot.place, slot.num_bytes) for slot in slots] == [(0, 24), (24, 24), (48, 24)]
