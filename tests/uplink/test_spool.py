@@ -60,6 +60,7 @@ def test_inputs_without_values_take_no_bytes() -> None:
     with closing(Spool()) as spool:
         slots = [spool.put(trunk) for _ in range(3)]
         assert [(slot.place, slot.num_bytes) for slot in slots] == [(0, 24), (24, 24), (48, 24)]
+        assert torch.equal(spool.get(slots[0]).picture.inputs["mask"], mask)
         found = spool.get(slots[1]).picture.inputs["pixel_values"]
         assert found.shape == (1000, 1000) and found.untyped_storage().nbytes() == 4
 
