@@ -58,8 +58,7 @@ def rng_of(kind: Kind, seed: int, number: int) -> random.Random:
 def run(kind: Kind, seed: int, numbers: Iterable[int]) -> Outcome:
     """Run these cases in this process."""
     outcome = Outcome()
-    with _quiet(), _folder() as folder:
-        gc.collect()
+    with _quiet(), _folder() as folder, _alone():
         _forget_peak()
         before = max(_kib("VmRSS"), _kib("VmHWM"))
         for number in numbers:
@@ -92,6 +91,17 @@ def run(kind: Kind, seed: int, numbers: Iterable[int]) -> Outcome:
                 if grown > MOST_KIB:
                     outcome.faults.append(f"{name}: memory grew by {grown >> 10} MiB")
     return outcome
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Inside, the collector passes over what other tests left, whose time is not a reader's."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
