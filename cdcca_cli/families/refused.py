@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 _CROSS_ATTENTION = "its language model reads pictures by cross-attention, not in the prompt"
-_NO_FEATURES = "its class takes no features of a picture as the others do (`mm_encoder_outputs`)"
+_OWN_WAY = "its class takes features of a picture in another way than all others, if at all"
 OWN_CODE = "transformers has no class for it, and code in a checkpoint is never run"
 
 
@@ -23,9 +23,9 @@ _SMALL = ("smolvlm", "qwen3_vl")
 REFUSED = {
     "mllama": Refused("Llama 3.2 Vision", _CROSS_ATTENTION, ("gemma3", "qwen3_vl")),
     "idefics": Refused("the first IDEFICS", _CROSS_ATTENTION, ("idefics2", "idefics3")),
-    "kosmos-2": Refused("Kosmos-2", _NO_FEATURES, _SMALL),
-    "kosmos-2.5": Refused("Kosmos-2.5", _NO_FEATURES, _SMALL),
-    "florence2": Refused("Florence-2", _NO_FEATURES, _SMALL),
+    "kosmos-2": Refused("Kosmos-2", _OWN_WAY, _SMALL),
+    "kosmos-2.5": Refused("Kosmos-2.5", _OWN_WAY, _SMALL),
+    "florence2": Refused("Florence-2", _OWN_WAY, _SMALL),
     "moondream1": Refused("Moondream", OWN_CODE, _SMALL),
     "minicpmv": Refused("MiniCPM-V before 4.6", OWN_CODE, ("minicpmv4_6",)),
     "minicpmo": Refused("MiniCPM-o", OWN_CODE, ("minicpmv4_6",)),
