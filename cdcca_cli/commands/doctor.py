@@ -29,7 +29,8 @@ def command(
     infer and to train; if it is a folder and fits, it is loaded, and stored tokens are compared
     with pixels. Of a student and a teacher: whether they share the vision tower and the vocabulary,
     and so which payloads and methods are open. Of a hub id only settings, headers and the vision
-    tower's weights are fetched. The frame and the memory are estimates.
+    tower's weights are fetched. The frame is made of noise. Memory is estimated, and what training
+    adds to it is scaled by one model that was measured.
 
     Example: cdcca doctor device/ Salesforce/instructblip-vicuna-13b
     """

@@ -131,6 +131,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
             }
             for form in memory.NUM_BYTES
         },
+        "memory_basis": memory.BASIS,
         "exceptions": list(_exceptions(model)),
         "identities": _identities(found, digest, sizes, on),
     }
@@ -206,7 +207,7 @@ def _identities(
     form = _form(found.device, on)
     needed, free = int(sizes.to_infer(form) * _SPARE), _free(on)
     if needed > free:
-        needs = f"loading it in {form} needs {machine.in_units(needed)}"
+        needs = f"loading it in {form} needs about {machine.in_units(needed)}"
         cure = "try bfloat16, " if form == "float32" else ""
         return {
             "tried": [],

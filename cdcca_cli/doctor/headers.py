@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cdcca_cli import files
 from cdcca_cli.errors import BadData, MissingInput, Unavailable
+from cdcca_cli.formats import records
 from cdcca_cli.inspection import weights
 from cdcca_cli.text import load_json
 
@@ -27,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 _INDEX_BYTES = 1 << 26
 _AHEAD_BYTES = 1 << 20
 """What one request to the hub fetches at least: headers and small tensors come many at a time."""
+_PIECE_BYTES = 1 << 26
 _SECONDS = 60
 _DTYPES = {
     "F64": "float64",
@@ -84,11 +86,13 @@ class Tensors:
         num_bytes = stored.end - stored.begin
         if num_bytes != stored.size * dtype.itemsize:
             raise BadData(f"{where}: {num_bytes:,} bytes for the shape {list(stored.shape)}")
+        fault = f"{where}: cut short"
         with self.open_file(file) as source:
-            source.seek(begin + stored.begin)
-            data = bytearray(source.read(num_bytes))
-        if len(data) != num_bytes:
-            raise BadData(f"{where}: the file is cut short: fetch it again")
+            try:
+                source.seek(begin + stored.begin)
+            except (OSError, OverflowError):
+                raise BadData(f"{fault}: no file is that long") from None
+            data = records.read_exactly(source, num_bytes, fault, piece_bytes=_PIECE_BYTES)
         if not data:
             return torch.empty(stored.shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).reshape(stored.shape)
@@ -220,7 +224,9 @@ class _Ranged(io.RawIOBase):
         except Exception as error:  # the session's library, and so its errors, have changed before
             words = " ".join(str(error).split())[:300]
             raise Unavailable(f"{self._where}: cannot be fetched from the hub: {words}") from error
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        span = re.fullmatch(
+            r"bytes (\d{1,18})-\d+/(\d{1,18})", response.headers.get("Content-Range", "")
+        )
         if response.status_code != 206 or span is None or int(span[1]) != begin:
             raise Unavailable(f"{self._where}: the hub does not send parts of a file")
         self._size = int(span[2])

@@ -212,13 +212,14 @@ def _extras() -> Iterator[Check]:
     yield _video()
     for package, purpose, named in (
         ("matplotlib", "plots of eval and compress", "'cdcca[plot]'"),
-        ("torchvision", "families without an image processor for PIL, such as LFM2-VL", ""),
+        ("torchvision", "families without an image processor for PIL", "'cdcca[families]'"),
+        ("timm", "families with a tower of timm's, such as FastVLM", "'cdcca[families]'"),
     ):
         try:
             import_module(package)  # torchvision of another torch is found, and fails here
             yield Check(package, OK, metadata.version(package), purpose)
         except ImportError:
-            yield Check(package, MISSING, "", purpose, f"pip install {named or package}")
+            yield Check(package, MISSING, "", purpose, f"pip install {named}")
         except Exception as error:
             cure = f"install the {package} of this torch"
             yield Check(package, MISSING, _words(error), purpose, cure)

@@ -29,17 +29,20 @@ from typing import Any
 
 from torch import nn
 
+from cdcca_cli.distillation.settings import MICRO_BATCH_SIZE, TRAINING_POSITIONS
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.skeleton import part_of
 
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "nf4": 2}
 """Bytes of a number that is not quantised, by format."""
 _QUANTISED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # a scale of 32 bits for each 64 weights
+BASIS = (
+    "estimated from sizes; what training adds is scaled by one model that was measured, a LLaVA of "
+    "249 M parameters: another one may need more"
+)
 LIBRARIES = 500_000_000
 ANSWER = 16
 KEPT = 2.4
-MOST_ROWS, MOST_POSITIONS = 8, 1024
-"""Of one pass in training: questions, and positions of their prompts, unless one has more."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,11 @@ class Sizes:
         return self._at_least_loading(form, self._weights(form) + cache + max(tower, block))
 
     def to_train(self, form: str, *, least: bool = False) -> int:
-        """Bytes to train on as many questions at a time as fit into MOST_POSITIONS.
+        """Bytes to train on as many questions at a time as `distill` usually does.
 
         least: keep the layers' inputs alone, as `distill` does where memory is short.
         """
-        rows = max(1, min(MOST_ROWS, MOST_POSITIONS // self.positions))
+        rows = max(1, min(MICRO_BATCH_SIZE, TRAINING_POSITIONS // self.positions))
         a_place = KEPT * self.ends
         if least:
             a_place = self.layers * self.width + a_place / self.layers

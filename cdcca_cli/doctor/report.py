@@ -70,8 +70,9 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
     for form, needs in found["memory_bytes"].items():
         yield (
             f"memory in {form}",
-            (f"about {in_units(needs['infer'])} to infer, {in_units(needs['train'])} to train"),
+            f"about {in_units(needs['infer'])} to infer, {in_units(needs['train'])} to train",
         )
+    yield "memory", found["memory_basis"]
     for group, number in found["groups"].items():
         yield f"trained: {group}", number
     for text in found["exceptions"]:

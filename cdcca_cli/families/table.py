@@ -6,14 +6,14 @@ from typing import Literal
 
 SHORT_ANSWER = "{prompt}\nAnswer the question using a single word or phrase."
 SHORT_CAPTION = "Describe the image in one short sentence."
+_MODEL_TYPES = {"blip_2": "blip-2"}
 
 
 @dataclass(frozen=True)
 class Family:
     """One family.
 
-    name: in device.json. model_type: in the checkpoint's config.json.
-    architecture: the class in transformers.
+    name: in device.json.
     kind: how pictures come into the prompt (`models`): `cells`, a `perceiver` or a `qformer`.
     tower_path: the vision tower. blocks: path of its list of blocks, from the tower; "" if none.
     more_of_tower: modules outside it that make visual tokens too.
@@ -56,8 +56,6 @@ class Family:
     """
 
     name: str
-    model_type: str
-    architecture: str
     tower_path: str
     language_path: str
     connector_paths: tuple[str, ...]
@@ -93,6 +91,20 @@ class Family:
     )
     query_names: tuple[str, ...] = ()
     instruction_tokenizer: str | None = None
+
+    @property
+    def model_type(self) -> str:
+        """The name in the checkpoint's config.json."""
+        return _MODEL_TYPES.get(self.name, self.name)
+
+    @property
+    def architecture(self) -> str:
+        """The class in transformers."""
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        )
+
+        return str(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[self.model_type])
 
     @property
     def full_precision(self) -> tuple[str, ...]:
@@ -134,8 +146,6 @@ class TextModel:
 
 _BLIP2 = Family(
     name="blip_2",
-    model_type="blip-2",
-    architecture="Blip2ForConditionalGeneration",
     kind="qformer",
     tower_path="vision_model",
     language_path="language_model",
@@ -148,8 +158,6 @@ _BLIP2 = Family(
 _INSTRUCTBLIP = replace(
     _BLIP2,
     name="instructblip",
-    model_type="instructblip",
-    architecture="InstructBlipForConditionalGeneration",
     vqa_template="{prompt} Short answer:",
     caption_prompt="A short image description.",
     instruction_tokenizer="qformer_tokenizer",
@@ -157,8 +165,6 @@ _INSTRUCTBLIP = replace(
 _PROJECTOR = "model.multi_modal_projector"
 _LLAVA = Family(
     name="llava",
-    model_type="llava",
-    architecture="LlavaForConditionalGeneration",
     tower_path="model.vision_tower",
     language_path="model.language_model",
     connector_paths=(_PROJECTOR,),
@@ -167,15 +173,11 @@ _LLAVA = Family(
 _LLAVA_NEXT = replace(
     _LLAVA,
     name="llava_next",
-    model_type="llava_next",
-    architecture="LlavaNextForConditionalGeneration",
     newline="model.image_newline",
 )
 _AYA_VISION = replace(
     _LLAVA,
     name="aya_vision",
-    model_type="aya_vision",
-    architecture="AyaVisionForConditionalGeneration",
     cell="square",
     side="downsample_factor",
     is_stacked=True,
@@ -183,8 +185,6 @@ _AYA_VISION = replace(
 _DEEPSEEK_VL = replace(
     _LLAVA,
     name="deepseek_vl",
-    model_type="deepseek_vl",
-    architecture="DeepseekVLForConditionalGeneration",
     tower_path="model.vision_model",
     connector_paths=("model.aligner",),
     entries=("model.aligner",),
@@ -199,8 +199,6 @@ _GOT_OCR2 = (
 _CONNECTOR = "model.connector"
 _IDEFICS3 = Family(
     name="idefics3",
-    model_type="idefics3",
-    architecture="Idefics3ForConditionalGeneration",
     tower_path="model.vision_model",
     language_path="model.text_model",
     connector_paths=(_CONNECTOR,),
@@ -208,8 +206,6 @@ _IDEFICS3 = Family(
 )
 _QWEN2_VL = Family(
     name="qwen2_vl",
-    model_type="qwen2_vl",
-    architecture="Qwen2VLForConditionalGeneration",
     tower_path="model.visual",
     blocks="blocks",
     language_path="model.language_model",
@@ -221,8 +217,6 @@ _QWEN2_VL = Family(
 )
 _GEMMA4 = Family(
     name="gemma4",
-    model_type="gemma4",
-    architecture="Gemma4ForConditionalGeneration",
     tower_path="model.vision_tower",
     language_path="model.language_model",
     connector_paths=("model.embed_vision",),
@@ -238,23 +232,17 @@ _ROWS = (
     replace(
         _IDEFICS3,
         name="smolvlm",
-        model_type="smolvlm",
-        architecture="SmolVLMForConditionalGeneration",
         processor="Idefics3Processor",
     ),
     replace(
         _LLAVA,
         name="internvl",
-        model_type="internvl",
-        architecture="InternVLForConditionalGeneration",
         is_stacked=True,
         blocks="encoder.layer",
     ),
     replace(
         _LLAVA,
         name="gemma3",
-        model_type="gemma3",
-        architecture="Gemma3ForConditionalGeneration",
         is_stacked=True,
         entries=(f"{_PROJECTOR}.mm_soft_emb_norm",),
         exits=(_PROJECTOR,),
@@ -264,23 +252,17 @@ _ROWS = (
     replace(
         _LLAVA,
         name="vipllava",
-        model_type="vipllava",
-        architecture="VipLlavaForConditionalGeneration",
         is_stacked=True,
     ),
     _LLAVA_NEXT,
     replace(
         _LLAVA_NEXT,
         name="llava_onevision",
-        model_type="llava_onevision",
-        architecture="LlavaOnevisionForConditionalGeneration",
         adjust="llava_onevision",
     ),
     replace(
         _LLAVA,
         name="mistral3",
-        model_type="mistral3",
-        architecture="Mistral3ForConditionalGeneration",
         blocks="transformer.layers",
         entries=(f"{_PROJECTOR}.norm",),
         exits=(_PROJECTOR,),
@@ -295,16 +277,12 @@ _ROWS = (
     replace(
         _AYA_VISION,
         name="cohere2_vision",
-        model_type="cohere2_vision",
-        architecture="Cohere2VisionForConditionalGeneration",
         needs=("torchvision",),
         backend="torchvision",
     ),
     replace(
         _AYA_VISION,
         name="perception_lm",
-        model_type="perception_lm",
-        architecture="PerceptionLMForConditionalGeneration",
         blocks="timm_model.blocks",
         side="projector_pooling_ratio",
         needs=("timm", "torchvision"),
@@ -313,8 +291,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="fast_vlm",
-        model_type="fast_vlm",
-        architecture="FastVlmForConditionalGeneration",
         blocks="timm_model.stages",
         is_stacked=True,
         processor="LlavaProcessor",
@@ -324,14 +300,10 @@ _ROWS = (
     replace(
         _DEEPSEEK_VL,
         name="janus",
-        model_type="janus",
-        architecture="JanusForConditionalGeneration",
     ),
     replace(
         _LLAVA,
         name="got_ocr2",
-        model_type="got_ocr2",
-        architecture="GotOcr2ForConditionalGeneration",
         blocks="layers",
         more_of_tower=(f"{_PROJECTOR}.conv_upsampler1", f"{_PROJECTOR}.conv_upsampler2"),
         connector_paths=(f"{_PROJECTOR}.multimodal_projector",),
@@ -344,8 +316,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="ovis2",
-        model_type="ovis2",
-        architecture="Ovis2ForConditionalGeneration",
         blocks="transformer.encoder.layers",
         connector_paths=("model.vision_tower.head_linear", "model.vision_tower.head_norm"),
         entries=("model.vision_tower.head_linear",),
@@ -358,8 +328,6 @@ _ROWS = (
     replace(
         _IDEFICS3,
         name="idefics2",
-        model_type="idefics2",
-        architecture="Idefics2ForConditionalGeneration",
         kind="perceiver",
         entries=(_CONNECTOR,),
         query_names=(f"{_CONNECTOR}.perceiver_resampler.latents",),
@@ -370,8 +338,6 @@ _ROWS = (
     replace(
         _QWEN2_VL,
         name="qwen3_vl",
-        model_type="qwen3_vl",
-        architecture="Qwen3VLForConditionalGeneration",
         connector_paths=("model.visual.merger", "model.visual.deepstack_merger_list"),
         entries=("model.visual.merger", "model.visual.deepstack_merger_list.*"),
         features="BaseModelOutputWithDeepstackFeatures",
@@ -380,20 +346,14 @@ _ROWS = (
     replace(
         _QWEN2_VL,
         name="qwen2_5_vl",
-        model_type="qwen2_5_vl",
-        architecture="Qwen2_5_VLForConditionalGeneration",
     ),
     replace(
         _QWEN2_VL,
         name="qwen3_5",
-        model_type="qwen3_5",
-        architecture="Qwen3_5ForConditionalGeneration",
     ),
     replace(
         _QWEN2_VL,
         name="glm4v",
-        model_type="glm4v",
-        architecture="Glm4vForConditionalGeneration",
         connector_paths=("model.visual.downsample", "model.visual.merger"),
         entries=("model.visual.downsample",),
         exits=("model.visual.merger",),
@@ -403,8 +363,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="video_llama_3",
-        model_type="video_llama_3",
-        architecture="VideoLlama3ForConditionalGeneration",
         tower_path="model.vision_model",
         connector_paths=("model.projector",),
         entries=("model.projector",),
@@ -412,8 +370,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="paligemma",
-        model_type="paligemma",
-        architecture="PaliGemmaForConditionalGeneration",
         is_stacked=True,
         types=("token_type_ids", 0, 1),
         plain_templates=("<image><bos>answer en {prompt}\n", "<image><bos>{prompt}\n"),
@@ -422,8 +378,6 @@ _ROWS = (
     replace(
         _GEMMA4,
         name="gemma3n",
-        model_type="gemma3n",
-        architecture="Gemma3nForConditionalGeneration",
         blocks="timm_model.blocks",
         is_stacked=True,
         connect="gemma3n",
@@ -434,8 +388,6 @@ _ROWS = (
     replace(
         _GEMMA4,
         name="gemma4_unified",
-        model_type="gemma4_unified",
-        architecture="Gemma4UnifiedForConditionalGeneration",
         tower_path="model.embed_vision",
         blocks="",
         connector_paths=("model.embed_vision.multimodal_embedder",),
@@ -446,8 +398,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="lfm2_vl",
-        model_type="lfm2_vl",
-        architecture="Lfm2VlForConditionalGeneration",
         cell="square",
         side="downsample_factor",
         connect="lfm2_vl",
@@ -458,8 +408,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="minicpmv4_6",
-        model_type="minicpmv4_6",
-        architecture="MiniCPMV4_6ForConditionalGeneration",
         connector_paths=("model.merger",),
         entries=("model.merger.mlp.0",),
         pixel_axis=3,
@@ -468,8 +416,6 @@ _ROWS = (
     replace(
         _LLAVA,
         name="granite4_vision",
-        model_type="granite4_vision",
-        architecture="Granite4VisionForConditionalGeneration",
         more_of_tower=("model.layerwise_projectors", "model.spatial_projectors"),
         connector_paths=_GRANITE4,
         entries=_GRANITE4,

@@ -131,7 +131,7 @@ def read_record(
             f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
         )
     fault = f"{where}: cut short inside a record's tensors"
-    payload = _read_exactly(stream, num_payload_bytes, fault)
+    payload = read_exactly(stream, num_payload_bytes, fault)
     tensors = {}
     for name, (dtype, shape, begin, end) in slots.items():
         array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
@@ -154,7 +154,7 @@ def read_head(
             f"{where}: not a cdcca record: its header would be {length:,} bytes "
             f"(2 to {limits.header_bytes:,} expected)"
         )
-    text = _read_exactly(stream, length, f"{where}: cut short inside a record's header")
+    text = read_exactly(stream, length, f"{where}: cut short inside a record's header")
     return prefix + bytes(text)
 
 
@@ -226,11 +226,13 @@ def _either(kinds: Mapping[str, int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _read_exactly(stream: BinaryIO, length: int, complaint: str) -> bytearray:
-    """Read in pieces, so that a false size in a header costs no memory."""
+def read_exactly(
+    stream: BinaryIO, length: int, complaint: str, *, piece_bytes: int = _CHUNK_BYTES
+) -> bytearray:
+    """Read in pieces, so that a false size in a header costs no memory. Raises: CutShort."""
     data = bytearray()
     while len(data) < length:
-        piece = stream.read(min(length - len(data), _CHUNK_BYTES))
+        piece = stream.read(min(length - len(data), piece_bytes))
         if not piece:
             raise CutShort(
                 f"{complaint}: {length:,} bytes expected, {len(data):,} found: fetch it again"

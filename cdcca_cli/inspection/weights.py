@@ -17,6 +17,8 @@ from cdcca_cli.formats.kind import WEIGHTS_HEADER_BYTES
 
 _ENTRY_CHARS = 1 << 22
 _ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
+_MOST_ELEMENTS = 1 << 56
+"""Without the dimensions of zero: torch has no tensor of 2^63 bytes, not even an empty one."""
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 
 
@@ -65,10 +67,10 @@ def _stored(name: str, entry: dict[str, Any], where: str) -> Stored:
         raise BadData(f"{where}: dtype {dtype[:40]!r}")
     if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] < 1 << 63:
         raise BadData(f"{where}: its offsets are not two numbers in ascending order")
-    if len(shape) > 64 or any(not 0 <= size < 1 << 63 for size in shape):
+    if len(shape) > 64 or any(size < 0 for size in shape):
         raise BadData(f"{where}: a shape that no tensor has")
-    if math.prod(shape) >= 1 << 63:
-        raise BadData(f"{where}: a shape of more than 2^63 elements")
+    if math.prod(size for size in shape if size) >= _MOST_ELEMENTS:
+        raise BadData(f"{where}: a shape of more than 2^56 elements")
     return Stored(name, dtype, tuple(shape), *offsets)
 
 

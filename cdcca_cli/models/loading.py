@@ -23,6 +23,7 @@ from cdcca_cli.errors import (
     UsageError,
 )
 from cdcca_cli.families import FAMILIES, Family
+from cdcca_cli.families.refused import OWN_CODE, REFUSED
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.models import digests, quantization, sizes
@@ -96,9 +97,7 @@ def load(
     if device_map is None and not getattr(module, "is_quantized", False):
         module.to(device)
     module.eval().requires_grad_(False)
-    model = _wrapped(source, row, module, device, cast_to, tower_digest, template)
-    sizes.check(model)
-    return model
+    return _wrapped(source, row, module, device, cast_to, tower_digest, template)
 
 
 def outline(
@@ -126,14 +125,12 @@ def outline(
     with source.reading("config.json"), init_empty_weights():
         module = getattr(transformers, row.architecture)._from_config(config, dtype=config.dtype)
     module.tie_weights()
-    with suppress(OSError):  # many checkpoints have none
+    with source.reading("generation_config.json"), suppress(OSError):  # many have none
         module.generation_config = transformers.GenerationConfig.from_pretrained(
             source.path, **source.options
         )
     module.eval().requires_grad_(False)
-    model = _wrapped(source, row, module, "cpu", module.dtype, "", template)
-    sizes.check(model)
-    return model
+    return _wrapped(source, row, module, "cpu", module.dtype, "", template)
 
 
 def _wrapped(
@@ -146,18 +143,23 @@ def _wrapped(
     template: str | None,
 ) -> LoadedModel:
     folder, tokenizer = row.instruction_tokenizer, tokenizer_of(source)
-    return _KINDS[row.kind](
-        row,
-        module,
-        tokenizer,
-        preparer_of(source, row, module, tokenizer),
-        checkpoint=source.named,
-        compute=compute,
-        dtype=dtype,
-        tower_digest=tower_digest,
-        instruction_tokenizer=None if folder is None else tokenizer_of(source, folder),
-        template=template,
-    )
+    preparer = preparer_of(source, row, module, tokenizer)
+    instruction_tokenizer = None if folder is None else tokenizer_of(source, folder)
+    with source.reading("the model's parts"):
+        model = _KINDS[row.kind](
+            row,
+            module,
+            tokenizer,
+            preparer,
+            checkpoint=source.named,
+            compute=compute,
+            dtype=dtype,
+            tower_digest=tower_digest,
+            instruction_tokenizer=instruction_tokenizer,
+            template=template,
+        )
+        sizes.check(model)
+    return model
 
 
 def load_device(
@@ -220,32 +222,42 @@ def _config(source: Source) -> Any:
     """The checkpoint's config. Raises: UsageError for a family that is not in the table."""
     from transformers import AutoConfig
 
-    if source.is_folder:  # read without transformers, which may not know the type
-        _check_family(source.named, _model_type(Path(source.path) / "config.json", source.named))
+    _check_family(source.named, _settings(source))
     with source.reading("config.json"):
         config = AutoConfig.from_pretrained(source.path, **source.options)
-    _check_family(source.named, config.model_type)
+    _check_family(source.named, {"model_type": config.model_type})
     return config
 
 
-def _model_type(path: Path, named: str) -> str:
+def _settings(source: Source) -> Any:
+    """What config.json holds, whether transformers knows the type or not."""
+    if not source.is_folder:
+        from transformers import PreTrainedConfig
+
+        with source.reading("config.json"):
+            return PreTrainedConfig.get_config_dict(source.path, **source.options)[0]
+    path = Path(source.path) / "config.json"
     try:
         text = path.read_bytes()
     except OSError as error:
         raise MissingInput(reason(path, error)) from error
-    table = load_json(text, f"{named}: config.json")
-    model_type = table.get("model_type") if isinstance(table, dict) else None
+    return load_json(text, f"{source.named}: config.json")
+
+
+def _check_family(named: str, settings: Any) -> None:
+    """Args: settings: what config.json holds. Raises: BadData, UsageError with the cure."""
+    model_type = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(model_type, str):
         raise BadData(f"{named}: config.json names no model_type: not a model's config")
-    return model_type
-
-
-def _check_family(named: str, model_type: str) -> None:
-    if model_type not in FAMILIES:
-        raise UsageError(
-            f"{named}: model type {model_type!r} is not a vision-language family that cdcca knows: "
-            f"expected one of {', '.join(sorted(FAMILIES))}"
-        )
+    if model_type in FAMILIES:
+        return
+    if model_type in REFUSED:
+        raise UsageError(f"{named}: {REFUSED[model_type]}")
+    has_code = f" ({OWN_CODE})" if "auto_map" in settings else ""
+    raise UsageError(
+        f"{named}: model type {model_type[:80]!r} is not a vision-language family that cdcca knows"
+        f"{has_code}: expected one of {', '.join(sorted(FAMILIES))}"
+    )
 
 
 def _check_packages(row: Family, named: str) -> None:

@@ -41,12 +41,12 @@ def preparer_of(source: Source, row: Family, module: Any, tokenizer: Any) -> Pre
         )
     if row.kind == "qformer":
         return Preparer(image_processor, None, "", ("pixel_values",))
-    if row.adjust:
-        getattr(adjusting, row.adjust)(module.config, image_processor)
     with source.reading("the processor"):
+        if row.adjust:
+            getattr(adjusting, row.adjust)(module.config, image_processor)
         processor = _processor(source, row, image_processor, tokenizer)
-    place_id = image_token_id(module.config)
-    token = tokenizer.convert_ids_to_tokens(place_id)
+        place_id = image_token_id(module.config)
+        token = tokenizer.convert_ids_to_tokens(place_id)
     if not isinstance(token, str):
         raise BadData(f"{source.named}: the image token {place_id} is not in the tokenizer")
     if processor is None and place_id not in tokenizer.added_tokens_decoder:

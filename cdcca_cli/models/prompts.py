@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.text import is_text
 
 if TYPE_CHECKING:
     from cdcca_cli.families import Family
@@ -89,6 +90,8 @@ class Templates:
 
 
 def _check(template: str, mark: str) -> None:
+    if not is_text(template):
+        raise SettingError("template", "expected text in UTF-8", ascii(template))
     for what, text in (("question", _QUESTION), ("picture", mark)):
         if text and template.count(text) != 1:
             raise SettingError("template", f"expected the {what} once, as {text}", template)
@@ -108,6 +111,8 @@ def _rendered(tokenizer: Any, text: str, mark: str, named: str) -> str:
         words = " ".join(str(error).split())[:200]
         raise BadData(f"{named}: its chat template fails: {words}: give `template`") from error
     found = str(rendered)
+    if not is_text(found):
+        raise BadData(f"{named}: its chat template gives half of a character: give `template`")
     if found.count(_MARK) != 1 or found.count(mark) != 1 or _QUESTION in found:
         raise BadData(
             f"{named}: its chat template does not hold the picture ({mark}) and the question once "

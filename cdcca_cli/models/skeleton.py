@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.families import Family
 from cdcca_cli.models import watching
 from cdcca_cli.models.model import LoadedModel
@@ -47,6 +47,7 @@ def seen(model: LoadedModel, image: "Image") -> Seen:
 
     Their values mean nothing: the tower's blocks pass on what they get, and all around is zero, the
     stages of a tower of convolutions too, which make pictures smaller.
+    Raises: BadData if the picture does not go through.
     """
     parts = model.block_modules(model.num_blocks) if model.num_blocks else []
     blocks = [block for block in model.blocks if all(block is not part for part in parts)]
@@ -59,7 +60,13 @@ def seen(model: LoadedModel, image: "Image") -> Seen:
             setattr(model.module.get_submodule(path), leaf, nn.Parameter(zeros, False))
     for block in blocks:
         block.forward = _passed_on
-    (found,) = model.see(model.prepare([image]))
+    try:
+        (found,) = model.see(model.prepare([image]))
+    except CdccaError:
+        raise
+    except Exception as error:  # transformers raises whatever it likes
+        words = " ".join(str(error).split())[:200]
+        raise BadData(f"{model.checkpoint}: it cannot look at a picture: {words}") from error
     return found
 
 
@@ -81,7 +88,11 @@ class TowerTensors(Mapping[str, Tensor]):
         """Args: model: an outline. stored: all of the checkpoint's tensors."""
         self._module, self._read = model.module, read
         self._names = tower_names(model)
-        self._loads = _loads(model.module, stored)
+        try:
+            self._loads = _loads(model.module, stored)
+        except Exception as error:  # transformers raises whatever it likes
+            words = " ".join(str(error).split())[:200]
+            raise BadData(f"{model.checkpoint}: the weights cannot be laid out: {words}") from error
         self._parameters = dict(model.module.named_parameters())
         self._ready: dict[str, Tensor] = {}  # of a stored tensor that makes several parameters
         self._kept = {name for part in model.module.modules() for name in _kept(part)}

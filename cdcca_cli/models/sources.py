@@ -28,10 +28,13 @@ class Source:
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
-        """Turn an exception of transformers into a CdccaError of one line."""
+        """Turn an exception of transformers or tokenizers into a CdccaError of one line."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            # tokenizers, in Rust, raises this for some files; it is no Exception.
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
             raise _failed(self, what, error) from error
 
 
@@ -82,7 +85,7 @@ def _check_folder(path: Path, named: str, needs_weights: bool) -> None:
         )
 
 
-def _failed(source: Source, what: str, error: Exception) -> CdccaError:
+def _failed(source: Source, what: str, error: BaseException) -> CdccaError:
     named, text = source.named, str(error)
     line = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
     if isinstance(error, CdccaError):

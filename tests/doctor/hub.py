@@ -19,12 +19,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """endpoint: for HF_ENDPOINT. sent: bytes by file. requests: number by file."""
+    """endpoint: for HF_ENDPOINT. sent: bytes by file. requests: number by file.
+
+    size: the length of a file that a part's headers name; None: the true one.
+    """
 
     def __init__(self, folder: Path, repository: str, *, has_ranges: bool = True) -> None:
         self.folder, self.repository, self.has_ranges = folder, repository, has_ranges
         self.sent, self.requests = Counter[str](), Counter[str]()
         self.endpoint = ""
+        self.size: str | None = None
 
     def listing(self) -> dict[str, object]:
         names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
@@ -71,7 +75,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if is_part and span is not None:
                 begin, end = int(span[1]), min(int(span[2]) + 1, total)
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{total}")
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{hub.size or total}")
             else:
                 self.send_response(200)
             self.send_header("ETag", f'"{file.name}-{total}"')

@@ -145,7 +145,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(
     monkeypatch.setattr(checkpoint.machine, "main_memory", lambda: Memory(10**8, 10**9))
     found, _ = doctor(capfd, checkpoints[LLAVA], "--compute", "cpu")
     why = found["identities"]["why_not"]
-    assert why.startswith("loading it in float32 needs 55") and "100 MB is free" in why
+    assert why.startswith("loading it in float32 needs about 55") and "100 MB is free" in why
 
 
 def test_an_identity_that_fails_is_shown_and_refused(
@@ -178,6 +178,18 @@ def test_what_is_no_checkpoint_is_refused(
     for operands in ([path], [path, "shipped:teacher"], ["shipped:student", path]):
         found, err = doctor(capfd, *operands, code=code)
         assert found is None and words in err and err.count("\n") == 1
+
+
+def test_a_model_that_cannot_look_at_a_frame_is_refused(
+    tmp_path: Path, checkpoints: Checkpoints, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its tiles are other ones than its connector takes."""
+    folder = Path(shutil.copytree(checkpoints["zoo: smolvlm"], tmp_path / "faulty"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    del settings["max_image_size"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    _, err = doctor(capfd, folder, code=65)
+    assert "it cannot look at a picture" in err and err.count("\n") == 1
 
 
 # ---- pairs
@@ -257,29 +269,43 @@ def test_a_pair_without_weights(
 # ---- the hub
 
 
-def test_a_repository_is_examined_without_its_language_model(tmp_path: Path) -> None:
-    """A whole run in a process of its own, whose hub is a server here. 20 MB of language model."""
-    folder = tiny.llava_checkpoint(tmp_path / "repository", width=512, text_layers=3)
-    size = (folder / "model.safetensors").stat().st_size
-    assert size > 20_000_000
-    with serving(Hub(folder, "owner/name")) as hub:
+def on_hub(root: Path, *operands: str) -> tuple[subprocess.CompletedProcess[str], Hub]:
+    """A run in a process of its own, whose hub has `root`/repository as owner/name."""
+    with serving(Hub(root / "repository", "owner/name")) as hub:
         environment = {
             **os.environ,
             "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
+            "HF_HOME": str(root / "home"),
             "HF_HUB_OFFLINE": "0",
             "NO_PROXY": "127.0.0.1",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-m", "cdcca_cli", "doctor", "owner/name", str(folder)]
-        done = subprocess.run(
-            [*command, "--json"], env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+        command = [sys.executable, "-m", "cdcca_cli", "doctor", *operands, "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done, hub
+
+
+def test_a_repository_is_examined_without_its_language_model(tmp_path: Path) -> None:
+    """Of the 20 MB of a language model nothing is fetched."""
+    folder = tiny.llava_checkpoint(tmp_path / "repository", width=512, text_layers=3)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size > 20_000_000
+    done, hub = on_hub(tmp_path, "owner/name", str(folder))
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["tower"]["is_shared"] and found["student"]["checkpoint"] == "owner/name"
     assert hub.sent["model.safetensors"] < 3 << 20
     assert not list((tmp_path / "home").rglob("model.safetensors"))
+
+
+def test_a_repository_that_brings_its_own_code_is_refused_with_the_cure(tmp_path: Path) -> None:
+    """As OpenGVLab's InternVL: transformers does not know its type, and would ask to trust it."""
+    settings = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "its_own.Config"}}
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "config.json").write_text(json.dumps(settings))
+    done, _ = on_hub(tmp_path, "owner/name")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "never run: use internvl" in done.stderr
 
 
 def test_a_repository_cannot_be_fetched_offline(
@@ -307,6 +333,7 @@ def test_the_lines_for_people(
     assert "9 tokens of 32 channels" in text[1]
     assert "stored = pixels" in text[1] and "holds (off by" in text[1]
     assert "about 501 MB to infer" in text[1]
+    assert "estimated from sizes" in text[1] and "one model that was measured" in text[1]
     assert "same vision tower" in text[2] and "no (" in text[2]
     assert "`" not in "".join(text.values()), "names of settings, not options, for people"
 

@@ -107,6 +107,37 @@ def test_bytes_that_are_not_those_of_the_shape(tmp_path: Path) -> None:
         found_in(tmp_path).read("a")
 
 
+HOSTILE = {
+    "a tensor of 4 TB": [1 << 40],
+    "a tensor at the end of the largest file": [(1 << 56) - 1],
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE.values(), ids=list(HOSTILE))
+def test_bytes_that_no_file_has(shape: list[int], tmp_path: Path) -> None:
+    """Nothing is allocated for them."""
+    end = (1 << 63) - 1
+    table = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [end - 4 * shape[0], end]}}
+    text = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(BadData, match="cut short"):
+        found_in(tmp_path).read("a")
+    table["a"]["data_offsets"] = [0, 4 * shape[0]]
+    text = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(BadData, match="cut short"):
+        found_in(tmp_path).read("a")
+
+
+@pytest.mark.parametrize("shape", [[1 << 62], [1 << 62, 0], [1 << 40, 0, 1 << 40]])
+def test_a_shape_that_torch_cannot_have(shape: list[int], tmp_path: Path) -> None:
+    """Empty ones too: their strides would be more than 2^63."""
+    text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(BadData, match="a shape of more than"):
+        found_in(tmp_path)
+
+
 def test_a_dtype_that_torch_does_not_have_is_counted_and_not_read(tmp_path: Path) -> None:
     table = {"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}
     text = json.dumps(table).encode()
@@ -179,6 +210,13 @@ def test_a_hub_that_cannot_be_reached(hub: Hub) -> None:
 def test_a_server_that_sends_whole_files_only(hub: Hub) -> None:
     save_file(TENSORS, hub.folder / "model.safetensors")
     hub.has_ranges = False
+    with pytest.raises(Unavailable, match="does not send parts of a file"):
+        found_on_hub()
+
+
+def test_a_server_that_names_a_size_of_5000_digits(hub: Hub) -> None:
+    save_file(TENSORS, hub.folder / "model.safetensors")
+    hub.size = "9" * 5000
     with pytest.raises(Unavailable, match="does not send parts of a file"):
         found_on_hub()
 

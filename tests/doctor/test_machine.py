@@ -101,6 +101,21 @@ def test_a_machine_without_torch_is_still_looked_at() -> None:
     assert found("Java", checks).name == "Java"
 
 
+def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cure is an extra of cdcca, which has the bounds that fit its torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(machine, "import_module", missing)
+    checks = list(machine._extras())
+    for extra in ("plot", "families"):
+        for package in project["optional-dependencies"][extra]:
+            name = re.split("[<>=]", package)[0]
+            assert found(name, checks).cure == f"pip install 'cdcca[{extra}]'"
+
+
 def test_an_extra_that_is_there_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision of another torch: RuntimeError: operator torchvision::nms does not exist."""
 

@@ -169,6 +169,18 @@ def test_tensors_that_transformers_splits(
     assert len(read) == len(set(read)), "a tensor was read for each of its parts"
 
 
+@pytest.mark.parametrize(
+    "name", ["vision.²", f"vision.{'9' * 5000}"], ids=["a digit that is no number", "5000 digits"]
+)
+def test_names_that_transformers_cannot_sort(
+    name: str, tmp_path: Path, checkpoints: Checkpoints
+) -> None:
+    folder = checkpoints["blip_2"]
+    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(1)}
+    with pytest.raises(BadData, match="the weights cannot be laid out"):
+        digest(changed(folder, tmp_path / "faulty", tensors))
+
+
 @pytest.mark.parametrize("fault", ["lack", "shape"])
 def test_weights_that_do_not_fit_are_refused(
     fault: str, tmp_path: Path, checkpoints: Checkpoints

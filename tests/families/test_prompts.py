@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cdcca_cli import models
+from cdcca_cli.errors import BadData, SettingError
 from tests import zoo
 from tests.families.conftest import QUESTIONS, Case
 from tests.zoo import read
@@ -63,6 +64,18 @@ def test_the_template_of_the_processor_comes_first(smolvlm: Path, tmp_path: Path
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     older, newer = (models.load(each, compute="cpu") for each in (folder, smolvlm))
     assert older.format_prompt("what?", "vqa") == newer.format_prompt("what?", "vqa")
+
+
+def test_a_template_that_gives_half_of_a_character_is_refused(
+    smolvlm: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(smolvlm, tmp_path / "half")
+    half = THINKS.replace("<|im_end|>", "\\ud800")
+    (folder / "chat_template.jinja").write_text(half)
+    with pytest.raises(BadData, match="half of a character"):
+        models.load(folder, compute="cpu")
+    with pytest.raises(SettingError, match="expected text in UTF-8"):
+        models.load(smolvlm, compute="cpu", template="<image>{prompt}\udcff")
 
 
 def test_the_begin_of_paligemma_is_behind_its_picture(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Sizes are multiples of 64 and 32, as 4 bits need, but for DeltaNet's gates and G
 inputs.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,15 +76,18 @@ def made(kind: str, seed: int = 0) -> Any:
     return module.requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class _TextAlone(Family):
+    """A row of a language model without pictures, which no row of the table has."""
+
+    architecture: str = ""
+
+
 def row_of(module: Any) -> Family:
     """As a family whose language model is this, without a picture."""
     path = "backbone" if hasattr(module, "backbone") else "model"
-    return replace(
-        FAMILIES["llava"],
-        architecture=type(module).__name__,
-        language_path=path,
-        connector_paths=(),
-    )
+    row = vars(FAMILIES["llava"]) | {"language_path": path, "connector_paths": ()}
+    return _TextAlone(**row, architecture=type(module).__name__)
 
 
 def groups_of(module: Any) -> dict[str, list[str]]:

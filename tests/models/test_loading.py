@@ -10,7 +10,11 @@ import torch
 from cdcca_cli import models
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable, UsageError
 from cdcca_cli.families import FAMILIES
+from cdcca_cli.families.refused import REFUSED
+from cdcca_cli.models import loading
 from tests import tiny
+
+ROOT = Path(__file__).parents[2]
 
 
 def refused(checkpoint: object, error: type[CdccaError], code: int, **options: object) -> str:
@@ -53,6 +57,64 @@ def test_text_only_and_unknown_families(tmp_path: Path, blip2_llama: Path) -> No
     unknown = copy(blip2_llama, tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "no-such-model"}')
     assert "no-such-model" in refused(unknown, UsageError, 2)
+
+
+def test_families_that_cannot_be_loaded_are_refused_with_what_to_use_instead(
+    tmp_path: Path,
+) -> None:
+    for model_type, known in REFUSED.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "model.safetensors").touch()
+        text = refused(tmp_path, UsageError, 2)
+        assert known.reason in text and text.endswith(f": use {' or '.join(known.instead)}")
+        assert model_type not in FAMILIES and {*known.instead} <= {*FAMILIES}
+    for name in ("Llama 3.2 Vision", "Kosmos-2", "Florence-2", "Moondream", "MiniCPM-V before 4.6"):
+        assert name in {known.name for known in REFUSED.values()}
+        assert name in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_code_in_a_checkpoint_is_named_as_the_reason(tmp_path: Path) -> None:
+    settings = {"model_type": "no-such-model", "auto_map": {"AutoModel": "its_own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").touch()
+    text = refused(tmp_path, UsageError, 2)
+    assert "code in a checkpoint is never run)" in text and "'no-such-model'" in text
+
+
+def changed(folder: Path, to: Path, file: str, path: str, value: object) -> Path:
+    """A copy of a checkpoint with another value at `path` in one of its JSON files."""
+    table = json.loads((copy(folder, to) / file).read_text())
+    *keys, last = path.split(".")
+    inner = table
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    (to / file).write_text(json.dumps(table))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("config.json", "image_token_id", 10**19),
+        ("generation_config.json", "eos_token_id", "</s>"),
+        ("generation_config.json", "eos_token_id", [[]]),
+        ("tokenizer.json", "post_processor.special_tokens", {}),  # a panic of tokenizers, in Rust
+    ],
+)
+def test_settings_that_transformers_lets_through(
+    file: str, path: str, value: object, tmp_path: Path, llava: Path
+) -> None:
+    faulty = changed(llava, tmp_path / "faulty", file, path, value)
+    refused(faulty, BadData, 65)
+    with pytest.raises(BadData):
+        loading.outline(faulty)
+
+
+def test_an_outline_refuses_what_is_no_generation_config(tmp_path: Path, llava: Path) -> None:
+    (copy(llava, tmp_path / "faulty") / "generation_config.json").write_text("[]")
+    with pytest.raises(BadData, match=r"generation_config\.json cannot be loaded"):
+        loading.outline(tmp_path / "faulty")
 
 
 def test_folders_that_are_none(tmp_path: Path, blip2_llama: Path) -> None:

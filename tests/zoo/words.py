@@ -77,6 +77,12 @@ class Chat:
         return Template(TURNS).substitute({name: json.dumps(text) for name, text in texts.items()})
 
 
+def roles(before: str, after: str, assistant: str = "assistant") -> dict[str, Any]:
+    """What comes before a turn of each role: its name between two texts."""
+    names = {"user": "user", "system": "system", "assistant": assistant}
+    return {role: f"{before}{name}{after}" for role, name in names.items()}
+
+
 LLAMA: dict[str, Any] = {
     "bos": "<s>",
     "eos": ("</s>",),
@@ -105,9 +111,7 @@ MISTRAL = Chat(
     **LLAMA,
 )
 CHATML = Chat(
-    user="<|im_start|>user\n",
-    system="<|im_start|>system\n",
-    assistant="<|im_start|>assistant\n",
+    **roles("<|im_start|>", "\n"),
     end="<|im_end|>\n",
     eos=("<|im_end|>",),
     pad="<|endoftext|>",
@@ -139,9 +143,7 @@ GEMMA = Chat(
 )
 GEMMA4 = replace(
     GEMMA,
-    user="<|turn>user\n",
-    system="<|turn>system\n",
-    assistant="<|turn>model\n",
+    **roles("<|turn>", "\n", "model"),
     end="<turn|>\n",
     eos=("<eos>", "<turn|>"),
     special=("<|turn>",),
@@ -170,9 +172,7 @@ AYA = Chat(
 )
 LLAMA3 = Chat(
     opening="<|begin_of_text|>",
-    user="<|start_header_id|>user<|end_header_id|>\n\n",
-    system="<|start_header_id|>system<|end_header_id|>\n\n",
-    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    **roles("<|start_header_id|>", "<|end_header_id|>\n\n"),
     end="<|eot_id|>",
     bos="<|begin_of_text|>",
     eos=("<|end_of_text|>", "<|eot_id|>"),
@@ -200,17 +200,13 @@ JANUS = replace(
 )
 GLM = Chat(
     opening="[gMASK]<sop>",
-    user="<|user|>\n",
-    system="<|system|>\n",
-    assistant="<|assistant|>\n",
+    **roles("<|", "|>\n"),
     eos=("<|endoftext|>", "<|user|>"),
     pad="<|pad|>",
     special=("[gMASK]", "<sop>", "<|system|>", "<|assistant|>"),
 )
 GRANITE = Chat(
-    user="<|start_of_role|>user<|end_of_role|>",
-    system="<|start_of_role|>system<|end_of_role|>",
-    assistant="<|start_of_role|>assistant<|end_of_role|>",
+    **roles("<|start_of_role|>", "<|end_of_role|>"),
     end="<|end_of_text|>\n",
     eos=("<|end_of_text|>",),
     pad="<|pad|>",
