@@ -46,7 +46,7 @@ from cdcca_cli.models.language import (
     Spliced,
     image_token_id,
 )
-from cdcca_cli.models.pictures import Picture, Placed, Preparer, Seen, padded
+from cdcca_cli.models.pictures import Picture, Placed, Preparer, Seen, padded, refusing
 from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 
 if TYPE_CHECKING:
@@ -197,10 +197,11 @@ class LoadedModel(ABC):
         found: dict[int, Seen] = {}
         for places in groups.values():
             values = sum(value.numel() for value in pictures[places[0]].inputs.values())
-            size = min(max(1, _MOST_VALUES // values), _MOST_PICTURES)
+            size = min(max(1, _MOST_VALUES // max(1, values)), _MOST_PICTURES)
             for start in range(0, len(places), size):
                 some = places[start : start + size]
-                found.update(zip(some, self._see([pictures[p] for p in some]), strict=True))
+                with refusing("the vision tower"):
+                    found.update(zip(some, self._see([pictures[p] for p in some]), strict=True))
         return [found[place] for place in range(len(pictures))]
 
     @abstractmethod
