@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import losses
+from cdcca_cli.distillation import labelling, losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import is_a_choice, label_shards
+from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
@@ -81,7 +82,7 @@ def test_labels_are_what_the_teacher_gives_for_each_question_alone(
             np.testing.assert_allclose(kept, alone.numpy(), rtol=1e-4, atol=1e-4)
         assert entry.nats[place] == pytest.approx(nats, rel=1e-4)
         if example.question.choices is None:
-            most = teaching.MAX_NEW_TOKENS[example.question.task]
+            most = labelling.MAX_NEW_TOKENS[example.question.task]
             (generated,) = teacher.generate(seen.spliced, most).ids
             assert entry.answers[place] == teacher.decode(generated)
 
