@@ -41,7 +41,7 @@ def shards(count):
             positions=np.arange(num_tokens, dtype=np.int32),
             questions=[Question(f"{number}", "how many?", "vqa")],
         )
-settings = DistillSettings(epochs=1, batch_size=1, holdout=0.2)
+settings = DistillSettings(epochs=1, batch_size=1, holdout=0.5)
 def peak(count):
     made = distill(shards(count), teacher, mirror, settings, student=student)
     assert made.report["num_frames"] == count and made.held_out is not None

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cdcca_cli.distillation.encoding import Example, encode
 from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import label_shards
-from cdcca_cli.errors import BadData, CannotWrite
+from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
@@ -314,3 +315,42 @@ def test_a_large_teacher_teaches(
     np.testing.assert_allclose(entry.queries[0], exact.queries[0], atol=1e-5)  # not quantised
     cosine = np.corrcoef(entry.visual[0].ravel(), exact.visual[0].ravel())[0, 1]
     assert cosine > 0.9
+
+
+# ---- labels that others made
+
+
+CUTS: dict[str, Callable[[LabelEntry], dict[str, Any]]] = {
+    "answer": lambda entry: {"answer": [rows[:-1] for rows in entry.answer or []]},
+    "logits": lambda entry: {"logits": [rows[:, :-1] for rows in entry.logits or []]},
+    "both": lambda entry: {
+        name: [rows[:-1] for rows in getattr(entry, name)] for name in ("answer", "logits")
+    },
+    "visual": lambda entry: {"visual": [rows[:-1] for rows in entry.visual]},
+    "queries": lambda entry: {"queries": [rows[:-1] for rows in entry.queries]},
+}
+
+
+@pytest.mark.parametrize("what", CUTS)
+@pytest.mark.parametrize("method", ["akd", "pkd", "cwd"])
+def test_labels_that_do_not_fit_their_own_frames_are_refused(
+    what: str,
+    method: str,
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+) -> None:
+    """Whole, with a sound sum, and of this vocabulary: a row or a channel is missing."""
+    few = shards[:4]
+    made = everything(teacher, few, how=replace(HOW, kl="forward"))
+    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    path = tmp_path / "labels"
+    with labels.writing(path, head) as file:
+        for shard, entry in zip(few, made, strict=True):
+            file.append(key_of(shard), replace(entry, **CUTS[what](entry)))
+    settings = DistillSettings(
+        method=method, epochs=1, batch_size=4, holdout=0, kl="forward", cache=path
+    )
+    with pytest.raises((BadData, UsageError), match=r"labels have|vectors for an image"):
+        distill(few, None, mirror, settings)
