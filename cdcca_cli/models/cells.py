@@ -59,6 +59,7 @@ class Cells(LoadedModel):
         self._entries = self._parts(row.entries)
         self._exits = self._parts(row.exits) if row.exits else self._entries
         self._readable: dict[int, bool] = {}
+        self._placeable: set[tuple[int, Layout]] = set()
         self._side = int(self._setting(row.side)) if row.side else 1
 
     def _setting(self, path: str) -> Any:
@@ -268,6 +269,17 @@ class Cells(LoadedModel):
                 self._readable[channels] = True
         return self._readable[channels]
 
+    def check_placed(self, seen: Placed) -> None:
+        """Frames of one layout are looked at once."""
+        key = seen.num_tokens, seen.layout
+        if key in self._placeable:
+            return
+        if seen.layout.fixed and not self.row.newline:
+            raise BadData(f"{self.checkpoint}: a picture with places without content")
+        none_L = torch.zeros(0, dtype=torch.long, device=self.device)
+        self._places(self.format_prompt("", "vqa"), seen, none_L, 0)
+        self._placeable.add(key)
+
     # ---- the connector
 
     def queries(
@@ -370,7 +382,7 @@ class Cells(LoadedModel):
         """Positions (S,) of the whole prompt, or (3, S)."""
         if not self.row.is_mrope:
             return torch.arange(len(ids_S), device=self.device)
-        if math.prod(seen.layout.grid) != seen.num_tokens or len(seen.layout.grid) != 2:
+        if len(seen.layout.grid) != 2 or math.prod(seen.layout.grid) != seen.num_tokens:
             raise BadData(
                 f"{self.checkpoint}: {seen.num_tokens} tokens of a picture without its rows and "
                 "columns, which the positions need"

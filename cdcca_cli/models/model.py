@@ -261,6 +261,9 @@ class LoadedModel(ABC):
     def can_read(self, num_tokens: int, channels: int) -> bool:
         """Whether the tower makes frames of so many tokens, each of so many channels."""
 
+    def check_placed(self, seen: Placed) -> None:  # noqa: B027 -- not every kind reads it
+        """Refuse a frame whose layout this model cannot put into a prompt. Raises: BadData."""
+
     def read(self, seen: Sequence[Seen], prompts: Sequence[str]) -> Spliced:
         """Prompts with all tokens of their pictures."""
         tokens_BNC, mask_BN = padded([one.tokens for one in seen])

@@ -45,6 +45,8 @@ class Opener:
             codebook; MissingInput for a codebook that is not there.
         """
         is_own = shard.tower == self._model.tower_digest
+        if is_own and (shard.is_open or shard.picture is None):
+            self._check_layout(shard)
         if shard.is_open and (is_own or shard.picture is None):
             return shard
         if shard.picture is not None:
@@ -69,6 +71,12 @@ class Opener:
         except BadData as error:
             raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
         return replace(shard, tokens=tokens_NC)
+
+    def _check_layout(self, shard: Shard) -> None:
+        try:
+            self._model.check_placed(shard)
+        except BadData as error:
+            raise Unusable(f"frame {shard.frame[:80]}: {error}") from None
 
     def _seen(self, shard: Shard, picture: Picture) -> Shard:
         """The shard as if this model's tower had looked at the frame."""
