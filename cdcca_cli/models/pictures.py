@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats.shard import PLACES, Layout
 from cdcca_cli.models import thin
 
@@ -127,14 +128,21 @@ class Preparer:
         return bool(is_fixed and is_alone and not any(flags))
 
     def __call__(self, image: "Image", device: torch.device) -> Picture:
+        """Raises: BadData for a picture that the processors refuse."""
         if thin.crops_centre(self.image_processor):
             image = thin.centre(image)
         image = image.convert("RGB")
         text = None
-        if self._processor is None:
-            made = self.image_processor(images=[image], **self._settings)
-        else:
-            made, (text,) = self._processor._process_images([image], **self._settings)
+        try:
+            if self._processor is None:
+                made = self.image_processor(images=[image], **self._settings)
+            else:
+                made, (text,) = self._processor._process_images([image], **self._settings)
+        except (ValueError, ZeroDivisionError) as error:  # a picture that is too thin, say
+            words = " ".join(str(error).split())[:200]
+            raise BadData(
+                f"the image processor takes no picture of {image.width} x {image.height}: {words}"
+            ) from error
         inputs = {
             name: value.to(device)
             for name, value in made.items()
