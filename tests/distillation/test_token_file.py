@@ -71,6 +71,14 @@ def test_nothing_of_the_tokens_is_kept() -> None:
     assert not any(isinstance(vars(copy(kept))[name], np.ndarray) for name in ("tokens", "codes"))
 
 
+def test_whether_it_is_open_is_known_without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = TokenFile()
+    kept = file.put(a_shard(3))
+    closed = file.put(replace(a_shard(3), tokens=np.zeros((0, 0), np.float32)))
+    monkeypatch.setattr(file, "read", None)
+    assert kept.is_open and not closed.is_open
+
+
 def test_tokens_can_be_replaced() -> None:
     """In a copy, as when a codebook's codes become tokens."""
     given = a_shard(3)
