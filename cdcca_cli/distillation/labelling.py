@@ -64,8 +64,8 @@ def entries_of(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> li
     for task, most in MAX_NEW_TOKENS.items():
         places = [place for place, example in enumerate(examples) if example.question.task == task]
         positions = [  # scoring reads a prompt once for each choice
-            num_positions(teacher, examples[place]) * len(examples[place].question.choices or "1")
-            for place in places
+            num_positions(teacher, one) * max(1, len(one.question.choices or ()))
+            for one in map(examples.__getitem__, places)
         ]
         for each in passes(positions, len(places), FORWARD_POSITIONS):
             of_pass = places[each.start : each.stop]
@@ -121,6 +121,7 @@ def _compute_batch(
     max_new_tokens: int,
     logits: bool,
 ) -> list[_Output]:
+    """The outputs of one pass. Args: keys: of each example's shard, by its `id`."""
     encoded = encode(teacher, examples)
     answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
     answer_BA = teacher.answer_ids(answers)
@@ -142,10 +143,12 @@ def _compute_batch(
     for name, values in tensors.items():
         if values is None:
             continue
-        if not bool(values.isfinite().all()):
+        is_finite_B = values.flatten(1).isfinite().all(1)
+        if not bool(is_finite_B.all()):
+            bad = examples[int(is_finite_B.int().argmin())]
             raise BadData(
-                f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs "
-                "are not finite: try `dtype` float32"
+                f"frame {bad.shard.frame[:80]}: the teacher's outputs are not finite: try `dtype` "
+                "float32, or leave the frame out"
             )
         rows[name] = [
             row[torch.from_numpy(kept.rows_L).long()] if name in OF_THE_PICTURE else row[:length]

@@ -340,6 +340,15 @@ def test_outputs_that_are_not_finite_are_refused(
         everything(teacher, shards[:1])
 
 
+def test_the_frame_whose_outputs_are_not_finite_is_named(llava: Path) -> None:
+    """One of four in a pass, with tokens next to the largest float32."""
+    model = load(llava, compute="cpu")
+    shards = make_shards(model, 4)
+    shards[2].tokens = np.full_like(shards[2].tokens, 3e38)
+    with pytest.raises(BadData, match="frame 2: the teacher's outputs are not finite"):
+        everything(model, shards, how=replace(HOW, batch_size=100))
+
+
 # ---- as it is loaded
 
 
