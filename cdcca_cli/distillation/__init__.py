@@ -4,10 +4,13 @@ In the order in which data passes:
 
     settings         how to train
     encoding         shards to what a language model reads
-    teacher_outputs  the teacher's outputs for the shards, kept in a file
+    labelling        what a teacher makes of shards
+    teacher_outputs  the same, kept in a file
+    token_file       the tokens of the shards, in a temporary file
     dataset          examples, the held-out part, replay, batches
     losses           the equations
     methods          what a step minimises: `akd` (and pkd, cwd, pseudo-label), `tent`, `cotta`
+    activations      whether training computes layers again, to save memory
     optimiser        the trained part of the student, Adam, the schedule
     evaluation       the loss on the held-out part
     trainer          one step, and the epochs

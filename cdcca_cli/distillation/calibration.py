@@ -69,9 +69,8 @@ T = TypeVar("T")
 class Sample:
     """Frames to calibrate on. tokens: (F, N, C). questions: of each frame; labels are not read.
 
-    layout: of all of them.
-
-    pictures: of each frame, by media type and quality; for those that the curve is measured on.
+    layout: of all of them. pictures: of each frame, by media type and quality; for those that the
+    curve is measured on.
     """
 
     tokens: Tokens
@@ -157,6 +156,8 @@ def sample_of(
                 continue
             image = load_image(frame)
             seen = _seen(student, image)
+            shown = student.seen_as_picture(image) if coded else image
+            made = {kind: pictures.encode(shown, *kind) for kind in coded}
         except (BadData, MissingInput) as error:
             skipped.add("frame", error)
             continue
@@ -164,8 +165,8 @@ def sample_of(
         tokens.append(seen.tokens.float().cpu().numpy())
         layouts.append(seen.layout)
         questions.append(frame.questions)
-        for (media, quality), found in coded.items():
-            found.append(pictures.encode(student.seen_as_picture(image), media, quality))
+        for kind, picture in made.items():
+            coded[kind].append(picture)
     if not tokens:
         raise BadData(f"nothing is left of {len(frames)} frames")
     if len({(len(found), layout) for found, layout in zip(tokens, layouts, strict=True)}) > 1:

@@ -5,61 +5,40 @@ later run with another method or seed needs no teacher and gets the same numbers
 the last bits of an output, so a chunk that lacks one of its entries is computed as a whole: a run
 that was killed and started again ends with the same bits.
 
-Of a picture's rows an entry keeps at most MOST_ROWS, so that a question of a wide model does not
-take megabytes.
-
-The pseudo-label of a question is the teacher's greedy free answer or, if that is none of the
-question's choices, the choice that the teacher finds likeliest. No label of the target domain is
-used.
-
 A teacher with another vision tower than the student's looks at the pictures that were sent.
 
 Several processes compute the chunks in turns; the first of them writes the file.
 
-Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teacher's channels.
+Shapes: L query tokens, C channels.
 """
 
-import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed
-from cdcca_cli.distillation.encoding import (
-    FORWARD_POSITIONS,
-    Example,
-    check_fit,
-    encode,
-    num_positions,
-    passes,
-)
-from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
+from cdcca_cli.distillation.encoding import check_fit
+from cdcca_cli.distillation.labelling import entries_of
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.label_rows import Kept
-from cdcca_cli.formats.labels import OF_THE_PICTURE, Head, LabelEntry, LabelFile, key_of
+from cdcca_cli.formats.labels import Head, LabelEntry, LabelFile, key_of
 from cdcca_cli.formats.shard import Shard
-from cdcca_cli.models import LoadedModel, Spliced
-from cdcca_cli.models.settings import MAX_NEW_TOKENS
+from cdcca_cli.models import LoadedModel
 from cdcca_cli.payloads.opening import Opener
 
 USUAL_BITS = 16
 """Bits a number in a new file of labels."""
 TEACHER_BATCHES = 4
 """Batches of the student in one of the teacher, which needs no gradients."""
-MOST_ROWS = 64
-"""Rows of a picture that are kept of each question's `queries` and `visual`."""
 KEPT_BYTES = 1 << 27
 """Decoded labels that are kept in memory, those used last; the others are decoded again."""
 
@@ -218,7 +197,7 @@ def _add_missing(
     for each in progress.track(rounds, description="teacher"):
         mine = each[distributed.rank() : distributed.rank() + 1]
         entries = [
-            _compute(teacher, [looking.open(shard) for shard in chunk], settings.needs_logits)
+            entries_of(teacher, [looking.open(shard) for shard in chunk], settings.needs_logits)
             for chunk in mine
         ]
         gathered = chain(*chain(*distributed.gather(entries)))
@@ -263,149 +242,3 @@ def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-@dataclass(frozen=True)
-class _Output:
-    """One question. input: the prompt if the connector reads it, else "". rows: (L, C) by name.
-
-    kept: which of the picture's rows these are.
-    """
-
-    input: str
-    answer: str
-    nats: float
-    rows: dict[str, np.ndarray]
-    kept: Kept
-
-
-@torch.no_grad()
-def _compute(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> list[LabelEntry]:
-    """Examples of one task share a batch, so that no answer waits for a caption."""
-    examples = [Example(shard, question) for shard in chunk for question in shard.questions]
-    keys = {id(shard): key_of(shard) for shard in chunk}
-    outputs: dict[int, _Output] = {}
-    for task, most in MAX_NEW_TOKENS.items():
-        places = [place for place, example in enumerate(examples) if example.question.task == task]
-        positions = [  # scoring reads a prompt once for each choice
-            num_positions(teacher, examples[place]) * len(examples[place].question.choices or "1")
-            for place in places
-        ]
-        for each in passes(positions, len(places), FORWARD_POSITIONS):
-            of_pass = places[each.start : each.stop]
-            batch = [examples[place] for place in of_pass]
-            made = _compute_batch(teacher, batch, keys, most, logits)
-            outputs.update(zip(of_pass, made, strict=True))
-    rows = iter(outputs[place] for place in range(len(examples)))
-    return [_entry([next(rows) for _ in shard.questions]) for shard in chunk]
-
-
-def _entry(outputs: list[_Output]) -> LabelEntry:
-    """The entry of a shard's questions; the queries of an input are kept once."""
-    inputs = list(dict.fromkeys(one.input for one in outputs))
-    firsts = {one.input: one for one in reversed(outputs)}
-    kept = None
-    if any(len(one.kept.rows_L) < one.kept.count for one in outputs):
-        kept = {
-            "queries": [firsts[key].kept for key in inputs],
-            "visual": [one.kept for one in outputs],
-        }
-    return LabelEntry(
-        answers=[one.answer for one in outputs],
-        nats=[one.nats for one in outputs],
-        inputs=[inputs.index(one.input) for one in outputs],
-        queries=[firsts[key].rows["queries"] for key in inputs],
-        kept=kept,
-        **{
-            name: [one.rows[name] for one in outputs]
-            for name in outputs[0].rows
-            if name != "queries"
-        },
-    )
-
-
-def kept_rows(key: str, count: int) -> Kept:
-    """Which rows of a picture are kept: all, or one of each of MOST_ROWS parts of equal length.
-
-    Args: key: of the shard. Each picture's are drawn from it, so that together they are of all
-        places, and do not lie in one column of a grid.
-    """
-    if count <= MOST_ROWS:
-        return Kept(np.arange(count, dtype=np.int32), count)
-    edges = np.arange(MOST_ROWS + 1) * count // MOST_ROWS
-    digest = hashlib.sha256(key.encode()).digest()
-    source = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], "<u8")))
-    return Kept(source.integers(edges[:-1], edges[1:]).astype(np.int32), count)
-
-
-def _compute_batch(
-    teacher: LoadedModel,
-    examples: Sequence[Example],
-    keys: Mapping[int, str],
-    max_new_tokens: int,
-    logits: bool,
-) -> list[_Output]:
-    encoded = encode(teacher, examples)
-    answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
-    answer_BA = teacher.answer_ids(answers)
-    forward = teacher.forward(encoded.spliced, answer_BA)
-    nats_B = answer_cross_entropy(forward.logits, answer_BA).tolist()
-    counts_B = forward.hidden_mask.sum(1).tolist()
-    kept_B = [
-        kept_rows(keys[id(example.shard)], count)
-        for example, count in zip(examples, counts_B, strict=True)
-    ]
-    lengths_B = (answer_BA != IGNORED).sum(1).tolist()
-    tensors = {
-        "queries": encoded.queries,
-        "visual": forward.hidden,
-        "answer": forward.answer_hidden,
-        "logits": forward.logits if logits else None,
-    }
-    rows: dict[str, list[Tensor]] = {}
-    for name, values in tensors.items():
-        if values is None:
-            continue
-        if not bool(values.isfinite().all()):
-            raise BadData(
-                f"frame {examples[0].shard.frame[:80]} or one soon after: the teacher's outputs "
-                "are not finite: try `dtype` float32"
-            )
-        rows[name] = [
-            row[torch.from_numpy(kept.rows_L).long()] if name in OF_THE_PICTURE else row[:length]
-            for row, kept, length in zip(values, kept_B, lengths_B, strict=True)
-        ]
-    return [
-        _Output(
-            input=prompt if teacher.reads_prompt else "",
-            answer=answers[b],
-            nats=max(nats_B[b], 0.0),
-            rows={name: of_examples[b].float().cpu().numpy() for name, of_examples in rows.items()},
-            kept=kept_B[b],
-        )
-        for b, prompt in enumerate(encoded.prompts)
-    ]
-
-
-def _answers(
-    teacher: LoadedModel, examples: Sequence[Example], spliced: Spliced, max_new_tokens: int
-) -> list[str]:
-    """Free answers; the likeliest choice where a question has choices and the answer is none."""
-    generated = teacher.generate(spliced, max_new_tokens)
-    free = [teacher.decode(ids) for ids in generated.ids]
-    unmatched = []
-    for answer, example in zip(free, examples, strict=True):
-        choices = example.question.choices or []
-        unmatched.append([] if is_a_choice(answer, choices) else choices)
-    if not any(unmatched):
-        return free
-    scores = teacher.score_choices(spliced, unmatched)
-    return [
-        choices[int(np.argmax(row))] if choices else answer
-        for answer, choices, row in zip(free, unmatched, scores, strict=True)
-    ]
-
-
-def is_a_choice(answer: str, choices: Sequence[str]) -> bool:
-    """Whether an answer is one of the choices, but for case and blanks around it."""
-    return answer.strip().casefold() in {choice.strip().casefold() for choice in choices}

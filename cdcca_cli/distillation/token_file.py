@@ -1,5 +1,6 @@
 """The visual tokens of a stream in a temporary file: memory does not grow with its frames."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ class TokenFile:
         kept.codes = None if shard.codes is None else self._write(shard.codes)
         return kept
 
-    def _write(self, array: np.ndarray) -> Any:
+    def _write(self, array: np.ndarray) -> "_Place":
         place = _Place(self, self._end, array.shape, array.dtype)
         with _writing():
             self._file.seek(self._end)
@@ -39,8 +40,9 @@ class TokenFile:
         return place
 
     def read(self, place: "_Place") -> np.ndarray:
+        """The array that was put there, a new one each time. Raises: CannotWrite."""
         array = np.empty(place.shape, place.dtype)
-        with _writing():  # what was buffered goes out first
+        with _writing():  # seeking writes out what was buffered, for which there may be no room
             self._file.seek(place.begin)
             self._file.readinto(array.reshape(-1).view(np.uint8).data)
         return array
@@ -56,7 +58,7 @@ def _writing() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an array is."""
+    """Where an array is: its first byte in the file, its shape and dtype."""
 
     file: TokenFile
     begin: int
@@ -83,3 +85,8 @@ class ShardInFile(Shard):
 
     tokens = _Array()
     codes = _Array()
+
+    @property
+    def is_open(self) -> bool:
+        """Without reading them."""
+        return math.prod(vars(self)["tokens"].shape) > 0

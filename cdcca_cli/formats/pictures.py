@@ -180,15 +180,20 @@ def bare(data: bytes) -> Picture:
     try:
         size, made = read(data)
         _require(min(size) >= 1, "it has no pixels")
-        _require(
-            max(size) <= LONGEST_SIDE and size[0] * size[1] <= MOST_PIXELS,
-            f"{size[0]} x {size[1]} pixels, expected at most {LONGEST_SIDE} a side and "
-            f"{MOST_PIXELS:,} in all",
-        )
+        require_size(size)
         _require(len(made) <= MOST_BYTES, f"{len(made):,} bytes, expected at most {MOST_BYTES:,}")
     except (ValueError, struct.error, IndexError) as error:
         raise BadData(f"{media} that cannot be used: {error}") from None
     return Picture(made, media, size)
+
+
+def require_size(size: tuple[int, int]) -> None:
+    """ValueError for a picture of more pixels (width, height) than may be sent."""
+    _require(
+        max(size) <= LONGEST_SIDE and size[0] * size[1] <= MOST_PIXELS,
+        f"{size[0]} x {size[1]} pixels, expected at most {LONGEST_SIDE} a side and "
+        f"{MOST_PIXELS:,} in all",
+    )
 
 
 def _require(condition: bool, words: str) -> None:

@@ -359,7 +359,7 @@ class Cells(LoadedModel):
         """Positions (S,) of the whole prompt, or (3, S)."""
         if not self.row.is_mrope:
             return torch.arange(len(ids_S), device=self.device)
-        if math.prod(seen.layout.grid) != seen.num_tokens or len(seen.layout.grid) != 2:
+        if len(seen.layout.grid) != 2 or math.prod(seen.layout.grid) != seen.num_tokens:
             raise BadData(
                 f"{self.checkpoint}: {seen.num_tokens} tokens of a picture without its rows and "
                 "columns, which the positions need"

@@ -36,5 +36,6 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def _run(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
-    layer.training = False  # it has let the call through; dropout asks for it too
+    """What a layer in training mode calls: its own forward pass, which sees eval mode."""
+    layer.training = False
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)

@@ -45,10 +45,10 @@ class Opener:
         Raises: Unusable for a fault of this frame alone; BadData for another tower's shard or
             codebook; MissingInput for a codebook that is not there.
         """
-        is_own = shard.tower == self._model.tower_digest
-        if is_own and shard.picture is None:
+        is_own, is_open = shard.tower == self._model.tower_digest, shard.is_open
+        if is_own and (is_open or shard.picture is None):
             self._check_layout(shard)
-        if shard.is_open and (is_own or shard.picture is None):
+        if is_open and (is_own or shard.picture is None):
             return shard
         if shard.picture is not None:
             if not (is_own or self._any_tower):

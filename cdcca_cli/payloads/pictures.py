@@ -9,7 +9,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from cdcca_cli.errors import BadData, Unavailable
-from cdcca_cli.formats.pictures import MEDIA, MOST_BYTES, Picture, bare, opened
+from cdcca_cli.formats.pictures import MEDIA, MOST_BYTES, Picture, bare, opened, require_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,10 @@ def encode(image: "Image", media: str = AVIF, quality: int | None = None) -> Pic
     """
     if not can_encode(media):
         raise Unavailable(f"this Pillow cannot write {media}: {CURE}")
+    try:
+        require_size(image.size)  # encoders have limits of their own, each with its error
+    except ValueError as error:
+        raise BadData(f"a picture that cannot be sent: {error}") from None
     plain, out = image.convert("RGB"), io.BytesIO()
     plain.info = {}  # where Pillow keeps comments and colour profiles
     chosen = QUALITY[media] if quality is None else quality

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cdcca_cli.distillation import labelling
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.formats import labels, records, shard_record
@@ -50,7 +51,7 @@ def kept_labels(
     """What the teacher says of the first two frames, without logits."""
     path = tmp_path_factory.mktemp("kept") / "labels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+        patch.setattr(labelling, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
         model = load(tiny_pair[0], compute="cpu")
         teaching.label_shards(model, shards[:2], DistillSettings(batch_size=2), path)
     return path
@@ -64,7 +65,7 @@ def models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Teacher and student named by the environment, in an empty working folder."""
-    monkeypatch.setattr(teaching, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+    monkeypatch.setattr(labelling, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
     monkeypatch.setenv("CDCCA_TEACHER", str(tiny_pair[0]))
     monkeypatch.setenv("CDCCA_STUDENT", str(mirror))
     monkeypatch.chdir(tmp_path)

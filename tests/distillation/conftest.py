@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import teacher_outputs
+from cdcca_cli.distillation import labelling
 from cdcca_cli.distillation.dataset import build_dataset
 from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
@@ -32,7 +32,7 @@ CHOICES = ["red", "a blue circle", "two"]
 def short_answers() -> Iterator[None]:
     """Random models never end an answer of their own accord: end it for them, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (teacher_outputs, tent):
+        for module in (labelling, tent):
             patch.setattr(module, "MAX_NEW_TOKENS", MOST)
         yield
 

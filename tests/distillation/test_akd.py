@@ -146,7 +146,8 @@ def features(
     with torch.no_grad():
         made = method._features(batch)
     return {
-        part: (method._target(batch, part), made.rows[part], made.masks[part]) for part in made.rows
+        part: (method._target(batch, part, mask_BL), made.rows[part], mask_BL)
+        for part, mask_BL in made.masks.items()
     }
 
 

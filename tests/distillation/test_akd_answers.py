@@ -15,7 +15,7 @@ from cdcca_cli.distillation.encoding import encode
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import a_trainer
@@ -86,9 +86,9 @@ def test_kl_of_another_vocabulary_is_refused(
         distill(shards, foreign, mirror, replace(kl, cache=None))
     assert distill(shards, foreign, mirror, PL).report["epochs_done"] == 1
     distill(shards, teacher, mirror, kl)
-    theirs = teacher.vocabulary_digest[:17]
+    theirs = short(teacher.vocabulary_digest)
     monkeypatch.setattr(LoadedModel, "vocabulary_digest", foreign.vocabulary_digest)
-    with pytest.raises(UsageError, match=f"its vocabulary is {theirs}, the student's"):
+    with pytest.raises(UsageError, match=f"`kl` forward: the voc.* labels' is {theirs}, the"):
         distill(shards, None, mirror, kl)
 
 

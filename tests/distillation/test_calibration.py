@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,33 @@ def test_pictures_are_measured_as_the_cloud_opens_them(blip2_llama: Path, tmp_pa
 
     (expected,) = calibration.changes(teacher, found, [seen], 2)
     assert worst.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("place", ["see", "seen_as_picture"])
+def test_a_frame_that_cannot_be_seen_or_shown_is_left_out(
+    place: str, blip2_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others stay, each with all of its pictures, which are of one image."""
+    student = load(blip2_llama, compute="cpu")
+    frames = []
+    for number, image in enumerate(tiny.images(3, seed=1)):
+        image.save(tmp_path / f"{number}.png")
+        frames.append(Frame(f"{number}", tmp_path / f"{number}.png", QUESTIONS[:1]))
+    inner, calls = getattr(student, place), []
+
+    def fails_once(given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise BadData("of no use")
+        return inner(given)
+
+    monkeypatch.setattr(student, place, fails_once)
+    skipped = Skipped()
+    found = calibration.sample_of(student, frames, skipped, qualities={"image/webp": (5, 90)})
+    assert len(calls) == 3
+    assert len(found.tokens) == len(found.questions) == skipped.num_sound == 2
+    assert [len(row) for row in found.pictures.values()] == [2, 2]
+    assert "1 frame" in str(skipped)
 
 
 def test_frames_of_several_layouts_have_no_codebook(

@@ -283,14 +283,14 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 import torch
-from cdcca_cli.distillation import teacher_outputs, trainer
+from cdcca_cli.distillation import labelling, trainer
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import load
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard_stream import read_shards
 torch.set_num_threads(1)
-teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+labelling.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 step = trainer.Trainer.step
 def slow(*arguments):
     time.sleep(0.2)

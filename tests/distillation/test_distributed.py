@@ -45,9 +45,9 @@ SCRIPT = """
 import os, sys
 import torch
 torch.set_num_threads(1)
-from cdcca_cli.distillation import teacher_outputs
+from cdcca_cli.distillation import labelling
 from cdcca_cli.distillation.methods import tent
-tent.MAX_NEW_TOKENS = teacher_outputs.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+tent.MAX_NEW_TOKENS = labelling.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 from cdcca_cli.distillation.methods import akd
 if os.environ["RANK"] == "1":  # as another card would, but by far more
     phi, first_ones = akd.initial_phi, akd.FeatureDistillation._of_first

@@ -5,25 +5,30 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import losses
+from cdcca_cli.distillation import labelling, losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import is_a_choice, label_shards
-from cdcca_cli.errors import BadData, CannotWrite
+from cdcca_cli.distillation.teacher_outputs import label_shards
+from cdcca_cli.distillation.trainer import Trainer
+from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.labels import LabelEntry, key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
-from tests.distillation.conftest import CHOICES, make_shards
+from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
+from tests.distillation.conftest import CHOICES, a_trainer, make_shards
 from tests.models.test_loading import stored_in_4_bits
 
 HOW = DistillSettings(batch_size=8, cache_bits=32)
@@ -81,7 +86,7 @@ def test_labels_are_what_the_teacher_gives_for_each_question_alone(
             np.testing.assert_allclose(kept, alone.numpy(), rtol=1e-4, atol=1e-4)
         assert entry.nats[place] == pytest.approx(nats, rel=1e-4)
         if example.question.choices is None:
-            most = teaching.MAX_NEW_TOKENS[example.question.task]
+            most = labelling.MAX_NEW_TOKENS[example.question.task]
             (generated,) = teacher.generate(seen.spliced, most).ids
             assert entry.answers[place] == teacher.decode(generated)
 
@@ -145,6 +150,66 @@ def test_each_place_of_a_projector_has_its_rows(llava: Path) -> None:
     labels = everything(model, make_shards(model, 2, keep=(5, 2)))
     assert [[len(rows) for rows in entry.queries] for entry in labels] == [[5], [2]]
     assert [[len(rows) for rows in entry.visual] for entry in labels] == [[5, 5, 5], [2, 2]]
+
+
+def test_of_many_rows_a_picture_keeps_one_of_each_part() -> None:
+    """All of 64 and fewer; of 128 one of each pair, of 1000 one of every 15 or 16."""
+    keys = [f"sha256:{number:064x}" for number in range(40)]
+    for count in (0, 1, 64):
+        kept = labelling.kept_rows(keys[0], count)
+        assert (kept.rows_L.tolist(), kept.count) == (list(range(count)), count)
+    for count in (65, 128, 1000):
+        found = [labelling.kept_rows(key, count) for key in keys]
+        for kept in found:
+            assert (kept.rows_L.dtype, kept.rows_L.shape, kept.count) == (np.int32, (64,), count)
+            for part, row in enumerate(kept.rows_L.tolist()):
+                assert part * count // 64 <= row < (part + 1) * count // 64
+        again = labelling.kept_rows(keys[0], count)
+        np.testing.assert_array_equal(again.rows_L, found[0].rows_L)
+    seen = {row for kept in found for row in kept.rows_L.tolist()}
+    assert len(seen) > 800, "each picture keeps others: 1000 (1 - (15/16)^40) = 924 of all"
+
+
+@pytest.mark.parametrize("family", ["llava", "instructblip"])
+def test_labels_of_some_rows_are_rows_of_all(
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """And the student's features beside them are those of the same rows."""
+    folder = request.getfixturevalue(family)
+    model = load(folder, compute="cpu")
+    shards = make_shards(model, 4, keep=(6, 3, 2))
+    mirror = create_device(tmp_path / "mirror", str(folder), InitSettings(lora_rank=2))
+    full = everything(model, shards)
+    start = {name: value + 0.02 for name, value in mirror.read_overlay().items()}
+    settings = DistillSettings(epochs=1, batch_size=4, holdout=0, cache_bits=32, repr_at="visual")
+    whole = a_trainer(shards, model, mirror, settings, start)
+    monkeypatch.setattr(labelling, "MOST_ROWS", 2)
+    few = a_trainer(shards, model, mirror, settings, start)
+    assert whole.dataset.outputs is not None and few.dataset.outputs is not None
+    for shard, entry in zip(shards, full, strict=True):
+        for place, number in enumerate(entry.inputs):
+            for name, rows in (("queries", entry.queries[number]), ("visual", entry.visual[place])):
+                kept = few.dataset.outputs.kept(its(few, shard), place, name)
+                found = few.dataset.outputs.rows(its(few, shard), place, name)
+                assert (len(kept.rows_L), kept.count) == (2, len(rows))
+                np.testing.assert_array_equal(found, rows[kept.rows_L])
+    batch = few.dataset.train[:5]
+    with torch.no_grad():
+        ours, theirs = (one.method._features(batch) for one in (few, whole))  # type: ignore[attr-defined]
+    for name in ("queries", "visual"):
+        for row, number in enumerate(batch):
+            kept = few.dataset.teacher_kept(number, name)
+            assert ours.masks[name][row].sum() == 2
+            expected = theirs.rows[name][row][torch.from_numpy(kept.rows_L).long()]
+            assert torch.equal(ours.rows[name][row][:2], expected)
+
+
+def its(trainer: Trainer, shard: Shard) -> Shard:
+    """The same frame as the trainer's dataset has it."""
+    return next(one.shard for one in trainer.dataset.examples if one.shard.frame == shard.frame)
 
 
 def test_what_was_said_is_read_again(
@@ -275,6 +340,15 @@ def test_outputs_that_are_not_finite_are_refused(
         everything(teacher, shards[:1])
 
 
+def test_the_frame_whose_outputs_are_not_finite_is_named(llava: Path) -> None:
+    """One of four in a pass, with tokens next to the largest float32."""
+    model = load(llava, compute="cpu")
+    shards = make_shards(model, 4)
+    shards[2].tokens = np.full_like(shards[2].tokens, 3e38)
+    with pytest.raises(BadData, match="frame 2: the teacher's outputs are not finite"):
+        everything(model, shards, how=replace(HOW, batch_size=100))
+
+
 # ---- as it is loaded
 
 
@@ -313,3 +387,44 @@ def test_a_large_teacher_teaches(
     np.testing.assert_allclose(entry.queries[0], exact.queries[0], atol=1e-5)  # not quantised
     cosine = np.corrcoef(entry.visual[0].ravel(), exact.visual[0].ravel())[0, 1]
     assert cosine > 0.9
+
+
+# ---- labels that others made
+
+
+CUTS: dict[str, Callable[[LabelEntry], dict[str, Any]]] = {
+    "answer": lambda entry: {"answer": [rows[:-1] for rows in entry.answer or []]},
+    "logits": lambda entry: {"logits": [rows[:, :-1] for rows in entry.logits or []]},
+    "both": lambda entry: {
+        name: [rows[:-1] for rows in getattr(entry, name)] for name in ("answer", "logits")
+    },
+    "visual": lambda entry: {"visual": [rows[:-1] for rows in entry.visual]},
+    "queries": lambda entry: {"queries": [rows[:-1] for rows in entry.queries]},
+}
+
+
+@pytest.mark.parametrize("what", CUTS)
+@pytest.mark.parametrize("method", ["akd", "pkd", "cwd"])
+def test_labels_that_do_not_fit_their_own_frames_are_refused(
+    what: str,
+    method: str,
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+) -> None:
+    """Whole, with a sound sum, and of this vocabulary: a row or a channel is missing."""
+    few = shards[:4]
+    made = everything(teacher, few, how=replace(HOW, kl="forward"))
+    head = labels.Head(teacher.digest, teacher.vocabulary_digest, "float32", 32)
+    path = tmp_path / "labels"
+    with labels.writing(path, head) as file:
+        for shard, entry in zip(few, made, strict=True):
+            file.append(key_of(shard), replace(entry, **CUTS[what](entry)))
+    settings = DistillSettings(
+        method=method, epochs=1, batch_size=4, holdout=0, kl="forward", cache=path
+    )
+    with pytest.raises(
+        (BadData, UsageError), match=r" rows of |logits of 319 tokens|vectors for an"
+    ):
+        distill(few, None, mirror, settings)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, Qwen2VLImageProcessorPil
 
+from cdcca_cli.errors import BadData
 from cdcca_cli.models import thin
+from cdcca_cli.models.pictures import Preparer
 
 
 def processor(edge: int) -> CLIPImageProcessor:
@@ -49,3 +52,13 @@ def test_only_where_the_centre_is_kept() -> None:
     assert thin.crops_centre(processor(336))
     assert not thin.crops_centre(BlipImageProcessor())
     assert not thin.crops_centre(CLIPImageProcessor(do_center_crop=False))
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1)])
+def test_a_picture_that_a_processor_refuses_is_bad_data(size: tuple[int, int]) -> None:
+    """Qwen2-VL's takes none whose sides differ by more than 200 to 1."""
+    known = Qwen2VLImageProcessorPil()
+    preparer = Preparer(known, None, "<image>", ["pixel_values", "image_grid_thw"])
+    assert preparer(noise(100, 1), torch.device("cpu")).inputs
+    with pytest.raises(BadData, match=f"no picture of {size[0]} x {size[1]}: .* 200"):
+        preparer(noise(*size), torch.device("cpu"))

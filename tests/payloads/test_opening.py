@@ -208,3 +208,34 @@ def test_a_teacher_looks_at_any_picture_with_its_own_tower(model: LoadedModel, l
     assert by_student.tower == model.tower_digest
     tokens_alone = replace(by_student, picture=None)
     assert looking.open(tokens_alone) is tokens_alone
+
+
+LAYOUTS = {
+    "a place without content": Layout((3, 3), "", (0,)),
+    "a place too few": Layout((3, 3), "{8}"),
+    "a place too many": Layout((3, 3), "{9}<image>"),
+    "places in its text": Layout((3, 3), "<image>{8}{0}{1}"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_frame_whose_layout_is_not_this_towers_is_left_out(
+    layout: Layout, llava: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a prompt is made with it, which would stop the others."""
+    model, skipped = load(llava, compute="cpu"), Skipped()
+    good = Shard(
+        frame="good",
+        image="a.png",
+        domain=None,
+        tokens=np.zeros((9, 32), np.float32),
+        positions=np.arange(9, dtype=np.int32),
+        num_tokens=9,
+        tower=model.tower_digest,
+        layout=Layout((3, 3)),
+    )
+    bad = replace(good, frame="bad", layout=layout)
+    found = list(Opener(model, made).open_all([good, bad, good], skipped))
+    assert [shard.frame for shard in found] == ["good", "good"]
+    assert "1 shard" in str(skipped)
+    assert "frame bad" in capsys.readouterr().err

@@ -83,10 +83,12 @@ def test_no_metadata_of_the_image_is_coded(media: str) -> None:
     assert image.info["comment"] == MARK  # the caller's image is as it was
 
 
-def test_too_large_to_be_coded() -> None:
-    for size in ((4097, 1), (4096, 2049)):
+@pytest.mark.parametrize("media", [JPEG, WEBP, AVIF])
+def test_too_large_to_be_coded(media: str) -> None:
+    """Also beyond an encoder's own limits: WebP's are 16,383 a side, JPEG's and AVIF's 65,535."""
+    for size in ((4097, 1), (4096, 2049), (16_384, 1), (70_000, 2)):
         with pytest.raises(BadData, match="pixels, expected at most 4096 a side"):
-            encode(Image.new("RGB", size), JPEG)
+            encode(Image.new("RGB", size), media)
 
 
 def test_without_avif(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ from cdcca_cli.distillation import distributed, losses
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.optimiser import Flat
 from cdcca_cli.errors import BadData, SettingError, UsageError
+from cdcca_cli.families import pairs
+from cdcca_cli.formats.digest import short
 
 MEASURED = 64
 """Number of examples from which phi and the gradients are measured."""
@@ -102,14 +104,11 @@ class FeatureDistillation(Method):
         return (sure / sure[dataset.train].mean().clamp(min=1e-12)).tolist()
 
     def _check_vocabulary(self) -> None:
+        """Against what the labels say, whose teacher may not be here."""
         ours, theirs = self.context.student.vocabulary_digest, self.outputs.head.vocabulary
         if ours != theirs:
-            raise SettingError(
-                "kl",
-                f"the teacher's tokens are not the student's (its vocabulary is {theirs[:17]}, the "
-                f"student's {ours[:17]}), so their distributions cannot be compared: leave it out",
-                self.settings.kl,
-            )
+            found = f" (the labels' is {short(theirs)}, the student's {short(ours)})"
+            raise SettingError("kl", pairs.OTHER_VOCABULARY + found, self.settings.kl)
 
     def _make_phis(self, batches: list[Sequence[int]]) -> None:
         parts = [part for parts in self.aligned.values() for part in parts]
@@ -132,7 +131,8 @@ class FeatureDistillation(Method):
     def _make_phi(self, part: str, batches: list[Sequence[int]], found: list[Features]) -> None:
         theirs, ours = [], []
         for batch, features in zip(batches, found, strict=True):
-            target_BLC, mask_BL = self._target(batch, part), features.masks[part]
+            mask_BL = features.masks[part]
+            target_BLC = self._target(batch, part, mask_BL)
             theirs.append(target_BLC[mask_BL])
             ours.append(features.rows[part][mask_BL])
         their_EC, our_ES = torch.cat(theirs), torch.cat(ours)
@@ -246,8 +246,8 @@ class FeatureDistillation(Method):
 
     def _distance(self, batch: Sequence[int], part: str, features: Features) -> Tensor:
         """(B,): how far student and teacher are apart in one part."""
-        settings = self.settings
-        target, own, mask = self._target(batch, part), features.rows[part], features.masks[part]
+        settings, own, mask = self.settings, features.rows[part], features.masks[part]
+        target = self._target(batch, part, mask)
         phi = self.phis.get(part, nn.Identity())
         if settings.method == "pkd":
             return losses.pearson_distance(target, phi(own), mask)
@@ -258,13 +258,28 @@ class FeatureDistillation(Method):
     def _kl(self, batch: Sequence[int], features: Features) -> Tensor:
         kl = losses.forward_kl if self.settings.kl == "forward" else losses.reverse_kl
         temperature = self.settings.kl_temperature or 1.0
-        target_BAV = self._target(batch, "logits")
+        target_BAV = self._target(batch, "logits", features.answer_BA != losses.IGNORED)
+        if target_BAV.shape[-1] != features.logits_BAV.shape[-1]:
+            raise BadData(
+                f"the teacher's labels have logits of {target_BAV.shape[-1]:,} tokens, the student "
+                f"{features.logits_BAV.shape[-1]:,}: name another `cache`"
+            )
         return kl(target_BAV, features.logits_BAV, features.answer_BA, temperature)
 
-    def _target(self, batch: Sequence[int], part: str) -> Tensor:
-        """(B, L, C): the teacher's rows, padded on the right with zeros."""
+    def _target(self, batch: Sequence[int], part: str, mask_BL: Tensor) -> Tensor:
+        """(B, L, C): the teacher's rows, padded on the right with zeros.
+
+        Args: mask_BL: which rows the student has. Raises: BadData if the labels have others.
+        """
         dataset = self.context.dataset
         rows = [torch.from_numpy(dataset.teacher_rows(number, part)) for number in batch]
+        for number, row_LC, length in zip(batch, rows, mask_BL.sum(1).tolist(), strict=True):
+            if len(row_LC) != length:
+                raise BadData(
+                    f"frame {dataset.examples[number].shard.frame[:80]}: its labels have "
+                    f"{len(row_LC)} rows of {part} for a question, the student {length}: name "
+                    "another `cache`"
+                )
         return pad_sequence(rows, batch_first=True).to(self.context.student.device)
 
     def report(self) -> dict[str, Any]:
