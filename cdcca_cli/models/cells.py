@@ -142,7 +142,7 @@ class Cells(LoadedModel):
         return len(self._entries) - 1
 
     def _features(self, inputs: dict[str, Tensor]) -> Any:
-        with refusing("the vision tower"), self._mixed():
+        with refusing("the vision tower takes no such picture"), self._mixed():
             return self.module.model.get_image_features(**inputs, return_dict=True)
 
     def _run(self, inputs: dict[str, Tensor], count: int) -> Run:

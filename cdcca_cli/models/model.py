@@ -200,7 +200,7 @@ class LoadedModel(ABC):
             size = min(max(1, _MOST_VALUES // max(1, values)), _MOST_PICTURES)
             for start in range(0, len(places), size):
                 some = places[start : start + size]
-                with refusing("the vision tower"):
+                with refusing("the vision tower takes no such picture"):
                     found.update(zip(some, self._see([pictures[p] for p in some]), strict=True))
         return [found[place] for place in range(len(pictures))]
 

@@ -27,10 +27,10 @@ _REFUSALS = (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, Run
 
 
 @contextmanager
-def refusing(who: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn what transformers raises for an odd picture into BadData: too small, long or thin.
 
-    Args: who: refuses it, for the message. No lack of memory is taken for a refusal.
+    Args: what: the message's words before the reason. No lack of memory is taken for a refusal.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def refusing(who: str) -> Iterator[None]:
         words = " ".join(str(error).split())[:200]
         if isinstance(error, torch.OutOfMemoryError) or "alloc" in words:
             raise
-        raise BadData(f"{who} refuses the picture: {words}") from error
+        raise BadData(f"{what}: {words}") from error
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Preparer:
             image = thin.centre(image)
         image = image.convert("RGB")
         text = None
-        with refusing("the image processor"):
+        with refusing(f"the image processor takes no picture of {image.width} x {image.height}"):
             if self._processor is None:
                 made = self.image_processor(images=[image], **self._settings)
             else:
