@@ -20,7 +20,6 @@ M passes, V vocabulary. Steps up to `forward` keep gradients; `generate` and `sc
 """
 
 import gc
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -46,7 +45,7 @@ from cdcca_cli.models.language import (
     Spliced,
     image_token_id,
 )
-from cdcca_cli.models.pictures import Picture, Placed, Preparer, Seen, padded, refusing
+from cdcca_cli.models.pictures import Picture, Placed, Preparer, Seen, alike, padded, refusing
 from cdcca_cli.models.prompts import PlainTokenizer, Prompt, Templates
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 _ATTENTIONS = ("self_attn", "attn", "attention")
 _MLPS = ("mlp", "feed_forward", "ffn")
-_MOST_VALUES, _MOST_PICTURES = 1 << 23, 16
 
 
 @dataclass(frozen=True)
@@ -191,17 +189,11 @@ class LoadedModel(ABC):
 
     def see(self, pictures: Sequence[Picture]) -> list[Seen]:
         """The visual tokens (N, C) of each picture; N may differ. Equal shapes run together."""
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for place, picture in enumerate(pictures):
-            groups.setdefault(_kind(picture), []).append(place)
         found: dict[int, Seen] = {}
-        for places in groups.values():
-            values = sum(value.numel() for value in pictures[places[0]].inputs.values())
-            size = min(max(1, _MOST_VALUES // max(1, values)), _MOST_PICTURES)
-            for start in range(0, len(places), size):
-                some = places[start : start + size]
-                with refusing("the vision tower takes no such picture"):
-                    found.update(zip(some, self._see([pictures[p] for p in some]), strict=True))
+        for places in alike(pictures):
+            with refusing("the vision tower takes no such picture"):
+                seen = self._see([pictures[place] for place in places])
+            found.update(zip(places, seen, strict=True))
         return [found[place] for place in range(len(pictures))]
 
     @abstractmethod
@@ -494,16 +486,3 @@ class LoadedModel(ABC):
     def _text_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of the prompts, with the tokenizer's own special tokens unless they have them."""
         return self.plain_tokenizer(prompts, with_ends=self.templates.adds_ends)
-
-
-def _kind(picture: Picture) -> tuple[Any, ...]:
-    """What pictures of one layout agree in: all but the values of their pixels."""
-    inputs = [
-        (name, tuple(value.shape), None if value.is_floating_point() else _content(value))
-        for name, value in picture.inputs.items()
-    ]
-    return (picture.marks, *inputs)
-
-
-def _content(value: Tensor) -> bytes:
-    return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).digest()

@@ -6,6 +6,7 @@ tiles and rows. They are made here without their video processors, which need to
 Shapes: N visual tokens, C channels.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,31 @@ class Picture:
     def num_tokens(self) -> int | None:
         """N, if the text says it."""
         return Layout(marks=self.marks).num_places if self.marks else None
+
+
+_MOST_VALUES, _MOST_PICTURES = 1 << 23, 16
+
+
+def alike(pictures: Sequence[Picture]) -> Iterator[list[int]]:
+    """The places of pictures that can go through a tower together, a bounded number at a time.
+
+    They agree in their text and in all inputs but the values of their pixels.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        inputs = [
+            (name, tuple(value.shape), None if value.is_floating_point() else _content(value))
+            for name, value in picture.inputs.items()
+        ]
+        groups.setdefault((picture.marks, *inputs), []).append(place)
+    for places in groups.values():
+        values = sum(value.numel() for value in pictures[places[0]].inputs.values())
+        size = min(max(1, _MOST_VALUES // max(1, values)), _MOST_PICTURES)
+        yield from (places[start : start + size] for start in range(0, len(places), size))
+
+
+def _content(value: Tensor) -> bytes:
+    return hashlib.sha256(value.cpu().contiguous().numpy().tobytes()).digest()
 
 
 @dataclass(frozen=True)
