@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from cdcca_cli.errors import BadData, CdccaError
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.pictures import Places
@@ -21,13 +21,13 @@ def check(model: LoadedModel) -> None:
     """Raises: BadData with both numbers, for the first part that does not fit."""
     _check_vocabulary(model)
     model.check_sizes()
+    blank = Image.new("RGB", (64, 64))
     try:
-        (picture,) = model.prepare([Image.new("RGB", (64, 64))])
-    except CdccaError:
-        raise
+        model.preparer(blank, model.device)
     except Exception as error:
         words = " ".join(str(error).split())[:300]
         raise BadData(f"{model.checkpoint}: the image processor fails: {words}") from error
+    (picture,) = model.prepare([blank])
     count = picture.num_tokens
     _check_positions(
         model, None if count is None else Places(count, Layout(marks=picture.marks or ""))

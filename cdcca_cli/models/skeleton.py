@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli.errors import BadData, CdccaError
+from cdcca_cli.errors import BadData
 from cdcca_cli.families import Family
 from cdcca_cli.models import watching
 from cdcca_cli.models.model import LoadedModel
@@ -62,8 +62,6 @@ def seen(model: LoadedModel, image: "Image") -> Seen:
         block.forward = _passed_on
     try:
         (found,) = model.see(model.prepare([image]))
-    except CdccaError:
-        raise
     except Exception as error:  # transformers raises whatever it likes
         words = " ".join(str(error).split())[:200]
         raise BadData(f"{model.checkpoint}: it cannot look at a picture: {words}") from error

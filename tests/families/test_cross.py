@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,8 +45,8 @@ def distilled(folder: Path, name: str, payload: str, *options: str) -> int:
     return run("distill", folder / f"{name}.{payload}", *pair, *kept, *out, *options)
 
 
-def test_the_answers_are_the_teachers_own(folder: Path) -> None:
-    """Those that it gives to the pictures by its own processor and tower."""
+def test_the_labels_are_the_teachers_own(folder: Path) -> None:
+    """Those of the pictures by its own processor and tower: queries to 16 bits, answers by them."""
     assert distilled(folder, "smolvlm", "frame", "--method", "pseudo-label") == 0
     teacher = load(folder / "teacher", compute="cpu")
     with open(folder / "smolvlm.frame", "rb") as file:
@@ -56,10 +57,12 @@ def test_the_answers_are_the_teachers_own(folder: Path) -> None:
         assert shard.picture is not None and shard.tower != teacher.tower_digest
         with torch.no_grad():
             seen = teacher.see(teacher.prepare([pictures.decode(shard.picture)]))
-        spliced = teacher.read(seen, [teacher.format_prompt("what is it?", "vqa")])
-        (ids,) = teacher.generate(spliced, 16).ids
-        (key,) = (key for key in found.places if found.read(key).answers == [teacher.decode(ids)])
-        assert len(found.read(key).visual[0]) == seen[0].num_tokens
+            queries_1LC = teacher.queries(seen[0].tokens[None])
+        entry = found.read(labels.key_of(shard))
+        expected = queries_1LC[0].numpy()
+        assert entry.queries[0].shape == expected.shape and entry.answers[0]
+        np.testing.assert_allclose(entry.queries[0], expected, rtol=2e-3, atol=2e-3)
+        assert len(entry.visual[0]) == seen[0].num_tokens
 
 
 @pytest.mark.parametrize(
