@@ -17,6 +17,7 @@ LAYERS = {
     "loop": 3,
     "acceptance": 3,
     "uplink": 2,
+    "teachers": 2,
     "distillation": 2,
     "downlink": 2,
     "scoring": 2,
@@ -35,6 +36,7 @@ LAYERS = {
     "streams": 0,
     "files": 0,
     "memory": 0,
+    "distributed": 0,
     "errors": 0,
     "settings": 0,
     "text": 0,
@@ -56,7 +58,8 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
-WITHIN |= {("loop", "acceptance"), ("doctor", "inspection")}
+WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
+WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": ("models/", "families/"),
