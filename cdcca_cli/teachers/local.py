@@ -115,6 +115,7 @@ class LocalTeacher:
             begin, found = len(examples), []
             try:
                 opened = self._opener.open(shard)
+                self.check(opened)
             except Unusable as error:
                 opened = shard
                 found.append(("frame", str(error)))
