@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from cdcca_cli import streams
-from cdcca_cli.distillation.encoding import Example, check_fit
+from cdcca_cli.distillation.encoding import Example, check_fit, too_long
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import TeacherOutputs, teacher_outputs
 from cdcca_cli.distillation.token_file import TokenFile
@@ -23,6 +23,7 @@ from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.labels import key_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.skipped import Skipped
 
 MASK = 2**64 - 1
 
@@ -32,7 +33,9 @@ class Dataset:
     """Examples with the teacher's outputs, split into `train` and `held_out` (example numbers).
 
     outputs: None without a teacher. places: of each question in its shard. answers, nats: the
-    teacher's; "" and 0 without a label. num_replayed: how many of `train` are of earlier rounds.
+    teacher's; "" and 0 without a label. num_unanswered, num_refused: questions that are left out,
+    because the teacher's answer is empty, or teacher or student cannot read them. num_replayed:
+    how many of `train` are of earlier rounds.
     """
 
     outputs: TeacherOutputs | None
@@ -43,6 +46,7 @@ class Dataset:
     train: list[int] = field(default_factory=list)
     held_out: list[int] = field(default_factory=list)
     num_unanswered: int = 0
+    num_refused: int = 0
     num_replayed: int = 0
 
     def teacher_rows(self, number: int, name: str) -> np.ndarray:
@@ -63,6 +67,7 @@ def build_dataset(
     settings: DistillSettings,
     *,
     earlier: Iterable[Shard] = (),
+    skipped: Skipped | None = None,
 ) -> Dataset:
     """Read the stream, label it with the teacher, and hold some frames out.
 
@@ -71,6 +76,8 @@ def build_dataset(
     Args:
         teacher: None if its labels are in `settings.cache`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        skipped: counts questions that teacher or student cannot read, which are left out; None:
+            they are errors.
     Raises: BadData if there is nothing to train on, for a shard of another vision tower, and for a
         cache without an entry of a shard.
     """
@@ -92,8 +99,17 @@ def build_dataset(
     if dataset.outputs is None:
         labelled = []
     has_labels = {id(shard) for shard in labelled}
+    skipped = skipped or Skipped(strict=True)
     for number, shard in enumerate([*fresh, *replayed]):
-        _add(dataset, shard, id(shard) in has_labels, number >= len(fresh), settings.holdout)
+        _add(
+            dataset,
+            shard,
+            student,
+            skipped,
+            has_labels=id(shard) in has_labels,
+            is_replayed=number >= len(fresh),
+            is_held=is_held_out(shard.frame, settings.holdout),
+        )
     num_labelled = sum(len(shard.questions) for shard in labelled)
     if labelled and dataset.num_unanswered == num_labelled:
         raise BadData(
@@ -102,9 +118,9 @@ def build_dataset(
         )
     if is_training and not dataset.train:
         raise BadData(
-            f"the teacher's answers to {dataset.num_unanswered} questions are empty, which leaves "
-            f"none to learn from (the other {len(dataset.examples)} are of held-out frames): is it "
-            "the right checkpoint?"
+            f"nothing is left to learn from: {dataset.num_unanswered} questions were left out "
+            f"because the teacher's answer is empty, {dataset.num_refused} because teacher or "
+            f"student cannot read them, and {len(dataset.examples)} are of held-out frames"
         )
     return dataset
 
@@ -119,24 +135,41 @@ def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFi
 
 
 def _add(
-    dataset: Dataset, shard: Shard, has_labels: bool, is_replayed: bool, holdout: float
+    dataset: Dataset,
+    shard: Shard,
+    student: LoadedModel,
+    skipped: Skipped,
+    *,
+    has_labels: bool,
+    is_replayed: bool,
+    is_held: bool,
 ) -> None:
-    """Add a shard's questions, but those to which the teacher's answer is empty."""
-    entry = dataset.outputs.of(shard) if dataset.outputs is not None and has_labels else None
-    is_held = is_held_out(shard.frame, holdout)
+    """Add a shard's questions, but those that cannot be read or have an empty answer."""
+    outputs = dataset.outputs if has_labels else None
+    entry = None if outputs is None else outputs.of(shard)
+    faults: dict[str, str] = {}
     for place, question in enumerate(shard.questions):
-        if entry is not None and not entry.answers[place]:
+        example = Example(shard, question)
+        answer = "" if entry is None else entry.answers[place]
+        fault = "" if outputs is None else outputs.fault(shard, place)
+        if fault := fault or too_long(student, "student", example, [answer]):
+            faults[fault] = "question" if fault.startswith(str(example)) else "frame"
+            dataset.num_refused += 1
+            continue
+        if entry is not None and not answer:
             dataset.num_unanswered += 1
             continue
         if not is_held:
             dataset.train.append(len(dataset.examples))
         elif dataset.outputs is not None:
             dataset.held_out.append(len(dataset.examples))
-        dataset.examples.append(Example(shard, question))
+        dataset.examples.append(example)
         dataset.places.append(place)
-        dataset.answers.append("" if entry is None else entry.answers[place])
+        dataset.answers.append(answer)
         dataset.nats.append(0.0 if entry is None else entry.nats[place])
         dataset.num_replayed += is_replayed
+    for fault, kind in faults.items():
+        skipped.add(kind, BadData(fault))
 
 
 # ---------------------------------------------------------------- the split and replay

@@ -51,7 +51,8 @@ def distill(
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
-        skipped: counts pictures that are bad, which are left out; None: they are errors.
+        skipped: counts bad pictures, and questions that teacher or student cannot read, which are
+            left out; None: they are errors.
         unload_teacher: free its weights once its labels are there (`LoadedModel.unload`).
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an adaptation of another student, and as `build_dataset`; UsageError for
@@ -68,7 +69,7 @@ def distill(
         check_pair(teacher, student, settings)
     opener, skipped = Opener(student, mirror.codebook_of), skipped or Skipped(strict=True)
     fresh, earlier = opener.open_all(shards, skipped), opener.open_all(earlier, skipped)
-    dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier)
+    dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier, skipped=skipped)
     if teacher is not None and unload_teacher:
         teacher.unload()
     start = _start(base, mirror, resume)

@@ -4,6 +4,9 @@ The pseudo-label of a question is the teacher's greedy free answer or, if that i
 question's choices, the choice that the teacher finds likeliest. No label of the target domain is
 used.
 
+A picture that the teacher refuses, a question that is too long for it, and outputs that are not
+finite are faults of that frame or question alone: it has the answer "" and no rows.
+
 Of a picture's rows at most MOST_ROWS are kept, so that a question of a wide model does not take
 megabytes.
 
@@ -12,7 +15,7 @@ Shapes: B examples of a batch, L query tokens, A answer tokens, C and D the teac
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,14 +27,15 @@ from cdcca_cli.distillation.encoding import (
     encode,
     num_positions,
     passes,
+    too_long,
 )
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
-from cdcca_cli.errors import BadData
 from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.labels import OF_THE_PICTURE, LabelEntry, key_of
-from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard import Shard, Unusable
 from cdcca_cli.models import LoadedModel, Spliced
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
+from cdcca_cli.payloads.opening import Opener
 
 MOST_ROWS = 64
 """Rows of a picture that are kept of each question's `queries` and `visual`."""
@@ -41,28 +45,49 @@ MOST_ROWS = 64
 class _Output:
     """One question. input: the prompt if the connector reads it, else "". rows: (L, C) by name.
 
-    kept: which of the picture's rows these are.
+    kept: which of the picture's rows these are. fault: why there is no answer and there are no
+        rows; "" for the others.
     """
 
-    input: str
-    answer: str
-    nats: float
-    rows: dict[str, np.ndarray]
-    kept: Kept
+    input: str = ""
+    answer: str = ""
+    nats: float = 0.0
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: Kept = field(default_factory=lambda: Kept(np.zeros(0, np.int32), 0))
+    fault: str = ""
 
 
 @torch.no_grad()
-def entries_of(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> list[LabelEntry]:
-    """The teacher's outputs for some shards, computed together; `logits`: with those of answers.
+def entries_of(
+    teacher: LoadedModel, chunk: Sequence[Shard], looking: Opener, logits: bool
+) -> list[LabelEntry]:
+    """The teacher's outputs for some shards, computed together.
 
     Examples of one task share a batch, so that no answer waits for a caption.
-    Raises: BadData for outputs that are not finite.
+
+    Args: looking: opens shards for this teacher. logits: whether those of the answers are kept.
     """
-    examples = [Example(shard, question) for shard in chunk for question in shard.questions]
-    keys = {id(shard): key_of(shard) for shard in chunk}
+    examples: list[Example] = []
     outputs: dict[int, _Output] = {}
+    keys: dict[int, str] = {}
+    for shard in chunk:
+        begin = len(examples)
+        try:
+            opened, fault = looking.open(shard), ""
+        except Unusable as error:
+            opened, fault = shard, str(error)
+        keys[id(opened)] = key_of(opened)
+        examples += [Example(opened, question) for question in opened.questions]
+        for place, example in enumerate(examples[begin:], begin):
+            choices = example.question.choices or []
+            if found := fault or too_long(teacher, "teacher", example, choices):
+                outputs[place] = _Output(fault=found)
     for task, most in MAX_NEW_TOKENS.items():
-        places = [place for place, example in enumerate(examples) if example.question.task == task]
+        places = [
+            place
+            for place, example in enumerate(examples)
+            if example.question.task == task and place not in outputs
+        ]
         positions = [  # scoring reads a prompt once for each choice
             num_positions(teacher, one) * max(1, len(one.question.choices or ()))
             for one in map(examples.__getitem__, places)
@@ -73,13 +98,16 @@ def entries_of(teacher: LoadedModel, chunk: Sequence[Shard], logits: bool) -> li
             made = _compute_batch(teacher, batch, keys, most, logits)
             outputs.update(zip(of_pass, made, strict=True))
     rows = iter(outputs[place] for place in range(len(examples)))
-    return [_entry([next(rows) for _ in shard.questions]) for shard in chunk]
+    return [_entry([next(rows) for _ in shard.questions], logits) for shard in chunk]
 
 
-def _entry(outputs: list[_Output]) -> LabelEntry:
+def _entry(outputs: list[_Output], logits: bool) -> LabelEntry:
     """The entry of a shard's questions; the queries of an input are kept once."""
-    inputs = list(dict.fromkeys(one.input for one in outputs))
-    firsts = {one.input: one for one in reversed(outputs)}
+    sound = [one for one in outputs if not one.fault] or [_no_rows(logits)]
+    inputs = list(dict.fromkeys(one.input for one in sound))
+    firsts = {one.input: one for one in reversed(sound)}
+    none = {name: rows[:0] for name, rows in sound[0].rows.items()}
+    rows = [none if one.fault else one.rows for one in outputs]
     kept = None
     if any(len(one.kept.rows_L) < one.kept.count for one in outputs):
         kept = {
@@ -89,15 +117,18 @@ def _entry(outputs: list[_Output]) -> LabelEntry:
     return LabelEntry(
         answers=[one.answer for one in outputs],
         nats=[one.nats for one in outputs],
-        inputs=[inputs.index(one.input) for one in outputs],
+        inputs=[0 if one.fault else inputs.index(one.input) for one in outputs],
         queries=[firsts[key].rows["queries"] for key in inputs],
         kept=kept,
-        **{
-            name: [one.rows[name] for one in outputs]
-            for name in outputs[0].rows
-            if name != "queries"
-        },
+        faults={place: one.fault for place, one in enumerate(outputs) if one.fault},
+        **{name: [each[name] for each in rows] for name in none if name != "queries"},
     )
+
+
+def _no_rows(logits: bool) -> _Output:
+    """In place of the outputs of a shard without any, whose widths nobody knows."""
+    names = [*OF_THE_PICTURE, *(["logits"] if logits else [])]
+    return _Output(rows={name: np.zeros((0, 1), np.float32) for name in names})
 
 
 def kept_rows(key: str, count: int) -> Kept:
@@ -121,12 +152,15 @@ def _compute_batch(
     max_new_tokens: int,
     logits: bool,
 ) -> list[_Output]:
-    """The outputs of one pass. Args: keys: of each example's shard, by its `id`."""
+    """The outputs of one pass; those that are not finite are a fault.
+
+    Args: keys: of each example's shard, by its `id`.
+    """
     encoded = encode(teacher, examples)
     answers = _answers(teacher, examples, encoded.spliced, max_new_tokens)
     answer_BA = teacher.answer_ids(answers)
     forward = teacher.forward(encoded.spliced, answer_BA)
-    nats_B = answer_cross_entropy(forward.logits, answer_BA).tolist()
+    nats_B = answer_cross_entropy(forward.logits, answer_BA)
     counts_B = forward.hidden_mask.sum(1).tolist()
     kept_B = [
         kept_rows(keys[id(example.shard)], count)
@@ -140,16 +174,11 @@ def _compute_batch(
         "logits": forward.logits if logits else None,
     }
     rows: dict[str, list[Tensor]] = {}
+    is_sound_B = nats_B.isfinite()
     for name, values in tensors.items():
         if values is None:
             continue
-        is_finite_B = values.flatten(1).isfinite().all(1)
-        if not bool(is_finite_B.all()):
-            bad = examples[int(is_finite_B.int().argmin())]
-            raise BadData(
-                f"frame {bad.shard.frame[:80]}: the teacher's outputs are not finite: try `dtype` "
-                "float32, or leave the frame out"
-            )
+        is_sound_B &= values.flatten(1).isfinite().all(1)
         rows[name] = [
             row[torch.from_numpy(kept.rows_L).long()] if name in OF_THE_PICTURE else row[:length]
             for row, kept, length in zip(values, kept_B, lengths_B, strict=True)
@@ -158,9 +187,13 @@ def _compute_batch(
         _Output(
             input=prompt if teacher.reads_prompt else "",
             answer=answers[b],
-            nats=max(nats_B[b], 0.0),
+            nats=max(float(nats_B[b]), 0.0),
             rows={name: of_examples[b].float().cpu().numpy() for name, of_examples in rows.items()},
             kept=kept_B[b],
+        )
+        if is_sound_B[b]
+        else _Output(
+            fault=f"{examples[b]}: the teacher's outputs are not finite: try `dtype` float32"
         )
         for b, prompt in enumerate(encoded.prompts)
     ]

@@ -23,7 +23,7 @@ import numpy as np
 
 from cdcca_cli import progress, streams
 from cdcca_cli.distillation import distributed
-from cdcca_cli.distillation.encoding import check_fit
+from cdcca_cli.distillation.encoding import Example, check_fit
 from cdcca_cli.distillation.labelling import entries_of
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, UsageError
@@ -69,6 +69,14 @@ class TeacherOutputs:
             self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
         return entry
 
+    def fault(self, shard: Shard, place: int) -> str:
+        """Why the teacher could not answer a question; "" if it could."""
+        entry = self.of(shard)
+        if entry.answers[place] or len(entry.visual[place]):
+            return ""
+        unknown = f"{Example(shard, shard.questions[place])}: the teacher could not answer it"
+        return self._file.faults.get((self._keys[id(shard)], place), unknown)
+
     def kept(self, shard: Shard, place: int, name: str) -> Kept:
         """Which of a picture's rows of one question `rows` has. Args: name: queries or visual."""
         entry = self.of(shard)
@@ -93,7 +101,10 @@ class TeacherOutputs:
 
     def _check(self, entry: LabelEntry, shard: Shard) -> None:
         widths = {
-            name: arrays[0].shape[1] for name, arrays in _tensors(entry).items() if len(arrays)
+            name: rows.shape[1]
+            for name, arrays in _tensors(entry).items()
+            for rows in arrays
+            if len(rows)
         }
         first = {name: self._widths.setdefault(name, width) for name, width in widths.items()}
         if len(entry.answers) != len(shard.questions) or widths != first:
@@ -157,8 +168,8 @@ def label_shards(
     """A file with an entry for every shard; the missing ones are computed.
 
     Args: path: of the file; None: a temporary one.
-    Raises: BadData for a shard of another vision tower, outputs that are not finite, and a file of
-        another teacher or of other `cache_bits`; CannotWrite.
+    Raises: BadData for a shard of another vision tower, and a file of another teacher or of other
+        `cache_bits`; CannotWrite.
     """
     for shard in shards:
         check_fit(shard, teacher, "teacher")
@@ -196,10 +207,7 @@ def _add_missing(
     rounds = [chunks[at : at + num_processes] for at in range(0, len(chunks), num_processes)]
     for each in progress.track(rounds, description="teacher"):
         mine = each[distributed.rank() : distributed.rank() + 1]
-        entries = [
-            entries_of(teacher, [looking.open(shard) for shard in chunk], settings.needs_logits)
-            for chunk in mine
-        ]
+        entries = [entries_of(teacher, chunk, looking, settings.needs_logits) for chunk in mine]
         gathered = chain(*chain(*distributed.gather(entries)))
         if distributed.is_first():
             for shard, entry in zip(chain(*each), gathered, strict=True):

@@ -17,7 +17,8 @@ Entry, of one shard with K questions. Header, all keys always present:
     key      digest of the shard's content, questions included (`key_of`)
     sum      digest of the tensors as stored and, as one more tensor named "header", U8, of the
              rest of this header as canonical JSON
-    answers  K strings, each the teacher's answer; "" where it answered with nothing
+    answers  K strings, each the teacher's answer; "" where it answered with nothing, or where it
+             could not: then the question has no rows of `visual`
     nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
     inputs   K whole numbers: which input of `queries` each question has
     queries  lengths L_i of the inputs' rows, one for each input
@@ -48,7 +49,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
@@ -99,6 +100,7 @@ class LabelEntry:
     queries: (L, C) of each input of the connector; inputs: the input of each question.
     visual: (L, D), answer: (A, D) and logits: (A, V) of each question; None where absent.
     kept: which rows there are of each of `queries` and `visual`; None: all.
+    faults: why a question, by its place, has the answer "" and no rows; these are not stored.
     """
 
     answers: list[str]
@@ -109,6 +111,7 @@ class LabelEntry:
     answer: list[np.ndarray] | None = None
     logits: list[np.ndarray] | None = None
     kept: dict[str, list[Kept]] | None = None
+    faults: dict[int, str] = field(default_factory=dict)
 
 
 def key_of(shard: Shard) -> str:
@@ -224,12 +227,16 @@ class _Place(NamedTuple):
 
 
 class LabelFile:
-    """A file of labels. Entries are found by their keys; each is checked when it is read."""
+    """A file of labels. Entries are found by their keys; each is checked when it is read.
+
+    faults: of the entries that were appended here, by key and place of the question.
+    """
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         """Args: file: kept open. Raises: BadData, also for an empty file, NewerFormat."""
         self._file, self.where = file, where
         self.places: dict[str, _Place] = {}
+        self.faults: dict[tuple[str, int], str] = {}
         file.seek(0)
         kinds = {"lessons": VERSION}
         first = records.read_record(file, kinds=kinds, limits=LIMITS, where=where)
@@ -261,6 +268,7 @@ class LabelFile:
         begin, data = self.end, encode(key, entry, self.head.bits)
         self.end += _write(self._file, begin, data, self.where)
         self.places[key] = _Place(begin, entry.logits is not None)
+        self.faults |= {(key, place): fault for place, fault in entry.faults.items()}
 
     def _scan(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
