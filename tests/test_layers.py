@@ -33,6 +33,7 @@ LAYERS = {
     "progress": 0,
     "skipped": 0,
     "streams": 0,
+    "remote": 0,
     "files": 0,
     "memory": 0,
     "errors": 0,
@@ -56,6 +57,7 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
+WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
 WITHIN |= {("loop", "acceptance"), ("doctor", "inspection")}
 # A library, and the files that may import it.
 ONLY_IN = {
