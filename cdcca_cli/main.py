@@ -33,6 +33,7 @@ GROUPS = {
     "Stages": {
         "infer": "frames to predictions",
         "sample": "frames to token shards, the uplink",
+        "label": "token shards to the large model's answers, on the cloud",
         "distill": "token shards to an adaptation, on the cloud",
         "compress": "an adaptation to an update, the downlink",
         "apply": "an update into a device folder",

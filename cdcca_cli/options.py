@@ -85,7 +85,14 @@ Base = Annotated[
 _TEACHER = "CDCCA_TEACHER"
 Teacher = Annotated[
     str | None,
-    typer.Option(help=f"Large model: a checkpoint folder or a hub id  [env var: {_TEACHER}]"),
+    typer.Option(
+        help="Large model: a checkpoint folder, a hub id, an address (https://host/v1#model) or a "
+        f"file of answers  [env var: {_TEACHER}]"
+    ),
+]
+Shards = Annotated[
+    list[str] | None,
+    typer.Argument(help="Token shards of sample  [default: stdin]", show_default=False),
 ]
 
 

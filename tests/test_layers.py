@@ -17,6 +17,7 @@ LAYERS = {
     "loop": 3,
     "acceptance": 3,
     "uplink": 2,
+    "teachers": 2,
     "distillation": 2,
     "downlink": 2,
     "scoring": 2,
@@ -36,6 +37,7 @@ LAYERS = {
     "remote": 0,
     "files": 0,
     "memory": 0,
+    "distributed": 0,
     "errors": 0,
     "settings": 0,
     "text": 0,
@@ -58,7 +60,8 @@ WITHIN |= {
     ("numerics", "errors"),
 }
 WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
-WITHIN |= {("loop", "acceptance"), ("doctor", "inspection")}
+WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
+WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": ("models/", "families/"),

@@ -21,6 +21,7 @@ from cdcca_cli.options import (
     Teacher,
     no_dash,
 )
+from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 
@@ -50,8 +51,9 @@ def command(
     ],
     distill: Annotated[
         DistillSettings,
-        Only("distill", ("method", "cache", "epochs", "lr", "seed", "batch_size")),
+        Only("distill", ("method", "labels", "epochs", "lr", "seed", "batch_size")),
     ],
+    label: Annotated[LabelSettings, Only("label", ("teacher_quantize",))],
     compress: Annotated[CompressSettings, Only("compress", ("budget_bytes",))],
     sign: Sign = None,
     images: Images = None,
@@ -68,8 +70,8 @@ def command(
     """Sample, distil, compress and apply, round after round, until nothing is gained.
 
     A round has gained if the 95 % interval of the gain on its held-out frames is above zero. The
-    files of each round stay in the output folder; device and mirror end with the same digest. The
-    other settings of the stages come from [sample], [distill] and [compress] in cdcca.toml.
+    files of each round stay in the output folder; device and mirror end with the same digest. Other
+    settings of the stages come from [sample], [label], [distill] and [compress] in cdcca.toml.
 
     Example: cdcca loop frames/ -m device/ --teacher t/ --rounds 3 --probe heldout/
     """
@@ -92,7 +94,7 @@ def command(
         config.device(device),
         None if student is None else config.device(student, "student"),
         config.teacher(teacher),
-        loop.RoundSettings(sample, coding, distill, compress, tuple(keys)),
+        loop.RoundSettings(sample, coding, label, distill, compress, tuple(keys)),
         work,
         on,
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from cdcca_cli.distillation import activations
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.distillation.encoding import Example, num_positions
+from cdcca_cli.models.encoding import Example, num_positions
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.memory import Memory

@@ -11,7 +11,7 @@ import torch
 
 from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.distillation.encoding import encode
+from cdcca_cli.models.encoding import encode
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 from cdcca_cli.formats.device import Device

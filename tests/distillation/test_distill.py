@@ -517,7 +517,7 @@ def test_a_quantised_student_learns_as_the_full_one_does(
     )
     student = load_device(mirror, compute="cpu")
     with torch.no_grad():
-        from cdcca_cli.distillation.encoding import Example, encode
+        from cdcca_cli.models.encoding import Example, encode
 
         seen = encode(student, [Example(shards[0], shards[0].questions[0])])
         student.generate(seen.spliced, 2)

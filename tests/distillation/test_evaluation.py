@@ -10,7 +10,7 @@ import torch
 
 from cdcca_cli.distillation.dataset import build_dataset
 from cdcca_cli.distillation.distill import distill, kept_for_compress
-from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.evaluation import (
     HeldOutLoss,
     HeldOutResult,

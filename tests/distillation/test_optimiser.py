@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cdcca_cli.distillation import peft_export
 from cdcca_cli.distillation.distill import check_overlay_names
-from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.methods import Method
 from cdcca_cli.distillation.methods.akd import initial_phi
 from cdcca_cli.distillation.optimiser import BETAS, Flat, adam, open_overlay

@@ -14,7 +14,7 @@ import torch
 from cdcca_cli.distillation import labelling, losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.teacher_outputs import label_shards

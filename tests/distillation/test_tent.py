@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cdcca_cli.distillation.distill import distill, summary
-from cdcca_cli.distillation.encoding import Example, encode
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli.distillation.encoding import Example, check_fit, encode, template_of
+from cdcca_cli.models.encoding import Example, check_fit, encode, template_of
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.formats.shard import Picture, Question, Shard
