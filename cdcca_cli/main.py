@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import config, files, streams
+from cdcca_cli import config, files, remote, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -150,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams.complain(str(named))
         return named.exit_code
     finally:
+        remote.remove_copies()
         streams.release_stdout()
         streams.set_quiet(False)
         streams.set_stage("cdcca")

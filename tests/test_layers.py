@@ -34,6 +34,7 @@ LAYERS = {
     "progress": 0,
     "skipped": 0,
     "streams": 0,
+    "remote": 0,
     "files": 0,
     "memory": 0,
     "distributed": 0,
@@ -58,6 +59,7 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
+WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
 WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
 WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.

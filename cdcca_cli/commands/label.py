@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.options import Output, Quiet, Shards, Strict, Student, Teacher
 from cdcca_cli.teachers.settings import LabelSettings
@@ -23,8 +23,9 @@ def command(
     """Ask the large model the questions of the shards, and keep its answers as labels.
 
     A file that is there already is continued: only labels that it lacks are asked for, so a run
-    that was stopped goes on. Files of labels can be joined by cat, and one for each file of shards
-    can be made on another machine. `cdcca distill --teacher` asks by itself.
+    that was stopped goes on. An address (s3://...) is written anew, when all labels are there.
+    Files of labels can be joined by cat, and one for each file of shards can be made on another
+    machine. `cdcca distill --teacher` asks by itself.
 
     The mirror (--student) is read only for its codebook, if tokens are coded with one.
 
@@ -52,19 +53,21 @@ def command(
             (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
             for path in ([*shards] if shards else [None])
         ]
-        if output in (None, "-"):
+        named = "-" if output is None else remote.path_of(output)
+        is_stream = named == "-" or remote.is_address(named)
+        if is_stream:  # opened before the work, so that it is refused before
             stream = opened.enter_context(streams.binary_output(output, "uplink.labels"))
             write = Writer(stream, "the labels", how.label_bits, None)
-        else:
-            on.set_threads()
-        named = config.teacher(teacher)
+        on.set_threads()
         asked = open_teacher(
-            named, how, on, lambda digest: config.device(student, "student").codebook_of(digest)
+            config.teacher(teacher),
+            how,
+            on,
+            lambda digest: config.device(student, "student").codebook_of(digest),
         )
-        if output not in (None, "-"):
-            file = writing(
-                Path(output), how.label_bits, teacher=asked.source.name, refused=refusing(skipped)
-            )
+        if not is_stream:
+            bits, whose = how.label_bits, asked.source.name
+            file = writing(Path(named), bits, teacher=whose, refused=refusing(skipped))
             write = opened.enter_context(file)
         lacks = Lacks() if write.labels is None else Lacks(write.labels)
         count = add_missing(asked, read_all(sources, skipped), write, lacks, skipped)

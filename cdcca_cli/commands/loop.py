@@ -10,7 +10,17 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import SettingError
-from cdcca_cli.options import Device, FramesOperand, Images, Json, Only, Quiet, Sign, Teacher
+from cdcca_cli.options import (
+    Device,
+    FramesOperand,
+    Images,
+    Json,
+    Only,
+    Quiet,
+    Sign,
+    Teacher,
+    no_dash,
+)
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
@@ -26,8 +36,11 @@ def command(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Largest number of rounds")] = 10,
     probe: Annotated[
-        Path | None,
-        typer.Option(help="Labelled frames to score before and after each round; never sent"),
+        str | None,
+        typer.Option(
+            help="Labelled frames to score before and after each round; never sent",
+            callback=no_dash,
+        ),
     ] = None,
     probe_images: Annotated[
         Path | None, typer.Option(help="Folder that the probe's image names are relative to")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cdcca_cli import remote
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.names import GROUP_NAMES
 from cdcca_cli.settings import check, described, refuse_idle, setting
@@ -213,7 +214,12 @@ class DistillSettings:
     def label_files(self, teacher: str | None) -> list[Path]:
         """The files of labels; of a teacher by name without any, one in the work folder."""
         if self.labels or teacher is None or self.work is None:
-            return [Path(name) for name in self.labels]
+            if self.labels and teacher is not None and remote.is_address(self.labels[-1]):
+                last = remote.shown(self.labels[-1])
+                raise SettingError(
+                    "labels", f"labels are added to the last: {remote.NOT_HERE}", last
+                )
+            return [remote.local(name) for name in self.labels]
         return [self.work / f"{hashlib.sha256(teacher.encode()).hexdigest()[:16]}.labels"]
 
     @property
