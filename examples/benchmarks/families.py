@@ -5,7 +5,8 @@
 
 Each family is built on the spot with random weights: the tower, connector, processor and tokenizer
 are those of `tests/zoo`, so run this in a checkout; the language model has SmolLM2-135M's shape.
-The embedding's rows beyond plain words are zero, so that answers are words and all equally long.
+The embedding's rows beyond those of plain words are small, so that answers are words and equally
+long.
 Frames and questions are the first of the shipped stream. One thread; each side has a process of its
 own; ratios are of one repeat.
 
@@ -110,7 +111,7 @@ def build(family: str, folder: Path, layers: int) -> None:
         rows = model.get_output_embeddings().weight
         silent = torch.ones(len(rows), dtype=torch.bool)
         silent[plain] = False
-        rows[silent] = 0
+        rows[silent] *= 0.2
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=words.bos_token_id,
         pad_token_id=words.pad_token_id,
