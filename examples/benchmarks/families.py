@@ -42,8 +42,6 @@ sys.path.insert(0, str(ROOT))
 from training import (  # noqa: E402
     ALPHA,
     ASSETS,
-    CLIP_NORM,
-    LR,
     RANK,
     Clock,
     make_shards,
@@ -128,8 +126,9 @@ def build(family: str, folder: Path, layers: int) -> None:
 
 def prepare(plan: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint, a device folder, shards and labels; questions.jsonl has the answers too."""
-    from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.distillation.teacher_outputs import label_shards
+
+    from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.formats.labels import key_of
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cdcca_cli.distillation.labelling import is_a_choice
+from cdcca_cli.distillation.teacher_outputs import label_shards
 
 from cdcca_cli.distillation import labelling, losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.models.encoding import Example, encode
-from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats import labels
@@ -26,6 +25,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.labels import LabelEntry, key_of
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.payloads import pictures
