@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -195,18 +194,10 @@ class Server:
         self._not_before = 0.0
         self._num_in_a_row = 0
 
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop what waits, and close the connections."""
         self._stopped.set()
-        if kind is None:
-            self._client.close()
+        self._client.close()
 
     @property
     def dialect(self) -> Dialect:
