@@ -215,12 +215,13 @@ def answering(
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+        asked_for: dict[str, Any]
 
         def do_POST(self) -> None:
             nonlocal num_now
             data = self.rfile.read(int(self.headers["Content-Length"]))
             assert self.path == "/v1/chat/completions", self.path
-            body = json.loads(data)
+            body = self.asked_for = json.loads(data)
             key = hashlib.sha256(data).hexdigest()
             with lock:
                 number = served.asked[key]
