@@ -58,7 +58,7 @@ class ValidationSet:
         return found
 
 
-def read_validation_set(path: Path, images: Path | None = None) -> ValidationSet:
+def read_validation_set(path: str | Path, images: Path | None = None) -> ValidationSet:
     """Raises: as `read_frames`; BadData (65) if there are no labels."""
     return ValidationSet(read_frames(path, images=images), read_references(path))
 

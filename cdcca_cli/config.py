@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdcca_cli import files, streams
-from cdcca_cli.errors import MissingInput, UsageError
+from cdcca_cli import files, remote, streams
+from cdcca_cli.errors import MissingInput, SettingError, UsageError
 from cdcca_cli.settings import check, no_such, setting
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def device(option: str | None, role: str = "device") -> "Device":
 
     named = option or _current.top.get(role)
     if named is not None:
+        if remote.is_address(named):
+            raise SettingError(role, remote.NOT_HERE, named)
         return Device.open(Path(named))
     streams.message(f"no {role} folder named: using the shipped student")
     import shutil

@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import config, files, streams
+from cdcca_cli import config, files, remote, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -33,6 +33,7 @@ GROUPS = {
     "Stages": {
         "infer": "frames to predictions",
         "sample": "frames to token shards, the uplink",
+        "label": "token shards to the large model's answers, on the cloud",
         "distill": "token shards to an adaptation, on the cloud",
         "compress": "an adaptation to an update, the downlink",
         "apply": "an update into a device folder",
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams.complain(str(named))
         return named.exit_code
     finally:
+        remote.remove_copies()
         streams.release_stdout()
         streams.set_quiet(False)
         streams.set_stage("cdcca")

@@ -6,8 +6,8 @@
 option a field, or `--set NAME=VALUE` for tuning settings. All can also be set in cdcca.toml
 (`cdcca_cli.config`). Precedence: command line, environment, the command's table, default.
 
-`Command` refuses an empty value, which most often comes from an unset variable, and `-` where a
-`Path` is expected, because only a `str` can name a standard stream.
+`Command` refuses an empty value, which most often comes from an unset variable, and `-` and
+addresses where a `Path` is expected, because only a `str` can name a standard stream or an address.
 """
 
 import inspect
@@ -85,30 +85,39 @@ Base = Annotated[
 _TEACHER = "CDCCA_TEACHER"
 Teacher = Annotated[
     str | None,
-    typer.Option(help=f"Large model: a checkpoint folder or a hub id  [env var: {_TEACHER}]"),
-]
-FramesOperand = Annotated[
-    Path,
-    typer.Argument(
-        help="Folder of images, an image, a manifest, an annotation file or a video",
-        show_default=False,
+    typer.Option(
+        help="Large model: a checkpoint folder, a hub id, an address (https://host/v1#model) or a "
+        f"file of answers  [env var: {_TEACHER}]"
     ),
 ]
+Shards = Annotated[
+    list[str] | None,
+    typer.Argument(help="Token shards of sample  [default: stdin]", show_default=False),
+]
 
 
-def _no_dash(param: typer.CallbackParam, value: str) -> str:
-    if value == "-":
-        raise SettingError(param.name or "", settings.NO_DASH, value)
+def no_dash(param: typer.CallbackParam, value: Any) -> Any:
+    """A `callback` for typer: files, folders or addresses, but no standard stream."""
+    if value == "-" or (isinstance(value, list) and "-" in value):
+        raise SettingError(param.name or "", settings.NO_DASH, "-")
     return value
 
 
+FramesOperand = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of images, an image, a manifest, an annotation file or a video",
+        show_default=False,
+        callback=no_dash,
+    ),
+]
 LiveOperand = Annotated[
     str,
     typer.Argument(
         help="Folder of images, an image, a manifest, an annotation file, a video, the address of "
         "a stream (rtsp://...) or a camera (/dev/video0)",
         show_default=False,
-        callback=_no_dash,
+        callback=no_dash,
     ),
 ]
 Images = Annotated[Path | None, typer.Option(help="Folder that image names are relative to")]
@@ -371,6 +380,8 @@ def _checked(parameter: inspect.Parameter, value: Any) -> Any:
     info = _info(parameter)
     if get_origin(kind) is list:
         if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
+            for one in value if get_args(kind) == (Path,) else ():
+                settings.converted(Path, one)
             return value
         raise ValueError("expected a list of texts in quotes")
     if kind in (str, Path) and not isinstance(value, str):
@@ -386,7 +397,7 @@ def _checked(parameter: inspect.Parameter, value: Any) -> Any:
 
 
 class Command(TyperCommand):
-    """A command that refuses empty values, and `-` where it has no meaning."""
+    """A command that refuses empty values, and `-` and addresses where they have no meaning."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
@@ -400,8 +411,10 @@ class Command(TyperCommand):
         name = max(param.opts, key=len) if param.opts[0].startswith("-") else param.name.upper()
         if "" in words:
             raise UsageError(f"{name}: expected a value, found an empty one (an unset variable?)")
-        if "-" in words and _takes_path(self.callback, param.name):
-            raise UsageError(f"{name} -: {settings.NO_DASH}")
+        if _takes_path(self.callback, param.name):
+            for word in filter(None, words):
+                if reason := settings.no_path(word):
+                    raise UsageError(f"{name} {word}: {reason}")
 
     def invoke(self, ctx: Any) -> Any:
         """Run with stdout kept for data; help has been printed before this."""

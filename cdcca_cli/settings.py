@@ -19,6 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from cdcca_cli import remote
 from cdcca_cli.errors import SettingError, UsageError
 
 NO_DASH = "expected a name on disk; ./- is the file called -"
@@ -170,12 +171,17 @@ def converted(kind: Any, text: str) -> Any:
     """The value of a type for a text; commas separate the parts of a tuple. Raises: ValueError."""
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(","))
-    if kind is Path and text == "-":
-        raise ValueError(NO_DASH)
+    if kind is Path and (reason := no_path(text)):
+        raise ValueError(reason)
     try:
         return _TRUTHS[text.strip().lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise ValueError(f"expected {_WORDS[kind]}") from None
+
+
+def no_path(text: str) -> str:
+    """Why a setting that takes a `Path` refuses this; empty if it does not."""
+    return NO_DASH if text == "-" else remote.NOT_HERE if remote.is_address(text) else ""
 
 
 def plain_type(hint: Any) -> Any:

@@ -5,6 +5,7 @@
 - Bytes never go to a terminal, and a terminal is never read.
 - zstd around an input is recognised by its magic number and read in bounded memory; an output
   whose name ends in `.zst` is compressed, with a checksum.
+- A name may be an address, such as `s3://...` or `pipe:COMMAND` (`remote`).
 """
 
 import codecs
@@ -16,13 +17,13 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, cast
 
-from cdcca_cli import files
+from cdcca_cli import files, remote
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def complain(text: str) -> None:
     """One line on stderr, even when quiet: errors. Cut to _MESSAGE_CHARS: it may quote a file."""
     if sys.stderr is None:
         return
-    shown = one_line(f"{_stage}: {_spell(text)}")
+    shown = one_line(f"{_stage}: {_spell(remote.without_copies(text))}")
     if len(shown) > _MESSAGE_CHARS:
         shown = f"{shown[:_MESSAGE_CHARS]}..."
     encoding = sys.stderr.encoding or "utf-8"
@@ -280,7 +281,9 @@ def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
 
 def input_name(path: str | Path | None) -> str:
     """The name of an input in messages."""
-    return "standard input" if _is_standard(path, "stdin") else str(path)
+    if _is_standard(path, "stdin"):
+        return "standard input"
+    return remote.shown(path) if isinstance(path, str) and remote.is_address(path) else str(path)
 
 
 def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> bool:
@@ -291,9 +294,10 @@ def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> 
 
 @contextmanager
 def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
-    """Open a file, or standard input for None and "-"; zstd is taken off.
+    """Open a file, an address, or standard input for None and "-"; zstd is taken off.
 
-    Raises: UsageError for a terminal or closed input, MissingInput, BadData for damaged zstd.
+    Raises: UsageError for a terminal or closed input, MissingInput, BadData for damaged zstd,
+    Unavailable for an address that needs a package.
     """
     with _raw_input(path) as source:
         yield without_zstd(source, input_name(path))
@@ -301,6 +305,11 @@ def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _raw_input(path: str | Path | None) -> Iterator[BinaryIO]:
+    path = None if path is None else remote.path_of(path)
+    if isinstance(path, str) and remote.is_address(path):
+        with remote.reading(path) as source:
+            yield source
+        return
     file = _standard_input() if path is None or _is_standard(path, "stdin") else path
     try:
         source = open(file, "rb", buffering=1 << 16)  # noqa: SIM115 (closed below)
@@ -389,6 +398,22 @@ def _with_zstd(out: BinaryIO, is_packed: bool) -> Iterator[BinaryIO]:
     writer.close()  # not after an error: what is there then is thrown away
 
 
+def _named_output(
+    path: str | Path, append: Callable[[BinaryIO], object] | None = None
+) -> AbstractContextManager[BinaryIO]:
+    path = remote.path_of(path)
+    if not (isinstance(path, str) and remote.is_address(path)):
+        return files.output(path, append=append)
+    if append is not None:
+        raise UsageError(f"{remote.shown(path)}: `append` needs a file on this machine")
+    return remote.writing(path)
+
+
+def _packs(path: str | Path) -> bool:
+    """Whether an output is compressed; the command of a `pipe:` may do that itself."""
+    return str(path).endswith(".zst") and not str(path).startswith("pipe:")
+
+
 @contextmanager
 def binary_output(
     path: str | Path | None,
@@ -400,8 +425,9 @@ def binary_output(
     """Open where a command's bytes go. A file is written as a whole, or stays as it was.
 
     Args:
-        path: a file (replaced), "-" for stdout (refused on a terminal), or None for stdout unless
-            it is a terminal, and then for `usual_name` in the working folder.
+        path: a file (replaced), an address (replaced at the end), "-" for stdout (refused on a
+            terminal), or None for stdout unless it is a terminal, and then for `usual_name` in the
+            working folder.
         force: replace that one.
         append: keep what is in the file and write behind it, in zstd if that is (a new file: by its
             name). Called with the content, zstd taken off, and its name, to refuse it.
@@ -417,7 +443,7 @@ def binary_output(
     elif path is not None and _is_standard(path, "stdout") and terminal:
         raise UsageError("these are bytes, not text for a terminal: give -o FILE, or pipe them on")
     standard = _is_standard(named, "stdout")
-    is_packed = not standard and str(named).endswith(".zst")
+    is_packed = not standard and _packs(cast(str, named))
 
     def check(existing: BinaryIO) -> None:
         nonlocal is_packed
@@ -427,7 +453,7 @@ def binary_output(
         append(without_zstd(existing, str(named)), str(named))
 
     check_first = None if append is None else check
-    opened = _standard_output() if standard else files.output(cast(str, named), append=check_first)
+    opened = _standard_output() if standard else _named_output(cast(str, named), check_first)
     with opened as out, _with_zstd(out, is_packed) as writer:
         yield writer
     if path is None and terminal:
@@ -436,9 +462,9 @@ def binary_output(
 
 @contextmanager
 def text_output(path: str | Path | None) -> Iterator[TextIO]:
-    """Open a named file (replaced), or stdout for None and "-", for a command's UTF-8 text."""
+    """Open a file or address (replaced), or stdout for None and "-", for a command's UTF-8 text."""
     standard = _is_standard(path, "stdout")
-    opened = _standard_output() if standard else files.output(cast(str, path))
-    is_packed = not standard and str(path).endswith(".zst")
+    opened = _standard_output() if standard else _named_output(cast(str, path))
+    is_packed = not standard and _packs(cast(str, path))
     with opened as out, _with_zstd(out, is_packed) as writer:
         yield cast(TextIO, codecs.getwriter("utf-8")(writer, "backslashreplace"))

@@ -17,6 +17,7 @@ LAYERS = {
     "loop": 3,
     "acceptance": 3,
     "uplink": 2,
+    "teachers": 2,
     "distillation": 2,
     "downlink": 2,
     "scoring": 2,
@@ -33,8 +34,10 @@ LAYERS = {
     "progress": 0,
     "skipped": 0,
     "streams": 0,
+    "remote": 0,
     "files": 0,
     "memory": 0,
+    "distributed": 0,
     "errors": 0,
     "settings": 0,
     "text": 0,
@@ -56,7 +59,9 @@ WITHIN |= {
     ("settings", "errors"),
     ("numerics", "errors"),
 }
-WITHIN |= {("loop", "acceptance"), ("doctor", "inspection")}
+WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
+WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
+WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.
 ONLY_IN = {
     "transformers": ("models/", "families/"),

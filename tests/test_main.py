@@ -17,7 +17,7 @@ from cdcca_cli.commands import inspect
 from cdcca_cli.main import COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).parents[1]
-LIGHT = ("errors", "streams", "progress", "config", "options", "settings")
+LIGHT = ("errors", "streams", "remote", "progress", "config", "options", "settings")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

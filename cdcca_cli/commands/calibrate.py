@@ -1,11 +1,10 @@
 """`cdcca calibrate`: frames to a codebook, by which sample codes tokens."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import CalibrationSettings
 from cdcca_cli.options import (
@@ -20,6 +19,7 @@ from cdcca_cli.options import (
     Student,
     Task,
     Teacher,
+    no_dash,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ def command(
     teacher: Teacher = None,
     student: Student = None,
     evaluate: Annotated[
-        Path | None,
-        typer.Option(help="Frames to measure the curve on, instead of a part of the others"),
+        str | None,
+        typer.Option(
+            help="Frames to measure the curve on, instead of a part of the others",
+            callback=no_dash,
+        ),
     ] = None,
     strict: Strict = False,
     prompt: Prompt = None,
@@ -66,13 +69,13 @@ def command(
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.skipped import Skipped
 
-    def read(path: Path) -> "list[Frame | Shard]":
-        if path.is_file():
+    def read(name: str) -> "list[Frame | Shard]":
+        if (path := remote.local(name)).is_file():
             with streams.binary_input(path) as file:
                 kind, stream = sniff(file, str(path))
                 if kind == "shards":
                     return list(read_shards(stream, where=str(path)))
-        return list(read_frames(path, images=images, prompt=prompt, task=task))
+        return list(read_frames(name, images=images, prompt=prompt, task=task))
 
     frames, others = read(source), None if evaluate is None else read(evaluate)
     private = keys.read_private_keys(sign or [], at_least=0)

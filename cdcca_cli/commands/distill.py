@@ -1,31 +1,23 @@
 """`cdcca distill`: token shards to an adaptation, on the cloud."""
 
 import io
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import Annotated, BinaryIO
 
 import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.errors import SettingError
-from cdcca_cli.options import Force, Output, Quiet, Strict, Student, Teacher
-
-if TYPE_CHECKING:
-    from cdcca_cli.formats.shard import Shard
-    from cdcca_cli.skipped import Skipped
+from cdcca_cli.errors import SettingError, UsageError
+from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
+from cdcca_cli.teachers.settings import LabelSettings
 
 
 def command(
     *,
-    shards: Annotated[
-        list[str] | None,
-        typer.Argument(help="Token shards of sample  [default: stdin]", show_default=False),
-    ] = None,
+    shards: Shards = None,
     teacher: Teacher = None,
     student: Student = None,
     strict: Strict = False,
@@ -37,6 +29,7 @@ def command(
         list[str] | None, typer.Option(help="Earlier shards to train on again (repeatable)")
     ] = None,
     how: DistillSettings,
+    asking: LabelSettings,
     on: Runtime,
     log: Annotated[Path | None, typer.Option(help="File to add one JSON line per step to")] = None,
     peft: Annotated[
@@ -53,13 +46,13 @@ def command(
     which compress chooses its step.
 
     --method also takes the baselines of the paper, on the same shards, batches and steps. tent and
-    cotta need no teacher; if one is named, it evaluates the held-out part. With --cache FILE the
-    teacher runs once: the next run, method or seed reads the file, and so does --teacher FILE.
+    cotta need no teacher; if one is named, it evaluates the held-out part. With --labels FILE the
+    teacher is asked once: the next run, method or seed reads the file, which cdcca label makes too.
 
     --rate-aware 100 adds steps that train the overlay as the device will decode it, so that an
     update of --bits a parameter loses next to nothing.
 
-    Under `accelerate launch` all processes work together (shards from files, and a --cache or
+    Under `accelerate launch` all processes work together (shards from files, and --labels or
     --work): accelerate launch --num_processes 4 -m cdcca_cli distill uplink.tokens --work w ...
 
     --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
@@ -67,7 +60,7 @@ def command(
     Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.distillation import distributed
+    from cdcca_cli import distributed
     from cdcca_cli.skipped import Skipped
 
     is_first = distributed.announced_rank() == 0
@@ -81,12 +74,25 @@ def command(
     paths: list[str | None] = [*shards] if shards else [None]
     from cdcca_cli import config
 
-    is_asked = teacher is not None or how.needs_teacher
+    named = config.named_teacher(teacher) if teacher is not None or how.needs_teacher else None
+    is_asked = named is not None or (how.needs_teacher and not how.labels)
     inputs = [*paths, *(replay or []), *([resume] if resume else [])]
-    distributed.check_shared(inputs, how, config.named_teacher(teacher) if is_asked else None)
+    num_processes = distributed.announced()
+    if num_processes > 1 and any(path in (None, "-") for path in inputs):
+        raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
+    if num_processes > 1 and is_asked and not (how.work or how.labels):
+        raise UsageError(
+            f"{num_processes} processes share the teacher's labels in a file: give `labels` or "
+            "`work`, where all of them can read it"
+        )
     with ExitStack() as opened:
-        sources = [opened.enter_context(streams.binary_input(path)) for path in paths]
-        replayed = [opened.enter_context(streams.binary_input(path)) for path in replay or []]
+        sources, replayed = (
+            [
+                (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
+                for path in each
+            ]
+            for each in (paths, replay or [])
+        )
         out: BinaryIO = io.BytesIO()
         if is_first:
             file = streams.binary_output(output, "adaptation.safetensors", force=force)
@@ -96,6 +102,9 @@ def command(
         from cdcca_cli.distillation import peft_export
         from cdcca_cli.distillation.step_log import StepLog
         from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
+        from cdcca_cli.formats.shard_stream import read_all
+        from cdcca_cli.teachers.local import LocalTeacher
+        from cdcca_cli.teachers.opening import open_teacher
 
         earlier = None
         if resume is not None:
@@ -106,16 +115,17 @@ def command(
             peft_export.check_peft(peft, mirror, force)
         on.set_threads()
         distributed.start(on.compute)
-        named = config.teacher(teacher) if is_asked else None
-        large, how = distilling.load_teacher(named, how, on.compute, on.dtype)
+        asked = open_teacher(config.teacher(teacher), asking, on) if is_asked else None
+        large = asked.model if isinstance(asked, LocalTeacher) else None
         adaptation = distilling.distill(
-            _read(paths, sources, skipped),
-            large,
+            read_all(sources, skipped),
+            asked,
             mirror,
             how,
+            asking=asking,
             resume=earlier,
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
-            earlier=_read(replay or [], replayed, skipped),
+            earlier=read_all(replayed, skipped),
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
             skipped=skipped,
             unload_teacher=True,
@@ -127,16 +137,3 @@ def command(
     for line in lines:
         streams.message(line)
     streams.summary(f"{last}{skipped}")
-
-
-def _read(
-    paths: Sequence[str | None], sources: Sequence[BinaryIO], skipped: "Skipped"
-) -> "Iterator[Shard]":
-    """The shards of several streams, without those that have values that are not finite."""
-    from cdcca_cli.formats.shard_stream import read_shards
-
-    refused = partial(skipped.add, "shard")
-    for path, source in zip(paths, sources, strict=True):
-        for shard in read_shards(source, where=streams.input_name(path), refused=refused):
-            skipped.num_sound += 1
-            yield shard

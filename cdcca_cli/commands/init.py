@@ -7,7 +7,7 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.models.settings import InitSettings
-from cdcca_cli.options import Json, Quiet
+from cdcca_cli.options import Json, Quiet, no_dash
 
 
 def command(
@@ -19,8 +19,11 @@ def command(
     ] = "shipped:student",
     how: InitSettings,
     trust: Annotated[
-        list[Path] | None,
-        typer.Option(help="Public key that must have signed updates (repeatable), or a trust list"),
+        list[str] | None,
+        typer.Option(
+            help="Public key that must have signed updates (repeatable), or a trust list",
+            callback=no_dash,
+        ),
     ] = None,
     threshold: Annotated[
         int | None,

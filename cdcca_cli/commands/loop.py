@@ -10,7 +10,18 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import SettingError
-from cdcca_cli.options import Device, FramesOperand, Images, Json, Only, Quiet, Sign, Teacher
+from cdcca_cli.options import (
+    Device,
+    FramesOperand,
+    Images,
+    Json,
+    Only,
+    Quiet,
+    Sign,
+    Teacher,
+    no_dash,
+)
+from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 
@@ -25,8 +36,11 @@ def command(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Largest number of rounds")] = 10,
     probe: Annotated[
-        Path | None,
-        typer.Option(help="Labelled frames to score before and after each round; never sent"),
+        str | None,
+        typer.Option(
+            help="Labelled frames to score before and after each round; never sent",
+            callback=no_dash,
+        ),
     ] = None,
     probe_images: Annotated[
         Path | None, typer.Option(help="Folder that the probe's image names are relative to")
@@ -37,8 +51,9 @@ def command(
     ],
     distill: Annotated[
         DistillSettings,
-        Only("distill", ("method", "cache", "epochs", "lr", "seed", "batch_size")),
+        Only("distill", ("method", "labels", "epochs", "lr", "seed", "batch_size")),
     ],
+    label: Annotated[LabelSettings, Only("label", ("teacher_quantize",))],
     compress: Annotated[CompressSettings, Only("compress", ("budget_bytes",))],
     sign: Sign = None,
     images: Images = None,
@@ -55,8 +70,8 @@ def command(
     """Sample, distil, compress and apply, round after round, until nothing is gained.
 
     A round has gained if the 95 % interval of the gain on its held-out frames is above zero. The
-    files of each round stay in the output folder; device and mirror end with the same digest. The
-    other settings of the stages come from [sample], [distill] and [compress] in cdcca.toml.
+    files of each round stay in the output folder; device and mirror end with the same digest. Other
+    settings of the stages come from [sample], [label], [distill] and [compress] in cdcca.toml.
 
     Example: cdcca loop frames/ -m device/ --teacher t/ --rounds 3 --probe heldout/
     """
@@ -79,7 +94,7 @@ def command(
         config.device(device),
         None if student is None else config.device(student, "student"),
         config.teacher(teacher),
-        loop.RoundSettings(sample, coding, distill, compress, tuple(keys)),
+        loop.RoundSettings(sample, coding, label, distill, compress, tuple(keys)),
         work,
         on,
     )

@@ -1,24 +1,26 @@
 """`cdcca trust`: a list of the keys that devices trust."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cdcca_cli import streams
-from cdcca_cli.options import Force, Output, Quiet, Sign
+from cdcca_cli.options import Force, Output, Quiet, Sign, no_dash
 
 
 def command(
     key: Annotated[
-        list[Path], typer.Option(help="Public key to trust (repeatable)", show_default=False)
+        list[str],
+        typer.Option(help="Public key to trust (repeatable)", show_default=False, callback=no_dash),
     ],
     threshold: Annotated[
         int, typer.Option(min=1, help="Number of these keys that must sign an update")
     ] = 1,
     after: Annotated[
-        Path | None,
-        typer.Option(help="Device folder or trust list that the new list follows"),
+        str | None,
+        typer.Option(
+            help="Device folder or trust list that the new list follows", callback=no_dash
+        ),
     ] = None,
     sign: Sign = None,
     output: Output = None,

@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.datasets import video
 from cdcca_cli.datasets.frames import Frame, Frames, LabelledQuestion
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, Unavailable
@@ -51,7 +51,9 @@ _DEVICE = re.compile(r"/dev/(video\d|v4l/)")
 
 
 def is_live(source: str | Path) -> bool:
-    """Whether a source is an address or a video device, rather than a file."""
+    """Whether a source is a stream's address or a video device, rather than a file."""
+    if remote.is_file_address(source):
+        return False
     return bool(_ADDRESS.match(str(source)) or _DEVICE.match(str(source)))
 
 

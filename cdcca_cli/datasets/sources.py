@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cdcca_cli import files, streams
+from cdcca_cli import files, remote, streams
 from cdcca_cli.datasets import fields, pictures, video
 from cdcca_cli.datasets.annotations import annotated_frames, no_labels, read_pictures
 from cdcca_cli.datasets.frames import TASKS, Frame, Frames, LabelledQuestion, LazyFrames, Task
 from cdcca_cli.datasets.live import LiveFrames, is_live, name_of
 from cdcca_cli.datasets.manifest import Manifest
-from cdcca_cli.errors import BadData, MissingInput, SettingError
+from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
 from cdcca_cli.formats import pictures as picture_files
 from cdcca_cli.formats.kind import HEAD_BYTES, describe
+from cdcca_cli.settings import NO_DASH
 from cdcca_cli.text import counted, is_text
 
 MANIFEST_NAME = "frames.jsonl"
@@ -40,7 +41,8 @@ def read_frames(
     """The frames of a source: lazy, with a length, and any number of times.
 
     source: a folder of images (its frames.jsonl if it has one, otherwise all images under it,
-        sorted by path), one image, a manifest, an annotation file, or a video.
+        sorted by path), one image, a manifest, an annotation file, or a video. All but the folder
+        may be addresses (`remote`).
     images: the folder in which the images of a manifest or annotation file lie.
     prompt: the question for every frame, in place of the source's own.
     task: "vqa" or "caption": what a bare image is asked ("caption" unless a prompt is given), or
@@ -71,6 +73,8 @@ def read_frames(
         return _bare(path, kind, question)
     own_task = known if prompt is None else None
     frames: Frames
+    if folder is None and remote.is_copy(path):
+        raise SettingError("images", f"{path} comes without its images: give their folder")
     if kind == "manifest":
         manifest = path / MANIFEST_NAME if path.is_dir() else path
         frames = Manifest(manifest, images=folder, task=own_task)
@@ -314,7 +318,9 @@ def _existing(source: str | Path) -> Path:
     """Refuse an empty name, which would be the current folder: it comes from an unset variable."""
     if not str(source):
         raise MissingInput("expected the name of a file or folder, found an empty one")
-    path = Path(source)
+    path = remote.local(source)
     if not os.path.exists(path):
+        if source == "-":
+            raise UsageError(f"-: {NO_DASH}")
         raise MissingInput(f"{path}: no such file or folder")
     return path

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from cdcca_cli.distillation.encoding import Example, num_positions, passes
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.memory import main_memory
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import Example, num_positions, passes
 
 KEPT_OF_LINEARS = 1.5
 """Values that are kept of a position, for each input and output of the language model's linears:

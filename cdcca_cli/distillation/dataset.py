@@ -1,9 +1,8 @@
 """Training data: the examples of a stream, the held-out part, replayed frames, batches.
 
-Tokens are kept in a temporary file (`token_file`) and the teacher's outputs in theirs
-(`teacher_outputs`), so memory does not grow with the number of frames. Whether a frame is held out
-depends on its id and the share alone, so a frame held out in one round is never trained on in
-another, unless the share changes.
+Tokens are kept in a temporary file (`token_file`) and labels in theirs (`teachers.kept`), so memory
+does not grow with the number of frames. Whether a frame is held out depends on its id and the share
+alone, so a frame held out in one round is never trained on in another, unless the share changes.
 """
 
 import hashlib
@@ -14,66 +13,94 @@ from enum import IntEnum
 import numpy as np
 
 from cdcca_cli import streams
-from cdcca_cli.distillation.encoding import Example, check_fit
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import TeacherOutputs, teacher_outputs
 from cdcca_cli.distillation.token_file import TokenFile
-from cdcca_cli.errors import BadData
+from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.label_rows import Kept
-from cdcca_cli.formats.labels import key_of
+from cdcca_cli.formats.labels import Label, Source, payload_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import Example, check_fit, too_long
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.teachers.kept import KeptLabels
+from cdcca_cli.teachers.labelling import Teacher, labelled
+from cdcca_cli.teachers.settings import LabelSettings
 
 MASK = 2**64 - 1
 
 
 @dataclass(eq=False)
 class Dataset:
-    """Examples with the teacher's outputs, split into `train` and `held_out` (example numbers).
+    """Examples with the teacher's labels, split into `train` and `held_out` (example numbers).
 
-    outputs: None without a teacher. places: of each question in its shard. answers, nats: the
-    teacher's; "" and 0 without a label. num_replayed: how many of `train` are of earlier rounds.
+    labels: None without a teacher. places: of each question in its shard. answers, nats: the
+    teacher's; "" without a label, None where the teacher gave none. missing: the parts that not all
+    labels of `train` have. num_unlabelled, num_unanswered, num_refused: questions that are left
+    out, because they have no label, the teacher's answer is empty, or the student cannot read them.
+    num_replayed: how many of `train` are of earlier rounds.
     """
 
-    outputs: TeacherOutputs | None
+    labels: KeptLabels | None
     examples: list[Example] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    nats: list[float] = field(default_factory=list)
+    nats: list[float | None] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
     train: list[int] = field(default_factory=list)
     held_out: list[int] = field(default_factory=list)
+    num_unlabelled: int = 0
     num_unanswered: int = 0
+    num_refused: int = 0
     num_replayed: int = 0
 
+    @property
+    def source(self) -> Source | None:
+        """Whose labels there are."""
+        return None if self.labels is None else self.labels.source
+
     def teacher_rows(self, number: int, name: str) -> np.ndarray:
-        """(L, C): an example's `queries`, `visual`, `answer` or `logits`, float32."""
-        assert self.outputs is not None
-        return self.outputs.rows(self.examples[number].shard, self.places[number], name)
+        """(L, C): an example's `queries`, `visual` or `answer`, float32."""
+        assert self.labels is not None
+        return self.labels.rows(self.examples[number].shard, self.places[number], name)
 
     def teacher_kept(self, number: int, name: str) -> Kept:
         """Which of a picture's rows `teacher_rows` has of an example's `queries` or `visual`."""
-        assert self.outputs is not None
-        return self.outputs.kept(self.examples[number].shard, self.places[number], name)
+        assert self.labels is not None
+        return self.labels.kept(self.examples[number].shard, self.places[number], name)
+
+    def label(self, number: int) -> Label:
+        """An example's label."""
+        assert self.labels is not None
+        found = self.labels.of(self.examples[number].shard, self.places[number])
+        assert found is not None
+        return found
 
 
 def build_dataset(
     shards: Iterable[Shard],
-    teacher: LoadedModel | None,
+    teacher: Teacher | None,
     student: LoadedModel,
     settings: DistillSettings,
     *,
     earlier: Iterable[Shard] = (),
+    asking: LabelSettings | None = None,
+    skipped: Skipped | None = None,
 ) -> Dataset:
     """Read the stream, label it with the teacher, and hold some frames out.
 
-    Questions to which the teacher's answer is empty are left out, and counted.
+    Questions without a label, or to which the teacher's answer is empty, are left out, and counted.
 
     Args:
-        teacher: None if its labels are in `settings.cache`, or the method needs none.
+        teacher: None if its labels are in `settings.labels`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
-    Raises: BadData if there is nothing to train on, for a shard of another vision tower, and for a
-        cache without an entry of a shard.
+        skipped: counts questions that teacher or student cannot read, which are left out; None:
+            they are errors.
+    Raises: BadData if there is nothing to train on, and for a shard of another vision tower;
+        UsageError without a teacher, or its labels, if the method needs them.
     """
+    if teacher is None and settings.needs_teacher and not settings.labels:
+        raise UsageError(f"`method` {settings.method} needs a teacher, or its labels")
+    skipped = skipped or Skipped(strict=True)
     file = TokenFile()
     fresh = _with_questions(shards, student, file)
     if not fresh:
@@ -85,26 +112,45 @@ def build_dataset(
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
     replayed = _replayed(_with_questions(earlier, student, file), frames, settings)
-    labelled = [*fresh, *replayed]
-    if not settings.needs_teacher:  # its labels only evaluate the held-out part
-        labelled = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
-    dataset = Dataset(teacher_outputs(labelled, teacher, settings))
-    if dataset.outputs is None:
-        labelled = []
-    has_labels = {id(shard) for shard in labelled}
+    dataset = Dataset(None)
+    taught: list[Shard] = []
+    if teacher is not None or settings.labels:
+        taught = [*fresh, *replayed]
+        if not settings.needs_teacher:  # its labels only evaluate the held-out part
+            taught = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
+        paths = settings.label_files(None if teacher is None else teacher.source.name)
+        bits = (asking or LabelSettings()).label_bits
+        kept = labelled(taught, teacher, paths, bits, skipped)
+        dataset.labels = KeptLabels(kept, taught)
+    has_labels = {id(shard) for shard in taught}
     for number, shard in enumerate([*fresh, *replayed]):
-        _add(dataset, shard, id(shard) in has_labels, number >= len(fresh), settings.holdout)
-    num_labelled = sum(len(shard.questions) for shard in labelled)
-    if labelled and dataset.num_unanswered == num_labelled:
+        _add(
+            dataset,
+            shard,
+            student,
+            skipped,
+            has_labels=id(shard) in has_labels,
+            is_replayed=number >= len(fresh),
+            is_held=is_held_out(shard.frame, settings.holdout),
+        )
+    num_asked = sum(len(shard.questions) for shard in taught)
+    if dataset.num_unlabelled and teacher is None:
+        missing = f"{dataset.num_unlabelled} of {num_asked} questions have no label"
+        where = ", ".join(settings.labels)
+        if settings.needs_teacher and dataset.num_unlabelled == num_asked:
+            raise BadData(f"{where}: {missing}: were they sampled again? Name the teacher too")
+        streams.message(f"{where}: {missing}, and are left out")
+    if num_asked and dataset.num_unanswered == num_asked:
         raise BadData(
-            f"the teacher's answers to all {num_labelled} questions are empty: is it the right "
+            f"the teacher's answers to all {num_asked} questions are empty: is it the right "
             "checkpoint, and does its prompt fit?"
         )
     if is_training and not dataset.train:
         raise BadData(
-            f"the teacher's answers to {dataset.num_unanswered} questions are empty, which leaves "
-            f"none to learn from (the other {len(dataset.examples)} are of held-out frames): is it "
-            "the right checkpoint?"
+            f"nothing is left to learn from: {dataset.num_unanswered} questions were left out "
+            f"because the teacher's answer is empty, {dataset.num_unlabelled} because they have no "
+            f"label, {dataset.num_refused} because the student cannot read them, and "
+            f"{len(dataset.examples)} are of held-out frames"
         )
     return dataset
 
@@ -119,23 +165,40 @@ def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFi
 
 
 def _add(
-    dataset: Dataset, shard: Shard, has_labels: bool, is_replayed: bool, holdout: float
+    dataset: Dataset,
+    shard: Shard,
+    student: LoadedModel,
+    skipped: Skipped,
+    *,
+    has_labels: bool,
+    is_replayed: bool,
+    is_held: bool,
 ) -> None:
-    """Add a shard's questions, but those to which the teacher's answer is empty."""
-    entry = dataset.outputs.of(shard) if dataset.outputs is not None and has_labels else None
-    is_held = is_held_out(shard.frame, holdout)
+    """Add a shard's questions, but those without a label, or that the student cannot read."""
+    labels = dataset.labels if has_labels else None
     for place, question in enumerate(shard.questions):
-        if entry is not None and not entry.answers[place]:
+        example = Example(shard, question)
+        label = None if labels is None else labels.of(shard, place)
+        if labels is not None and label is None:
+            dataset.num_unlabelled += 1
+            continue
+        answer = "" if label is None else label.answer
+        if fault := too_long(student, "student", example, [answer]):
+            skipped.add("question", BadData(fault))
+            dataset.num_refused += 1
+            continue
+        if label is not None and not answer:
             dataset.num_unanswered += 1
             continue
         if not is_held:
             dataset.train.append(len(dataset.examples))
-        elif dataset.outputs is not None:
+            dataset.missing |= set() if label is None else label.missing
+        elif label is not None:
             dataset.held_out.append(len(dataset.examples))
-        dataset.examples.append(Example(shard, question))
+        dataset.examples.append(example)
         dataset.places.append(place)
-        dataset.answers.append("" if entry is None else entry.answers[place])
-        dataset.nats.append(0.0 if entry is None else entry.nats[place])
+        dataset.answers.append(answer)
+        dataset.nats.append(None if label is None else label.nats)
         dataset.num_replayed += is_replayed
 
 
@@ -153,7 +216,7 @@ def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings)
     ranks: dict[str, bytes] = {}
     for shard in earlier:
         if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout):
-            rank = hashlib.sha256(f"{settings.seed} {key_of(shard)}".encode()).digest()
+            rank = hashlib.sha256(f"{settings.seed} {payload_digest(shard)}".encode()).digest()
             ranks[shard.frame] = min(rank, ranks.get(shard.frame, rank))
     count = round(settings.replay_share * len(ranks))
     chosen = set(sorted(ranks, key=lambda frame: ranks[frame])[:count])

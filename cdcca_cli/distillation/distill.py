@@ -1,12 +1,10 @@
 """K of Equation 1 as one call: shards, a teacher and a mirror to an adaptation.
 
-dataset (teacher_outputs)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps  ->  adaptation
+dataset (teachers)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps  ->  adaptation
 """
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +14,7 @@ from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.trainer import Epochs, Trainer
-from cdcca_cli.errors import BadData, SettingError, UsageError
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.families import pairs
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
@@ -26,14 +24,18 @@ from cdcca_cli.models.initial import start_of
 from cdcca_cli.numerics import uniform
 from cdcca_cli.payloads.opening import Opener
 from cdcca_cli.skipped import Skipped
+from cdcca_cli.teachers.labelling import Teacher
+from cdcca_cli.teachers.local import LocalTeacher
+from cdcca_cli.teachers.settings import LabelSettings
 
 
 def distill(
     shards: Iterable[Shard],
-    teacher: LoadedModel | None,
+    teacher: LoadedModel | Teacher | None,
     mirror: Device,
     settings: DistillSettings,
     *,
+    asking: LabelSettings | None = None,
     resume: Adaptation | None = None,
     student: LoadedModel | None = None,
     earlier: Iterable[Shard] = (),
@@ -44,15 +46,17 @@ def distill(
     """Train the mirror's student on the shards, towards the teacher's outputs or by itself.
 
     Args:
-        teacher: None if its labels are in `settings.cache`, or the method needs none.
+        teacher: None if its labels are in `settings.labels`, or the method needs none.
+        asking: what is kept of the teacher's outputs.
         mirror: the device folder as the cloud has it; it is not changed.
         resume: start from this adaptation's overlay (quantised, if it is rate-aware), not the
             mirror's.
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
         log: where each step is written.
-        skipped: counts pictures that are bad, which are left out; None: they are errors.
-        unload_teacher: free its weights once its labels are there (`LoadedModel.unload`).
+        skipped: counts bad pictures, and questions that teacher or student cannot read, which are
+            left out; None: they are errors.
+        unload_teacher: free its weights once its labels are there.
     Returns: the overlay after training; its base is the mirror's current overlay.
     Raises: BadData for an adaptation of another student, and as `build_dataset`; UsageError for
         settings in conflict; CannotWrite for the work folder.
@@ -62,15 +66,20 @@ def distill(
         check_overlay_names(resume.overlay, base, "`resume`")
     if settings.work is not None:
         files.make_folder(settings.work)
+    if isinstance(teacher, LoadedModel):
+        teacher = LocalTeacher(teacher, asking)
+    model = teacher.model if isinstance(teacher, LocalTeacher) else None
     if student is None:
-        student = load_student(mirror, teacher)
-    if teacher is not None:
-        check_pair(teacher, student, settings)
+        student = load_student(mirror, model)
+    if model is not None:
+        check_pair(model, student, settings)
     opener, skipped = Opener(student, mirror.codebook_of), skipped or Skipped(strict=True)
     fresh, earlier = opener.open_all(shards, skipped), opener.open_all(earlier, skipped)
-    dataset = build_dataset(fresh, teacher, student, settings, earlier=earlier)
+    dataset = build_dataset(
+        fresh, teacher, student, settings, earlier=earlier, asking=asking, skipped=skipped
+    )
     if teacher is not None and unload_teacher:
-        teacher.unload()
+        teacher.close()
     start = _start(base, mirror, resume)
     last: RateAwareSteps | None = None
     try:
@@ -118,7 +127,7 @@ def check_pair(teacher: LoadedModel, student: LoadedModel, settings: DistillSett
     aligned = settings.needs_teacher and {"query", "repr"} & settings.weights().keys()
     if aligned and (reason := found.methods[settings.method]):
         raise SettingError("method", reason, settings.method)
-    if settings.needs_logits and found.kl:
+    if settings.needs_teacher and settings.kl != "none" and found.kl:
         raise SettingError("kl", found.kl, settings.kl)
 
 
@@ -129,37 +138,6 @@ def load_student(
     if teacher is not None:
         compute, dtype = teacher.compute, str(teacher.dtype).removeprefix("torch.")
     return models.load_device(mirror, compute=compute, dtype=dtype)
-
-
-def load_teacher(
-    name: str | None, settings: DistillSettings, compute: str = "auto", dtype: str = "auto"
-) -> tuple[LoadedModel | None, DistillSettings]:
-    """The teacher; if `name` is a file of labels, None and the settings with it as `cache`.
-
-    Args: name: a checkpoint folder, a hub id, or a file of labels; None: no teacher.
-    Raises: UsageError for settings of a teacher that is not loaded, and what `load` raises.
-    """
-    is_file = name is not None and Path(name).is_file()
-    if (name is None or is_file) and (
-        settings.teacher_quantize != "none" or settings.teacher_device_map is not None
-    ):
-        raise UsageError(
-            "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none is "
-            "loaded: leave them out"
-        )
-    if name is None:
-        return None, settings
-    if is_file:
-        if settings.cache is not None or settings.cache_bits is not None:
-            raise UsageError(
-                f"`teacher` {name}: is a file of labels itself: leave `cache` and `cache_bits` out"
-            )
-        return None, replace(settings, cache=Path(name))
-    quantize, device_map = settings.teacher_quantize, settings.teacher_device_map
-    model = models.load(
-        name, compute=compute, dtype=dtype, quantize=quantize, device_map=device_map
-    )
-    return model, settings
 
 
 def _start(
@@ -213,6 +191,8 @@ def summary(adaptation: Adaptation) -> list[str]:
     trained = f"{report['num_trained']} questions trained on"
     if report["num_unanswered"]:
         trained += f", {report['num_unanswered']} left out because the teacher's answer is empty"
+    if report["num_unlabelled"]:
+        trained += f", {report['num_unlabelled']} left out without a label"
     held = report["held_out"]
     if held is None:
         return [*lines, f"{trained}, none held out: the last epoch is written"]

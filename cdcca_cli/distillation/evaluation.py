@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Purpose, draws
-from cdcca_cli.distillation.encoding import (
+from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.formats.adaptation import HeldOut
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import (
     FORWARD_POSITIONS,
     Example,
     check_fit,
@@ -25,10 +29,6 @@ from cdcca_cli.distillation.encoding import (
     passes,
     prompt_length,
 )
-from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy
-from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.formats.adaptation import HeldOut
-from cdcca_cli.models import LoadedModel
 from cdcca_cli.numerics.statistics import (
     CONFIDENCE,
     RESAMPLES,

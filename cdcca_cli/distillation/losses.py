@@ -100,6 +100,24 @@ def answer_cross_entropy(logits_BAV: Tensor, answer_ids_BA: Tensor) -> Tensor:
     return nats_BA.sum(1) / (answer_ids_BA != IGNORED).sum(1).clamp(min=1)
 
 
+def outcomes(logits_BAV: Tensor, ids_BAK: Tensor) -> Tensor:
+    """Log-probabilities of K tokens and, last, of all others together: (B, A, K + 1).
+
+    With these a divergence over K + 1 outcomes is at most that over V, and equal to it if the
+    others' shares among each other are. Args: ids_BAK: -1 where there are fewer.
+    """
+    logp_BAV = _log_p(logits_BAV, 1.0)
+    there_BAK = ids_BAK >= 0
+    places_BAK = ids_BAK.clamp(min=0)
+    lowest = torch.finfo(torch.float16).min
+    own_BAK = logp_BAV.gather(-1, places_BAK).masked_fill(~there_BAK, lowest)
+    # Where there are fewer, place 0 is not taken out unless it is one of them.
+    taken_BAV = torch.zeros_like(logp_BAV, dtype=torch.bool)
+    taken_BAV = taken_BAV.scatter_add(-1, places_BAK, there_BAK)
+    rest_BA1 = logp_BAV.masked_fill(taken_BAV, lowest).logsumexp(-1, keepdim=True)
+    return torch.cat([own_BAK, rest_BA1], -1)
+
+
 def forward_kl(
     teacher_BAV: Tensor, student_BAV: Tensor, answer_ids_BA: Tensor, temperature: float = 1.0
 ) -> Tensor:

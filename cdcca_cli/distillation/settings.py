@@ -1,10 +1,12 @@
 """The settings of `cdcca distill`, each with its range and the methods it is for."""
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cdcca_cli import remote
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.names import GROUP_NAMES
 from cdcca_cli.settings import check, described, refuse_idle, setting
@@ -79,11 +81,10 @@ class DistillSettings:
     )
     seed: int = setting(0, "Seed of the batches, of replay and of cotta's draws", at_least=0)
     work: Path | None = setting(None, "Folder that keeps each epoch, to resume a stopped run")
-    cache: Path | None = setting(None, "File that keeps the teacher's outputs for later runs")
-    teacher_quantize: str = setting(
-        "none",
-        "How the teacher's language model is quantised when it is loaded",
-        choices=("none", "int8", "nf4"),
+    labels: tuple[str, ...] = setting(
+        (),
+        "File of the teacher's labels (repeatable); with a teacher, the last one gets those that "
+        "are missing",
     )
     query_weight: float | None = _taught(
         None,
@@ -116,9 +117,6 @@ class DistillSettings:
     kl_weight: float | None = _taught(None, "Weight of the KL divergence", at_least=0, usually="1")
     kl_temperature: float | None = _taught(
         None, "Temperature of both distributions in the KL divergence", above=0, usually="1"
-    )
-    cache_bits: int | None = _tuning(
-        None, "Bits a number in a new cache file", choices=(32, 16, 8), usually="16"
     )
     micro_batch_size: int | None = _tuning(
         None,
@@ -165,9 +163,6 @@ class DistillSettings:
         at_most=1,
     )
     cotta_views: int = _cotta(32, "Number of augmented views", at_least=1)
-    teacher_device_map: str | None = _tuning(
-        None, "How the teacher is spread over GPUs and memory", choices=("auto",)
-    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -216,9 +211,16 @@ class DistillSettings:
     def needs_teacher(self) -> bool:
         return self.method in _WITH_TEACHER
 
-    @property
-    def needs_logits(self) -> bool:
-        return self.kl != "none"
+    def label_files(self, teacher: str | None) -> list[Path]:
+        """The files of labels; of a teacher by name without any, one in the work folder."""
+        if self.labels or teacher is None or self.work is None:
+            if self.labels and teacher is not None and remote.is_address(self.labels[-1]):
+                last = remote.shown(self.labels[-1])
+                raise SettingError(
+                    "labels", f"labels are added to the last: {remote.NOT_HERE}", last
+                )
+            return [remote.local(name) for name in self.labels]
+        return [self.work / f"{hashlib.sha256(teacher.encode()).hexdigest()[:16]}.labels"]
 
     @property
     def trained_groups(self) -> tuple[str, ...] | None:

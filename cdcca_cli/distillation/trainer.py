@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli import progress, streams
-from cdcca_cli.distillation import distributed, methods
+from cdcca_cli import distributed, progress, streams
+from cdcca_cli.distillation import methods
 from cdcca_cli.distillation.activations import is_recomputed
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.dataset import Dataset, shuffled_batches
-from cdcca_cli.distillation.encoding import prompt_length
 from cdcca_cli.distillation.evaluation import Evaluator, HeldOutResult, comparison
 from cdcca_cli.distillation.losses import distillation_loss
 from cdcca_cli.distillation.optimiser import adam, open_overlay, schedule
@@ -39,8 +38,9 @@ from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.labels import key_of
+from cdcca_cli.formats.labels import payload_digest, question_digest
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import prompt_length
 
 LR = 0.0057
 """The default learning rate times sqrt(width of the language model). A larger one learns more of
@@ -340,10 +340,11 @@ class Epochs(TrainingLoop):
         trainer, dataset, settings = self.trainer, self.trainer.dataset, self.trainer.settings
         frames = [dataset.examples[number].shard.frame for number in dataset.held_out]
         return {
-            "teacher": None if dataset.outputs is None else dataset.outputs.head.teacher,
+            "teacher": None if dataset.source is None else dataset.source.name,
             "tower": trainer.student.tower_digest,
             "num_frames": len({example.shard.frame for example in dataset.examples}),
             "num_asks": len(dataset.examples),
+            "num_unlabelled": dataset.num_unlabelled,
             "num_unanswered": dataset.num_unanswered,
             "num_replayed": dataset.num_replayed,
             "num_trained": len(dataset.train) if self.num_segments else 0,
@@ -385,15 +386,17 @@ class Epochs(TrainingLoop):
 def _identity(trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> list[Any]:
     """Everything that the epochs depend on."""
     settings, dataset, student = asdict(trainer.settings), trainer.dataset, trainer.student
-    unused = ("work", "cache", "cache_bits", "checkpointing", "rate_aware", "bits")
-    for name in (*unused, "teacher_quantize", "teacher_device_map"):
+    for name in ("work", "labels", "checkpointing", "rate_aware", "bits"):
         del settings[name]
     shards = {id(example.shard): example.shard for example in dataset.examples}
-    head = None if dataset.outputs is None else dataset.outputs.head
     return [
-        None if head is None else [head.teacher, head.dtype, head.bits],
+        None if dataset.source is None else asdict(dataset.source),
         *(mirror.digest, overlay_digest(start)),
-        *([key_of(shard) for shard in shards.values()], settings, trainer.lr),
+        [
+            [payload_digest(shard), *map(question_digest, shard.questions)]
+            for shard in shards.values()
+        ],
+        *(settings, trainer.lr),
         *(student.compute, str(student.dtype), student.tower_digest),
         asdict(mirror.settings),
         [dataset.answers, dataset.train, dataset.held_out],

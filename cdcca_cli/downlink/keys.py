@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cdcca_cli import files, streams
+from cdcca_cli import files, remote, streams
 from cdcca_cli.downlink.signatures import PrivateKey, signers
 from cdcca_cli.errors import (
     BadData,
@@ -83,6 +83,7 @@ def missing(trust: Trust | None, keys: Sequence[PrivateKey]) -> list[str]:
 
 def read_public_key(path: str | Path) -> str:
     """The key in a public key file, 64 hexadecimal digits. Raises: as `read_private_key`."""
+    path = remote.local(path)
     data, _ = _read(path)
     if b"PRIVATE KEY" in data:
         raise UsageError(f"{path}: is a private key: name the public one, {path}.pub")
@@ -138,21 +139,23 @@ def _read(path: str | Path) -> tuple[bytes, int]:
 # ---------------------------------------------------------------- trust lists
 
 
-def trust_of(path: Path) -> Trust | None:
+def trust_of(name: str | Path) -> Trust | None:
     """The trust of a device folder (None without keys) or of a trust list."""
+    path = remote.local(name)
     if path.is_dir():
         return Device.open(path).trust
     with streams.binary_input(path) as source:
         return read_trust_list(source, where=str(path)).trust
 
 
-def first_trust(paths: Sequence[Path], threshold: int | None) -> Trust | None:
+def first_trust(names: Sequence[str | Path], threshold: int | None) -> Trust | None:
     """The trust of a new device: public keys, or one trust list signed by its own keys.
 
     Args: threshold: for public keys; None: 1.
     Returns: None without files.
     Raises: UsageError, SignatureRefused, MissingInput, BadData, NewerFormat.
     """
+    paths = [remote.local(name) for name in names]
     if not paths:
         if threshold is not None:
             raise SettingError("threshold", "does nothing without `trust`", threshold)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 SHORT_ANSWER = "{prompt}\nAnswer the question using a single word or phrase."
 SHORT_CAPTION = "Describe the image in one short sentence."
@@ -170,6 +170,13 @@ _LLAVA = Family(
     connector_paths=(_PROJECTOR,),
     entries=(_PROJECTOR,),
 )
+_LLAVA_PIXTRAL = replace(
+    _LLAVA,
+    blocks="transformer.layers",
+    sizes="image_sizes",
+    is_packed=True,
+    processor="pixtral",
+)
 _LLAVA_NEXT = replace(
     _LLAVA,
     name="llava_next",
@@ -261,17 +268,13 @@ _ROWS = (
         adjust="llava_onevision",
     ),
     replace(
-        _LLAVA,
+        _LLAVA_PIXTRAL,
         name="mistral3",
-        blocks="transformer.layers",
         entries=(f"{_PROJECTOR}.norm",),
         exits=(_PROJECTOR,),
         cell="square",
         side="spatial_merge_size",
         connect="mistral3",
-        sizes="image_sizes",
-        is_packed=True,
-        processor="pixtral",
     ),
     _AYA_VISION,
     replace(
@@ -426,6 +429,15 @@ _ROWS = (
 )
 
 FAMILIES = {row.model_type: row for row in _ROWS}
+_OTHER_TOWERS = {("llava", "pixtral"): _LLAVA_PIXTRAL}
+"""Rows of checkpoints whose tower is not their family's usual one, by both model types."""
+
+
+def family_of(config: Any) -> Family:
+    """The row of a checkpoint's config, whose model type is one of FAMILIES."""
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    return _OTHER_TOWERS.get((config.model_type, tower)) or FAMILIES[config.model_type]
+
 
 _TEXT_MODELS = {"t5": TextModel(attention=".SelfAttention")}
 

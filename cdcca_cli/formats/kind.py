@@ -31,8 +31,7 @@ HEAD_BYTES = (1 << 20) + 8
 """How much of a file `describe` looks at: the longest header of a record."""
 _RECORDS: dict[str, str] = {
     **dict.fromkeys(("shards", "shard", "frames", "end"), "shards"),
-    "lessons": "labels",
-    "lesson": "labels",
+    **dict.fromkeys(("label", "lessons", "lesson"), "labels"),
     **{kind: kind for kind in ("adaptation", "update", "overlay", "trust", "codebook")},
 }
 _PICTURES: dict[str, bytes] = {
@@ -106,7 +105,7 @@ _MAGIC = (
 )
 _WORDS: dict[str, str] = {
     "shards": "token shards, which cdcca sample writes and cdcca distill takes",
-    "labels": "a teacher's labels, which cdcca distill keeps in its cache",
+    "labels": "a teacher's labels, which cdcca label writes and cdcca distill takes",
     "adaptation": "an adaptation, which cdcca distill writes and cdcca compress takes",
     "update": "an update, which cdcca compress writes and cdcca apply takes",
     "overlay": "the overlay of a device folder",

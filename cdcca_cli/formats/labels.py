@@ -1,126 +1,149 @@
-"""Labels: a teacher's outputs for token shards, kept so that it runs once.
+"""Labels: what a teacher answers to questions about frames, kept so that it is asked once.
 
-A file of records (`records`) end to end: a head, then one entry for each shard, in the order in
-which they were computed. It is only appended to. This module runs no teacher and knows no model.
+A stream of records (`records`), in any order; files joined by `cat` are one stream. A record has
+the labels of one teacher for K questions about one frame, and is whole by itself. This module runs
+no teacher and knows no model; `label_stream` reads and writes streams.
 
-Head. No tensors. Header, all keys always present:
+Header, all keys always present:
 
-    kind "lessons", version 1
-    teacher     digest of the teacher
-    vocabulary  digest of its vocabulary: whether its logits are another model's too
-    dtype       what it computed in: "float32", "bfloat16" or "float16"
-    bits        32, 16 or 8: how an entry's numbers are stored
+    kind "label", version 1
+    frame       the frame's id, for messages
+    payload     digest of the frame as it was sent (`payload_digest`)
+    teacher     who answered: a checkpoint's digest, or an address or a name ("https://host/v1#m")
+    vocabulary  digest of the vocabulary that all ids are of; null if pieces stand for ids
+    dtype       what the teacher computed in: "float32", "bfloat16" or "float16"; null: not known
+    questions   K digests (`question_digest`), different ones
+    answers     K strings; "" where the teacher answered with nothing
+    nats        K numbers >= 0 or null: the teacher's negative log-probability per answer token
+    ends        K of "stop", "length" (cut), "choice" (the answer is the likeliest choice) or null
+    scores      K lists of numbers, or null: the log-probability of each of the question's choices
+    inputs      K places in `queries`, or null: which input of the connector a question has
+    lengths     {name: one whole number for each part} of the tensors that there are; parts are the
+                inputs for `queries`, else the questions. A part may be empty
+    counts      {name: one whole number for each part} of `queries` and `visual`, where not all rows
+                are kept: how many there were
+    sum         digest of the tensors as stored and, as one more tensor named "header", U8, of the
+                rest of this header as canonical JSON
 
-Entry, of one shard with K questions. Header, all keys always present:
+Tensors, each of which may be absent. R rows are all parts end to end. The features are F32, F16, or
+I8 in [-127, 127] with another tensor, F32, of one scale a row, named `<name>.scales` (the value is
+their product, as in `shard`):
 
-    kind "lesson", version 1, or 2 if not all rows of `queries` and `visual` are kept
-    key      digest of the shard's content, questions included (`key_of`)
-    sum      digest of the tensors as stored and, as one more tensor named "header", U8, of the
-             rest of this header as canonical JSON
-    answers  K strings, each the teacher's answer; "" where it answered with nothing
-    nats     K numbers >= 0: the teacher's own cross-entropy of its answer, per answer token
-    inputs   K whole numbers: which input of `queries` each question has
-    queries  lengths L_i of the inputs' rows, one for each input
-    visual   lengths L_k of the questions' rows of `visual`
-    answer   lengths A_k of the questions' rows of `answer` and `logits`
-    queries_of, visual_of   version 2 alone: how many rows there were, for each length of `queries`
-                            and `visual`
+    queries  (R, C)  what the connector made of the tokens, for each input
+    visual   (R, D)  the language model's last attention at the visual positions
+    answer   (R, D)  the same where each answer token is predicted
+    queries.kept, visual.kept  (R,) I32: each row's number, from 0, among those there were,
+                     ascending in each part; with `counts`
 
-Tensors, each F32, F16, or I8 in [-127, 127] with another tensor, F32, of one scale a row, named
-`<name>.scales` (the value is their product, as in `shard`):
+and of the answer's tokens, the end token included, if the teacher gave it:
 
-    queries  (sum L_i, C)  what the connector made of the tokens, for each input
-    visual   (sum L_k, D)  the language model's last attention at the visual positions
-    answer   (sum A_k, D)  the same where each answer token is predicted; absent where that
-                           attention does not see the answer
-    logits   (sum A_k, V)  of the answer's tokens; may be absent
+    top       (R, k) F16: log-probabilities of the k likeliest tokens, descending; -65504 for a
+              probability of 0, and where there are fewer
+    top.rest  (R,) F16: log-probability of all other tokens together
+    top.ids   (R, k) I32: their ids; -1 where there are fewer. Or, of a teacher without ids,
+    top.pieces (R, k) U16: their lengths in bytes, and top.bytes U8: their bytes end to end
 
-and in version 2 two of I32, which have for each row its number, from 0, among those there were,
-ascending in each input or question: queries.kept (sum L_i,) and visual.kept (sum L_k,).
-
-All values are finite; a tensor with a value that its bits cannot hold is F32. Scales are >= 0. Of
-two entries with one key the later one counts. If the file ends inside an entry, the whole entries
-count, and the next writer cuts the rest off.
+All values are finite; a feature with a value that its bits cannot hold is F32. Of two labels with
+one payload, question and teacher the later one counts.
 """
 
-import fcntl
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, get_type_hints
+from itertools import accumulate, pairwise
+from typing import Any, Literal
 
 import numpy as np
 
-from cdcca_cli import files, streams
-from cdcca_cli.errors import BadData, CannotWrite, MissingInput
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.label_rows import Kept
-from cdcca_cli.formats.locks import lock
 from cdcca_cli.formats.names import DTYPES
-from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard import Question, Shard
 
 VERSION = 1
-ENTRY_VERSION = 2
-KINDS = {"lessons": VERSION, "lesson": ENTRY_VERSION}
-BITS = (32, 16, 8)
 LIMITS = records.Limits(record_bytes=1 << 33)
-_OPENINGS = 100
-TENSORS = ("queries", "visual", "answer", "logits")
+BITS = (32, 16, 8)
+FEATURES = ("queries", "visual", "answer")
 OF_THE_PICTURE = ("queries", "visual")
-"""The tensors of which an entry may keep some rows alone."""
+"""The features of which a label may keep some rows alone."""
+LOWEST = -65504.0
+"""The log-probability that stands for a probability of 0: the lowest number of 16 bits."""
 
-
-@dataclass(frozen=True)
-class Head:
-    """The teacher of the labels, and how they are stored."""
-
-    teacher: str
-    vocabulary: str
-    dtype: str
-    bits: int
-
-
-_HEAD = records.HEAD | get_type_hints(Head)
-_LENGTHS = {"inputs": list[int], "queries": list[int], "visual": list[int], "answer": list[int]}
-_ENTRY = records.HEAD | _LENGTHS
-_ENTRY |= {"key": str, "sum": str, "answers": list[str], "nats": list[float]}
-_COUNTS = {f"{name}_of": list[int] for name in OF_THE_PICTURE}
+End = Literal["stop", "length", "choice"]
 
 
 @dataclass(eq=False)
-class LabelEntry:
-    """The teacher's outputs for one shard with K questions, float32.
+class Top:
+    """The likeliest tokens at each of A answer tokens, and all others as one.
 
-    queries: (L, C) of each input of the connector; inputs: the input of each question.
-    visual: (L, D), answer: (A, D) and logits: (A, V) of each question; None where absent.
-    kept: which rows there are of each of `queries` and `visual`; None: all.
+    logp_AK: float32, descending; rest_A: float32. ids_AK: int32, -1 where there are fewer, or None;
+    then pieces_AK are the tokens' texts, in bytes, b"" where there are fewer.
     """
 
-    answers: list[str]
-    nats: list[float]
-    inputs: list[int]
-    queries: list[np.ndarray]
-    visual: list[np.ndarray]
-    answer: list[np.ndarray] | None = None
-    logits: list[np.ndarray] | None = None
-    kept: dict[str, list[Kept]] | None = None
+    logp_AK: np.ndarray
+    rest_A: np.ndarray
+    ids_AK: np.ndarray | None = None
+    pieces_AK: list[list[bytes]] | None = None
 
 
-def key_of(shard: Shard) -> str:
-    """Digest of a shard's questions and payload: pictures and codes as they were sent, else tokens.
+@dataclass(eq=False)
+class Label:
+    """What a teacher answered to one question, and what it made of it.
+
+    nats, end, scores: as in the record. queries (L, C), visual (N, D), answer_rows (A, D): float32,
+    or None. Labels of one frame may share an array of queries. kept: which rows of `queries` and
+    `visual` these are; a name that is missing: all.
+    """
+
+    answer: str
+    nats: float | None = None
+    end: End | None = None
+    scores: list[float] | None = None
+    top: Top | None = None
+    queries: np.ndarray | None = None
+    visual: np.ndarray | None = None
+    answer_rows: np.ndarray | None = None
+    kept: Mapping[str, Kept] | None = None
+
+    @property
+    def missing(self) -> set[str]:
+        """The parts that it does not have: nats, top, queries, visual, answer."""
+        parts = {"nats": self.nats, "top": self.top, "queries": self.queries, "visual": self.visual}
+        parts["answer"] = self.answer_rows
+        return {name for name, part in parts.items() if part is None}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose labels these are. name: the header's `teacher`."""
+
+    name: str
+    vocabulary: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(eq=False)
+class Entry:
+    """A record: the labels of questions, by their digests, about one frame."""
+
+    frame: str
+    payload: str
+    source: Source
+    labels: dict[str, Label]
+
+
+# ---------------------------------------------------------------- keys
+
+
+def payload_digest(shard: Shard) -> str:
+    """Digest of a frame as it was sent: a picture or codes as they are, else tokens and places.
 
     Decoded codes are equal to the last bit on one machine only.
     """
-    questions = [
-        [question.id, question.prompt, question.task, question.choices]
-        for question in shard.questions
-    ]
-    described = [shard.frame, shard.tower, shard.num_tokens, questions]
+    described: list[Any] = [shard.tower, shard.num_tokens]
     payload = {"tokens": shard.tokens, "positions": shard.positions}
     if shard.coding.codec == "klt" and shard.codes is not None:
         described += [shard.coding.codebook, shard.coding.step]
@@ -128,259 +151,278 @@ def key_of(shard: Shard) -> str:
     elif shard.picture is not None:
         described += [shard.picture.media, shard.picture.size]
         payload = {"tokens": np.frombuffer(shard.picture.data, np.uint8)}
-    content = records.dump_json(described).encode()
-    # The names are hashed too.
-    return overlay_digest({"said": np.frombuffer(content, np.uint8), **payload})
+    return overlay_digest({"header": _json_bytes(described), **payload})
 
 
-def encode(key: str, entry: LabelEntry, bits: int) -> bytes:
-    """The record of an entry; BadData for values that are not finite."""
-    where = f"the entry {key}"
-    if not all(map(math.isfinite, entry.nats)):
-        raise BadData(f"{where}: a cross-entropy that is not finite")
+def question_digest(question: Question) -> str:
+    """Digest of what is asked: prompt, task and choices."""
+    asked = [question.prompt, question.task, question.choices]
+    return overlay_digest({"question": _json_bytes(asked)})
+
+
+def _json_bytes(value: object) -> np.ndarray:
+    return np.frombuffer(records.dump_json(value).encode(), np.uint8)
+
+
+# ---------------------------------------------------------------- writing
+
+_HEADER: dict[str, Any] = records.HEAD | {
+    "frame": str,
+    "payload": str,
+    "teacher": str,
+    "vocabulary": str | None,
+    "dtype": str | None,
+    "questions": list[str],
+    "answers": list[str],
+    "nats": list,
+    "ends": list,
+    "scores": list,
+    "inputs": list,
+    "lengths": dict,
+    "counts": dict,
+    "sum": str,
+}
+
+
+def encode(entry: Entry, bits: int) -> bytes:
+    """The record of an entry. Args: bits: a number of the features. BadData for NaN or infinity."""
+    found = list(entry.labels.values())
+    inputs: dict[int, int] = {}  # by the identity of an array of queries
+    for label in found:
+        if label.queries is not None:
+            inputs.setdefault(id(label.queries), len(inputs))
+    firsts = {id(label.queries): label for label in reversed(found) if label.queries is not None}
+    holders = {"queries": [firsts[key] for key in inputs], "visual": found, "answer": found}
     tensors: dict[str, np.ndarray] = {}
-    rows = entry.answer if entry.answer is not None else entry.logits
-    for name in TENSORS:
-        parts: list[np.ndarray] | None = getattr(entry, name)
-        if parts is not None:
-            values_RC = np.concatenate(parts)
-            if not np.isfinite(values_RC).all():
-                raise BadData(f"{where}: {name} has values that are not finite")
-            tensors |= label_rows.stored(name, values_RC, bits)
+    lengths: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
+    for name, labels in holders.items():
+        parts = [label.answer_rows if name == "answer" else vars(label)[name] for label in labels]
+        rows = [part for part in parts if part is not None]
+        if not rows:
+            continue
+        values_RC = np.concatenate(rows)
+        if not np.isfinite(values_RC).all():
+            raise BadData(f"frame {entry.frame[:80]}: {name} has values that are not finite")
+        tensors |= label_rows.stored(name, values_RC, bits)
+        lengths[name] = [0 if part is None else len(part) for part in parts]
+        kept = [(label.kept or {}).get(name) for label in labels]
+        if any(kept):
+            all_kept = [
+                one or Kept(np.arange(length, dtype=np.int32), length)
+                for one, length in zip(kept, lengths[name], strict=True)
+            ]
+            counts[name] = [one.count for one in all_kept]
+            tensors[f"{name}.kept"] = np.concatenate([one.rows_L for one in all_kept])
+    if any(label.top is not None for label in found):
+        tensors |= _stored_tops([label.top for label in found])
+        lengths["top"] = [0 if label.top is None else len(label.top.rest_A) for label in found]
     header = {
-        "kind": "lesson",
-        "version": 1,
-        "key": key,
-        "answers": entry.answers,
-        "nats": entry.nats,
-        "inputs": entry.inputs,
-        "queries": [len(part) for part in entry.queries],
-        "visual": [len(part) for part in entry.visual],
-        "answer": [0] * len(entry.answers) if rows is None else [len(part) for part in rows],
+        "kind": "label",
+        "version": VERSION,
+        "frame": entry.frame,
+        "payload": entry.payload,
+        "teacher": entry.source.name,
+        "vocabulary": entry.source.vocabulary,
+        "dtype": entry.source.dtype,
+        "questions": list(entry.labels),
+        "answers": [label.answer for label in found],
+        "nats": [label.nats for label in found],
+        "ends": [label.end for label in found],
+        "scores": [label.scores for label in found],
+        "inputs": [None if one.queries is None else inputs[id(one.queries)] for one in found],
+        "lengths": lengths,
+        "counts": counts,
     }
-    if entry.kept is not None:
-        header["version"] = ENTRY_VERSION
-        for name, parts_kept in entry.kept.items():
-            header[f"{name}_of"] = [part.count for part in parts_kept]
-            tensors[f"{name}.kept"] = np.concatenate([part.rows_L for part in parts_kept])
+    _check_numbers(header, f"frame {entry.frame[:80]}")
     out = BytesIO()
     records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
     return out.getvalue()
 
 
+def _stored_tops(tops: Sequence[Top | None]) -> dict[str, np.ndarray]:
+    there = [top for top in tops if top is not None]
+    width = max(top.logp_AK.shape[1] for top in there)
+
+    def wide(values_AK: np.ndarray, fill: float) -> np.ndarray:
+        missing = width - values_AK.shape[1]
+        return np.pad(values_AK, ((0, 0), (0, missing)), constant_values=fill)
+
+    def half(values: np.ndarray) -> np.ndarray:
+        return np.maximum(values, LOWEST).astype(np.float16)
+
+    tensors = {
+        "top": half(np.concatenate([wide(top.logp_AK, LOWEST) for top in there])),
+        "top.rest": half(np.concatenate([top.rest_A for top in there])),
+    }
+    ids = [top.ids_AK for top in there if top.ids_AK is not None]
+    if ids:
+        return tensors | {"top.ids": np.concatenate([wide(part, -1) for part in ids])}
+    rows = [row + [b""] * (width - len(row)) for top in there for row in top.pieces_AK or []]
+    sizes = np.array([[len(piece) for piece in row] for row in rows], np.uint16)
+    text = np.frombuffer(b"".join(piece for row in rows for piece in row), np.uint8)
+    return tensors | {"top.pieces": sizes.reshape(len(rows), width), "top.bytes": text}
+
+
 def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     rest = {name: value for name, value in header.items() if name != "sum"}
-    text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
-    return overlay_digest({**tensors, "header": text})
+    return overlay_digest({**tensors, "header": _json_bytes(rest)})
 
 
-def decode(record: records.Record, where: str) -> LabelEntry:
+# ---------------------------------------------------------------- reading
+
+
+def check_header(header: Mapping[str, Any], where: str) -> None:
+    """Refuse a record's header that is not sound by itself. BadData."""
+    found = records.fields(header, _HEADER, where)
+    digests = [found["payload"], *found["questions"]]
+    digests += [found["vocabulary"]] * (found["vocabulary"] is not None)
+    if not all(map(is_digest, digests)):
+        raise BadData(f"{where}: a payload, question or vocabulary that is not a digest")
+    if not found["teacher"] or found["dtype"] not in (None, *DTYPES):
+        raise BadData(f"{where}: the teacher of its labels is damaged")
+    questions = found["questions"]
+    if not questions or len(set(questions)) != len(questions):
+        raise BadData(f"{where}: no question, or one twice")
+    for name in ("answers", "nats", "ends", "scores", "inputs"):
+        if len(found[name]) != len(questions):
+            raise BadData(
+                f"{where}: {len(questions):,} questions, but {len(found[name]):,} in {name!r}"
+            )
+    _check_numbers(header, where)
+
+
+def _check_numbers(header: Mapping[str, Any], where: str) -> None:
+    """BadData for a number that is not finite, or of another type or range."""
+    for value in header["nats"]:
+        if value is not None and not _is_number(value, at_least=0):
+            raise BadData(f"{where}: a cross-entropy that is not a number from 0 up")
+    for scores in header["scores"]:
+        is_list = isinstance(scores, list) and all(map(_is_number, scores))
+        if scores is not None and not is_list:
+            raise BadData(f"{where}: scores of choices that are not numbers")
+    if any(end not in (None, "stop", "length", "choice") for end in header["ends"]):
+        raise BadData(f"{where}: an unknown end of an answer")
+    wholes = [value for value in header["inputs"] if value is not None]
+    for parts in (*header["lengths"].values(), *header["counts"].values()):
+        if not isinstance(parts, list):
+            raise BadData(f"{where}: lengths that are no list")
+        wholes += parts
+    if any(type(value) is not int or not 0 <= value <= 1 << 31 for value in wholes):
+        raise BadData(f"{where}: a length or place that is not a whole number from 0 up")
+
+
+def _is_number(value: object, at_least: float = -math.inf) -> bool:
+    if type(value) is int and abs(value) < 1 << 53:
+        value = float(value)
+    return type(value) is float and math.isfinite(value) and value >= at_least
+
+
+def decode(record: records.Record, where: str) -> Entry:
     """The entry in a record, checked. BadData."""
     header, tensors = record.header, record.tensors
-    found = _checked(header, where)
-    present = {name for name in TENSORS if name in tensors}
-    others = {f"{name}.scales" for name in present if tensors[name].dtype == np.int8}
-    if header["version"] > 1:
-        others |= {f"{name}.kept" for name in OF_THE_PICTURE}
-    if not present >= {*OF_THE_PICTURE} or set(tensors) != present | others:
-        raise BadData(f"{where}: an entry with the tensors {str(sorted(tensors))[:200]}")
+    check_header(header, where)
+    _check_tensor_names(header, tensors, where)
     if _sum(header, tensors) != header["sum"]:
-        raise BadData(f"{where}: damaged, its sum does not match: name another `cache`")
-    split: dict[str, Any] = {
-        name: label_rows.split(tensors, name, found["answer" if name == "logits" else name], where)
-        for name in present
-    }
-    if header["version"] > 1:
-        split["kept"] = {
-            name: label_rows.split_kept(
-                tensors[f"{name}.kept"], found[f"{name}_of"], found[name], name, where
-            )
-            for name in OF_THE_PICTURE
-        }
-    return LabelEntry(**{name: found[name] for name in ("answers", "nats", "inputs")}, **split)
-
-
-def _checked(header: Mapping[str, Any], where: str) -> dict[str, Any]:
-    version: int = header["version"]
-    found = records.fields(header, _ENTRY if version == 1 else _ENTRY | _COUNTS, where)
-    if not is_digest(found["key"]):
-        raise BadData(f"{where}: 'key' is not a digest")
-    for name in ("nats", "inputs", "visual", "answer"):
-        if len(found[name]) != len(found["answers"]):
-            raise BadData(
-                f"{where}: {len(found['answers']):,} answers, but {len(found[name]):,} in {name!r}"
-            )
-    numbers = ("nats", *_LENGTHS, *(_COUNTS if version > 1 else ()))
-    if any(value < 0 for name in numbers for value in found[name]):
-        raise BadData(f"{where}: a number below 0")
-    if any(number >= len(found["queries"]) for number in found["inputs"]):
+        raise BadData(f"{where}: damaged, its sum does not match")
+    count, lengths = len(header["questions"]), header["lengths"]
+    for name, parts in lengths.items():
+        if name != "queries" and len(parts) != count:
+            raise BadData(f"{where}: {count:,} questions, but {len(parts):,} lengths of {name}")
+    inputs = header["inputs"]
+    if any(place >= len(lengths.get("queries", ())) for place in inputs if place is not None):
         raise BadData(f"{where}: a question has an input that does not exist")
+    rows = {
+        name: label_rows.split(tensors, name, lengths[name], where)
+        for name in FEATURES
+        if name in lengths
+    }
+    kept = {
+        name: label_rows.split_kept(tensors[f"{name}.kept"], counts, lengths[name], name, where)
+        for name, counts in header["counts"].items()
+    }
+    tops = _tops(tensors, lengths["top"], where) if "top" in lengths else [None] * count
+    labels = {}
+    for place, question in enumerate(header["questions"]):
+        parts = {"visual": place, "answer": place}
+        if inputs[place] is not None:
+            parts["queries"] = inputs[place]
+        found = {
+            name: rows[name][at] for name, at in parts.items() if name in rows and lengths[name][at]
+        }
+        labels[question] = Label(
+            answer=header["answers"][place],
+            nats=header["nats"][place],
+            end=header["ends"][place],
+            scores=header["scores"][place],
+            top=tops[place],
+            queries=found.get("queries"),
+            visual=found.get("visual"),
+            answer_rows=found.get("answer"),
+            kept={name: kept[name][parts[name]] for name in kept if name in found} or None,
+        )
+    source = Source(header["teacher"], header["vocabulary"], header["dtype"])
+    return Entry(header["frame"], header["payload"], source, labels)
+
+
+def _check_tensor_names(
+    header: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
+) -> None:
+    lengths, counts = header["lengths"], header["counts"]
+    expected = set(lengths)
+    for name in lengths:
+        if name in FEATURES and name in tensors and tensors[name].dtype == np.int8:
+            expected.add(f"{name}.scales")
+    expected |= {f"{name}.kept" for name in counts}
+    if "top" in lengths:
+        expected |= {"top.rest"}
+        expected |= {"top.ids"} if "top.ids" in tensors else {"top.pieces", "top.bytes"}
+    is_known = set(lengths) <= {*FEATURES, "top"} and set(counts) <= {*OF_THE_PICTURE} & {*lengths}
+    if not is_known or set(tensors) != expected:
+        raise BadData(f"{where}: labels with the tensors {str(sorted(tensors))[:200]}")
+    if header["vocabulary"] is None and "top.ids" in tensors:
+        raise BadData(f"{where}: ids of a vocabulary that it does not name")
+
+
+def _tops(
+    tensors: Mapping[str, np.ndarray], lengths: Sequence[int], where: str
+) -> list[Top | None]:
+    """The distributions of each question; None without any."""
+    stored, rest, total = tensors["top"], tensors["top.rest"], sum(lengths)
+    is_sound = stored.ndim == 2 and stored.dtype == rest.dtype == np.float16
+    if not is_sound or len(stored) != total or rest.shape != (total,):
+        raise BadData(f"{where}: {len(stored):,} rows of top; expected {total:,} of F16")
+    logp_RK, rest_R = stored.astype(np.float32), rest.astype(np.float32)
+    if not all(np.isfinite(part).all() and (part <= 0.01).all() for part in (logp_RK, rest_R)):
+        raise BadData(f"{where}: top has values that are no log-probabilities")
+    ids_RK = tensors.get("top.ids")
+    pieces = None
+    if ids_RK is not None:
+        if ids_RK.dtype != np.int32 or ids_RK.shape != logp_RK.shape or (ids_RK < -1).any():
+            raise BadData(f"{where}: top has other ids than log-probabilities")
+    else:
+        pieces = _pieces(tensors["top.pieces"], tensors["top.bytes"], logp_RK.shape, where)
+    found: list[Top | None] = []
+    for begin, end in pairwise([0, *accumulate(lengths)]):
+        at = slice(begin, end)
+        part = Top(
+            logp_RK[at],
+            rest_R[at],
+            None if ids_RK is None else ids_RK[at],
+            None if pieces is None else pieces[at],
+        )
+        found.append(part if end > begin else None)
     return found
 
 
-class _Place(NamedTuple):
-    begin: int
-    has_logits: bool
-
-
-class LabelFile:
-    """A file of labels. Entries are found by their keys; each is checked when it is read."""
-
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        """Args: file: kept open. Raises: BadData, also for an empty file, NewerFormat."""
-        self._file, self.where = file, where
-        self.places: dict[str, _Place] = {}
-        file.seek(0)
-        kinds = {"lessons": VERSION}
-        first = records.read_record(file, kinds=kinds, limits=LIMITS, where=where)
-        if first is None:
-            raise BadData(f"{where}: empty; expected a teacher's labels")
-        self.head = parse_head(first, where)
-        self.end = first.num_bytes
-        self._scan()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.places
-
-    def has(self, key: str, *, logits: bool) -> bool:
-        """Whether there is an entry of this key, with logits if they are needed."""
-        return key in self.places and (self.places[key].has_logits or not logits)
-
-    def read(self, key: str) -> LabelEntry:
-        """One entry. KeyError if there is none, BadData if it is damaged."""
-        begin = self.places[key].begin
-        where, kinds = self._at(begin), {"lesson": ENTRY_VERSION}
-        self._file.seek(begin)
-        record = records.read_record(self._file, kinds=kinds, limits=LIMITS, where=where)
-        if record is None:
-            raise BadData(f"{where}: cut short")
-        return decode(record, where)
-
-    def append(self, key: str, entry: LabelEntry) -> None:
-        """Add an entry at the end; BadData for values that are not finite. For writers."""
-        begin, data = self.end, encode(key, entry, self.head.bits)
-        self.end += _write(self._file, begin, data, self.where)
-        self.places[key] = _Place(begin, entry.logits is not None)
-
-    def _scan(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        while self.end < size:
-            where = self._at(self.end)
-            self._file.seek(self.end)
-            try:
-                head = records.read_head(self._file, limits=LIMITS, where=where) or b""
-            except records.CutShort:
-                return  # a writer was killed
-            table, header = records.parse_head(head, where)
-            records.expect_kind(header, {"lesson": ENTRY_VERSION}, where)
-            num_bytes = len(head) + records.payload_bytes(table, where)
-            if self.end + num_bytes > size:
-                return
-            if not is_digest(key := header.get("key")):
-                raise BadData(f"{where}: 'key' is not a digest")
-            self.places[str(key)] = _Place(self.end, "logits" in table)
-            self.end += num_bytes
-
-    def _at(self, place: int) -> str:
-        return f"{self.where}: the entry at byte {place:,}"
-
-
-def _write(file: BinaryIO, begin: int, data: bytes, where: str) -> int:
-    left = memoryview(data)
-    try:
-        file.seek(begin)
-        while left:
-            left = left[file.write(left) :]
-    except OSError as error:
-        raise CannotWrite(files.reason(where, error)) from None
-    return len(data)
-
-
-def parse_head(record: records.Record, where: str) -> Head:
-    """The head in a file's first record, checked. BadData."""
-    found = records.fields(record.header, _HEAD, where)
-    if record.tensors:
-        raise BadData(f"{where}: the head of its labels has tensors")
-    head = Head(**{name: found[name] for name in get_type_hints(Head)})
-    is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
-    if head.bits not in BITS or head.dtype not in DTYPES or not is_sound:
-        raise BadData(f"{where}: the head of its labels is damaged")
-    return head
-
-
-def open_labels(path: Path) -> LabelFile:
-    """A file of labels to read. MissingInput, BadData, NewerFormat."""
-    try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115 -- the LabelFile keeps it open
-    except (OSError, ValueError) as error:
-        raise MissingInput(files.reason(path, error)) from None
-    return LabelFile(file, str(path))
-
-
-@contextmanager
-def writing(path: Path | None, head: Head) -> Iterator[LabelFile]:
-    """A file of labels to read and extend, locked while the context lasts; readable afterwards.
-
-    path: created if missing; None: a temporary file.
-    Raises: BadData for labels of another teacher, vocabulary or dtype; CannotWrite.
-    """
-    where = str(path or "the labels")
-    file = _locked(path, where)
-    try:
-        _begin(file, head, where)
-        labels = LabelFile(file, where)
-        size = os.fstat(file.fileno()).st_size
-        if labels.end < size:
-            unfinished = f"{size - labels.end:,} bytes of an unfinished entry"
-            streams.message(f"{where}: {unfinished} at its end are removed and computed again")
-            file.truncate(labels.end)
-        expect(labels.head, head, where)
-        yield labels
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _locked(path: Path | None, where: str) -> Any:
-    """The file, open and locked; opened again if another launch has joined and removed it."""
-    import tempfile
-
-    for _ in range(_OPENINGS):
-        try:
-            if path is None:
-                return tempfile.TemporaryFile(prefix="cdcca-", buffering=0)
-            files.make_folder(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            # Unbuffered: a failed write must not be repeated when others may write.
-            file = os.fdopen(descriptor, "r+b", buffering=0)
-        except OSError as error:
-            raise CannotWrite(files.reason(where, error)) from None
-        lock(file, where)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return file
-        file.close()
-    raise CannotWrite(f"{where}: is removed whenever it is opened: name another place")
-
-
-def _begin(file: Any, head: Head, where: str) -> None:
-    """Write the head of an empty file, or of one whose writer was killed while it wrote this."""
-    whole = records.encode_header({}, {"kind": "lessons", "version": VERSION, **vars(head)})
-    size = os.fstat(file.fileno()).st_size
-    if size < len(whole) and whole.startswith(file.read(size)):
-        _write(file, 0, whole, where)
-
-
-def expect(found: Head, head: Head, where: str) -> None:
-    """Raises: BadData for labels of another teacher, vocabulary or dtype."""
-    cures = {
-        "teacher": ", or that teacher",
-        "vocabulary": "",
-        "dtype": f", or set `dtype` to {found.dtype}",
-    }
-    for name, cure in cures.items():
-        kept, wanted = getattr(found, name), getattr(head, name)
-        if kept != wanted:
-            raise BadData(
-                f"{where}: holds labels of {name} {kept}, not of {wanted}: name another "
-                f"`cache`{cure}"
-            )
+def _pieces(
+    sizes_RK: np.ndarray, text: np.ndarray, shape: tuple[int, ...], where: str
+) -> list[list[bytes]]:
+    is_sound = sizes_RK.dtype == np.uint16 and sizes_RK.shape == shape
+    if not is_sound or text.dtype != np.uint8 or text.shape != (int(sizes_RK.sum()),):
+        raise BadData(f"{where}: top has other pieces of text than log-probabilities")
+    ends = np.cumsum(sizes_RK.ravel(), dtype=np.int64).tolist()
+    data = text.tobytes()
+    flat = [data[begin:end] for begin, end in pairwise([0, *ends])]
+    width = shape[1]
+    return [flat[at * width : (at + 1) * width] for at in range(shape[0])]

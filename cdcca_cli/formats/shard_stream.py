@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from cdcca_cli.formats import records, shard_check, shard_record, shard_v1
 from cdcca_cli.formats.digest import is_digest
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import VERSION, Coding, Shard, Unusable
+from cdcca_cli.skipped import Skipped
 
 KINDS = {"shards": VERSION, "frames": VERSION, "end": VERSION, "shard": 1}
 LIMITS = records.Limits(record_bytes=1 << 28)
@@ -183,6 +185,14 @@ def read_shards(
             f"{where}: ends after {part.total:,} shards without its end record: it was cut, or the "
             "stage before it failed"
         )
+
+
+def read_all(sources: Iterable[tuple[str, BinaryIO]], skipped: Skipped) -> Iterator[Shard]:
+    """The shards of several named streams, without those that are bad. BadData, NewerFormat."""
+    for name, source in sources:
+        for shard in read_shards(source, where=name, refused=partial(skipped.add, "shard")):
+            skipped.num_sound += 1
+            yield shard
 
 
 def expect_whole(stream: BinaryIO, where: str) -> None:

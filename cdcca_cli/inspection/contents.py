@@ -16,10 +16,10 @@ from cdcca_cli import streams
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
 from cdcca_cli.formats import codebook as codebook_format
+from cdcca_cli.formats import label_stream, lessons, records, shard_stream
 from cdcca_cli.formats import labels as labels_format
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
-from cdcca_cli.formats import records, shard_stream
 from cdcca_cli.formats import shard as shard_format
 from cdcca_cli.formats import trust as trust_format
 from cdcca_cli.formats import update as update_format
@@ -105,39 +105,57 @@ def _shards(stream: BinaryIO, where: str) -> Summary:
 
 
 def _labels(stream: BinaryIO, where: str) -> Summary:
-    """Record by record: an entry that is in the file twice counts twice."""
-    limits = labels_format.LIMITS
-    kinds = {"lessons": labels_format.VERSION}
-    first = records.read_record(stream, kinds=kinds, limits=limits, where=where)
-    assert first is not None  # the kind was found in it
-    head = labels_format.parse_head(first, where)
+    """Record by record: a label that is in the file twice counts twice."""
+    teachers, vocabularies = Names(), Names()
     counts = dict.fromkeys(
-        ("entries", "questions", "answered_with_nothing", "entries_with_logits"), 0
+        (
+            "records",
+            "labels",
+            "answered_with_nothing",
+            "cut",
+            "with_distributions",
+            "with_features",
+        ),
+        0,
     )
-    ledger = dict.fromkeys((*labels_format.TENSORS, "scales", "kept", "header"), 0)
-    ledger["header"] = first.num_bytes
+    ledger: Counter[str] = Counter()
+    head: labels_format.Source | None = None
     with suppress(records.CutShort):  # a writer is at work or was killed: the next one continues
         while True:
-            place = f"{where}: the entry at byte {sum(ledger.values()):,}"
-            kinds = {"lesson": labels_format.ENTRY_VERSION}
-            record = records.read_record(stream, kinds=kinds, limits=limits, where=place)
+            place = f"{where}: the record at byte {sum(ledger.values()):,}"
+            limits = labels_format.LIMITS
+            record = records.read_record(
+                stream, kinds=label_stream.KINDS, limits=limits, where=place
+            )
             if record is None:
                 break
-            entry = labels_format.decode(record, place)
-            counts["entries"] += 1
-            counts["questions"] += len(entry.answers)
-            counts["answered_with_nothing"] += entry.answers.count("")
-            counts["entries_with_logits"] += entry.logits is not None
             sizes = {name: array.nbytes for name, array in record.tensors.items()}
             for name, size in sizes.items():
-                ledger[name.rpartition(".")[2]] += size
+                ledger[name.partition(".")[0]] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
+            if record.header["kind"] == "lessons":
+                head = lessons.parse_head(record, place)
+                continue
+            if record.header["kind"] == "lesson":
+                found, source = lessons.decode(record, place), head
+            else:
+                entry = labels_format.decode(record, place)
+                found, source = list(entry.labels.values()), entry.source
+            if source is not None:
+                teachers.add(source.name)
+                vocabularies.add(source.vocabulary)
+            counts["records"] += 1
+            counts["labels"] += len(found)
+            counts["answered_with_nothing"] += sum(not label.answer for label in found)
+            counts["cut"] += sum(label.end == "length" for label in found)
+            counts["with_distributions"] += sum(label.top is not None for label in found)
+            counts["with_features"] += sum(label.queries is not None for label in found)
     return Summary(
         "labels",
-        {"format": labels_format.VERSION, "bits": head.bits},
-        {"teacher": head.teacher, "vocabulary": head.vocabulary},
+        {"format": labels_format.VERSION if head is None else "lessons"},
+        {"teachers": teachers.sorted(), "vocabularies": vocabularies.sorted()},
         counts,
-        {name: size for name, size in ledger.items() if size or name != "kept"},
+        dict(ledger),
         rest="unfinished",
     )
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.formats.kind import kind_of_folder, sniff
 from cdcca_cli.inspection import contents, folders
 from cdcca_cli.inspection.summary import Summary
@@ -13,7 +13,7 @@ _FRAMES = ("image", "video", "manifest", "annotations")
 
 def look(file: str | None) -> Summary:
     """What a file or folder is, checked to its end; None and "-": standard input. CdccaError."""
-    path = Path(file or "-")
+    path = Path(remote.path_of(file or "-"))
     if path.name in ("device.json", "config.json"):
         path = path.parent
     if os.path.isdir(path):
@@ -26,6 +26,6 @@ def look(file: str | None) -> Summary:
     name = streams.input_name(file)
     with streams.binary_input(file) as source:
         kind, stream = sniff(source, name)
-        if kind not in _FRAMES or path == Path("-"):
+        if kind not in _FRAMES or path == Path("-") or remote.is_address(file):
             return contents.summarize(kind, stream, name)
     return folders.summarize_frames(path, kind)

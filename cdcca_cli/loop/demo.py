@@ -18,6 +18,7 @@ from cdcca_cli.errors import CannotWrite
 from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 FRAMES = Path(cdcca_cli.__file__).parent / "assets" / "frames"
@@ -29,6 +30,7 @@ def settings(seed: int) -> RoundSettings:
     return RoundSettings(
         sample=SampleSettings(batch_size=64, seed=seed),
         payload=PayloadSettings(),
+        label=LabelSettings(),
         distill=DistillSettings(seed=seed),
         compress=CompressSettings(),
     )

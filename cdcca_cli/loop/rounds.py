@@ -33,9 +33,11 @@ from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.formats.update import Update, write_update
 from cdcca_cli.loop.history import History, Round
-from cdcca_cli.models import load, load_device
+from cdcca_cli.models import load_device
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.skipped import Skipped
+from cdcca_cli.teachers.opening import open_teacher
+from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
@@ -48,6 +50,7 @@ class RoundSettings:
 
     sample: SampleSettings
     payload: PayloadSettings
+    label: LabelSettings
     distill: DistillSettings
     compress: CompressSettings
     keys: tuple[signatures.PrivateKey, ...] = ()
@@ -115,7 +118,7 @@ class Cycle:
         self.settings = replace(settings, compress=signed)
         self.device, self.work = device, work
         with progress.stage("loading the models"):
-            self.teacher = load(teacher, compute=on.compute, dtype=on.dtype)
+            self.teacher = open_teacher(teacher, settings.label, on)
             self.student = load_device(device, compute=on.compute, dtype=on.dtype)
         work.clear()
         self.mirror = work.mirror(device) if mirror is None else mirror
@@ -185,6 +188,7 @@ class Cycle:
             self.teacher,
             self.mirror,
             how,
+            asking=self.settings.label,
             resume=self._last,
             student=self.student,
             earlier=_read(self._uplinks),

@@ -373,6 +373,18 @@ class LoadedModel(ABC):
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
+    def token_texts(self) -> list[bytes]:
+        """The text of each token as it stands inside of an answer, in UTF-8; b"" for none.
+
+        A token that is a part of a character has no text.
+        """
+        table = range(len(self.tokenizer))
+        (anchor,) = self.tokenizer("a", add_special_tokens=False).input_ids[-1:]
+        before = self.tokenizer.decode([anchor])
+        texts = self.tokenizer.batch_decode([[anchor, number] for number in table])
+        pieces = [text.removeprefix(before) for text in texts]
+        return [b"" if "\ufffd" in piece else piece.encode() for piece in pieces]
+
     # The overlay.
 
     def trainable_groups(self) -> dict[str, list[str]]:

@@ -20,6 +20,9 @@ from cdcca_cli.skipped import Skipped
 if TYPE_CHECKING:
     from cdcca_cli.models import LoadedModel
 
+CodebookOf = Callable[[str], Codebook]
+"""A codebook by its digest; raises BadData or MissingInput."""
+
 
 class Opener:
     """Fills in the tokens of shards, as one model's tower makes them."""
@@ -27,12 +30,12 @@ class Opener:
     def __init__(
         self,
         model: "LoadedModel",
-        codebook_of: Callable[[str], Codebook],
+        codebook_of: CodebookOf,
         *,
         any_tower: bool = False,
     ) -> None:
-        """Args: codebook_of: by digest; raises BadData or MissingInput. any_tower: look with this
-        model's tower at pictures that were made for another one, as a teacher does.
+        """Args: any_tower: look with this model's tower at pictures that were made for another one,
+        as a teacher does.
         """
         self._model, self._codebook_of = model, codebook_of
         self._any_tower = any_tower

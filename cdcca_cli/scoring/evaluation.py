@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.datasets import Reference, read_frames, read_references
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.scoring import plots, tasks
@@ -103,7 +103,8 @@ def _answers(paths: Sequence[str], settings: EvaluationSettings) -> Answers:
 def _named(text: str) -> tuple[str | None, str]:
     """A round's domain, if it is given, and its file, from `[DOMAIN=]FILE`."""
     name, sign, path = text.partition("=")
-    return (name, path) if sign and not os.path.exists(text) else (None, text)
+    is_named = sign and not (os.path.exists(text) or remote.is_address(text))
+    return (name, path) if is_named else (None, text)
 
 
 def _of_predicted_splits(

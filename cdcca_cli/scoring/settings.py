@@ -96,7 +96,7 @@ class EvaluationSettings:
 class AcceptanceSettings:
     """When a device takes an update (without `validation`, always), and how its model is run."""
 
-    validation: Path | None = setting(
+    validation: str | None = setting(
         None, "Labelled frames: refuse the update (80) if their score gets worse",
         option="if_better",
     )  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import distributed
+from cdcca_cli import distributed
 from cdcca_cli.errors import Unavailable, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import distributed, trainer
+from cdcca_cli import distributed
+from cdcca_cli.distillation import trainer
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.methods import akd
 from cdcca_cli.distillation.settings import DistillSettings

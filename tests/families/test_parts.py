@@ -15,7 +15,7 @@ from tests.families.conftest import Case
 
 NATIVE = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "video_llama_3", "mistral3"),
-    *("gemma4_e2b", "gemma4_31b", "gemma4_unified"),
+    *("gemma4_e2b", "gemma4_31b", "gemma4_unified", "pixtral"),
 )
 GRANITE = FAMILIES["granite4_vision"]
 

@@ -692,7 +692,7 @@ def _change_environment(rng: Random) -> dict[str, str]:
 
 def _read_environment(values: Mapping[str, str], folder: Path) -> None:
     """The variables that `accelerate launch` sets."""
-    from cdcca_cli.distillation import distributed
+    from cdcca_cli import distributed
 
     before = dict(os.environ)
     os.environ.update(values)

@@ -18,15 +18,15 @@ import numpy as np
 from torch import Tensor
 
 from cdcca_cli.distillation.dataset import Dataset
-from cdcca_cli.distillation.encoding import (
+from cdcca_cli.distillation.optimiser import Flat
+from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import (
     EncodedBatch,
     encode,
     num_positions,
     passes,
 )
-from cdcca_cli.distillation.optimiser import Flat
-from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.models import LoadedModel
 
 
 @dataclass(eq=False)

@@ -32,13 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cdcca_cli import streams
-from cdcca_cli.distillation import distributed, losses
+from cdcca_cli import distributed, streams
+from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.optimiser import Flat
+from cdcca_cli.distillation.tops import Tops
 from cdcca_cli.errors import BadData, SettingError, UsageError
-from cdcca_cli.families import pairs
-from cdcca_cli.formats.digest import short
 
 MEASURED = 64
 """Number of examples from which phi and the gradients are measured."""
@@ -63,15 +62,15 @@ class FeatureDistillation(Method):
     def __init__(self, context: MethodContext) -> None:
         settings = context.settings
         super().__init__(context, settings.weights(), settings.ema)
-        assert context.dataset.outputs is not None
-        self.outputs = context.dataset.outputs
+        assert context.dataset.source is not None
+        self.source = context.dataset.source
+        self._check_parts()
         self.aligned = {term: parts for term in PARTS if (parts := self._parts(term))}
         self.scales: dict[str, float] = {}
         self.gradients: dict[str, float] = {}
         self.phis: dict[str, nn.Module] = {}
         self._confidence = self._confidences()
-        if "kl" in self.weights:
-            self._check_vocabulary()
+        self.tops = Tops(context.dataset, context.student) if "kl" in self.weights else None
         train = context.dataset.train
         batches = self.micro_batches(train[:: max(1, len(train) // MEASURED)][:MEASURED])
         self._make_phis(batches)
@@ -85,7 +84,7 @@ class FeatureDistillation(Method):
         if term == "query":
             return PARTS["query"]
         at, student, why_not = self.settings.repr_at, self.context.student, ""
-        if self.outputs.head.vocabulary != student.vocabulary_digest:
+        if self.source.vocabulary != student.vocabulary_digest:
             why_not = "teacher and student have other vocabularies: their answers' tokens differ"
         elif not student.language.reads_answers:
             why_not = "an encoder-decoder's last attention does not see the answer"
@@ -95,20 +94,28 @@ class FeatureDistillation(Method):
             raise SettingError("repr_at", why_not, at)
         return ("answer",) if at == "answer" else PARTS["repr"]
 
+    def _check_parts(self) -> None:
+        """Refuse labels without the features that the method compares. Raises: SettingError."""
+        missing, parts = self.context.dataset.missing, {"query": "queries", "repr": "visual"}
+        for term, part in parts.items():
+            if term in self.weights and part in missing:
+                raise SettingError(
+                    "method",
+                    f"the labels have no {part}, which a local teacher of a fitting pair gives: "
+                    "use `method` pseudo-label, with `kl` forward if the vocabulary is shared",
+                    self.settings.method,
+                )
+
     def _confidences(self) -> list[float] | None:
         """The weight of each example's pseudo-label: in proportion to exp(-nats), 1 on average."""
         dataset = self.context.dataset
         if not self.settings.confidence:
             return None
-        sure = torch.tensor(dataset.nats, dtype=torch.float64).neg().exp()
+        if "nats" in dataset.missing:
+            raise SettingError("confidence", "the teacher gave no probability of its answers")
+        nats = [0.0 if one is None else one for one in dataset.nats]
+        sure = torch.tensor(nats, dtype=torch.float64).neg().exp()
         return (sure / sure[dataset.train].mean().clamp(min=1e-12)).tolist()
-
-    def _check_vocabulary(self) -> None:
-        """Against what the labels say, whose teacher may not be here."""
-        ours, theirs = self.context.student.vocabulary_digest, self.outputs.head.vocabulary
-        if ours != theirs:
-            found = f" (the labels' is {short(theirs)}, the student's {short(ours)})"
-            raise SettingError("kl", pairs.OTHER_VOCABULARY + found, self.settings.kl)
 
     def _make_phis(self, batches: list[Sequence[int]]) -> None:
         parts = [part for parts in self.aligned.values() for part in parts]
@@ -143,8 +150,14 @@ class FeatureDistillation(Method):
             self.phis[part] = initial_phi(our_ES, their_EC)
 
     def _balance(self, batches: list[Sequence[int]]) -> None:
-        """Bring the terms to one scale, after dropping those without a gradient."""
-        self.gradients = self._gradient_norms(batches)
+        """Bring the terms to one scale, after dropping those without a gradient.
+
+        Without balancing one example tells whether there is a gradient, unless it has none.
+        """
+        one = [batch[:1] for batch in batches[:1]]
+        self.gradients = self._gradient_norms(batches if self.settings.is_balanced else one)
+        if not (self.settings.is_balanced or all(norm > 0 for norm in self.gradients.values())):
+            self.gradients = self._gradient_norms(batches)
         given = self.settings.given_weights()
         for term in [term for term, norm in self.gradients.items() if not norm > 0]:
             what = f"the {term} term has no gradient on what is trained"
@@ -256,15 +269,12 @@ class FeatureDistillation(Method):
         return losses.feature_alignment(target, own, phi, mask) / self.scales[part]
 
     def _kl(self, batch: Sequence[int], features: Features) -> Tensor:
+        """Over the likeliest tokens and the rest as one, where the teacher gave a distribution."""
+        assert self.tops is not None
         kl = losses.forward_kl if self.settings.kl == "forward" else losses.reverse_kl
-        temperature = self.settings.kl_temperature or 1.0
-        target_BAV = self._target(batch, "logits", features.answer_BA != losses.IGNORED)
-        if target_BAV.shape[-1] != features.logits_BAV.shape[-1]:
-            raise BadData(
-                f"the teacher's labels have logits of {target_BAV.shape[-1]:,} tokens, the student "
-                f"{features.logits_BAV.shape[-1]:,}: name another `cache`"
-            )
-        return kl(target_BAV, features.logits_BAV, features.answer_BA, temperature)
+        top = self.tops.of(batch, features.answer_BA)
+        own_BAO = losses.outcomes(features.logits_BAV, top.ids_BAK)
+        return kl(top.logp_BAO, own_BAO, top.answer_BA, self.settings.kl_temperature or 1.0)
 
     def _target(self, batch: Sequence[int], part: str, mask_BL: Tensor) -> Tensor:
         """(B, L, C): the teacher's rows, padded on the right with zeros.
@@ -277,8 +287,7 @@ class FeatureDistillation(Method):
             if len(row_LC) != length:
                 raise BadData(
                     f"frame {dataset.examples[number].shard.frame[:80]}: its labels have "
-                    f"{len(row_LC)} rows of {part} for a question, the student {length}: name "
-                    "another `cache`"
+                    f"{len(row_LC)} rows of {part} for a question, the student {length}"
                 )
         return pad_sequence(rows, batch_first=True).to(self.context.student.device)
 

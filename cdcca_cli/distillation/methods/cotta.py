@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdcca_cli.distillation import distributed
+from cdcca_cli import distributed
 from cdcca_cli.distillation.dataset import Purpose, draws
-from cdcca_cli.distillation.encoding import Example, encode
 from cdcca_cli.distillation.losses import answer_confidence, soft_cross_entropy
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.methods.tent import own_answers
 from cdcca_cli.formats.shard import Shard
+from cdcca_cli.models.encoding import Example, encode
 
 SCALES = (0.9, 1.1)
 NOISE = 0.1

@@ -18,7 +18,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Question, Shard
-from cdcca_cli.models import LoadedModel, Spliced, padded
+from cdcca_cli.models import LoadedModel, PromptTooLong, Spliced, padded
+from cdcca_cli.models.settings import MAX_NEW_TOKENS
 
 FORWARD_POSITIONS = 10_000
 """Positions of prompts in one forward pass without gradients, several examples together."""
@@ -30,6 +31,10 @@ class Example:
 
     shard: Shard
     question: Question
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"frame {self.shard.frame[:80]}: question {self.question.id[:80]}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,20 @@ def num_positions(model: LoadedModel, example: Example) -> int:
     return model.prompt_length(prompt, example.shard)
 
 
+def too_long(model: LoadedModel, role: str, example: Example, answers: Sequence[str]) -> str:
+    """Why a model cannot read a question and answer it, in its own words or one of `answers`.
+
+    Returns: "" if it can; else the message, which names the question.
+    """
+    asked = example.question
+    try:
+        most = MAX_NEW_TOKENS[asked.task]
+        model.check_prompt(asked.prompt, asked.task, most, answers, example.shard)
+    except PromptTooLong as error:
+        return f"{example}: for the {role}: {error}"
+    return ""
+
+
 def passes(positions: Sequence[int], most_examples: int, most_positions: int) -> list[range]:
     """The places of examples, cut into runs that one pass through a model takes.
 
@@ -110,9 +129,8 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
             f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with "
             f"`payload` frame, or name the {role} that shares the device's tower"
         )
-    if shard.tower == model.tower_digest and not model.can_read(
-        shard.num_tokens, shard.tokens.shape[1]
-    ):
+    is_own = shard.tower == model.tower_digest and shard.is_open
+    if is_own and not model.can_read(shard.num_tokens, shard.tokens.shape[1]):
         raise BadData(
             f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of {shard.tokens.shape[1]} "
             f"channels, which the {role}'s vision tower does not make: not this tower's shard"

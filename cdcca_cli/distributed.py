@@ -6,16 +6,12 @@ environment) there is one process, accelerate is not imported, and every functio
 """
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdcca_cli.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from cdcca_cli.distillation.settings import DistillSettings
 
 T = TypeVar("T")
 
@@ -43,24 +39,6 @@ def _variable(name: str, default: int, least: int, most: int) -> int:
             f"{least} to {most}: start the processes with accelerate launch, or unset it"
         )
     return number
-
-
-def check_shared(
-    inputs: Iterable[str | None], settings: "DistillSettings", teacher: str | None
-) -> None:
-    """Refuse a pipe, or labels without a file, to several processes. Raises: UsageError."""
-    num_processes = announced()
-    if num_processes == 1:
-        return
-    if any(path in (None, "-") for path in inputs):
-        raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
-    is_file = teacher is not None and Path(teacher).is_file()
-    has_labels = settings.needs_teacher or teacher is not None
-    if has_labels and not (settings.work or settings.cache or is_file):
-        raise UsageError(
-            f"{num_processes} processes share the teacher's labels in a file: give `cache` or "
-            "`work`, where all of them can read it"
-        )
 
 
 def start(compute: str) -> None:

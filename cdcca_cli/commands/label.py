@@ -1,0 +1,74 @@
+"""`cdcca label`: the teacher's answers to the questions of shards, on the cloud."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from cdcca_cli import remote, streams
+from cdcca_cli.config import Runtime
+from cdcca_cli.options import Output, Quiet, Shards, Strict, Student, Teacher
+from cdcca_cli.teachers.settings import LabelSettings
+
+
+def command(
+    *,
+    shards: Shards = None,
+    teacher: Teacher = None,
+    output: Output = None,
+    student: Student = None,
+    how: LabelSettings,
+    on: Runtime,
+    strict: Strict = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask the large model the questions of the shards, and keep its answers as labels.
+
+    A file that is there already is continued: only labels that it lacks are asked for, so a run
+    that was stopped goes on. An address (s3://...) is written anew, when all labels are there.
+    Files of labels can be joined by cat, and one for each file of shards can be made on another
+    machine. `cdcca distill --teacher` asks by itself.
+
+    The mirror (--student) is read only for its codebook, if tokens are coded with one.
+
+    Example: cdcca label uplink.tokens --teacher t/ -o uplink.labels
+    """
+    streams.set_quiet(quiet)
+    from cdcca_cli import config, distributed
+    from cdcca_cli.errors import UsageError
+    from cdcca_cli.formats.label_stream import Writer, writing
+    from cdcca_cli.formats.shard_stream import read_all
+    from cdcca_cli.skipped import Skipped
+    from cdcca_cli.teachers.labelling import Lacks, add_missing, refusing
+    from cdcca_cli.teachers.opening import open_teacher
+    from cdcca_cli.text import counted
+
+    num_processes = distributed.announced()
+    if num_processes > 1:
+        raise UsageError(
+            f"{num_processes} processes cannot write one file of labels: give each its own shards "
+            "and file, or let distill label"
+        )
+    skipped = Skipped(strict=strict)
+    with ExitStack() as opened:
+        sources = [
+            (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
+            for path in ([*shards] if shards else [None])
+        ]
+        named = "-" if output is None else remote.path_of(output)
+        is_stream = named == "-" or remote.is_address(named)
+        if is_stream:  # opened before the work, so that it is refused before
+            stream = opened.enter_context(streams.binary_output(output, "uplink.labels"))
+            write = Writer(stream, "the labels", how.label_bits, None)
+        on.set_threads()
+        asked = open_teacher(
+            config.teacher(teacher),
+            how,
+            on,
+            lambda digest: config.device(student, "student").codebook_of(digest),
+        )
+        if not is_stream:
+            bits, whose = how.label_bits, asked.source.name
+            file = writing(Path(named), bits, teacher=whose, refused=refusing(skipped))
+            write = opened.enter_context(file)
+        lacks = Lacks() if write.labels is None else Lacks(write.labels)
+        count = add_missing(asked, read_all(sources, skipped), write, lacks, skipped)
+    streams.summary(f"{counted(count, 'label')} written{skipped}")

@@ -1,0 +1,145 @@
+"""The teacher's distributions of answer tokens, in the student's vocabulary.
+
+A local teacher gives ids: they are the student's if the vocabularies are equal. A served teacher
+gives pieces of text: each answer is cut by the student's tokenizer, and where the pieces are the
+same the tokens are. Other answers have no distribution; they are learnt as text.
+
+Shapes: B batch, A answer tokens, K likeliest tokens, O = K + 1 outcomes, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdcca_cli import streams
+from cdcca_cli.distillation.dataset import Dataset
+from cdcca_cli.distillation.losses import IGNORED
+from cdcca_cli.errors import SettingError
+from cdcca_cli.families import pairs
+from cdcca_cli.formats.digest import short
+from cdcca_cli.formats.labels import LOWEST, Top
+from cdcca_cli.models import LoadedModel
+
+FEWEST_SHARED = 0.5
+"""Share of the answers that must be cut alike for two vocabularies to count as one."""
+
+
+@dataclass(frozen=True)
+class BatchTops:
+    """ids_BAK: -1 where there are fewer. logp_BAO: the rest is last. answer_BA: ids, padded."""
+
+    ids_BAK: Tensor
+    logp_BAO: Tensor
+    answer_BA: Tensor
+
+
+class Tops:
+    """The distributions of a dataset's labels."""
+
+    def __init__(self, dataset: Dataset, student: LoadedModel) -> None:
+        """Raises: SettingError if the vocabularies differ, or no label has a distribution."""
+        self._dataset, self._student = dataset, student
+        self._pieces = _Pieces(student)
+        assert dataset.source is not None
+        theirs, ours = dataset.source.vocabulary, student.vocabulary_digest
+        if theirs is not None and theirs != ours:
+            found = f" (the labels' is {short(theirs)}, the student's {short(ours)})"
+            raise SettingError("kl", pairs.OTHER_VOCABULARY + found)
+        with_top = [n for n in dataset.train if dataset.label(n).top is not None]
+        if not with_top:
+            raise SettingError(
+                "kl",
+                "the labels have no distributions of answer tokens: leave it out, or label "
+                "again with a teacher that gives them",
+            )
+        if theirs is None:
+            shared = sum(self._of(number) is not None for number in with_top)
+            if shared < FEWEST_SHARED * len(with_top):
+                raise SettingError(
+                    "kl",
+                    f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
+                    "into the same tokens",
+                )
+            with_top = with_top[:shared]
+        if len(with_top) < len(dataset.train):
+            streams.message(
+                f"distributions of {len(with_top)} of {len(dataset.train)} answers are learnt; "
+                "the others are learnt as text"
+            )
+
+    def of(self, batch: Sequence[int], answer_BA: Tensor) -> BatchTops:
+        """The distributions of some examples. Args: answer_BA: the student's ids, padded."""
+        found = [self._of(number) for number in batch]
+        width = max((top.logp_AK.shape[1] for top in found if top is not None), default=1)
+        ids_BAK = torch.full((*answer_BA.shape, width), -1)
+        logp_BAO = torch.full((*answer_BA.shape, width + 1), LOWEST)
+        logp_BAO[..., -1] = 0
+        masked_BA = torch.full_like(answer_BA, IGNORED)
+        for b, top in enumerate(found):
+            if top is None or top.ids_AK is None:
+                continue
+            length, count = top.ids_AK.shape
+            ids_BAK[b, :length, :count] = torch.from_numpy(top.ids_AK.astype(np.int64))
+            logp_BAO[b, :length, :count] = torch.from_numpy(top.logp_AK)
+            logp_BAO[b, :length, -1] = torch.from_numpy(top.rest_A)
+            masked_BA[b, :length] = answer_BA[b, :length]
+        device = self._student.device
+        return BatchTops(ids_BAK.to(device), logp_BAO.to(device), masked_BA.to(device))
+
+    def _of(self, number: int) -> Top | None:
+        """An example's distributions, of the tokens that the student has; None without."""
+        top, answer = self._dataset.label(number).top, self._dataset.answers[number]
+        if top is None:
+            return None
+        ids = [one for one in self._student.answer_ids([answer])[0].tolist() if one != IGNORED]
+        if top.pieces_AK is not None:
+            return self._pieces.translated(top, ids)
+        return top if len(top.rest_A) == len(ids) else None
+
+
+class _Pieces:
+    """The student's tokens by their text."""
+
+    def __init__(self, student: LoadedModel) -> None:
+        self._student = student
+        self._texts: list[bytes] | None = None
+        self._ids: dict[bytes, int] = {}
+
+    def translated(self, top: Top, ids: Sequence[int]) -> Top | None:
+        """A distribution of pieces as one of ids; None if the answer is cut otherwise.
+
+        Args: ids: the student's tokens of the answer, the end token last. The teacher's likeliest
+            piece at each token is the answer's, since it answers greedily.
+        """
+        assert top.pieces_AK is not None
+        self._read()
+        assert self._texts is not None
+        length = len(top.pieces_AK)
+        if length not in (len(ids) - 1, len(ids)):
+            return None
+        for number, pieces in zip(ids[:length], top.pieces_AK, strict=False):
+            if pieces[0] and self._texts[number] != pieces[0]:
+                return None
+        ids_AK = np.array(
+            [[self._ids.get(piece, -1) if piece else -1 for piece in row] for row in top.pieces_AK],
+            np.int32,
+        ).reshape(top.logp_AK.shape)
+        if length == len(ids):  # the end token has no text, or another one
+            ids_AK[-1, 0] = ids[-1]
+        gone_AK = ids_AK < 0
+        p_AK = np.exp(top.logp_AK.astype(np.float64))
+        rest_A = np.exp(top.rest_A.astype(np.float64)) + (p_AK * gone_AK).sum(1)
+        with np.errstate(divide="ignore"):
+            logrest_A = np.maximum(np.log(rest_A), LOWEST).astype(np.float32)
+        logp_AK = np.where(gone_AK, np.float32(LOWEST), top.logp_AK)
+        return Top(logp_AK, logrest_A, ids_AK)
+
+    def _read(self) -> None:
+        if self._texts is None:
+            self._texts = self._student.token_texts()
+            for number, text in enumerate(self._texts):
+                if text:
+                    self._ids.setdefault(text, number)
