@@ -6,6 +6,6 @@ families need done to their processors, `refused` the models that cannot be load
 torch nor transformers before it is used.
 """
 
-from cdcca_cli.families.table import FAMILIES, Family, family_of, text_model
+from cdcca_cli.families.table import FAMILIES, Family, family_of, named, text_model
 
-__all__ = ["FAMILIES", "Family", "family_of", "text_model"]
+__all__ = ["FAMILIES", "Family", "family_of", "named", "text_model"]

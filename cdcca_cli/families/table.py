@@ -433,6 +433,11 @@ _OTHER_TOWERS = {("llava", "pixtral"): _LLAVA_PIXTRAL}
 """Rows of checkpoints whose tower is not their family's usual one, by both model types."""
 
 
+def named(family: str) -> Family | None:
+    """The row of a device's family: its name, or the model type. None for one that is not here."""
+    return next((row for row in _ROWS if family in (row.name, row.model_type)), None)
+
+
 def family_of(config: Any) -> Family:
     """The row of a checkpoint's config, whose model type is one of FAMILIES."""
     tower = getattr(getattr(config, "vision_config", None), "model_type", "")
