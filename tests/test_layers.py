@@ -33,6 +33,7 @@ LAYERS = {
     "progress": 0,
     "skipped": 0,
     "streams": 0,
+    "byte_streams": 0,
     "files": 0,
     "memory": 0,
     "errors": 0,
@@ -52,6 +53,8 @@ WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), (
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {
     ("streams", "files"),
+    ("streams", "byte_streams"),
+    ("byte_streams", "errors"),
     ("files", "errors"),
     ("settings", "errors"),
     ("numerics", "errors"),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.errors import BadData, SettingError
-from cdcca_cli.families import Family, named
+from cdcca_cli.families import Family, family_named
 from cdcca_cli.formats.names import LORA_A, LORA_B, LORA_PARTS, whole_groups
 
 Overlay = Mapping[str, NDArray[np.float32]]
@@ -66,7 +66,7 @@ def selected(
         return frozenset(names)
     wanted = whole_groups(groups)
     row = None
-    if not set(LORA_PARTS).isdisjoint(wanted) and (row := named(family)) is None:
+    if not set(LORA_PARTS).isdisjoint(wanted) and (row := family_named(family)) is None:
         raise SettingError(
             "select", f"this cdcca knows no family {family}: give lora", ",".join(groups)
         )
