@@ -89,9 +89,9 @@ class LocalTeacher:
 
     def label(self, shards: Iterable[Shard], lacks: Lacks, skipped: Skipped) -> Iterator[Entry]:
         """The labels that are missing, in the order of the shards; only in the first process."""
-        chunks = _chunks(shards, self._settings.teacher_batch_size)
+        cut = chunks(shards, self._settings.teacher_batch_size)
         num_processes = distributed.count()
-        while each := list(islice(chunks, num_processes)):
+        while each := list(islice(cut, num_processes)):
             wanted = [any(map(lacks.some, chunk)) for chunk in each]
             mine = distributed.rank()
             made = self._answer(each[mine]) if mine < len(each) and wanted[mine] else []
@@ -274,7 +274,8 @@ def kept_rows(payload: str, count: int) -> Kept:
     return Kept(source.integers(edges[:-1], edges[1:]).astype(np.int32), count)
 
 
-def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
+def chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
+    """Shards that are answered together, each list of `batch_size` questions or a few more."""
     chunk: list[Shard] = []
     for shard in shards:
         chunk.append(shard)
