@@ -83,6 +83,9 @@ class LocalTeacher:
         """Refuse a shard of another vision tower, or with prompts in a template. BadData."""
         check_fit(shard, self.model, "teacher")
 
+    def announce(self, shards: Iterable[Shard], lacks: Lacks) -> None:
+        """Nothing: it costs time alone."""
+
     def close(self) -> None:
         """Free the model's weights."""
         self.model.unload()

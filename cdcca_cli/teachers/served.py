@@ -366,5 +366,8 @@ class AnsweredTeacher(_Asked):
 
         yield from self._entries(outcomes(), lacks, skipped)
 
+    def announce(self, shards: Iterable[Shard], lacks: "Lacks") -> None:
+        """Nothing: the answers are here."""
+
     def close(self) -> None:
         """Nothing to free."""
