@@ -41,7 +41,8 @@ and of the answer's tokens, the end token included, if the teacher gave it:
               probability of 0, and where there are fewer
     top.rest  (R,) F16: log-probability of all other tokens together
     top.ids   (R, k) I32: their ids; -1 where there are fewer. Or, of a teacher without ids,
-    top.pieces (R, k) U16: their lengths in bytes, and top.bytes U8: their bytes end to end
+    top.pieces (R, k) U16: their lengths in bytes, 0 for the end token, and top.bytes U8: their
+              bytes end to end
 
 All values are finite; a feature with a value that its bits cannot hold is F32. Of two labels with
 one payload, question and teacher the later one counts.
@@ -80,7 +81,7 @@ class Top:
     """The likeliest tokens at each of A answer tokens, and all others as one.
 
     logp_AK: float32, descending; rest_A: float32. ids_AK: int32, -1 where there are fewer, or None;
-    then pieces_AK are the tokens' texts, in bytes, b"" where there are fewer.
+    then pieces_AK are the tokens' texts, in bytes, b"" for the end token and where there are fewer.
     """
 
     logp_AK: np.ndarray
