@@ -89,6 +89,16 @@ class Top:
     pieces_AK: list[list[bytes]] | None = None
 
 
+def rest_of(logp_AK: np.ndarray) -> np.ndarray:
+    """The log-probability of all other tokens, (A,) float32; below 1e-6, which rounding gives, 0.
+
+    From the likeliest alone, so that a teacher that lists no others gives the same.
+    """
+    left_A = 1 - np.exp(logp_AK.astype(np.float64)).sum(1)
+    log_A = np.log(np.maximum(left_A, 1e-6))
+    return np.where(left_A < 1e-6, LOWEST, log_A).astype(np.float32)
+
+
 @dataclass(eq=False)
 class Label:
     """What a teacher answered to one question, and what it made of it.

@@ -130,7 +130,8 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
             if record is None:
                 break
             sizes = {name: array.nbytes for name, array in record.tensors.items()}
-            ledger.update({name.partition(".")[0]: size for name, size in sizes.items()})
+            for name, size in sizes.items():
+                ledger[name.partition(".")[0]] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
             if record.header["kind"] == "lessons":
                 head = lessons.parse_head(record, place)

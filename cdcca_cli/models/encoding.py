@@ -129,11 +129,8 @@ def check_fit(shard: Shard, model: LoadedModel, role: str) -> None:
             f"{short(shard.tower)}, the {role}'s is {short(model.tower_digest)}: sample with "
             f"`payload` frame, or name the {role} that shares the device's tower"
         )
-    if (
-        shard.is_open
-        and shard.tower == model.tower_digest
-        and not model.can_read(shard.num_tokens, shard.tokens.shape[1])
-    ):
+    is_own = shard.tower == model.tower_digest and shard.is_open
+    if is_own and not model.can_read(shard.num_tokens, shard.tokens.shape[1]):
         raise BadData(
             f"frame {shard.frame[:80]}: {shard.num_tokens} tokens of {shard.tokens.shape[1]} "
             f"channels, which the {role}'s vision tower does not make: not this tower's shard"

@@ -22,7 +22,7 @@ from cdcca_cli.errors import (
     Unavailable,
     UsageError,
 )
-from cdcca_cli.families import FAMILIES, Family
+from cdcca_cli.families import FAMILIES, Family, family_of
 from cdcca_cli.families.refused import OWN_CODE, REFUSED
 from cdcca_cli.files import reason
 from cdcca_cli.formats.names import DTYPES
@@ -77,7 +77,7 @@ def load(
     source = source_of(checkpoint, revision)
     quiet_transformers()
     config = _config(source)
-    row = FAMILIES[config.model_type]
+    row = family_of(config)
     _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)
@@ -118,7 +118,7 @@ def outline(
     source = source_of(checkpoint, revision, needs_weights=False)
     quiet_transformers()
     config = _config(source)
-    row = FAMILIES[config.model_type]
+    row = family_of(config)
     _check_packages(row, source.named)
     if qformer_layers is not None:
         _cut_qformer(config, qformer_layers, source.named)

@@ -30,6 +30,12 @@ class Teacher(Protocol):
     def check(self, shard: Shard) -> None:
         """Refuse a shard that this teacher cannot answer. Raises: BadData."""
 
+    def announce(self, shards: Iterable[Shard], lacks: "Lacks") -> object:
+        """Say what the missing labels will cost, if it costs more than time here.
+
+        Raises: SettingError if that is more than is allowed.
+        """
+
     def label(self, shards: Iterable[Shard], lacks: "Lacks", skipped: Skipped) -> Iterator[Entry]:
         """The labels that are missing, in the order of the shards.
 
@@ -146,7 +152,9 @@ def labelled(
         distributed.wait()
         if distributed.is_first():
             assert write.labels is not None
-            add_missing(teacher, shards, write, Lacks(others, write.labels), skipped)
+            lacks = Lacks(others, write.labels)
+            teacher.announce(shards, lacks)
+            add_missing(teacher, shards, write, lacks, skipped)
             added = write.labels
         else:
             assert path is not None

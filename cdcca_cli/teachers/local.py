@@ -32,7 +32,6 @@ from cdcca_cli import distributed
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.labels import (
-    LOWEST,
     OF_THE_PICTURE,
     End,
     Entry,
@@ -41,6 +40,7 @@ from cdcca_cli.formats.labels import (
     Top,
     payload_digest,
     question_digest,
+    rest_of,
 )
 from cdcca_cli.formats.shard import Shard, Unusable
 from cdcca_cli.models import LoadedModel, Spliced
@@ -83,6 +83,9 @@ class LocalTeacher:
         """Refuse a shard of another vision tower, or with prompts in a template. BadData."""
         check_fit(shard, self.model, "teacher")
 
+    def announce(self, shards: Iterable[Shard], lacks: Lacks) -> None:
+        """Nothing: it costs time alone."""
+
     def close(self) -> None:
         """Free the model's weights."""
         self.model.unload()
@@ -115,6 +118,7 @@ class LocalTeacher:
             begin, found = len(examples), []
             try:
                 opened = self._opener.open(shard)
+                self.check(opened)
             except Unusable as error:
                 opened = shard
                 found.append(("frame", str(error)))
@@ -243,10 +247,9 @@ def top_of(logp_AV: Tensor, count: int) -> Top | None:
     if not count or not len(logp_AV):
         return None
     size = min(count, logp_AV.shape[1])
-    logp_AK, ids_AK = logp_AV.topk(size, dim=1)
-    others_AV = logp_AV.double().scatter(1, ids_AK, -torch.inf)
-    rest_A = others_AV.logsumexp(1).clamp(min=LOWEST)
-    return Top(_array(logp_AK), _array(rest_A), ids_AK.to(torch.int32).cpu().numpy())
+    found = logp_AV.topk(size, dim=1)
+    logp_AK = _array(found.values)
+    return Top(logp_AK, rest_of(logp_AK), found.indices.to(torch.int32).cpu().numpy())
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -28,12 +28,12 @@ import numpy as np
 from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER
 from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation import calibration
-from cdcca_cli.models.encoding import Example
 from cdcca_cli.distillation.evaluation import Evaluator
 from cdcca_cli.formats.codebook import Codebook, read_codebook
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.loop import demo
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example
 from cdcca_cli.numerics import absmax, columns
 from cdcca_cli.payloads import klt
 from cdcca_cli.skipped import Skipped

@@ -39,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,7 @@ from typing import Any
 import cdcca_cli
 
 ASSETS = Path(cdcca_cli.__file__).parent / "assets"
+SHIPPED = "Blip2ForConditionalGeneration"
 METHODS = ("akd", "pseudo-label")
 TRIALS = ("compile", "bfloat16")
 NEEDED = {"warm": 2.0, "cold": 1.2, "memory": 0.8}
@@ -83,7 +84,10 @@ def peak_bytes(*imported: object) -> int:
 
 
 def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
-    """Write the mirror, shards.tokens, and questions.jsonl for the plain side."""
+    """Write the mirror, shards.tokens, and questions.jsonl for the plain side.
+
+    Args: plan: its `checkpoint` and `questions` (of a frame) if not the shipped student, and all.
+    """
     import torch
 
     from cdcca_cli.datasets import read_frames
@@ -96,11 +100,9 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.uplink.sampling import make_shard
     from cdcca_cli.uplink.settings import SampleSettings
 
-    folder = Path(plan["folder"])
-    create_device(
-        folder / "mirror", "shipped:student", InitSettings(lora_rank=RANK, lora_alpha=ALPHA)
-    )
-    student = load("shipped:student", compute="cpu", dtype="float32")
+    folder, checkpoint = Path(plan["folder"]), plan.get("checkpoint", "shipped:student")
+    create_device(folder / "mirror", checkpoint, InitSettings(lora_rank=RANK, lora_alpha=ALPHA))
+    student = load(checkpoint, compute="cpu", dtype="float32")
     how = SampleSettings(keep=parse_amount(plan["keep"]), by="norm")
     frames = list(read_frames(ASSETS / "frames" / "stream"))[: plan["frames"]]
     clock, questions = Clock(), []
@@ -110,6 +112,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
         torch.no_grad(),
     ):
         for frame in frames:
+            frame = replace(frame, questions=frame.questions[: plan.get("questions")])
             for question in frame.questions:
                 prompt = student.format_prompt(question.prompt, question.task)
                 questions.append({"id": question.id, "image": str(frame.image), "prompt": prompt})
@@ -142,7 +145,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.models import load, load_device
 
     named = transformers.AutoTokenizer, transformers.AutoImageProcessor
-    imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
+    imports = peak_bytes(getattr(transformers, plan.get("architecture", SHIPPED)), *named)
     streams.set_quiet(True)
     folder = Path(plan["folder"])
     cache = folder / f"{plan['method']}.labels"
@@ -266,7 +269,10 @@ class Plain:
         return inputs | {"labels": labels}
 
 
-def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
+def train_plainly(
+    plan: dict[str, Any], make: Callable[[], Any] = Plain, known: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """The plain side. Args: make: loads what is trained. known: answers that are there already."""
     import peft
     import torch
     import transformers
@@ -274,14 +280,14 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     named = transformers.AutoProcessor, peft.get_peft_model
-    imports = peak_bytes(transformers.Blip2ForConditionalGeneration, *named)
+    imports = peak_bytes(getattr(transformers, plan.get("architecture", SHIPPED)), *named)
     lines = (Path(plan["folder"]) / "questions.jsonl").read_text().splitlines()
     questions = [json.loads(line) for line in lines]
-    plain, is_akd = Plain(), plan["method"] == "akd"
+    plain, is_akd = make(), plan["method"] == "akd"
     student, teacher = plain.student, plain.teacher
     start = {name: value.detach().clone() for name, value in plain.trained().items()}
     torch.manual_seed(plan["seed"])
-    answers: dict[str, str] = {}
+    answers = dict(known)
     waited = {"cpu": 0.0, "wall": 0.0}
 
     def answer(batch: Sequence[dict]) -> None:
@@ -314,7 +320,7 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
     scheduler = transformers.get_cosine_schedule_with_warmup(
         optimizer, max(1, round(0.05 * total)), total
     )
-    num_visual, samples = plain.processor.num_query_tokens, 0
+    samples = 0
     student.train()
     for _ in range(plan["epochs"]):
         for batch in loader:
@@ -327,6 +333,7 @@ def train_plainly(plan: dict[str, Any]) -> dict[str, Any]:
                     inputs_only = {name: inputs[name] for name in inputs if name != "labels"}
                     taught = teacher(**inputs_only)
                 ours, theirs = plain.attended["student"], plain.attended["teacher"]
+                num_visual = plain.processor.num_query_tokens
                 places = inputs["labels"][:, 1:] != -100
                 loss = loss + mse_loss(
                     phis["queries"](output.qformer_outputs.last_hidden_state),
@@ -390,11 +397,13 @@ SIDES = {
 }
 
 
-def run(name: str, plan: dict[str, Any], **more: str | None) -> dict[str, Any]:
-    """One side, in a process of its own."""
+def run(
+    name: str, plan: dict[str, Any], script: str = __file__, **more: str | None
+) -> dict[str, Any]:
+    """One side of a script, in a process of its own."""
     side = json.dumps(plan | {"name": name, "trial": None} | more)
     done = subprocess.run(
-        [sys.executable, __file__, "--side", side],
+        [sys.executable, script, "--side", side],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},

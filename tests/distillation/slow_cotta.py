@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.models import load_device
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.models.initial import start_of
 from tests.distillation.conftest import MOST
 

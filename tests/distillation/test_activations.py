@@ -13,12 +13,12 @@ from torch import nn
 
 from cdcca_cli.distillation import activations
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.models.encoding import Example, num_positions
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.memory import Memory
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.checkpointing import layers_of
+from cdcca_cli.models.encoding import Example, num_positions
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import Stopped, a_trainer, make_shards

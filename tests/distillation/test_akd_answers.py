@@ -11,13 +11,13 @@ import torch
 
 from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.models.encoding import encode
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData, MissingInput, UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.models.encoding import encode
 from tests.distillation.conftest import a_trainer
 
 PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)

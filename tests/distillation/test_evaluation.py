@@ -10,7 +10,6 @@ import torch
 
 from cdcca_cli.distillation.dataset import build_dataset
 from cdcca_cli.distillation.distill import distill, kept_for_compress
-from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.evaluation import (
     HeldOutLoss,
     HeldOutResult,
@@ -26,6 +25,7 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Coding, Shard
 from cdcca_cli.formats.shard_stream import read_shards, writer
 from cdcca_cli.models import LoadedModel, load_device
+from cdcca_cli.models.encoding import Example, encode
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.4)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cdcca_cli.distillation import peft_export
 from cdcca_cli.distillation.distill import check_overlay_names
-from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.methods import Method
 from cdcca_cli.distillation.methods.akd import initial_phi
 from cdcca_cli.distillation.optimiser import BETAS, Flat, adam, open_overlay
@@ -22,6 +21,7 @@ from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 

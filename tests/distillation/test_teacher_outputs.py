@@ -10,24 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cdcca_cli.distillation.labelling import is_a_choice
+from cdcca_cli.distillation.teacher_outputs import label_shards
 
 from cdcca_cli.distillation import labelling, losses
 from cdcca_cli.distillation import teacher_outputs as teaching
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.models.encoding import Example, encode
-from cdcca_cli.distillation.labelling import is_a_choice
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData, CannotWrite, UsageError
 from cdcca_cli.formats import labels
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.labels import LabelEntry, key_of
-from cdcca_cli.formats.shard import Shard
+from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
+from cdcca_cli.payloads import pictures
+from cdcca_cli.skipped import Skipped
+from tests import tiny
 from tests.distillation.conftest import CHOICES, a_trainer, make_shards
 from tests.models.test_loading import stored_in_4_bits
 
@@ -331,22 +334,156 @@ def test_a_shard_of_another_tower_is_refused_before_it_is_looked_at(
         everything(teacher, [replace(shards[0], tower="sha256:" + "0" * 64)])
 
 
-def test_outputs_that_are_not_finite_are_refused(
-    teacher: LoadedModel, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+# ---- one bad record
+
+
+LONG = Question("long", "what is it? " * 60, "vqa")
+
+
+def mixed(shards: list[Shard]) -> list[Shard]:
+    """Three frames: one with a long question before the others, one with a long question alone."""
+    first, second, third = shards[:3]
+    return [
+        replace(first, questions=[LONG, *first.questions]),
+        replace(second, questions=[LONG]),
+        third,
+    ]
+
+
+@pytest.mark.parametrize("checkpoint", ["blip2_llama", "instructblip", "llava", "blip2_t5"])
+def test_a_question_that_is_too_long_has_no_answer(
+    checkpoint: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = teacher.queries
-    monkeypatch.setattr(teacher, "queries", lambda *args: inner(*args) * float("inf"))
-    with pytest.raises(BadData, match="not finite"):
-        everything(teacher, shards[:1])
+    """The others have theirs to the last bit; InstructBLIP's Q-Former has 128 positions."""
+    model = load(request.getfixturevalue(checkpoint), compute="cpu")
+    if checkpoint == "blip2_t5":
+        monkeypatch.setattr(model.language, "max_positions", 256)
+    shards = make_shards(model, 3)
+    how = replace(HOW, kl="forward", batch_size=100)
+    file = label_shards(model, mixed(shards), how, None)
+    keys = [key_of(shard) for shard in mixed(shards)]
+    first, second, third = (file.read(key) for key in keys)
+    assert [*file.faults] == [(keys[0], 0), (keys[1], 0)]
+    part = "Q-Former" if checkpoint == "instructblip" else "language model"
+    for number, fault in enumerate(file.faults.values()):
+        assert fault.startswith(f"frame frame {number}: question long: for the teacher: ")
+        assert f"the {part} has " in fault
+    assert (first.answers[0], first.nats[0], len(first.visual[0])) == ("", 0, 0)
+    assert (second.answers, [len(rows) for rows in second.queries]) == ([""], [0])
+    alone = everything(model, [shards[0], shards[2]], how=how)
+    assert_same([without_the_first(first), third], alone)
+
+
+def without_the_first(entry: LabelEntry) -> LabelEntry:
+    lists = ("answers", "nats", "inputs", "visual", "answer", "logits")
+    rest = {name: value[1:] for name in lists if (value := getattr(entry, name)) is not None}
+    return replace(entry, **rest)
+
+
+@pytest.mark.parametrize("again", ["teacher", "labels"])
+def test_what_cannot_be_read_is_named_and_left_out(
+    again: str,
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the run that asks the teacher, and in later ones; a strict run stops."""
+    bad = [*mixed(shards), *shards[3:]]
+    good = [shard for number, shard in enumerate(shards) if number != 1]
+    how = DistillSettings(epochs=1, batch_size=8, holdout=0.3, cache=tmp_path / "labels")
+    skipped = Skipped()
+    made = distill(bad, teacher, mirror, how, skipped=skipped)
+    assert str(skipped) == ", 2 questions left out"
+    assert capsys.readouterr().err.count("left out: frame frame") == 2
+    alone = distill(good, teacher, mirror, replace(how, cache=None))
+    names = ("num_asks", "num_trained", "num_unanswered")
+    assert [made.report[name] for name in names] == [alone.report[name] for name in names]
+    later, skipped = teacher if again == "teacher" else None, Skipped()
+    second = distill(bad, later, mirror, how, skipped=skipped)
+    assert overlay_digest(second.overlay) == overlay_digest(made.overlay)
+    assert str(skipped) == ", 2 questions left out"
+    assert "question long: the teacher could not answer it" in capsys.readouterr().err
+    with pytest.raises(BadData, match="frame 0: question long: "):
+        distill(bad, later, mirror, how)
+
+
+def test_a_question_that_is_too_long_for_the_student_alone_is_left_out(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a teacher and without one."""
+    monkeypatch.setattr(teacher.language, "max_positions", 10_000)
+    bad = [*mixed(shards), *shards[3:]]
+    for method, needed in (("pseudo-label", teacher), ("tent", None)):
+        settings = DistillSettings(method=method, epochs=1, batch_size=8, holdout=0)
+        skipped = Skipped()
+        distill(bad, needed, mirror, settings, skipped=skipped)
+        assert str(skipped) == ", 2 questions left out"
+    with pytest.raises(BadData, match=r"question long: for the student: .* has 256: ask a shorter"):
+        distill(bad, teacher, mirror, settings)
+
+
+def test_a_picture_that_the_teacher_alone_refuses_is_left_out(
+    llava: Path,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once for all of its questions; the labels remember it."""
+    other = load(llava, compute="cpu")
+    inner = other.prepare
+
+    def prepare(images: Any) -> Any:
+        if images[0].size == (48, 12):
+            raise BadData("too thin")
+        return inner(images)
+
+    monkeypatch.setattr(other, "prepare", prepare)
+    sizes = [(48, 12), *[(48, 48)] * 11]
+    sent = [
+        replace(shard, picture=pictures.encode(image.resize(size), pictures.WEBP))
+        for shard, image, size in zip(shards, tiny.images(12, seed=9), sizes, strict=True)
+    ]
+    assert mirror.settings.tower != other.tower_digest
+    how = DistillSettings(
+        method="pseudo-label", epochs=1, batch_size=8, holdout=0.3, cache=tmp_path / "labels"
+    )
+    skipped = Skipped()
+    made = distill(sent, other, mirror, how, skipped=skipped)
+    assert str(skipped) == ", 1 frame left out"
+    assert "left out: frame frame 0: too thin" in capsys.readouterr().err
+    skipped = Skipped()
+    again = distill(sent, None, mirror, how, skipped=skipped)
+    assert overlay_digest(again.overlay) == overlay_digest(made.overlay)
+    assert str(skipped) == ", 3 questions left out"
+    monkeypatch.setattr(other, "prepare", lambda _images: prepare([sent_image(sent[0])]))
+    with pytest.raises(BadData, match=r"nothing is left to learn from: 0 .* 28 because teacher or"):
+        distill(sent, other, mirror, replace(how, cache=None), skipped=Skipped())
+
+
+def sent_image(shard: Shard) -> Any:
+    assert shard.picture is not None
+    return pictures.decode(shard.picture)
 
 
 def test_the_frame_whose_outputs_are_not_finite_is_named(llava: Path) -> None:
     """One of four in a pass, with tokens next to the largest float32."""
     model = load(llava, compute="cpu")
     shards = make_shards(model, 4)
-    shards[2].tokens = np.full_like(shards[2].tokens, 3e38)
-    with pytest.raises(BadData, match="frame 2: the teacher's outputs are not finite"):
-        everything(model, shards, how=replace(HOW, batch_size=100))
+    how = replace(HOW, batch_size=100)
+    sound = everything(model, shards, how=how)
+    shards[2] = replace(shards[2], tokens=np.full_like(shards[2].tokens, 3e38))
+    file = label_shards(model, shards, how, None)
+    assert [*file.faults] == [(key_of(shards[2]), place) for place in (0, 1)]
+    assert file.faults[key_of(shards[2]), 1] == (
+        "frame frame 2: question 2-1: the teacher's outputs are not finite: try `dtype` float32"
+    )
+    rest = [number for number in range(4) if number != 2]
+    made = [file.read(key_of(shards[number])) for number in rest]
+    assert_same(made, [sound[number] for number in rest])
 
 
 # ---- as it is loaded

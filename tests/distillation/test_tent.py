@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cdcca_cli.distillation.distill import distill, summary
-from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
@@ -19,6 +18,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example, encode
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import MOST, a_trainer, make_shards, train_epochs

@@ -33,6 +33,7 @@ TOKENS_AND_CHANNELS = {
     "HuggingFaceM4/idefics2-8b": (39 * 70, 1152),
     "OpenGVLab/InternVL3-1B-hf": ((2 * 4 + 1) * 16 * 16, 4 * 1024),
     "CohereLabs/aya-vision-8b": ((2 * 4 + 1) * 13 * 13, 4 * 1152),
+    "mistral-community/pixtral-12b": (36 * 64, 1024),  # 1024 x 576
     "mistralai/Mistral-Small-3.1-24B-Instruct-2503": (31 * 55, 4 * 1024),
     "google/gemma-3-4b-it": (16 * 16, 1152),
     "google/gemma-4-E2B-it": (12 * 22, 768),

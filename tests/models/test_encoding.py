@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli.models.encoding import Example, check_fit, encode, template_of
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import FAMILIES, Family
 from cdcca_cli.formats.shard import Picture, Question, Shard
 from cdcca_cli.models import LoadedModel, load
+from cdcca_cli.models.encoding import Example, check_fit, encode, template_of
 from tests.distillation.conftest import make_shards
 
 

@@ -109,6 +109,24 @@ GEMMA4_PICTURES: dict[str, Any] = {
     "settings": {"image_seq_length": 70},
     "home": "gemma4",
 }
+PIXTRAL: dict[str, Any] = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "image_size": 96,
+    "patch_size": 8,
+}
+PIXTRAL_WORDS: dict[str, Any] = {
+    "chat": MISTRAL,
+    "image": "[IMG]",
+    "mark": "[IMG]",
+    "special": ("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    "sizes": {"patch_size": 8, "size": {"longest_edge": 96}},
+    "home": "pixtral",
+}
 
 ROWS = (
     Row(
@@ -284,27 +302,29 @@ ROWS = (
         "PixtralProcessor",
         "PixtralImageProcessor",
         lambda text: {
-            "vision_config": {
-                "model_type": "pixtral",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "head_dim": 8,
-                "image_size": 96,
-                "patch_size": 8,
-            },
+            "vision_config": PIXTRAL,
             "text_config": text.config("mistral"),
             "image_token_index": text.id("[IMG]"),
             "spatial_merge_size": 2,
         },
-        chat=MISTRAL,
-        image="[IMG]",
-        mark="[IMG]",
-        special=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
-        sizes={"patch_size": 8, "size": {"longest_edge": 96}},
         settings={"patch_size": 8, "spatial_merge_size": 2},
-        home="pixtral",
+        **PIXTRAL_WORDS,
+    ),
+    Row(
+        "pixtral",
+        "LlavaForConditionalGeneration",
+        "PixtralProcessor",
+        "PixtralImageProcessor",
+        lambda text: {
+            "vision_config": PIXTRAL,
+            "text_config": text.config("mistral"),
+            "image_token_index": text.id("[IMG]"),
+            "image_seq_length": 1,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        settings={"patch_size": 8},
+        **PIXTRAL_WORDS,
     ),
     Row(
         "lfm2_vl",

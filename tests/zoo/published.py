@@ -157,6 +157,14 @@ ROWS = (
         **_CLIP_PICTURES,
     ),
     Published(
+        "llava",
+        ("mistral-community/pixtral-12b",),
+        config={"vision_config": _tower(1024, 24, 1024, 16, head_dim=64)},
+        pictures={"patch_size": 16, "size": {"longest_edge": 1024}},
+        processor={"patch_size": 16},
+        made_from="pixtral",
+    ),
+    Published(
         "vipllava",
         ("llava-hf/vip-llava-7b-hf",),
         config={

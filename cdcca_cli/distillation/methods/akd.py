@@ -150,8 +150,14 @@ class FeatureDistillation(Method):
             self.phis[part] = initial_phi(our_ES, their_EC)
 
     def _balance(self, batches: list[Sequence[int]]) -> None:
-        """Bring the terms to one scale, after dropping those without a gradient."""
-        self.gradients = self._gradient_norms(batches)
+        """Bring the terms to one scale, after dropping those without a gradient.
+
+        Without balancing one example tells whether there is a gradient, unless it has none.
+        """
+        one = [batch[:1] for batch in batches[:1]]
+        self.gradients = self._gradient_norms(batches if self.settings.is_balanced else one)
+        if not (self.settings.is_balanced or all(norm > 0 for norm in self.gradients.values())):
+            self.gradients = self._gradient_norms(batches)
         given = self.settings.given_weights()
         for term in [term for term, norm in self.gradients.items() if not norm > 0]:
             what = f"the {term} term has no gradient on what is trained"
