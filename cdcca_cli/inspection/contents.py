@@ -134,7 +134,7 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
                 ledger[name.partition(".")[0]] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
             if record.header["kind"] == "lessons":
-                head = lessons.parse_head(record, place)
+                head = lessons.parse_head(record.header, record.tensors, place)
                 continue
             if record.header["kind"] == "lesson":
                 found, source = lessons.decode(record, place), head
