@@ -99,17 +99,15 @@ class Labels:
 
     def has(self, key: ShardKey, place: int) -> bool:
         """Whether there is a label of a shard's question."""
-        return self._find(key, place) is not None
+        return any(True for _ in self._find(key, place))
 
     def read(self, key: ShardKey, place: int) -> tuple[Label, Source] | None:
         """The label of a shard's question, and whose it is; None without one that is sound."""
-        while (found := self._find(key, place)) is not None:
+        for found in self._find(key, place):
             try:
                 entry = self._entry(found)
             except BadData as error:
-                if self._refused is None:
-                    raise
-                self._refused(error)
+                self._refuse(error)
                 self._bad.add((found.file, found.begin))
                 continue
             label: Label | None = None
@@ -118,7 +116,8 @@ class Labels:
                     label = entry.labels.get(key.questions[place])
             elif len(entry) == len(key.questions):
                 label = entry[place]
-            return None if label is None else (label, self.sources[found.source])
+            if label is not None:
+                return label, self.sources[found.source]
         return None
 
     def joined(self, others: "Labels") -> "Labels":
@@ -132,13 +131,12 @@ class Labels:
         for question in entry.labels:
             self._index.add(entry.payload, question, Place(0, begin, source))
 
-    def _find(self, key: ShardKey, place: int) -> Place | None:
-        names = [(key.payload, key.questions[place]), (key.lesson, "")]
-        for name in names:
+    def _find(self, key: ShardKey, place: int) -> Iterator[Place]:
+        """Where a label may be, the latest first; records that are bad left out."""
+        for name in ((key.payload, key.questions[place]), (key.lesson, "")):
             for found in self._index.find(*name):
                 if (found.file, found.begin) not in self._bad:
-                    return found
-        return None
+                    yield found
 
     def _entry(self, found: Place) -> Entry | list[Label]:
         key = (found.file, found.begin)

@@ -222,7 +222,7 @@ def check_version(version: int, newest: int, name: str, where: str) -> None:
 def _named(kind: str) -> str:
     words = dict.fromkeys(("shards", "frames", "shard"), "token shards")
     words |= {"end": "the end of a token stream", "trust": "a trust list"}
-    words |= {"lessons": "a teacher's labels", "lesson": "one frame's labels"}
+    words |= dict.fromkeys(("label", "lessons", "lesson"), "a teacher's labels")
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 
