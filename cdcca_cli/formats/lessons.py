@@ -42,7 +42,7 @@ All values are finite; a tensor with a value that its bits cannot hold is F32. S
 two entries with one key the later one counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -181,10 +181,10 @@ def check_entry(header: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def parse_head(record: records.Record, where: str) -> Source:
-    """Whose labels follow a head. BadData."""
-    found = records.fields(record.header, _HEAD, where)
-    if record.tensors:
+def parse_head(header: Mapping[str, Any], tensors: Collection[str], where: str) -> Source:
+    """Whose labels follow a head. tensors: the names of those it has. BadData."""
+    found = records.fields(header, _HEAD, where)
+    if tensors:
         raise BadData(f"{where}: the head of its labels has tensors")
     head = Head(**{name: found[name] for name in get_type_hints(Head)})
     is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
