@@ -55,18 +55,16 @@ class Tops:
                 "the labels have no distributions of answer tokens: leave it out, or label "
                 "again with a teacher that gives them",
             )
-        if theirs is None:
-            shared = sum(self._of(number) is not None for number in with_top)
-            if shared < FEWEST_SHARED * len(with_top):
-                raise SettingError(
-                    "kl",
-                    f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
-                    "into the same tokens",
-                )
-            with_top = with_top[:shared]
-        if len(with_top) < len(dataset.train):
+        shared = sum(self._of(number) is not None for number in with_top)
+        if shared < FEWEST_SHARED * len(with_top):
+            raise SettingError(
+                "kl",
+                f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
+                "into the same tokens",
+            )
+        if shared < len(dataset.train):
             streams.message(
-                f"distributions of {len(with_top)} of {len(dataset.train)} answers are learnt; "
+                f"distributions of {shared} of {len(dataset.train)} answers are learnt; "
                 "the others are learnt as text"
             )
 
@@ -123,12 +121,14 @@ class _Pieces:
         for number, pieces in zip(ids[:length], top.pieces_AK, strict=False):
             if pieces[0] and self._texts[number] != pieces[0]:
                 return None
-        ids_AK = np.array(
-            [[self._ids.get(piece, -1) if piece else -1 for piece in row] for row in top.pieces_AK],
-            np.int32,
-        ).reshape(top.logp_AK.shape)
+        rows = [[self._ids.get(piece, -1) for piece in row] for row in top.pieces_AK]
         if length == len(ids):  # the end token has no text, or another one
-            ids_AK[-1, 0] = ids[-1]
+            rows[-1][0] = ids[-1]
+        # Of two pieces that are one token the likelier stays; an empty piece is none.
+        rows = [
+            [-1 if one in row[:place] else one for place, one in enumerate(row)] for row in rows
+        ]
+        ids_AK = np.array(rows, np.int32).reshape(top.logp_AK.shape)
         gone_AK = ids_AK < 0
         p_AK = np.exp(top.logp_AK.astype(np.float64))
         rest_A = np.exp(top.rest_A.astype(np.float64)) + (p_AK * gone_AK).sum(1)
