@@ -133,7 +133,7 @@ def write_requests(
             written.add(key)
             found.add(job)
             for ask in filter(None, (job.free, job.letter)):
-                batch.write_request(out, ask, model, settings.dialect)
+                batch.write_request(out, ask, model, chat.Dialect.first(settings))
     return found
 
 

@@ -69,7 +69,7 @@ def a_shard(number: int, *prompts: str) -> Shard:
     )
 
 
-SHARDS = [a_shard(number, "what?", "where?")for number in range(5)]
+SHARDS = [a_shard(number, "what?", "where?") for number in range(5)]
 
 
 def ask(
@@ -331,9 +331,7 @@ def test_what_cannot_be_read_is_named_and_left_out(
     """In the run that asks the teacher, and in later ones; a strict run with the teacher stops."""
     bad = [*mixed(shards), *shards[3:]]
     good = [shard for number, shard in enumerate(shards) if number != 1]
-    how = DistillSettings(
-        epochs=1, batch_size=8, holdout=0.3, labels=(str(tmp_path / "labels"),)
-    )
+    how = DistillSettings(epochs=1, batch_size=8, holdout=0.3, labels=(str(tmp_path / "labels"),))
     skipped = Skipped()
     made = distill(bad, teacher, mirror, how, skipped=skipped)
     assert str(skipped) == ", 2 questions left out"

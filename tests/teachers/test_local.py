@@ -1,6 +1,6 @@
 """What a checkpoint as teacher is asked, and what is kept of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.payloads import pictures
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import local
-from cdcca_cli.teachers.settings import LabelSettings
 from tests import tiny
 from tests.distillation.conftest import CHOICES, MOST, a_trainer, make_shards
 from tests.models.test_loading import stored_in_4_bits
