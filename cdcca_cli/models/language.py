@@ -151,7 +151,7 @@ class CausalLanguage(Language):
         super().__init__(model, embeddings, config)
         self.max_positions = getattr(config, "max_position_embeddings", None)
         # A part of the positions is not contiguous, and would be multiplied row by row of a batch.
-        model.get_output_embeddings().register_forward_pre_hook(
+        self.model.get_output_embeddings().register_forward_pre_hook(
             lambda _head, args: (args[0].contiguous(),)
         )
         takes = inspect.signature(self.model.forward).parameters
