@@ -52,10 +52,14 @@ class Empty(BadData):
 
 @dataclass(frozen=True)
 class Job:
-    """One question about one frame. letter: the request by letter, if it has choices."""
+    """One question about one frame. letter: the request by letter, if it has choices.
+
+    payload, digest: the keys of its label.
+    """
 
     shard: Shard
     payload: str
+    digest: str
     question: Question
     free: Ask
     letter: Ask | None
@@ -106,14 +110,15 @@ def jobs_of(shard: Shard, places: Iterable[int]) -> list[Job]:
     payload = payload_digest(shard)
     found = []
     for question in map(shard.questions.__getitem__, places):
-        name = sha256(f"{payload} {question_digest(question)}".encode()).hexdigest()[:48]
+        digest = question_digest(question)
+        name = sha256(f"{payload} {digest}".encode()).hexdigest()[:48]
         limit = MAX_NEW_TOKENS[question.task]
         free = Ask(f"{name}-answer", chat.free_text(question), shard.picture, limit)
         letter = None
         if 2 <= len(question.choices or ()) <= len(chat.LETTERS):
             text, letters = chat.letter_text(question)
             letter = Ask(f"{name}-letter", text, shard.picture, LETTER_TOKENS, letters)
-        found.append(Job(shard, payload, question, free, letter))
+        found.append(Job(shard, payload, digest, question, free, letter))
     return found
 
 
@@ -244,7 +249,7 @@ class _Asked:
                 shard = job.shard
                 self._count(found)
                 if isinstance(found, Label):
-                    labels[question_digest(job.question)] = found
+                    labels[job.digest] = found
                     continue
                 name = f"frame {shard.frame[:80]}: question {job.question.id[:80]}"
                 skipped.add("question", BadData(f"{name}: {found}"))
@@ -310,7 +315,7 @@ class ServedTeacher(_Asked):
         def work(job: Job) -> Label:
             return label_of(job, self._server.ask, always_by_letter=always)
 
-        yield from self._entries(in_order(work, jobs, self._settings.concurrency), lacks, skipped)
+        yield from self._entries(in_order(work, jobs, self._settings.num_workers), lacks, skipped)
         most = self._settings.max_requests
         if most is not None and asked.num_requests > most:
             raise SettingError("max_requests", "the next question may need more", most)

@@ -27,7 +27,7 @@ def replies(address: str, settings: ServerSettings = QUICK, asks: Any = ASKS) ->
     """Each reply, or the words of its failure."""
     server = Server(Address.parse(address), settings)
     server.settle(asks[:3])
-    found = in_order(server.ask, asks, settings.concurrency)
+    found = in_order(server.ask, asks, settings.num_workers)
     try:
         return [str(one) if isinstance(one, BadData) else one for _, one in found]
     finally:
