@@ -3,13 +3,11 @@
 - stdout is data. `claim_stdout` points file descriptor 1 at stderr, so that a library that prints
   cannot spoil the data.
 - Bytes never go to a terminal, and a terminal is never read.
-- zstd around an input is recognised by its magic number and read in bounded memory; an output
-  whose name ends in `.zst` is compressed, with a checksum.
+- zstd is taken off an input (`byte_streams`); an output whose name ends in `.zst` is compressed.
 - A name may be an address, such as `s3://...` or `pipe:COMMAND` (`remote`).
 """
 
 import codecs
-import io
 import json
 import os
 import re
@@ -18,21 +16,13 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO, cast
+from typing import BinaryIO, Literal, TextIO, cast
 
 from cdcca_cli import files, remote
+from cdcca_cli.byte_streams import is_zstd, with_zstd, without_zstd
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a first byte 0x50..0x5f: metadata before the data
-_ZSTD_WINDOW_BYTES = 1 << 27  # what `zstd -d` itself accepts without --long
-_ZSTD_PIECE_BYTES = 512  # a piece expands to 16 MiB at most, whatever it holds
 _LINE_CHARS = 1 << 24
 _MESSAGE_CHARS = 2000
 _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
@@ -216,69 +206,6 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-class _Pieces(io.RawIOBase):
-    """The bytes of an iterator as a stream."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._rest = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        while not self._rest:
-            more = next(self._pieces, None)
-            if more is None:
-                return 0
-            self._rest = memoryview(more)
-        view = memoryview(buffer).cast("B")
-        piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
-        view[: len(piece)] = piece
-        return len(piece)
-
-
-def pushed_back(head: bytes, rest: BinaryIO) -> BinaryIO:
-    """A stream that gives `head` again before the rest."""
-    pieces = iter(partial(rest.read, io.DEFAULT_BUFFER_SIZE), b"")
-    return io.BufferedReader(_Pieces(chain((head,), pieces)))
-
-
-def _decompressed(source: BinaryIO, where: str) -> Iterator[bytes]:
-    """The content of zstd frames end to end. Raises: BadData if it is damaged or cut short."""
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-    frame = None
-    compressed = b""
-    while compressed or (compressed := source.read(_ZSTD_PIECE_BYTES)):
-        frame = frame or decompressor.decompressobj()
-        try:
-            content = frame.decompress(compressed)
-        except zstandard.ZstdError as error:
-            raise BadData(f"{where}: damaged zstd data, fetch it again ({error})") from None
-        yield content
-        compressed = frame.unused_data
-        if frame.eof:
-            frame = None
-    if frame is not None:
-        raise BadData(f"{where}: the zstd data is cut short: fetch it again")
-
-
-def _is_zstd(head: bytes) -> bool:
-    """Whether content with these first 4 bytes is zstd."""
-    skippable = head[1:] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F
-    return head == ZSTD_MAGIC or skippable
-
-
-def without_zstd(stream: BinaryIO, where: str) -> BinaryIO:
-    """The stream itself, or its content if it is zstd."""
-    head = stream.read(4)
-    source = pushed_back(head, stream)
-    if _is_zstd(head):
-        return io.BufferedReader(_Pieces(_decompressed(source, where)), 1 << 16)
-    return source
-
-
 def input_name(path: str | Path | None) -> str:
     """The name of an input in messages."""
     if _is_standard(path, "stdin"):
@@ -385,19 +312,6 @@ def _standard_output() -> Iterator[BinaryIO]:
         yield out
 
 
-@contextmanager
-def _with_zstd(out: BinaryIO, is_packed: bool) -> Iterator[BinaryIO]:
-    if not is_packed:
-        yield out
-        return
-    import zstandard
-
-    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-    writer = compressor.stream_writer(out, closefd=False)
-    yield cast(BinaryIO, writer)
-    writer.close()  # not after an error: what is there then is thrown away
-
-
 def _named_output(
     path: str | Path, append: Callable[[BinaryIO], object] | None = None
 ) -> AbstractContextManager[BinaryIO]:
@@ -447,14 +361,14 @@ def binary_output(
 
     def check(existing: BinaryIO) -> None:
         nonlocal is_packed
-        is_packed = _is_zstd(existing.read(4))
+        is_packed = is_zstd(existing.read(4))
         existing.seek(0)
         assert append is not None
         append(without_zstd(existing, str(named)), str(named))
 
     check_first = None if append is None else check
     opened = _standard_output() if standard else _named_output(cast(str, named), check_first)
-    with opened as out, _with_zstd(out, is_packed) as writer:
+    with opened as out, with_zstd(out, is_packed) as writer:
         yield writer
     if path is None and terminal:
         message(f"wrote {usual_name}")
@@ -466,5 +380,5 @@ def text_output(path: str | Path | None) -> Iterator[TextIO]:
     standard = _is_standard(path, "stdout")
     opened = _standard_output() if standard else _named_output(cast(str, path))
     is_packed = not standard and _packs(cast(str, path))
-    with opened as out, _with_zstd(out, is_packed) as writer:
+    with opened as out, with_zstd(out, is_packed) as writer:
         yield cast(TextIO, codecs.getwriter("utf-8")(writer, "backslashreplace"))

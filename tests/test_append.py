@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli import streams
+from cdcca_cli import byte_streams, streams
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.shard import Shard
@@ -57,7 +57,7 @@ def test_what_is_added_stands_behind_what_was_there(
     add(path, "c")
     add(path)
     assert path.read_bytes().startswith(before)
-    assert (before[:4] == streams.ZSTD_MAGIC) == name.endswith(".zst")
+    assert (before[:4] == byte_streams.ZSTD_MAGIC) == name.endswith(".zst")
     assert frames_in(path) == ["a", "b", "c"]
     assert os.listdir(tmp_path) == [name]
 
@@ -71,7 +71,7 @@ def test_the_form_is_that_of_the_file_whatever_its_name(tmp_path: Path, name: st
     path = (tmp_path / ("up.zst" if packed else "up")).rename(tmp_path / name)
     add(path, "b")
     assert frames_in(path) == ["a", "b"]
-    assert (path.read_bytes()[:4] == streams.ZSTD_MAGIC) == packed
+    assert (path.read_bytes()[:4] == byte_streams.ZSTD_MAGIC) == packed
 
 
 def test_streams_of_version_1_are_continued(tmp_path: Path) -> None:

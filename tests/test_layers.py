@@ -35,6 +35,7 @@ LAYERS = {
     "skipped": 0,
     "streams": 0,
     "remote": 0,
+    "byte_streams": 0,
     "files": 0,
     "memory": 0,
     "distributed": 0,
@@ -55,6 +56,8 @@ WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), (
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}
 WITHIN |= {
     ("streams", "files"),
+    ("streams", "byte_streams"),
+    ("byte_streams", "errors"),
     ("files", "errors"),
     ("settings", "errors"),
     ("numerics", "errors"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from cdcca_cli import files, streams
+from cdcca_cli import byte_streams, files, streams
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput
 
 AS_ROOT = os.geteuid() == 0
@@ -419,7 +419,7 @@ def packed(data: bytes) -> bytes:
 
 
 def opened(data: bytes) -> io.BufferedIOBase:
-    return streams.without_zstd(io.BytesIO(data), "here")  # type: ignore[return-value]
+    return byte_streams.without_zstd(io.BytesIO(data), "here")  # type: ignore[return-value]
 
 
 SKIPPABLE = bytes.fromhex("5f2a4d1805000000") + b"hello"
@@ -496,7 +496,7 @@ def test_lines_that_are_none() -> None:
 
 
 def test_pushed_back_bytes_come_first() -> None:
-    source = streams.pushed_back(b"abc", io.BytesIO(b"def\nghi"))
+    source = byte_streams.pushed_back(b"abc", io.BytesIO(b"def\nghi"))
     assert source.read(2) == b"ab"
     assert source.readline() == b"cdef\n"
     assert source.read() == b"ghi"

@@ -12,6 +12,7 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
+from cdcca_cli.teachers.server import ServerSettings
 from cdcca_cli.teachers.settings import LabelSettings
 
 
@@ -30,6 +31,7 @@ def command(
     ] = None,
     how: DistillSettings,
     asking: LabelSettings,
+    server: ServerSettings,
     on: Runtime,
     log: Annotated[Path | None, typer.Option(help="File to add one JSON line per step to")] = None,
     peft: Annotated[
@@ -115,7 +117,11 @@ def command(
             peft_export.check_peft(peft, mirror, force)
         on.set_threads()
         distributed.start(on.compute)
-        asked = open_teacher(config.teacher(teacher), asking, on) if is_asked else None
+        asked = (
+            open_teacher(config.teacher(teacher), asking, server, on, skipped=skipped)
+            if is_asked
+            else None
+        )
         large = asked.model if isinstance(asked, LocalTeacher) else None
         adaptation = distilling.distill(
             read_all(sources, skipped),

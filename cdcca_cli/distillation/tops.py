@@ -121,14 +121,12 @@ class _Pieces:
         if length not in (len(ids) - 1, len(ids)):
             return None
         for number, pieces in zip(ids[:length], top.pieces_AK, strict=False):
-            if pieces[0] and self._texts[number] != pieces[0]:
+            if pieces[0] and self._texts[number] not in (pieces[0], b" " + pieces[0]):
                 return None
         ids_AK = np.array(
-            [[self._ids.get(piece, -1) if piece else -1 for piece in row] for row in top.pieces_AK],
-            np.int32,
+            [[self._id(piece, ids[-1]) for piece in row] for row in top.pieces_AK], np.int32
         ).reshape(top.logp_AK.shape)
-        if length == len(ids):  # the end token has no text, or another one
-            ids_AK[-1, 0] = ids[-1]
+        ids_AK[top.logp_AK <= LOWEST] = -1
         gone_AK = ids_AK < 0
         p_AK = np.exp(top.logp_AK.astype(np.float64))
         rest_A = np.exp(top.rest_A.astype(np.float64)) + (p_AK * gone_AK).sum(1)
@@ -136,6 +134,10 @@ class _Pieces:
             logrest_A = np.maximum(np.log(rest_A), LOWEST).astype(np.float32)
         logp_AK = np.where(gone_AK, np.float32(LOWEST), top.logp_AK)
         return Top(logp_AK, logrest_A, ids_AK)
+
+    def _id(self, piece: bytes, end: int) -> int:
+        """Some servers leave out the blank with which a token begins."""
+        return self._ids.get(piece, self._ids.get(b" " + piece, -1)) if piece else end
 
     def _read(self) -> None:
         if self._texts is None:

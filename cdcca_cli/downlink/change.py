@@ -3,7 +3,8 @@
 Tensors are in name order. The change of a tensor that is not selected is zero. The group of a
 tensor follows from the names of its overlay:
 
-- `lora`: ends in `.lora_A` or `.lora_B`;
+- `lora`: ends in `.lora_A` or `.lora_B`; `lora.connector` if its linear is one of the connector,
+  by the family's row, else `lora.language`;
 - `norm`: a `.weight`, and a `.bias` beside one (the weights of linear layers are frozen);
 - `bias`: any other `.bias`;
 - `query`: the rest.
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.families import Family, family_named
+from cdcca_cli.formats.names import LORA_A, LORA_B, LORA_PARTS, whole_groups
 
 Overlay = Mapping[str, NDArray[np.float32]]
 
@@ -38,23 +41,39 @@ def overlay_with(
     return overlay
 
 
-def group_of(name: str, names: Collection[str]) -> str:
-    """The group of one tensor of the overlay that has `names`."""
-    if name.endswith((".lora_A", ".lora_B")):
-        return "lora"
+def group_of(name: str, names: Collection[str], row: Family | None = None) -> str:
+    """The group of one tensor of the overlay that has `names`; with a family's row, LoRA's part."""
+    if name.endswith((LORA_A, LORA_B)):
+        language, connector = LORA_PARTS
+        if row is None:
+            return "lora"
+        return connector if row.in_connector(name) else language
     stem, _, own = name.rpartition(".")
     if own == "weight" or (own == "bias" and f"{stem}.weight" in names):
         return "norm"
     return "bias" if own == "bias" else "query"
 
 
-def selected(names: Collection[str], groups: Collection[str] | None) -> frozenset[str]:
-    """The names in one of the groups, all for None. Raises: SettingError if there are none."""
+def selected(
+    names: Collection[str], groups: Collection[str] | None, family: str = ""
+) -> frozenset[str]:
+    """The names in one of the groups, all for None.
+
+    Args: family: the device's, which decides what a part of LoRA is.
+    Raises: SettingError if there are none, and for a part of LoRA of a family that is not known.
+    """
     if groups is None:
         return frozenset(names)
-    chosen = frozenset(name for name in names if group_of(name, names) in groups)
+    wanted = whole_groups(groups)
+    row = None
+    if not set(LORA_PARTS).isdisjoint(wanted) and (row := family_named(family)) is None:
+        raise SettingError(
+            "select", f"this cdcca knows no family {family}: give lora", ",".join(groups)
+        )
+    groups_of = {name: group_of(name, names, row) for name in names}
+    chosen = frozenset(name for name, group in groups_of.items() if group in wanted)
     if not chosen:
-        held = ", ".join(sorted({group_of(name, names) for name in names}))
+        held = ", ".join(sorted(set(groups_of.values())))
         raise SettingError("select", f"the base has only {held}", ",".join(groups))
     return chosen
 

@@ -101,7 +101,8 @@ def compress(
             f"{base.sequence}): distil against this mirror, or name the one it was made from"
         )
     digest, overlay = _base(base, settings.since, start)
-    change = Change.between(adaptation.overlay, overlay, selected(overlay, settings.select))
+    chosen = selected(overlay, settings.select, base.settings.family)
+    change = Change.between(adaptation.overlay, overlay, chosen)
     sequence = base.highest_sequence + 1
     blank = _blank(base, digest, sequence, change.num_parameters, settings)
     choice = Choice(change, blank, settings, adaptation, loss)

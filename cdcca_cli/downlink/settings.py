@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cdcca_cli.errors import SettingError, UsageError
-from cdcca_cli.formats.names import GROUPS
+from cdcca_cli.formats.names import GROUP_NAMES
 from cdcca_cli.settings import check, setting
 from cdcca_cli.text import parse_bytes, parse_share
 
@@ -52,7 +52,7 @@ class CompressSettings:
     """
 
     select: tuple[str, ...] | None = setting(
-        None, "Groups of parameters to send", choices=GROUPS, usually="all"
+        None, "Groups of parameters to send", choices=GROUP_NAMES, usually="all"
     )
     budget_bytes: int | None = setting(
         None,

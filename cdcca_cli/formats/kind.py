@@ -19,10 +19,10 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from cdcca_cli.byte_streams import pushed_back
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device_state import FILE_NAME
-from cdcca_cli.streams import pushed_back
 from cdcca_cli.text import load_json
 
 WEIGHTS_HEADER_BYTES = 100_000_000

@@ -42,7 +42,7 @@ All values are finite; a tensor with a value that its bits cannot hold is F32. S
 two entries with one key the later one counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -51,7 +51,7 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
-from cdcca_cli.formats.labels import Label, Source, Top
+from cdcca_cli.formats.labels import Label, Source, Top, rest_of
 from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Shard
 
@@ -157,12 +157,9 @@ def _top(logits_AV: np.ndarray) -> Top:
     logits_AV = logits_AV.astype(np.float64)
     logp_AV = logits_AV - np.logaddexp.reduce(logits_AV, axis=1, keepdims=True)
     order_AV = np.argsort(-logp_AV, axis=1, kind="stable")
-    ids_AK, others_AR = np.split(order_AV, [MOST_TOP], axis=1)
-    rest_A = np.full(len(logp_AV), -np.inf)
-    if others_AR.shape[1]:
-        rest_A = np.logaddexp.reduce(np.take_along_axis(logp_AV, others_AR, 1), axis=1)
-    logp_AK = np.take_along_axis(logp_AV, ids_AK, 1)
-    return Top(logp_AK.astype(np.float32), rest_A.astype(np.float32), ids_AK.astype(np.int32))
+    ids_AK = order_AV[:, :MOST_TOP]
+    logp_AK = np.take_along_axis(logp_AV, ids_AK, 1).astype(np.float32)
+    return Top(logp_AK, rest_of(logp_AK), ids_AK.astype(np.int32))
 
 
 def check_entry(header: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -184,10 +181,10 @@ def check_entry(header: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def parse_head(record: records.Record, where: str) -> Source:
-    """Whose labels follow a head. BadData."""
-    found = records.fields(record.header, _HEAD, where)
-    if record.tensors:
+def parse_head(header: Mapping[str, Any], tensors: Collection[str], where: str) -> Source:
+    """Whose labels follow a head. tensors: the names of those it has. BadData."""
+    found = records.fields(header, _HEAD, where)
+    if tensors:
         raise BadData(f"{where}: the head of its labels has tensors")
     head = Head(**{name: found[name] for name in get_type_hints(Head)})
     is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)

@@ -37,6 +37,7 @@ from cdcca_cli.models import load_device
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.opening import open_teacher
+from cdcca_cli.teachers.server import ServerSettings
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
@@ -118,7 +119,7 @@ class Cycle:
         self.settings = replace(settings, compress=signed)
         self.device, self.work = device, work
         with progress.stage("loading the models"):
-            self.teacher = open_teacher(teacher, settings.label, on)
+            self.teacher = open_teacher(teacher, settings.label, ServerSettings(), on)
             self.student = load_device(device, compute=on.compute, dtype=on.dtype)
         work.clear()
         self.mirror = work.mirror(device) if mirror is None else mirror

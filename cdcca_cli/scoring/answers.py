@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from cdcca_cli import streams
+from cdcca_cli import byte_streams, streams
 from cdcca_cli.datasets import fields
 from cdcca_cli.datasets.entries import entries, values
 from cdcca_cli.errors import BadData
@@ -138,7 +138,7 @@ def _read(source: BinaryIO, where: str) -> Iterator[tuple[str, Answer]]:
     known = describe(head)
     if known is not None and not (is_json and ("v" in first or known.startswith("predictions"))):
         raise BadData(f"{where}: expected predictions, found {known}")
-    source = streams.pushed_back(head, source)
+    source = byte_streams.pushed_back(head, source)
     if not is_json:
         yield from _csv(_lines(source, where), where)
     elif "v" in first:

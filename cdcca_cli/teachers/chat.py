@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.families.table import SHORT_ANSWER, SHORT_CAPTION
+from cdcca_cli.families.family import SHORT_ANSWER, SHORT_CAPTION
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import Question
 

@@ -32,7 +32,6 @@ from cdcca_cli import distributed
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.labels import (
-    LOWEST,
     OF_THE_PICTURE,
     End,
     Entry,
@@ -41,6 +40,7 @@ from cdcca_cli.formats.labels import (
     Top,
     payload_digest,
     question_digest,
+    rest_of,
 )
 from cdcca_cli.formats.shard import Shard, Unusable
 from cdcca_cli.models import LoadedModel, Spliced
@@ -83,15 +83,18 @@ class LocalTeacher:
         """Refuse a shard of another vision tower, or with prompts in a template. BadData."""
         check_fit(shard, self.model, "teacher")
 
+    def announce(self, shards: Iterable[Shard], lacks: Lacks) -> None:
+        """Nothing: it costs time alone."""
+
     def close(self) -> None:
         """Free the model's weights."""
         self.model.unload()
 
     def label(self, shards: Iterable[Shard], lacks: Lacks, skipped: Skipped) -> Iterator[Entry]:
         """The labels that are missing, in the order of the shards; only in the first process."""
-        chunks = _chunks(shards, self._settings.teacher_batch_size)
+        cut = chunks(shards, self._settings.teacher_batch_size)
         num_processes = distributed.count()
-        while each := list(islice(chunks, num_processes)):
+        while each := list(islice(cut, num_processes)):
             wanted = [any(map(lacks.some, chunk)) for chunk in each]
             mine = distributed.rank()
             made = self._answer(each[mine]) if mine < len(each) and wanted[mine] else []
@@ -111,6 +114,7 @@ class LocalTeacher:
         faults: list[list[tuple[str, str]]] = []
         labels: dict[int, Label] = {}
         refused: set[int] = set()
+        queries: dict[tuple[str, str], np.ndarray] = {}
         for shard in chunk:
             begin, found = len(examples), []
             try:
@@ -142,7 +146,7 @@ class LocalTeacher:
             ]
             for run in passes(positions, len(places), FORWARD_POSITIONS):
                 of_pass = places[run.start : run.stop]
-                made = self._pass([examples[place] for place in of_pass], most)
+                made = self._pass([examples[place] for place in of_pass], most, queries)
                 for place, label in zip(of_pass, made, strict=True):
                     if label is not None:
                         labels[place] = label
@@ -162,8 +166,16 @@ class LocalTeacher:
             entries.append((entry, found))
         return entries
 
-    def _pass(self, examples: Sequence[Example], max_new_tokens: int) -> list[Label | None]:
-        """The labels of one pass; None where its outputs are not finite."""
+    def _pass(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        queries: dict[tuple[str, str], np.ndarray],
+    ) -> list[Label | None]:
+        """The labels of one pass; None where its outputs are not finite.
+
+        Args: queries: of the inputs of the connector in earlier passes, which labels share.
+        """
         model = self.model
         encoded = encode(model, examples)
         answers, ends, scores = self._answers(examples, encoded.spliced, max_new_tokens)
@@ -180,7 +192,6 @@ class LocalTeacher:
         sound_B = torch.ones(len(examples), dtype=torch.bool, device=model.device)
         for rows in found.values():
             sound_B &= rows.isfinite().flatten(1).all(1)
-        shared: dict[tuple[str, str], np.ndarray] = {}
         labels: list[Label | None] = []
         for b, example in enumerate(examples):
             logp_AV = forward.logits[b, : lengths_B[b]].float().log_softmax(-1)
@@ -206,7 +217,7 @@ class LocalTeacher:
                     for length in [lengths_B[b]]
                 }
                 key = (payload, encoded.prompts[b] if model.reads_prompt else "")
-                label.queries = shared.setdefault(key, arrays["queries"])
+                label.queries = queries.setdefault(key, arrays["queries"])
                 label.visual, label.answer_rows = arrays["visual"], arrays.get("answer")
                 if len(kept.rows_L) < kept.count:
                     label.kept = dict.fromkeys(OF_THE_PICTURE, kept)
@@ -244,10 +255,9 @@ def top_of(logp_AV: Tensor, count: int) -> Top | None:
     if not count or not len(logp_AV):
         return None
     size = min(count, logp_AV.shape[1])
-    logp_AK, ids_AK = logp_AV.topk(size, dim=1)
-    others_AV = logp_AV.double().scatter(1, ids_AK, -torch.inf)
-    rest_A = others_AV.logsumexp(1).clamp(min=LOWEST)
-    return Top(_array(logp_AK), _array(rest_A), ids_AK.to(torch.int32).cpu().numpy())
+    found = logp_AV.topk(size, dim=1)
+    logp_AK = _array(found.values)
+    return Top(logp_AK, rest_of(logp_AK), found.indices.to(torch.int32).cpu().numpy())
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -274,7 +284,8 @@ def kept_rows(payload: str, count: int) -> Kept:
     return Kept(source.integers(edges[:-1], edges[1:]).astype(np.int32), count)
 
 
-def _chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
+def chunks(shards: Iterable[Shard], batch_size: int) -> Iterator[list[Shard]]:
+    """Shards that are answered together, each list of `batch_size` questions or a few more."""
     chunk: list[Shard] = []
     for shard in shards:
         chunk.append(shard)

@@ -4,7 +4,6 @@ A question is asked freely, with the frame's own picture. If the answer is none 
 asked once more by their letters, and the likeliest is its answer, as with a local teacher.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from cdcca_cli.formats.labels import (
     Top,
     payload_digest,
     question_digest,
+    rest_of,
 )
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
@@ -212,9 +212,7 @@ def top_of(reply: Reply) -> Top | None:
         row[: len(token.top)] = [max(logp, LOWEST) for _, logp in token.top]
         missing = most - len(token.top)
         pieces_AK.append([piece for piece, _ in token.top] + [b""] * missing)
-    left_A = -np.expm1(np.minimum(np.log(np.exp(logp_AK.astype(np.float64)).sum(1)), 0.0))
-    rest_A = [math.log(left) if left > 0 else LOWEST for left in left_A]
-    return Top(logp_AK, np.array(rest_A, np.float32), pieces_AK=pieces_AK)
+    return Top(logp_AK, rest_of(logp_AK), pieces_AK=pieces_AK)
 
 
 # ---------------------------------------------------------------- teachers
@@ -370,6 +368,9 @@ class AnsweredTeacher(_Asked):
                         yield job, found
 
         yield from self._entries(outcomes(), lacks, skipped)
+
+    def announce(self, shards: Iterable[Shard], lacks: "Lacks") -> None:
+        """Nothing: the answers are here."""
 
     def close(self) -> None:
         """Nothing to free."""

@@ -126,8 +126,8 @@ def test_labels(capfd: pytest.CaptureFixture[str]) -> None:
             "entries_with_logits": 1,
         },
     }
-    assert ledger.pop("total") == len(make.labels_file(make.label_entry())) == sum(ledger.values())
-    assert ledger.pop("header") == len(make.labels_file(make.label_entry())) - 12 - 16 - 6 - 12
+    assert ledger.pop("total") == len(make.lessons_file(make.lesson())) == sum(ledger.values())
+    assert ledger.pop("header") == len(make.lessons_file(make.lesson())) - 12 - 16 - 6 - 12
     sizes = {"queries": 12, "visual": 16, "answer": 6, "logits": 12, "scales": 0, "unfinished": 0}
     assert ledger == sizes
 
@@ -143,12 +143,12 @@ def test_labels_whose_last_is_not_finished(
     cut: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Cut near its end and near its beginning: what is whole is told, and how much is not."""
-    whole = make.labels_file(make.label_entry(), make.label_entry())
-    for length in (len(whole) - cut, len(whole) - len(make.label_entry()) + cut):
+    whole = make.lessons_file(make.lesson(), make.lesson())
+    for length in (len(whole) - cut, len(whole) - len(make.lesson()) + cut):
         (tmp_path / "cut").write_bytes(whole[:length])
         found = inspect(tmp_path / "cut", capfd)
         assert found["counts"]["entries"] == 1
-        rest = length - len(make.labels_file(make.label_entry()))
+        rest = length - len(make.lessons_file(make.lesson()))
         assert found["bytes"]["unfinished"] == rest
         assert found["bytes"]["total"] == length
 
@@ -156,7 +156,7 @@ def test_labels_whose_last_is_not_finished(
 def test_memory_stays_flat_from_10_to_1000_labels() -> None:
     def peak_bytes(times: int) -> int:
         class Labels(io.RawIOBase):
-            left, piece = times, make.labels_file(bits=32)
+            left, piece = times, make.lessons_file(bits=32)
 
             def readable(self) -> bool:
                 return True
@@ -168,7 +168,7 @@ def test_memory_stays_flat_from_10_to_1000_labels() -> None:
                 buffer[: len(taken)] = taken
                 return len(taken)
 
-        make_entry = make.label_entry()
+        make_entry = make.lesson()
         tracemalloc.start()
         found = summarize("labels", io.BufferedReader(Labels()), "here")
         _, peak = tracemalloc.get_traced_memory()

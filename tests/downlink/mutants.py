@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import byte_streams
 from cdcca_cli.errors import CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut, RateAware, write_adaptation
@@ -344,7 +344,7 @@ def sound() -> dict[str, list[bytes]]:
         "adaptation": [_adaptation(), *of(".adaptation")],
         "shards": [
             _written(_shards),
-            *(data for data in of(".shards") if not data.startswith(streams.ZSTD_MAGIC)),
+            *(data for data in of(".shards") if not data.startswith(byte_streams.ZSTD_MAGIC)),
         ],
         "overlay": [_written(_overlay), *of(".overlay")],
     }

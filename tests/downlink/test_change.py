@@ -68,6 +68,36 @@ def test_selection() -> None:
     assert selected(EXPECTED, ["norm", "bias", "query"]) == {n for n in EXPECTED if "lora" not in n}
 
 
+def test_parts_of_lora_are_told_by_the_family() -> None:
+    """Both are `lora`, in whatever words; a connector inside the tower is one too."""
+    merger = "model.visual.merger.mlp.0"
+    block = "model.language_model.layers.0.self_attn.q_proj"
+    norm = "model.language_model.norm.weight"
+    parts = {
+        part: {f"{linear}.lora_{matrix}" for matrix in "AB"}
+        for part, linear in (("lora.connector", merger), ("lora.language", block))
+    }
+    names = [norm, *parts["lora.connector"], *parts["lora.language"]]
+    for part, expected in parts.items():
+        assert selected(names, [part], "qwen2_vl") == expected
+        assert selected(names, ["norm", part], "qwen2_vl") == {norm, *expected}
+        with pytest.raises(UsageError, match=f"the base has only {part}"):
+            selected(expected, [*(parts.keys() - {part})], "qwen2_vl")
+    both = parts["lora.connector"] | parts["lora.language"]
+    assert selected(names, [*parts], "qwen2_vl") == both
+    for other in (["lora"], ["lora", "lora.language"], [*parts]):
+        assert selected(names, other, "") == both
+    with pytest.raises(UsageError, match="knows no family later: give lora"):
+        selected(names, ["lora.language"], "later")
+
+
+def test_a_device_names_its_family_by_name_or_model_type() -> None:
+    """`init` writes blip_2, older devices have blip-2."""
+    names = ["qformer.encoder.layer.0.dense.lora_A", "language_model.layers.0.fc1.lora_A"]
+    for family in ("blip_2", "blip-2"):
+        assert selected(names, ["lora.connector"], family) == {names[0]}
+
+
 def test_groups_that_the_base_does_not_have_are_refused() -> None:
     with pytest.raises(UsageError, match="the base has only query"):
         selected(["query_tokens"], ["lora"])

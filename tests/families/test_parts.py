@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cdcca_cli import models
+from cdcca_cli.downlink.change import selected
 from cdcca_cli.errors import Unavailable
 from cdcca_cli.families import FAMILIES
+from cdcca_cli.formats.names import GROUP_NAMES, LORA_A, LORA_B, LORA_PARTS
 from cdcca_cli.models import watching
 from tests import zoo
 from tests.families.conftest import Case
@@ -42,6 +44,18 @@ def test_every_path_is_a_part_of_the_model(case: Case) -> None:
     assert any(row.in_connector(name) for name in names)
     assert not any(name.startswith(f"{row.language_path}.") for name in tower)
     assert len({row.in_tower(name) for name in tower}) == len(tower)
+
+
+def test_compress_selects_what_distill_trains(case: Case) -> None:
+    """The same names a group, though `compress` has no model."""
+    overlay = case.model.initial_overlay(GROUP_NAMES, 2, 0)
+    for group, trained in case.model.trainable_groups().items():
+        if not trained:
+            continue
+        names = set(trained)
+        if group in LORA_PARTS:
+            names = {name + end for name in trained for end in (LORA_A, LORA_B)}
+        assert selected(overlay, [group], case.model.family) == names
 
 
 def test_a_picture_of_its_own_size_is_one_lattice(case: Case) -> None:

@@ -86,9 +86,9 @@ SHARDS_2 = [
     make.part_2(make.frames()) + SHARDS[0] + make.part_2(make.frames_i8()),
 ]
 LABELS = [
-    make.labels_file(make.label_entry()),
-    make.labels_file(make.label_entry(), make.entry_i8()),
-    make.labels_file(make.label_entry({"key": "sha256:" + "0b" * 32}), make.label_entry(), bits=32),
+    make.lessons_file(make.lesson()),
+    make.lessons_file(make.lesson(), make.lesson_i8()),
+    make.lessons_file(make.lesson({"key": "sha256:" + "0b" * 32}), make.lesson(), bits=32),
 ]
 ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
 
