@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import distributed, streams
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.labels import (
     LOWEST,
@@ -301,9 +301,12 @@ class ServedTeacher(_Asked):
     def label(self, shards: Iterable[Shard], lacks: "Lacks", skipped: Skipped) -> Iterator[Entry]:
         """The labels that are missing, in the order of the shards; `labelling.Teacher`.
 
+        Of several processes the first one asks.
         Raises: Unavailable if the server cannot be asked, or does not receive pictures;
             SettingError where `max_requests` ends the run.
         """
+        if not distributed.is_first():
+            return
         asked = Estimate(self._num_checked)
         jobs = self._jobs(shards, lacks, asked)
         if not self._is_settled:
