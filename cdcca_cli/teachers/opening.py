@@ -9,7 +9,7 @@ from cdcca_cli.payloads.opening import CodebookOf
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher, refusing
-from cdcca_cli.teachers.server import Address
+from cdcca_cli.teachers.server import Address, is_address
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def open_teacher(
     Raises: what loading raises; UsageError for settings of a local teacher with another one.
     """
     is_file = Path(name).is_file()
-    is_served = name.startswith(("http://", "https://"))
+    is_served = is_address(name)
     if is_file or is_served:
         if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
             raise UsageError(

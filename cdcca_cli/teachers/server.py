@@ -33,7 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 8
-"""Requests that may be ahead of the one whose answer is next, for each in flight."""
+"""Items that may be ahead of the one whose result is next, for each worker."""
 _STOPS = {
     401: "does not accept the key",
     402: "wants to be paid",
@@ -125,7 +125,9 @@ class Server:
             headers=headers,
             timeout=httpx2.Timeout(settings.timeout, pool=None),
             limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+            verify=address.url.startswith("https://"),  # certificates take a while to load
         )
+        self._in_flight = threading.Semaphore(most)
         self._dialect = Dialect.first(settings)
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -272,19 +274,20 @@ class Server:
 
         data = json.dumps(body, ensure_ascii=False).encode()
         url = f"{self.address.url}/chat/completions"
-        end = time.monotonic() + self.settings.timeout
-        self.num_sent += 1
         found = bytearray()
         try:
-            with self._client.stream("POST", url, content=data) as response:
-                for piece in response.iter_bytes():
-                    found += piece
-                    if len(found) > _MOST_REPLY:
-                        raise _Transient(f"a reply of more than {_MOST_REPLY:,} bytes")
-                    if time.monotonic() > end:
-                        raise _Transient(f"no whole reply within {self.settings.timeout:g} s")
-                pause = _named_pause(response.headers.get("retry-after"))
-                return response.status_code, pause, bytes(found)
+            with self._in_flight:
+                self.num_sent += 1
+                end = time.monotonic() + self.settings.timeout
+                with self._client.stream("POST", url, content=data) as response:
+                    for piece in response.iter_bytes():
+                        found += piece
+                        if len(found) > _MOST_REPLY:
+                            raise _Transient(f"a reply of more than {_MOST_REPLY:,} bytes")
+                        if time.monotonic() > end:
+                            raise _Transient(f"no whole reply within {self.settings.timeout:g} s")
+                    pause = _named_pause(response.headers.get("retry-after"))
+                    return response.status_code, pause, bytes(found)
         except httpx2.TimeoutException:
             raise _Transient(f"no reply within {self.settings.timeout:g} s") from None
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
@@ -354,11 +357,11 @@ class _Slot(Generic[T, R]):
 
 
 def in_order(
-    work: Callable[[T], R], items: Iterable[T], concurrency: int
+    work: Callable[[T], R], items: Iterable[T], num_workers: int
 ) -> Iterator[tuple[T, R | BadData]]:
     """Do `work` on several items at a time; yield each with its result or its BadData, in order.
 
-    At most AHEAD * concurrency items are held. The threads do not outlive the program, so that it
+    At most AHEAD * num_workers items are held. The threads do not outlive the program, so that it
     can be interrupted while they wait for a server.
     """
     todo: SimpleQueue[_Slot[T, R] | None] = SimpleQueue()
@@ -378,10 +381,10 @@ def in_order(
             slot = _Slot[T, R](item)
             pending.append(slot)
             todo.put(slot)
-            if len(threads) < concurrency:
+            if len(threads) < num_workers:
                 threads.append(threading.Thread(target=run, daemon=True))
                 threads[-1].start()
-            while pending and (pending[0].is_done.is_set() or len(pending) >= AHEAD * concurrency):
+            while pending and (pending[0].is_done.is_set() or len(pending) >= AHEAD * num_workers):
                 yield pending.popleft().outcome()
         while pending:
             yield pending.popleft().outcome()

@@ -96,3 +96,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def num_workers(self) -> int:
+        """More than are in flight: some make the next request meanwhile, or read an answer."""
+        return self.concurrency + self.concurrency // 4 + 2
