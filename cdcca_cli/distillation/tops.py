@@ -118,10 +118,15 @@ class _Pieces:
         length = len(top.pieces_AK)
         if length not in (len(ids) - 1, len(ids)):
             return None
-        for number, pieces in zip(ids[:length], top.pieces_AK, strict=False):
+        for number, pieces in zip(ids[:-1], top.pieces_AK, strict=False):
             if pieces[0] and self._texts[number] not in (pieces[0], b" " + pieces[0]):
                 return None
         rows = [[self._id(piece, ids[-1]) for piece in row] for row in top.pieces_AK]
+        for number, row, pieces in zip(ids, rows, top.pieces_AK, strict=False):
+            if pieces[0]:  # several tokens may have one text
+                row[0] = number
+        if length == len(ids):  # the end token may have another text
+            rows[-1][0] = ids[-1]
         # Of two pieces that are one token the likelier stays.
         rows = [
             [-1 if one in row[:place] else one for place, one in enumerate(row)] for row in rows

@@ -133,7 +133,7 @@ def test_labels_of_other_widths_are_refused(
     wide = [replace(one, **{name: np.pad(vars(one)[name], ((0, 0), (0, 1)))}) for one in second]
     path = write(tmp_path / "labels", source_of(teacher), shards[:2], [first, wide])
     settings = DistillSettings(epochs=1, holdout=0, labels=(str(path),))
-    with pytest.raises(BadData, match="frame 1: its labels have rows .* are they of one teacher"):
+    with pytest.raises(BadData, match=r"frame 1: its labels have rows .* are they of one teacher"):
         distill(shards[:2], None, mirror, settings)
 
 
