@@ -95,7 +95,7 @@ class Shipped:
         import torch
         from PIL import Image
 
-        from cdcca_cli.families.table import SHORT_CAPTION
+        from cdcca_cli.families.family import SHORT_CAPTION
         from cdcca_cli.models.decoding import right_padded
 
         model, text = self.model, request.text
