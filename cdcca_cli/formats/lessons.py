@@ -52,13 +52,12 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.labels import Label, Source, Top, rest_of
-from cdcca_cli.formats.names import DTYPES
+from cdcca_cli.formats.names import DTYPES, LABEL_BITS
 from cdcca_cli.formats.shard import Shard
 
 VERSION = 1
 ENTRY_VERSION = 2
 KINDS = {"lessons": VERSION, "lesson": ENTRY_VERSION}
-BITS = (32, 16, 8)
 MOST_TOP = 64
 """Logits of the whole vocabulary become the distribution of that many tokens."""
 TENSORS = ("queries", "visual", "answer", "logits")
@@ -188,6 +187,6 @@ def parse_head(header: Mapping[str, Any], tensors: Collection[str], where: str) 
         raise BadData(f"{where}: the head of its labels has tensors")
     head = Head(**{name: found[name] for name in get_type_hints(Head)})
     is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
-    if head.bits not in BITS or head.dtype not in DTYPES or not is_sound:
+    if head.bits not in LABEL_BITS or head.dtype not in DTYPES or not is_sound:
         raise BadData(f"{where}: the head of its labels is damaged")
     return Source(head.teacher, head.vocabulary, head.dtype)

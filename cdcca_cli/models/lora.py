@@ -36,7 +36,7 @@ def attach(linear: nn.Linear, a_RI: Tensor, b_OR: Tensor, alpha: float) -> None:
 def _hook(scale: float) -> Any:
     def add(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         low = functional.linear(args[0], linear.lora_A)  # type: ignore[arg-type]
-        delta = functional.linear(low * scale, linear.lora_B)  # type: ignore[arg-type]
-        return output + delta.to(output.dtype)
+        delta = functional.linear(low, linear.lora_B)  # type: ignore[arg-type]
+        return output + delta.to(output.dtype) * scale
 
     return add

@@ -20,6 +20,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.families.family import SHORT_ANSWER, SHORT_CAPTION
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import Question
+from cdcca_cli.teachers.settings import ServerSettings
+from cdcca_cli.text import load_json
 
 REFUSALS = ("content_filter", "refusal")
 """Reasons to finish that mean that there is no answer."""
@@ -62,6 +64,12 @@ class Dialect:
     limit: str = "max_tokens"
     has_temperature: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, settings: ServerSettings) -> "Dialect":
+        """What is asked for first."""
+        extra = load_json(settings.extra or "{}", "extra")
+        return cls(top=settings.top_logprobs or None, extra=extra)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from cdcca_cli.payloads.opening import CodebookOf
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher, refusing
-from cdcca_cli.teachers.server import Address, ServerSettings, is_address
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.server import Address, is_address
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.config import Runtime

@@ -31,7 +31,8 @@ from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import batch, chat, signal
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, ServerSettings, in_order
+from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.teachers.settings import ServerSettings
 from cdcca_cli.text import counted
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def write_requests(
             written.add(key)
             found.add(job)
             for ask in filter(None, (job.free, job.letter)):
-                batch.write_request(out, ask, model, settings.dialect)
+                batch.write_request(out, ask, model, chat.Dialect.first(settings))
     return found
 
 

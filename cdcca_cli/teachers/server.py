@@ -18,22 +18,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, SettingError, Unavailable, UsageError
-from cdcca_cli.settings import check, setting
 from cdcca_cli.teachers import chat
 from cdcca_cli.teachers.chat import Ask, Dialect, Reply
-from cdcca_cli.text import load_json, parse_seconds
+from cdcca_cli.teachers.settings import USUAL_KEY, ServerSettings
+from cdcca_cli.text import load_json
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-USUAL_KEY = "OPENAI_API_KEY"
 AHEAD = 8
 """Items that may be ahead of the one whose result is next, for each worker."""
 _STOPS = {
@@ -48,70 +46,6 @@ _LONGEST_PAUSE, _LONGEST_NAMED_PAUSE = 30.0, 600.0  # seconds
 _MOST_REPLY = 1 << 26  # bytes
 _TRIES_FOR_LOGPROBS = 3
 _MOST_IN_A_ROW = 16
-_tuning = partial(setting, is_tuning=True)
-
-
-def _fields(text: str) -> str:
-    try:
-        is_object = isinstance(load_json(text, "extra"), dict)
-    except BadData:
-        is_object = False
-    if not is_object:
-        raise ValueError('expected a JSON object, like {"seed": 1}')
-    return text
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How a served teacher is asked."""
-
-    concurrency: int = setting(
-        8, "Number of requests to a served teacher in flight", at_least=1, at_most=1024
-    )
-    max_requests: int | None = setting(
-        None, "Largest number of requests; a run that may need more is refused", at_least=0
-    )
-    api_key_env: str | None = setting(
-        None,
-        "Environment variable with the key of a served teacher",
-        usually=f"{USUAL_KEY}, over https or to this machine alone",
-    )
-    timeout: float = _tuning(
-        120.0, "Time that one request may take", above=0, unit="s", parse=parse_seconds
-    )
-    attempts: int = _tuning(8, "Number of times that a request is tried", at_least=1)
-    backoff: float = _tuning(
-        0.5, "Pause before the second try, which doubles each time", at_least=0, unit="s"
-    )
-    top_logprobs: int = _tuning(
-        20, "Likeliest tokens asked of a served teacher; 0: none", at_least=0, at_most=1 << 16
-    )
-    letter: str = _tuning(
-        "needed",
-        "When a served teacher is also asked for the letter of its choice: if its free answer is "
-        "none of the choices, or always",
-        choices=("needed", "always"),
-    )
-    skip_check: bool = _tuning(
-        False, "Begin without checking that a served teacher receives the picture"
-    )
-    extra: str | None = _tuning(
-        None, "More fields of each request, as a JSON object", parse=_fields
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def num_workers(self) -> int:
-        """More than are in flight: some make the next request meanwhile, or read an answer."""
-        return self.concurrency + self.concurrency // 4 + 2
-
-    @property
-    def dialect(self) -> Dialect:
-        """What is asked for first."""
-        extra = load_json(self.extra or "{}", "extra")
-        return Dialect(top=self.top_logprobs or None, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -194,7 +128,7 @@ class Server:
             verify=address.url.startswith("https://"),  # certificates take a while to load
         )
         self._in_flight = threading.Semaphore(most)
-        self._dialect = settings.dialect
+        self._dialect = Dialect.first(settings)
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()

@@ -3,11 +3,9 @@
     python examples/benchmarks/families.py [--families llava gemma3] [--tower base] [--frames 12]
         [--epochs 2] [--batch-size 8] [--repeats 1] [--tasks infer] [--layers 30] [--json FILE]
 
-Run it in a checkout: each family is built on the spot as in `tests/zoo`, with random weights and a
-language model of SmolLM2-135M's shape. `tiny`: the zoo's tower, three blocks of 32 channels, which
-costs nothing. `base`: twelve blocks of 768, as SmolVLM2-256M's, at sizes of `BASE`. The rows of the
-embedding that are no plain words are small, so that answers are words, and equally long. Frames and
-questions are the first of the shipped stream.
+Each family is built on the spot around a language model of SmolLM2's shape
+(`family_checkpoints`), so run it in a checkout. Frames and questions are the first of the shipped
+stream.
 
 **infer** is `answer_frames` with the model of a device folder, whose overlay (norms, biases, LoRA
 of rank 16) changes nothing yet; `bare` has the checkpoint without an overlay. **plain** opens the
@@ -34,11 +32,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
 # Torch is imported by the sides alone (`training`).
-from training import (  # noqa: E402
+from family_checkpoints import FAMILIES, build
+from training import (
     ALPHA,
     ASSETS,
     RANK,
@@ -52,56 +48,7 @@ from training import (  # noqa: E402
     train_with_cdcca,
 )
 
-FAMILIES = {
-    "llava": "LlavaForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-}
-"""And their classes in transformers."""
 NEEDED = {"infer": 1.0, "distill": 1.5, "memory": 0.8}
-SHAPE = {
-    "vocab_size": 49152,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "initializer_range": 1 / 24,
-    "tie_word_embeddings": True,
-}
-"""SmolLM2-135M's; its width is 576."""
-_BASE = {"hidden_size": 768, "intermediate_size": 3072}
-_BLOCKS = {"num_hidden_layers": 12, "num_attention_heads": 12}
-_DEEP = {"depth": 12, "num_heads": 12, "deepstack_visual_indexes": [3, 6, 9]}
-_SIDE, _PART = {"height": 448, "width": 448}, {"longest_edge": 512}
-BASE: dict[str, tuple[dict[str, Any], ...]] = {
-    "llava": (
-        {**_BASE, **_BLOCKS, "image_size": 224, "patch_size": 16},
-        {"image_seq_length": 196},
-        {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}},
-        {"patch_size": 16},
-    ),
-    "smolvlm": (
-        {**_BASE, **_BLOCKS, "image_size": 512, "patch_size": 16},
-        {"scale_factor": 4},
-        {"size": _PART, "max_image_size": _PART},
-        {"image_seq_len": 64},
-    ),
-    "qwen3_vl": (
-        {**_BASE, **_DEEP, "num_position_embeddings": 2304},
-        {},
-        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}},
-        {},
-    ),
-    "gemma3": (
-        {**_BASE, **_BLOCKS, "image_size": 448, "patch_size": 14},
-        {"mm_tokens_per_image": 64},
-        {"size": _SIDE},
-        {"image_seq_length": 64},
-    ),
-}
-"""What a tower of ViT-B's size changes in the tower's config, the model's, and the settings of the
-image processor and the processor."""
 TASKS = {"infer": ("cdcca", "plain", "bare"), "distill": ("cdcca", "plain")}
 NEW_TOKENS = 8
 
@@ -109,63 +56,14 @@ NEW_TOKENS = 8
 # ---------------------------------------------------------------- the checkpoint, shards, labels
 
 
-def build(family: str, folder: Path, layers: int, tower: str) -> None:
-    """Write the checkpoint of a family around a language model of SmolLM2's shape."""
-    import torch
-    import transformers
-
-    from tests.zoo import FAMILIES as ROWS
-    from tests.zoo.texts import Text
-    from tests.zoo.words import tokenizer
-
-    class Shaped(Text):
-        def config(self, kind: str, **other: Any) -> dict[str, Any]:
-            return super().config(kind, **other) | SHAPE
-
-        def rotating(self, kind: str, sections: Any = (8, 12, 12), **other: Any) -> Any:
-            return super().rotating(kind, sections, **other)
-
-    row = ROWS[family]
-    folder.mkdir()
-    words = tokenizer(folder, row.chat, row.mark, row.words, row.special)
-    architecture = getattr(transformers, row.model)
-    vision, other, sizes, more = BASE[family] if tower == "base" else ({}, {}, {}, {})
-    settings = row.config(Shaped(words, 576, layers)) | other | {"tie_word_embeddings": True}
-    settings["vision_config"] |= vision
-    torch.manual_seed(0)
-    model = architecture(architecture.config_class(**settings))
-    plain = [
-        number
-        for token, number in words.get_vocab().items()
-        if (letters := token.removeprefix("Ġ")).isascii() and letters.isalpha()
-    ]
-    with torch.no_grad():
-        rows = model.get_output_embeddings().weight
-        silent = torch.ones(len(rows), dtype=torch.bool)
-        silent[plain] = False
-        rows[silent] *= 0.2
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=words.bos_token_id,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.convert_tokens_to_ids(list(row.chat.eos)),
-    )
-    model.save_pretrained(folder)
-    pictures = {"image_processor_type": row.pictures, "processor_class": row.processor}
-    for name, made in (
-        ("preprocessor_config.json", pictures | {**row.sizes, **sizes}),
-        ("processor_config.json", {"processor_class": row.processor, **row.settings, **more}),
-    ):
-        (folder / name).write_text(json.dumps(made))
-
-
 def prepare(plan: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint, a device folder, shards and labels; questions.jsonl has the answers too."""
-    from cdcca_cli.distillation.teacher_outputs import label_shards
-
-    from cdcca_cli.distillation.settings import DistillSettings
-    from cdcca_cli.formats.labels import key_of
+    """The checkpoint, a device folder, shards, labels, and questions and answers for plain."""
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load
+    from cdcca_cli.skipped import Skipped
+    from cdcca_cli.teachers.kept import KeptLabels
+    from cdcca_cli.teachers.labelling import labelled
+    from cdcca_cli.teachers.local import LocalTeacher
 
     folder = Path(plan["folder"])
     build(plan["family"], Path(plan["checkpoint"]), plan["layers"], plan["tower"])
@@ -173,9 +71,15 @@ def prepare(plan: dict[str, Any]) -> dict[str, Any]:
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
     model = load(plan["checkpoint"], compute="cpu", dtype="float32")
-    settings = DistillSettings(method="pseudo-label")
-    labels = label_shards(model, shards, settings, folder / "pseudo-label.labels")
-    answers = [answer for shard in shards for answer in labels.read(key_of(shard)).answers]
+    files = [folder / "pseudo-label.labels"]
+    made_labels = labelled(shards, LocalTeacher(model), files, 16, Skipped(strict=True))
+    kept = KeptLabels(made_labels, shards)
+    answers = [
+        label.answer
+        for shard in shards
+        for place in range(len(shard.questions))
+        if (label := kept.of(shard, place)) is not None
+    ]
     (folder / "answers.json").write_text(
         json.dumps(dict(zip((q.id for s in shards for q in s.questions), answers, strict=True)))
     )

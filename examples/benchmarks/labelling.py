@@ -34,7 +34,8 @@ from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import chat
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.served import ServedTeacher, jobs_of
-from cdcca_cli.teachers.server import Address, ServerSettings
+from cdcca_cli.teachers.server import Address
+from cdcca_cli.teachers.settings import ServerSettings
 
 QUESTIONS_A_FRAME = 4
 SIZE = (336, 336)

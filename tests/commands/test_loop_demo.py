@@ -37,7 +37,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     stream, work = str(few / "stream"), tmp_path / "work"
     common = ["--batch-size", "16", "--quiet"]
     loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
-    loop += ["--epochs", "2", "--method", method, "--cache", labels, "-o", str(work), *common]
+    loop += ["--epochs", "2", "--method", method, "--labels", labels, "-o", str(work), *common]
     probe = ["--probe", str(probe_elsewhere(few / "heldout", tmp_path))]
     assert main([*loop, *probe, "--probe-images", str(few / "heldout")]) == 0
     report = json.loads(capfd.readouterr().out)

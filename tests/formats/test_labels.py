@@ -25,6 +25,7 @@ from cdcca_cli import streams
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError, MissingInput, NewerFormat
 from cdcca_cli.formats import labels, locks, records
 from cdcca_cli.formats.labels import Head, LabelEntry, LabelFile, key_of
+from cdcca_cli.formats.names import LABEL_BITS
 from cdcca_cli.formats.shard import Coding, Question, Shard
 from cdcca_cli.inspection.contents import summarize
 from tests.golden import make
@@ -137,7 +138,7 @@ def half_a_step(values_RC: np.ndarray, bits: int) -> np.ndarray:
 
 
 @settings(max_examples=40, deadline=None)
-@given(any_entry(), st.sampled_from(labels.BITS))
+@given(any_entry(), st.sampled_from(LABEL_BITS))
 def test_a_entry_is_read_again_at_most_half_a_step_off(entry: LabelEntry, bits: int) -> None:
     found = again(entry, bits)
     if bits == 32:
@@ -154,7 +155,7 @@ def test_a_entry_is_read_again_at_most_half_a_step_off(entry: LabelEntry, bits: 
             assert not a.size or (np.abs(a.astype(float) - b) <= half_a_step(b, bits)).all()
 
 
-@pytest.mark.parametrize("bits", labels.BITS)
+@pytest.mark.parametrize("bits", LABEL_BITS)
 def test_a_number_that_does_not_fit_is_kept_as_it_is(bits: int) -> None:
     """65,520 rounds to infinity in 16 bits; in 8, float32's largest times 127 / 127 may."""
     large = np.float32(65_520 if bits == 16 else np.finfo(np.float32).max)
@@ -162,7 +163,7 @@ def test_a_number_that_does_not_fit_is_kept_as_it_is(bits: int) -> None:
     np.testing.assert_allclose(again(entry, bits).visual[1], large, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bits", labels.BITS)
+@pytest.mark.parametrize("bits", LABEL_BITS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_written(value: float, bits: int) -> None:
     entry = make_entry()

@@ -1,6 +1,7 @@
 """Labels that a tiny teacher gave, read back and compared."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def assert_same(
 ) -> None:
     """To the last bit."""
     assert [*map(len, left)] == [*map(len, right)]
-    for one, other in zip(sum(map(list, left), []), sum(map(list, right), []), strict=True):
+    for one, other in zip(chain(*left), chain(*right), strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert_label(one, other)

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from tests.teachers.test_local import mixed
 
 
 class Parrot:
-    """A teacher of no model: it says the frame's name and the question, and counts what it is asked.
+    """A teacher without a model: it says the frame's name and the question.
 
     Questions that end in "?!" have no answer.
     """
@@ -69,7 +70,7 @@ def a_shard(number: int, *prompts: str) -> Shard:
     )
 
 
-SHARDS = [a_shard(number, "what?", "where?")for number in range(5)]
+SHARDS = [a_shard(number, "what?", "where?") for number in range(5)]
 
 
 def ask(
@@ -312,7 +313,7 @@ def test_fewer_bits_are_near_and_smaller(
     exact = given(teacher, shards[:3], tmp_path / "32")
     coded = given(teacher, shards[:3], tmp_path / "few", replace(ASKED, label_bits=bits))
     assert (tmp_path / "few").stat().st_size < (tmp_path / "32").stat().st_size
-    for one, other in zip(sum(exact, []), sum(coded, []), strict=True):
+    for one, other in zip(chain(*exact), chain(*coded), strict=True):
         assert one.answer == other.answer
         for name in ("queries", "visual", "answer_rows"):
             ours, theirs = vars(one)[name], vars(other)[name]
@@ -331,9 +332,7 @@ def test_what_cannot_be_read_is_named_and_left_out(
     """In the run that asks the teacher, and in later ones; a strict run with the teacher stops."""
     bad = [*mixed(shards), *shards[3:]]
     good = [shard for number, shard in enumerate(shards) if number != 1]
-    how = DistillSettings(
-        epochs=1, batch_size=8, holdout=0.3, labels=(str(tmp_path / "labels"),)
-    )
+    how = DistillSettings(epochs=1, batch_size=8, holdout=0.3, labels=(str(tmp_path / "labels"),))
     skipped = Skipped()
     made = distill(bad, teacher, mirror, how, skipped=skipped)
     assert str(skipped) == ", 2 questions left out"

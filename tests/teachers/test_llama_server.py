@@ -16,7 +16,8 @@ from cdcca_cli.formats.labels import question_digest
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.labelling import Lacks
 from cdcca_cli.teachers.served import ServedTeacher
-from cdcca_cli.teachers.server import Address, ServerSettings
+from cdcca_cli.teachers.server import Address
+from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers.shards import shard
 from tests.teachers.test_served import ask, coded
 

@@ -1,7 +1,8 @@
 """What a checkpoint as teacher is asked, and what is kept of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.payloads import pictures
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import local
-from cdcca_cli.teachers.settings import LabelSettings
 from tests import tiny
 from tests.distillation.conftest import CHOICES, MOST, a_trainer, make_shards
 from tests.models.test_loading import stored_in_4_bits
@@ -109,7 +109,7 @@ def test_features_are_left_out_if_they_are_not_wanted(
     teacher: LoadedModel, shards: list[Shard]
 ) -> None:
     few = given(teacher, shards[:2], how=replace(ASKED, features=False))
-    for bare, whole in zip(sum(few, []), sum(given(teacher, shards[:2]), []), strict=True):
+    for bare, whole in zip(chain(*few), chain(*given(teacher, shards[:2])), strict=True):
         assert (bare.answer, bare.nats) == (whole.answer, whole.nats)
         assert bare.missing == {"queries", "visual", "answer"}
         assert whole.missing == set()
@@ -128,7 +128,7 @@ def test_a_connector_that_reads_the_prompt_has_queries_for_each(instructblip: Pa
 
 def test_an_encoder_decoder_has_no_rows_where_it_answers(blip2_t5: Path) -> None:
     model = load(blip2_t5, compute="cpu")
-    for label in sum(given(model, make_shards(model, 1)), []):
+    for label in chain(*given(model, make_shards(model, 1))):
         assert label.missing == {"answer"}
 
 
@@ -162,7 +162,7 @@ def test_a_free_answer_among_the_choices_stays(
     monkeypatch.setattr(teacher, "decode", lambda _ids: "Two")
     monkeypatch.setattr(teacher, "score_choices", None)
     only = [replace(shard, questions=[shard.questions[1]]) for shard in shards[:2]]
-    found = sum(given(teacher, only), [])
+    found = chain(*given(teacher, only))
     assert [(label.answer, label.scores) for label in found] == [("Two", None)] * 2
 
 

@@ -20,7 +20,8 @@ from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import batch, chat, served, signal
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.served import AnsweredTeacher, ServedTeacher
-from cdcca_cli.teachers.server import Address, ServerSettings
+from cdcca_cli.teachers.server import Address
+from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers import server as fakes
 from tests.teachers.server import END, Hashed, Request, Said, answering, completion, once
 from tests.teachers.shards import shard, usual

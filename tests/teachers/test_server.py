@@ -14,7 +14,8 @@ from cdcca_cli.errors import BadData, SettingError, Unavailable, UsageError
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.teachers import server as serving
 from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, ServerSettings, in_order
+from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers import server as fakes
 from tests.teachers.server import Hashed, answering, once, sending, status
 
