@@ -25,8 +25,8 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Coding, Shard
 from cdcca_cli.formats.shard_stream import read_shards, writer
 from cdcca_cli.models import LoadedModel, load_device
-from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.models.encoding import Example, encode
+from cdcca_cli.teachers.local import LocalTeacher
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.4)
 
