@@ -57,7 +57,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     assert main([*sample, "-o", tokens, *common]) == 0
     assert Path(tokens).read_bytes() == (work / "round-1/uplink.tokens").read_bytes()
     distill = ["distill", tokens, "--student", mirror, "--epochs", "2", "-o", learnt, *common]
-    assert main([*distill, "--method", method, "--teacher", labels]) == 0
+    assert main([*distill, "--method", method, "--labels", labels]) == 0
     assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
     assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
 
