@@ -311,13 +311,13 @@ class _Index:
             self._sorted = np.argsort(keys, kind="stable")
             self._fresh, self._num_fresh = {}, 0
         key = _key(payload, question)
-        yield from reversed(self._fresh.get(key, []))
-        wanted = np.uint64(key)
-        order = self._sorted
+        wanted, order = np.uint64(key), self._sorted
         first, last = (
             int(np.searchsorted(keys[: len(order)], wanted, side, sorter=order))
             for side in ("left", "right")
         )
+        del keys  # an array cannot grow while it is seen
+        yield from reversed(self._fresh.get(key, []))
         for at in reversed(order[first:last].tolist()):
             begin, packed = self._places[2 * at : 2 * at + 2]
             yield Place(packed >> 32, begin, packed & 0xFFFFFFFF)

@@ -75,6 +75,7 @@ def test_records_come_apart_and_together() -> None:
         make.shard(),
         make.adaptation_2(),
         make.lessons_file(make.lesson_i8()),
+        make.label_pieces() + make.label_kept(),
         make.trust(),
     ):
         parts = mutations.split_records(data)
