@@ -195,7 +195,7 @@ class Ray:
 
     def __call__(self, *files: Path) -> tuple[int, str]:
         running = self.start(*files)
-        output, _ = running.communicate(timeout=300)
+        output, _ = running.communicate(timeout=900)
         return running.returncode, output
 
 
@@ -220,7 +220,7 @@ def test_ray_is_killed_and_continued(fleet: Path, here: Path, ray: Ray) -> None:
     files = sorted((here / "uplinks").iterdir())
     parts = here / "labels" / ".parts" / "stream"
     running = ray.start(*files)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while len(list(parts.glob("0*.labels"))) < 3:
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -79,7 +79,7 @@ def test_what_is_written_is_read_back(store: Any, tmp_path: Path, size: int, end
         write(written, data)
         assert read(given) == data, (written, given)
     packed = [store.cat("/bucket/x" + ending), (tmp_path / f"x{ending}").read_bytes()]
-    assert all((raw[:4] == streams.ZSTD_MAGIC) == (ending == ".zst") for raw in packed)
+    assert all((raw[:4] == b"\x28\xb5\x2f\xfd") == (ending == ".zst") for raw in packed)
 
 
 def test_zstd_is_taken_off(store: Any) -> None:
@@ -427,3 +427,48 @@ def test_the_stages_by_address(
 def _run(capfd: pytest.CaptureFixture[str], *line: str) -> str:
     assert main([*line, "--quiet"]) == 0, capfd.readouterr().err
     return capfd.readouterr().out
+
+
+def test_a_teachers_answers_and_labels_by_address(
+    store: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """label from a store to a store, and distill from there: the bytes of files."""
+    run = partial(_run, capfd)
+    frames, device = str(few_frames(tmp_path / "frames", "stream", 4)), str(tmp_path / "device")
+    run("init", device)
+    run("sample", frames, "-m", device, "--top", "100%", "-o", "memory://up")
+    (tmp_path / "up").write_bytes(store.cat("/up"))
+    run("label", str(tmp_path / "up"), "--student", device, "-o", str(tmp_path / "labels"))
+    run("label", "memory://up", "--student", device, "-o", "memory://labels")
+    assert store.cat("/labels") == (tmp_path / "labels").read_bytes()
+    how = ["--student", device, "--epochs", "1", "--batch-size", "4"]
+    run("distill", "memory://up", *how, "--labels", "memory://labels", "-o", "memory://a")
+    run(
+        "distill",
+        str(tmp_path / "up"),
+        *how,
+        "--labels",
+        str(tmp_path / "labels"),
+        "-o",
+        str(tmp_path / "a"),
+    )
+    assert store.cat("/a") == (tmp_path / "a").read_bytes()
+    words = [
+        "distill",
+        "memory://up",
+        *how,
+        "--labels",
+        "memory://labels",
+        "--teacher",
+        "shipped:teacher",
+    ]
+    assert main(words) == 2
+    assert "--labels memory://labels: labels are added to the last" in capfd.readouterr().err
+    requests = "memory://requests.jsonl"
+    run(
+        "sample", frames, "-m", device, "--top", "100%", "--payload", "frame", "-o", "memory://seen"
+    )
+    run("label", "memory://seen", "--teacher", "h#m", "--write-requests", requests)
+    assert store.cat("/requests.jsonl").startswith(b"{")
+    main(["label", "memory://seen", "--teacher", requests, "-o", "memory://none"])
+    assert "memory://requests.jsonl: line 1: " in capfd.readouterr().err  # these are no answers

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from cdcca_cli import remote
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import kind
 from cdcca_cli.payloads.opening import CodebookOf
@@ -30,7 +31,8 @@ def open_teacher(
         a file of answers; None: they are errors.
     Raises: what loading raises; UsageError for settings of a local teacher with another one.
     """
-    is_file = Path(name).is_file()
+    path = remote.local(name) if remote.is_file_address(name) else Path(name)
+    is_file = path.is_file()
     is_served = is_address(name)
     if is_file or is_served:
         if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
@@ -42,7 +44,7 @@ def open_teacher(
 
         if is_served:
             return served.ServedTeacher(Address.parse(name), server)
-        file = open(name, "rb")  # noqa: SIM115 -- the teacher reads answers from it
+        file = open(path, "rb")  # noqa: SIM115 -- the teacher reads answers from it
         found = kind.describe(file.read(kind.HEAD_BYTES))
         if not _is_json_lines(file):
             file.close()

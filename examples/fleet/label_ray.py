@@ -32,6 +32,7 @@ from cdcca_cli.formats.label_stream import Writer
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.opening import open_teacher
+from cdcca_cli.teachers.server import ServerSettings
 from cdcca_cli.teachers.settings import LabelSettings
 
 Row = dict[str, Any]
@@ -103,7 +104,12 @@ class Labeller:
         on = config.Runtime(threads=threads)
         on.set_threads()
         self.teacher = open_teacher(
-            teacher, HOW, on, lambda digest: config.device(student, "student").codebook_of(digest)
+            teacher,
+            HOW,
+            ServerSettings(),
+            on,
+            lambda digest: config.device(student, "student").codebook_of(digest),
+            Skipped(),
         )
 
     def __call__(self, one: Row) -> Row:
