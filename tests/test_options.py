@@ -15,6 +15,7 @@ from cdcca_cli import config, settings
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError
 from cdcca_cli.main import COMMANDS, build, expanded, main
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +105,7 @@ def test_a_dash_is_refused_where_it_means_nothing(
 
 
 def test_the_paths_of_the_issue_are_among_them() -> None:
-    assert {"log", "peft", "cache", "work"} <= set(takes_path("distill"))
+    assert {"log", "peft", "work"} <= set(takes_path("distill"))
     assert "curve" in takes_path("compress") and "state" in takes_path("sample")
 
 
@@ -115,8 +116,9 @@ def test_set_help_lists_what_it_takes(capfd: pytest.CaptureFixture[str]) -> None
     assert main(["distill", "--set", "help"]) == 0
     out = capfd.readouterr().out
     names = [line.split()[0] for line in out.splitlines()]
-    known = settings.described(DistillSettings)
-    assert names == [name for name, one in known.items() if one.is_tuning]
+    owners = (DistillSettings, LabelSettings, ServerSettings)
+    known = [pair for owner in owners for pair in settings.described(owner).items()]
+    assert names == [name for name, one in known if one.is_tuning]
     assert "tau" in names and "[default: 4.0; more than 0; for cwd]" in out
 
 

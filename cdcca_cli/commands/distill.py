@@ -12,8 +12,7 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
-from cdcca_cli.teachers.server import ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 
 def command(

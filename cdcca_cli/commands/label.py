@@ -1,4 +1,4 @@
-"""`cdcca label`: the teacher's answers to the questions of shards, on the cloud."""
+"""`cdcca label`: token shards to the large model's answers, on the cloud."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,8 +9,7 @@ import typer
 from cdcca_cli import remote, streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.options import Output, Quiet, Shards, Strict, Student, Teacher
-from cdcca_cli.teachers.server import ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 
 def command(

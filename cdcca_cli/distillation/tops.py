@@ -55,18 +55,16 @@ class Tops:
                 "the labels have no distributions of answer tokens: leave it out, or label "
                 "again with a teacher that gives them",
             )
-        if theirs is None:
-            shared = sum(self._of(number) is not None for number in with_top)
-            if shared < FEWEST_SHARED * len(with_top):
-                raise SettingError(
-                    "kl",
-                    f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
-                    "into the same tokens",
-                )
-            with_top = with_top[:shared]
-        if len(with_top) < len(dataset.train):
+        shared = sum(self._of(number) is not None for number in with_top)
+        if shared < FEWEST_SHARED * len(with_top):
+            raise SettingError(
+                "kl",
+                f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
+                "into the same tokens",
+            )
+        if shared < len(dataset.train):
             streams.message(
-                f"distributions of {len(with_top)} of {len(dataset.train)} answers are learnt; "
+                f"distributions of {shared} of {len(dataset.train)} answers are learnt; "
                 "the others are learnt as text"
             )
 
@@ -120,14 +118,21 @@ class _Pieces:
         length = len(top.pieces_AK)
         if length not in (len(ids) - 1, len(ids)):
             return None
-        for number, pieces in zip(ids[:length], top.pieces_AK, strict=False):
+        for number, pieces in zip(ids[:-1], top.pieces_AK, strict=False):
             if pieces[0] and self._texts[number] not in (pieces[0], b" " + pieces[0]):
                 return None
-        ids_AK = np.array(
-            [[self._id(piece) for piece in row] for row in top.pieces_AK], np.int32
-        ).reshape(top.logp_AK.shape)
-        if length == len(ids):  # the end token has no text, or another one
-            ids_AK[-1, 0] = ids[-1]
+        rows = [[self._id(piece, ids[-1]) for piece in row] for row in top.pieces_AK]
+        for number, row, pieces in zip(ids, rows, top.pieces_AK, strict=False):
+            if pieces[0]:  # several tokens may have one text
+                row[0] = number
+        if length == len(ids):  # the end token may have another text
+            rows[-1][0] = ids[-1]
+        # Of two pieces that are one token the likelier stays.
+        rows = [
+            [-1 if one in row[:place] else one for place, one in enumerate(row)] for row in rows
+        ]
+        ids_AK = np.array(rows, np.int32).reshape(top.logp_AK.shape)
+        ids_AK[top.logp_AK <= LOWEST] = -1
         gone_AK = ids_AK < 0
         p_AK = np.exp(top.logp_AK.astype(np.float64))
         rest_A = np.exp(top.rest_A.astype(np.float64)) + (p_AK * gone_AK).sum(1)
@@ -136,9 +141,9 @@ class _Pieces:
         logp_AK = np.where(gone_AK, np.float32(LOWEST), top.logp_AK)
         return Top(logp_AK, logrest_A, ids_AK)
 
-    def _id(self, piece: bytes) -> int:
+    def _id(self, piece: bytes, end: int) -> int:
         """Some servers leave out the blank with which a token begins."""
-        return self._ids.get(piece, self._ids.get(b" " + piece, -1)) if piece else -1
+        return self._ids.get(piece, self._ids.get(b" " + piece, -1)) if piece else end
 
     def _read(self) -> None:
         if self._texts is None:

@@ -68,7 +68,8 @@ def split_kept(
     parts = []
     for end, length, count in zip(accumulate(lengths), lengths, counts, strict=True):
         rows_L = kept_R[end - length : end]
-        if length and (rows_L[0] < 0 or rows_L[-1] >= count or (np.diff(rows_L) <= 0).any()):
+        is_ascending = (rows_L[1:] > rows_L[:-1]).all()
+        if length and (rows_L[0] < 0 or rows_L[-1] >= count or not is_ascending):
             raise BadData(f"{where}: {name}: rows that do not ascend, or not among its {count:,}")
         parts.append(Kept(rows_L, count))
     return parts

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from cdcca_cli import files, streams
-from cdcca_cli.errors import BadData, CannotWrite, CdccaError, NewerFormat
+from cdcca_cli.errors import BadData, CannotWrite, NewerFormat
 from cdcca_cli.formats import labels, lessons, records
 from cdcca_cli.formats.labels import LIMITS, Entry, Label, Source
 from cdcca_cli.formats.locks import lock
@@ -26,6 +26,8 @@ from cdcca_cli.formats.shard import Shard
 KINDS = {"label": labels.VERSION, **lessons.KINDS}
 _MARK = b'{"__metadata__":{"cdcca":"{'
 """What stands 8 bytes after the beginning of each record that cdcca writes."""
+_FIRST = tuple(_MARK + key for key in (rb"\"answers\":[", rb"\"bits\":"))
+"""What a record of labels begins with, after 8 bytes, and what old ones do."""
 _OPENINGS = 100
 _PIECE_BYTES = 1 << 20
 _MOST_UNSORTED = 1 << 16
@@ -97,17 +99,15 @@ class Labels:
 
     def has(self, key: ShardKey, place: int) -> bool:
         """Whether there is a label of a shard's question."""
-        return self._find(key, place) is not None
+        return any(True for _ in self._find(key, place))
 
     def read(self, key: ShardKey, place: int) -> tuple[Label, Source] | None:
         """The label of a shard's question, and whose it is; None without one that is sound."""
-        while (found := self._find(key, place)) is not None:
+        for found in self._find(key, place):
             try:
                 entry = self._entry(found)
             except BadData as error:
-                if self._refused is None:
-                    raise
-                self._refused(error)
+                self._refuse(error)
                 self._bad.add((found.file, found.begin))
                 continue
             label: Label | None = None
@@ -116,7 +116,8 @@ class Labels:
                     label = entry.labels.get(key.questions[place])
             elif len(entry) == len(key.questions):
                 label = entry[place]
-            return None if label is None else (label, self.sources[found.source])
+            if label is not None:
+                return label, self.sources[found.source]
         return None
 
     def joined(self, others: "Labels") -> "Labels":
@@ -130,13 +131,12 @@ class Labels:
         for question in entry.labels:
             self._index.add(entry.payload, question, Place(0, begin, source))
 
-    def _find(self, key: ShardKey, place: int) -> Place | None:
-        names = [(key.payload, key.questions[place]), (key.lesson, "")]
-        for name in names:
+    def _find(self, key: ShardKey, place: int) -> Iterator[Place]:
+        """Where a label may be, the latest first; records that are bad left out."""
+        for name in ((key.payload, key.questions[place]), (key.lesson, "")):
             for found in self._index.find(*name):
                 if (found.file, found.begin) not in self._bad:
-                    return found
-        return None
+                    yield found
 
     def _entry(self, found: Place) -> Entry | list[Label]:
         key = (found.file, found.begin)
@@ -148,8 +148,7 @@ class Labels:
         record = records.read_record(file, kinds=KINDS, limits=LIMITS, where=where)
         if record is None:
             raise BadData(f"{where}: cut short")
-        is_lesson = record.header["kind"] == "lesson"
-        entry = lessons.decode(record, where) if is_lesson else labels.decode(record, where)
+        entry = _decode(record, where)
         self._latest = key, entry
         return entry
 
@@ -178,20 +177,22 @@ class Labels:
             except NewerFormat:
                 raise
             except BadData as error:
-                if position == 0 and not isinstance(error, records.CutShort):
+                is_cut = isinstance(error, records.CutShort)
+                if position == 0 and not (is_cut and _may_begin_labels(file)):
                     raise
                 fault = error
             # A record that was cut is followed by others inside of what it seems to have.
-            begin = position + 1 if previous < 0 or self._is_sound(number, previous) else previous
-            found = _next_record(file, begin if begin > previous else previous + 9, size)
-            if found is None:
-                if isinstance(fault, records.CutShort):
-                    return end  # a writer was killed, or is at work
-                self._refuse(fault)
-                return size
-            self._refuse(fault)
-            if begin == previous:
+            earlier = self._fault(number, previous) if previous >= 0 else None
+            if earlier is not None:
                 self._bad.add((number, previous))
+                self._refuse(earlier)
+            found = _next_record(file, (position if earlier is None else previous + 8) + 1, size)
+            if found is None and is_cut:
+                return end  # a writer was killed, or is at work
+            if earlier is None:
+                self._refuse(fault)
+            if found is None:
+                return size
             previous, position = -1, found
         return end
 
@@ -209,23 +210,29 @@ class Labels:
         data = records.read_head(file, limits=LIMITS, where=where) or b""
         table, header = records.parse_head(data, where)
         records.expect_kind(header, KINDS, where)
-        num_bytes = len(data) + records.payload_bytes(table, where)
-        if position + num_bytes > size:
+        slots, num_bytes = records.check_table(table, where)
+        after = position + len(data) + num_bytes
+        if after > size:
             raise records.CutShort(f"{where}: cut short")
-        place = Place(number, position, 0)
-        if self._verify and header["kind"] != "lessons":
-            self._entry(place)
         if header["kind"] == "lessons":
-            head = lessons.parse_head(records.Record({}, header), where)
-        elif header["kind"] == "lesson":
+            return after, lessons.parse_head(header, table, where)
+        if self._verify:
+            if after - position > LIMITS.record_bytes:
+                raise BadData(f"{where}: a record of {after - position:,} bytes")
+            tensors = records.read_tensors(file, slots, num_bytes, where)
+            _decode(records.Record(tensors, header), where)
+        place = Place(number, position, 0)
+        if header["kind"] == "lesson":
             if head is None:
                 raise BadData(f"{where}: lessons without their head")
-            self._put(lessons.check_entry(header, where)["key"], [""], head, place)
+            found = header if self._verify else lessons.check_entry(header, where)
+            self._put(found["key"], [""], head, place)
         else:
-            labels.check_header(header, where)
+            if not self._verify:
+                labels.check_header(header, where)
             source = Source(header["teacher"], header["vocabulary"], header["dtype"])
             self._put(header["payload"], header["questions"], source, place)
-        return position + num_bytes, head
+        return after, head
 
     def _put(self, payload: str, questions: Sequence[str], source: Source, place: Place) -> None:
         if self._teacher not in (None, source.name):
@@ -234,13 +241,29 @@ class Labels:
         for question in questions:
             self._index.add(payload, question, place)
 
-    def _is_sound(self, number: int, begin: int) -> bool:
-        self._latest = None
+    def _fault(self, number: int, begin: int) -> BadData | None:
+        """What is wrong with a record whose header is sound."""
         try:
             self._entry(Place(number, begin, 0))
-        except CdccaError:
-            return False
-        return True
+        except BadData as error:
+            return error
+        return None
+
+
+def _decode(record: records.Record, where: str) -> Entry | list[Label]:
+    """The labels in a record; none in the head of old ones. BadData."""
+    kind = record.header["kind"]
+    if kind == "lessons":
+        return []
+    return lessons.decode(record, where) if kind == "lesson" else labels.decode(record, where)
+
+
+def _may_begin_labels(file: BinaryIO) -> bool:
+    """Whether a file that was cut in its first record can have been one of labels."""
+    file.seek(0)
+    length, text = file.read(8), file.read(max(map(len, _FIRST)))
+    is_length = length[0] % 8 == 0 and not any(length[3:])
+    return is_length and any(text.startswith(one) or one.startswith(text) for one in _FIRST)
 
 
 def _next_record(file: BinaryIO, begin: int, size: int) -> int | None:
@@ -288,13 +311,13 @@ class _Index:
             self._sorted = np.argsort(keys, kind="stable")
             self._fresh, self._num_fresh = {}, 0
         key = _key(payload, question)
-        yield from reversed(self._fresh.get(key, []))
-        wanted = np.uint64(key)
-        order = self._sorted
+        wanted, order = np.uint64(key), self._sorted
         first, last = (
             int(np.searchsorted(keys[: len(order)], wanted, side, sorter=order))
             for side in ("left", "right")
         )
+        del keys  # an array cannot grow while it is seen
+        yield from reversed(self._fresh.get(key, []))
         for at in reversed(order[first:last].tolist()):
             begin, packed = self._places[2 * at : 2 * at + 2]
             yield Place(packed >> 32, begin, packed & 0xFFFFFFFF)
@@ -320,8 +343,7 @@ class Writer:
     def __call__(self, entry: Entry) -> None:
         """Add a record. Raises: BadData for values that are not finite; CannotWrite."""
         left = memoryview(labels.encode(entry, self._bits))
-        begin = self._end
-        self._end += len(left)
+        begin, end = self._end, self._end + len(left)
         try:
             if self.labels is not None:
                 self._file.seek(begin)
@@ -329,6 +351,7 @@ class Writer:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise CannotWrite(files.reason(self._where, error)) from None
+        self._end = end
         if self.labels is not None:
             self.labels.add(entry, begin)
 

@@ -41,7 +41,8 @@ and of the answer's tokens, the end token included, if the teacher gave it:
               probability of 0, and where there are fewer
     top.rest  (R,) F16: log-probability of all other tokens together
     top.ids   (R, k) I32: their ids; -1 where there are fewer. Or, of a teacher without ids,
-    top.pieces (R, k) U16: their lengths in bytes, and top.bytes U8: their bytes end to end
+    top.pieces (R, k) U16: their lengths in bytes, 0 for the end token, and top.bytes U8: their
+              bytes end to end
 
 All values are finite; a feature with a value that its bits cannot hold is F32. Of two labels with
 one payload, question and teacher the later one counts.
@@ -65,12 +66,14 @@ from cdcca_cli.formats.shard import Question, Shard
 
 VERSION = 1
 LIMITS = records.Limits(record_bytes=1 << 33)
-BITS = (32, 16, 8)
 FEATURES = ("queries", "visual", "answer")
 OF_THE_PICTURE = ("queries", "visual")
 """The features of which a label may keep some rows alone."""
 LOWEST = -65504.0
 """The log-probability that stands for a probability of 0: the lowest number of 16 bits."""
+MOST_LOGP = 0.01
+"""A log-probability may be above 0 by what rounding adds."""
+MOST_PIECE_BYTES = (1 << 16) - 1
 
 End = Literal["stop", "length", "choice"]
 
@@ -80,7 +83,7 @@ class Top:
     """The likeliest tokens at each of A answer tokens, and all others as one.
 
     logp_AK: float32, descending; rest_A: float32. ids_AK: int32, -1 where there are fewer, or None;
-    then pieces_AK are the tokens' texts, in bytes, b"" where there are fewer.
+    then pieces_AK are the tokens' texts, in bytes, b"" for the end token and where there are fewer.
     """
 
     logp_AK: np.ndarray
@@ -195,7 +198,10 @@ _HEADER: dict[str, Any] = records.HEAD | {
 
 
 def encode(entry: Entry, bits: int) -> bytes:
-    """The record of an entry. Args: bits: a number of the features. BadData for NaN or infinity."""
+    """The record of an entry. BadData for what no reader takes, as NaN or infinity.
+
+    Args: bits: a number of the features.
+    """
     found = list(entry.labels.values())
     inputs: dict[int, int] = {}  # by the identity of an array of queries
     for label in found:
@@ -225,7 +231,7 @@ def encode(entry: Entry, bits: int) -> bytes:
             counts[name] = [one.count for one in all_kept]
             tensors[f"{name}.kept"] = np.concatenate([one.rows_L for one in all_kept])
     if any(label.top is not None for label in found):
-        tensors |= _stored_tops([label.top for label in found])
+        tensors |= _stored_tops([label.top for label in found], entry)
         lengths["top"] = [0 if label.top is None else len(label.top.rest_A) for label in found]
     header = {
         "kind": "label",
@@ -244,15 +250,22 @@ def encode(entry: Entry, bits: int) -> bytes:
         "lengths": lengths,
         "counts": counts,
     }
-    _check_numbers(header, f"frame {entry.frame[:80]}")
+    check_header({**header, "sum": ""}, f"frame {entry.frame[:80]}")
     out = BytesIO()
     records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
     return out.getvalue()
 
 
-def _stored_tops(tops: Sequence[Top | None]) -> dict[str, np.ndarray]:
+def _stored_tops(tops: Sequence[Top | None], entry: Entry) -> dict[str, np.ndarray]:
+    where = f"frame {entry.frame[:80]}"
     there = [top for top in tops if top is not None]
     width = max(top.logp_AK.shape[1] for top in there)
+    has_ids = {top.ids_AK is not None for top in there}
+    if len(has_ids) > 1 or (True in has_ids and entry.source.vocabulary is None):
+        raise BadData(f"{where}: top has ids of no vocabulary, or of some answers alone")
+    for values in (part for top in there for part in (top.logp_AK, top.rest_A)):
+        if np.isnan(values).any() or (values > MOST_LOGP).any():
+            raise BadData(f"{where}: top has values that are no log-probabilities")
 
     def wide(values_AK: np.ndarray, fill: float) -> np.ndarray:
         missing = width - values_AK.shape[1]
@@ -269,6 +282,8 @@ def _stored_tops(tops: Sequence[Top | None]) -> dict[str, np.ndarray]:
     if ids:
         return tensors | {"top.ids": np.concatenate([wide(part, -1) for part in ids])}
     rows = [row + [b""] * (width - len(row)) for top in there for row in top.pieces_AK or []]
+    if any(len(piece) > MOST_PIECE_BYTES for row in rows for piece in row):
+        raise BadData(f"{where}: top has a token of more than {MOST_PIECE_BYTES:,} bytes")
     sizes = np.array([[len(piece) for piece in row] for row in rows], np.uint16)
     text = np.frombuffer(b"".join(piece for row in rows for piece in row), np.uint8)
     return tensors | {"top.pieces": sizes.reshape(len(rows), width), "top.bytes": text}
@@ -403,7 +418,7 @@ def _tops(
     if not is_sound or len(stored) != total or rest.shape != (total,):
         raise BadData(f"{where}: {len(stored):,} rows of top; expected {total:,} of F16")
     logp_RK, rest_R = stored.astype(np.float32), rest.astype(np.float32)
-    if not all(np.isfinite(part).all() and (part <= 0.01).all() for part in (logp_RK, rest_R)):
+    if not all(np.isfinite(part).all() and (part <= MOST_LOGP).all() for part in (logp_RK, rest_R)):
         raise BadData(f"{where}: top has values that are no log-probabilities")
     ids_RK = tensors.get("top.ids")
     pieces = None

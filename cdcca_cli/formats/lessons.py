@@ -42,7 +42,7 @@ All values are finite; a tensor with a value that its bits cannot hold is F32. S
 two entries with one key the later one counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -52,13 +52,12 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.labels import Label, Source, Top, rest_of
-from cdcca_cli.formats.names import DTYPES
+from cdcca_cli.formats.names import DTYPES, LABEL_BITS
 from cdcca_cli.formats.shard import Shard
 
 VERSION = 1
 ENTRY_VERSION = 2
 KINDS = {"lessons": VERSION, "lesson": ENTRY_VERSION}
-BITS = (32, 16, 8)
 MOST_TOP = 64
 """Logits of the whole vocabulary become the distribution of that many tokens."""
 TENSORS = ("queries", "visual", "answer", "logits")
@@ -181,13 +180,13 @@ def check_entry(header: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def parse_head(record: records.Record, where: str) -> Source:
-    """Whose labels follow a head. BadData."""
-    found = records.fields(record.header, _HEAD, where)
-    if record.tensors:
+def parse_head(header: Mapping[str, Any], tensors: Collection[str], where: str) -> Source:
+    """Whose labels follow a head. tensors: the names of those it has. BadData."""
+    found = records.fields(header, _HEAD, where)
+    if tensors:
         raise BadData(f"{where}: the head of its labels has tensors")
     head = Head(**{name: found[name] for name in get_type_hints(Head)})
     is_sound = is_digest(head.teacher) and is_digest(head.vocabulary)
-    if head.bits not in BITS or head.dtype not in DTYPES or not is_sound:
+    if head.bits not in LABEL_BITS or head.dtype not in DTYPES or not is_sound:
         raise BadData(f"{where}: the head of its labels is damaged")
     return Source(head.teacher, head.vocabulary, head.dtype)

@@ -4,6 +4,7 @@ GROUPS: of an overlay's parameters. LORA_PARTS: what `lora` stands for, the line
 model and those of the connector. GROUP_NAMES: every name of a group.
 LORA_A, LORA_B: how the names of LoRA's two matrices end.
 QUANTIZATIONS: how a device holds its language model. DTYPES: what a model computes in.
+LABEL_BITS: bits a number of the features in labels.
 CODEBOOK_FILE: the name of a codebook (`codebook`) in a checkpoint folder, if it has one.
 """
 
@@ -16,6 +17,7 @@ LORA_A, LORA_B = ".lora_A", ".lora_B"
 QUANTIZATIONS = ("none", "int8", "nf4")
 CODEBOOK_FILE = "codebook.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
+LABEL_BITS = (32, 16, 8)
 
 
 def whole_groups(groups: Iterable[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin
 
@@ -53,6 +54,10 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 HEAD: dict[str, Any] = {"kind": str, "version": int}
 """The fields of every header, as hints for `fields`."""
+
+
+Slot = tuple[np.dtype, tuple[int, ...], int, int]
+"""Dtype, shape, begin and end of a tensor."""
 
 
 class CutShort(BadData):
@@ -124,19 +129,25 @@ def read_record(
     table, header = parse_head(head, where)
     if kinds is not None:
         expect_kind(header, kinds, where)
-    slots, num_payload_bytes = _check_table(table, where)
+    slots, num_payload_bytes = check_table(table, where)
     num_bytes = len(head) + num_payload_bytes
     if num_bytes > limits.record_bytes:
         raise BadData(
             f"{where}: a record of {num_bytes:,} bytes; at most {limits.record_bytes:,} are read"
         )
-    fault = f"{where}: cut short inside a record's tensors"
-    payload = read_exactly(stream, num_payload_bytes, fault)
+    return Record(read_tensors(stream, slots, num_payload_bytes, where), header, num_bytes, head)
+
+
+def read_tensors(
+    stream: BinaryIO, slots: Mapping[str, Slot], num_bytes: int, where: str
+) -> dict[str, np.ndarray]:
+    """The tensors behind a head, as `check_table` found them. Raises: CutShort."""
+    payload = read_exactly(stream, num_bytes, f"{where}: cut short inside a record's tensors")
     tensors = {}
     for name, (dtype, shape, begin, end) in slots.items():
         array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=begin if end else 0)
         tensors[name] = np.require(array.reshape(shape), requirements=["A", "W"])
-    return Record(tensors, header, num_bytes, head)
+    return tensors
 
 
 def read_head(
@@ -172,11 +183,6 @@ def read_only_record(
     if stream.read(1):
         raise BadData(f"{where}: continues after the end of the {record.header['kind']}")
     return record
-
-
-def payload_bytes(table: Mapping[str, Any], where: str) -> int:
-    """How many bytes the tensors of this table take. BadData."""
-    return _check_table(table, where)[1]
 
 
 def parse_head(head: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -216,7 +222,7 @@ def check_version(version: int, newest: int, name: str, where: str) -> None:
 def _named(kind: str) -> str:
     words = dict.fromkeys(("shards", "frames", "shard"), "token shards")
     words |= {"end": "the end of a token stream", "trust": "a trust list"}
-    words |= {"lessons": "a teacher's labels", "lesson": "one frame's labels"}
+    words |= dict.fromkeys(("label", "lessons", "lesson"), "a teacher's labels")
     return words.get(kind, ("an " if kind[:1] in "aeiou" else "a ") + kind[:40])
 
 
@@ -241,10 +247,8 @@ def read_exactly(
     return data
 
 
-def _check_table(
-    table: Mapping[str, Any], where: str
-) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int, int]], int]:
-    """Dtype, shape, begin and end of each tensor, and where the last one ends."""
+def check_table(table: Mapping[str, Any], where: str) -> tuple[dict[str, Slot], int]:
+    """Where each tensor is, and how many bytes all take. BadData."""
     slots = {}
     for name, entry in table.items():
         place = f"{where}: tensor {name[:80]!r}"
@@ -305,8 +309,13 @@ def fields(
     return {name: _typed(data.get(name), hint, name, where) for name, hint in hints.items()}
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint) or hint, get_args(hint)
+
+
 def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
-    kind, inner = get_origin(hint) or hint, get_args(hint)
+    kind, inner = _parts(hint)
     if NoneType in inner:
         return None if value is None else _typed(value, inner[0], name, where)
     if kind is Literal:

@@ -134,16 +134,17 @@ def _labels(stream: BinaryIO, where: str) -> Summary:
                 ledger[name.partition(".")[0]] += size
             ledger["header"] += record.num_bytes - sum(sizes.values())
             if record.header["kind"] == "lessons":
-                head = lessons.parse_head(record, place)
+                head = lessons.parse_head(record.header, record.tensors, place)
                 continue
             if record.header["kind"] == "lesson":
+                if head is None:
+                    raise BadData(f"{place}: lessons without their head")
                 found, source = lessons.decode(record, place), head
             else:
                 entry = labels_format.decode(record, place)
                 found, source = list(entry.labels.values()), entry.source
-            if source is not None:
-                teachers.add(source.name)
-                vocabularies.add(source.vocabulary)
+            teachers.add(source.name)
+            vocabularies.add(source.vocabulary)
             counts["records"] += 1
             counts["labels"] += len(found)
             counts["answered_with_nothing"] += sum(not label.answer for label in found)

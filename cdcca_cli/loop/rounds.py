@@ -37,8 +37,7 @@ from cdcca_cli.models import load_device
 from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.opening import open_teacher
-from cdcca_cli.teachers.server import ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames

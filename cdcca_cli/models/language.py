@@ -150,6 +150,9 @@ class CausalLanguage(Language):
         self._row = row
         super().__init__(model, embeddings, config)
         self.max_positions = getattr(config, "max_position_embeddings", None)
+        # A part of the positions is not contiguous, and would be multiplied row by row of a batch.
+        head: nn.Module = self.model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _head, args: (args[0].contiguous(),))
         takes = inspect.signature(self.model.forward).parameters
         self._keeps = "logits_to_keep" in takes
         self._layers = _feature_layers(self.model.config, row.deep)

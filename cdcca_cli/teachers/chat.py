@@ -20,6 +20,8 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.families.family import SHORT_ANSWER, SHORT_CAPTION
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import Question
+from cdcca_cli.teachers.settings import ServerSettings
+from cdcca_cli.text import load_json
 
 REFUSALS = ("content_filter", "refusal")
 """Reasons to finish that mean that there is no answer."""
@@ -62,6 +64,12 @@ class Dialect:
     limit: str = "max_tokens"
     has_temperature: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, settings: ServerSettings) -> "Dialect":
+        """What is asked for first."""
+        extra = load_json(settings.extra or "{}", "extra")
+        return cls(top=settings.top_logprobs or None, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -122,23 +130,26 @@ def letter_text(question: Question) -> tuple[str, str]:
 
 
 def letter_scores(reply: Reply, letters: str) -> list[float] | None:
-    """The log-probability of each letter where the answer has one; None without any.
+    """The log-probability of each letter where the answer has one, or at its beginning.
 
-    A letter that is not among the likeliest tokens has the least that it can have: the last of
+    A letter that is not among the likeliest tokens has the most that it can have: the last of
     them, or all that is left.
+    Returns: None without log-probabilities, or if no letter is among the likeliest.
     """
-    for token in reply.tokens or ():
-        if (_letter(token.piece) or "?") not in letters:
-            continue
+    tokens = reply.tokens or ()
+    named = [token for token in tokens if (_letter(token.piece) or "?") in letters]
+    for token in (*named[:1], *tokens[:1]):
         top = token.top or ((token.piece, token.logp),)
         found = dict.fromkeys(letters, -math.inf)
         for piece, logp in top:
             if (letter := _letter(piece)) in found:
                 assert letter is not None
-                found[letter] = float(_log_sum((found[letter], logp)))
+                found[letter] = _log_sum((found[letter], logp))
+        if max(found.values()) == -math.inf:
+            continue
         rest = math.log(max(-math.expm1(min(0.0, _log_sum([logp for _, logp in top]))), 1e-9))
-        least = min(rest, *(logp for _, logp in top))
-        return [least if logp == -math.inf else min(logp, 0.0) for logp in found.values()]
+        most = min(rest, *(logp for _, logp in top))
+        return [most if logp == -math.inf else min(logp, 0.0) for logp in found.values()]
     return None
 
 

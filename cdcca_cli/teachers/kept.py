@@ -45,6 +45,11 @@ class KeptLabels:
         label = None if found is None else found[0]
         if found is not None:
             self._source = self._source or found[1]
+            if found[1].vocabulary != self._source.vocabulary:
+                raise BadData(
+                    f"frame {shard.frame[:80]}: its labels are of another vocabulary than those "
+                    "before: are they of one teacher?"
+                )
             self._check(found[0], shard)
         self._kept[key] = label
         self._kept_bytes += _num_bytes(label)

@@ -97,10 +97,15 @@ def _checked(teacher: Teacher, shards: Iterable[Shard]) -> Iterator[Shard]:
 
 
 def open_labels(
-    paths: Sequence[Path], teacher: str | None = None, skipped: Skipped | None = None
+    paths: Sequence[Path],
+    teacher: str | None = None,
+    skipped: Skipped | None = None,
+    *,
+    verify: bool = False,
 ) -> Labels:
-    """The labels in some files. Args: teacher: whose; None: those of the only one there is.
+    """The labels in some files.
 
+    Args: teacher: whose; None: those of the only one there is. verify: as for `Labels`.
     Raises: MissingInput; BadData for a file of something else, and for several teachers.
     """
     found = []
@@ -109,7 +114,7 @@ def open_labels(
             found.append((open(path, "rb", buffering=0), str(path)))  # noqa: SIM115 -- kept open
         except (OSError, ValueError) as error:
             raise MissingInput(files.reason(path, error)) from None
-    labels = Labels(found, teacher=teacher, refused=refusing(skipped))
+    labels = Labels(found, teacher=teacher, refused=refusing(skipped), verify=verify)
     names = sorted({source.name for source in labels.sources})
     if len(names) > 1:
         raise BadData(
@@ -138,16 +143,18 @@ def labelled(
     """
     name = None if teacher is None else teacher.source.name
     there = [path for path in paths if teacher is None or os.path.lexists(path)]
-    kept = open_labels(there, name, skipped)
+    # With a teacher, what is damaged is asked again: it has to be known before.
+    kept = open_labels(there, name, skipped, verify=teacher is not None)
     if teacher is None or not any(map(Lacks(kept).some, shards)):
         for shard in shards if teacher is not None else ():
             teacher.check(shard)  # type: ignore[union-attr]
         return kept
-    others = open_labels([path for path in there if path != paths[-1]], name, skipped)
+    named = Skipped(quiet=True)  # the bad records have been named
+    others = open_labels([path for path in there if path != paths[-1]], name, named, verify=True)
     path = paths[-1] if paths else None
     with ExitStack() as opened:
         if distributed.is_first():
-            writing = label_stream.writing(path, bits, teacher=name, refused=refusing(skipped))
+            writing = label_stream.writing(path, bits, teacher=name, refused=refusing(named))
             write = opened.enter_context(writing)
         distributed.wait()
         if distributed.is_first():
@@ -158,10 +165,10 @@ def labelled(
             added = write.labels
         else:
             assert path is not None
-            lacks = Lacks(others, open_labels([path], name, skipped))
+            lacks = Lacks(others, open_labels([path], name, named, verify=True))
             for _ in teacher.label(_checked(teacher, shards), lacks, skipped):
                 pass
     distributed.wait()
     if not distributed.is_first():
-        return open_labels(paths, name, skipped)
+        return open_labels(paths, name, named)
     return added.joined(others)

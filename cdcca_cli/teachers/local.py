@@ -114,6 +114,7 @@ class LocalTeacher:
         faults: list[list[tuple[str, str]]] = []
         labels: dict[int, Label] = {}
         refused: set[int] = set()
+        queries: dict[tuple[str, str], np.ndarray] = {}
         for shard in chunk:
             begin, found = len(examples), []
             try:
@@ -145,7 +146,7 @@ class LocalTeacher:
             ]
             for run in passes(positions, len(places), FORWARD_POSITIONS):
                 of_pass = places[run.start : run.stop]
-                made = self._pass([examples[place] for place in of_pass], most)
+                made = self._pass([examples[place] for place in of_pass], most, queries)
                 for place, label in zip(of_pass, made, strict=True):
                     if label is not None:
                         labels[place] = label
@@ -165,8 +166,16 @@ class LocalTeacher:
             entries.append((entry, found))
         return entries
 
-    def _pass(self, examples: Sequence[Example], max_new_tokens: int) -> list[Label | None]:
-        """The labels of one pass; None where its outputs are not finite."""
+    def _pass(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        queries: dict[tuple[str, str], np.ndarray],
+    ) -> list[Label | None]:
+        """The labels of one pass; None where its outputs are not finite.
+
+        Args: queries: of the inputs of the connector in earlier passes, which labels share.
+        """
         model = self.model
         encoded = encode(model, examples)
         answers, ends, scores = self._answers(examples, encoded.spliced, max_new_tokens)
@@ -183,7 +192,6 @@ class LocalTeacher:
         sound_B = torch.ones(len(examples), dtype=torch.bool, device=model.device)
         for rows in found.values():
             sound_B &= rows.isfinite().flatten(1).all(1)
-        shared: dict[tuple[str, str], np.ndarray] = {}
         labels: list[Label | None] = []
         for b, example in enumerate(examples):
             logp_AV = forward.logits[b, : lengths_B[b]].float().log_softmax(-1)
@@ -209,7 +217,7 @@ class LocalTeacher:
                     for length in [lengths_B[b]]
                 }
                 key = (payload, encoded.prompts[b] if model.reads_prompt else "")
-                label.queries = shared.setdefault(key, arrays["queries"])
+                label.queries = queries.setdefault(key, arrays["queries"])
                 label.visual, label.answer_rows = arrays["visual"], arrays.get("answer")
                 if len(kept.rows_L) < kept.count:
                     label.kept = dict.fromkeys(OF_THE_PICTURE, kept)

@@ -10,8 +10,8 @@ from cdcca_cli.payloads.opening import CodebookOf
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher, refusing
-from cdcca_cli.teachers.server import Address, ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.server import Address, is_address
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 if TYPE_CHECKING:
     from cdcca_cli.config import Runtime
@@ -33,7 +33,7 @@ def open_teacher(
     """
     path = remote.local(name) if remote.is_file_address(name) else Path(name)
     is_file = path.is_file()
-    is_served = name.startswith(("http://", "https://"))
+    is_served = is_address(name)
     if is_file or is_served:
         if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
             raise UsageError(

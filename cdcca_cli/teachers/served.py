@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import distributed, streams
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.labels import (
     LOWEST,
@@ -31,7 +31,8 @@ from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import batch, chat, signal
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, ServerSettings, in_order
+from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.teachers.settings import ServerSettings
 from cdcca_cli.text import counted
 
 if TYPE_CHECKING:
@@ -52,10 +53,14 @@ class Empty(BadData):
 
 @dataclass(frozen=True)
 class Job:
-    """One question about one frame. letter: the request by letter, if it has choices."""
+    """One question about one frame. letter: the request by letter, if it has choices.
+
+    payload, digest: the keys of its label.
+    """
 
     shard: Shard
     payload: str
+    digest: str
     question: Question
     free: Ask
     letter: Ask | None
@@ -106,14 +111,15 @@ def jobs_of(shard: Shard, places: Iterable[int]) -> list[Job]:
     payload = payload_digest(shard)
     found = []
     for question in map(shard.questions.__getitem__, places):
-        name = sha256(f"{payload} {question_digest(question)}".encode()).hexdigest()[:48]
+        digest = question_digest(question)
+        name = sha256(f"{payload} {digest}".encode()).hexdigest()[:48]
         limit = MAX_NEW_TOKENS[question.task]
         free = Ask(f"{name}-answer", chat.free_text(question), shard.picture, limit)
         letter = None
         if 2 <= len(question.choices or ()) <= len(chat.LETTERS):
             text, letters = chat.letter_text(question)
             letter = Ask(f"{name}-letter", text, shard.picture, LETTER_TOKENS, letters)
-        found.append(Job(shard, payload, question, free, letter))
+        found.append(Job(shard, payload, digest, question, free, letter))
     return found
 
 
@@ -133,7 +139,7 @@ def write_requests(
             written.add(key)
             found.add(job)
             for ask in filter(None, (job.free, job.letter)):
-                batch.write_request(out, ask, model, settings.dialect)
+                batch.write_request(out, ask, model, chat.Dialect.first(settings))
     return found
 
 
@@ -242,7 +248,7 @@ class _Asked:
                 shard = job.shard
                 self._count(found)
                 if isinstance(found, Label):
-                    labels[question_digest(job.question)] = found
+                    labels[job.digest] = found
                     continue
                 name = f"frame {shard.frame[:80]}: question {job.question.id[:80]}"
                 skipped.add("question", BadData(f"{name}: {found}"))
@@ -296,9 +302,12 @@ class ServedTeacher(_Asked):
     def label(self, shards: Iterable[Shard], lacks: "Lacks", skipped: Skipped) -> Iterator[Entry]:
         """The labels that are missing, in the order of the shards; `labelling.Teacher`.
 
+        Of several processes the first one asks.
         Raises: Unavailable if the server cannot be asked, or does not receive pictures;
             SettingError where `max_requests` ends the run.
         """
+        if not distributed.is_first():
+            return
         asked = Estimate(self._num_checked)
         jobs = self._jobs(shards, lacks, asked)
         if not self._is_settled:
@@ -308,7 +317,7 @@ class ServedTeacher(_Asked):
         def work(job: Job) -> Label:
             return label_of(job, self._server.ask, always_by_letter=always)
 
-        yield from self._entries(in_order(work, jobs, self._settings.concurrency), lacks, skipped)
+        yield from self._entries(in_order(work, jobs, self._settings.num_workers), lacks, skipped)
         most = self._settings.max_requests
         if most is not None and asked.num_requests > most:
             raise SettingError("max_requests", "the next question may need more", most)

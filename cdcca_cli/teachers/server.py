@@ -18,24 +18,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, SettingError, Unavailable, UsageError
-from cdcca_cli.settings import check, setting
 from cdcca_cli.teachers import chat
 from cdcca_cli.teachers.chat import Ask, Dialect, Reply
-from cdcca_cli.text import load_json, parse_seconds
+from cdcca_cli.teachers.settings import USUAL_KEY, ServerSettings
+from cdcca_cli.text import load_json
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-USUAL_KEY = "OPENAI_API_KEY"
 AHEAD = 8
-"""Requests that may be ahead of the one whose answer is next, for each in flight."""
+"""Items that may be ahead of the one whose result is next, for each worker."""
 _STOPS = {
     401: "does not accept the key",
     402: "wants to be paid",
@@ -48,65 +46,6 @@ _LONGEST_PAUSE, _LONGEST_NAMED_PAUSE = 30.0, 600.0  # seconds
 _MOST_REPLY = 1 << 26  # bytes
 _TRIES_FOR_LOGPROBS = 3
 _MOST_IN_A_ROW = 16
-_tuning = partial(setting, is_tuning=True)
-
-
-def _fields(text: str) -> str:
-    try:
-        is_object = isinstance(load_json(text, "extra"), dict)
-    except BadData:
-        is_object = False
-    if not is_object:
-        raise ValueError('expected a JSON object, like {"seed": 1}')
-    return text
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How a served teacher is asked."""
-
-    concurrency: int = setting(
-        8, "Number of requests to a served teacher in flight", at_least=1, at_most=1024
-    )
-    max_requests: int | None = setting(
-        None, "Largest number of requests; a run that may need more is refused", at_least=0
-    )
-    api_key_env: str | None = setting(
-        None,
-        "Environment variable with the key of a served teacher",
-        usually=f"{USUAL_KEY}, over https or to this machine alone",
-    )
-    timeout: float = _tuning(
-        120.0, "Time that one request may take", above=0, unit="s", parse=parse_seconds
-    )
-    attempts: int = _tuning(8, "Number of times that a request is tried", at_least=1)
-    backoff: float = _tuning(
-        0.5, "Pause before the second try, which doubles each time", at_least=0, unit="s"
-    )
-    top_logprobs: int = _tuning(
-        20, "Likeliest tokens asked of a served teacher; 0: none", at_least=0, at_most=1 << 16
-    )
-    letter: str = _tuning(
-        "needed",
-        "When a served teacher is also asked for the letter of its choice: if its free answer is "
-        "none of the choices, or always",
-        choices=("needed", "always"),
-    )
-    skip_check: bool = _tuning(
-        False, "Begin without checking that a served teacher receives the picture"
-    )
-    extra: str | None = _tuning(
-        None, "More fields of each request, as a JSON object", parse=_fields
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def dialect(self) -> Dialect:
-        """What is asked for first."""
-        extra = load_json(self.extra or "{}", "extra")
-        return Dialect(top=self.top_logprobs or None, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -186,8 +125,10 @@ class Server:
             headers=headers,
             timeout=httpx2.Timeout(settings.timeout, pool=None),
             limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+            verify=address.url.startswith("https://"),  # certificates take a while to load
         )
-        self._dialect = settings.dialect
+        self._in_flight = threading.Semaphore(most)
+        self._dialect = Dialect.first(settings)
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -333,19 +274,20 @@ class Server:
 
         data = json.dumps(body, ensure_ascii=False).encode()
         url = f"{self.address.url}/chat/completions"
-        end = time.monotonic() + self.settings.timeout
-        self.num_sent += 1
         found = bytearray()
         try:
-            with self._client.stream("POST", url, content=data) as response:
-                for piece in response.iter_bytes():
-                    found += piece
-                    if len(found) > _MOST_REPLY:
-                        raise _Transient(f"a reply of more than {_MOST_REPLY:,} bytes")
-                    if time.monotonic() > end:
-                        raise _Transient(f"no whole reply within {self.settings.timeout:g} s")
-                pause = _named_pause(response.headers.get("retry-after"))
-                return response.status_code, pause, bytes(found)
+            with self._in_flight:
+                self.num_sent += 1
+                end = time.monotonic() + self.settings.timeout
+                with self._client.stream("POST", url, content=data) as response:
+                    for piece in response.iter_bytes():
+                        found += piece
+                        if len(found) > _MOST_REPLY:
+                            raise _Transient(f"a reply of more than {_MOST_REPLY:,} bytes")
+                        if time.monotonic() > end:
+                            raise _Transient(f"no whole reply within {self.settings.timeout:g} s")
+                    pause = _named_pause(response.headers.get("retry-after"))
+                    return response.status_code, pause, bytes(found)
         except httpx2.TimeoutException:
             raise _Transient(f"no reply within {self.settings.timeout:g} s") from None
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
@@ -415,11 +357,11 @@ class _Slot(Generic[T, R]):
 
 
 def in_order(
-    work: Callable[[T], R], items: Iterable[T], concurrency: int
+    work: Callable[[T], R], items: Iterable[T], num_workers: int
 ) -> Iterator[tuple[T, R | BadData]]:
     """Do `work` on several items at a time; yield each with its result or its BadData, in order.
 
-    At most AHEAD * concurrency items are held. The threads do not outlive the program, so that it
+    At most AHEAD * num_workers items are held. The threads do not outlive the program, so that it
     can be interrupted while they wait for a server.
     """
     todo: SimpleQueue[_Slot[T, R] | None] = SimpleQueue()
@@ -439,10 +381,10 @@ def in_order(
             slot = _Slot[T, R](item)
             pending.append(slot)
             todo.put(slot)
-            if len(threads) < concurrency:
+            if len(threads) < num_workers:
                 threads.append(threading.Thread(target=run, daemon=True))
                 threads[-1].start()
-            while pending and (pending[0].is_done.is_set() or len(pending) >= AHEAD * concurrency):
+            while pending and (pending[0].is_done.is_set() or len(pending) >= AHEAD * num_workers):
                 yield pending.popleft().outcome()
         while pending:
             yield pending.popleft().outcome()

@@ -1,28 +1,25 @@
 """What cdcca costs beside plain transformers, family by family: `infer` and `distill`.
 
-    python examples/benchmarks/families.py [--families llava gemma3] [--frames 12] [--questions 2]
-        [--epochs 2] [--batch-size 8] [--repeats 1] [--dtype float32] [--layers 30] [--json FILE]
+    python examples/benchmarks/families.py [--families llava gemma3] [--tower base] [--frames 12]
+        [--epochs 2] [--batch-size 8] [--repeats 1] [--tasks infer] [--layers 30] [--json FILE]
 
-Each family is built on the spot with random weights: the tower, connector, processor and tokenizer
-are those of `tests/zoo`, so run this in a checkout; the language model has SmolLM2-135M's shape.
-The embedding's rows beyond those of plain words are small, so that answers are words and equally
-long.
-Frames and questions are the first of the shipped stream. One thread; each side has a process of its
-own; ratios are of one repeat.
+Each family is built on the spot around a language model of SmolLM2's shape
+(`family_checkpoints`), so run it in a checkout. Frames and questions are the first of the shipped
+stream.
 
 **infer** is `answer_frames` with the model of a device folder, whose overlay (norms, biases, LoRA
 of rank 16) changes nothing yet; `bare` has the checkpoint without an overlay. **plain** opens the
-images of a batch, runs the processor and `generate`. Both answer greedily, and the same.
+images of a batch, runs the processor and `generate`. Both answer greedily.
 
 **distill** is pseudo-label training from token shards that hold all tokens, with the labels of the
-checkpoint itself in a cache from an earlier run. **plain** is a loop with transformers and peft
+checkpoint itself in a cache. **plain** is the loop of `training.py` with transformers and peft,
 which knows these answers too: each step opens the images of a random batch and runs the processor,
 the tower, the connector and the language model. Samples, epochs, step size and trained parameters
-are the same. A sample is one question in one epoch.
+are the same. Cross-entropy (nats per answer token) is taken before and after.
 
-Seconds are the processor's, without loading and evaluation. Peak memory is the process's, and what
-it is over that of its imports. Cross-entropy (nats per answer token) is taken before and after:
-both sides start from the same loss, and both must learn. Prints Markdown tables.
+One thread; each side has a process of its own; ratios are of one repeat. Seconds are the
+processor's, without loading and evaluation. Peak memory is the process's, and what it is over that
+of its imports. Prints Markdown tables.
 """
 
 import argparse
@@ -35,11 +32,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
 # Torch is imported by the sides alone (`training`).
-from training import (  # noqa: E402
+from family_checkpoints import FAMILIES, build
+from training import (
     ALPHA,
     ASSETS,
     RANK,
@@ -53,95 +48,38 @@ from training import (  # noqa: E402
     train_with_cdcca,
 )
 
-FAMILIES = {
-    "llava": "LlavaForConditionalGeneration",
-    "smolvlm": "SmolVLMForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-}
-"""And their classes in transformers."""
 NEEDED = {"infer": 1.0, "distill": 1.5, "memory": 0.8}
-SHAPE = {
-    "vocab_size": 49152,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "initializer_range": 1 / 24,
-    "tie_word_embeddings": True,
-}
-"""SmolLM2-135M's; its width is 576."""
+TASKS = {"infer": ("cdcca", "plain", "bare"), "distill": ("cdcca", "plain")}
 NEW_TOKENS = 8
 
 
 # ---------------------------------------------------------------- the checkpoint, shards, labels
 
 
-def build(family: str, folder: Path, layers: int) -> None:
-    """Write the checkpoint of a family, with the tower of the zoo and SmolLM2's shape."""
-    import torch
-    import transformers
-
-    from tests.zoo import FAMILIES as ROWS
-    from tests.zoo.texts import Text
-    from tests.zoo.words import tokenizer
-
-    class Shaped(Text):
-        def config(self, kind: str, **other: Any) -> dict[str, Any]:
-            return super().config(kind, **other) | SHAPE
-
-        def rotating(self, kind: str, sections: Any = (8, 12, 12), **other: Any) -> Any:
-            return super().rotating(kind, sections, **other)
-
-    row = ROWS[family]
-    folder.mkdir()
-    words = tokenizer(folder, row.chat, row.mark, row.words, row.special)
-    architecture = getattr(transformers, row.model)
-    settings = row.config(Shaped(words, 576, layers)) | {"tie_word_embeddings": True}
-    torch.manual_seed(0)
-    model = architecture(architecture.config_class(**settings))
-    plain = [
-        number
-        for token, number in words.get_vocab().items()
-        if (letters := token.removeprefix("Ġ")).isascii() and letters.isalpha()
-    ]
-    with torch.no_grad():
-        rows = model.get_output_embeddings().weight
-        silent = torch.ones(len(rows), dtype=torch.bool)
-        silent[plain] = False
-        rows[silent] *= 0.2
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=words.bos_token_id,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.convert_tokens_to_ids(list(row.chat.eos)),
-    )
-    model.save_pretrained(folder)
-    pictures = {"image_processor_type": row.pictures, "processor_class": row.processor}
-    for name, made in (
-        ("preprocessor_config.json", pictures | dict(row.sizes)),
-        ("processor_config.json", {"processor_class": row.processor, **row.settings}),
-    ):
-        (folder / name).write_text(json.dumps(made))
-
-
 def prepare(plan: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint, a device folder, shards and labels; questions.jsonl has the answers too."""
-    from cdcca_cli.distillation.teacher_outputs import label_shards
-
-    from cdcca_cli.distillation.settings import DistillSettings
-    from cdcca_cli.formats.labels import key_of
+    """The checkpoint, a device folder, shards, labels, and questions and answers for plain."""
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load
+    from cdcca_cli.skipped import Skipped
+    from cdcca_cli.teachers.kept import KeptLabels
+    from cdcca_cli.teachers.labelling import labelled
+    from cdcca_cli.teachers.local import LocalTeacher
 
     folder = Path(plan["folder"])
-    build(plan["family"], Path(plan["checkpoint"]), plan["layers"])
+    build(plan["family"], Path(plan["checkpoint"]), plan["layers"], plan["tower"])
     made = make_shards(plan | {"keep": "100%"})
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
     model = load(plan["checkpoint"], compute="cpu", dtype="float32")
-    settings = DistillSettings(method="pseudo-label")
-    labels = label_shards(model, shards, settings, folder / "pseudo-label.labels")
-    answers = [answer for shard in shards for answer in labels.read(key_of(shard)).answers]
+    files = [folder / "pseudo-label.labels"]
+    made_labels = labelled(shards, LocalTeacher(model), files, 16, Skipped(strict=True))
+    kept = KeptLabels(made_labels, shards)
+    answers = [
+        label.answer
+        for shard in shards
+        for place in range(len(shard.questions))
+        if (label := kept.of(shard, place)) is not None
+    ]
     (folder / "answers.json").write_text(
         json.dumps(dict(zip((q.id for s in shards for q in s.questions), answers, strict=True)))
     )
@@ -300,90 +238,81 @@ def distill_plainly(plan: dict[str, Any]) -> dict[str, Any]:
 SIDES = {
     "prepare": prepare,
     "infer cdcca": infer_with_cdcca,
-    "infer plain": infer_plainly,
     "infer bare": infer_with_cdcca,
+    "infer plain": infer_plainly,
     "distill cdcca": train_with_cdcca,
     "distill plain": distill_plainly,
 }
 
 
-def repeat(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All runs of one family by name, each without its answers but with how many are the same."""
-    runs = {name: run(name, plan, __file__) for name in SIDES if name != "prepare"}
-    for task in ("infer", "distill"):
-        theirs = runs[f"{task} plain"]["answers"]
-        for name in runs:
-            if name.startswith(task):
-                ours = runs[name]["answers"]
-                runs[name]["same"] = sum(theirs[key] == answer for key, answer in ours.items())
+def repeat(plan: dict[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """All runs of one family by name, with the number of answers that are the plain side's."""
+    runs = {f"{task} {side}": {} for task in tasks for side in TASKS[task]}
+    for name in runs:
+        runs[name] = run(name, plan, __file__)
     counts = {(one["samples"], one["parameters"]) for one in runs.values() if "samples" in one}
     if len(counts) > 1:
         raise SystemExit(f"the sides trained other samples or parameters: {counts}")
-    for one in runs.values():
-        del one["answers"]
+    answers = {name: one.pop("answers") for name, one in runs.items()}
+    for name, ours in answers.items():
+        theirs = answers[f"{name.split()[0]} plain"]
+        runs[name]["same"] = sum(theirs[key] == answer for key, answer in ours.items())
     return runs
 
 
 def ratios(runs: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float, float | None]]:
     """Of one repeat: name, cdcca's figure over the plain one's, and what is required."""
     cpu = {name: one["seconds"]["cpu"] for name, one in runs.items()}
-    yield "infer", cpu["infer plain"] / cpu["infer cdcca"], NEEDED["infer"]
-    yield "infer bare", cpu["infer plain"] / cpu["infer bare"], None
-    yield "distill", cpu["distill plain"] / cpu["distill cdcca"], NEEDED["distill"]
-    ours, plain = runs["distill cdcca"], runs["distill plain"]
-    yield "memory", ours["peak"] / plain["peak"], NEEDED["memory"]
-    over = (ours["peak"] - ours["imports"]) / (plain["peak"] - plain["imports"])
-    yield "memory over the imports", over, NEEDED["memory"]
+    if "infer plain" in runs:
+        yield "infer", cpu["infer plain"] / cpu["infer cdcca"], NEEDED["infer"]
+        yield "infer, bare", cpu["infer plain"] / cpu["infer bare"], NEEDED["infer"]
+    if "distill plain" in runs:
+        yield "distill", cpu["distill plain"] / cpu["distill cdcca"], NEEDED["distill"]
+        ours, plain = runs["distill cdcca"], runs["distill plain"]
+        yield "memory", ours["peak"] / plain["peak"], NEEDED["memory"]
+        over = (ours["peak"] - ours["imports"]) / (plain["peak"] - plain["imports"])
+        yield "memory over the imports", over, NEEDED["memory"]
 
 
-def ratio_cells(repeats: list[dict[str, dict[str, Any]]]) -> Iterator[str]:
-    """One family's cells of the first table."""
-    for several in zip(*map(ratios, repeats), strict=True):
+def ratio_rows(family: str, found: dict[str, Any]) -> Iterator[list[str]]:
+    for several in zip(*map(ratios, found["repeats"]), strict=True):
         name, _, needed = several[0]
         values = [value for _, value, _ in several]
-        form, is_most = ".2f", name.startswith("memory")
-        text = " / ".join(spread(values, form)) if len(values) > 1 else format(values[0], form)
-        middle = median(values)
-        is_met = needed is None or (middle <= needed if is_most else middle >= needed)
-        yield text if is_met else f"{text} (not met)"
+        is_most = name.startswith("memory")
+        is_met = median(values) <= needed if is_most else median(values) >= needed
+        required = f"at {'most' if is_most else 'least'} {needed}"
+        yield [f"{family}, {name}", *spread(values, ".2f"), required, "yes" if is_met else "no"]
 
 
-def side_rows(family: str, runs: dict[str, dict[str, Any]], count: int) -> Iterator[list[str]]:
-    """The second table's rows of a family, of its first repeat."""
-    for name, one in runs.items():
-        before, after = one.get("cross_entropy", (None, None))
+def side_rows(family: str, found: dict[str, Any]) -> Iterator[list[str]]:
+    """What each side took, medians over the repeats."""
+    made, repeats = found["made"], found["repeats"]
+    for name, first in repeats[0].items():
+        ones = [runs[name] for runs in repeats]
+        nats = [f"{value:.3f}" for value in first.get("cross_entropy", ())]
         yield [
-            f"{family}, {name}",
-            f"{one['seconds']['cpu']:.1f}",
-            f"{one['seconds']['wall']:.1f}",
-            f"{one['peak'] / 1e6:.0f}",
-            f"{(one['peak'] - one['imports']) / 1e6:.0f}" if "imports" in one else "",
-            f"{one['same']} of {count}",
-            "" if before is None else f"{before:.3f} to {after:.3f}",
+            f"{family} ({made['tokens']:.0f} tokens), {name}",
+            *(f"{median(one['seconds'][kind] for one in ones):.1f}" for kind in ("cpu", "wall")),
+            f"{median(one['peak'] for one in ones) / 1e6:.0f}",
+            f"{first['same']} of {made['questions']}",
+            " to ".join(nats),
         ]
 
 
 def tables(result: dict[str, Any]) -> str:
-    heads = ["infer", "infer bare", "distill", "memory", "memory over the imports"]
-    first, second = [], []
-    for family, found in result["families"].items():
-        made, repeats = found["made"], found["repeats"]
-        first.append([family, f"{made['tokens']:.0f}", *ratio_cells(repeats)])
-        second += side_rows(family, repeats[0], made["questions"])
-    needed = "speeds: infer at least {infer}, distill at least {distill}; memory at most {memory}"
+    families = result["families"].items()
+    first = [row for family, found in families for row in ratio_rows(family, found)]
+    second = [row for family, found in families for row in side_rows(family, found)]
     return "\n".join(
         [
-            f"cdcca over plain; {needed.format(**NEEDED)}\n",
-            table(["family", "tokens", *heads], first),
-            table(
-                ["", "CPU s", "wall s", "peak MB", "over imports", "same answers", "nats"], second
-            ),
+            table(["cdcca / plain", "min", "median", "max", "required", "met"], first),
+            table(["", "CPU s", "wall s", "peak MB", "answers as plain", "nats"], second),
         ]
     )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("frames", "questions", "epochs", "batch_size", "dtype", "layers")
+    names = ("frames", "questions", "epochs", "batch_size", "dtype", "layers", "tower")
     plan = {name: getattr(options, name) for name in names} | {"method": "pseudo-label"}
     families = {}
     for family in options.families:
@@ -391,7 +320,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             own = {"family": family, "folder": folder, "checkpoint": f"{folder}/checkpoint"}
             sides = plan | own | {"architecture": FAMILIES[family]}
             made = run("prepare", sides, __file__)
-            repeats = [repeat(sides | {"seed": seed}) for seed in range(options.repeats)]
+            seeds = range(options.repeats)
+            repeats = [repeat(sides | {"seed": seed}, options.tasks) for seed in seeds]
             families[family] = {"made": made, "repeats": repeats}
             sys.stderr.write(f"{family}: done\n")
     return {"plan": plan, "families": families, "load": os.getloadavg()}
@@ -406,6 +336,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--dtype", default="float32", help="of infer, on both sides")
+    parser.add_argument("--tower", choices=["tiny", "base"], default="tiny")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--layers", type=int, default=30, help="of the language model")
     parser.add_argument("--json", type=Path, help="write all figures here too")
     parser.add_argument("--side", help=argparse.SUPPRESS)

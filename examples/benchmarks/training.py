@@ -140,9 +140,10 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
-    from cdcca_cli.formats.labels import key_of, open_labels
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load, load_device
+    from cdcca_cli.teachers.kept import KeptLabels
+    from cdcca_cli.teachers.labelling import open_labels
 
     named = transformers.AutoTokenizer, transformers.AutoImageProcessor
     imports = peak_bytes(getattr(transformers, plan.get("architecture", SHIPPED)), *named)
@@ -158,7 +159,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
         lr=LR,
         holdout=0.0,
         seed=plan["seed"],
-        cache=cache,
+        labels=(str(cache),),
     )
     mirror = Device.open(folder / "mirror")
     student = load_device(mirror, compute="cpu", dtype="float32")
@@ -177,8 +178,9 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = clock.seconds(), peak_bytes()
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
-    teacher_labels = open_labels(cache)
-    answers = [teacher_labels.read(key_of(shard)).answers for shard in shards]
+    kept = KeptLabels(open_labels([cache]), shards)
+    found = [[kept.of(shard, place) for place in range(len(shard.questions))] for shard in shards]
+    answers = [["" if label is None else label.answer for label in labels] for labels in found]
     loss = HeldOutLoss(student, HeldOut(shards, answers), ALPHA, plan["batch_size"])
     return {
         "seconds": seconds,

@@ -56,7 +56,7 @@ for round in $(seq "${ROUNDS:-3}"); do
       stage "sample $kind" "$now/$kind.shards" "${sample[@]}" --payload "$kind" -o "$now/$kind.shards"
     done
     stage distill "$now/adaptation.safetensors" cdcca distill "$now/$payload.shards" \
-      --teacher "$models/teacher" --student "$out/mirror" --cache "$out/teacher.labels" \
+      --teacher "$models/teacher" --student "$out/mirror" --labels "$out/teacher.labels" \
       --epochs "${EPOCHS:-3}" --seed "$round" -o "$now/adaptation.safetensors" "${runtime[@]}"
     stage compress "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
       --base "$out/mirror" -o "$now/update.cdcca" "${runtime[@]}"

@@ -83,7 +83,7 @@ chain() {
         "${payload[@]}" --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
       once "$now/adaptation.safetensors" cdcca distill "$now/uplink.tokens" --teacher "$teacher" \
         --student "$folder/mirror" "${resume[@]}" --seed $((1000 * seed + round)) \
-        --cache "$out/teacher.labels" --epochs "$epochs" "$@" "${more[@]}" \
+        --labels "$out/teacher.labels" --epochs "$epochs" "$@" "${more[@]}" \
         --log "$now/steps.jsonl" -o "$now/adaptation.safetensors" "${runtime[@]}"
       once "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
         --base "$folder/mirror" --max-error "$error" --no-measure -o "$now/update.cdcca" --quiet

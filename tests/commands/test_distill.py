@@ -13,20 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation import labelling
-from cdcca_cli.distillation import teacher_outputs as teaching
-from cdcca_cli.distillation.settings import METHODS, DistillSettings
-from cdcca_cli.formats import labels, records, shard_record
+from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.formats import label_stream, records, shard_record
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.labels import Entry, payload_digest, question_digest
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.formats.shard_stream import writer
 from cdcca_cli.main import main
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.models.settings import InitSettings
-from tests.distillation.conftest import make_shards
+from cdcca_cli.teachers import local
+from cdcca_cli.teachers.labelling import open_labels
+from tests.distillation.conftest import MOST, make_shards
+from tests.teachers.reading import asked, labels_in
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--epochs", "1", "--batch-size", "8", "--compute", "cpu", "--threads", "1")
@@ -48,12 +50,11 @@ def mirror(tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 def kept_labels(
     tiny_pair: tuple[Path, Path], shards: list[Shard], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What the teacher says of the first two frames, without logits."""
+    """What the teacher says of the first two frames."""
     path = tmp_path_factory.mktemp("kept") / "labels"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labelling, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
-        model = load(tiny_pair[0], compute="cpu")
-        teaching.label_shards(model, shards[:2], DistillSettings(batch_size=2), path)
+        patch.setattr(local, "MAX_NEW_TOKENS", MOST)
+        asked(load(tiny_pair[0], compute="cpu"), shards[:2], path)
     return path
 
 
@@ -65,7 +66,7 @@ def models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Teacher and student named by the environment, in an empty working folder."""
-    monkeypatch.setattr(labelling, "MAX_NEW_TOKENS", {"vqa": 3, "caption": 5})
+    monkeypatch.setattr(local, "MAX_NEW_TOKENS", MOST)
     monkeypatch.setenv("CDCCA_TEACHER", str(tiny_pair[0]))
     monkeypatch.setenv("CDCCA_STUDENT", str(mirror))
     monkeypatch.chdir(tmp_path)
@@ -206,30 +207,23 @@ def test_a_file_of_labels_stands_in_for_a_teacher_that_is_gone(
     tmp_path: Path,
     shards: list[Shard],
     tiny_pair: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The same bytes; the file is not touched any more, and other methods learn from it too."""
     tokens = write(tmp_path / "up.tokens", shards)
     shutil.copytree(tiny_pair[0], tmp_path / "teacher")
-    assert run(tokens, "-o", "first", "--teacher", "teacher", "--cache", "kept/labels") == 0
+    assert run(tokens, "-o", "first", "--teacher", "teacher", "--labels", "kept/labels") == 0
     shutil.rmtree(tmp_path / "teacher")
+    monkeypatch.delenv("CDCCA_TEACHER")
     kept = (tmp_path / "kept/labels").read_bytes()
     capfd.readouterr()
-    assert run(tokens, "-o", "second", "--teacher", "kept/labels") == 0
+    assert run(tokens, "-o", "second", "--labels", "kept/labels") == 0
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert run(tokens, "-o", "third", "--teacher", "kept/labels", "--method", "pkd") == 0
+    assert run(tokens, "-o", "third", "--labels", "kept/labels", "--method", "pkd") == 0
     assert adaptation_in((tmp_path / "third").read_bytes()).method == "pkd"
     assert capfd.readouterr().err.count("\n") == 4
     assert (tmp_path / "kept/labels").read_bytes() == kept
-    assert main(["inspect", "kept/labels", "--json"]) == 0
-    said = json.loads(capfd.readouterr().out)
-    assert said["counts"] == {
-        "entries": 6,
-        "questions": 14,
-        "answered_with_nothing": 0,
-        "entries_with_logits": 0,
-    }
-    assert said["bytes"]["total"] == len(kept)
 
 
 @pytest.mark.usefixtures("models")
@@ -340,43 +334,6 @@ def test_a_teacher_that_answers_with_nothing_is_refused(
 
 
 @pytest.mark.usefixtures("models")
-@pytest.mark.parametrize("number", range(4))
-def test_labels_of_another_shape_are_refused(
-    number: int,
-    tmp_path: Path,
-    shards: list[Shard],
-    kept_labels: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """Sound, under the right keys, but with a question too few or too many, or rows of other
-    widths."""
-    kept = labels.open_labels(kept_labels)
-    assert kept.head is not None
-    first, second = (kept.read(labels.key_of(shard)) for shard in shards[:2])
-    wider = [np.pad(rows, ((0, 0), (0, 1))) for rows in second.visual]
-    other = [
-        first,
-        replace(
-            second,
-            answers=second.answers[:1],
-            nats=second.nats[:1],
-            inputs=second.inputs[:1],
-            visual=second.visual[:1],
-            answer=(second.answer or [])[:1],
-        ),
-        replace(second, visual=wider),
-        replace(second, queries=[np.pad(rows, ((0, 0), (0, 1))) for rows in second.queries]),
-    ][number]
-    with labels.writing(tmp_path / "labels", kept.head) as file:
-        file.append(labels.key_of(shards[0]), first)
-        file.append(labels.key_of(shards[1]), other)
-    tokens = write(tmp_path / "up.tokens", shards[:2])
-    assert run(tokens, "-o", "out", "--teacher", "labels") == 65
-    said = capfd.readouterr().err
-    assert "frame 1: its entry has" in said and said.count("\n") == 1
-
-
-@pytest.mark.usefixtures("models")
 def test_earlier_shards_of_which_nothing_is_learnt_are_said(
     tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,17 +344,26 @@ def test_earlier_shards_of_which_nothing_is_learnt_are_said(
 
 @pytest.mark.usefixtures("models")
 def test_questions_that_the_teacher_does_not_answer_are_said(
-    tmp_path: Path, shards: list[Shard], kept_labels: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    shards: list[Shard],
+    kept_labels: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    kept = labels.open_labels(kept_labels)
-    assert kept.head is not None
-    with labels.writing(tmp_path / "labels", kept.head) as file:
-        for number, shard in enumerate(shards[:2]):
-            entry = kept.read(labels.key_of(shard))
-            answers = [entry.answers[0] if number == 1 else "", *entry.answers[1:]]
-            file.append(labels.key_of(shard), replace(entry, answers=answers))
+    found = open_labels([kept_labels])
+    with label_stream.writing(tmp_path / "labels", 32) as put:
+        for number, (shard, labels) in enumerate(
+            zip(shards[:2], labels_in(found, shards[:2]), strict=True)
+        ):
+            whole = [label for label in labels if label is not None]
+            if number == 0:
+                whole[0].answer = ""
+            digests = map(question_digest, shard.questions)
+            of_question = dict(zip(digests, whole, strict=True))
+            put(Entry(shard.frame, payload_digest(shard), found.sources[0], of_question))
     tokens = write(tmp_path / "up.tokens", shards[:2])
-    assert run(tokens, "-o", "out", "--teacher", "labels") == 0
+    monkeypatch.delenv("CDCCA_TEACHER")
+    assert run(tokens, "-o", "out", "--labels", "labels") == 0
     assert ", 1 left out because the teacher's answer is empty; " in capfd.readouterr().err
 
 
@@ -421,8 +387,8 @@ def test_a_log_that_nobody_reads_any_more_stops_no_training(
     ("options", "said"),
     [
         ([], "cannot share one pipe"),
-        (["-", "--cache", "labels"], "cannot share one pipe"),
-        (["up.tokens"], "give --cache or --work"),
+        (["-", "--labels", "labels"], "cannot share one pipe"),
+        (["up.tokens"], "give --labels or --work"),
     ],
 )
 def test_what_several_processes_cannot_share_is_refused(
@@ -481,18 +447,11 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
-        (
-            ["up.tokens", "--teacher", "labels", "--cache", "mine"],
-            2,
-            "leave --cache and --set cache_bits out",
-        ),
-        (["more.tokens", "--teacher", "labels"], 65, "no entry of frame frame 2"),
-        (["up.tokens", "--teacher", "labels", "--kl", "forward"], 65, "no entry with logits"),
-        (["up.tokens", "--teacher", "up.tokens"], 65, "expected a teacher's labels, found token"),
-        (["up.tokens", "--teacher", "cut.lessons"], 65, "cut short"),
-        (["up.tokens", "--cache", "up.tokens"], 65, "expected a teacher's labels, found token"),
-        (["up.tokens", "--cache", "other.lessons"], 65, "name another --cache"),
-        (["up.tokens", "--cache", "."], 73, "is a directory"),
+        (["up.tokens", "--teacher", "labels"], 65, "found a teacher's labels: give labels as --la"),
+        (["up.tokens", "--teacher", "up.tokens"], 65, "found token shards"),
+        (["up.tokens", "--labels", "up.tokens"], 65, "expected a teacher's labels, found token"),
+        (["up.tokens", "--labels", "."], 66, "is a directory"),
+        (["up.tokens", "--labels", "damaged"], 65, "damaged"),
     ],
 )
 def test_what_is_refused_writes_nothing(
@@ -512,10 +471,7 @@ def test_what_is_refused_writes_nothing(
     write(tmp_path / "template.tokens", [replace(shards[0], questions=[asked])])
     (tmp_path / "cut.tokens").write_bytes(data[:-30])
     shutil.copy(kept_labels, tmp_path / "labels")
-    (tmp_path / "cut.lessons").write_bytes(kept_labels.read_bytes()[:50])
-    head = labels.Head("sha256:" + "0" * 64, "sha256:" + "1" * 64, "float32", 16)
-    with labels.writing(tmp_path / "other.lessons", head):
-        pass
+    (tmp_path / "damaged").write_bytes(b"{" + kept_labels.read_bytes()[1:])
     before = sorted(tmp_path.iterdir())
     assert run(*options, "-o", "out") == code
     error = capfd.readouterr().err
@@ -553,10 +509,6 @@ def test_what_is_refused_writes_nothing(
         (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
         (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method akd"),
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
-        (
-            ["--teacher", "up.tokens", "--set", "cache_bits=8"],
-            "leave --cache and --set cache_bits out",
-        ),
         (["--log", "-"], "--log -: expected a name on disk"),
         (
             ["--method", "tent", "--teacher-quantize", "nf4"],
@@ -584,7 +536,7 @@ def test_what_is_refused_writes_nothing(
         (["--set", "micro_batch_size=0"], "--set micro_batch_size 0"),
         (["--set", "patience=0"], "--set patience 0"),
         (["--replay", "up.tokens", "--set", "replay_share=200%"], "--set replay_share 200%"),
-        (["--set", "cache_bits=4"], "--set cache_bits 4"),
+        (["--set", "label_bits=4"], "--set label_bits 4"),
         (["--method", "cotta", "--set", "cotta_views=0"], "--set cotta_views 0: expected"),
         (["--method", "cotta", "--set", "cotta_ema=2"], "--set cotta_ema 2.0: expected"),
         (["--epochs", "0"], "--epochs"),

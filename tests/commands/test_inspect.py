@@ -109,33 +109,47 @@ def test_no_shards(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_labels(capfd: pytest.CaptureFixture[str]) -> None:
-    """16 bits: 6 queries, 3 of answers, 6 logits of 2 bytes; 4 of visual, one too large, of 4."""
-    found = inspect(VALID / "lessons_v1.lessons", capfd)
+    """16 bits: 6 queries, 3 of answers; 4 of visual, one too large, of 4 bytes; 6 and 2 of top."""
+    path = VALID / "label_v1.labels"
+    found = inspect(path, capfd)
     ledger = found.pop("bytes")
     found["digests"].pop("content")
     assert found == {
-        "file": str(VALID / "lessons_v1.lessons"),
+        "file": str(path),
         "kind": "labels",
         "format": 1,
-        "bits": 16,
-        "digests": {"teacher": make.MODEL, "vocabulary": make.BASE},
+        "digests": {"teachers": {make.MODEL: 1}, "vocabularies": {make.BASE: 1}},
         "counts": {
-            "entries": 1,
-            "questions": 2,
+            "records": 1,
+            "labels": 2,
             "answered_with_nothing": 1,
-            "entries_with_logits": 1,
+            "cut": 0,
+            "with_distributions": 1,
+            "with_features": 2,
         },
     }
-    assert ledger.pop("total") == len(make.labels_file(make.label_entry())) == sum(ledger.values())
-    assert ledger.pop("header") == len(make.labels_file(make.label_entry())) - 12 - 16 - 6 - 12
-    sizes = {"queries": 12, "visual": 16, "answer": 6, "logits": 12, "scales": 0, "unfinished": 0}
-    assert ledger == sizes
+    size = path.stat().st_size
+    assert ledger.pop("total") == size == sum(ledger.values())
+    sizes = {"queries": 12, "visual": 16, "answer": 6, "top": 12 + 4 + 24, "unfinished": 0}
+    assert ledger == {**sizes, "header": size - sum(sizes.values())}
+
+
+def test_labels_of_several_teachers(capfd: pytest.CaptureFixture[str]) -> None:
+    """Old labels among them; counted in records."""
+    found = inspect(VALID / "lessons_and_label.labels", capfd)
+    assert found["format"] == "lessons"
+    assert found["digests"]["teachers"] == {make.MODEL: 2, "https://host/v1#m": 1}
+    assert found["digests"]["vocabularies"] == {make.BASE: 2, "(none)": 1}
+    assert (found["counts"]["records"], found["counts"]["labels"]) == (3, 5)
+    assert (found["counts"]["cut"], found["counts"]["with_features"]) == (1, 5)
 
 
 def test_labels_of_8_bits(capfd: pytest.CaptureFixture[str]) -> None:
-    found = inspect(VALID / "lessons_v1_i8.lessons", capfd)
-    assert (found["bits"], found["counts"]["entries_with_logits"]) == (8, 0)
-    assert [found["bytes"][name] for name in ("queries", "visual", "scales")] == [6, 2, 12]
+    """The scales of a feature, 2 and 1 of 4 bytes, are among its bytes."""
+    for name in ("lessons_v1_i8.lessons", "label_v1_i8.labels"):
+        found = inspect(VALID / name, capfd)
+        assert found["counts"]["with_distributions"] == 0
+        assert [found["bytes"][part] for part in ("queries", "visual")] == [6 + 8, 2 + 4]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 9, 300, 600])
@@ -143,20 +157,19 @@ def test_labels_whose_last_is_not_finished(
     cut: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Cut near its end and near its beginning: what is whole is told, and how much is not."""
-    whole = make.labels_file(make.label_entry(), make.label_entry())
-    for length in (len(whole) - cut, len(whole) - len(make.label_entry()) + cut):
+    whole = make.label() * 2
+    for length in (len(whole) - cut, len(make.label()) + cut):
         (tmp_path / "cut").write_bytes(whole[:length])
         found = inspect(tmp_path / "cut", capfd)
-        assert found["counts"]["entries"] == 1
-        rest = length - len(make.labels_file(make.label_entry()))
-        assert found["bytes"]["unfinished"] == rest
+        assert found["counts"]["records"] == 1
+        assert found["bytes"]["unfinished"] == length - len(make.label())
         assert found["bytes"]["total"] == length
 
 
 def test_memory_stays_flat_from_10_to_1000_labels() -> None:
     def peak_bytes(times: int) -> int:
         class Labels(io.RawIOBase):
-            left, piece = times, make.labels_file(bits=32)
+            left, piece = times, b""
 
             def readable(self) -> bool:
                 return True
@@ -168,12 +181,12 @@ def test_memory_stays_flat_from_10_to_1000_labels() -> None:
                 buffer[: len(taken)] = taken
                 return len(taken)
 
-        make_entry = make.label_entry()
+        make_entry = make.label()
         tracemalloc.start()
         found = summarize("labels", io.BufferedReader(Labels()), "here")
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert found.counts["entries"] == times
+        assert found.counts["records"] == times
         return peak
 
     # The least of three: when cyclic garbage is collected moves a peak by some kilobytes.
@@ -420,7 +433,7 @@ def from_pipe(data: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes
 
 
 @pytest.mark.parametrize(
-    "name", ["two_parts_v1.shards", "update_v1.update", "lessons_v1_unfinished.lessons"]
+    "name", ["two_parts_v1.shards", "update_v1.update", "label_v1_unfinished.labels"]
 )
 def test_from_a_pipe(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     data = (VALID / name).read_bytes()

@@ -37,7 +37,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     stream, work = str(few / "stream"), tmp_path / "work"
     common = ["--batch-size", "16", "--quiet"]
     loop = ["loop", stream, "-m", str(tmp_path / "device"), "--rounds", "1", "--top", "50%"]
-    loop += ["--epochs", "2", "--method", method, "--cache", labels, "-o", str(work), *common]
+    loop += ["--epochs", "2", "--method", method, "--labels", labels, "-o", str(work), *common]
     probe = ["--probe", str(probe_elsewhere(few / "heldout", tmp_path))]
     assert main([*loop, *probe, "--probe-images", str(few / "heldout")]) == 0
     report = json.loads(capfd.readouterr().out)
@@ -57,7 +57,7 @@ def test_the_loop_leaves_what_the_stages_leave(
     assert main([*sample, "-o", tokens, *common]) == 0
     assert Path(tokens).read_bytes() == (work / "round-1/uplink.tokens").read_bytes()
     distill = ["distill", tokens, "--student", mirror, "--epochs", "2", "-o", learnt, *common]
-    assert main([*distill, "--method", method, "--teacher", labels]) == 0
+    assert main([*distill, "--method", method, "--labels", labels]) == 0
     assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
     assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
 

@@ -88,11 +88,11 @@ def test_every_payload_is_trained_on(
     assert {shard.coding.codec for shard in found} == {codec}
     kept = 5 if "50%" in options else 10
     assert [len(shard.positions) for shard in found] == [kept] * 9
-    assert world.distill(out, "--cache", tmp_path / "labels") == 0
+    assert world.distill(out, "--labels", tmp_path / "labels") == 0
     err = capfd.readouterr().err
     assert "9 questions trained on" in err or "trained on; of" in err
     nothing = ("distill", out, "--student", world.mirror, "--epochs", 1, "-o", tmp_path / "b")
-    assert run(*nothing, "--method", "akd", "--teacher", tmp_path / "labels") == 0
+    assert run(*nothing, "--method", "akd", "--labels", tmp_path / "labels") == 0
 
 
 def test_auto_records_what_the_other_form_would_have_taken(world: World, tmp_path: Path) -> None:

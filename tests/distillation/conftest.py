@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import labelling
 from cdcca_cli.distillation.dataset import build_dataset
 from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
@@ -21,6 +20,9 @@ from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load, load_device
 from cdcca_cli.models.initial import create_device, start_of
 from cdcca_cli.models.settings import InitSettings
+from cdcca_cli.teachers import local
+from cdcca_cli.teachers.local import LocalTeacher
+from cdcca_cli.teachers.settings import LabelSettings
 from tests import tiny
 
 QUESTIONS = ("what colour is the square?", "how many?", "is it a circle or is it a triangle?")
@@ -32,7 +34,7 @@ CHOICES = ["red", "a blue circle", "two"]
 def short_answers() -> Iterator[None]:
     """Random models never end an answer of their own accord: end it for them, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (labelling, tent):
+        for module in (local, tent):
             patch.setattr(module, "MAX_NEW_TOKENS", MOST)
         yield
 
@@ -79,13 +81,15 @@ def a_trainer(
     mirror: Device,
     settings: DistillSettings,
     start: dict[str, np.ndarray] | None = None,
+    asking: LabelSettings | None = None,
 ) -> Trainer:
     """One that has done no step yet, on a student of its own.
 
     Args: start: where the overlay begins; None: the mirror's.
     """
     student = load_device(mirror, compute="cpu")
-    dataset = build_dataset(shards, teacher, student, settings)
+    asked = None if teacher is None else LocalTeacher(teacher, asking)
+    dataset = build_dataset(shards, asked, student, settings, asking=asking)
     start = mirror.read_overlay() if start is None else start
     with student.training_mode():
         return Trainer(student, mirror, start, dataset, settings, source=lambda: start_of(mirror))

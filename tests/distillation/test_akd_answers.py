@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from cdcca_cli.distillation import losses
-from cdcca_cli.distillation.distill import distill
+from cdcca_cli.distillation.distill import distill, summary
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.errors import BadData, MissingInput, UsageError
+from cdcca_cli.errors import BadData, MissingInput, SettingError, UsageError
+from cdcca_cli.formats import label_stream
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest, short
+from cdcca_cli.formats.labels import Entry, Label, Source, payload_digest, question_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.encoding import encode
+from cdcca_cli.teachers.settings import LabelSettings
 from tests.distillation.conftest import a_trainer
 
 PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)
@@ -26,40 +29,47 @@ PL = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3)
 # ---- distributions
 
 
-def softmax(row: list[float], tau: float) -> list[float]:
-    weights = [math.exp((value - max(row)) / tau) for value in row]
+def shares(logits: list[float], named: list[int]) -> list[float]:
+    """The probabilities of some tokens, and of all others together."""
+    weights = [math.exp(value - max(logits)) for value in logits]
+    own = [weights[number] / sum(weights) for number in named]
+    return [*own, 1 - sum(own)]
+
+
+def tempered(shares: list[float], tau: float) -> list[float]:
+    weights = [share ** (1 / tau) for share in shares]
     return [weight / sum(weights) for weight in weights]
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_kl_is_that_of_the_labels_logits(
+def test_kl_is_that_of_the_likeliest_tokens(
     direction: str, teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
-    """tau^2 sum p ln(p/q) in float64 loops, from the stored logits and the student's, one by one.
+    """tau^2 sum p ln(p/q) in float64 loops, from the logits of both, one by one.
 
-    Labels of 32 bits are the teacher's own logits.
+    Of a teacher token's 7 likeliest of 320, and of all others together; labels have 16 bits.
     """
-    settings = replace(PL, kl=direction, kl_temperature=1.7, cache_bits=32)
-    run = a_trainer(shards, teacher, mirror, settings)
+    settings = replace(PL, kl=direction, kl_temperature=1.7)
+    run = a_trainer(shards, teacher, mirror, settings, asking=LabelSettings(top=7))
     assert run.method is not None
     batch = run.dataset.train[:6]
     with torch.no_grad():
         found_B = run.method.losses(batch)["kl"].tolist()
     for number, found in zip(batch, found_B, strict=True):
-        example, stored = run.dataset.examples[number], run.dataset.teacher_rows(number, "logits")
+        example = run.dataset.examples[number]
         with torch.no_grad():
             rows = []
             for model in (teacher, run.student):
                 ids = model.answer_ids([run.dataset.answers[number]])
                 rows.append(model.forward(encode(model, [example]).spliced, ids).logits[0])
-        np.testing.assert_allclose(stored, rows[0].numpy(), atol=1e-4)
         tokens = []
-        for theirs, ours in zip(stored.tolist(), rows[1].tolist(), strict=True):
-            p, q = softmax(theirs, 1.7), softmax(ours, 1.7)
+        for theirs, ours in zip(rows[0].tolist(), rows[1].tolist(), strict=True):
+            named = sorted(range(len(theirs)), key=theirs.__getitem__)[-7:]
+            p, q = (tempered(shares(row, named), 1.7) for row in (theirs, ours))
             if direction == "reverse":
                 p, q = q, p
             tokens.append(1.7**2 * sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)))
-        assert found == pytest.approx(sum(tokens) / len(tokens), rel=1e-4)
+        assert found == pytest.approx(sum(tokens) / len(tokens), rel=2e-2)
 
 
 def test_kl_brings_the_student_nearer(
@@ -81,14 +91,14 @@ def test_kl_of_another_vocabulary_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before the work if the teacher is there, and by what its labels say if not."""
-    kl = replace(PL, kl="forward", cache=tmp_path / "labels")
+    kl = replace(PL, kl="forward", labels=(str(tmp_path / "labels"),))
     with pytest.raises(UsageError, match="`kl` forward: the vocabularies differ"):
-        distill(shards, foreign, mirror, replace(kl, cache=None))
+        distill(shards, foreign, mirror, replace(kl, labels=()))
     assert distill(shards, foreign, mirror, PL).report["epochs_done"] == 1
     distill(shards, teacher, mirror, kl)
     theirs = short(teacher.vocabulary_digest)
     monkeypatch.setattr(LoadedModel, "vocabulary_digest", foreign.vocabulary_digest)
-    with pytest.raises(UsageError, match=f"`kl` forward: the voc.* labels' is {theirs}, the"):
+    with pytest.raises(UsageError, match=f"`kl`: the voc.* labels' is {theirs}, the"):
         distill(shards, None, mirror, kl)
 
 
@@ -126,15 +136,15 @@ def test_confidence_weighs_by_the_teachers_own_probability(
 
 # ---- a file of labels in place of the teacher
 
-CACHED = [
+KEPT = [
     DistillSettings(epochs=1, batch_size=8, holdout=0.3, kl="forward"),
-    replace(PL, method="cwd", cache_bits=8),
+    replace(PL, method="cwd"),
     replace(PL, method="tent"),
 ]
 
 
-@pytest.mark.parametrize("settings", CACHED, ids=lambda settings: settings.method)
-def test_the_cache_alone_gives_the_same_bits(
+@pytest.mark.parametrize("settings", KEPT, ids=lambda settings: settings.method)
+def test_the_labels_alone_give_the_same_bits(
     settings: DistillSettings,
     teacher: LoadedModel,
     mirror: Device,
@@ -143,14 +153,18 @@ def test_the_cache_alone_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     never: Callable[..., None],
 ) -> None:
-    """As the run that filled it, as one with the teacher beside it, as one without a file."""
-    cached = replace(settings, cache=tmp_path / "labels")
-    unkept = distill(shards, teacher, mirror, settings)
-    filling = distill(shards, teacher, mirror, cached)
+    """As the run that filled the file, as one with the teacher beside it, as one without a file.
+
+    Of 8 bits for one method.
+    """
+    asking = LabelSettings(label_bits=8 if settings.method == "cwd" else 16)
+    cached = replace(settings, labels=(str(tmp_path / "labels"),))
+    unkept = distill(shards, teacher, mirror, settings, asking=asking)
+    filling = distill(shards, teacher, mirror, cached, asking=asking)
     stored = (tmp_path / "labels").read_bytes()
     monkeypatch.setattr(teacher, "generate", never)
     monkeypatch.setattr(teacher, "queries", never)
-    beside = distill(shards, teacher, mirror, cached)
+    beside = distill(shards, teacher, mirror, cached, asking=asking)
     alone = distill(shards, None, mirror, cached)
     for made in (filling, beside, alone):
         assert overlay_digest(made.overlay) == overlay_digest(unkept.overlay)
@@ -159,17 +173,61 @@ def test_the_cache_alone_gives_the_same_bits(
     assert (tmp_path / "labels").read_bytes() == stored
 
 
-def test_what_a_cache_lacks_is_said(
-    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+def test_what_the_labels_lack_is_said(
+    teacher: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cached = replace(PL, cache=tmp_path / "labels")
+    """Some questions: they are left out. All: there is nothing to learn."""
+    cached = replace(PL, labels=(str(tmp_path / "labels"),))
     with pytest.raises(MissingInput, match="labels"):
         distill(shards, None, mirror, cached)
     distill(shards[:6], teacher, mirror, cached)
     distill(shards[:6], None, mirror, cached)
-    with pytest.raises(BadData, match="has no entry of frame frame 6"):
-        distill(shards, None, mirror, cached)
-    with pytest.raises(BadData, match="has no entry with logits of frame frame 0"):
-        distill(shards[:6], None, mirror, replace(cached, kl="reverse"))
+    assert "have no label" not in capsys.readouterr().err
+    made = distill(shards, None, mirror, cached)
+    assert "labels: 14 of 28 questions have no label, and are left out" in capsys.readouterr().err
+    assert (made.report["num_asks"], made.report["num_unlabelled"]) == (14, 14)
+    assert "14 left out without a label" in summary(made)[-1]
+    with pytest.raises(BadData, match=r"labels: 14 of 14 questions have no label: were they samp"):
+        distill(shards[6:], None, mirror, cached)
     with pytest.raises(UsageError, match="pseudo-label needs a teacher, or its labels"):
         distill(shards, None, mirror, PL)
+
+
+@pytest.mark.parametrize("method", ["akd", "pkd", "cwd"])
+def test_labels_without_features_are_refused_by_a_method_that_compares_them(
+    method: str, teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    """And taught from by the others; one question without them is enough."""
+    bare, file = LabelSettings(features=False), (str(tmp_path / "labels"),)
+    told = replace(PL, labels=file, holdout=0)
+    distill(shards[:2], teacher, mirror, told, asking=bare)
+    assert distill(shards[:2], None, mirror, told).report["num_trained"] == 5
+    compared = replace(told, method=method)
+    with pytest.raises(
+        SettingError,
+        match=rf"`method` {method}: the labels have no queries, .* use `method` pseudo",
+    ):
+        distill(shards[:2], None, mirror, compared)
+    distill(shards[2:4], teacher, mirror, told)
+    with pytest.raises(SettingError, match="the labels have no queries"):
+        distill(shards[:4], None, mirror, compared)
+    weights = replace(compared, query_weight=0.0, repr_weight=0.0)
+    assert distill(shards[:4], None, mirror, weights).report["num_trained"] == 10
+
+
+def test_confidence_without_the_teachers_probability_is_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    path = tmp_path / "labels"
+    with label_stream.writing(path, 16) as write:
+        for shard in shards[:2]:
+            labels = {question_digest(one): Label("red") for one in shard.questions}
+            write(Entry(shard.frame, payload_digest(shard), Source("someone"), labels))
+    how = replace(PL, labels=(str(path),), holdout=0)
+    assert distill(shards[:2], None, mirror, how).report["teacher"] == "someone"
+    with pytest.raises(SettingError, match="`confidence`: the teacher gave no probability"):
+        distill(shards[:2], None, mirror, replace(how, confidence=True))

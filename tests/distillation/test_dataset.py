@@ -21,9 +21,10 @@ from cdcca_cli.distillation.settings import METHODS, DistillSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.labels import key_of
+from cdcca_cli.formats.labels import payload_digest
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel
+from cdcca_cli.teachers.local import LocalTeacher
 from tests.distillation.conftest import make_shards
 
 QUICK = DistillSettings(
@@ -73,18 +74,18 @@ def test_a_share_of_the_earlier_frames_is_learnt_again(
     Two of the 8 were held out when they were fresh: they are not learnt now.
     """
     settings = replace(QUICK, replay_share=share)
-    made = build_dataset(shards, teacher, student, settings, earlier=earlier)
-    plain = build_dataset(shards, teacher, student, settings)
+    made = build_dataset(shards, LocalTeacher(teacher), student, settings, earlier=earlier)
+    plain = build_dataset(shards, LocalTeacher(teacher), student, settings)
     again = replayed(made)
     assert len(again) == count
     assert not any(is_held_out(frame, settings.holdout) for frame in again)
     kept = [shard for shard in earlier if shard.frame in again]
     assert made.num_replayed == sum(len(shard.questions) for shard in kept)
     assert len(made.train) == len(plain.train) + made.num_replayed
-    used = {key_of(made.examples[number].shard) for number in made.train}
-    assert {key_of(shard) for shard in kept} < used
+    used = {payload_digest(made.examples[number].shard) for number in made.train}
+    assert {payload_digest(shard) for shard in kept} < used
     # What is fresh is not replayed, however it looked then; what judges is the fresh stream's.
-    stale = {key_of(shard) for shard in earlier if shard.frame in {s.frame for s in shards}}
+    stale = {payload_digest(shard) for shard in earlier if shard.frame in {s.frame for s in shards}}
     assert len(stale) == 4 and not stale & used
     assert frames_of(made, made.held_out) == frames_of(plain, plain.held_out)
     assert not frames_of(made, made.held_out) & frames_of(made, made.train)
@@ -146,9 +147,9 @@ def test_a_frame_that_was_held_out_stays_so_in_any_order(
         *(replace(s, questions=[Question("again", "how many?", "vqa")]) for s in shards),
     ]
     settings = replace(QUICK, method="akd")
-    made = build_dataset(twice, teacher, student, settings)
+    made = build_dataset(twice, LocalTeacher(teacher), student, settings)
     assert not frames_of(made, made.held_out) & frames_of(made, made.train)
-    other = build_dataset(twice[::-1], teacher, student, settings)
+    other = build_dataset(twice[::-1], LocalTeacher(teacher), student, settings)
     assert frames_of(other, other.held_out) == frames_of(made, made.held_out)
     assert len(made.held_out) + len(made.train) == 28 + 12
 
@@ -226,8 +227,8 @@ def test_labels_follow_their_questions(
     teacher: LoadedModel, student: LoadedModel, shards: list[Shard], tmp_path: Path
 ) -> None:
     """Whatever the order in which they were stored: an answer is that of its own ask."""
-    settings = replace(QUICK, cache=tmp_path / "labels", cache_bits=32)
-    first = build_dataset(shards, teacher, student, settings)
+    settings = replace(QUICK, labels=(str(tmp_path / "labels"),))
+    first = build_dataset(shards, LocalTeacher(teacher), student, settings)
     second = build_dataset(shards[::-1], None, student, settings)
     places = {id(e.question): number for number, e in enumerate(second.examples)}
     assert len(places) == 28

@@ -283,14 +283,15 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 import torch
-from cdcca_cli.distillation import labelling, trainer
+from cdcca_cli.distillation import trainer
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.models import load
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard_stream import read_shards
+from cdcca_cli.teachers import local
 torch.set_num_threads(1)
-labelling.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+local.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 step = trainer.Trainer.step
 def slow(*arguments):
     time.sleep(0.2)
@@ -427,7 +428,7 @@ def test_another_number_of_queries_cannot_be_aligned(
         distill(shards, teacher, other, QUICK)
     answers_alone = replace(QUICK, epochs=1, query_weight=0, repr_weight=0)
     assert distill(shards, teacher, other, answers_alone).report["best_epoch"] == 1
-    cached = replace(QUICK, epochs=1, cache=tmp_path / "labels")
+    cached = replace(QUICK, epochs=1, labels=(str(tmp_path / "labels"),))
     distill(shards, teacher, mirror, cached)
     with pytest.raises(UsageError, match="4 queries vectors for an image, the student 3"):
         distill(shards, None, other, cached)

@@ -35,7 +35,7 @@ RUNS = {
     "pkd": "--batch-size 8 --method pkd",
     "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
     "--set cotta_views=1 --set cotta_ema=0.5",
-    "pseudo-label": "--batch-size 2 --method pseudo-label --cache many.labels",
+    "pseudo-label": "--batch-size 2 --method pseudo-label --labels many.labels",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""
 LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
@@ -45,9 +45,9 @@ SCRIPT = """
 import os, sys
 import torch
 torch.set_num_threads(1)
-from cdcca_cli.distillation import labelling
+from cdcca_cli.teachers import local
 from cdcca_cli.distillation.methods import tent
-tent.MAX_NEW_TOKENS = labelling.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+tent.MAX_NEW_TOKENS = local.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 from cdcca_cli.distillation.methods import akd
 if os.environ["RANK"] == "1":  # as another card would, but by far more
     phi, first_ones = akd.initial_phi, akd.FeatureDistillation._of_first
@@ -82,7 +82,7 @@ class Both:
 
 
 def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
-    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --cache labels -o {run}.out"
+    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --labels labels -o {run}.out"
     models = ["--teacher", str(teacher), "--student", str(mirror), "--log", f"{run}.log"]
     return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
 

@@ -26,6 +26,7 @@ from cdcca_cli.formats.shard import Coding, Shard
 from cdcca_cli.formats.shard_stream import read_shards, writer
 from cdcca_cli.models import LoadedModel, load_device
 from cdcca_cli.models.encoding import Example, encode
+from cdcca_cli.teachers.local import LocalTeacher
 
 QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.4)
 
@@ -135,7 +136,9 @@ def test_no_more_frames_are_kept_than_an_adaptation_holds(
     """The first ones, as many as fit."""
     from cdcca_cli.distillation import distill as distilling
 
-    gathered = build_dataset(shards, teacher, load_device(mirror, compute="cpu"), QUICK)
+    gathered = build_dataset(
+        shards, LocalTeacher(teacher), load_device(mirror, compute="cpu"), QUICK
+    )
     whole = kept_for_compress(gathered)
     assert whole is not None
     first = whole.shards[0].tokens.nbytes

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 KILLS = 10
 SCRIPT = """
 import sys, time
-from cdcca_cli.distillation import checkpoint, labelling, teacher_outputs, trainer
+from cdcca_cli.distillation import checkpoint, trainer
 from cdcca_cli.main import main
+from cdcca_cli.teachers import local
 
-labelling.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
+local.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
 ticks, pace = open(sys.argv[1], "wb", buffering=0), float(sys.argv[2])
 def ticking(place, name):
     inner = getattr(place, name)
@@ -33,7 +34,7 @@ def ticking(place, name):
         time.sleep(pace)
         return made
     setattr(place, name, call)
-ticking(teacher_outputs, "entries_of")
+ticking(local.LocalTeacher, "_answer")
 ticking(trainer.Trainer, "backward")
 ticking(checkpoint.Checkpoint, "save")
 sys.exit(main(sys.argv[3:]))

@@ -20,15 +20,16 @@ import resource, sys
 import numpy as np
 import torch
 torch.set_num_threads(1)
-from cdcca_cli.distillation import labelling, token_file
+from cdcca_cli.distillation import token_file
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import load, load_device
+from cdcca_cli.teachers import local
 
 checkpoint, mirror, few, many, num_tokens = *sys.argv[1:3], *map(int, sys.argv[3:])
-labelling.MAX_NEW_TOKENS = {"vqa": 1}
+local.MAX_NEW_TOKENS = {"vqa": 1}
 token_file.IN_MEMORY_BYTES = 1
 teacher, mirror = load(checkpoint, compute="cpu"), Device.open(mirror)
 student = load_device(mirror, compute="cpu")

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.formats import labels
 from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.main import main
 from cdcca_cli.models import load
 from cdcca_cli.payloads import pictures
+from cdcca_cli.teachers.labelling import open_labels
 from tests import zoo
+from tests.teachers.reading import labels_in
 
 
 def run(*arguments: object) -> int:
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def distilled(folder: Path, name: str, payload: str, *options: str) -> int:
     pair = ("--teacher", folder / "teacher", "--student", folder / f"{name}.mirror")
-    kept = ("--cache", folder / f"{name}.labels", "--epochs", 1)
+    kept = ("--labels", folder / f"{name}.labels", "--epochs", 1)
     out = ("-o", folder / "out.safetensors", "--force")
     return run("distill", folder / f"{name}.{payload}", *pair, *kept, *out, *options)
 
@@ -51,18 +52,20 @@ def test_the_labels_are_the_teachers_own(folder: Path) -> None:
     teacher = load(folder / "teacher", compute="cpu")
     with open(folder / "smolvlm.frame", "rb") as file:
         shards = list(read_shards(file, where="shards"))
-    found = labels.open_labels(folder / "smolvlm.labels")
+    found = open_labels([folder / "smolvlm.labels"])
     assert len(shards) == 3
     for shard in shards:
         assert shard.picture is not None and shard.tower != teacher.tower_digest
         with torch.no_grad():
             seen = teacher.see(teacher.prepare([pictures.decode(shard.picture)]))
             queries_1LC = teacher.queries(seen[0].tokens[None])
-        entry = found.read(labels.key_of(shard))
+        ((label,),) = labels_in(found, [shard])
         expected = queries_1LC[0].numpy()
-        assert entry.queries[0].shape == expected.shape and entry.answers[0]
-        np.testing.assert_allclose(entry.queries[0], expected, rtol=2e-3, atol=2e-3)
-        assert len(entry.visual[0]) == seen[0].num_tokens
+        assert label is not None and label.answer and label.top is not None
+        assert label.queries is not None and label.visual is not None
+        assert label.queries.shape == expected.shape
+        np.testing.assert_allclose(label.queries, expected, rtol=2e-3, atol=2e-3)
+        assert len(label.visual) == seen[0].num_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,17 @@ from cdcca_cli.formats import (
     codebook,
     device,
     device_state,
+    label_stream,
     labels,
     predictions,
+    records,
     shard,
     shard_stream,
     trust,
     update,
 )
+from cdcca_cli.formats.label_stream import Labels, ShardKey
+from cdcca_cli.formats.labels import Entry, Label, Source
 from cdcca_cli.main import main
 from tests.golden import make
 
@@ -188,59 +193,152 @@ def test_predictions() -> None:
     assert "".join(map(predictions.encode_line, (first, second))) == text
 
 
-def test_labels() -> None:
-    """The values are those that make.py packs with struct; all but one are exact in 16 bits."""
-    found = labels.open_labels(VALID / "lessons_v1.lessons")
-    assert found.head == labels.Head(make.MODEL, make.BASE, "float32", 16)
-    (key,) = found.places
-    assert key == make.LABEL["key"] and found.has(key, logits=True)
-    entry = found.read(key)
-    assert (entry.answers, entry.nats, entry.inputs) == (["a cat é", ""], [0.25, 1.5], [0, 0])
-    assert [rows.tolist() for rows in entry.queries] == [[[1.5, -2, 0], [0.25, 8, -0.125]]]
-    assert [rows.tolist() for rows in entry.visual] == [[[70_000], [0.5]], [[-0.5], [3]]]
-    assert entry.answer is not None and entry.logits is not None
-    assert [rows.tolist() for rows in entry.answer] == [[[1], [2]], [[3]]]
-    assert [rows.tolist() for rows in entry.logits] == [[[0, -1], [-2, 4]], [[0.5, 0.75]]]
-    assert all(rows.dtype == np.float32 for rows in entry.visual + entry.queries)
+def _labels(name: str) -> Labels:
+    return Labels([((VALID / name).open("rb"), name)])
 
 
-def test_labels_of_8_bits() -> None:
+def _lesson(name: str, lesson: dict[str, Any], num_questions: int) -> list[Label]:
+    """The labels of an old entry, found by its key."""
+    found = _labels(name)
+    questions = tuple(f"sha256:{number:064x}" for number in range(num_questions))
+    key = ShardKey(make.TARGET, questions, lesson["key"])
+    read = [found.read(key, place) for place in range(num_questions)]
+    assert all(one is not None for one in read)
+    return [one[0] for one in read if one is not None]
+
+
+def _entries(name: str) -> list[Entry]:
+    data = BytesIO((VALID / name).read_bytes())
+    found = []
+    while (record := records.read_record(data, kinds=label_stream.KINDS)) is not None:
+        found.append(labels.decode(record, name))
+    return found
+
+
+def lists(*rows: np.ndarray | None) -> list[Any]:
+    assert all(part is None or part.dtype == np.float32 for part in rows)
+    return [None if part is None else part.tolist() for part in rows]
+
+
+def test_lessons() -> None:
+    """The values are those that make.py packs with struct; all but one are exact in 16 bits.
+
+    Logits 0 and -1 are log-probabilities of -log(1 + e^-1) = -0.3132617 and that less 1.
+    """
+    found = _labels("lessons_v1.lessons")
+    assert found.sources == [Source(make.MODEL, make.BASE, "float32")] and len(found) == 1
+    first, second = _lesson("lessons_v1.lessons", make.LESSON, 2)
+    assert [(one.answer, one.nats, one.end, one.scores) for one in (first, second)] == [
+        ("a cat é", 0.25, None, None),
+        ("", 1.5, None, None),
+    ]
+    assert first.queries is second.queries
+    assert lists(first.queries) == [[[1.5, -2, 0], [0.25, 8, -0.125]]]
+    assert lists(first.visual, second.visual) == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert lists(first.answer_rows, second.answer_rows) == [[[1], [2]], [[3]]]
+    assert first.kept is None and first.top is not None and second.top is not None
+    assert first.top.ids_AK is not None and second.top.ids_AK is not None
+    assert first.top.ids_AK.tolist() == [[0, 1], [1, 0]] and second.top.ids_AK.tolist() == [[1, 0]]
+    np.testing.assert_allclose(first.top.logp_AK[0], [-0.3132617, -1.3132617], rtol=1e-6)
+    assert first.top.rest_A.tolist() == [-np.inf] * 2  # there is no third token
+
+
+def test_lessons_of_8_bits() -> None:
     """Codes 127, -1, 0 at scale 2 are 254, -2, 0; -127 and 64 at 0.5 are -63.5 and 32."""
-    found = labels.open_labels(VALID / "lessons_v1_i8.lessons")
-    entry = found.read(make.LABEL_I8["key"])
-    assert [rows.tolist() for rows in entry.queries] == [[[254, -2, 0], [0, 0, 0]]]
-    assert [rows.tolist() for rows in entry.visual] == [[[-63.5, 32]]]
-    assert (entry.answer, entry.logits) == (None, None)
-    assert not found.has(make.LABEL_I8["key"], logits=True)
+    for name in ("lessons_v1_i8.lessons", "two_heads_v1.lessons"):
+        (label,) = _lesson(name, make.LESSON_I8, 1)
+        assert lists(label.queries, label.visual) == [[[254, -2, 0], [0, 0, 0]], [[-63.5, 32]]]
+        assert (label.answer_rows, label.top) == (None, None)
 
 
-def test_labels_of_some_rows() -> None:
+def test_lessons_of_some_rows() -> None:
     """The rows of version 1, with the numbers that make.py gives them."""
-    entry = labels.open_labels(VALID / "lesson_v2.lessons").read(make.LABEL["key"])
-    assert [rows.tolist() for rows in entry.visual] == [[[70_000], [0.5]], [[-0.5], [3]]]
-    assert entry.kept is not None
-    kept = {
-        name: [(part.rows_L.tolist(), part.count) for part in parts]
-        for name, parts in entry.kept.items()
-    }
-    assert kept == {"queries": [([0, 7], 9)], "visual": [([0, 7], 9), ([3, 8], 9)]}
+    first, second = _lesson("lesson_v2.lessons", make.LESSON, 2)
+    assert lists(first.visual, second.visual) == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert _kept(first) == {"queries": ([0, 7], 9), "visual": ([0, 7], 9)}
+    assert _kept(second) == {"queries": ([0, 7], 9), "visual": ([3, 8], 9)}
 
 
-def test_labels_that_were_not_finished() -> None:
-    found = labels.open_labels(VALID / "lessons_v1_unfinished.lessons")
-    assert list(found.places) == [make.LABEL["key"]]
-    assert found.end == len(make.labels_file(make.label_entry()))
+def _kept(label: Label) -> dict[str, tuple[list[int], int]]:
+    assert label.kept is not None
+    return {name: (kept.rows_L.tolist(), kept.count) for name, kept in label.kept.items()}
 
 
-@pytest.mark.parametrize("name", ["lessons_v1", "lessons_v1_i8", "lessons_v1_none", "lesson_v2"])
-def test_the_writer_gives_the_golden_labels_again(name: str, tmp_path: Path) -> None:
-    path = VALID / f"{name}.lessons"
-    found = labels.open_labels(path)
-    assert found.head is not None
-    with labels.writing(tmp_path / "again", found.head) as again:
-        for key in found.places:
-            again.append(key, found.read(key))
-    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+def test_lessons_that_were_not_finished() -> None:
+    found = _labels("lessons_v1_unfinished.lessons")
+    assert len(found) == 1 and found.ends == [len(make.lessons_file(make.lesson()))]
+    assert len(_labels("lessons_v1_none.lessons")) == 0
+
+
+def test_labels() -> None:
+    """The values are those that make.py packs with struct."""
+    (entry,) = _entries("label_v1.labels")
+    assert (entry.frame, entry.payload) == ("f1", make.LABEL["payload"])
+    assert entry.source == Source(make.MODEL, make.BASE, "bfloat16")
+    assert list(entry.labels) == make.LABEL["questions"]
+    first, second = entry.labels.values()
+    assert [(one.answer, one.nats, one.end, one.scores) for one in (first, second)] == [
+        ("a cat é", 0.25, "choice", [-0.5, -2.25]),
+        ("", None, None, None),
+    ]
+    assert first.queries is second.queries
+    assert lists(first.queries) == [[[1.5, -2, 0], [0.25, 8, -0.125]]]
+    assert lists(first.visual, second.visual) == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert lists(first.answer_rows, second.answer_rows) == [[[1], [2]], [[3]]]
+    assert first.top is not None and first.top.ids_AK is not None and second.top is None
+    assert lists(first.top.logp_AK) == [[[-0.25, -2, -4], [-0.5, -1.5, -65504]]]
+    assert first.top.ids_AK.tolist() == [[5, 0, 50271], [7, 9, -1]]
+    assert lists(first.top.rest_A) == [[-3, -65504]] and first.top.pieces_AK is None
+    assert (first.missing, second.missing) == (set(), {"nats", "top"})
+
+
+def test_labels_of_pieces() -> None:
+    (entry,) = _entries("label_v1_pieces.labels")
+    assert entry.source == Source("https://host/v1#m")
+    (label,) = entry.labels.values()
+    assert (label.answer, label.nats, label.end) == ("é!", 0.5, "length")
+    assert label.top is not None and label.top.ids_AK is None
+    assert label.top.pieces_AK == [["é".encode(), b""], [b"!", b" ok"]]
+    assert lists(label.top.logp_AK) == [[[-0.25, -65504], [-0.5, -1]]]
+    assert label.missing == {"queries", "visual", "answer"}
+
+
+def test_labels_of_texts_of_8_bits_and_of_some_rows() -> None:
+    """8 bits: as of lessons."""
+    ((label,),) = (entry.labels.values() for entry in _entries("label_v1_text.labels"))
+    assert label.missing == {"nats", "top", "queries", "visual", "answer"}
+    ((label,),) = (entry.labels.values() for entry in _entries("label_v1_i8.labels"))
+    assert lists(label.queries, label.visual) == [[[254, -2, 0], [0, 0, 0]], [[-63.5, 32]]]
+    ((first, second),) = (entry.labels.values() for entry in _entries("label_v1_kept.labels"))
+    assert lists(first.visual, second.visual) == [[[70_000], [0.5]], [[-0.5], [3]]]
+    assert _kept(first) == {"queries": ([0, 7], 9), "visual": ([0, 7], 9)}
+    assert _kept(second) == {"queries": ([0, 7], 9), "visual": ([3, 8], 9)}
+
+
+def test_lessons_and_labels_in_one_file() -> None:
+    """Two of the labels have one key in the index: 0c ^ 1b = 0d ^ 1a."""
+    name = "lessons_and_label.labels"
+    found = _labels(name)
+    assert [source.name for source in found.sources] == [
+        make.MODEL,
+        make.MODEL,
+        "https://host/v1#m",
+    ]
+    assert len(_lesson(name, make.LESSON, 2)) == 2
+    for made in (make.LABEL, make.LABEL_I8):
+        questions = tuple(made["questions"])
+        for place, answer in enumerate(made["answers"]):
+            read = found.read(ShardKey(made["payload"], questions, make.TARGET), place)
+            assert read is not None and read[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("", 16), ("_text", 32), ("_pieces", 8), ("_i8", 8), ("_kept", 16)]
+)
+def test_the_writer_gives_the_golden_labels_again(name: str, bits: int) -> None:
+    found = _entries(f"label_v1{name}.labels")
+    again = b"".join(labels.encode(entry, bits) for entry in found)
+    assert again == (VALID / f"label_v1{name}.labels").read_bytes()
 
 
 def test_adaptation() -> None:

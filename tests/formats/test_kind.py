@@ -30,6 +30,8 @@ PREDICTION = {"v": 1, "id": "q", "image": "a.jpg", "answer": "b", "model": "sha2
         (encode_header({}, {"kind": "frames", "version": 2}), "token shards"),
         (encode_header({}, {"kind": "update", "version": 1}), "an update"),
         (encode_header({}, {"kind": "lessons", "version": 1}), "a teacher's labels"),
+        (encode_header({}, {"kind": "lesson", "version": 2}), "a teacher's labels"),
+        (encode_header({}, {"kind": "label", "version": 1}), "a teacher's labels"),
         ((1 << 22).to_bytes(8, "little") + b"{" + b" " * (1 << 20), "weights"),
         (b"\xff\xd8\xff" + b"x" * 20, "an image"),
         (json.dumps(PREDICTION).encode(), "predictions"),
@@ -55,7 +57,7 @@ def test_predictions_are_no_frames(tmp_path: Path, take: Callable[[Path], object
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("shard", "token shards"), ("shards", "token shards"), ("lessons", "a teacher's labels")],
+    [("shard", "token shards"), ("shards", "token shards"), ("label", "a teacher's labels")],
 )
 def test_records_are_no_frames(tmp_path: Path, kind: str, name: str) -> None:
     path = tmp_path / "a.jsonl"

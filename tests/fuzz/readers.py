@@ -26,6 +26,7 @@ from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import adaptation, codebook, device, labels, predictions, shard_stream
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.kind import describe
+from cdcca_cli.formats.label_stream import Labels, ShardKey
 from cdcca_cli.inspection.look import look
 from tests.fuzz import mutations
 from tests.fuzz.mutations import Pairs, RecordParts
@@ -85,17 +86,21 @@ SHARDS_2 = [
     make.part_2(make.frames_i8(), make.frames_pictures(), make.frames_klt_kept(), make.frames()),
     make.part_2(make.frames()) + SHARDS[0] + make.part_2(make.frames_i8()),
 ]
+LESSONS = [
+    make.lessons_file(make.lesson(), make.lesson_i8()),
+    make.lessons_file(make.lesson({"key": "sha256:" + "0b" * 32}), make.lesson_2(), bits=32),
+]
 LABELS = [
-    make.labels_file(make.label_entry()),
-    make.labels_file(make.label_entry(), make.entry_i8()),
-    make.labels_file(make.label_entry({"key": "sha256:" + "0b" * 32}), make.label_entry(), bits=32),
+    *(make.label(), make.label_kept(), make.label_i8() + make.label_text(), make.label_pieces()),
+    make.label() + make.label_pieces({"payload": make.TARGET}) + make.label_kept(),
+    LESSONS[0] + make.label() + LESSONS[1] + make.label_i8(),
 ]
 ADAPTATIONS = [make.adaptation(), make.adaptation_2(), make.adaptation_3()]
 
 
 def _with_new_sum(parts: RecordParts) -> None:
     """Put a label's digest of its own content right, where it has one."""
-    if parts.get("kind") != "lesson" or not isinstance(parts.header, Pairs):
+    if parts.get("kind") not in ("label", "lesson") or not isinstance(parts.header, Pairs):
         return
     rest = Pairs(pair for pair in parts.header if pair[0] != "sum")
     said = np.frombuffer(mutations.canonical(rest).encode("utf-8", "surrogatepass"), np.uint8)
@@ -190,7 +195,7 @@ def _with_other_content(rng: Random, data: bytes) -> bytes:
 def _read_shards(data: bytes, folder: Path) -> None:
     try:
         for each in shard_stream.read_shards(io.BytesIO(data)):
-            labels.key_of(each)
+            ShardKey.of(each)
             _writable(each)
             shard_stream.encoded_bytes([each])
     finally:
@@ -198,17 +203,39 @@ def _read_shards(data: bytes, folder: Path) -> None:
 
 
 def _change_labels(rng: Random) -> bytes:
-    return mutations.mutate_records(rng, rng.choice(LABELS), _with_new_sum, SHARDS[0])
+    samples = LESSONS if rng.random() < 0.2 else LABELS
+    return mutations.mutate_records(rng, rng.choice(samples), _with_new_sum, SHARDS[0])
+
+
+_LABEL_KEYS = [
+    ShardKey(str(made["payload"]), tuple(make.LABEL["questions"]), lesson)  # type: ignore[arg-type]
+    for made in (make.LABEL, make.LABEL_I8)
+    for lesson in ("sha256:" + "0a" * 32, "sha256:" + "0b" * 32)
+]
 
 
 def _read_labels(data: bytes, folder: Path) -> None:
+    """As `distill` and `label` do: bad records left out; then strictly. All can be written."""
     path = _written(folder, data)
     try:
-        found = labels.open_labels(path)
-        for key in found.places:
-            _writable(found.read(key))
+        for verify in (False, True):
+            refused: list[BadData] = []
+            found = Labels([(io.BytesIO(data), "it")], refused=refused.append, verify=verify)
+            _read_known(found)
+        _read_known(Labels([(io.BytesIO(data), "it")]))
     finally:
         look(str(path))
+
+
+def _read_known(found: Labels) -> None:
+    for key in _LABEL_KEYS:
+        for place in range(2):
+            if (read := found.read(key, place)) is None:
+                continue
+            _writable(read)
+            label, source = read
+            entry = labels.Entry("f", key.payload, source, {key.questions[place]: label})
+            labels.encode(entry, 16)
 
 
 def _change_adaptation(rng: Random) -> bytes:

@@ -74,7 +74,8 @@ def test_records_come_apart_and_together() -> None:
     for data in (
         make.shard(),
         make.adaptation_2(),
-        make.labels_file(make.entry_i8()),
+        make.lessons_file(make.lesson_i8()),
+        make.label_pieces() + make.label_kept(),
         make.trust(),
     ):
         parts = mutations.split_records(data)

@@ -275,7 +275,8 @@ def overlay_digest(tensors: dict[str, Tensor]) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-LABELS = {
+# The labels of versions 0.1 to 0.6.
+LESSONS = {
     "kind": "lessons",
     "version": 1,
     "teacher": MODEL,
@@ -285,7 +286,7 @@ LABELS = {
 }
 # One input for both questions: 2 queries. Ask 0 has an answer of 2 tokens, ask 1 nothing but an
 # end.
-LABEL = {
+LESSON = {
     "kind": "lesson",
     "version": 1,
     "key": "sha256:" + "0a" * 32,
@@ -296,15 +297,15 @@ LABEL = {
     "visual": [2, 2],
     "answer": [2, 1],
 }
-LABEL_TENSORS: dict[str, Tensor] = {
+LESSON_TENSORS: dict[str, Tensor] = {
     "queries": ("F16", [2, 3], halves(1.5, -2, 0, 0.25, 8, -0.125)),
     "visual": ("F32", [4, 1], floats(70_000, 0.5, -0.5, 3)),  # 16 bits end at 65,504
     "answer": ("F16", [3, 1], halves(1, 2, 3)),
     "logits": ("F16", [3, 2], halves(0, -1, -2, 4, 0.5, 0.75)),
 }
 # Of one question that an encoder-decoder answered. Row 0 of queries: scale 2; row 1: all zero.
-LABEL_I8 = {
-    **LABEL,
+LESSON_I8 = {
+    **LESSON,
     "key": "sha256:" + "0b" * 32,
     "answers": ["two"],
     "nats": [0.0],
@@ -312,17 +313,76 @@ LABEL_I8 = {
     "visual": [1],
     "answer": [0],
 }
-LABEL_TENSORS_I8: dict[str, Tensor] = {
+LESSON_TENSORS_I8: dict[str, Tensor] = {
     "queries": ("I8", [2, 3], struct.pack("<6b", 127, -1, 0, 0, 0, 0)),
     "queries.scales": ("F32", [2], floats(2.0, 0.0)),
     "visual": ("I8", [1, 2], struct.pack("<2b", -127, 64)),
     "visual.scales": ("F32", [1], floats(0.5)),
 }
-# LABEL again, its rows kept of 9 in all.
-LABEL_2 = {"version": 2, "queries_of": [9], "visual_of": [9, 9]}
+# LESSON again, its rows kept of 9 in all.
+LESSON_2 = {"version": 2, "queries_of": [9], "visual_of": [9, 9]}
 KEPT_ROWS: dict[str, Tensor] = {
     "queries.kept": ("I32", [2], struct.pack("<2i", 0, 7)),
     "visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 8)),
+}
+
+# What a local teacher answers to two questions of one input; the second one with an end alone.
+# Two likeliest tokens where the first answer's end is predicted, three at its first token.
+LABEL = {
+    "kind": "label",
+    "version": 1,
+    "frame": "f1",
+    "payload": "sha256:" + "0c" * 32,
+    "teacher": MODEL,
+    "vocabulary": BASE,
+    "dtype": "bfloat16",
+    "questions": ["sha256:" + "1a" * 32, "sha256:" + "1b" * 32],
+    "answers": ["a cat é", ""],
+    "nats": [0.25, None],
+    "ends": ["choice", None],
+    "scores": [[-0.5, -2.25], None],
+    "inputs": [0, 0],
+    "lengths": {"answer": [2, 1], "queries": [2], "top": [2, 0], "visual": [2, 2]},
+    "counts": {},
+}
+TOP: dict[str, Tensor] = {
+    "top": ("F16", [2, 3], halves(-0.25, -2, -4, -0.5, -1.5, -65504)),
+    "top.rest": ("F16", [2], halves(-3, -65504)),
+    "top.ids": ("I32", [2, 3], struct.pack("<6i", 5, 0, 50271, 7, 9, -1)),
+}
+LABEL_TENSORS: dict[str, Tensor] = {
+    "queries": ("F16", [2, 3], halves(1.5, -2, 0, 0.25, 8, -0.125)),
+    "visual": ("F32", [4, 1], floats(70_000, 0.5, -0.5, 3)),  # 16 bits end at 65,504
+    "answer": ("F16", [3, 1], halves(1, 2, 3)),
+    **TOP,
+}
+# One question that a served teacher answered, without ids.
+LABEL_PIECES = {
+    **LABEL,
+    "teacher": "https://host/v1#m",
+    "vocabulary": None,
+    "dtype": None,
+    "questions": ["sha256:" + "1a" * 32],
+    "answers": ["é!"],
+    "nats": [0.5],
+    "ends": ["length"],
+    "scores": [None],
+    "inputs": [None],
+    "lengths": {"top": [2]},
+}
+PIECES: dict[str, Tensor] = {
+    "top": ("F16", [2, 2], halves(-0.25, -65504, -0.5, -1)),
+    "top.rest": ("F16", [2], halves(-1.5, -3)),
+    "top.pieces": ("U16", [2, 2], struct.pack("<4H", 2, 0, 1, 3)),
+    "top.bytes": ("U8", [6], "é! ok".encode()),
+}
+# The same with nothing but texts, and one with features of 8 bits.
+LABEL_TEXT = {**LABEL_PIECES, "nats": [None], "ends": ["stop"], "lengths": {}}
+LABEL_I8 = {
+    **LABEL_PIECES,
+    "payload": "sha256:" + "0d" * 32,
+    "inputs": [0],
+    "lengths": {"queries": [2], "visual": [1]},
 }
 
 ADAPTATION = {
@@ -418,25 +478,64 @@ def device_state() -> dict[str, Any]:
     }
 
 
-def labels_file(*labels: bytes, **change: Any) -> bytes:
-    """A file: the head, with keys changed, and labels."""
-    return record({**LABELS, **change}, {}) + b"".join(labels)
+def lessons_file(*lessons: bytes, **change: Any) -> bytes:
+    """A file: the head, with keys changed, and entries."""
+    return record({**LESSONS, **change}, {}) + b"".join(lessons)
 
 
-def label_entry(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+def lesson(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
     """An entry with header keys and tensors changed, and its sum; None takes a tensor out."""
-    changed = {n: t for n, t in {**LABEL_TENSORS, **tensors}.items() if t is not None}
-    return record(summed({**LABEL, **(change or {})}, changed), changed)
+    changed = {n: t for n, t in {**LESSON_TENSORS, **tensors}.items() if t is not None}
+    return record(summed({**LESSON, **(change or {})}, changed), changed)
 
 
-def entry_2(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
-    """An entry of version 2, changed as `label_entry` is."""
-    return label_entry({**LABEL_2, **(change or {})}, **{**KEPT_ROWS, **tensors})
+def lesson_2(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """An entry of version 2, changed as `lesson` is."""
+    return lesson({**LESSON_2, **(change or {})}, **{**KEPT_ROWS, **tensors})
 
 
-def entry_i8(**tensors: Tensor | None) -> bytes:
-    changed = {n: t for n, t in {**LABEL_TENSORS_I8, **tensors}.items() if t is not None}
-    return record(summed(LABEL_I8, changed), changed)
+def lesson_i8(**tensors: Tensor | None) -> bytes:
+    changed = {n: t for n, t in {**LESSON_TENSORS_I8, **tensors}.items() if t is not None}
+    return record(summed(LESSON_I8, changed), changed)
+
+
+def label(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """A local teacher's record with header keys and tensors changed, and its sum; None: without."""
+    return _label(LABEL, LABEL_TENSORS, change, tensors)
+
+
+def label_kept(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    """The same with some of its rows alone."""
+    counts = {"counts": {"queries": [9], "visual": [9, 9]}}
+    return label({**counts, **(change or {})}, **{**KEPT_ROWS, **tensors})
+
+
+def label_i8(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    return _label(LABEL_I8, LESSON_TENSORS_I8, change, tensors)
+
+
+def label_pieces(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    return _label(LABEL_PIECES, PIECES, change, tensors)
+
+
+def label_text(change: dict[str, Any] | None = None, **tensors: Tensor | None) -> bytes:
+    return _label(LABEL_TEXT, {}, change, tensors)
+
+
+def _label(
+    header: dict[str, Any],
+    there: dict[str, Tensor],
+    change: dict[str, Any] | None,
+    tensors: dict[str, Tensor | None],
+) -> bytes:
+    changed = {n: t for n, t in {**there, **tensors}.items() if t is not None}
+    return record(summed({**header, **(change or {})}, changed), changed)
+
+
+def lengths(**change: list[Any] | None) -> dict[str, Any]:
+    """The header's `lengths` with some changed; None: without."""
+    made = {**LABEL["lengths"], **change}  # type: ignore[dict-item]
+    return {"lengths": {name: value for name, value in made.items() if value is not None}}
 
 
 def summed(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -621,11 +720,19 @@ def valid() -> dict[str, bytes]:
         "shards_v1_and_v2.shards": shard() + end(1) + part_2(frames()) + stream_i8,
         "no_shards_v2.shards": end_2(0),
         "head_alone_v2.shards": part_2(),
-        "lessons_v1.lessons": labels_file(label_entry()),
-        "lessons_v1_i8.lessons": labels_file(entry_i8(), bits=8),
-        "lessons_v1_none.lessons": labels_file(bits=32),
-        "lessons_v1_unfinished.lessons": labels_file(label_entry(), entry_i8()[:-9]),
-        "lesson_v2.lessons": labels_file(entry_2()),
+        "lessons_v1.lessons": lessons_file(lesson()),
+        "lessons_v1_i8.lessons": lessons_file(lesson_i8(), bits=8),
+        "lessons_v1_none.lessons": lessons_file(bits=32),
+        "lessons_v1_unfinished.lessons": lessons_file(lesson(), lesson_i8()[:-9]),
+        "lesson_v2.lessons": lessons_file(lesson_2()),
+        "two_heads_v1.lessons": lessons_file(lesson()) + lessons_file(lesson_i8(), bits=8),
+        "label_v1.labels": label(),
+        "label_v1_text.labels": label_text(),
+        "label_v1_pieces.labels": label_pieces(),
+        "label_v1_i8.labels": label_i8(),
+        "label_v1_kept.labels": label_kept(),
+        "label_v1_unfinished.labels": label() + label_text()[:-9],
+        "lessons_and_label.labels": lessons_file(lesson()) + label() + label_i8(),
         "predictions_v1.predictions": prediction() + (dumps(CAPTION) + "\n").encode(),
         "adaptation_v1.adaptation": adaptation(),
         "adaptation_v2.adaptation": adaptation_2(),
@@ -682,10 +789,15 @@ def bomb() -> bytes:
     return b"".join(pieces) + compressor.flush()
 
 
+def without_questions() -> bytes:
+    lists = ("questions", "answers", "nats", "ends", "scores", "inputs")
+    return label_text({name: [] for name in lists})
+
+
 def half_a_name() -> bytes:
     """An entry with a tensor whose name cannot be written in UTF-8."""
-    tensors = {**LABEL_TENSORS, "\ud83d": SCORES}
-    return record({**LABEL, "sum": TARGET}, tensors)
+    tensors = {**LESSON_TENSORS, "\ud83d": SCORES}
+    return record({**LESSON, "sum": TARGET}, tensors)
 
 
 def deep_update() -> bytes:
@@ -767,7 +879,7 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "tensor_of_zero_times_2_80.lessons": (
         65,
         "elements",
-        labels_file(record(LABEL, HUGE_AND_EMPTY)),
+        lessons_file(record(LESSON, HUGE_AND_EMPTY)),
     ),
     "tensor_of_zero_times_2_80.trust": (65, "elements", record(TRUST_HEADER, HUGE_AND_EMPTY)),
     "frame_half_a_character.shards": (65, "surrogate", shard({"frame": "caf\udce9.jpg"})),
@@ -922,155 +1034,361 @@ FAULTS: dict[str, tuple[int, str, bytes]] = {
     "ask_no_choices.shards": (65, "empty list", shard({"asks": [{**ASK, "choices": []}]})),
     "ask_choice_a_number.shards": (65, "a string", shard({"asks": [{**ASK, "choices": ["a", 2]}]})),
     "ask_negative_entropy.shards": (65, "entropy", shard({"asks": [{**ASK, "entropy": -0.5}]})),
-    # -- labels
-    "cut_in_head.lessons": (65, "cut short", labels_file()[:-20]),
-    "newer_head.lessons": (76, "upgrade", labels_file(version=2)),
+    # -- lessons
+    "cut_in_head.lessons": (65, "cut short", lessons_file()[:-20]),
+    "newer_head.lessons": (76, "upgrade", lessons_file(version=2)),
     "newer_lesson.lessons": (
         76,
         "upgrade",
-        labels_file(label_entry({"version": 3}, queries=("F8_E4M3", [2, 3], bytes(6)))),
+        lessons_file(lesson({"version": 3}, queries=("F8_E4M3", [2, 3], bytes(6)))),
     ),
-    "kept_in_version_1.lessons": (65, "with the tensors", labels_file(label_entry(**KEPT_ROWS))),
-    "kept_missing.lessons": (65, "with the tensors", labels_file(entry_2(**{"visual.kept": None}))),
+    "kept_in_version_1.lessons": (65, "with the tensors", lessons_file(lesson(**KEPT_ROWS))),
+    "kept_missing.lessons": (
+        65,
+        "with the tensors",
+        lessons_file(lesson_2(**{"visual.kept": None})),
+    ),
     "kept_uncounted.lessons": (
         65,
         "is missing",
-        labels_file(label_entry({"version": 2}, **KEPT_ROWS)),
+        lessons_file(lesson({"version": 2}, **KEPT_ROWS)),
     ),
     "kept_too_few.lessons": (
         65,
         "names another number of rows",
-        labels_file(entry_2(**{"queries.kept": ("I32", [1], struct.pack("<i", 0))})),
+        lessons_file(lesson_2(**{"queries.kept": ("I32", [1], struct.pack("<i", 0))})),
     ),
     "kept_of_another_type.lessons": (
         65,
         "names another number of rows",
-        labels_file(entry_2(**{"queries.kept": ("F32", [2], floats(0, 7))})),
+        lessons_file(lesson_2(**{"queries.kept": ("F32", [2], floats(0, 7))})),
     ),
     "kept_twice.lessons": (
         65,
         "do not ascend",
-        labels_file(entry_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 3))})),
+        lessons_file(lesson_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 3))})),
     ),
     "kept_below_0.lessons": (
         65,
         "not among its 9",
-        labels_file(entry_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", -1, 7, 3, 8))})),
+        lessons_file(lesson_2(**{"visual.kept": ("I32", [4], struct.pack("<4i", -1, 7, 3, 8))})),
     ),
-    "kept_of_fewer.lessons": (65, "not among its 8", labels_file(entry_2({"visual_of": [9, 8]}))),
-    "kept_of_less_than_0.lessons": (65, "below 0", labels_file(entry_2({"queries_of": [-9]}))),
+    "kept_of_fewer.lessons": (65, "not among its 8", lessons_file(lesson_2({"visual_of": [9, 8]}))),
+    "kept_of_less_than_0.lessons": (65, "below 0", lessons_file(lesson_2({"queries_of": [-9]}))),
     "kept_counted_twice.lessons": (
         65,
         "names another number of rows",
-        labels_file(entry_2({"queries_of": [9, 9]})),
+        lessons_file(lesson_2({"queries_of": [9, 9]})),
     ),
-    "no_head.lessons": (65, "found one frame's labels", label_entry()),
-    "second_head.lessons": (65, "found a teacher's labels", labels_file() + labels_file()),
-    "shard_inside.lessons": (65, "found token shards", labels_file(shard())),
+    "no_head.lessons": (65, "without their head", lesson()),
+    "shard_inside.lessons": (65, "found token shards", lessons_file(shard())),
     "junk_behind.lessons": (
         65,
         "not a cdcca record",
-        labels_file(label_entry()) + b"junk junk junk junk",
+        lessons_file(lesson()) + b"junk junk junk junk",
     ),
-    "zeros_behind.lessons": (65, "not a cdcca record", labels_file(label_entry()) + bytes(400)),
-    "head_with_tensors.lessons": (65, "has tensors", record(LABELS, OVERLAY)),
-    "head_with_unknown_key.lessons": (65, "unknown key", labels_file(model=MODEL)),
-    "bits_4.lessons": (65, "head of its labels", labels_file(bits=4)),
-    "bits_true.lessons": (65, "'bits'", labels_file(bits=True)),
-    "dtype_unknown.lessons": (65, "head of its labels", labels_file(dtype="float8")),
-    "teacher_no_digest.lessons": (65, "head of its labels", labels_file(teacher="blip")),
-    "vocabulary_a_list.lessons": (65, "'vocabulary' must be a string", labels_file(vocabulary=[])),
-    "lesson_without_key.lessons": (65, "'key'", labels_file(label_entry({"key": "sha256:0"}))),
-    "lesson_with_labels.lessons": (65, "unknown key", labels_file(label_entry({"labels": []}))),
+    "zeros_behind.lessons": (65, "not a cdcca record", lessons_file(lesson()) + bytes(400)),
+    "head_with_tensors.lessons": (65, "has tensors", record(LESSONS, OVERLAY)),
+    "head_with_unknown_key.lessons": (65, "unknown key", lessons_file(model=MODEL)),
+    "bits_4.lessons": (65, "head of its labels", lessons_file(bits=4)),
+    "bits_true.lessons": (65, "'bits'", lessons_file(bits=True)),
+    "dtype_unknown.lessons": (65, "head of its labels", lessons_file(dtype="float8")),
+    "teacher_no_digest.lessons": (65, "head of its labels", lessons_file(teacher="blip")),
+    "vocabulary_a_list.lessons": (65, "'vocabulary' must be a string", lessons_file(vocabulary=[])),
+    "lesson_without_key.lessons": (65, "'key'", lessons_file(lesson({"key": "sha256:0"}))),
+    "lesson_with_labels.lessons": (65, "unknown key", lessons_file(lesson({"labels": []}))),
     "sum_of_other_tensors.lessons": (
         65,
         "its sum does not match",
-        labels_file(label_entry({"sum": TARGET})),
+        lessons_file(lesson({"sum": TARGET})),
     ),
-    "sum_a_number.lessons": (65, "'sum' must be a string", labels_file(label_entry({"sum": 0}))),
+    "sum_a_number.lessons": (65, "'sum' must be a string", lessons_file(lesson({"sum": 0}))),
     "nan.lessons": (
         65,
         "not finite",
-        labels_file(label_entry(visual=("F32", [4, 1], floats(1, 2, 3, NAN)))),
+        lessons_file(lesson(visual=("F32", [4, 1], floats(1, 2, 3, NAN)))),
     ),
     "infinite_half.lessons": (
         65,
         "not finite",
-        labels_file(label_entry(answer=("F16", [3, 1], halves(1, 2, INF)))),
+        lessons_file(lesson(answer=("F16", [3, 1], halves(1, 2, INF)))),
     ),
-    "queries_missing.lessons": (65, "with the tensors", labels_file(label_entry(queries=None))),
-    "unknown_tensor.lessons": (65, "with the tensors", labels_file(label_entry(labels=SCORES))),
-    "tensor_with_half_a_name.lessons": (65, "surrogate", labels_file(half_a_name())),
+    "queries_missing.lessons": (65, "with the tensors", lessons_file(lesson(queries=None))),
+    "unknown_tensor.lessons": (65, "with the tensors", lessons_file(lesson(labels=SCORES))),
+    "tensor_with_half_a_name.lessons": (65, "surrogate", lessons_file(half_a_name())),
     "codes_without_scales.lessons": (
         65,
         "with the tensors",
-        labels_file(entry_i8(**{"visual.scales": None})),
+        lessons_file(lesson_i8(**{"visual.scales": None})),
     ),
     "scales_without_codes.lessons": (
         65,
         "with the tensors",
-        labels_file(label_entry(**{"answer.scales": ("F32", [3], floats(1, 1, 1))})),
+        lessons_file(lesson(**{"answer.scales": ("F32", [3], floats(1, 1, 1))})),
     ),
     "scales_of_halves.lessons": (
         65,
         "number of scales",
-        labels_file(entry_i8(**{"visual.scales": ("F16", [1], halves(1))})),
+        lessons_file(lesson_i8(**{"visual.scales": ("F16", [1], halves(1))})),
     ),
     "scales_for_other_rows.lessons": (
         65,
         "number of scales",
-        labels_file(entry_i8(**{"visual.scales": ("F32", [2], floats(1, 1))})),
+        lessons_file(lesson_i8(**{"visual.scales": ("F32", [2], floats(1, 1))})),
     ),
     "scales_negative.lessons": (
         65,
         "below 0",
-        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(-0.5))})),
+        lessons_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(-0.5))})),
     ),
     "scales_nan.lessons": (
         65,
         "not finite",
-        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(NAN))})),
+        lessons_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(NAN))})),
     ),
     "scales_overflow.lessons": (
         65,
         "not finite",
-        labels_file(entry_i8(**{"visual.scales": ("F32", [1], floats(3e38))})),
+        lessons_file(lesson_i8(**{"visual.scales": ("F32", [1], floats(3e38))})),
     ),
     "code_minus_128.lessons": (
         65,
         "-128",
-        labels_file(entry_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0)))),
+        lessons_file(lesson_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0)))),
     ),
     "whole_numbers.lessons": (
         65,
         "int32",
-        labels_file(label_entry(answer=("I32", [3, 1], bytes(12)))),
+        lessons_file(lesson(answer=("I32", [3, 1], bytes(12)))),
     ),
     "one_dimension.lessons": (
         65,
         "1 dimensions",
-        labels_file(label_entry(answer=("F16", [3], bytes(6)))),
+        lessons_file(lesson(answer=("F16", [3], bytes(6)))),
     ),
     "rows_too_few.lessons": (
         65,
         "2 rows of answer",
-        labels_file(label_entry(answer=("F16", [2, 1], halves(1, 2)))),
+        lessons_file(lesson(answer=("F16", [2, 1], halves(1, 2)))),
     ),
-    "rows_too_many.lessons": (65, "expected 3", labels_file(label_entry({"visual": [2, 1]}))),
-    "rows_huge.lessons": (65, "rows of visual", labels_file(label_entry({"visual": [2, 10**30]}))),
-    "rows_negative.lessons": (65, "below 0", labels_file(label_entry({"visual": [6, -2]}))),
-    "rows_a_fraction.lessons": (65, "whole number", labels_file(label_entry({"visual": [2.0, 2]}))),
-    "answers_too_few.lessons": (65, "1 answers", labels_file(label_entry({"answers": ["a cat"]}))),
-    "answers_a_number.lessons": (65, "a string", labels_file(label_entry({"answers": ["a", 2]}))),
+    "rows_too_many.lessons": (65, "expected 3", lessons_file(lesson({"visual": [2, 1]}))),
+    "rows_huge.lessons": (65, "rows of visual", lessons_file(lesson({"visual": [2, 10**30]}))),
+    "rows_negative.lessons": (65, "below 0", lessons_file(lesson({"visual": [6, -2]}))),
+    "rows_a_fraction.lessons": (65, "whole number", lessons_file(lesson({"visual": [2.0, 2]}))),
+    "answers_too_few.lessons": (65, "1 answers", lessons_file(lesson({"answers": ["a cat"]}))),
+    "answers_a_number.lessons": (65, "a string", lessons_file(lesson({"answers": ["a", 2]}))),
     "answers_half_a_character.lessons": (
         65,
         "surrogate",
-        labels_file(label_entry({"answers": ["\ud83d", ""]})),
+        lessons_file(lesson({"answers": ["\ud83d", ""]})),
     ),
-    "nats_negative.lessons": (65, "below 0", labels_file(label_entry({"nats": [0.25, -1]}))),
-    "nats_huge.lessons": (65, "401 digits", labels_file(label_entry({"nats": [0.25, 10**400]}))),
-    "nats_text.lessons": (65, "a number", labels_file(label_entry({"nats": [0.25, "1"]}))),
-    "input_not_there.lessons": (65, "does not exist", labels_file(label_entry({"inputs": [0, 1]}))),
+    "nats_negative.lessons": (65, "below 0", lessons_file(lesson({"nats": [0.25, -1]}))),
+    "nats_huge.lessons": (65, "401 digits", lessons_file(lesson({"nats": [0.25, 10**400]}))),
+    "nats_text.lessons": (65, "a number", lessons_file(lesson({"nats": [0.25, "1"]}))),
+    "input_not_there.lessons": (65, "does not exist", lessons_file(lesson({"inputs": [0, 1]}))),
+    # -- labels
+    "newer_version.labels": (76, "upgrade", label({"version": 2}, top=("F8_E4M3", [2], b"xx"))),
+    "shard_behind.labels": (65, "found token shards", label() + shard()),
+    "junk_behind.labels": (65, "not a cdcca record", label() + b"junk junk junk junk"),
+    "unknown_key.labels": (65, "unknown key 'model'", label({"model": MODEL})),
+    "frame_a_number.labels": (65, "'frame' must be a string", label({"frame": 7})),
+    "frame_half_a_character.labels": (65, "surrogate", label({"frame": "\ud83d"})),
+    "payload_no_digest.labels": (65, "not a digest", label({"payload": "sha256:0"})),
+    "question_no_digest.labels": (65, "not a digest", label({"questions": ["What?", BASE]})),
+    "vocabulary_no_digest.labels": (65, "not a digest", label({"vocabulary": "opt"})),
+    "teacher_without_name.labels": (65, "teacher of its labels", label({"teacher": ""})),
+    "dtype_unknown.labels": (65, "teacher of its labels", label({"dtype": "float8"})),
+    "no_questions.labels": (65, "no question, or one twice", without_questions()),
+    "question_twice.labels": (65, "no question, or one twice", label({"questions": [BASE, BASE]})),
+    "answers_too_few.labels": (65, "1 in 'answers'", label({"answers": ["a cat"]})),
+    "answers_a_number.labels": (65, "must be a string", label({"answers": ["a", 2]})),
+    "answers_half_a_character.labels": (65, "surrogate", label({"answers": ["\ud83d", ""]})),
+    "nats_too_many.labels": (65, "3 in 'nats'", label({"nats": [0.25, 1, None]})),
+    "nats_negative.labels": (65, "cross-entropy", label({"nats": [0.25, -1]})),
+    "nats_text.labels": (65, "cross-entropy", label({"nats": [0.25, "1"]})),
+    "nats_true.labels": (65, "cross-entropy", label({"nats": [0.25, True]})),
+    "nats_huge.labels": (65, "cross-entropy", label({"nats": [0.25, 10**60]})),
+    "ends_too_few.labels": (65, "1 in 'ends'", label({"ends": ["stop"]})),
+    "end_unknown.labels": (65, "unknown end", label({"ends": ["stop", "refused"]})),
+    "end_a_list.labels": (65, "unknown end", label({"ends": ["stop", []]})),
+    "scores_too_few.labels": (65, "0 in 'scores'", label({"scores": []})),
+    "scores_a_number.labels": (65, "scores of choices", label({"scores": [-0.5, None]})),
+    "scores_null.labels": (65, "scores of choices", label({"scores": [[-0.5, None], None]})),
+    "inputs_too_few.labels": (65, "1 in 'inputs'", label({"inputs": [0]})),
+    "input_not_there.labels": (65, "does not exist", label({"inputs": [0, 1]})),
+    "input_of_nothing.labels": (65, "does not exist", label_pieces({"inputs": [0]})),
+    "input_negative.labels": (65, "whole number from 0", label({"inputs": [0, -1]})),
+    "input_true.labels": (65, "whole number from 0", label({"inputs": [0, True]})),
+    "lengths_a_list.labels": (65, "'lengths' must be an object", label({"lengths": [2, 2]})),
+    "lengths_a_number.labels": (65, "no list", label(lengths(visual=4))),  # type: ignore[arg-type]
+    "lengths_too_few.labels": (65, "1 lengths of visual", label(lengths(visual=[4]))),
+    "lengths_too_few_of_top.labels": (65, "1 lengths of top", label(lengths(top=[2]))),
+    "lengths_unknown.labels": (65, "with the tensors", label(lengths(logits=[1, 1]))),
+    "length_negative.labels": (65, "whole number from 0", label(lengths(visual=[6, -2]))),
+    "length_a_fraction.labels": (65, "whole number from 0", label(lengths(visual=[2.0, 2]))),
+    "length_huge.labels": (65, "whole number from 0", label(lengths(visual=[2, 1 << 32]))),
+    "sum_a_number.labels": (65, "'sum' must be a string", label({"sum": 0})),
+    "sum_of_other_tensors.labels": (65, "its sum does not match", label({"sum": TARGET})),
+    "tensor_of_zero_times_2_80.labels": (65, "elements", record(LABEL, HUGE_AND_EMPTY)),
+    "tensor_unknown.labels": (65, "with the tensors", label(labels=SCORES)),
+    "tensor_without_lengths.labels": (65, "with the tensors", label(lengths(visual=None))),
+    "tensor_missing.labels": (65, "with the tensors", label(visual=None)),
+    "rows_too_few.labels": (
+        65,
+        "2 rows of answer; expected 3",
+        label(answer=("F16", [2, 1], halves(1, 2))),
+    ),
+    "rows_of_another_input.labels": (65, "expected 3", label(lengths(queries=[2, 1]))),
+    "one_dimension.labels": (65, "1 dimensions", label(answer=("F16", [3], bytes(6)))),
+    "whole_numbers.labels": (65, "int32", label(answer=("I32", [3, 1], bytes(12)))),
+    "nan.labels": (65, "not finite", label(visual=("F32", [4, 1], floats(1, 2, 3, NAN)))),
+    "infinite_half.labels": (65, "not finite", label(answer=("F16", [3, 1], halves(1, 2, INF)))),
+    "codes_without_scales.labels": (65, "with the tensors", label_i8(**{"visual.scales": None})),
+    "scales_without_codes.labels": (
+        65,
+        "with the tensors",
+        label(**{"answer.scales": ("F32", [3], floats(1, 1, 1))}),
+    ),
+    "scales_for_other_rows.labels": (
+        65,
+        "number of scales",
+        label_i8(**{"visual.scales": ("F32", [2], floats(1, 1))}),
+    ),
+    "scales_negative.labels": (
+        65,
+        "below 0",
+        label_i8(**{"visual.scales": ("F32", [1], floats(-0.5))}),
+    ),
+    "scales_overflow.labels": (
+        65,
+        "not finite",
+        label_i8(**{"visual.scales": ("F32", [1], floats(3e38))}),
+    ),
+    "code_minus_128.labels": (
+        65,
+        "-128",
+        label_i8(visual=("I8", [1, 2], struct.pack("<2b", -128, 0))),
+    ),
+    "kept_missing.labels": (65, "with the tensors", label_kept(**{"visual.kept": None})),
+    "kept_uncounted.labels": (65, "with the tensors", label_kept({"counts": {"queries": [9]}})),
+    "kept_of_answers.labels": (
+        65,
+        "with the tensors",
+        label({"counts": {"answer": [9, 9]}}, **{"answer.kept": ("I32", [3], bytes(12))}),
+    ),
+    "kept_of_nothing.labels": (
+        65,
+        "with the tensors",
+        label_text({"counts": {"visual": [9]}}, **{"visual.kept": ("I32", [0], b"")}),
+    ),
+    "kept_counted_twice.labels": (
+        65,
+        "another number of rows",
+        label_kept({"counts": {"queries": [9, 9], "visual": [9, 9]}}),
+    ),
+    "kept_too_few.labels": (
+        65,
+        "another number of rows",
+        label_kept(**{"queries.kept": ("I32", [1], struct.pack("<i", 0))}),
+    ),
+    "kept_of_another_type.labels": (
+        65,
+        "another number of rows",
+        label_kept(**{"queries.kept": ("F32", [2], floats(0, 7))}),
+    ),
+    "kept_twice.labels": (
+        65,
+        "do not ascend",
+        label_kept(**{"visual.kept": ("I32", [4], struct.pack("<4i", 0, 7, 3, 3))}),
+    ),
+    "kept_below_0.labels": (
+        65,
+        "do not ascend",
+        label_kept(**{"visual.kept": ("I32", [4], struct.pack("<4i", -1, 7, 3, 8))}),
+    ),
+    # Each difference is above 0 in 32 bits.
+    "kept_around_2_31.labels": (
+        65,
+        "do not ascend",
+        label(
+            {**lengths(queries=[5]), "counts": {"queries": [9]}},
+            queries=("F16", [5, 1], bytes(10)),
+            **{"queries.kept": ("I32", [5], struct.pack("<5i", 5, 2**31 - 1, -(2**31), -1, 3))},
+        ),
+    ),
+    "kept_beyond.labels": (
+        65,
+        "not among its 8",
+        label_kept({"counts": {"queries": [9], "visual": [9, 8]}}),
+    ),
+    "top_without_rest.labels": (65, "with the tensors", label(**{"top.rest": None})),
+    "top_without_tokens.labels": (65, "with the tensors", label(**{"top.ids": None})),
+    "top_without_lengths.labels": (65, "with the tensors", label(lengths(top=None))),
+    "top_of_32_bits.labels": (65, "rows of top", label(top=("F32", [2, 3], bytes(24)))),
+    "top_one_dimension.labels": (65, "rows of top", label(top=("F16", [6], bytes(12)))),
+    "top_too_long.labels": (65, "2 rows of top; expected 3", label(lengths(top=[2, 1]))),
+    "top_nan.labels": (
+        65,
+        "no log-probabilities",
+        label(top=("F16", [2, 3], halves(-1, -2, -3, -1, NAN, -3))),
+    ),
+    "top_infinite.labels": (
+        65,
+        "no log-probabilities",
+        label(top=("F16", [2, 3], halves(-1, -2, -INF, -1, -2, -3))),
+    ),
+    "top_above_0.labels": (
+        65,
+        "no log-probabilities",
+        label(top=("F16", [2, 3], halves(0.02, -2, -3, -1, -2, -3))),
+    ),
+    "rest_of_32_bits.labels": (65, "rows of top", label(**{"top.rest": ("F32", [2], bytes(8))})),
+    "rest_too_short.labels": (65, "rows of top", label(**{"top.rest": ("F16", [1], bytes(2))})),
+    "rest_above_0.labels": (
+        65,
+        "no log-probabilities",
+        label(**{"top.rest": ("F16", [2], halves(-1, 3))}),
+    ),
+    "ids_of_no_vocabulary.labels": (65, "it does not name", label({"vocabulary": None})),
+    "ids_of_64_bits.labels": (
+        65,
+        "other ids",
+        label(**{"top.ids": ("I64", [2, 3], bytes(48))}),
+    ),
+    "ids_too_few.labels": (65, "other ids", label(**{"top.ids": ("I32", [2, 2], bytes(16))})),
+    "ids_negative.labels": (
+        65,
+        "other ids",
+        label(**{"top.ids": ("I32", [2, 3], struct.pack("<6i", 5, 0, 1, 7, -2, -1))}),
+    ),
+    "ids_and_pieces.labels": (
+        65,
+        "with the tensors",
+        label_pieces(
+            {"vocabulary": BASE}, **{"top.ids": ("I32", [2, 2], struct.pack("<4i", 1, 2, 3, 4))}
+        ),
+    ),
+    "pieces_without_bytes.labels": (65, "with the tensors", label_pieces(**{"top.bytes": None})),
+    "pieces_of_8_bits.labels": (
+        65,
+        "other pieces",
+        label_pieces(**{"top.pieces": ("U8", [2, 2], bytes([2, 0, 1, 3]))}),
+    ),
+    "pieces_too_few.labels": (
+        65,
+        "other pieces",
+        label_pieces(**{"top.pieces": ("U16", [2, 1], struct.pack("<2H", 2, 4))}),
+    ),
+    "pieces_too_long.labels": (
+        65,
+        "other pieces",
+        label_pieces(**{"top.pieces": ("U16", [2, 2], struct.pack("<4H", 2, 0, 1, 4))}),
+    ),
+    "pieces_of_other_bytes.labels": (
+        65,
+        "other pieces",
+        label_pieces(**{"top.bytes": ("I8", [6], bytes(6))}),
+    ),
     # -- adaptation
     "cut.adaptation": (65, "cut short", adaptation()[:-1]),
     "trailing_bytes.adaptation": (65, "continues after", adaptation() + b"x"),

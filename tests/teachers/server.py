@@ -21,6 +21,7 @@ from typing import Any
 
 Top = list[tuple[bytes, float]]
 END = b"</s>"
+LETTERS = [bytes([code]) for code in range(65, 91)]
 WORDS = ("yes", "no", "red", "two dogs", "a small boat", "caf\u00e9", "7")
 
 
@@ -74,31 +75,45 @@ class Hashed:
         return Said([*pieces, END], tops)
 
 
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
 class Shipped:
-    """The shipped teacher, one request at a time."""
+    """The shipped teacher, one request at a time.
+
+    It knows questions without the words that ask for a short answer, and no letters: asked for one
+    it gives that of the likeliest choice.
+    """
 
     def __init__(self) -> None:
-        from pathlib import Path
-
-        import cdcca_cli
         from cdcca_cli import models
 
-        folder = Path(cdcca_cli.__file__).parent / "assets" / "teacher"
-        self.model = models.load(str(folder))
+        self.model = models.load("shipped:teacher", dtype="float32")
         self._lock = threading.Lock()
 
     def __call__(self, request: Request) -> Said:
         import torch
         from PIL import Image
 
+        from cdcca_cli.families.family import SHORT_CAPTION
         from cdcca_cli.models.decoding import right_padded
 
-        model = self.model
+        model, text = self.model, request.text
+        lines = text.splitlines()
+        choices = [line.partition(". ")[2] for line in lines if line[1:3] == ". "]
+        is_question = bool(choices) or text.endswith(SHORT)
+        words = lines[0] if choices else text.removesuffix(SHORT)
         with self._lock, torch.no_grad():
             image = Image.open(io.BytesIO(request.picture)).convert("RGB")
             seen = model.see(model.prepare([image]))
-            prompt = model.format_prompt(request.text, "caption")  # the words as they are
+            asked = None if words == SHORT_CAPTION else words
+            prompt = model.format_prompt(asked, "vqa" if is_question else "caption")
             spliced = model.read(seen, [prompt])
+            if choices:
+                (scores,) = model.score_choices(spliced, [choices])
+                shares = torch.tensor(scores).log_softmax(0).tolist()
+                top = sorted(zip(LETTERS, shares, strict=False), key=lambda one: -one[1])
+                return Said([top[0][0], END], [top, [(END, 0.0)]])
             (ids,) = model.generate(spliced, request.limit).ids
             forward = model.forward(model.read(seen, [prompt]), right_padded([ids]))
             logp_AV = forward.logits[0].float().log_softmax(-1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cdcca_cli.formats.shard import Layout, Question, Shard
+from cdcca_cli.formats.shard import Coding, Layout, Question, Shard
 from cdcca_cli.payloads.pictures import encode
 
 TOWER = "sha256:" + "1" * 64
@@ -33,6 +33,7 @@ def shard(number: int, questions: list[Question] | None = None, media: str = "im
         num_tokens=4,
         tower=TOWER,
         questions=[*(usual(number) if questions is None else questions)],
+        coding=Coding("frame"),
         picture=picture,
         layout=Layout((2, 2)),
     )

@@ -161,6 +161,14 @@ def test_scores_of_letters_by_hand() -> None:
     top = tuple((piece, math.log(share)) for piece, share in shares)
     found = chat.letter_scores(Reply("A", "stop", (Token(b"A", top[0][1], top),)), "ABC")
     assert found == pytest.approx([math.log(0.6), math.log(0.2), math.log(0.05)])
+    late = Reply(
+        "I say A",
+        "stop",
+        (Token(b"I say ", -1.0, ((b"I say ", -1.0),)), Token(b"A", top[0][1], top)),
+    )
+    assert chat.letter_scores(late, "ABC") == found
+    never = Reply("x", "stop", (Token(b"x", -0.1, top), Token(b"y", -0.1)))
+    assert chat.letter_scores(never, "ABC") == found
     assert chat.letter_scores(Reply("A"), "ABC") is None
     assert chat.letter_scores(Reply("red", "stop", (Token(b"red", -1.0),)), "ABC") is None
 

@@ -26,8 +26,8 @@ from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher
 from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.teachers.served import AnsweredTeacher, ServedTeacher
-from cdcca_cli.teachers.server import Address, ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.server import Address
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 from tests.shipped import few_frames
 from tests.teachers.server import Shipped, answering
 from tests.teachers.shards import shard

@@ -14,7 +14,8 @@ from cdcca_cli.errors import BadData, SettingError, Unavailable, UsageError
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.teachers import server as serving
 from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, ServerSettings, in_order
+from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers import server as fakes
 from tests.teachers.server import Hashed, answering, once, sending, status
 
@@ -27,7 +28,7 @@ def replies(address: str, settings: ServerSettings = QUICK, asks: Any = ASKS) ->
     """Each reply, or the words of its failure."""
     server = Server(Address.parse(address), settings)
     server.settle(asks[:3])
-    found = in_order(server.ask, asks, settings.concurrency)
+    found = in_order(server.ask, asks, settings.num_workers)
     try:
         return [str(one) if isinstance(one, BadData) else one for _, one in found]
     finally:
