@@ -32,8 +32,7 @@ from cdcca_cli.formats.label_stream import Writer
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.opening import open_teacher
-from cdcca_cli.teachers.server import ServerSettings
-from cdcca_cli.teachers.settings import LabelSettings
+from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 Row = dict[str, Any]
 """One part of a file, or all that is known of the file (part 0, with the number of parts)."""
