@@ -43,17 +43,19 @@ from cdcca_cli.datasets import Frame, read_frames
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.teacher_outputs import label_shards
 from cdcca_cli.downlink import codecs, receiver, sender
 from cdcca_cli.downlink.change import group_of
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.formats.adaptation import Adaptation, HeldOut
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.labels import key_of
+from cdcca_cli.formats.label_stream import ShardKey
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.loop import demo
 from cdcca_cli.models import load, load_device
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.teachers.labelling import labelled
+from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
@@ -181,10 +183,13 @@ class Bench:
         """All questions about the shipped frames that are never sent, and the teacher's answers."""
         frames = list(read_frames(demo.FRAMES / demo.HELD_OUT))
         shards = self.sampled(frames, 0, "100%")
-        labels = label_shards(self.teacher, shards, DistillSettings(), None)
+        labels = labelled(shards, LocalTeacher(self.teacher), [], 16, Skipped(strict=True))
         held = HeldOut([], [])
         for shard in shards:
-            answers = labels.read(key_of(shard)).answers
+            found = [
+                labels.read(ShardKey.of(shard), place) for place in range(len(shard.questions))
+            ]
+            answers = ["" if one is None else one[0].answer for one in found]
             questions = [
                 one for one, answer in zip(shard.questions, answers, strict=True) if answer
             ]

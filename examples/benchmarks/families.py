@@ -15,7 +15,7 @@ of rank 16) changes nothing yet; `bare` has the checkpoint without an overlay. *
 images of a batch, runs the processor and `generate`. Both answer greedily, and the same.
 
 **distill** is pseudo-label training from token shards that hold all tokens, with the labels of the
-checkpoint itself in a cache from an earlier run. **plain** is a loop with transformers and peft
+checkpoint itself in a file from an earlier run. **plain** is a loop with transformers and peft
 which knows these answers too: each step opens the images of a random batch and runs the processor,
 the tower, the connector and the language model. Samples, epochs, step size and trained parameters
 are the same. A sample is one question in one epoch.
@@ -126,12 +126,12 @@ def build(family: str, folder: Path, layers: int) -> None:
 
 def prepare(plan: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint, a device folder, shards and labels; questions.jsonl has the answers too."""
-    from cdcca_cli.distillation.teacher_outputs import label_shards
-
-    from cdcca_cli.distillation.settings import DistillSettings
-    from cdcca_cli.formats.labels import key_of
+    from cdcca_cli.formats.label_stream import ShardKey
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load
+    from cdcca_cli.skipped import Skipped
+    from cdcca_cli.teachers.labelling import labelled
+    from cdcca_cli.teachers.local import LocalTeacher
 
     folder = Path(plan["folder"])
     build(plan["family"], Path(plan["checkpoint"]), plan["layers"])
@@ -139,9 +139,14 @@ def prepare(plan: dict[str, Any]) -> dict[str, Any]:
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
     model = load(plan["checkpoint"], compute="cpu", dtype="float32")
-    settings = DistillSettings(method="pseudo-label")
-    labels = label_shards(model, shards, settings, folder / "pseudo-label.labels")
-    answers = [answer for shard in shards for answer in labels.read(key_of(shard)).answers]
+    paths = [folder / "pseudo-label.labels"]
+    labels = labelled(shards, LocalTeacher(model), paths, 16, Skipped(strict=True))
+    answers = [
+        found[0].answer
+        for shard in shards
+        for place in range(len(shard.questions))
+        if (found := labels.read(ShardKey.of(shard), place)) is not None
+    ]
     (folder / "answers.json").write_text(
         json.dumps(dict(zip((q.id for s in shards for q in s.questions), answers, strict=True)))
     )

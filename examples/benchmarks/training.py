@@ -140,17 +140,18 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.distillation.settings import DistillSettings
     from cdcca_cli.formats.adaptation import HeldOut
     from cdcca_cli.formats.device import Device
-    from cdcca_cli.formats.labels import key_of, open_labels
+    from cdcca_cli.formats.label_stream import ShardKey
     from cdcca_cli.formats.shard_stream import read_shards
     from cdcca_cli.models import load, load_device
+    from cdcca_cli.teachers.labelling import open_labels
 
     named = transformers.AutoTokenizer, transformers.AutoImageProcessor
     imports = peak_bytes(getattr(transformers, plan.get("architecture", SHIPPED)), *named)
     streams.set_quiet(True)
     folder = Path(plan["folder"])
-    cache = folder / f"{plan['method']}.labels"
+    path = folder / f"{plan['method']}.labels"
     if plan["name"] == "cdcca cold":
-        cache.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     settings = DistillSettings(
         method=plan["method"],
         epochs=plan["epochs"],
@@ -158,7 +159,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
         lr=LR,
         holdout=0.0,
         seed=plan["seed"],
-        cache=cache,
+        labels=(str(path),),
     )
     mirror = Device.open(folder / "mirror")
     student = load_device(mirror, compute="cpu", dtype="float32")
@@ -177,8 +178,11 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = clock.seconds(), peak_bytes()
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
-    teacher_labels = open_labels(cache)
-    answers = [teacher_labels.read(key_of(shard)).answers for shard in shards]
+    labels = open_labels([path])
+    answers = []
+    for shard in shards:
+        found = [labels.read(ShardKey.of(shard), place) for place in range(len(shard.questions))]
+        answers.append(["" if one is None else one[0].answer for one in found])
     loss = HeldOutLoss(student, HeldOut(shards, answers), ALPHA, plan["batch_size"])
     return {
         "seconds": seconds,
