@@ -18,6 +18,15 @@ def is_local(name: str) -> bool:
     return not name.startswith(("http://", "https://")) and not Path(name).is_file()
 
 
+def check_not_loaded(settings: LabelSettings) -> None:
+    """Refuse settings of loading where no teacher is loaded. Raises: UsageError."""
+    if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
+        raise UsageError(
+            "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none is "
+            "loaded: leave them out"
+        )
+
+
 def open_teacher(
     name: str, settings: LabelSettings, on: "Runtime", codebook_of: CodebookOf | None = None
 ) -> Teacher:
@@ -26,11 +35,7 @@ def open_teacher(
     Raises: what loading raises; UsageError for settings of a local teacher with another one.
     """
     if not is_local(name):
-        if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
-            raise UsageError(
-                "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none "
-                "is loaded: leave them out"
-            )
+        check_not_loaded(settings)
         with open(name, "rb") as file:
             found = kind.describe(file.read(kind.HEAD_BYTES))
         raise BadData(
