@@ -115,7 +115,7 @@ def test_set_help_lists_what_it_takes(capfd: pytest.CaptureFixture[str]) -> None
     assert main(["distill", "--set", "help"]) == 0
     out = capfd.readouterr().out
     names = [line.split()[0] for line in out.splitlines()]
-    known = settings.described(DistillSettings)
+    known = settings.described(DistillSettings) | settings.described(LabelSettings)
     assert names == [name for name, one in known.items() if one.is_tuning]
     assert "tau" in names and "[default: 4.0; more than 0; for cwd]" in out
 

@@ -65,7 +65,6 @@ from cdcca_cli.formats.shard import Question, Shard
 
 VERSION = 1
 LIMITS = records.Limits(record_bytes=1 << 33)
-BITS = (32, 16, 8)
 FEATURES = ("queries", "visual", "answer")
 OF_THE_PICTURE = ("queries", "visual")
 """The features of which a label may keep some rows alone."""

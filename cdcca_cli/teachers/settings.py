@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from cdcca_cli.formats.labels import BITS
+from cdcca_cli.formats.names import LABEL_BITS
 from cdcca_cli.settings import check, setting
 
 _tuning = partial(setting, is_tuning=True)
@@ -33,7 +33,9 @@ class LabelSettings:
     features: bool = _tuning(
         True, "Keep a local teacher's queries and representations, which akd, pkd and cwd need"
     )
-    label_bits: int = _tuning(16, "Bits a number of queries and representations", choices=BITS)
+    label_bits: int = _tuning(
+        16, "Bits a number of queries and representations", choices=LABEL_BITS
+    )
 
     def __post_init__(self) -> None:
         check(self)
