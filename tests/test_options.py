@@ -15,6 +15,7 @@ from cdcca_cli import config, settings
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError
 from cdcca_cli.main import COMMANDS, build, expanded, main
+from cdcca_cli.teachers.settings import LabelSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +105,7 @@ def test_a_dash_is_refused_where_it_means_nothing(
 
 
 def test_the_paths_of_the_issue_are_among_them() -> None:
-    assert {"log", "peft", "cache", "work"} <= set(takes_path("distill"))
+    assert {"log", "peft", "work"} <= set(takes_path("distill"))
     assert "curve" in takes_path("compress") and "state" in takes_path("sample")
 
 

@@ -1,4 +1,4 @@
-"""`cdcca label`: the teacher's answers to the questions of shards, on the cloud."""
+"""`cdcca label`: token shards to the large model's answers, on the cloud."""
 
 from contextlib import ExitStack
 from pathlib import Path

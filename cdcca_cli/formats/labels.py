@@ -60,11 +60,12 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.label_rows import Kept
-from cdcca_cli.formats.names import DTYPES
+from cdcca_cli.formats.names import DTYPES, LABEL_BITS
 from cdcca_cli.formats.shard import Question, Shard
 
 VERSION = 1
 LIMITS = records.Limits(record_bytes=1 << 33)
+BITS = LABEL_BITS
 FEATURES = ("queries", "visual", "answer")
 OF_THE_PICTURE = ("queries", "visual")
 """The features of which a label may keep some rows alone."""
