@@ -77,6 +77,10 @@ def command(
 
     named = config.named_teacher(teacher) if teacher is not None or how.needs_teacher else None
     is_asked = named is not None or (how.needs_teacher and not how.labels)
+    if not is_asked:
+        from cdcca_cli.teachers.opening import check_not_loaded
+
+        check_not_loaded(asking)
     inputs = [*paths, *(replay or []), *([resume] if resume else [])]
     num_processes = distributed.announced()
     if num_processes > 1 and any(path in (None, "-") for path in inputs):

@@ -39,3 +39,7 @@ def split_groups(groups: Iterable[str]) -> tuple[str, ...]:
 def has_lora(groups: Iterable[str]) -> bool:
     """Whether one of the groups is LoRA's."""
     return not {"lora", *LORA_PARTS}.isdisjoint(groups)
+
+
+LABEL_BITS = (32, 16, 8)
+"""Bits a number of the features of labels."""

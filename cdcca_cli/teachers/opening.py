@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from cdcca_cli.config import Runtime
 
 
+def check_not_loaded(settings: LabelSettings) -> None:
+    """Refuse settings of loading where no teacher is loaded. Raises: UsageError."""
+    if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
+        raise UsageError(
+            "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none is "
+            "loaded: leave them out"
+        )
+
+
 def open_teacher(
     name: str,
     settings: LabelSettings,
@@ -35,11 +44,7 @@ def open_teacher(
     is_file = path.is_file()
     is_served = is_address(name)
     if is_file or is_served:
-        if settings.teacher_quantize != "none" or settings.teacher_device_map is not None:
-            raise UsageError(
-                "`teacher_quantize` and `teacher_device_map` are for loading a teacher, and none "
-                "is loaded: leave them out"
-            )
+        check_not_loaded(settings)
         from cdcca_cli.teachers import served
 
         if is_served:

@@ -149,9 +149,9 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     imports = peak_bytes(getattr(transformers, plan.get("architecture", SHIPPED)), *named)
     streams.set_quiet(True)
     folder = Path(plan["folder"])
-    cache = folder / f"{plan['method']}.labels"
+    path = folder / f"{plan['method']}.labels"
     if plan["name"] == "cdcca cold":
-        cache.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     settings = DistillSettings(
         method=plan["method"],
         epochs=plan["epochs"],
