@@ -691,7 +691,7 @@ def test_damage_is_refused_or_what_is_read_is_right(first: bytes, tmp_path: Path
     path, source = tmp_path / "labels", random.Random(0)
     streams.set_quiet(True)
     num_refused = num_lost = 0
-    for _ in range(300):
+    for _ in range(60):
         data = broken(first, source)
         num_refused += refused(lambda: numbers_of(found_in(data)))  # noqa: B023
         if data:
@@ -712,4 +712,4 @@ def test_damage_is_refused_or_what_is_read_is_right(first: bytes, tmp_path: Path
             continue
         assert path.read_bytes() == encoded(0) + data + encoded(3, *missing)
         assert numbers_of(found_in(path.read_bytes(), refused=errors.append)) == [*range(5)]
-    assert num_refused > 100 and num_lost > 100
+    assert num_refused > 20 and num_lost > 20
