@@ -264,7 +264,7 @@ def _begins_as_labels(file: BinaryIO) -> bool:
     """
     file.seek(0)
     data = file.read(2 * (8 + max(map(len, _FIRST))))
-    is_length = data[0] % 8 == 0 and not any(data[3:8])
+    is_length = data[0] % 8 == 0 and any(data[:3]) and not any(data[3:8])
     rest = data[8:]
     return any(one in data or (is_length and one.startswith(rest)) for one in _FIRST)
 

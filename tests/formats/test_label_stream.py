@@ -395,10 +395,18 @@ def test_a_newer_format_is_called_newer() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in make.FAULTS if name.endswith((".lessons", ".labels"))]
+    "name",
+    [
+        name
+        for name in make.FAULTS
+        if name.endswith((".lessons", ".labels")) and name != "cut_in_head.lessons"
+    ],
 )
 def test_a_reader_by_key_refuses_what_inspect_refuses(name: str) -> None:
-    """By name, or it is left out: what is joined to it is found in any case."""
+    """By name, or it is left out: what is joined to it is found in any case.
+
+    A file that was cut in its first record may be one that a writer is at.
+    """
     code, words, data = make.FAULTS[name]
     with pytest.raises((BadData, NewerFormat)) as refused:
         found_in(data, verify=True)
