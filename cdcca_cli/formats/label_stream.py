@@ -177,10 +177,9 @@ class Labels:
             except NewerFormat:
                 raise
             except BadData as error:
-                is_cut = isinstance(error, records.CutShort)
-                if position == 0 and not (is_cut and _may_begin_labels(file)):
+                if position == 0 and not _begins_as_labels(file):
                     raise
-                fault = error
+                fault, is_cut = error, isinstance(error, records.CutShort)
             # A record that was cut is followed by others inside of what it seems to have.
             earlier = self._fault(number, previous) if previous >= 0 else None
             if earlier is not None:
@@ -258,12 +257,16 @@ def _decode(record: records.Record, where: str) -> Entry | list[Label]:
     return lessons.decode(record, where) if kind == "lesson" else labels.decode(record, where)
 
 
-def _may_begin_labels(file: BinaryIO) -> bool:
-    """Whether a file that was cut in its first record can have been one of labels."""
+def _begins_as_labels(file: BinaryIO) -> bool:
+    """Whether a file that is damaged at its beginning is one of labels, or may be one that was cut.
+
+    Others may follow a record that was cut in its first bytes.
+    """
     file.seek(0)
-    length, text = file.read(8), file.read(max(map(len, _FIRST)))
-    is_length = length[0] % 8 == 0 and not any(length[3:])
-    return is_length and any(text.startswith(one) or one.startswith(text) for one in _FIRST)
+    data = file.read(2 * (8 + max(map(len, _FIRST))))
+    is_length = data[0] % 8 == 0 and any(data[:3]) and not any(data[3:8])
+    rest = data[8:]
+    return any(one in data or (is_length and one.startswith(rest)) for one in _FIRST)
 
 
 def _next_record(file: BinaryIO, begin: int, size: int) -> int | None:

@@ -61,7 +61,7 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.label_rows import Kept
-from cdcca_cli.formats.names import DTYPES, LABEL_BITS
+from cdcca_cli.formats.names import DTYPES
 from cdcca_cli.formats.shard import Question, Shard
 
 VERSION = 1

@@ -6,9 +6,9 @@
 Records are synthetic: one question each, an answer and the 8 likeliest of each of its tokens. They
 are written into many files, and `cat` makes one of these. In processes of their own the file is
 scanned by its headers (as `distill` does), labels are read by random keys, and it is scanned whole
-with all sums (as `label` does before it adds to a file). Memory is the peak beyond the imports. The
-last row is a writer that is killed at random moments and started again until it is done; the file
-must equal that of a writer which was left alone.
+with all sums (as `label` does before it adds to a file). Times are of the CPU, but that of `cat`;
+memory is the peak beyond the imports. The last row is a writer that is killed at random moments and
+started again until it is done; the file must equal that of a writer which was left alone.
 """
 
 import argparse
@@ -87,21 +87,21 @@ def peak_mb() -> float:
 
 
 def scanned(path: Path, count: int, reads: int, verify: bool) -> list[str]:
-    before, begin = peak_mb(), time.monotonic()
+    before, begin = peak_mb(), time.process_time()
     with path.open("rb", buffering=0) as file:
         found = Labels([(file, path.name)], verify=verify)
-        cells = [f"{time.monotonic() - begin:.1f} s", f"{peak_mb() - before:.0f} MB"]
+        cells = [f"{time.process_time() - begin:.1f} s", f"{peak_mb() - before:.0f} MB"]
         assert len(found) == count
         if verify:
             return cells
         source = random.Random(0)
         numbers = [source.randrange(count) for _ in range(reads)]
         found.has(key(0), 0)  # the index is sorted when it is first asked
-        begin = time.monotonic()
+        begin = time.process_time()
         for number in numbers:
             read = found.read(key(number), 0)
             assert read is not None and read[0].answer == answer(number)
-        each = (time.monotonic() - begin) / max(reads, 1)
+        each = (time.process_time() - begin) / max(reads, 1)
         return [*cells, f"{1e6 * each:,.0f} µs, {peak_mb() - before:.0f} MB"]
 
 
@@ -160,11 +160,11 @@ def rows(given: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
     count, num_files = given.count, given.files
     yield ["", "figures"]
     yield ["---", "---"]
-    begin, names = time.monotonic(), []
+    begin, names = time.process_time(), []
     for number in range(num_files):
         names.append(folder / f"part-{number:05d}")
         write(names[-1], number * count // num_files, (number + 1) * count // num_files)
-    took, size = time.monotonic() - begin, sum(name.stat().st_size for name in names)
+    took, size = time.process_time() - begin, sum(name.stat().st_size for name in names)
     yield [
         f"{count:,} records written",
         f"{1e6 * took / count:.0f} µs and {size // count:,} bytes each",
@@ -172,9 +172,10 @@ def rows(given: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
     joined, begin = folder / "joined", time.monotonic()
     with joined.open("wb") as out:
         subprocess.run(["cat", *names], stdout=out, check=True)
+    took = time.monotonic() - begin
     yield [
         f"`cat` of {num_files:,} files",
-        f"{size / 1e6:,.0f} MB, {time.monotonic() - begin:.1f} s",
+        f"{size / 1e6:,.0f} MB, {took:.1f} s",
     ]
     for name in names:
         name.unlink()

@@ -159,7 +159,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
         lr=LR,
         holdout=0.0,
         seed=plan["seed"],
-        labels=(str(cache),),
+        labels=(str(path),),
     )
     mirror = Device.open(folder / "mirror")
     student = load_device(mirror, compute="cpu", dtype="float32")
@@ -178,7 +178,7 @@ def train_with_cdcca(plan: dict[str, Any]) -> dict[str, Any]:
     seconds, peak = clock.seconds(), peak_bytes()
     with open(folder / "shards.tokens", "rb") as file:
         shards = list(read_shards(file))
-    kept = KeptLabels(open_labels([cache]), shards)
+    kept = KeptLabels(open_labels([path]), shards)
     found = [[kept.of(shard, place) for place in range(len(shard.questions))] for shard in shards]
     answers = [["" if label is None else label.answer for label in labels] for labels in found]
     loss = HeldOutLoss(student, HeldOut(shards, answers), ALPHA, plan["batch_size"])

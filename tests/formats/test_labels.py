@@ -1,5 +1,6 @@
 """Records of labels: what is written is read, damage is BadData, and what a label belongs to."""
 
+import hashlib
 import random
 from dataclasses import replace
 from io import BytesIO
@@ -33,7 +34,7 @@ LARGE = 65_000.0  # near the end of 16 bits
 
 
 def digest(number: int) -> str:
-    return f"sha256:{number:064x}"
+    return f"sha256:{hashlib.sha256(str(number).encode()).hexdigest()}"
 
 
 def decoded(data: bytes) -> Entry:
