@@ -51,6 +51,7 @@ from training import (
 NEEDED = {"infer": 1.0, "distill": 1.5, "memory": 0.8}
 TASKS = {"infer": ("cdcca", "plain", "bare"), "distill": ("cdcca", "plain")}
 NEW_TOKENS = 8
+HEAD = ("cdcca / plain", "min", "median", "max", "required", "met")
 
 
 # ---------------------------------------------------------------- the checkpoint, shards, labels
@@ -305,7 +306,7 @@ def tables(result: dict[str, Any]) -> str:
     second = [row for family, found in families for row in side_rows(family, found)]
     return "\n".join(
         [
-            table(["cdcca / plain", "min", "median", "max", "required", "met"], first),
+            table(HEAD, first),
             table(["", "CPU s", "wall s", "peak MB", "answers as plain", "nats"], second),
         ]
     )
@@ -323,7 +324,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             seeds = range(options.repeats)
             repeats = [repeat(sides | {"seed": seed}, options.tasks) for seed in seeds]
             families[family] = {"made": made, "repeats": repeats}
-            sys.stderr.write(f"{family}: done\n")
+            sys.stderr.write(table(HEAD, list(ratio_rows(family, families[family]))))
     return {"plan": plan, "families": families, "load": os.getloadavg()}
 
 
