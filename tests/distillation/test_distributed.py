@@ -35,7 +35,8 @@ RUNS = {
     "pkd": "--batch-size 8 --method pkd",
     "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "
     "--set cotta_views=1 --set cotta_ema=0.5",
-    "pseudo-label": "--batch-size 2 --method pseudo-label --labels many.labels",
+    "pseudo-label": "--batch-size 2 --method pseudo-label --labels many.labels "
+    "--set teacher_batch_size=2",
 }
 """Two epochs each. With micro-batches of half a batch both ways add up the same two parts."""
 LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 "
@@ -82,7 +83,9 @@ class Both:
 
 
 def arguments(run: str, tokens: Path, teacher: Path, mirror: Path) -> list[str]:
-    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 --labels labels -o {run}.out"
+    common = f"--epochs 2 --holdout 25% --compute cpu --dtype float32 -o {run}.out"
+    if "--labels" not in RUNS[run]:
+        common += " --labels labels --set teacher_batch_size=8"
     models = ["--teacher", str(teacher), "--student", str(mirror), "--log", f"{run}.log"]
     return ["distill", str(tokens), *models, *common.split(), *RUNS[run].split()]
 
