@@ -182,7 +182,7 @@ def test_only_the_first_keeps_states(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
 ) -> None:
     """Of the epochs and of the rate-aware steps."""
-    ready = replace(QUICK, epochs=1, rate_aware=2, cache=tmp_path / "labels")
+    ready = replace(QUICK, epochs=1, rate_aware=2, labels=(str(tmp_path / "labels"),))
     for is_first, count in ((True, 2), (False, 0)):
         settings = replace(ready, work=tmp_path / str(is_first))
         with pytest.MonkeyPatch.context() as patch:
