@@ -30,7 +30,7 @@ MOST = {"vqa": 3, "caption": 5}
 CHOICES = ["red", "a blue circle", "two"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_answers() -> Iterator[None]:
     """Random models never end an answer of their own accord: end it for them, to save time."""
     with pytest.MonkeyPatch.context() as patch:

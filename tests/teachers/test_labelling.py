@@ -40,6 +40,9 @@ class Parrot:
         if shard.frame == "refused":
             raise BadData("frame refused: not a frame for parrots")
 
+    def announce(self, shards: Iterable[Shard], lacks: Lacks) -> None:
+        """Nothing to say."""
+
     def label(self, shards: Iterable[Shard], lacks: Lacks, skipped: Skipped) -> Iterator[Entry]:
         for shard in shards:
             found = {}

@@ -41,6 +41,11 @@ def refuse(error: BadData) -> None:
 KL = DistillSettings(method="pseudo-label", kl="forward", epochs=1, batch_size=4, holdout=0.2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_answers() -> None:
+    """Answers here are of the usual length, not as short as elsewhere in this folder."""
+
+
 @pytest.fixture(scope="module")
 def teacher() -> Shipped:
     torch.set_num_threads(1)

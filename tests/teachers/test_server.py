@@ -16,6 +16,7 @@ from cdcca_cli.teachers import server as serving
 from cdcca_cli.teachers.chat import Ask, Reply
 from cdcca_cli.teachers.server import Address, Server, in_order
 from cdcca_cli.teachers.settings import ServerSettings
+from cdcca_cli.teachers.settings import _fields as fields
 from tests.teachers import server as fakes
 from tests.teachers.server import Hashed, answering, once, sending, status
 
@@ -328,7 +329,7 @@ def test_more_fields_of_a_request() -> None:
         replies(served.address, settings, ASKS[:1])
     assert served.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     with pytest.raises(ValueError, match="JSON object"):
-        serving._fields("[1]")
+        fields("[1]")
 
 
 # ---------------------------------------------------------------- in order

@@ -25,7 +25,7 @@ from tests.teachers.test_served import answered, coded, requests, run_batch
 FORCED = Question("forced", "what is at the bottom?", "vqa", ["zebra", "moon", "an old car"])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_answers() -> None:
     """Answers here are of the usual length, not as short as elsewhere in this folder."""
 
