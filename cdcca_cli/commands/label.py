@@ -46,7 +46,7 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config, distributed
-    from cdcca_cli.errors import SettingError, UsageError
+    from cdcca_cli.errors import BadData, SettingError, UsageError
     from cdcca_cli.formats.label_stream import Writer, writing
     from cdcca_cli.formats.shard_stream import read_all
     from cdcca_cli.skipped import Skipped
@@ -102,4 +102,6 @@ def command(
             asked.announce(read_all(again, Skipped(quiet=True)), lacks)
         count = add_missing(asked, read_all(sources, skipped), write, lacks, skipped)
         asked.close()
+    if not count and skipped.count and not (write.labels and len(write.labels)):
+        raise BadData(f"no question has a label{skipped}")
     streams.summary(f"{counted(count, 'label')} written{skipped}")

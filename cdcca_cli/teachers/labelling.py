@@ -126,7 +126,7 @@ def open_labels(
 
 def refusing(skipped: Skipped | None) -> "Callable[[BadData], object] | None":
     """What is done with a bad record: named, counted and left out; without `skipped` an error."""
-    return None if skipped is None else lambda error: skipped.add("record of labels", error)
+    return None if skipped is None else lambda error: skipped.add("label record", error)
 
 
 def labelled(

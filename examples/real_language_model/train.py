@@ -24,7 +24,7 @@ PLANS = {
     "student-names": Plan(steps=300, batch_size=32, peak_rate=2e-3, seed=SEED),
     "student": Plan(steps=120, batch_size=8, peak_rate=1e-3, seed=SEED),
     "teacher-names": Plan(steps=300, batch_size=32, peak_rate=5e-4, seed=SEED),
-    "teacher": Plan(steps=160, batch_size=8, peak_rate=1e-3, seed=SEED + 1),
+    "teacher": Plan(steps=140, batch_size=8, peak_rate=1e-3, seed=SEED + 1),
 }
 STAGES = ("student", "teacher")
 WATCHED = {"source": 30, "heldout": 60}

@@ -1,8 +1,8 @@
 """Student and teacher: a connector learns to speak to a language model that hardly changes.
 
-The tower is frozen. The language model is frozen in bfloat16, with LoRA on all its linears, which
-is merged into it at the end. The student sees the source domain alone; the teacher begins as the
-student and sees both.
+The tower is frozen. The language model is frozen in bfloat16, with LoRA that is merged into it at
+the end: the student's on all its linears, the teacher's on those of its attentions (a third less to
+compute). The student sees the source domain alone; the teacher begins as the student and sees both.
 
 Shapes: B batch, T tokens, N visual tokens, C channels, M labelled tokens.
 """
@@ -25,6 +25,7 @@ from training import Log, Plan, Schedule, load_checkpoint, make_optimizer, save_
 FOLDERS = {"student": ["train-source"], "teacher": ["train-source", "train-target"]}
 SOURCE_SHARE = 0.3
 LORA_RANK = 16
+LORA_ON = {"student": "all-linear", "teacher": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 SORTED_TOGETHER = 4  # batches whose frames are sorted by length, so that little is padded
 LOG_EVERY = 20
 SAVE_EVERY = 20
@@ -125,7 +126,7 @@ def train_role(
     connector.requires_grad_(True)
     half: PeftModel = get_peft_model(
         copy.deepcopy(language).to(torch.bfloat16),
-        LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear"),
+        LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=LORA_ON[role]),
     )
     trained = [p for p in (*connector.parameters(), *half.parameters()) if p.requires_grad]
     learner = nn.ParameterList(trained)

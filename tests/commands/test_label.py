@@ -258,13 +258,13 @@ def test_one_bad_record_is_named(
     said = capfd.readouterr().err
     assert "damaged, its sum does not match" in said
     if not strict:
-        assert ", 1 record of labels left out" in said and "questions have no label" in said
+        assert ", 1 label record left out" in said and "questions have no label" in said
         assert adaptation_in((tmp_path / "out").read_bytes()).report["num_unlabelled"] == 3
     assert label(tokens, "-o", "labels", "--teacher", teacher, *options) == code
     said = capfd.readouterr().err
     assert "damaged, its sum does not match" in said
     if not strict:
-        assert "3 labels written, 1 record of labels left out" in said
+        assert "3 labels written, 1 label record left out" in said
         found = labels_in(open_labels([tmp_path / "labels"]), shards)
         assert all(one is not None for each in found for one in each)
 

@@ -174,7 +174,7 @@ def test_a_bad_record_is_named_and_its_questions_are_asked_again(
     assert ask(None, SHARDS, path, skipped=skipped)[1:4] == [
         *(["f1 what?", "f1 where?"], [None, None], ["f3 what?", "f3 where?"])
     ]
-    assert str(skipped) == ", 1 record of labels left out"
+    assert str(skipped) == ", 1 label record left out"
     assert "damaged, its sum does not match" in capsys.readouterr().err
     parrot, skipped = Parrot(), Skipped()
     made = ask(parrot, SHARDS, path, skipped=skipped)
