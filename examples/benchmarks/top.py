@@ -77,7 +77,7 @@ def main() -> None:
                 overlay.clear()
                 loss.backward(retain_graph=True)
                 kls[count].append(float(loss.detach()))
-                gradients[count] = overlay.gradient.clone()
+                gradients[count] = overlay.gradient.double()
             for count in COUNTS:
                 cosine = torch.cosine_similarity(gradients[count], gradients[None], dim=0)
                 cosines[count].append(float(cosine))
