@@ -32,6 +32,10 @@ def test_labelling_by_address() -> None:
     assert '"concurrency": 4' in table("labelling.py", *few)
 
 
+def test_labelling_here() -> None:
+    assert '"ratio"' in table("labelling.py", "--local", "--questions", 12, "--runs", 1)
+
+
 def test_what_the_likeliest_tokens_keep(tmp_path: Path) -> None:
     frames, mirror = few_frames(tmp_path, "stream", 3), tmp_path / "mirror"
     assert main(["init", str(mirror), "--quiet"]) == 0

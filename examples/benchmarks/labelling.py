@@ -1,6 +1,7 @@
-"""Requests a second of labelling by address, beside a minimal load generator.
+"""Questions a second of labelling: by address beside a load generator, here beside `generate`.
 
     python examples/benchmarks/labelling.py [--questions 800] [--concurrency 8,32] [--latency 0.1]
+    python examples/benchmarks/labelling.py --local [--questions 400]
 
 Both ask the same server, in a process of its own, that answers each request after a fixed time with
 20 log-probabilities a token; with the same bodies, in the same number of requests at a time, in
@@ -8,6 +9,10 @@ turns, `--runs` times each. The generator keeps its connections, sends bytes mad
 no answer; cdcca makes its requests from shards, reads and checks the answers and writes a file of
 labels. Prints one JSON object for each concurrency: the best requests a second of each, and the
 ratio of these.
+
+With `--local` the shipped teacher answers the questions of the shipped stream: by `cdcca label`'s
+library call from tokens, with distributions and features, and by transformers' processor and
+`generate` from pixels, in batches of 64, text alone; in turns, CPU seconds of one thread.
 """
 
 import argparse
@@ -150,16 +155,55 @@ def label(address: str, shards: list[Shard], concurrency: int) -> float:
     return seconds
 
 
+def local(num_questions: int, runs: int) -> dict[str, float]:
+    """Questions a CPU second of the shipped teacher: cdcca's, and a plain loop's."""
+    import torch
+    from training import Plain, make_shards
+
+    from cdcca_cli.formats.shard_stream import read_shards
+    from cdcca_cli.models import load
+    from cdcca_cli.teachers.local import LocalTeacher
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        make_shards({"folder": folder, "frames": num_questions // 4, "keep": "100%"})
+        lines = (Path(folder) / "questions.jsonl").read_text().splitlines()
+        with open(Path(folder) / "shards.tokens", "rb") as file:
+            shards = list(read_shards(file))
+    questions = list(map(json.loads, lines))
+    plain, teacher = Plain(), LocalTeacher(load("shipped:teacher", compute="cpu", dtype="float32"))
+    best: dict[str, float] = {"plain": 0.0, "cdcca": 0.0}
+    for _ in range(runs):
+        begin = time.process_time()
+        with torch.no_grad():
+            for at in range(0, len(questions), 64):
+                plain.generate(questions[at : at + 64])
+        middle = time.process_time()
+        entries = list(teacher.label(shards, Lacks(), Skipped(strict=True)))
+        end = time.process_time()
+        assert entries
+        best["plain"] = max(best["plain"], len(questions) / (middle - begin))
+        best["cdcca"] = max(best["cdcca"], len(questions) / (end - middle))
+    return {name: round(value, 1) for name, value in best.items()} | {
+        "ratio": round(best["cdcca"] / best["plain"], 2),
+        "questions": len(questions),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--questions", type=int, default=800)
     parser.add_argument("--concurrency", default="8,32")
     parser.add_argument("--latency", type=float, default=0.1)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--local", action="store_true", help="the shipped teacher, loaded here")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         asyncio.run(serve(given.latency))
+        return
+    if given.local:
+        sys.stdout.write(json.dumps(local(given.questions, given.runs)) + "\n")
         return
     shards = frames(given.questions // QUESTIONS_A_FRAME)
     bodies = [
