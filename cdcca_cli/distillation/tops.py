@@ -20,7 +20,7 @@ from cdcca_cli.distillation.losses import IGNORED
 from cdcca_cli.errors import SettingError
 from cdcca_cli.families import pairs
 from cdcca_cli.formats.digest import short
-from cdcca_cli.formats.labels import LOWEST, Top
+from cdcca_cli.formats.label_tops import LOWEST, Top
 from cdcca_cli.models import LoadedModel
 
 FEWEST_SHARED = 0.5

@@ -51,7 +51,8 @@ import numpy as np
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
-from cdcca_cli.formats.labels import Label, Source, Top, rest_of
+from cdcca_cli.formats.label_tops import Top, rest_of
+from cdcca_cli.formats.labels import Label, Source
 from cdcca_cli.formats.names import DTYPES, LABEL_BITS
 from cdcca_cli.formats.shard import Shard
 

@@ -31,16 +31,15 @@ from torch import Tensor
 from cdcca_cli import distributed
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.label_rows import Kept
+from cdcca_cli.formats.label_tops import Top, rest_of
 from cdcca_cli.formats.labels import (
     OF_THE_PICTURE,
     End,
     Entry,
     Label,
     Source,
-    Top,
     payload_digest,
     question_digest,
-    rest_of,
 )
 from cdcca_cli.formats.shard import Shard, Unusable
 from cdcca_cli.models import LoadedModel, Spliced

@@ -15,15 +15,13 @@ import numpy as np
 
 from cdcca_cli import distributed, streams
 from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.formats.label_tops import LOWEST, Top, rest_of
 from cdcca_cli.formats.labels import (
-    LOWEST,
     Entry,
     Label,
     Source,
-    Top,
     payload_digest,
     question_digest,
-    rest_of,
 )
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models.settings import MAX_NEW_TOKENS

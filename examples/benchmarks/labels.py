@@ -31,7 +31,8 @@ import numpy as np
 from cdcca_cli import streams
 from cdcca_cli.formats import label_stream
 from cdcca_cli.formats.label_stream import Labels, ShardKey
-from cdcca_cli.formats.labels import Entry, Label, Source, Top
+from cdcca_cli.formats.label_tops import Top
+from cdcca_cli.formats.labels import Entry, Label, Source
 
 SOURCE = Source("https://teacher.example/v1#large", "sha256:" + "70" * 32)
 COLOURS = ("red", "green", "blue", "yellow", "a black dog", "two people on a bicycle")

@@ -18,7 +18,7 @@ import torch
 from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.optimiser import open_overlay
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.labels import LOWEST
+from cdcca_cli.formats.label_tops import LOWEST
 from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.models import load, load_device
 from cdcca_cli.models.encoding import Example, encode

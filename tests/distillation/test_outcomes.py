@@ -18,7 +18,8 @@ from cdcca_cli.distillation.tops import Tops, _Pieces
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats import label_stream
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.labels import LOWEST, Entry, Source, Top, payload_digest, question_digest
+from cdcca_cli.formats.label_tops import LOWEST, Top
+from cdcca_cli.formats.labels import Entry, Source, payload_digest, question_digest
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.teachers.local import top_of
@@ -193,16 +194,16 @@ def translated(top: Top, ids: list[int]) -> Top | None:
 
 
 def test_pieces_become_the_students_tokens() -> None:
-    """What the student does not have, and an empty piece, goes to the rest: 0.1 + 0.2; 0.3."""
+    """What the student does not have goes to the rest: 0.1 + 0.2. An empty piece is the end."""
     top = pieces(
         [(b"a", 0.6), (b"nothing of its", 0.2), (b"red", 0.1)],
         [(b" blue", 0.5), (b"", 0.2), (b" circle", 0.2)],
     )
     found = translated(top, [6, 2, 5])
     assert found is not None and found.ids_AK is not None
-    assert found.ids_AK.tolist() == [[6, -1, 4], [2, -1, 3]], "the answer's own of two that are a"
-    np.testing.assert_allclose(np.exp(found.rest_A), [0.1 + 0.2, 0.1 + 0.2], rtol=1e-4)
-    np.testing.assert_allclose(np.exp(found.logp_AK), [[0.6, 0, 0.1], [0.5, 0, 0.2]], rtol=1e-4)
+    assert found.ids_AK.tolist() == [[6, -1, 4], [2, 5, 3]], "the answer's own of two that are a"
+    np.testing.assert_allclose(np.exp(found.rest_A), [0.1 + 0.2, 0.1], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(found.logp_AK), [[0.6, 0, 0.1], [0.5, 0.2, 0.2]], rtol=1e-4)
 
 
 def test_the_end_of_an_answer_needs_no_text() -> None:
@@ -237,7 +238,7 @@ def served(
 
     Args: ids: as ids instead. spoilt: how many answers are cut otherwise.
     """
-    texts = model.token_texts()
+    texts = [text or b"\xff" for text in model.token_texts()]  # a part of a character
     source = Source("https://h/v1#m", model.vocabulary_digest if ids else None)
     with label_stream.writing(path, 32) as write:
         for shard, labels in zip(shards, reading.given(model, shards), strict=True):

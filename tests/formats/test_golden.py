@@ -27,6 +27,7 @@ from cdcca_cli.formats import (
     update,
 )
 from cdcca_cli.formats.label_stream import Labels, ShardKey
+from cdcca_cli.formats.label_tops import LOWEST
 from cdcca_cli.formats.labels import Entry, Label, Source
 from cdcca_cli.main import main
 from tests.golden import make
@@ -240,7 +241,7 @@ def test_lessons() -> None:
     assert first.top.ids_AK is not None and second.top.ids_AK is not None
     assert first.top.ids_AK.tolist() == [[0, 1], [1, 0]] and second.top.ids_AK.tolist() == [[1, 0]]
     np.testing.assert_allclose(first.top.logp_AK[0], [-0.3132617, -1.3132617], rtol=1e-6)
-    assert first.top.rest_A.tolist() == [-np.inf] * 2  # there is no third token
+    assert first.top.rest_A.tolist() == [LOWEST] * 2  # there is no third token
 
 
 def test_lessons_of_8_bits() -> None:

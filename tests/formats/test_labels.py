@@ -16,6 +16,7 @@ from cdcca_cli.errors import BadData, CdccaError, NewerFormat
 from cdcca_cli.formats import label_stream, labels, records
 from cdcca_cli.formats.label_rows import Kept
 from cdcca_cli.formats.label_stream import ShardKey
+from cdcca_cli.formats.label_tops import LOWEST
 from cdcca_cli.formats.labels import (
     Entry,
     Label,
@@ -146,7 +147,7 @@ def assert_alike_tops(found: Top, expected: Top) -> None:
     width = expected.logp_AK.shape[1]
     allowed = half_a_step(expected.logp_AK, 16)
     assert (np.abs(found.logp_AK[:, :width] - expected.logp_AK) <= allowed).all()
-    assert (found.logp_AK[:, width:] == labels.LOWEST).all()
+    assert (found.logp_AK[:, width:] == LOWEST).all()
     np.testing.assert_allclose(found.rest_A, expected.rest_A, rtol=2**-11, atol=2**-25)
     if expected.ids_AK is not None:
         assert found.ids_AK is not None and found.pieces_AK is None
@@ -233,8 +234,8 @@ def test_distributions_of_one_record_may_differ_in_width() -> None:
     assert found[0] is not None and found[0].logp_AK.shape == (2, 3)
     assert found[1] is not None and found[1].ids_AK is not None
     assert found[1].ids_AK.tolist() == [[3, -1, -1]]
-    assert found[1].logp_AK.tolist() == [[-0.5, labels.LOWEST, labels.LOWEST]]
-    assert found[1].rest_A.tolist() == [labels.LOWEST]
+    assert found[1].logp_AK.tolist() == [[-0.5, LOWEST, LOWEST]]
+    assert found[1].rest_A.tolist() == [LOWEST]
     first.top = replace(narrow, pieces_AK=[[b"a"]])
     second.top = Top(
         np.zeros((1, 2), np.float32), narrow.rest_A, pieces_AK=[["é".encode(), b"\xff"]]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli.formats.label_stream import Labels, ShardKey
-from cdcca_cli.formats.labels import Label, Top
+from cdcca_cli.formats.label_tops import Top
+from cdcca_cli.formats.labels import Label
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.skipped import Skipped

@@ -17,7 +17,8 @@ from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
-from cdcca_cli.formats.labels import LOWEST, Label
+from cdcca_cli.formats.label_tops import LOWEST
+from cdcca_cli.formats.labels import Label
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.models.encoding import Example, encode
