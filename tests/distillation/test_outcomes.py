@@ -238,7 +238,8 @@ def served(
 
     Args: ids: as ids instead. spoilt: how many answers are cut otherwise.
     """
-    texts = [text or b"\xff" for text in model.token_texts()]  # a part of a character
+    texts = model.token_texts()
+    said = [text or b"\xff" for text in texts]  # a part of a character
     source = Source("https://h/v1#m", model.vocabulary_digest if ids else None)
     with label_stream.writing(path, 32) as write:
         for shard, labels in zip(shards, reading.given(model, shards), strict=True):
@@ -255,7 +256,7 @@ def served(
                     np.tile(np.log(np.array([0.5, 0.2, 0.1, 0.1], np.float32)), (shape[0], 1)),
                     np.full(shape[0], np.log(0.1), np.float32),
                     np.array(rows, np.int32) if ids else None,
-                    None if ids else [[texts[number] for number in row] for row in rows],
+                    None if ids else [[said[number] for number in row] for row in rows],
                 )
                 if spoilt > 0 and label.top.pieces_AK is not None:
                     label.top.pieces_AK[0][0] = b"what no tokenizer has"
