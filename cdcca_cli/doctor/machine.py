@@ -31,6 +31,7 @@ REQUIRED = {
     "zstandard": "compresses streams",
     "pycocoevalcap": "scores captions",
     "cryptography": "signs updates",
+    "httpx2": "asks teachers at an address",
 }
 """Packages that are installed with cdcca, and what each does."""
 

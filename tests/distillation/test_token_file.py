@@ -10,7 +10,7 @@ import pytest
 from cdcca_cli.distillation import token_file
 from cdcca_cli.distillation.token_file import TokenFile
 from cdcca_cli.errors import CannotWrite
-from cdcca_cli.formats.labels import key_of
+from cdcca_cli.formats.labels import payload_digest
 from cdcca_cli.formats.shard import Coding, Shard
 
 
@@ -58,7 +58,7 @@ def test_every_shard_is_read_as_it_was_put(in_memory: int, monkeypatch: pytest.M
     for found, expected in zip(reversed(kept), reversed(given), strict=True):
         assert_same(found, expected)
         assert_same(copy(found), expected)
-        assert key_of(found) == key_of(expected)
+        assert payload_digest(found) == payload_digest(expected)
         assert found.is_open == expected.is_open
 
 
