@@ -67,7 +67,8 @@ def command(
             (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
             for path in ([*shards] if shards else [None])
         ]
-        named = "-" if output is None else remote.path_of(output)
+        usual = "uplink.labels" if streams.is_terminal("stdout") else "-"
+        named = usual if output is None else remote.path_of(output)
         is_stream = named == "-" or remote.is_address(named)
         if write_requests is not None:
             requests = opened.enter_context(streams.text_output(write_requests))
@@ -81,7 +82,7 @@ def command(
             streams.summary(f"{asked_for}{skipped}")
             return
         if is_stream:  # opened before the work, so that it is refused before
-            stream = opened.enter_context(streams.binary_output(output, "uplink.labels"))
+            stream = opened.enter_context(streams.binary_output(named, "uplink.labels"))
             write = Writer(stream, "the labels", how.label_bits, None)
         on.set_threads()
         asked = open_teacher(
