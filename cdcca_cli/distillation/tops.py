@@ -17,7 +17,7 @@ from torch import Tensor
 from cdcca_cli import streams
 from cdcca_cli.distillation.dataset import Dataset
 from cdcca_cli.distillation.losses import IGNORED
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.families import pairs
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.label_tops import LOWEST, Top
@@ -43,6 +43,7 @@ class Tops:
         """Raises: SettingError if the vocabularies differ, or no label has a distribution."""
         self._dataset, self._student = dataset, student
         self._pieces = _Pieces(student)
+        self._num_words = int(student.module.get_output_embeddings().weight.shape[0])
         assert dataset.source is not None
         theirs, ours = dataset.source.vocabulary, student.vocabulary_digest
         if theirs is not None and theirs != ours:
@@ -95,6 +96,9 @@ class Tops:
         ids = [one for one in self._student.answer_ids([answer])[0].tolist() if one != IGNORED]
         if top.pieces_AK is not None:
             return self._pieces.translated(top, ids)
+        if top.ids_AK is not None and (top.ids_AK >= self._num_words).any():
+            frame = self._dataset.examples[number].shard.frame[:80]
+            raise BadData(f"frame {frame}: its labels have ids that the vocabulary does not have")
         return top if len(top.rest_A) == len(ids) else None
 
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -45,16 +46,24 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardKey:
-    """The digests of a shard's payload and of its questions. lesson: its key in old labels."""
+    """The digests of a shard's payload and of its questions.
+
+    lesson_of: computes the shard's key in old labels, which is asked for where there are any.
+    """
 
     payload: str
     questions: tuple[str, ...]
-    lesson: str
+    lesson_of: Callable[[], str] | None = None
 
     @classmethod
     def of(cls, shard: Shard) -> "ShardKey":
         questions = tuple(map(labels.question_digest, shard.questions))
-        return cls(labels.payload_digest(shard), questions, lessons.key_of(shard))
+        return cls(labels.payload_digest(shard), questions, partial(lessons.key_of, shard))
+
+    @cached_property
+    def lesson(self) -> str | None:
+        """The shard's key in old labels."""
+        return None if self.lesson_of is None else self.lesson_of()
 
 
 class Labels:
@@ -85,6 +94,7 @@ class Labels:
         self._teacher, self._refused, self._verify = teacher, refused, verify
         self.sources: list[Source] = []
         self._index = _Index()
+        self._has_lessons = False
         self._latest: tuple[tuple[int, int], Entry | list[Label]] | None = None
         self._bad: set[tuple[int, int]] = set()
         self.ends = [self._scan(number) for number in range(len(self._files))]
@@ -133,7 +143,10 @@ class Labels:
 
     def _find(self, key: ShardKey, place: int) -> Iterator[Place]:
         """Where a label may be, the latest first; records that are bad left out."""
-        for name in ((key.payload, key.questions[place]), (key.lesson, "")):
+        names = [(key.payload, key.questions[place])]
+        if self._has_lessons and key.lesson is not None:
+            names.append((key.lesson, ""))
+        for name in names:
             for found in self._index.find(*name):
                 if (found.file, found.begin) not in self._bad:
                     yield found
@@ -226,6 +239,7 @@ class Labels:
                 raise BadData(f"{where}: lessons without their head")
             found = header if self._verify else lessons.check_entry(header, where)
             self._put(found["key"], [""], head, place)
+            self._has_lessons = True
         else:
             if not self._verify:
                 labels.check_header(header, where)

@@ -127,15 +127,20 @@ def payload_digest(shard: Shard) -> str:
 
     Decoded codes are equal to the last bit on one machine only.
     """
-    described: list[Any] = [shard.tower, shard.num_tokens]
-    payload = {"tokens": shard.tokens, "positions": shard.positions}
-    if shard.coding.codec == "klt" and shard.codes is not None:
-        described += [shard.coding.codebook, shard.coding.step]
-        payload["tokens"] = shard.codes
-    elif shard.picture is not None:
-        described += [shard.picture.media, shard.picture.size]
-        payload = {"tokens": np.frombuffer(shard.picture.data, np.uint8)}
+    described, payload = as_sent(shard)
+    described = [shard.tower, shard.num_tokens, *described]
     return overlay_digest({"header": _json_bytes(described), **payload})
+
+
+def as_sent(shard: Shard) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """How a frame's payload was coded, and its arrays."""
+    if shard.coding.codec == "klt" and shard.codes is not None:
+        coded = {"tokens": shard.codes, "positions": shard.positions}
+        return [shard.coding.codebook, shard.coding.step], coded
+    if shard.picture is not None:
+        data = np.frombuffer(shard.picture.data, np.uint8)
+        return [shard.picture.media, shard.picture.size], {"tokens": data}
+    return [], {"tokens": shard.tokens, "positions": shard.positions}
 
 
 def question_digest(question: Question) -> str:
@@ -224,11 +229,12 @@ def encode(entry: Entry, bits: int) -> bytes:
     }
     check_header({**header, "sum": ""}, f"frame {entry.frame[:80]}")
     out = BytesIO()
-    records.write_record(out, tensors, {**header, "sum": _sum(header, tensors)})
+    records.write_record(out, tensors, {**header, "sum": sum_of(header, tensors)})
     return out.getvalue()
 
 
-def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+def sum_of(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """The `sum` of a record's header and tensors."""
     rest = {name: value for name, value in header.items() if name != "sum"}
     return overlay_digest({**tensors, "header": _json_bytes(rest)})
 
@@ -287,7 +293,7 @@ def decode(record: records.Record, where: str) -> Entry:
     header, tensors = record.header, record.tensors
     check_header(header, where)
     _check_tensor_names(header, tensors, where)
-    if _sum(header, tensors) != header["sum"]:
+    if sum_of(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum does not match")
     count, lengths = len(header["questions"]), header["lengths"]
     for name, parts in lengths.items():

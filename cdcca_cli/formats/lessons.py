@@ -52,7 +52,7 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.formats import label_rows, records
 from cdcca_cli.formats.digest import is_digest, overlay_digest
 from cdcca_cli.formats.label_tops import Top, rest_of
-from cdcca_cli.formats.labels import Label, Source
+from cdcca_cli.formats.labels import Label, Source, as_sent, sum_of
 from cdcca_cli.formats.names import DTYPES, LABEL_BITS
 from cdcca_cli.formats.shard import Shard
 
@@ -92,23 +92,11 @@ def key_of(shard: Shard) -> str:
         [question.id, question.prompt, question.task, question.choices]
         for question in shard.questions
     ]
-    described = [shard.frame, shard.tower, shard.num_tokens, questions]
-    payload = {"tokens": shard.tokens, "positions": shard.positions}
-    if shard.coding.codec == "klt" and shard.codes is not None:
-        described += [shard.coding.codebook, shard.coding.step]
-        payload["tokens"] = shard.codes
-    elif shard.picture is not None:
-        described += [shard.picture.media, shard.picture.size]
-        payload = {"tokens": np.frombuffer(shard.picture.data, np.uint8)}
+    how, payload = as_sent(shard)
+    described = [shard.frame, shard.tower, shard.num_tokens, questions, *how]
     content = records.dump_json(described).encode()
     # The names are hashed too.
     return overlay_digest({"said": np.frombuffer(content, np.uint8), **payload})
-
-
-def _sum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    rest = {name: value for name, value in header.items() if name != "sum"}
-    text = np.frombuffer(records.dump_json(rest).encode(), np.uint8)
-    return overlay_digest({**tensors, "header": text})
 
 
 def decode(record: records.Record, where: str) -> list[Label]:
@@ -121,7 +109,7 @@ def decode(record: records.Record, where: str) -> list[Label]:
         others |= {f"{name}.kept" for name in OF_THE_PICTURE}
     if not present >= {*OF_THE_PICTURE} or set(tensors) != present | others:
         raise BadData(f"{where}: an entry with the tensors {str(sorted(tensors))[:200]}")
-    if _sum(header, tensors) != header["sum"]:
+    if sum_of(header, tensors) != header["sum"]:
         raise BadData(f"{where}: damaged, its sum does not match")
     rows: dict[str, list[np.ndarray]] = {
         name: label_rows.split(tensors, name, found["answer" if name == "logits" else name], where)

@@ -379,9 +379,9 @@ class LoadedModel(ABC):
         A token that is a part of a character has no text.
         """
         table = range(len(self.tokenizer))
-        (anchor,) = self.tokenizer("a", add_special_tokens=False).input_ids[-1:]
-        before = self.tokenizer.decode([anchor])
-        texts = self.tokenizer.batch_decode([[anchor, number] for number in table])
+        anchor = self.tokenizer("a", add_special_tokens=False).input_ids[-1:]
+        before = self.tokenizer.decode(anchor)
+        texts = self.tokenizer.batch_decode([[*anchor, number] for number in table])
         pieces = [text.removeprefix(before) for text in texts]
         return [b"" if "\ufffd" in piece else piece.encode() for piece in pieces]
 

@@ -68,7 +68,7 @@ class Lacks:
     def of(self, entry: Entry) -> Entry:
         """Those labels of an entry that are missing."""
         questions = tuple(entry.labels)
-        key = ShardKey(entry.payload, questions, entry.payload)
+        key = ShardKey(entry.payload, questions)
         missing = {
             question: entry.labels[question]
             for place, question in enumerate(questions)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cdcca_cli.distillation.losses import forward_kl, outcomes, reverse_kl
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.tops import Tops, _Pieces
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats import label_stream
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.label_tops import LOWEST, Top
@@ -232,7 +232,13 @@ def test_an_answer_that_is_cut_otherwise_has_none() -> None:
 
 
 def served(
-    path: Path, model: LoadedModel, shards: list[Shard], *, ids: bool = False, spoilt: int = 0
+    path: Path,
+    model: LoadedModel,
+    shards: list[Shard],
+    *,
+    ids: bool = False,
+    spoilt: int = 0,
+    beyond: bool = False,
 ) -> str:
     """Labels of answers whose own tokens are the likeliest, as pieces, as a server gives them.
 
@@ -258,6 +264,8 @@ def served(
                     np.array(rows, np.int32) if ids else None,
                     None if ids else [[said[number] for number in row] for row in rows],
                 )
+                if beyond and label.top.ids_AK is not None:
+                    label.top.ids_AK[0, -1] = 1 << 30
                 if spoilt > 0 and label.top.pieces_AK is not None:
                     label.top.pieces_AK[0][0] = b"what no tokenizer has"
                     spoilt -= 1
@@ -330,3 +338,12 @@ def test_padding_has_no_distribution(
     assert (found.ids_BAK[padding] == -1).all() and (found.ids_BAK[~padding] >= 0).all()
     shares_BA = found.logp_BAO.exp().sum(-1)
     torch.testing.assert_close(shares_BA, torch.ones_like(shares_BA), rtol=5e-3, atol=5e-3)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], tmp_path: Path
+) -> None:
+    """A file from elsewhere may say anything: a typed refusal, not an index out of range."""
+    path = served(tmp_path / "labels", teacher, shards[:4], ids=True, beyond=True)
+    with pytest.raises(BadData, match="ids that the vocabulary does not have"):
+        a_trainer(shards[:4], None, mirror, replace(KL, labels=(path,)))

@@ -202,7 +202,7 @@ def _lesson(name: str, lesson: dict[str, Any], num_questions: int) -> list[Label
     """The labels of an old entry, found by its key."""
     found = _labels(name)
     questions = tuple(f"sha256:{number:064x}" for number in range(num_questions))
-    key = ShardKey(make.TARGET, questions, lesson["key"])
+    key = ShardKey(make.TARGET, questions, lambda: lesson["key"])
     read = [found.read(key, place) for place in range(num_questions)]
     assert all(one is not None for one in read)
     return [one[0] for one in read if one is not None]
@@ -329,7 +329,7 @@ def test_lessons_and_labels_in_one_file() -> None:
     for made in (make.LABEL, make.LABEL_I8):
         questions = tuple(made["questions"])
         for place, answer in enumerate(made["answers"]):
-            read = found.read(ShardKey(made["payload"], questions, make.TARGET), place)
+            read = found.read(ShardKey(made["payload"], questions, lambda: make.TARGET), place)
             assert read is not None and read[0].answer == answer
 
 

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ def _change_labels(rng: Random) -> bytes:
 
 
 _LABEL_KEYS = [
-    ShardKey(str(made["payload"]), tuple(make.LABEL["questions"]), lesson)  # type: ignore[arg-type]
+    ShardKey(str(made["payload"]), tuple(make.LABEL["questions"]), partial(str, lesson))  # type: ignore[arg-type]
     for made in (make.LABEL, make.LABEL_I8)
     for lesson in ("sha256:" + "0a" * 32, "sha256:" + "0b" * 32)
 ]

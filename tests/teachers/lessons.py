@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cdcca_cli.formats import lessons, records
-from cdcca_cli.formats.labels import Label
+from cdcca_cli.formats.labels import Label, sum_of
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 
@@ -41,5 +41,5 @@ def write_lessons(
                     for name, each in parts.items()
                 },
             }
-            header["sum"] = lessons._sum(header, tensors)
+            header["sum"] = sum_of(header, tensors)
             records.write_record(out, tensors, header)
