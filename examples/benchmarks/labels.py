@@ -40,11 +40,11 @@ COLOURS = ("red", "green", "blue", "yellow", "a black dog", "two people on a bic
 
 def key(number: int) -> ShardKey:
     """The key of a shard with one question."""
-    payload, question, lesson = (
+    payload, question = (
         f"sha256:{hashlib.sha256(f'{name} {number}'.encode()).hexdigest()}"
-        for name in ("payload", "question", "lesson")
+        for name in ("payload", "question")
     )
-    return ShardKey(payload, (question,), lesson)
+    return ShardKey(payload, (question,))
 
 
 @cache
