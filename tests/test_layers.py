@@ -51,6 +51,7 @@ WITHIN = {
     ("datasets", "formats"),
     ("payloads", "formats"),
     ("payloads", "models"),
+    ("models", "payloads"),
 }
 WITHIN |= {("progress", "streams"), ("streams", "errors"), ("text", "errors"), ("text", "files")}
 WITHIN |= {("skipped", "streams"), ("skipped", "errors"), ("skipped", "text")}

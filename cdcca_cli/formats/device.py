@@ -3,6 +3,7 @@
     device.json                                    settings and state, JSON in UTF-8
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
     codebooks/<sequence>-<digest16>.safetensors    every codebook that was ever current
+    profile.json                                   what is known of the frozen model (`profile`)
     lock                                           empty; locked (flock) to change the folder
 
 device.json, all keys always present:
@@ -72,6 +73,8 @@ from cdcca_cli.formats.device_state import (
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.locks import lock
 from cdcca_cli.formats.overlay import Overlay
+from cdcca_cli.formats.profile import FILE_NAME as PROFILE
+from cdcca_cli.formats.profile import Profile, read_profile
 from cdcca_cli.formats.trust import Trust
 
 
@@ -186,6 +189,10 @@ class Device:
     def read_slot(self, slot: Slot) -> dict[str, np.ndarray]:
         """One overlay's tensors, verified. Raises: MissingInput, BadData."""
         return device_files.read_overlay(self.path, slot)
+
+    def profile(self) -> Profile:
+        """What is known of the frozen model. Raises: MissingInput, BadData, NewerFormat."""
+        return read_profile(self.path, self.model)
 
     def codebook(self) -> Codebook | None:
         """The codebook that tokens are coded with; None, and a message, if its file is damaged."""
@@ -388,7 +395,7 @@ def _refuse_taken(path: Path, force: bool) -> None:
     if FILE_NAME in names:
         if not force:
             raise CannotWrite(f"{path}: is a device folder already: `force` replaces it")
-    elif names - {OVERLAYS, CODEBOOKS, "lock"}:
+    elif names - {OVERLAYS, CODEBOOKS, PROFILE, "lock"}:
         raise CannotWrite(f"{path}: has other things in it: name a new folder")
 
 

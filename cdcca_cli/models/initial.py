@@ -38,11 +38,13 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.device_state import DeviceSettings, Lora, Quantize
 from cdcca_cli.formats.digest import overlay_digest, short
 from cdcca_cli.formats.names import CODEBOOK_FILE, has_lora, split_groups, whole_groups
+from cdcca_cli.formats.profile import write_profile
 from cdcca_cli.formats.trust import Trust
 from cdcca_cli.models import quantization
 from cdcca_cli.models.loading import load
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.overlay import as_array, fused_experts
+from cdcca_cli.models.profile import profile_of
 from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.models.sources import ASSETS, SHIPPED
 
@@ -85,9 +87,12 @@ def create_device(
     is_shipped = checkpoint.startswith(SHIPPED)
     source = ASSETS / checkpoint.removeprefix(SHIPPED) if is_shipped else path
     codebook = _codebook(source / CODEBOOK_FILE, model.tower_digest)
-    return Device.create(
+    profile = profile_of(model, made.model)
+    device = Device.create(
         folder, made, overlay, force=force, trust=trust, keep=how.keep, codebook=codebook
     )
+    write_profile(folder, profile)
+    return device
 
 
 def _codebook(path: Path, tower: str) -> Codebook | None:

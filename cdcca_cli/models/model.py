@@ -268,6 +268,10 @@ class LoadedModel(ABC):
         """What the tower sees, 8-bit RGB; `size`: larger (`preprocessing.seen`)."""
         return preprocessing.seen(self.preparer, image, size)
 
+    def seen_levels(self, image: "Image") -> NDArray[np.uint8] | None:
+        """What the tower sees, (H, W, 3), where every frame is one picture of one size."""
+        return preprocessing.levels(self.preparer, image)
+
     def block_modules(self, count: int) -> list[nn.Module]:
         """Attention and MLP of the last `count` vision blocks, or the blocks, first block first.
 
@@ -353,6 +357,19 @@ class LoadedModel(ABC):
         nested = [[next(flat) for _ in row] for row in choices]
         with self._mixed():
             return decoding.choice_scores(self.language, spliced, nested)
+
+    @property
+    def begin_ids(self) -> list[int]:
+        """The tokenizer's own special tokens before a prompt, unless its template has them."""
+        if not self.templates.adds_ends:
+            return []
+        around = self.plain_tokenizer(["a"], with_ends=True)[0]
+        return around[: around.index(self._plain_ids(["a"])[0][0])]
+
+    @property
+    def stub(self) -> tuple[str, str]:
+        """A text to tokenise before an answer, then cut off, and what joins them."""
+        return self._stub, self._joint
 
     def instruction_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The tokens of each prompt that the connector reads. Raises: PromptTooLong."""

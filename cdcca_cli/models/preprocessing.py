@@ -32,7 +32,7 @@ def seen(preparer: Preparer, image: "Image", size: tuple[int, int] | None = None
     processor = preparer.image_processor
     if size is not None:
         return _scaled(processor, image, size)
-    inner = _levels(preparer, image)
+    inner = levels(preparer, image)
     if inner is None:
         return image.convert("RGB")
     picture = inner
@@ -41,7 +41,7 @@ def seen(preparer: Preparer, image: "Image", size: tuple[int, int] | None = None
         margins = [(each // 2, each - each // 2) for each in spare]
         picture = np.pad(inner, (*margins, (0, 0)), mode="edge")
     found = _image(picture)
-    again = _levels(preparer, found)
+    again = levels(preparer, found)
     if again is None or not np.array_equal(again, inner):
         raise BadData(
             "the image processor makes another picture of its own output: send tokens instead"
@@ -49,7 +49,7 @@ def seen(preparer: Preparer, image: "Image", size: tuple[int, int] | None = None
     return found
 
 
-def _levels(preparer: Preparer, image: "Image") -> NDArray[np.uint8] | None:
+def levels(preparer: Preparer, image: "Image") -> NDArray[np.uint8] | None:
     """(H, W, 3); None if the processor does not make one picture of one size."""
     if not preparer.has_one_size:
         return None
@@ -60,8 +60,10 @@ def _levels(preparer: Preparer, image: "Image") -> NDArray[np.uint8] | None:
         images=[image.convert("RGB")], return_tensors="pt", do_rescale=False, do_normalize=False
     )
     found: Tensor = made["pixel_values"][0]
-    levels: NDArray[np.uint8] = found.float().round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return levels
+    made_levels: NDArray[np.uint8] = (
+        found.float().round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    )
+    return made_levels
 
 
 def _image(levels: NDArray[np.uint8]) -> "Image":

@@ -122,7 +122,10 @@ def _rendered(tokenizer: Any, text: str, mark: str, named: str) -> str:
 
 
 class PlainTokenizer:
-    """A tokenizer that gives no special tokens for the words of a question."""
+    """A tokenizer that gives no special tokens for the words of a question.
+
+    special: the words of these tokens.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import Tokenizer
@@ -134,6 +137,7 @@ class PlainTokenizer:
             if token["special"] or _TAG.fullmatch(token["content"])
         }
         special |= {*tokenizer.all_special_tokens}
+        self.special = frozenset(special)
         self._names = {word: f"<{secrets.token_hex(16)}>" for word in sorted(special)}
         _rename(table, self._names)
         self._tokenizer = Tokenizer.from_str(json.dumps(table))
