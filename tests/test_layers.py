@@ -29,6 +29,7 @@ LAYERS = {
     "doctor": 3,
     "numerics": 0,
     "families": 0,
+    "packages": 0,
     "options": 3,
     "config": 2,
     "progress": 0,
