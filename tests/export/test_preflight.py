@@ -76,6 +76,24 @@ def test_other_weights_behind_the_same_norms(made: Made, another: Path, tmp_path
     assert "other weights in blk.0.attn_q" in refused(made, tmp_path, WrongBase, base=base)
 
 
+@pytest.mark.parametrize(("kind", "is_seen"), [("F32", True), ("Q8_0", True), ("Q4_0", False)])
+def test_a_fine_tuned_model_with_the_same_norms(
+    made: Made, tmp_path: Path, kind: str, is_seen: bool
+) -> None:
+    """Weights that differ by 5 %: four bits hide it."""
+    whole = read_gguf(made.base)
+    weight = whole.values(whole.tensors["blk.0.attn_k.weight"])
+    assert weight is not None
+    noise = np.random.default_rng(0).standard_normal(weight.shape).astype(np.float32)
+    change = {"blk.0.attn_k.weight": weight + 0.05 * weight.std() * noise}
+    base = tiny.write_base(made.checkpoint, tmp_path / "base.gguf", kind=kind, change=change)
+    if is_seen:
+        words = "other weights in blk.0.attn_k (relative difference 0.05)"
+        assert words in refused(made, tmp_path, WrongBase, base=base)
+    else:
+        exported(made, tmp_path / "out", base=base)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
