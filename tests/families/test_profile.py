@@ -126,7 +126,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (
             {"picture": {"crops": False, "edge": None, "size": [8, 8], "resample": 9}},
             BadData,
-            "resample",
+            "resampling",
         ),
         ({"layout": {"num_tokens": 0, "grid": [], "marks": "", "fixed": []}}, BadData, "tokens"),
         ({"language": {}}, BadData, "language"),
