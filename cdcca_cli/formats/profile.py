@@ -54,6 +54,8 @@ FILE_NAME = "profile.json"
 SAMPLE_COLUMNS = 32
 _MOST_BYTES = 1 << 24
 TASKS = ("vqa", "caption")
+RESAMPLING = range(6)
+"""Pillow's filters: nearest, lanczos, bilinear, bicubic, box, hamming."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ def parse_profile(value: Any, where: str) -> Profile:
     if found["layout"] is not None:
         made = records.fields(found["layout"], _LAYOUT, f"{where}: layout")
         num_tokens = made.pop("num_tokens")
+        if not 0 < num_tokens <= 1 << 20:
+            raise BadData(f"{where}: a frame of {num_tokens} tokens")
         layout = Layout(**made)
     rule = None
     if found["picture"] is not None:
@@ -202,6 +206,8 @@ def parse_profile(value: Any, where: str) -> Profile:
             0 < side <= 1 << 14 for side in (*rule.size, rule.edge or 1)
         ):
             raise BadData(f"{where}: a picture of a size that cannot be")
+        if rule.crops == (rule.edge is None) or rule.resample not in RESAMPLING:
+            raise BadData(f"{where}: a picture with an edge, or resampling, that cannot be")
     del found["kind"], found["version"]
     return Profile(
         **{
