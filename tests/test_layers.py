@@ -28,6 +28,7 @@ LAYERS = {
     "formats": 1,
     "inspection": 3,
     "doctor": 3,
+    "serving": 1,
     "numerics": 0,
     "families": 0,
     "options": 3,
