@@ -36,6 +36,6 @@ def command(
     made = targets.export(Device.open(device), output, how)
     if json:
         streams.emit_json(made)
-    if made["command"] is not None:
-        streams.message(f"start: {shlex.join(made['command'])}")
+    if start := targets.command(made, output):
+        streams.message(f"start: {shlex.join(start)}")
     streams.summary(f"{output}: {targets.summary(made)}")

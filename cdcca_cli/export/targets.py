@@ -26,6 +26,12 @@ def export(device: Device, out: Path, settings: ExportSettings) -> dict[str, Any
     return record
 
 
+def command(record: dict[str, Any], out: Path) -> list[str]:
+    """How the runtime is started, its files named from here; empty if that is not known."""
+    words = record["command"] or []
+    return [str(out / word) if word in record["files"] else word for word in words]
+
+
 def summary(record: dict[str, Any]) -> str:
     """An export in one line."""
     names = ", ".join(f"{name} {each['bytes']:,} bytes" for name, each in record["files"].items())
