@@ -21,7 +21,7 @@ import numpy as np
 
 from cdcca_cli.errors import BadData, BelowMark, Unavailable
 from cdcca_cli.export import probe as probes
-from cdcca_cli.export.probe import Likeliest, Probe, Question
+from cdcca_cli.formats.probe import Likeliest, Probe, Question
 
 if TYPE_CHECKING:
     from cdcca_cli.serving.llama import LlamaServer, Prompt
@@ -70,6 +70,15 @@ class Effect:
         gain, gain_expected: of the LoRA; gain_whole...: of all that was exported.
         """
         return asdict(self) | {"cannot_see": _CANNOT_SEE if self.by == "gain" else ""}
+
+    def summary(self) -> str:
+        """In one line."""
+        off = [self.numbers["difference_text"], self.numbers["difference_picture"]]
+        measured = f"log-probabilities off by at most {max(one or 0.0 for one in off):.4f}"
+        if self.by == "gain" and self.numbers.get("gain_whole") is not None:
+            gain, expected = (self.numbers[f"gain_whole{end}"] for end in ("", "_expected"))
+            measured = f"a gain of {gain:.3f} nats a token, {expected:.3f} expected"
+        return f"the export {self.verdict}" + (f": {self.why}" if self.why else f" ({measured})")
 
     def rows(self) -> Iterator[tuple[str, object]]:
         """What people read."""

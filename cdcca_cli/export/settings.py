@@ -9,7 +9,7 @@ from cdcca_cli.formats.names import GROUP_NAMES, split_groups
 from cdcca_cli.settings import check, setting
 from cdcca_cli.text import parse_bytes
 
-TARGETS = ("gguf", "peft", "transformers")
+TARGETS = ("gguf", "peft", "transformers", "probe")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,17 @@ class ExportSettings:
     drop: tuple[str, ...] | None = setting(
         None, "Groups of parameters that may stay behind", choices=GROUP_NAMES
     )
-    probe: bool | None = setting(
-        None,
-        "Record answers of the exported model, for an effect check",
-        usually="where torch and the checkpoint are",
+    probe: str = setting(
+        "auto",
+        "Answers that an effect check compares with: made, none, or the file of a probe",
+        usually="made where torch and the checkpoint are",
+        methods=("gguf",),
     )
-    check: str | None = setting(None, "Server that the export is checked on, once it is written")
+    check: str | None = setting(
+        None,
+        "Address of a llama-server that runs these files: compare its answers with the probe",
+        methods=("gguf",),
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -38,7 +38,7 @@ def bias_settings(model: LoadedModel, needed: Collection[str]) -> dict[str, set[
 
 
 def _made_by(module: Any, setting: str) -> set[str]:
-    """The parameters that a setting of the language model's config adds."""
+    """The biases that a setting of the language model's config adds."""
     from accelerate import init_empty_weights
 
     config = type(module.config).from_dict(module.config.to_dict())
@@ -49,7 +49,8 @@ def _made_by(module: Any, setting: str) -> set[str]:
     with init_empty_weights():
         made = type(module)._from_config(config)
     present = {name for name, _ in module.named_parameters()}
-    return {name for name, _ in made.named_parameters()} - present
+    biases = {name for name, _ in made.named_parameters() if name.endswith(".bias")}
+    return biases - present
 
 
 def merge(
