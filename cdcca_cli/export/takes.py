@@ -1,7 +1,7 @@
 """Which groups of parameters arrive in which runtime, before anything is trained.
 
-By names and types alone, without the runtime's files, so that a file that differs can still be
-refused by the preflight of `export`.
+By names and types alone, without the runtime's files: the preflight of `export` can still refuse a
+file that differs. "peft" is an adapter folder, which vLLM loads too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +72,7 @@ def takes(row: Family, language: str, groups: Iterable[str], linears: Sequence[s
         merged["bias"] = ALL if biases == _SEVEN else f"of {_listed(biases)}"
     known = {
         "llama.cpp": _llama(row, language, linears),
-        "peft and vLLM": lora,
+        "peft": lora,
         "transformers": merged,
     }
     return [
