@@ -90,9 +90,10 @@ def fresh(out: Path) -> Iterator[Fresh]:
     try:
         yield Fresh(path, target, out)
     finally:
-        # After an exchange this is the old export.
-        _remove(path)
-        os.close(descriptor)
+        try:
+            _remove(path)  # after an exchange this is the old export
+        finally:
+            os.close(descriptor)
 
 
 def recover(target: Path) -> None:

@@ -15,6 +15,7 @@ from tests import tiny
 WIDTH, INNER, LAYERS, HEADS, KV_HEADS, POSITIONS = 64, 128, 2, 4, 2, 256
 SEEN, TOWER_LAYERS, TOWER_HEADS = 32, 3, 2
 THETA, EPSILON = 10_000.0, 1e-5
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 
 
 def checkpoint(folder: Path, *, seed: int = 0) -> Path:
@@ -87,6 +88,7 @@ def write_base(
     folder: Path,
     out: Path,
     *,
+    architecture: str = "llama",
     is_permuted: bool = True,
     kind: str = "F32",
     keys: dict[str, Any] | None = None,
@@ -101,7 +103,7 @@ def write_base(
     words = json.loads((folder / "tokenizer.json").read_text())
     names = sorted(words["model"]["vocab"], key=words["model"]["vocab"].__getitem__)
     special = {each["content"] for each in words["added_tokens"]}
-    writer = gguf.GGUFWriter(out, "llama")
+    writer = gguf.GGUFWriter(out, architecture)
     sizes = {"context_length": POSITIONS, "embedding_length": WIDTH, "block_count": LAYERS}
     sizes |= {"feed_forward_length": INNER, "rope.dimension_count": WIDTH // HEADS}
     sizes |= {"attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS}
@@ -109,7 +111,7 @@ def write_base(
     real = {"attention.layer_norm_rms_epsilon": EPSILON, "rope.freq_base": THETA}
     for name, value in {**sizes, **real, **(keys or {})}.items():
         add = writer.add_float32 if name in real else writer.add_uint32
-        add(f"llama.{name}", value)
+        add(f"{architecture}.{name}", value)
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "default")
     writer.add_array("tokenizer.ggml.tokens", names)
