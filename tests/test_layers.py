@@ -20,6 +20,7 @@ LAYERS = {
     "teachers": 2,
     "distillation": 2,
     "downlink": 2,
+    "export": 2,
     "scoring": 2,
     "models": 1,
     "datasets": 1,
