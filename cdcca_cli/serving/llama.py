@@ -99,7 +99,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. ids: of all its tokens, the end token too, if `has_ended`.
+    """An answer. ids: of all its tokens, the end token too, if `has_ended`. text: without it.
 
     steps: of each token; None where the text up to it ends in the middle of a character.
     """
@@ -107,6 +107,7 @@ class Completion:
     ids: tuple[int, ...]
     steps: tuple[Step | None, ...]
     has_ended: bool
+    text: str = ""
 
 
 class LlamaServer:
@@ -278,7 +279,10 @@ def _completion(value: Any, forced: Sequence[int]) -> Completion:
         raise Final("an answer without tokens and log-probabilities")
     if ids[: len(forced)] != tuple(forced[: len(ids)]) or len(ids) < len(forced):
         raise Final(f"asked for the tokens {[*forced]}, the server took {[*ids]}")
-    return Completion(ids, _aligned(ids, steps), reply.get("stop_type") == "eos")
+    text = reply.get("content")
+    if not isinstance(text, str):
+        raise BadData("an answer without text")
+    return Completion(ids, _aligned(ids, steps), reply.get("stop_type") == "eos", text)
 
 
 def _aligned(ids: Sequence[int], steps: Sequence[Step]) -> tuple[Step | None, ...]:
