@@ -27,15 +27,32 @@ def command(
     refused. Each change that the runtime cannot take is named, and refused unless --drop names its
     group. export.json lists all files with their digests. Needs neither torch nor the checkpoint.
 
+    To peft: LoRA alone, which vLLM loads too. To transformers: a merged checkpoint, where torch is.
+
+    Where torch and the checkpoint are, the export also records a probe: answers that --check URL
+    compares with those of a llama-server that runs the files. An export that OUT holds already is
+    not written again then. Elsewhere, --probe names what `--to probe` wrote beside a mirror.
+
     Example: cdcca export device/ --base model-Q4_K_M.gguf --mmproj mmproj.gguf -o served/
     """
     streams.set_quiet(quiet)
     from cdcca_cli.export import targets
     from cdcca_cli.formats.device import Device
 
-    made = targets.export(Device.open(device), output, how)
+    folder = Device.open(device)
+    made = targets.current(folder, output, how) if how.check else None
+    if made is None:
+        made = targets.export(folder, output, how)
+        if start := targets.command(made, output):
+            streams.message(f"start: {shlex.join(start)}")
+    effect = None
+    if how.check is not None:
+        from cdcca_cli.export import checking
+
+        effect = checking.of_export(output, made, how.check)
+        streams.message(f"{how.check}: {effect.summary()}")
     if json:
-        streams.emit_json(made)
-    if start := targets.command(made, output):
-        streams.message(f"start: {shlex.join(start)}")
+        streams.emit_json(made if effect is None else made | {"effect": effect.as_json()})
     streams.summary(f"{output}: {targets.summary(made)}")
+    if effect is not None:
+        effect.require(str(how.check))

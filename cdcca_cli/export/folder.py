@@ -25,6 +25,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -60,7 +61,7 @@ class Fresh:
         text = records.dump_json(record)
         files.atomic_write_bytes(self.path / FILE_NAME, f"{text}\n".encode())
         try:
-            for each in self.path.iterdir():
+            for each in self.path.rglob("*"):
                 _sync_file(each)
             files.sync_folder(self.path)
             if self._target.exists():
@@ -107,7 +108,8 @@ def recover(target: Path) -> None:
 
 def record(path: Path, to: str, device: Device, part: Mapping[str, Any]) -> dict[str, Any]:
     """What export.json holds. Args: part: what the target's `write` gave."""
-    made = sorted(each for each in path.iterdir() if each.name != FILE_NAME)
+    names = sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+    names = [name for name in names if name != FILE_NAME]
     described = {
         "model": device.model,
         "overlay": device.digest,
@@ -123,7 +125,8 @@ def record(path: Path, to: str, device: Device, part: Mapping[str, Any]) -> dict
         "to": to,
         "device": described,
         "files": {
-            each.name: {"bytes": each.stat().st_size, "sha256": file_digest(each)} for each in made
+            name: {"bytes": (path / name).stat().st_size, "sha256": file_digest(path / name)}
+            for name in names
         },
         **usual,
         "probe": None,
@@ -256,8 +259,5 @@ def _remove_leftovers(folder: Path, prefix: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder of files, as far as that is possible."""
-    with suppress(OSError):
-        for each in path.iterdir():
-            each.unlink()
-        path.rmdir()
+    """Remove a folder, as far as that is possible."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, SettingError, WrongBase
-from cdcca_cli.export import placing, preflight
+from cdcca_cli.export import placing, preflight, probe
 from cdcca_cli.export.folder import file_digest
 from cdcca_cli.export.preflight import Base
 from cdcca_cli.export.settings import ExportSettings
@@ -108,6 +108,7 @@ def write(
         "placed": placing.placed(device, overlay, parts.carried),
         "dropped": dropped,
         "unchecked": base.unchecked,
+        "probe": probe.recorded(device, overlay, parts.carried, settings.probe),
         "command": command,
     }
 

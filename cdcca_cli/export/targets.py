@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.export import folder
 from cdcca_cli.export.settings import TARGETS, ExportSettings
 from cdcca_cli.formats.device import Device
@@ -24,6 +25,23 @@ def export(device: Device, out: Path, settings: ExportSettings) -> dict[str, Any
         record = folder.record(made.path, settings.to, device, part)
         made.finish(record)
     return record
+
+
+def current(device: Device, out: Path, settings: ExportSettings) -> dict[str, Any] | None:
+    """The record of the export in `out`, if it is of what the device holds, from the same files."""
+    try:
+        record = folder.read_record(out)
+    except (BadData, MissingInput):
+        return None
+    inputs = {"base": settings.base, "mmproj": settings.mmproj}
+    wanted = {name: str(path.absolute()) for name, path in inputs.items() if path is not None}
+    is_same = (
+        record["to"] == settings.to
+        and record["device"].get("overlay") == device.digest
+        and {name: one.get("path") for name, one in record["inputs"].items()} == wanted
+        and all((out / name).exists() for name in record["files"])
+    )
+    return record if is_same else None
 
 
 def command(record: dict[str, Any], out: Path) -> list[str]:

@@ -7,6 +7,7 @@ side and cut at the centre. `models.profile` tries a rule before it writes it.
 from typing import TYPE_CHECKING
 
 from cdcca_cli.formats.profile import PictureRule
+from cdcca_cli.models import thin
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,7 @@ def prepared(image: "Image", rule: PictureRule) -> "Image":
     if not rule.crops:
         return picture.resize((width, height), how)
     assert rule.edge is not None
+    picture = thin.centre(picture)
     short, long = sorted(picture.size)
     scaled = int(rule.edge * long / short)
     tall = picture.height == long
