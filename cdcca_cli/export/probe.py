@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdcca_cli import streams
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.errors import MissingInput, Unavailable
 from cdcca_cli.export import placing, takes
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
@@ -96,7 +96,13 @@ def recorded(
             missing = f"the checkpoint {checkpoint}" if has_torch else "torch"
             streams.message(f"no probe for an effect check: {missing} is not here")
             return None
-    return make(device, overlay, carried).as_json()
+    try:
+        return make(device, overlay, carried).as_json()
+    except (MissingInput, Unavailable) as error:
+        if wanted == "made":
+            raise
+        streams.message(f"no probe for an effect check: {error}")
+        return None
 
 
 def make(device: Device, overlay: Overlay, carried: set[str], compute: str = "auto") -> Probe:

@@ -17,7 +17,8 @@ from tests.export.conftest import Made
 
 
 def exported(made: Made, out: Path, device: Path | None = None, **settings: Any) -> dict[str, Any]:
-    how = ExportSettings(**{"base": made.base, "mmproj": made.mmproj, **settings})
+    usual = {"base": made.base, "mmproj": made.mmproj, "probe": "none"}
+    how = ExportSettings(**{**usual, **settings})
     return targets.export(Device.open(device or made.device), out, how)
 
 
@@ -184,6 +185,8 @@ def test_without_a_profile_it_is_said(
     found = exported(made, tmp_path / "out", device)
     assert "whether the base is this device's" in found["unchecked"][0]
     assert "not checked: whether the base is this device's" in capsys.readouterr().err
+    assert exported(made, tmp_path / "auto", device, probe="auto")["probe"] is None
+    assert "no probe" in capsys.readouterr().err
     whole = read_gguf(made.base)
     embedding = whole.values(whole.tensors["blk.1.ffn_down.weight"])
     assert embedding is not None
