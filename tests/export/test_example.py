@@ -23,7 +23,7 @@ from tests.export import tiny
 from tests.export.conftest import Made
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "examples/llama-server.sh"
+SCRIPT = ROOT / "examples" / "llama-server.sh"
 
 
 class Place:
