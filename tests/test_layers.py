@@ -50,6 +50,7 @@ LAYERS = {
 }
 # Within one layer: who may import whom.
 WITHIN = {
+    ("export", "uplink"),
     ("models", "formats"),
     ("datasets", "formats"),
     ("payloads", "formats"),

@@ -49,7 +49,7 @@ def command(
     if how.check is not None:
         from cdcca_cli.export import checking
 
-        effect = checking.of_export(output, made, how.check)
+        effect = checking.of_export(folder, output, made, how.check)
         streams.message(f"{how.check}: {effect.summary()}")
     if json:
         streams.emit_json(made if effect is None else made | {"effect": effect.as_json()})
