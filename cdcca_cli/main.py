@@ -46,6 +46,7 @@ GROUPS = {
         "doctor": "what works: this machine, a checkpoint, a pair",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
+        "export": "what a device holds, as files of llama.cpp, peft or transformers",
         "completion": "a script that completes command lines in a shell",
     },
     "Keys": {

@@ -299,8 +299,8 @@ def fields(
     """The fields of an object, each of the type in `hints`. Raises: BadData.
 
     A whole number is a float too, a boolean is neither; floats are finite, and texts fit in UTF-8.
-    hints: str, int, float, list, dict, a list or tuple of one of these, a Literal of strings, or
-    one of these or None. exact: refuse keys that have no hint and require those that have one.
+    hints: str, int, float, bool, list, dict, a list or tuple of one of these, a Literal of strings,
+    or one of these or None. exact: refuse keys that have no hint and require those that have one.
     """
     if not isinstance(data, dict):
         raise BadData(f"{where}: expected an object, found {_found(data)}")
@@ -330,7 +330,7 @@ def _typed(value: Any, hint: Any, name: str, where: str) -> Any:
             return float(value)
         except OverflowError:
             raise BadData(f"{where}: {name!r} is too large a number") from None
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadData(f"{where}: {name!r} must be {_TYPES[kind]}, found {_found(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadData(f"{where}: {name!r} is not a finite number")
@@ -367,6 +367,7 @@ _TYPES: dict[type, str] = {
     str: "a string",
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
     list: "a list",
     dict: "an object",
 }
