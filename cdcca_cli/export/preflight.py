@@ -24,10 +24,13 @@ from cdcca_cli.formats.gguf import Gguf, Tensor
 from cdcca_cli.formats.profile import Profile, Sample
 from cdcca_cli.numerics import ggml
 
-NEAR = 0.35
-"""The largest relative difference of two weights that are the same but for quantisation.
+_NEAR = {"F32": 0.01, "F16": 0.01, "BF16": 0.02, "Q8_0": 0.03, "Q6_K": 0.06}
+_NEAR |= {"Q5_0": 0.12, "Q5_1": 0.12, "Q5_K": 0.12, "Q4_0": 0.25, "Q4_1": 0.25, "Q4_K": 0.25}
+"""The largest relative difference of two weights that are the same but for the type's rounding.
 
-Four bits a number give 0.05 to 0.1, rows in another order or of another model 1.2 to 1.5.
+Some three times what the type usually does: 0.1 with four bits. Rows in another order, or weights
+of a model that was trained apart, give 1.2 to 1.5; a fine-tuned model 0.01 to 0.05, which four bits
+hide.
 """
 _EXACT, _ROUNDED = 1e-4, 1e-2
 _CLASS_TOKEN = "v.class_embd"
@@ -219,8 +222,9 @@ def _rows(base: Base, profile: Profile) -> list[str]:
             if base.architecture.is_permuted:
                 right, other = other, right
         distance, swapped = _distance(found, right), _distance(found, other)
-        if not distance <= NEAR:
-            is_swapped = swapped <= NEAR and swapped < distance / 2
+        near = _NEAR[ggml.NAMES[tensor.kind]]
+        if not distance <= near:
+            is_swapped = swapped <= near
             faults.append(
                 f"rows of {named} in another order than {base.architecture.name} has"
                 if is_swapped
@@ -253,7 +257,7 @@ def check_mmproj(device: Device, file: Gguf, base: Base, linears: Sequence[str])
         found = None if sample is None else _corner(file, tensor, sample)
         if sample is None or found is None:
             base.unchecked.append(f"values of {name}")
-        elif not (distance := _distance(found, sample.values)) <= NEAR:
+        elif not (distance := _distance(found, sample.values)) <= _NEAR[ggml.NAMES[tensor.kind]]:
             faults.append(f"other weights in {name} (relative difference {distance:.2f})")
     if faults:
         raise WrongBase(f"{file.path}: is not this device's connector: {_words(faults)}")

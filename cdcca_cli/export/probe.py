@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli import streams
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.errors import CdccaError, Unavailable
 from cdcca_cli.export import placing, takes
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
@@ -92,7 +92,13 @@ def recorded(
     if wanted == "auto" and (reason := why_not(device)):
         streams.message(f"no probe for an effect check: {reason}")
         return None
-    return make(device, overlay, carried).as_json()
+    try:
+        return make(device, overlay, carried).as_json()
+    except CdccaError as error:
+        if wanted == "made":
+            raise
+        streams.message(f"no probe for an effect check: {error}")
+        return None
 
 
 def why_not(device: Device) -> str:

@@ -240,6 +240,7 @@ def test_the_norm_of_a_product() -> None:
 def test_the_command(made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["export", str(made.device), "--to", "gguf", "--base", str(made.base)]
+    words += ["--probe", "none"]
     assert main([*words, "-o", str(out)]) == 2
     assert "--drop lora.connector allows it" in capfd.readouterr().err and not out.exists()
     words += ["--mmproj", str(made.mmproj), "-o", str(out)]
@@ -266,6 +267,7 @@ def test_nothing_heavy_is_imported(made: Made, tmp_path: Path) -> None:
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     words = ["export", str(made.device), "--base", str(made.base), "--mmproj", str(made.mmproj)]
+    words += ["--probe", "none"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "-o", str(tmp_path / "out")],
         capture_output=True,

@@ -17,7 +17,8 @@ from tests.export.conftest import Made
 
 
 def exported(made: Made, out: Path, device: Path | None = None, **settings: Any) -> dict[str, Any]:
-    how = ExportSettings(**{"base": made.base, "mmproj": made.mmproj, **settings})
+    usual = {"base": made.base, "mmproj": made.mmproj, "probe": "none"}
+    how = ExportSettings(**{**usual, **settings})
     return targets.export(Device.open(device or made.device), out, how)
 
 
@@ -74,6 +75,24 @@ def test_other_weights_behind_the_same_norms(made: Made, another: Path, tmp_path
     }
     base = tiny.write_base(another, tmp_path / "base.gguf", change=norms)
     assert "other weights in blk.0.attn_q" in refused(made, tmp_path, WrongBase, base=base)
+
+
+@pytest.mark.parametrize(("kind", "is_seen"), [("F32", True), ("Q8_0", True), ("Q4_0", False)])
+def test_a_fine_tuned_model_with_the_same_norms(
+    made: Made, tmp_path: Path, kind: str, is_seen: bool
+) -> None:
+    """Weights that differ by 5 %: four bits hide it."""
+    whole = read_gguf(made.base)
+    weight = whole.values(whole.tensors["blk.0.attn_k.weight"])
+    assert weight is not None
+    noise = np.random.default_rng(0).standard_normal(weight.shape).astype(np.float32)
+    change = {"blk.0.attn_k.weight": weight + 0.05 * weight.std() * noise}
+    base = tiny.write_base(made.checkpoint, tmp_path / "base.gguf", kind=kind, change=change)
+    if is_seen:
+        words = "other weights in blk.0.attn_k (relative difference 0.05)"
+        assert words in refused(made, tmp_path, WrongBase, base=base)
+    else:
+        exported(made, tmp_path / "out", base=base)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +185,8 @@ def test_without_a_profile_it_is_said(
     found = exported(made, tmp_path / "out", device)
     assert "whether the base is this device's" in found["unchecked"][0]
     assert "not checked: whether the base is this device's" in capsys.readouterr().err
+    assert exported(made, tmp_path / "auto", device, probe="auto")["probe"] is None
+    assert "no probe" in capsys.readouterr().err
     whole = read_gguf(made.base)
     embedding = whole.values(whole.tensors["blk.1.ffn_down.weight"])
     assert embedding is not None

@@ -27,7 +27,7 @@ SEEN = 0.5
 def exported(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("xllamacpp", reason="xllamacpp has no wheel for this machine")
     out = tmp_path_factory.mktemp("served") / "out"
-    how = ExportSettings(base=made.base, mmproj=made.mmproj, f32=True)
+    how = ExportSettings(base=made.base, mmproj=made.mmproj, f32=True, probe="none")
     targets.export(Device.open(made.device), out, how)
     return out
 
