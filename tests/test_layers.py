@@ -31,6 +31,7 @@ LAYERS = {
     "serving": 1,
     "numerics": 0,
     "families": 0,
+    "packages": 0,
     "options": 3,
     "config": 2,
     "progress": 0,
