@@ -1,4 +1,4 @@
-"""`cdcca export`: what a device holds, as files of another runtime."""
+"""`cdcca export`: what a device holds, as files of llama.cpp, peft or transformers."""
 
 import shlex
 from pathlib import Path
