@@ -31,6 +31,7 @@ LAYERS = {
     "serving": 1,
     "numerics": 0,
     "families": 0,
+    "packages": 0,
     "options": 3,
     "config": 2,
     "progress": 0,
@@ -49,6 +50,7 @@ LAYERS = {
 }
 # Within one layer: who may import whom.
 WITHIN = {
+    ("export", "uplink"),
     ("models", "formats"),
     ("datasets", "formats"),
     ("payloads", "formats"),

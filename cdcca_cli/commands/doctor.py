@@ -27,6 +27,10 @@ def command(
         Path | None,
         typer.Option(help="Export, or probe of a mirror, that the server is compared with"),
     ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(help="Labelled frames, for the gain that the server has on them"),
+    ] = None,
     on: Runtime,
     json: Json = False,
     quiet: Quiet = False,
@@ -49,7 +53,7 @@ def command(
     streams.set_quiet(quiet)
     from cdcca_cli.doctor import report
 
-    made = report.made(checkpoint, teacher, on, probe)
+    made = report.made(checkpoint, teacher, on, probe, frames)
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(made.found)
     else:

@@ -1,4 +1,4 @@
-"""`cdcca export`: what a device holds, as files of another runtime."""
+"""`cdcca export`: what a device holds, as files of llama.cpp, peft or transformers."""
 
 import shlex
 from pathlib import Path
@@ -15,11 +15,13 @@ def command(
     *,
     device: Annotated[Path, typer.Argument(help="Device folder", show_default=False)],
     how: ExportSettings,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write")] = Path(
+        "export"
+    ),
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write what the device holds for llama.cpp, peft or transformers, as a whole or not at all.
+    """Write what a device holds as files of llama.cpp, peft or transformers, whole or not at all.
 
     To gguf: adapter.gguf has the LoRA; model.gguf is a copy of the base with the device's norms and
     biases, mmproj.gguf one with the LoRA of the connector in it. The base is compared with what
@@ -49,7 +51,7 @@ def command(
     if how.check is not None:
         from cdcca_cli.export import checking
 
-        effect = checking.of_export(output, made, how.check)
+        effect = checking.of_export(folder, output, made, how.check)
         streams.message(f"{how.check}: {effect.summary()}")
     if json:
         streams.emit_json(made if effect is None else made | {"effect": effect.as_json()})

@@ -29,17 +29,22 @@ class Report:
 
 
 def made(
-    student: str | None, teacher: str | None, on: Runtime, probe: Path | None = None
+    student: str | None,
+    teacher: str | None,
+    on: Runtime,
+    probe: Path | None = None,
+    frames: Path | None = None,
 ) -> Report:
     """Look at the machine, at a model, at a pair, or at a server that runs a device.
 
     Raises: as `checkpoint.report` and `checking.of_device`.
     """
     if student is not None and teacher is not None and is_address(teacher):
-        found = checking.of_device(Device.open(student), teacher, probe)
+        found = checking.of_device(Device.open(student), teacher, probe, frames)
         return Report(found.as_json(), found.rows(), partial(found.require, teacher))
-    if probe is not None:
-        raise SettingError("probe", "is for a device folder and the address of its server")
+    for name, value in (("probe", probe), ("frames", frames)):
+        if value is not None:
+            raise SettingError(name, "is for a device folder and the address of its server")
     if student is None:
         checks = machine.checks()
         require = partial(machine.require, checks)

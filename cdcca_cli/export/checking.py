@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcca_cli.errors import BadData, MissingInput, UsageError
-from cdcca_cli.export import effect, folder, probe
+from cdcca_cli.export import effect, folder, held_out, probe, takes
 from cdcca_cli.export.effect import Effect
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import read_gguf
@@ -12,7 +12,7 @@ from cdcca_cli.formats.probe import Probe, parse_probe, read_probe
 from cdcca_cli.numerics import ggml
 
 
-def of_export(out: Path, record: dict[str, Any], url: str) -> Effect:
+def of_export(device: Device, out: Path, record: dict[str, Any], url: str) -> Effect:
     """Compare a server with the probe of the export that it should run.
 
     Raises: BadData if the export has none; as `check`.
@@ -23,41 +23,46 @@ def of_export(out: Path, record: dict[str, Any], url: str) -> Effect:
             "with the file that a mirror made (`to` probe)"
         )
     found = parse_probe(record["probe"], str(out / folder.FILE_NAME))
-    return check(found, url, is_exact(out, record))
+    return check(device, found, url, is_exact(out, record))
 
 
-def of_device(device: Device, url: str, file: Path | None) -> Effect:
+def of_device(device: Device, url: str, file: Path | None, frames: Path | None = None) -> Effect:
     """Compare a server with what a device holds.
 
     Args: file: a probe, an export's folder or its export.json; None: a probe is made, for all that
-        llama.cpp takes.
+        llama.cpp takes. frames: labelled ones, for the gain on them.
     Raises: WrongBase for a probe of something else; as `check` and `probe.make`.
     """
     if file is None:
         overlay = device.read_overlay()
-        from cdcca_cli.export import takes
-
-        return check(probe.make(device, overlay, takes.carried(device, overlay)), url, None)
+        made = probe.make(device, overlay, takes.carried(device, overlay))
+        return check(device, made, url, None, frames)
     found = read_probe(file)
     found.check(device)
     out = file if file.is_dir() else file.parent
     try:
         record = folder.read_record(out)
     except (MissingInput, BadData):
-        return check(found, url, None)
-    return check(found, url, is_exact(out, record))
+        return check(device, found, url, None, frames)
+    return check(device, found, url, is_exact(out, record), frames)
 
 
-def check(found: Probe, url: str, exact: bool | None) -> Effect:
+def check(
+    device: Device, found: Probe, url: str, exact: bool | None, frames: Path | None = None
+) -> Effect:
     """Ask a llama-server. Raises: UsageError for another server; Unavailable, BadData."""
     from cdcca_cli.serving.address import Address
     from cdcca_cli.serving.llama import LlamaServer
 
+    labelled = None if frames is None else held_out.read(frames)
     server = LlamaServer.open(Address.parse(url, "check", needs_model=False))
     if server is None:
         raise UsageError(f"{url}: is no llama-server: only its own interface can be checked")
     try:
-        return effect.judge(found, effect.ask(server, found), exact)
+        judged = effect.judge(found, effect.ask(server, found, device.profile()), exact)
+        if labelled is None:
+            return judged
+        return held_out.judge(judged, server, device, labelled)
     finally:
         server.close()
 

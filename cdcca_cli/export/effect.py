@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cdcca_cli.errors import BadData, BelowMark, Unavailable
+from cdcca_cli.errors import BadData, BelowMark
 from cdcca_cli.export import probe as probes
 from cdcca_cli.formats.probe import Likeliest, Probe, Question
+from cdcca_cli.formats.profile import Profile
 
 if TYPE_CHECKING:
     from cdcca_cli.serving.llama import LlamaServer, Prompt
@@ -68,9 +69,11 @@ class Effect:
     def as_json(self) -> dict[str, Any]:
         """difference_text, difference_picture: the largest, with LoRA; ..._unscaled: without.
 
-        gain, gain_expected: of the LoRA; gain_whole...: of all that was exported.
+        gain, gain_expected: of the LoRA; gain_whole...: of all that was exported;
+        gain_held_out...: of the LoRA on labelled frames (`held_out`).
         """
-        return asdict(self) | {"cannot_see": _CANNOT_SEE if self.by == "gain" else ""}
+        unseen = _CANNOT_SEE if self.by == "gain" else ""
+        return {"kind": "effect", **asdict(self), "cannot_see": unseen}
 
     def summary(self) -> str:
         """In one line."""
@@ -100,49 +103,54 @@ class Effect:
 # ---------------------------------------------------------------- asking
 
 
-def ask(server: "LlamaServer", probe: Probe) -> list[Served]:
+def ask(server: "LlamaServer", probe: Probe, profile: Profile) -> list[Served]:
     """Put the probe's questions to a server. Raises: Unavailable, BadData."""
-    has_pictures = any(one.picture for one in probe.questions)
-    if has_pictures and not (server.props.sees and server.props.marker):
-        raise Unavailable("the server takes no pictures: start it with mmproj.gguf of the export")
-    return [_ask(server, probe, one) for one in probe.questions]
+    from cdcca_cli.datasets import LabelledQuestion
+    from cdcca_cli.formats.pictures import Picture
+    from cdcca_cli.serving.llama import Prompt
+    from cdcca_cli.uplink.asked import LlamaAsked
+
+    found = []
+    asked = LlamaAsked(server, profile) if any(one.picture for one in probe.questions) else None
+    for one in probe.questions:
+        prompt = Prompt(ids=one.ids)
+        if one.picture is not None:
+            assert asked is not None
+            _, height, width = one.picture
+            png = probes.encoded(probes.picture(*one.picture))
+            question = LabelledQuestion("probe", one.prompt, "vqa")
+            prompt = asked.prompt(Picture(png, "image/png", (width, height)), question)
+        found.append(_ask(server, prompt, probe.end[0], one.answer))
+    return found
 
 
-def _ask(server: "LlamaServer", probe: Probe, question: Question) -> Served:
-    prompt, end = _prompt(server, probe, question), probe.end[0]
-    scales: dict[str, float | None] = {"unscaled": 0.0, "whole": 1.0}
-    if not server.adapters():
-        scales = dict.fromkeys(scales)
-    found = {
+def _ask(server: "LlamaServer", prompt: "Prompt", end: int, answer: Sequence[int]) -> Served:
+    next_tokens = {
         state: server.logprobs(prompt, _NUM_ASKED, end=end, scale=scale)
-        for state, scale in scales.items()
+        for state, scale in scales(server).items()
     }
-    answer = [*question.answer]
+    return Served(next_tokens, nats(server, prompt, end, answer))
+
+
+def scales(server: "LlamaServer") -> dict[str, float | None]:
+    """The scale of the adapters in the states that a server can be asked in."""
+    if not server.adapters():
+        return {"unscaled": None, "whole": None}
+    return {"unscaled": 0.0, "whole": 1.0}
+
+
+def nats(
+    server: "LlamaServer", prompt: "Prompt", end: int, answer: Sequence[int]
+) -> dict[str, float] | None:
+    """The mean of -log p over an answer, by state; None for one with parts of a character."""
     ids = answer[:-1] if answer[-1] == end else answer
     try:
-        nats = {
+        return {
             state: -float(np.mean(server.scores(prompt, ids, end=end, scale=scale)[: len(answer)]))
-            for state, scale in scales.items()
+            for state, scale in scales(server).items()
         }
-    except BadData:  # a part of a character, which the server does not score
-        return Served(found, None)
-    return Served(found, nats)
-
-
-def _prompt(server: "LlamaServer", probe: Probe, question: Question) -> "Prompt":
-    from cdcca_cli.serving.llama import Prompt
-
-    if question.picture is None:
-        return Prompt(ids=question.ids)
-    assert server.props.marker is not None
-    text = question.prompt
-    added = server.tokenize("", begin=True)
-    if added and not probe.begin:  # the template has them in its text
-        text = text.removeprefix(server.detokenize(added))
-    elif probe.begin and not added:
-        text = server.detokenize(probe.begin) + text
-    png = probes.encoded(probes.picture(*question.picture))
-    return Prompt(text.replace("{picture}", server.props.marker, 1), (png,))
+    except BadData:
+        return None
 
 
 # ---------------------------------------------------------------- judging

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cdcca_cli import streams
 from cdcca_cli.errors import MissingInput, Unavailable
@@ -88,14 +89,9 @@ def recorded(
         found = read_probe(Path(wanted))
         found.check(device, arrives(overlay, carried))
         return found.as_json()
-    checkpoint = device.settings.checkpoint
-    if wanted == "auto":
-        has_torch = importlib.util.find_spec("torch") is not None
-        is_here = checkpoint.startswith("shipped:") or Path(checkpoint).is_dir()
-        if not (has_torch and is_here):
-            missing = f"the checkpoint {checkpoint}" if has_torch else "torch"
-            streams.message(f"no probe for an effect check: {missing} is not here")
-            return None
+    if wanted == "auto" and (reason := why_not(device)):
+        streams.message(f"no probe for an effect check: {reason}")
+        return None
     try:
         return make(device, overlay, carried).as_json()
     except (MissingInput, Unavailable) as error:
@@ -105,39 +101,61 @@ def recorded(
         return None
 
 
-def make(device: Device, overlay: Overlay, carried: set[str], compute: str = "auto") -> Probe:
-    """Ask cdcca's own model, of which the tensors `carried` have changed.
+def why_not(device: Device) -> str:
+    """Why no probe can be made here, without a look at the hub; empty if one can."""
+    checkpoint = device.settings.checkpoint
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not here"
+    is_here = checkpoint.startswith("shipped:") or Path(checkpoint).is_dir()
+    return "" if is_here else f"the checkpoint {checkpoint} is not here"
 
-    Raises: as `models.load`; Unavailable without torch, and for families that have no probe.
-    """
+
+def load_model(device: Device) -> "LoadedModel":
+    """The checkpoint in float32, not quantised. Raises: as `models.load`; Unavailable."""
     try:
         from cdcca_cli.models.loading import load
     except ModuleNotFoundError as error:
         raise Unavailable(f"a probe needs {error.name}: make it where the mirror is") from None
     made = device.settings
-    model = load(
+    return load(
         made.checkpoint,
-        compute=compute,
+        compute="auto",
         dtype="float32",
         qformer_layers=made.qformer_layers,
         revision=made.revision,
         template=made.template,
     )
+
+
+def unscaled(device: Device, overlay: Overlay) -> dict[str, NDArray[np.float32]]:
+    """The overlay as a server has it at scale 0: without the LoRA of the language model."""
+    groups = placing.groups_of(device, overlay)
+    return {
+        name: np.zeros_like(value)
+        if name.endswith(LORA_B) and groups[name] == "lora.language"
+        else value
+        for name, value in overlay.items()
+    }
+
+
+def make(device: Device, overlay: Overlay, carried: set[str]) -> Probe:
+    """Ask cdcca's own model, of which the tensors `carried` have changed.
+
+    Raises: as `load_model`; Unavailable for families that only transformers has.
+    """
+    made, model = device.settings, load_model(device)
     if model.row.kind == "qformer":
         raise Unavailable(f"{made.family}: no runtime but transformers has this family")
     start = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
     whole = start | {name: overlay[name] for name in carried}
-    groups = placing.groups_of(device, whole)
-    unscaled = {
-        name: np.zeros_like(value)
-        if name.endswith(LORA_B) and groups[name] == "lora.language"
-        else value
-        for name, value in whole.items()
-    }
     asked = [*_of_text(model), *_of_pictures(model, device)]
     answers: list[list[int]] = []
     found: list[dict[str, tuple[Likeliest, float]]] = [{} for _ in asked]
-    for state, values in (("whole", whole), ("unscaled", unscaled), ("start", start)):
+    for state, values in (
+        ("whole", whole),
+        ("unscaled", unscaled(device, whole)),
+        ("start", start),
+    ):
         model.install_overlay(values, made.lora.alpha)
         for place, ask in enumerate(asked):
             if state == "whole":
@@ -162,7 +180,6 @@ def make(device: Device, overlay: Overlay, carried: set[str], compute: str = "au
         model=device.model,
         overlay=overlay_digest(overlay),
         arrives=arrives(overlay, carried),
-        begin=tuple(model.begin_ids),
         end=tuple(model.end_ids),
         questions=tuple(questions),
     )
@@ -173,7 +190,6 @@ class _Ask:
     prompt: str
     ids: tuple[int, ...] | None
     picture: tuple[int, int, int] | None
-    formatted: str = ""
 
 
 def _of_text(model: "LoadedModel") -> list[_Ask]:
@@ -186,27 +202,18 @@ def _of_text(model: "LoadedModel") -> list[_Ask]:
     prompts = [Prompt.of(template, text) for text in TEXTS]
     rows = model.plain_tokenizer(prompts, with_ends=model.templates.adds_ends)
     return [
-        _Ask(prompt, tuple(ids), None)
-        for prompt, ids in zip(prompts, rows, strict=True)
+        _Ask(text, tuple(ids), None)
+        for text, ids in zip(TEXTS, rows, strict=True)
         if model.place_id not in ids
     ]
 
 
 def _of_pictures(model: "LoadedModel", device: Device) -> list[_Ask]:
     """Questions about pictures of the tower's size, where every frame is one such picture."""
-    profile = device.profile()
-    if profile.picture is None or "{picture}" not in profile.prompts["vqa"]:
+    rule = device.profile().picture
+    if rule is None:
         return []
-    height, width = profile.picture.size
-    return [
-        _Ask(
-            profile.prompts["vqa"].replace("{prompt}", text),
-            None,
-            (seed, height, width),
-            model.format_prompt(text, "vqa"),
-        )
-        for seed, text in enumerate(ABOUT_PICTURES)
-    ]
+    return [_Ask(text, None, (seed, *rule.size)) for seed, text in enumerate(ABOUT_PICTURES)]
 
 
 def _logp(model: "LoadedModel", ask: _Ask, answer: Sequence[int]) -> "Tensor":
@@ -220,7 +227,7 @@ def _logp(model: "LoadedModel", ask: _Ask, answer: Sequence[int]) -> "Tensor":
             logits = model.module(input_ids=ids).logits[0, len(ask.ids) - 1 :]
         else:
             seen = model.see(model.prepare([picture(*ask.picture)]))
-            spliced = model.read(seen, [ask.formatted])
+            spliced = model.read(seen, [model.format_prompt(ask.prompt, "vqa")])
             logits = model.forward(spliced, torch.tensor([answer])).logits[0]
     found: Tensor = logits.double().log_softmax(-1).cpu()
     return found

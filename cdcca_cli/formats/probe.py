@@ -7,11 +7,10 @@ or a file of its own in UTF-8. All keys are always present.
     model     digest of the frozen model, as in device.json
     overlay   digest of the overlay that is exported
     arrives   digest of those of its tensors that arrive; the states below have no others
-    begin     ids that stand before a prompt with a picture; `ids` have them already
     end       ids that end an answer
     questions list of objects:
-        "prompt"   text, with {picture} where the picture is
-        "ids"      its tokens where there is no picture, else null
+        "prompt"   what is asked, without the family's template
+        "ids"      all tokens of the prompt where there is no picture, else null
         "picture"  null or {"seed", "size": [height, width]}: `export.probe.picture` makes it
         "next"     {state: {"ids": [...], "logp": [...]}}: the likeliest next tokens, first the
                    likeliest, and their log-probabilities in nats
@@ -70,7 +69,6 @@ class Probe:
     model: str | None
     overlay: str
     arrives: str
-    begin: tuple[int, ...]
     end: tuple[int, ...]
     questions: tuple[Question, ...]
 
@@ -82,7 +80,6 @@ class Probe:
             "model": self.model,
             "overlay": self.overlay,
             "arrives": self.arrives,
-            "begin": list(self.begin),
             "end": list(self.end),
             "questions": [_question_json(one) for one in self.questions],
         }
@@ -147,7 +144,7 @@ def read_probe(path: Path) -> Probe:
 _QUESTION: dict[str, Any] = {"prompt": str, "ids": list[int] | None, "picture": dict | None}
 _QUESTION |= {"next": dict, "answer": dict}
 _HINTS = records.HEAD | {"model": str | None, "overlay": str, "arrives": str}
-_HINTS |= {"begin": tuple[int, ...], "end": tuple[int, ...], "questions": list[dict]}
+_HINTS |= {"end": tuple[int, ...], "questions": list[dict]}
 
 
 def parse_probe(value: Any, where: str) -> Probe:
@@ -160,7 +157,7 @@ def parse_probe(value: Any, where: str) -> Probe:
     digests = [found["overlay"], found["arrives"], *([found["model"]] if found["model"] else [])]
     if not all(map(is_digest, digests)):
         raise BadData(f"{where}: 'model', 'overlay' or 'arrives' is not a digest")
-    _check_ids([*found["begin"], *found["end"]], where)
+    _check_ids(found["end"], where)
     if not found["end"]:
         raise BadData(f"{where}: no id ends an answer")
     questions = tuple(_question(one, where) for one in found["questions"])
@@ -183,8 +180,6 @@ def _question(value: Any, where: str) -> Question:
         picture = (made["seed"], *made["size"])
     if (ids is None) == (picture is None):
         raise BadData(f"{where}: a question has either ids or a picture")
-    if picture is not None and found["prompt"].count("{picture}") != 1:
-        raise BadData(f"{where}: a prompt without the place of its picture")
     states = records.fields(found["next"], dict.fromkeys(STATES, dict), f"{where}: next")
     answer = records.fields(found["answer"], {"ids": tuple[int, ...], "nats": dict}, where)
     nats = records.fields(answer["nats"], dict.fromkeys(STATES, float), f"{where}: nats")

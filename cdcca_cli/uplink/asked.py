@@ -118,7 +118,7 @@ class LlamaAsked:
     ) -> Answer:
         """Raises: BadData; Unavailable if the server is down."""
         profile, server = self._profile, self._server
-        prompt = Prompt(self._text(question), (picture.data,))
+        prompt = self.prompt(picture, question)
         found = server.complete(prompt, limit, num_top=self._num_top, biases=self._biases)
         ends = [place for place, one in enumerate(found.ids) if one in profile.end]
         length = ends[0] + 1 if ends else len(found.ids)
@@ -132,6 +132,10 @@ class LlamaAsked:
         listed = [Listed.of(s.top.values(), profile.language.vocabulary) for s in steps if s]
         scores = self._scores(prompt, question, choices) if choices else None
         return Answer(words.strip(), listed, scores)
+
+    def prompt(self, picture: Picture, question: LabelledQuestion) -> Prompt:
+        """The family's own prompt, as the server takes it. Raises: BadData."""
+        return Prompt(self._text(question), (picture.data,))
 
     def _behind(self, prompt: Prompt, after: Sequence[int]) -> Step | None:
         """The step after some tokens, which the server has left out: the token is a part of a
@@ -150,7 +154,7 @@ class LlamaAsked:
         try:
             return [
                 self._server.score(prompt, ids, end=end, cache=True)
-                for ids in self._choice_ids(choices)
+                for ids in self.answer_ids(choices)
             ]
         except Final as error:
             self._server.client.say_once(
@@ -158,8 +162,8 @@ class LlamaAsked:
             )
             return None
 
-    def _choice_ids(self, choices: Sequence[str]) -> list[tuple[int, ...]]:
-        """Tokens of each choice as they follow a prompt, without the end token."""
+    def answer_ids(self, choices: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokens of each answer as they follow a prompt, without the end token."""
         stub, joint = self._profile.stub
         before = self._ids(stub)
         plain = [choice.strip() for choice in choices]

@@ -12,6 +12,8 @@ from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_seconds, par
 ENTROPIES = ("mean", "sum", "max", "first")
 QUESTION_RULES = ("entropy", "random", "margin", "bald", "k-center", "entropy*k-center")
 SPREAD_RULES = ("k-center", "entropy*k-center")
+ENTROPY_RULES = ("entropy", "entropy*k-center")
+MODEL_RULES = ("bald", *SPREAD_RULES)  # these need the model beside its predictions
 TOKEN_RULES = ("variance", "random", "norm", "received", "grid", "spread", "tome")
 VARIANCE_RULES = ("variance", "spread")  # these need passes with dropout
 DEFAULT_TOP = parse_amount("10%")

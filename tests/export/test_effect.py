@@ -18,6 +18,7 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.probe import Likeliest, Probe, Question
 from cdcca_cli.main import main
+from tests import tiny as checkpoints
 from tests.export import tiny
 from tests.export.conftest import Made
 
@@ -36,7 +37,7 @@ def probe(**nats: float) -> Probe:
     states = {"start": likeliest(BASE), "unscaled": likeliest(LORA), "whole": likeliest(ALL)}
     known = {"start": 2.0, "unscaled": 1.8, "whole": 1.5} | nats
     question = Question("a", (1, 2), None, states, (8, 2), known)
-    return Probe(None, DIGEST, DIGEST, (), (2,), (question,))
+    return Probe(None, DIGEST, DIGEST, (2,), (question,))
 
 
 def served(
@@ -243,6 +244,36 @@ def test_doctor_of_a_device_and_its_server(
             capfd.readouterr()
             assert main(["doctor", str(made.device), url, *probe, "--json"]) == 0
             assert json.loads(capfd.readouterr().out)["verdict"] == "acts as trained"
+
+
+def labelled(folder: Path) -> Path:
+    """Three frames, each with a question and the answer that two of three people gave."""
+    folder.mkdir()
+    rows = []
+    for number, image in enumerate(checkpoints.images(3, size=48)):
+        image.save(folder / f"{number}.png")
+        row = {"id": number, "image": f"{number}.png", "prompt": "what is it?", "task": "vqa"}
+        rows.append(row | {"answers": ["red", "no", "red"]})
+    (folder / "frames.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_gain_on_labelled_frames(
+    made: Made, out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server's gain is cdcca's own, on a base that is not quantised."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server is not here: pip install xllamacpp")
+    from tests.teachers import llama
+
+    files = (out / f"{name}.gguf" for name in ("model", "mmproj", "adapter"))
+    with llama.serving(*files) as address:
+        named = [str(made.device), address.partition("#")[0], "--probe", str(out)]
+        frames = ["--frames", str(labelled(tmp_path / "frames"))]
+        capfd.readouterr()
+        assert main(["doctor", *named, *frames, "--json"]) == 0
+    numbers = json.loads(capfd.readouterr().out)["numbers"]
+    assert numbers["gain_held_out"] == pytest.approx(numbers["gain_held_out_expected"], abs=0.02)
+    assert abs(numbers["gain_held_out"]) > 0.1
 
 
 def test_a_probe_of_something_else(
