@@ -15,11 +15,13 @@ def command(
     *,
     device: Annotated[Path, typer.Argument(help="Device folder", show_default=False)],
     how: ExportSettings,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write")] = Path(
+        "export"
+    ),
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write what the device holds for llama.cpp, peft or transformers, as a whole or not at all.
+    """Write what a device holds as files of llama.cpp, peft or transformers, whole or not at all.
 
     To gguf: adapter.gguf has the LoRA; model.gguf is a copy of the base with the device's norms and
     biases, mmproj.gguf one with the LoRA of the connector in it. The base is compared with what
