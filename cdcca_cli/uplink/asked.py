@@ -131,7 +131,11 @@ class LlamaAsked:
         words = found.text
         if length < len(found.ids):
             words = server.detokenize(found.ids[: length - 1])
-        listed = [Listed.of(s.top.values(), profile.language.vocabulary) for s in steps if s]
+        listed = [
+            Listed.of(step.top.values() or [step.logp], profile.language.vocabulary)
+            for step in steps
+            if step is not None
+        ]
         scores = self._scores(prompt, question, choices) if choices else None
         return Answer(words.strip(), listed, self._num_top, scores)
 

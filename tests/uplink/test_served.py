@@ -1,5 +1,6 @@
 """Answers of a server that runs the device's model: the model's own, and whatever can go wrong."""
 
+import io
 import json
 import signal as signals
 import subprocess
@@ -522,7 +523,25 @@ def test_what_only_llama_server_can_is_refused_elsewhere(world: World) -> None:
         answers(world, "here")
 
 
-# ---------------------------------------------------------------- prompts
+# ---------------------------------------------------------------- pictures and prompts
+
+
+def test_the_picture_is_what_the_tower_sees(world: World) -> None:
+    """So that nothing is left for the server to do; without a rule it is the frame's own."""
+    from PIL import Image
+
+    from cdcca_cli.models import load
+
+    profile = Device.open(world.device).profile()
+    model = load(str(world.checkpoint), compute="cpu")
+    for frame in world.frames[:3]:
+        with Image.open(frame.image) as image:
+            levels, own = model.seen_levels(image.convert("RGB")), image.size
+        shown = served.shown(frame, profile)
+        with Image.open(io.BytesIO(shown.data)) as sent:
+            assert sent.format == "PNG" and sent.size == shown.size
+            np.testing.assert_array_equal(np.asarray(sent), levels)
+        assert served.shown(frame, replace(profile, picture=None)).size == own
 
 
 def test_marks_that_llama_cpp_adds_are_not_doubled(world: World) -> None:
