@@ -9,6 +9,7 @@
 # damaged state file is set aside. `--state` remembers which frames were sampled. Other tools (rsync,
 # scp, a USB stick) carry the boxes: OUTBOX holds shards, INBOX updates (*.cdcca) and codebooks
 # (*.codebook), whose names sort in order. Put a codebook here when the mirror has it already.
+# NOTIFY, if it is set, is the command that makes the runtime load a new overlay (apply --notify).
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 outbox=${2:?usage: cron-device.sh FRAMES OUTBOX INBOX}
@@ -25,11 +26,12 @@ cdcca inspect "$CDCCA_DEVICE" --json --quiet >/dev/null # a damaged device is no
 for update in "$inbox"/*.codebook "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
   code=0
-  cdcca apply "$CDCCA_DEVICE" "$update" --quiet || code=$?
+  cdcca apply "$CDCCA_DEVICE" "$update" --quiet ${NOTIFY:+--notify "$NOTIFY"} || code=$?
   case $code in
     0 | 79) rm -- "$update" ;;                  # applied, or older than what is here
     78) ;;                                      # an earlier one is still to come: keep it
     69 | 73 | 129 | 130 | 143) exit "$code" ;;  # no memory, disk full, stopped: not the file's fault
+    81) exit "$code" ;;                         # the runtime refused it, and the device went back
     *)
       mkdir -p "$inbox/refused"                 # damaged or hostile: to be sent again
       mv -- "$update" "$inbox/refused/"
