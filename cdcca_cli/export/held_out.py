@@ -2,7 +2,7 @@
 
 Asked of a server; where torch and the checkpoint are, cdcca's own gain stands beside it. Frames
 that were held out of the training show whether the update helps on the server's own base, which a
-probe's answers, the model's own, do not.
+probe's answers, chosen for their gain, do not.
 """
 
 from collections import Counter
