@@ -100,6 +100,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "zstd data: unpack it first (unzstd)"),
     (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+    (b"GGUF", "a GGUF file of llama.cpp, a base of cdcca export"),
     (b"%PDF", "a PDF document"),
     (b"SQLite format 3", "an SQLite database"),
 )

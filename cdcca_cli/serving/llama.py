@@ -289,9 +289,8 @@ def _aligned(ids: Sequence[int], steps: Sequence[Step]) -> tuple[Step | None, ..
     """The step of each token; None for those that were left out, which keep their order."""
     rest = list(steps)
     found: list[Step | None] = []
-    for place, one in enumerate(ids):
-        is_here = bool(rest) and rest[0].id == one and len(rest) <= len(ids) - place
-        found.append(rest.pop(0) if is_here else None)
+    for one in ids:
+        found.append(rest.pop(0) if rest and rest[0].id == one else None)
     if rest:
         raise BadData("log-probabilities of other tokens than those of the answer")
     return tuple(found)

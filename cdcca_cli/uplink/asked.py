@@ -52,11 +52,13 @@ _PLACE = re.compile(r"\{\d+\}")
 class Answer:
     """What a server answered to one question.
 
-    steps: of each token that the server described. scores: of the choices; None: unknown.
+    steps: of each token that the server described, of which it was asked the `num_top` likeliest.
+    scores: of the choices; None: unknown.
     """
 
     text: str
     steps: Sequence[Listed]
+    num_top: int
     scores: list[float] | None = None
 
 
@@ -129,9 +131,13 @@ class LlamaAsked:
         words = found.text
         if length < len(found.ids):
             words = server.detokenize(found.ids[: length - 1])
-        listed = [Listed.of(s.top.values(), profile.language.vocabulary) for s in steps if s]
+        listed = [
+            Listed.of(step.top.values() or [step.logp], profile.language.vocabulary)
+            for step in steps
+            if step is not None
+        ]
         scores = self._scores(prompt, question, choices) if choices else None
-        return Answer(words.strip(), listed, scores)
+        return Answer(words.strip(), listed, self._num_top, scores)
 
     def prompt(self, picture: Picture, question: LabelledQuestion) -> Prompt:
         """The family's own prompt, as the server takes it. Raises: BadData."""
@@ -258,4 +264,5 @@ class ChatAsked:
             self._server.client.say_once("scores no choices: `choice_scores` are null", "choices")
         vocabulary = self._profile.language.vocabulary
         tops = [[logp for _, logp in token.top] or [token.logp] for token in reply.tokens or ()]
-        return Answer(reply.text.strip(), [Listed.of(top, vocabulary) for top in tops])
+        asked_for = self._server.dialect.top or 1
+        return Answer(reply.text.strip(), [Listed.of(top, vocabulary) for top in tops], asked_for)

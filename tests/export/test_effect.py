@@ -107,6 +107,15 @@ def test_a_quantised_base_is_judged_by_the_gain(
     assert "preflight" in found.as_json()["cannot_see"]
 
 
+def test_a_gain_within_the_noise_of_a_quantised_base() -> None:
+    """Of 0.08 nats nothing can be told, except that the adapter is loaded."""
+    small = probe(start=1.58, unscaled=1.55, whole=1.5)
+    nats = {"unscaled": 1.60, "whole": 1.58}
+    found = judge(small, served(LORA + OFF, ALL + OFF, nats))
+    assert found.verdict == "cannot be told"
+    found.require("url")
+
+
 def test_an_overlay_that_changes_nothing() -> None:
     same = replace(
         probe().questions[0], next=dict.fromkeys(("start", "unscaled", "whole"), likeliest(BASE))

@@ -104,15 +104,8 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     ids=["once", "full", "killed"],
 )
 def test_a_fault_at_every_call(
-    tmp_path: Path,
-    way: str,
-    before: str,
-    fault: Fault,
-    forever: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, way: str, before: str, fault: Fault, forever: bool
 ) -> None:
-    # Every disk is slow at it, and no test can see it.
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     number, calls = 0, 1
     while number <= calls:
         out = tmp_path / str(number) / "out"

@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import CannotWrite, SettingError
 from cdcca_cli.export import placing, targets
 from cdcca_cli.export.folder import file_digest
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import Gguf, read_gguf, write_copy
 from cdcca_cli.main import main
+from tests.downlink.calls import Killed
 from tests.export import tiny
 from tests.export.conftest import Made
+from tests.export.test_folder import fail, faulty, kill
 from tests.export.test_preflight import exported
 
 BLOCK = "model.language_model.layers.1"
@@ -279,3 +282,28 @@ def test_nothing_heavy_is_imported(made: Made, tmp_path: Path) -> None:
 def test_settings_that_do_nothing_are_refused() -> None:
     with pytest.raises(SettingError, match="`base`"):
         ExportSettings()
+
+
+@pytest.mark.parametrize("fault", [fail, kill], ids=["full", "killed"])
+def test_a_disk_that_is_full_or_a_kill_in_the_middle(
+    made: Made, tmp_path: Path, fault: Callable[[], None]
+) -> None:
+    out = tmp_path / "out"
+    old = exported(made, out)
+    device = changed_device(made, tmp_path / "device", {})
+    number, calls = 0, 1
+    while number <= calls:
+        with faulty(number or 1 << 30, fault, forever=True) as done:
+            try:
+                exported(made, out, device)
+            except (CannotWrite, Killed):
+                assert number
+        calls = max(calls, len(done))
+        sequence = json.loads((out / "export.json").read_text())["device"]["sequence"]
+        assert sequence == 2 or number
+        for name, one in json.loads((out / "export.json").read_text())["files"].items():
+            assert file_digest(out / name) == one["sha256"]
+        if sequence == 2:
+            assert exported(made, out)["files"] == old["files"]
+        number += 4
+    assert calls > 20
