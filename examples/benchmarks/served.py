@@ -4,10 +4,9 @@
 
 CHECKPOINT is a LLaVA of a SigLIP tower and a LLaMA language model, MODEL.gguf any llama.cpp file
 with its vocabulary: its keys are copied, its weights are replaced by the checkpoint's, in float32.
-With --as-it-is they are MODEL.gguf's own, quantised. llama.cpp's server is that of the package
-xllamacpp. Prints Markdown rows: questions, equal answers, rank correlation of the entropies, share
-of the least sure quarter that is the same, largest difference of a choice's score, equal choices,
-seconds by the server and here.
+llama.cpp's server is that of the package xllamacpp. Prints Markdown rows: questions, equal answers,
+rank correlation of the entropies, share of the least sure quarter that is the same, largest
+difference of a choice's score, equal choices, seconds by the server and here.
 """
 
 import argparse
@@ -150,7 +149,6 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("frames")
     parser.add_argument("--words", type=Path, required=True)
-    parser.add_argument("--as-it-is", action="store_true")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--exact", action="store_true", help="also ask the whole vocabulary")
     options = parser.parse_args()
@@ -172,10 +170,7 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         del model
         language, vision = root / "model.gguf", root / "mmproj.gguf"
-        if options.as_it_is:
-            language = options.words
-        else:
-            write_language(options.checkpoint, options.words, language)
+        write_language(options.checkpoint, options.words, language)
         write_vision(options.checkpoint, vision)
         from tests.teachers import llama
 
