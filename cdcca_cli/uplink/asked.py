@@ -22,7 +22,7 @@ from cdcca_cli.errors import BadData, SettingError, Unavailable
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.profile import Profile
 from cdcca_cli.serving.http import Final, Transient
-from cdcca_cli.serving.llama import LlamaServer, Prompt, Step
+from cdcca_cli.serving.llama import EVERY, LlamaServer, Prompt, Step
 from cdcca_cli.serving.openai import ChatServer, NoLogprobs
 from cdcca_cli.uplink.entropies import Listed
 
@@ -86,7 +86,14 @@ class LlamaAsked:
             raise Unavailable(
                 f"{server.client.name}: takes no pictures: start it with its vision part (mmproj)"
             )
+        if profile.has_class_token:
+            streams.message(
+                "the vision tower has a class token: llama.cpp reads the tokens of such a tower in "
+                "another order (issue 25814 of ggml-org/llama.cpp), so answers may differ"
+            )
         self._server, self._profile, self._num_top = server, profile, num_top
+        # All that a server lists is all there is, even if the head has rows that it leaves out.
+        self._vocabulary = 0 if num_top == EVERY else profile.language.vocabulary
         self._marker = server.props.marker
         self.num_at_once = server.props.num_slots
         self.close = server.close
@@ -132,7 +139,7 @@ class LlamaAsked:
         if length < len(found.ids):
             words = server.detokenize(found.ids[: length - 1])
         listed = [
-            Listed.of(step.top.values() or [step.logp], profile.language.vocabulary)
+            Listed.of(step.top.values() or [step.logp], self._vocabulary)
             for step in steps
             if step is not None
         ]

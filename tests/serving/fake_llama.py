@@ -62,7 +62,8 @@ def completion(body: dict[str, Any]) -> dict[str, Any]:
     for place, one in enumerate(ids):
         draw = hashlib.sha256(digest + bytes(ids[:place][-8:] or [0]) + bytes([place])).digest()
         share = 0.3 + 0.5 * draw[0] / 255
-        others = [(one + 1 + step) % NUM_WORDS for step in range(body["n_probs"] - 1)]
+        num_others = min(body["n_probs"], NUM_WORDS) - 1
+        others = [(one + 1 + step) % NUM_WORDS for step in range(num_others)]
         top = [(one, math.log(share))]
         top += [
             (other, math.log((1 - share) * 0.5 ** (rank + 1))) for rank, other in enumerate(others)

@@ -409,6 +409,22 @@ def test_half_a_character_leaves_an_answer_whole(
     assert len(again.token_entropies) == len("caf\u00e9".encode()) + 1
 
 
+def test_the_whole_vocabulary_of_a_server_is_exact_whatever_the_head_has(world: World) -> None:
+    """A head may have rows for pictures that the server's file leaves out."""
+    from cdcca_cli.serving.llama import EVERY
+
+    device = Device.open(world.device)
+    profile = device.profile()
+    wider = replace(profile, language=replace(profile.language, vocabulary=400))
+    with faking() as server:
+        settings = ServedSettings(server=root_of(server.address), **QUICK)
+        one = served.open_served(settings, device)
+        assert isinstance(one.asked, asked.LlamaAsked)
+        every = asked.LlamaAsked(one.asked._server, wider, EVERY)
+        found = served.answer_frames(replace(one, asked=every), world.frames[:1], SHORT)
+        assert [each.entropy_of for each in found] == [None] * 3
+
+
 def test_as_many_frames_are_in_flight_as_the_server_has_slots(
     world: World, undisturbed: list[Prediction]
 ) -> None:
