@@ -69,11 +69,10 @@ def check(
 
 def is_exact(out: Path, record: dict[str, Any]) -> bool | None:
     """Whether the base of an export has its weights in float32 or float16; None if unknown."""
-    if record["to"] != "gguf":
+    base = record["inputs"].get("base")
+    if base is None:
         return None
-    path = out / "model.gguf"
-    if "model.gguf" not in record["files"]:
-        path = Path(record["inputs"]["base"]["path"])
+    path = out / "model.gguf" if "model.gguf" in record["files"] else Path(base["path"])
     try:
         tensors = read_gguf(path).tensors.values()
     except (MissingInput, BadData):
