@@ -16,7 +16,7 @@ export.json, version 1: JSON in UTF-8, one object, all keys always present.
     dropped     {group: {"tensors": number, "share": of the change's norm, or null if unknown}}
     unchecked   list of what the preflight could not compare, in words
     probe       null, or what the effect check compares with (`probe`)
-    command     how the runtime is started with these files, as a list of words, or null
+    command     how the runtime is started in this folder, as a list of words, or null
 """
 
 import ctypes
@@ -136,7 +136,12 @@ def record(path: Path, to: str, device: Device, part: Mapping[str, Any]) -> dict
 _HINTS = records.HEAD | {"to": str, "device": dict, "files": dict, "inputs": dict}
 _HINTS |= {"placed": dict, "dropped": dict, "unchecked": list[str]}
 _HINTS |= {"probe": dict | None, "command": list[str] | None}
-_DEVICE = {"model": str | None, "overlay": str, "sequence": int, "groups": list[str]}
+_DEVICE: dict[str, Any] = {
+    "model": str | None,
+    "overlay": str,
+    "sequence": int,
+    "groups": list[str],
+}
 _DEVICE |= {"alpha": float, "rank": int}
 _FILE, _INPUT = {"bytes": int, "sha256": str}, {"path": str, "sha256": str}
 
@@ -155,6 +160,16 @@ def read_record(path: Path) -> dict[str, Any]:
         for one in found[name].values():
             records.fields(one, hints, f"{where}: {name}")
     return found
+
+
+def is_whole(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the files of an export, and those that it was made from, are as they were."""
+    paths = {out / name: one for name, one in record["files"].items()}
+    paths |= {Path(one["path"]): one for one in record["inputs"].values()}
+    try:
+        return all(file_digest(path) == one["sha256"] for path, one in paths.items())
+    except MissingInput:
+        return False
 
 
 def file_digest(path: Path) -> str:
