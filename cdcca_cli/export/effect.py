@@ -28,7 +28,7 @@ from cdcca_cli.formats.profile import Profile
 if TYPE_CHECKING:
     from cdcca_cli.serving.llama import LlamaServer, Prompt
 
-Verdict = Literal["acts as trained", "acts, but differs", "has no effect", "cannot be told"]
+Verdict = Literal["acts as trained", "acts, but differs", "has no effect", "cannot be judged"]
 TOLERANCE = {"text": 0.02, "picture": 0.05}
 """The largest difference of log-probabilities on a base that is not quantised, in nats."""
 GAIN_TOLERANCE = 1 / 3
@@ -65,7 +65,7 @@ class Effect:
 
     @property
     def is_sound(self) -> bool:
-        return self.verdict in ("acts as trained", "cannot be told")
+        return self.verdict in ("acts as trained", "cannot be judged")
 
     def as_json(self) -> dict[str, Any]:
         """difference_text, difference_picture: the largest, with LoRA; ..._unscaled: without.
@@ -176,7 +176,9 @@ def judge(probe: Probe, served: Sequence[Served], is_exact: bool | None = None) 
     moved = max(_moved(one, answers) for one, answers in pairs)
     found = _by_gain(pairs, numbers)
     if changes <= _STILL:
-        return Effect("cannot be told", "log-probabilities", "the overlay changes nothing", numbers)
+        return Effect(
+            "cannot be judged", "log-probabilities", "the overlay changes nothing", numbers
+        )
     if _fits(off["whole"]) and changes > TOLERANCE["text"]:
         return Effect("acts as trained", "log-probabilities", "", numbers)
     if of_lora > TOLERANCE["text"] and moved <= min(_STILL, of_lora / 10):
@@ -189,7 +191,7 @@ def judge(probe: Probe, served: Sequence[Served], is_exact: bool | None = None) 
     if is_exact or (is_exact is None and _fits(off["unscaled"])):
         if _fits(off["whole"]):
             why = "the overlay changes less than is compared"
-            return Effect("cannot be told", "log-probabilities", why, numbers)
+            return Effect("cannot be judged", "log-probabilities", why, numbers)
         return Effect("acts, but differs", "log-probabilities", _reason(pairs, off), numbers)
     return found
 
@@ -199,7 +201,7 @@ def _by_gain(pairs: Sequence[tuple[Question, Served]], numbers: dict[str, float 
     known = [(one, answers.nats) for one, answers in pairs if answers.nats is not None]
     if not known:
         why = "the server scores none of the probe's answers"
-        return Effect("cannot be told", "gain", why, numbers)
+        return Effect("cannot be judged", "gain", why, numbers)
 
     def mean(values: Iterator[float]) -> float:
         return float(np.mean([*values]))
@@ -212,7 +214,7 @@ def _by_gain(pairs: Sequence[tuple[Question, Served]], numbers: dict[str, float 
     numbers |= {"gain_whole": whole_served, "gain_whole_expected": whole}
     if whole < 2 * NOISE:
         why = "the overlay makes the probe's answers hardly likelier"
-        return Effect("cannot be told", "gain", why, numbers)
+        return Effect("cannot be judged", "gain", why, numbers)
     for name, mine, theirs in (("LoRA", lora, lora_served), ("export", whole, whole_served)):
         if abs(theirs - mine) > max(GAIN_TOLERANCE * abs(mine), NOISE):
             why = f"the {name} gains {theirs:.3f} nats a token, {mine:.3f} expected"

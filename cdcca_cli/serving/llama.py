@@ -229,6 +229,8 @@ class LlamaServer:
         step = found.steps[len(after)] if len(found.steps) > len(after) else None
         if step is None:
             raise Final("the server gives no log-probabilities in the middle of a character")
+        if not step.top:
+            raise BadData("an answer without its likeliest tokens")
         return dict(step.top)
 
     def scores(

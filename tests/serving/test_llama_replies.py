@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.serving.http import Final
-from cdcca_cli.serving.llama import Completion, Props, Step, _aligned, _completion
+from cdcca_cli.serving.llama import (
+    Completion,
+    LlamaServer,
+    Prompt,
+    Props,
+    Step,
+    _aligned,
+    _completion,
+)
 
 NAMES = ["content", "tokens", "completion_probabilities", "top_logprobs", "id", "logprob"]
 NAMES += ["stop_type", "total_slots", "media_marker", "modalities", "model_path"]
@@ -63,6 +71,17 @@ def test_what_is_no_answer_is_refused(
     with pytest.raises(BadData, match=words) as error:
         _completion(_reply(**change), forced)
     assert isinstance(error.value, Final) == is_final
+
+
+def test_an_answer_without_its_likeliest_tokens_is_refused() -> None:
+    """Compared with others, no numbers would be as good as the same ones."""
+
+    class Silent(LlamaServer):
+        def complete(self, *asked: Any, **how: Any) -> Completion:
+            return _completion(_reply(), ())
+
+    with pytest.raises(BadData, match="likeliest"):
+        Silent.logprobs(Silent.__new__(Silent), Prompt("a"), 5, end=2)
 
 
 def test_a_reply_without_ids_has_those_of_its_steps() -> None:
