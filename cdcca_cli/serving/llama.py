@@ -25,6 +25,7 @@ _MOST_REPLY = 1 << 30  # bytes: some 90 for each token of a vocabulary, at each 
 _MOST_IDS = 1 << 20
 _FORCED = 1000.0  # a bias that no logit outweighs
 _ROUNDED = 1e-3  # a log-probability this far above 0 is one of rounded numbers
+_LOWEST, _UNKNOWN = -3.5e38, -1e38  # the server writes the lowest float32 for the log of 0
 # What a server may have been started with that is not greedy.
 _GREEDY = {
     "temperature": 0,
@@ -242,7 +243,8 @@ class LlamaServer:
     ) -> list[float]:
         """The log-probability of each of `ids` after the prompt, then of the end token.
 
-        Raises: BadData, also for a token that is a part of a character, which grammars refuse.
+        Raises: BadData, also for a token that is a part of a character, which grammars refuse, and
+            for one whose probability is 0 in float32.
         """
         found = self.complete(
             prompt, len(ids) + 1, ids=ids, biases={end: _FORCED}, scale=scale, cache=cache
@@ -252,6 +254,8 @@ class LlamaServer:
         values = [step.logp for step in found.steps if step is not None]
         if len(values) != len(found.ids):
             raise Final("the server gives no log-probabilities of parts of a character")
+        if min(values) < _UNKNOWN:
+            raise Final("a token is too unlikely for the server to say how unlikely")
         return values
 
     def score(
@@ -311,7 +315,7 @@ def _logp(entry: Mapping[str, Any]) -> float:
             "damaged model or adapter?)"
         )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not -1e38 < value <= _ROUNDED:
+    if not is_number or not _LOWEST < value <= _ROUNDED:
         raise BadData("a log-probability that is none")
     return min(float(value), 0.0)
 

@@ -88,7 +88,7 @@ class LlamaAsked:
             )
         self._server, self._profile, self._num_top = server, profile, num_top
         self._marker = server.props.marker
-        self.num_at_once = server.props.num_slots
+        self.num_at_once = min(server.props.num_slots, server.client.how.concurrency)
         self.close = server.close
         self._added, self._lacking = self._begin()
         self._special = _pattern([*profile.special, self._marker])
