@@ -23,6 +23,8 @@ port=${LLAMA_PORT:-8080}
 stop() { # the server of before, and wait until it has let go of its port
   local pid
   pid=$(cat "$served.pid" 2>/dev/null) || return 0
+  # After a reboot the number may be another process's.
+  grep -qa -- --mmproj "/proc/$pid/cmdline" 2>/dev/null || return 0
   kill "$pid" 2>/dev/null || true
   for _ in $(seq 100); do
     kill -0 "$pid" 2>/dev/null || break

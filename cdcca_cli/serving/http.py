@@ -147,7 +147,7 @@ class Client:
     ) -> R:
         """What `read` makes of the reply, which is asked for until it is sound.
 
-        Args: body: None: a GET. read: raises BadData for a reply that is none, Final for one that
+        Args: body: None: a GET. read: raises BadData for a malformed reply, Final for one that
             would come again. final: statuses that would come again, too.
         Raises: BadData for a request that is refused, or answered with nonsense each time;
             Unavailable for a server that is down, or too slow.

@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP interface: prompts as tokens or with pictures, answers by token.
 
-Any reply gives a value or an error: BadData for a reply that is none, for tokens other than those
+Any reply gives a value or an error: BadData for a malformed reply, for tokens other than those
 asked for and for log-probabilities that are null (the server writes NaN so); Unavailable for a
 server that is down. Requests that wait for a free slot are no error.
 
@@ -316,7 +316,7 @@ def _logp(entry: Mapping[str, Any]) -> float:
         )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not _LOWEST < value <= _ROUNDED:
-        raise BadData("a log-probability that is none")
+        raise BadData("an invalid log-probability")
     return min(float(value), 0.0)
 
 
@@ -330,7 +330,7 @@ def _ids(value: Mapping[str, Any], name: str) -> list[int]:
 def _id(value: Mapping[str, Any]) -> int:
     found = value.get("id")
     if not _is_id(found):
-        raise BadData("an id that is none")
+        raise BadData("an invalid id of a token")
     return int(found)  # type: ignore[arg-type]
 
 
@@ -341,5 +341,5 @@ def _is_id(value: Any) -> bool:
 def _of(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         names = {"dict": "an object", "list": "a list", "str": "text"}
-        raise BadData(f"a reply that is none: expected {names[kind.__name__]}")
+        raise BadData(f"a malformed reply: expected {names[kind.__name__]}")
     return value
