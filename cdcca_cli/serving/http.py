@@ -35,7 +35,7 @@ STOPS = {
     405: "takes no questions at this address",
 }
 _AGAIN = (408, 409, 425, 429)
-_STARTING = 503
+_STARTING = (429, 502, 503, 504)  # said by the server, or by what stands before it
 _LONGEST_PAUSE, _LONGEST_NAMED_PAUSE = 30.0, 600.0  # seconds
 _STARTING_PAUSE = 0.25  # seconds
 _MOST_REPLY = 1 << 26  # bytes
@@ -113,24 +113,24 @@ class Client:
     def begin(self, path: str, seconds: float) -> Any:
         """The JSON at `path`, once a server has started; None if there is none.
 
-        Args: seconds: how long a server that is starting (it refuses connections, or says 503) is
-            waited for.
+        Args: seconds: how long a server that is starting (it refuses connections, or says that it
+            can give no answer now) is waited for.
         Raises: Unavailable.
         """
         end = time.monotonic() + seconds
         while True:
             try:
                 status, _, data = self._send("GET", path, None)
-                if status != _STARTING:
+                if status not in _STARTING:
                     break
-                fault = f"is still starting{self._words(data)}"
+                fault = f"is still starting (HTTP {status}){self._words(data)}"
             except Transient as error:
                 fault = str(error)
             if time.monotonic() >= end:
                 raise Unavailable(f"{self.name}: {fault}: after {seconds:g} s")
             self.say_once("not there yet: waiting for it to start")
             self._stopped.wait(_STARTING_PAUSE)
-        if status in (401, 402, 403) or status in (500, 502, 504):
+        if status in (401, 402, 403, 500):
             words = STOPS.get(status, f"HTTP {status}")
             raise Unavailable(f"{self.name}: {words}{self._words(data)}")
         try:
@@ -147,7 +147,7 @@ class Client:
     ) -> R:
         """What `read` makes of the reply, which is asked for until it is sound.
 
-        Args: body: None: a GET. read: raises BadData for a reply that is none, Final for one that
+        Args: body: None: a GET. read: raises BadData for a malformed reply, Final for one that
             would come again. final: statuses that would come again, too.
         Raises: BadData for a request that is refused, or answered with nonsense each time;
             Unavailable for a server that is down, or too slow.
@@ -198,10 +198,12 @@ class Client:
                 raise Transient(str(error), is_down=False) from None
         words = self._words(data)
         if status in STOPS or 300 <= status < 400:
-            raise Unavailable(f"{self.name}: {STOPS.get(status, 'is elsewhere')}{words}")
+            elsewhere = f"redirects elsewhere (HTTP {status}), which is not followed"
+            raise Unavailable(f"{self.name}: {STOPS.get(status, elsewhere)}{words}")
         if status not in final and (status in _AGAIN or status >= 500):
             raise Transient(f"HTTP {status}{words}", named, is_down=status != 500)
-        raise Refused(f"refused with HTTP {status}{words}", words.removeprefix(": "))
+        message = f"{self.name}: refused with HTTP {status}{words}"
+        raise Refused(message, words.removeprefix(": "))
 
     def say_once(self, text: str, what: str | None = None) -> None:
         """A message about this server. Args: what: what it is about, which is said once."""
@@ -212,12 +214,14 @@ class Client:
             streams.message(f"{self.name}: {text}")
 
     def _pause(self, tried: int, named: float | None) -> None:
-        """Wait before the next try; a pause that the server names holds for every request."""
+        """Wait before the next try; a pause that the server names holds for every request.
+
+        Our own pause is the least, as a server may name none at all (`Retry-After: 0`).
+        """
         if named is not None:
             until = time.monotonic() + min(named, _LONGEST_NAMED_PAUSE)
             with self._lock:
                 self._not_before = max(self._not_before, until)
-            return
         pause = min(self.how.backoff * 2.0 ** (tried - 1), _LONGEST_PAUSE)
         self._stopped.wait(pause * random.uniform(0.5, 1.0))
 

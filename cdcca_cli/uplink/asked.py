@@ -95,7 +95,7 @@ class LlamaAsked:
         # All that a server lists is all there is, even if the head has rows that it leaves out.
         self._vocabulary = 0 if num_top == EVERY else profile.language.vocabulary
         self._marker = server.props.marker
-        self.num_at_once = server.props.num_slots
+        self.num_at_once = min(server.props.num_slots, server.client.how.concurrency)
         self.close = server.close
         self._added, self._lacking = self._begin()
         self._special = _pattern([*profile.special, self._marker])

@@ -120,7 +120,7 @@ def _chat_server(address: Address, settings: ServedSettings) -> tuple[ChatServer
 def _model_names(value: Any) -> list[str]:
     rows = value.get("data") if isinstance(value, dict) else None
     if not isinstance(rows, list):
-        raise BadData("a list of models that is none")
+        raise BadData("a malformed list of models")
     return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
 

@@ -7,9 +7,9 @@
 #   done      the device has it                          remove the file
 #   obsolete  the device has had a newer one             remove the file
 #   wait      an earlier one is still to come            keep the file, fetch what is missing
-#   later     not the file's fault: no memory, disk      keep the file, try again
-#             full, stopped, or the runtime refused it
-#             and the device went back
+#   later     not the file's fault: wrong settings, no   keep the file, try again
+#             memory, disk full, stopped, or the
+#             runtime refused it and the device went back
 #   refuse    damaged, hostile, unsigned, too new, or    move it aside, tell the cloud
 #             worse on the device's own frames
 #
@@ -22,7 +22,7 @@ verdict() {
     0) echo 'done' ;;
     79) echo obsolete ;;
     78) echo wait ;;
-    69 | 73 | 81 | 129 | 130 | 137 | 141 | 143) echo later ;;
+    2 | 69 | 73 | 81 | 129 | 130 | 137 | 141 | 143) echo later ;;
     *) echo refuse ;;
   esac
 }
@@ -33,11 +33,13 @@ if [ "${1:-}" = --verdict ]; then
 fi
 device=${1:?usage: take-update.sh DEVICE FILE}
 file=${2:?usage: take-update.sh DEVICE FILE}
-if [ ! -e "$device/device.json" ]; then # no fault of the update's
-  echo later
-  echo "take-update.sh: $device is no device folder" >&2
-  exit 69
-fi
+for needed in "$device/device.json" ${IF_BETTER:+"$IF_BETTER"}; do
+  [ -e "$needed" ] || { # no fault of the update's
+    echo later
+    echo "take-update.sh: $needed is missing" >&2
+    exit 69
+  }
+done
 
 set -- apply "$device" "$file" --quiet
 [ -z "${NOTIFY:-}" ] || set -- "$@" --notify "$NOTIFY"

@@ -150,3 +150,13 @@ def test_without_a_probe_it_is_served_and_not_checked(place: Place) -> None:
     done = place.run()
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the server was not checked" in done.stderr
+
+
+def test_a_stale_number_ends_no_other_process(place: Place) -> None:
+    """After a reboot the number in SERVED.pid may be that of anything."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (place.folder / "served.pid").write_text(f"{other.pid}\n")
+        done = place.run()
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert other.poll() is None
+        other.kill()

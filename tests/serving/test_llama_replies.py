@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.serving.http import Final
+from cdcca_cli.serving.address import Address
+from cdcca_cli.serving.http import Client, Connection, Final
 from cdcca_cli.serving.llama import (
     Completion,
     LlamaServer,
@@ -18,6 +19,8 @@ from cdcca_cli.serving.llama import (
     _aligned,
     _completion,
 )
+from cdcca_cli.uplink.entropies import Listed
+from tests.teachers.server import responding
 
 NAMES = ["content", "tokens", "completion_probabilities", "top_logprobs", "id", "logprob"]
 NAMES += ["stop_type", "total_slots", "media_marker", "modalities", "model_path"]
@@ -58,8 +61,8 @@ def _reply(**change: Any) -> dict[str, Any]:
         ({"tokens": [5, True]}, (), "ids of tokens", False),
         ({"tokens": [5, -1]}, (), "ids of tokens", False),
         ({"completion_probabilities": [{"id": 5, "logprob": None}]}, (), "are null", True),
-        ({"completion_probabilities": [{"id": 5, "logprob": 0.5}]}, (), "that is none", False),
-        ({"completion_probabilities": [{"id": 5, "logprob": True}]}, (), "that is none", False),
+        ({"completion_probabilities": [{"id": 5, "logprob": 0.5}]}, (), "invalid log-prob", False),
+        ({"completion_probabilities": [{"id": 5, "logprob": True}]}, (), "invalid log-prob", False),
         ({"tokens": [], "completion_probabilities": None}, (), "without tokens", True),
         ({}, (5, 7), "asked for the tokens", True),
         ({}, (5, 6, 7), "asked for the tokens", True),
@@ -97,3 +100,25 @@ def test_steps_that_were_left_out_are_found(tokens: list[tuple[int, bool]]) -> N
     found = _aligned(ids, given_steps)
     assert [step for step in found if step is not None] == given_steps
     assert all(step is None or step.id == one for step, one in zip(found, ids, strict=True))
+
+
+def test_a_probability_of_zero_is_the_lowest_number() -> None:
+    """llama.cpp writes the lowest float32 for the logarithm of 0, as JSON has no infinity."""
+    lowest = -3.4028234663852886e38
+    top = [{"id": 5, "logprob": 0.0}, {"id": 7, "logprob": lowest}]
+    entries = [{"id": 5, "logprob": 0.0, "top_logprobs": top}, {"id": 6, "logprob": -1.0}]
+    first = _completion(_reply(completion_probabilities=entries), ()).steps[0]
+    assert first is not None and first.top == {5: 0.0, 7: lowest}
+    for vocabulary in (2, 9):
+        listed = Listed.of(first.top.values(), vocabulary)
+        assert (listed.least, listed.most, listed.margin) == (0.0, 0.0, 1.0)
+        assert listed.is_exact == (vocabulary == 2)
+
+
+def test_a_forced_token_of_probability_zero_has_no_score() -> None:
+    entries = [{"id": one, "logprob": -3.4028234663852886e38} for one in (5, 6)]
+    reply = {"content": "ab", "tokens": [5, 6], "completion_probabilities": entries}
+    with responding(lambda path, body: reply) as served:
+        client = Client(Address.parse(served.address), Connection(attempts=1))
+        with pytest.raises(Final, match="too unlikely"):
+            LlamaServer(client, Props()).score(Prompt("a"), [5], end=6)

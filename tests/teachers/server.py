@@ -242,10 +242,11 @@ def responding(
     fault: Fault | None = None,
     *,
     seconds: float = 0.0,
+    get: Callable[[Any], None] | None = None,
 ) -> Iterator[Served]:
     """Serve on loopback what `respond` makes of a path and a body (None: a GET); None: 404.
 
-    Args: seconds: that each answer takes. fault: of POST alone.
+    Args: seconds: that each answer takes. fault: of POST alone. get: answers GET instead.
     """
     lock = threading.Lock()
     served = Served(0, Counter(), [], [])
@@ -257,6 +258,9 @@ def responding(
         asked_for: dict[str, Any]
 
         def do_GET(self) -> None:
+            if get is not None:
+                get(self)
+                return
             reply = respond(self.path, None)
             self.send(404 if reply is None else 200, json.dumps(reply).encode())
 

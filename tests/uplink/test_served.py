@@ -434,6 +434,14 @@ def test_as_many_frames_are_in_flight_as_the_server_has_slots(
     assert anonymous(found) == anonymous(undisturbed)
 
 
+def test_a_server_with_any_number_of_slots_gets_no_more_than_is_set(world: World) -> None:
+    with faking(slots=1 << 30) as server:
+        settings = ServedSettings(server=root_of(server.address), concurrency=3)
+        opened = served.open_served(settings, Device.open(world.device))
+        opened.asked.close()
+    assert opened.asked.num_at_once == 3
+
+
 def test_a_server_that_is_starting_is_waited_for(world: World) -> None:
     """The port refuses connections, then says 503, then answers."""
     with faking() as server:
