@@ -114,7 +114,7 @@ def test_a_gain_within_the_noise_of_a_quantised_base() -> None:
     small = probe(start=1.58, unscaled=1.55, whole=1.5)
     nats = {"unscaled": 1.60, "whole": 1.58}
     found = judge(small, served(LORA + OFF, ALL + OFF, nats))
-    assert found.verdict == "cannot be told"
+    assert found.verdict == "cannot be judged"
     found.require("url")
 
 
