@@ -66,14 +66,18 @@ class Effect:
     def is_sound(self) -> bool:
         return self.verdict in ("acts as trained", "cannot be judged")
 
+    @property
+    def cannot_see(self) -> str:
+        """What such a comparison does not show, in words."""
+        return _CANNOT_SEE if self.by == "gain" else ""
+
     def as_json(self) -> dict[str, Any]:
         """difference_text, difference_picture: the largest, with LoRA; ..._unscaled: without.
 
         gain, gain_expected: of the LoRA; gain_whole...: of all that was exported;
         gain_held_out...: of the LoRA on labelled frames (`held_out`).
         """
-        unseen = _CANNOT_SEE if self.by == "gain" else ""
-        return {"kind": "effect", **asdict(self), "cannot_see": unseen}
+        return {"kind": "effect", **asdict(self), "cannot_see": self.cannot_see}
 
     def summary(self) -> str:
         """In one line."""
@@ -91,8 +95,8 @@ class Effect:
         for name, number in self.numbers.items():
             if number is not None:
                 yield name.replace("_", " "), f"{number:.4f} nats"
-        if self.by == "gain":
-            yield "not seen", _CANNOT_SEE
+        if self.cannot_see:
+            yield "not seen", self.cannot_see
 
     def require(self, url: str) -> None:
         """Raises: BelowMark unless the server acts as trained, as far as that can be told."""
