@@ -284,21 +284,16 @@ def _strength(pairs: Sequence[tuple[Question, Served]]) -> float:
     """How much of the LoRA's change the server's change has in its direction."""
     own, both = 0.0, 0.0
     for one, answers in pairs:
-        whole, unscaled = (
-            one.next["whole"],
-            dict(zip(one.next["unscaled"].ids, one.next["unscaled"].logp, strict=True)),
-        )
-        kept = [each for each in whole.ids if each in unscaled and each in answers.next["whole"]]
-        kept = [each for each in kept if each in answers.next["unscaled"]]
-        if not kept:
+        states: list[Mapping[int, float]] = []
+        for named in (one.next["whole"], one.next["unscaled"]):
+            states.append(dict(zip(named.ids, named.logp, strict=True)))
+        states += [answers.next["whole"], answers.next["unscaled"]]
+        if not (kept := sorted(set(states[0]).intersection(*states[1:]))):
             continue
-        own_logp = dict(zip(whole.ids, whole.logp, strict=True))
-
-        def centred(values: Mapping[int, float], ids: Sequence[int] = kept) -> Any:
-            return _among(np.array([values[each] for each in ids]))
-
-        expected = centred(own_logp) - centred(unscaled)
-        found = centred(answers.next["whole"]) - centred(answers.next["unscaled"])
-        own += float(expected @ expected)
-        both += float(expected @ found)
+        whole, unscaled, whole_served, unscaled_served = (
+            _among(np.array([state[token] for token in kept])) for state in states
+        )
+        change = whole - unscaled
+        own += float(change @ change)
+        both += float(change @ (whole_served - unscaled_served))
     return both / own if own else 0.0
