@@ -67,14 +67,18 @@ class Effect:
     def is_sound(self) -> bool:
         return self.verdict in ("acts as trained", "cannot be judged")
 
+    @property
+    def cannot_see(self) -> str:
+        """What such a comparison does not show, in words."""
+        return _CANNOT_SEE if self.by == "gain" else ""
+
     def as_json(self) -> dict[str, Any]:
         """difference_text, difference_picture: the largest, with LoRA; ..._unscaled: without.
 
         gain, gain_expected: of the LoRA; gain_whole...: of all that was exported;
         gain_held_out...: of the LoRA on labelled frames (`held_out`).
         """
-        unseen = _CANNOT_SEE if self.by == "gain" else ""
-        return {"kind": "effect", **asdict(self), "cannot_see": unseen}
+        return {"kind": "effect", **asdict(self), "cannot_see": self.cannot_see}
 
     def summary(self) -> str:
         """In one line."""
@@ -92,8 +96,8 @@ class Effect:
         for name, number in self.numbers.items():
             if number is not None:
                 yield name.replace("_", " "), f"{number:.4f} nats"
-        if self.by == "gain":
-            yield "not seen", _CANNOT_SEE
+        if self.cannot_see:
+            yield "not seen", self.cannot_see
 
     def require(self, url: str) -> None:
         """Raises: BelowMark unless the server acts as trained, as far as that can be told."""
@@ -281,21 +285,16 @@ def _strength(pairs: Sequence[tuple[Question, Served]]) -> float:
     """How much of the LoRA's change the server's change has in its direction."""
     own, both = 0.0, 0.0
     for one, answers in pairs:
-        whole, unscaled = (
-            one.next["whole"],
-            dict(zip(one.next["unscaled"].ids, one.next["unscaled"].logp, strict=True)),
-        )
-        kept = [each for each in whole.ids if each in unscaled and each in answers.next["whole"]]
-        kept = [each for each in kept if each in answers.next["unscaled"]]
-        if not kept:
+        states: list[Mapping[int, float]] = []
+        for named in (one.next["whole"], one.next["unscaled"]):
+            states.append(dict(zip(named.ids, named.logp, strict=True)))
+        states += [answers.next["whole"], answers.next["unscaled"]]
+        if not (kept := sorted(set(states[0]).intersection(*states[1:]))):
             continue
-        own_logp = dict(zip(whole.ids, whole.logp, strict=True))
-
-        def centred(values: Mapping[int, float], ids: Sequence[int] = kept) -> Any:
-            return _among(np.array([values[each] for each in ids]))
-
-        expected = centred(own_logp) - centred(unscaled)
-        found = centred(answers.next["whole"]) - centred(answers.next["unscaled"])
-        own += float(expected @ expected)
-        both += float(expected @ found)
+        whole, unscaled, whole_served, unscaled_served = (
+            _among(np.array([state[token] for token in kept])) for state in states
+        )
+        change = whole - unscaled
+        own += float(change @ change)
+        both += float(change @ (whole_served - unscaled_served))
     return both / own if own else 0.0

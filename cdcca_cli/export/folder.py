@@ -13,7 +13,7 @@ export.json, version 1: JSON in UTF-8, one object, all keys always present.
     files       {name: {"bytes", "sha256"}} of all other files in the folder
     inputs      {name: {"path", "sha256"}} of the runtime's files that it was made from
     placed      {group: number of the overlay's tensors that arrive}
-    dropped     {group: {"tensors": number, "share": of the change's norm, or null if unknown}}
+    dropped     {group: {"tensors": names, "share": of the change's norm, or null if unknown}}
     unchecked   list of what the preflight could not compare, in words
     probe       null, or what the effect check compares with (`probe`)
     command     how the runtime is started in this folder, as a list of words, or null

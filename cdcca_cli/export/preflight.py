@@ -196,7 +196,8 @@ def _norms(base: Base, profile: Profile) -> list[str]:
         offset = base.architecture.norm_offset if own == "weight" else 0.0
         wide = values.astype(np.float64) - offset
         near = (_EXACT if tensor.kind == ggml.F32 else _ROUNDED) * (root + offset)
-        moments = float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            moments = float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
         if not max(abs(moments[0] - mean), abs(moments[1] - root)) <= near:
             faults.append(f"other values in {named}.{own}")
     return faults
@@ -283,8 +284,8 @@ def _corner(file: Gguf, tensor: Tensor, sample: Sample) -> NDArray[np.float32] |
 
 def _distance(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     """|found - wanted| / |wanted|; NaN where a value is none."""
-    size = float(np.linalg.norm(wanted))
-    return float(np.linalg.norm(found - wanted)) / max(size, 1e-30)
+    wide = wanted.astype(np.float64)  # squares of float32 may overflow
+    return float(np.linalg.norm(found - wide)) / max(float(np.linalg.norm(wide)), 1e-30)
 
 
 def _words(faults: Sequence[str]) -> str:

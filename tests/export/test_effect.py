@@ -161,10 +161,13 @@ def checked(
     with llama.serving(usual["model"], usual["mmproj"], usual["adapter"]) as address:
         url = address.partition("#")[0]
         capfd.readouterr()
-        code = main(exporting(made, out, "--json", "--check", url))
+        words = [one for one in exporting(made, out) if one != "--quiet"]
+        code = main([*words, "--json", "--check", url])
         found = capfd.readouterr()
         assert code in (0, 3), found.err
-        return code, json.loads(found.out)["effect"]
+        effect: dict[str, Any] = json.loads(found.out)["effect"]
+        assert ("this shows neither" in found.err) == (effect["by"] == "gain")
+        return code, effect
 
 
 def test_the_whole_export_acts_as_trained(

@@ -191,6 +191,21 @@ def test_numbers_of_heads_that_are_none(
     assert "no number of heads" in refused(made, tmp_path, BadData, base=tmp_path / "base.gguf")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [(3e38, -3e38), (np.inf, -np.inf), (np.nan, 0.0)])
+def test_wild_values_are_refused_without_a_warning(
+    made: Made, tmp_path: Path, values: tuple[float, float]
+) -> None:
+    wild = np.resize(np.float32(values), (tiny.WIDTH, tiny.WIDTH))
+    change = {"blk.0.attn_q.weight": wild, "output_norm.weight": wild[0]}
+    for name, words in (("blk.0.attn_q.weight", "weights"), ("output_norm.weight", "values")):
+        base = tmp_path / f"{name}.gguf"
+        tiny.write_base(made.checkpoint, base, change={name: change[name]})
+        assert f"other {words} in {name.removesuffix('.weight')}" in refused(
+            made, tmp_path, WrongBase, base=base
+        )
+
+
 def test_damaged_and_missing_files(made: Made, tmp_path: Path) -> None:
     data = made.base.read_bytes()
     cut = tmp_path / "cut.gguf"
