@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cdcca_cli import streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.export import folder
 from cdcca_cli.export.settings import TARGETS, ExportSettings
@@ -20,9 +21,16 @@ def export(device: Device, out: Path, settings: ExportSettings) -> dict[str, Any
     """
     write = import_module(MODULES[settings.to]).write
     overlay = device.read_overlay()
+    try:
+        before = folder.read_record(out)["inputs"]
+    except (BadData, MissingInput):
+        before = {}
     with folder.fresh(out) as made:
         part = write(made.path, device, overlay, settings)
         record = folder.record(made.path, settings.to, device, part)
+        for name, file in record["inputs"].items():
+            if name in before and before[name].get("sha256") != file["sha256"]:
+                streams.message(f"{file['path']}: other bytes than the export before was made from")
         made.finish(record)
     return record
 

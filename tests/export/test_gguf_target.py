@@ -308,3 +308,16 @@ def test_a_disk_that_is_full_or_a_kill_in_the_middle(
             assert exported(made, out)["files"] == old["files"]
         number += 4
     assert calls > 20
+
+
+def test_a_base_of_other_bytes_than_before_is_said(
+    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, base = tmp_path / "out", tmp_path / "base.gguf"
+    shutil.copy(made.base, base)
+    exported(made, out, base=base)
+    exported(made, out, base=base)
+    assert "other bytes" not in capfd.readouterr().err
+    tiny.write_base(made.checkpoint, base, kind="Q4_1")
+    exported(made, out, base=base)
+    assert f"{base}: other bytes than the export before" in capfd.readouterr().err
