@@ -1,13 +1,12 @@
 """`cdcca sample`: frames to token shards, the uplink."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcca_cli import streams
+from cdcca_cli import packages, streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.errors import Unavailable
 from cdcca_cli.options import (
@@ -134,8 +133,9 @@ def _model(
     found = known_model(device, how, coding, has_predictions=has_predictions)
     if not isinstance(found, str):
         return found
-    if find_spec("torch") is None:
-        raise Unavailable(f"torch is not installed, and sampling needs the model here: {found}")
+    if packages.is_light():
+        cure = packages.cure_for(ModuleNotFoundError(name="torch"))
+        raise Unavailable(f"sampling needs the model here: {found}; the model {cure}")
     on.set_threads()
     from cdcca_cli.models import load_device
 

@@ -66,7 +66,8 @@ def sniff(stream: BinaryIO, where: str) -> tuple[str, BinaryIO]:
         source = pushed_back(head, stream)
         full_head = records.read_head(source, where=where) or b""
         return _kind_of_record(full_head, where), pushed_back(full_head, source)
-    raise BadData(f"{where}: not a kind of file that cdcca reads")
+    named = next((f": {name}" for magic, name in _MAGIC if head.startswith(magic)), "")
+    raise BadData(f"{where}: not a kind of file that cdcca reads{named}")
 
 
 def _kind_of_record(head: bytes, where: str) -> str:
@@ -100,7 +101,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "zstd data: unpack it first (unzstd)"),
     (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
-    (b"GGUF", "a GGUF file of llama.cpp, a base of cdcca export"),
+    (b"GGUF", "a GGUF file of llama.cpp, which cdcca export takes and writes"),
     (b"%PDF", "a PDF document"),
     (b"SQLite format 3", "an SQLite database"),
 )

@@ -81,7 +81,8 @@ class Client:
     ) -> None:
         """Args: url: to ask at; None: the address's. most: bytes of a reply.
 
-        Raises: SettingError for a key that is not there.
+        Raises: SettingError for a key that is not there; Unavailable for an environment that names
+            proxies or certificates which cannot be used.
         """
         import httpx2
 
@@ -93,12 +94,18 @@ class Client:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         number = how.concurrency
-        self._client = httpx2.Client(
-            headers=headers,
-            timeout=httpx2.Timeout(how.timeout, pool=None),
-            limits=httpx2.Limits(max_connections=number, max_keepalive_connections=number),
-            verify=address.url.startswith("https://"),  # certificates take a while to load
-        )
+        is_secure = address.url.startswith("https://")
+        try:
+            self._client = httpx2.Client(
+                headers=headers,
+                timeout=httpx2.Timeout(how.timeout, pool=None),
+                limits=httpx2.Limits(max_connections=number, max_keepalive_connections=number),
+                verify=is_secure,  # certificates take a while to load
+                trust_env=is_secure or not address.is_here,  # no proxy leads to this machine
+            )
+        except (ValueError, OSError, ImportError) as error:
+            words = f"the environment's proxies or certificates cannot be used ({error})"
+            raise Unavailable(f"{self.name}: {words}") from None
         self._in_flight = threading.Semaphore(number)
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -289,15 +296,19 @@ def fault(value: Any) -> str:
 
 
 def key_of(name: str | None, address: Address) -> str | None:
-    """The key, from the environment variable `name`. Raises: SettingError."""
-    if name is None:
-        return (os.environ.get(USUAL_KEY) or None) if address.is_private else None
-    key = os.environ.get(name)
-    if not key:
+    """The key, from the environment variable `name`, without blanks around it.
+
+    Raises: SettingError.
+    """
+    if name is None and not address.is_private:
+        return None
+    variable = USUAL_KEY if name is None else name
+    key = os.environ.get(variable, "").strip()
+    if not key and name is not None:
         raise SettingError("api_key_env", "the environment has no such variable", name)
     if not key.isascii() or not key.isprintable():
-        raise SettingError("api_key_env", "its value is no key: not printable ASCII", name)
-    return key
+        raise SettingError("api_key_env", "its value is no key: not printable ASCII", variable)
+    return key or None
 
 
 def named_pause(text: str | None) -> float | None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.errors import SettingError, Unavailable
 from cdcca_cli.serving.address import Address
-from cdcca_cli.serving.http import Client, Connection, Refused, named_pause
+from cdcca_cli.serving.http import USUAL_KEY, Client, Connection, Refused, key_of, named_pause
 from tests.teachers.server import responding
 
 QUICK = Connection(timeout=2.0, attempts=3, backoff=0.1)
@@ -79,3 +79,43 @@ def test_a_request_that_is_refused_names_the_server() -> None:
         pytest.raises(Refused, match=rf"127.0.0.1:{served.port}.*: refused with HTTP 204"),
     ):
         client(served.address).ask("/x", {}, lambda value: value)
+
+
+HERE = Address.parse("http://127.0.0.1:1/v1#m")
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\u043a\u043b\u044e\u0447", "a\x00"])
+def test_what_is_no_key_is_refused_and_not_repeated(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header of it would fail, with the key in the message."""
+    monkeypatch.setattr("os.environ", {USUAL_KEY: key})
+    with pytest.raises(SettingError, match=rf"{USUAL_KEY}: its value is no key") as refused:
+        key_of(None, HERE)
+    assert key not in str(refused.value)
+
+
+def test_blanks_around_a_key_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of an environment file may end with \\r, and $(cat key) may begin with a blank."""
+    for key, wanted in ((" sk-1\r\n", "sk-1"), (" ", None), ("", None)):
+        monkeypatch.setattr("os.environ", {USUAL_KEY: key})
+        assert key_of(None, HERE) == wanted
+
+
+def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with responding(lambda path, body: {"a": 1}) as served:
+        assert client(served.address).ask("/x", {}, lambda value: value) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "odd://x:1"), ("SSL_CERT_FILE", "/not/there")],
+)
+def test_an_environment_that_cannot_be_used_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Unavailable, match="proxies or certificates"):
+        client("https://there.invalid/v1#m")
