@@ -10,6 +10,7 @@ from cdcca_cli.export import effect, folder, held_out, probe, takes
 from cdcca_cli.export.effect import Effect
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import read_gguf
+from cdcca_cli.formats.names import EXPORT_FILE
 from cdcca_cli.formats.probe import Probe, parse_probe, read_probe
 from cdcca_cli.numerics import ggml
 
@@ -24,7 +25,7 @@ def of_export(device: Device, out: Path, record: dict[str, Any], url: str) -> Ef
             f"{out}: the export has no probe to compare with: export again with `probe` made, or "
             "with the file that a mirror made (`to` probe)"
         )
-    found = parse_probe(record["probe"], str(out / folder.FILE_NAME))
+    found = parse_probe(record["probe"], str(out / EXPORT_FILE))
     return check(device, found, url, is_exact(out, record), sees=_sees(record))
 
 

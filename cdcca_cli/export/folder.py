@@ -36,10 +36,10 @@ from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.names import EXPORT_FILE as FILE_NAME
 from cdcca_cli.text import read_json
 
 VERSION = 1
-FILE_NAME = "export.json"
 _MOST_BYTES = 1 << 24
 _PIECE = 1 << 20
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}")

@@ -7,7 +7,8 @@
     seen                                  the state of `cdcca sample --state`: its "kind"
     annotations                           any other JSON
     image, video                          its magic number
-    device, checkpoint, frames            folders: by device.json or config.json in them, or neither
+    device, export, checkpoint, frames    folders: by device.json, export.json or config.json in
+                                          them, or none of these
 
 A kind is a guess, not a check: the reader of that kind checks.
 """
@@ -23,6 +24,7 @@ from cdcca_cli.byte_streams import pushed_back
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device_state import FILE_NAME
+from cdcca_cli.formats.names import EXPORT_FILE
 from cdcca_cli.text import load_json
 
 WEIGHTS_HEADER_BYTES = 100_000_000
@@ -45,6 +47,8 @@ def kind_of_folder(path: Path) -> str:
     """The kind of a folder."""
     if os.path.lexists(path / FILE_NAME):
         return "device"
+    if os.path.lexists(path / EXPORT_FILE):
+        return "export"
     return "checkpoint" if os.path.lexists(path / "config.json") else "frames"
 
 

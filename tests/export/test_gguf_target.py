@@ -321,3 +321,30 @@ def test_a_base_of_other_bytes_than_before_is_said(
     tiny.write_base(made.checkpoint, base, kind="Q4_1")
     exported(made, out, base=base)
     assert f"{base}: other bytes than the export before" in capfd.readouterr().err
+
+
+def test_inspect_verifies_an_export_and_a_profile(
+    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    exported(made, out, base=made.base, mmproj=made.mmproj)
+    capfd.readouterr()
+    for named in (out, out / "export.json"):
+        assert main(["inspect", str(named), "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert (found["kind"], found["to"]) == ("export", "gguf")
+        assert found["digests"]["adapter.gguf"] == file_digest(out / "adapter.gguf")
+        assert found["bytes"]["total"] == sum(one.stat().st_size for one in out.iterdir())
+    data = (out / "adapter.gguf").read_bytes()
+    (out / "adapter.gguf").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert main(["inspect", str(out)]) == 65
+    assert "adapter.gguf: is not what was exported" in capfd.readouterr().err
+
+    device = tmp_path / "device"
+    shutil.copytree(made.device, device)
+    assert main(["inspect", str(device), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["profile"] is True
+    (device / "profile.json").write_text("{}")
+    assert main(["inspect", str(device)]) == 65
+    (device / "profile.json").unlink()
+    assert main(["inspect", str(device)]) == 0
