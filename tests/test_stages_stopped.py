@@ -39,7 +39,7 @@ def world(
     create_device(root / "device", str(tiny_pair[1]), InitSettings(lora_rank=2))
     (root / "frames").mkdir()
     image = tiny.images(1)[0]
-    for number in range(3000):
+    for number in range(800):
         image.save(root / "frames" / f"{number:04}.bmp")
     return root / "device", root / "frames", tiny_pair[0]
 
