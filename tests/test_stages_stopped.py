@@ -102,7 +102,10 @@ def test_ctrl_c(stage: str, world: tuple[Path, Path, Path], tmp_path: Path) -> N
         until_hidden_file(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
     stderr = process.communicate(timeout=WAIT_SECONDS)[1].decode()
-    assert (process.returncode, stderr) == (130, f"cdcca {stage}: interrupted\n")
+    # CPython ends by the signal itself if it came while a package in C ran Python code, in its
+    # import: a shell sees 130 for both.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert stderr == f"cdcca {stage}: interrupted\n"
     assert list(tmp_path.iterdir()) == []
     assert state_of(world[0]) == before
 
