@@ -1,8 +1,8 @@
 """The packages that cdcca depends on, and those that a light installation leaves out.
 
 A light installation, for a device, has what `apply`, `export`, `infer` and `sample` with a server,
-`inspect` and keys need, and none of LEFT_OUT: 160 MB in place of 1,700. Whatever imports one of
-those there ends with Unavailable (`main`), whose cure is all of them, because one alone does not
+`inspect` and keys need, and none of LEFT_OUT: about 150 MB in place of 1,700. Whatever imports one
+of those there ends with Unavailable (`main`), whose cure is all of them, because one alone does not
 help.
 """
 

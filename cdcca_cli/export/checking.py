@@ -6,11 +6,11 @@ from typing import Any
 
 from cdcca_cli import streams
 from cdcca_cli.errors import BadData, MissingInput, UsageError
-from cdcca_cli.export import effect, folder, held_out, probe, takes
+from cdcca_cli.export import effect, held_out, probe, takes
 from cdcca_cli.export.effect import Effect
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import FILE_NAME, read_record
 from cdcca_cli.formats.gguf import read_gguf
-from cdcca_cli.formats.names import EXPORT_FILE
 from cdcca_cli.formats.probe import Probe, parse_probe, read_probe
 from cdcca_cli.numerics import ggml
 
@@ -25,7 +25,7 @@ def of_export(device: Device, out: Path, record: dict[str, Any], url: str) -> Ef
             f"{out}: the export has no probe to compare with: export again with `probe` made, or "
             "with the file that a mirror made (`to` probe)"
         )
-    found = parse_probe(record["probe"], str(out / EXPORT_FILE))
+    found = parse_probe(record["probe"], str(out / FILE_NAME))
     return check(device, found, url, is_exact(out, record), sees=_sees(record))
 
 
@@ -44,7 +44,7 @@ def of_device(device: Device, url: str, file: Path | None, frames: Path | None =
     found.check(device)
     out = file if file.is_dir() else file.parent
     try:
-        record = folder.read_record(out)
+        record = read_record(out)
     except (MissingInput, BadData):
         return check(device, found, url, None, frames)
     return check(device, found, url, is_exact(out, record), frames, sees=_sees(record))

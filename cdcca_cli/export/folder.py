@@ -4,25 +4,11 @@ Its files are written into a hidden folder beside it, and synced; then the two e
 in one step (Linux's renameat2), so that a reader finds all files of the old export or all of the
 new one, even after the power failed. Where the file system cannot exchange, the old folder is
 renamed first; if a process dies between the two renames, the next export puts it back.
-
-export.json, version 1: JSON in UTF-8, one object, all keys always present.
-
-    kind "export", version 1
-    to          the target
-    device      {"model", "overlay": digests, "sequence", "groups", "alpha", "rank"}
-    files       {name: {"bytes", "sha256"}} of all other files in the folder
-    inputs      {name: {"path", "sha256"}} of the runtime's files that it was made from
-    placed      {group: number of the overlay's tensors that arrive}
-    dropped     {group: {"tensors": names, "share": of the change's norm, or null if unknown}}
-    unchecked   list of what the preflight could not compare, in words
-    probe       null, or what the effect check compares with (`probe`)
-    command     how the runtime is started in this folder, as a list of words, or null
 """
 
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -36,12 +22,8 @@ from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.names import EXPORT_FILE as FILE_NAME
-from cdcca_cli.text import read_json
+from cdcca_cli.formats.export_record import FILE_NAME, VERSION, file_digest, read_record
 
-VERSION = 1
-_MOST_BYTES = 1 << 24
-_PIECE = 1 << 20
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}")
 _OLD = ".before-export"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
@@ -133,35 +115,6 @@ def record(path: Path, to: str, device: Device, part: Mapping[str, Any]) -> dict
     }
 
 
-_HINTS = records.HEAD | {"to": str, "device": dict, "files": dict, "inputs": dict}
-_HINTS |= {"placed": dict, "dropped": dict, "unchecked": list[str]}
-_HINTS |= {"probe": dict | None, "command": list[str] | None}
-_DEVICE: dict[str, Any] = {
-    "model": str | None,
-    "overlay": str,
-    "sequence": int,
-    "groups": list[str],
-}
-_DEVICE |= {"alpha": float, "rank": int}
-_FILE, _INPUT = {"bytes": int, "sha256": str}, {"path": str, "sha256": str}
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """What an export's folder says of itself. MissingInput, BadData, NewerFormat."""
-    where = str(path / FILE_NAME)
-    value = read_json(path / FILE_NAME, _MOST_BYTES)
-    if not isinstance(value, dict) or value.get("kind") != "export":
-        raise BadData(f"{where}: is no export of cdcca")
-    version = records.field(value, "version", int, where)
-    records.check_version(version, VERSION, "export format", where)
-    found = records.fields(value, _HINTS, where)
-    records.fields(found["device"], _DEVICE, f"{where}: device")
-    for name, hints in (("files", _FILE), ("inputs", _INPUT)):
-        for one in found[name].values():
-            records.fields(one, hints, f"{where}: {name}")
-    return found
-
-
 def is_whole(out: Path, record: Mapping[str, Any]) -> bool:
     """Whether the files of an export, and those that it was made from, are as they were."""
     paths = {out / name: one for name, one in record["files"].items()}
@@ -170,18 +123,6 @@ def is_whole(out: Path, record: Mapping[str, Any]) -> bool:
         return all(file_digest(path) == one["sha256"] for path, one in paths.items())
     except MissingInput:
         return False
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, "sha256:<64 hex digits>". Raises: MissingInput."""
-    sha = hashlib.sha256()
-    try:
-        with open(path, "rb") as source:
-            while piece := source.read(_PIECE):
-                sha.update(piece)
-    except OSError as error:
-        raise MissingInput(files.reason(path, error)) from None
-    return f"sha256:{sha.hexdigest()}"
 
 
 def _refuse_taken(out: Path, target: Path) -> None:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, SettingError, WrongBase
 from cdcca_cli.export import placing, preflight, probe
-from cdcca_cli.export.folder import file_digest
 from cdcca_cli.export.preflight import Base
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import file_digest
 from cdcca_cli.formats.gguf import Gguf, Tensor, read_gguf, write_copy, write_gguf
 from cdcca_cli.formats.names import LORA_A, LORA_B
 from cdcca_cli.formats.overlay import Overlay

@@ -22,6 +22,7 @@ from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.names import LORA_A, LORA_B
 from cdcca_cli.formats.overlay import Overlay
+from cdcca_cli.formats.profile import moments
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WHY = "an adapter of PEFT holds LoRA alone"
@@ -68,19 +69,14 @@ def known_start(device: Device, overlay: Overlay) -> dict[str, NDArray[np.float3
         if slot.sequence == 0:
             return device.read_slot(slot)
     try:
-        moments = device.profile().norms
+        known = device.profile().norms
     except (MissingInput, BadData):
         return {}
     return {
         name: value
         for name, value in overlay.items()
-        if name in moments and _moments(value) == moments[name]
+        if name in known and moments(value) == known[name]
     }
-
-
-def _moments(values: NDArray[np.float32]) -> tuple[float, float]:
-    wide = values.astype(np.float64)
-    return float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
 
 
 def _config(device: Device, linears: list[str], rank: int) -> dict[str, Any]:

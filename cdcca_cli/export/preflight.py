@@ -21,7 +21,7 @@ from cdcca_cli.export.architectures import ARCHITECTURES, Architecture
 from cdcca_cli.families import family_named
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import Gguf, Tensor
-from cdcca_cli.formats.profile import Profile, Sample
+from cdcca_cli.formats.profile import Profile, Sample, moments
 from cdcca_cli.numerics import ggml
 
 _NEAR = {"F32": 0.01, "F16": 0.01, "BF16": 0.02, "Q8_0": 0.03, "Q6_K": 0.06}
@@ -194,11 +194,10 @@ def _norms(base: Base, profile: Profile) -> list[str]:
             faults.append(f"no {named}.{own}")
             continue
         offset = base.architecture.norm_offset if own == "weight" else 0.0
-        wide = values.astype(np.float64) - offset
         near = (_EXACT if tensor.kind == ggml.F32 else _ROUNDED) * (root + offset)
         with np.errstate(invalid="ignore"):  # infinities of both signs
-            moments = float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
-        if not max(abs(moments[0] - mean), abs(moments[1] - root)) <= near:
+            found = moments(values.astype(np.float64) - offset)
+        if not max(abs(found[0] - mean), abs(found[1] - root)) <= near:
             faults.append(f"other values in {named}.{own}")
     return faults
 

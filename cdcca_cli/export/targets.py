@@ -9,6 +9,7 @@ from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.export import folder
 from cdcca_cli.export.settings import TARGETS, ExportSettings
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import read_record
 
 MODULES = {name: f"cdcca_cli.export.{name}" for name in TARGETS}
 """Where the `write` of each target is."""
@@ -22,7 +23,7 @@ def export(device: Device, out: Path, settings: ExportSettings) -> dict[str, Any
     write = import_module(MODULES[settings.to]).write
     overlay = device.read_overlay()
     try:
-        before = folder.read_record(out)["inputs"]
+        before = read_record(out)["inputs"]
     except (BadData, MissingInput):
         before = {}
     with folder.fresh(out) as made:
@@ -41,7 +42,7 @@ def current(device: Device, out: Path, settings: ExportSettings) -> dict[str, An
     All of these are as they were; and it has a probe, if `settings` name one.
     """
     try:
-        record = folder.read_record(out)
+        record = read_record(out)
     except (BadData, MissingInput):
         return None
     inputs = {"base": settings.base, "mmproj": settings.mmproj}

@@ -24,7 +24,7 @@ from cdcca_cli.byte_streams import pushed_back
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device_state import FILE_NAME
-from cdcca_cli.formats.names import EXPORT_FILE
+from cdcca_cli.formats.export_record import FILE_NAME as EXPORT_FILE
 from cdcca_cli.text import load_json
 
 WEIGHTS_HEADER_BYTES = 100_000_000

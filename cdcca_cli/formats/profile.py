@@ -152,6 +152,12 @@ def _sample_json(sample: Sample) -> dict[str, Any]:
     return {"shape": list(sample.shape), "rows": len(sample.values), "values": values}
 
 
+def moments(values: NDArray[Any]) -> tuple[float, float]:
+    """The mean and the root of the mean square, as `norms` has them."""
+    wide = values.astype(np.float64)
+    return float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
+
+
 def write_profile(folder: Path, profile: Profile) -> None:
     """Write profile.json into a device folder. Raises: CannotWrite."""
     text = records.dump_json(profile.as_json())

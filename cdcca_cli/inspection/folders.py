@@ -9,6 +9,7 @@ from cdcca_cli import files, streams
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats import device_files
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import file_digest, read_record
 from cdcca_cli.formats.names import CODEBOOK_FILE
 from cdcca_cli.inspection.contents import weights
 from cdcca_cli.inspection.summary import Summary
@@ -68,11 +69,9 @@ def summarize_device(path: Path) -> Summary:
 
 def summarize_export(path: Path) -> Summary:
     """A folder of `export`, the digests of all its files verified. MissingInput, BadData."""
-    from cdcca_cli.export import folder
-
-    record = folder.read_record(path)
+    record = read_record(path)
     for name, one in record["files"].items():
-        if folder.file_digest(path / name) != one["sha256"]:
+        if file_digest(path / name) != one["sha256"]:
             raise BadData(f"{path / name}: is not what was exported: export again")
     device = record["device"]
     return Summary(

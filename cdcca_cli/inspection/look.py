@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from cdcca_cli import remote, streams
+from cdcca_cli.formats.export_record import FILE_NAME as EXPORT_FILE
 from cdcca_cli.formats.kind import kind_of_folder, sniff
-from cdcca_cli.formats.names import EXPORT_FILE
 from cdcca_cli.inspection import contents, folders
 from cdcca_cli.inspection.summary import Summary
 

@@ -268,10 +268,6 @@ class LoadedModel(ABC):
         """What the tower sees, 8-bit RGB; `size`: larger (`preprocessing.seen`)."""
         return preprocessing.seen(self.preparer, image, size)
 
-    def seen_levels(self, image: "Image") -> NDArray[np.uint8] | None:
-        """What the tower sees, (H, W, 3), where every frame is one picture of one size."""
-        return preprocessing.levels(self.preparer, image)
-
     def block_modules(self, count: int) -> list[nn.Module]:
         """Attention and MLP of the last `count` vision blocks, or the blocks, first block first.
 

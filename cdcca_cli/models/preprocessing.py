@@ -64,10 +64,8 @@ def levels(preparer: Preparer, image: "Image") -> NDArray[np.uint8] | None:
         images=[image.convert("RGB")], return_tensors="pt", do_rescale=False, do_normalize=False
     )
     found: Tensor = made["pixel_values"][0]
-    made_levels: NDArray[np.uint8] = (
-        found.float().round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    )
-    return made_levels
+    rounded: NDArray[np.uint8] = found.float().round().clamp(0, 255).byte().numpy()
+    return rounded.transpose(1, 2, 0)
 
 
 def _image(levels: NDArray[np.uint8]) -> "Image":

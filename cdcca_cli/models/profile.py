@@ -3,15 +3,22 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats.profile import TASKS, LanguageShape, PictureRule, Profile, Sample
+from cdcca_cli.formats.profile import (
+    TASKS,
+    LanguageShape,
+    PictureRule,
+    Profile,
+    Sample,
+    moments,
+)
 from cdcca_cli.formats.shard import Layout
-from cdcca_cli.models import thin
+from cdcca_cli.models import preprocessing, thin
 from cdcca_cli.models.model import LoadedModel
 from cdcca_cli.models.overlay import as_array
+from cdcca_cli.payloads.preparing import prepared
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +43,7 @@ def profile_of(model: LoadedModel, digest: str | None) -> Profile:
         model=digest,
         tower=model.tower_digest,
         language=shape,
-        norms={name: _moments(as_array(parameters[name])) for name in groups["norm"]},
+        norms={name: moments(as_array(parameters[name])) for name in groups["norm"]},
         samples=_samples(model, groups["lora.language"], groups["lora.connector"], shape),
         has_class_token=any("class_embed" in name or "cls_token" in name for name in _tower(model)),
         prompts={task: _template(model, task) for task in TASKS},
@@ -83,11 +90,6 @@ def _language_shape(model: LoadedModel) -> LanguageShape:
     )
 
 
-def _moments(values: NDArray[np.float32]) -> tuple[float, float]:
-    wide = values.astype(np.float64)
-    return float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
-
-
 def _samples(
     model: LoadedModel, language: list[str], connector: list[str], shape: LanguageShape
 ) -> dict[str, Sample]:
@@ -105,7 +107,7 @@ def _samples(
 
 
 def _template(model: LoadedModel, task: str) -> str:
-    """The text around a question, with its places, escaped nowhere: templates have no others."""
+    """The text around a question, with {picture} in place of the processor's own mark."""
     text, mark = model.templates[task], model.preparer.mark
     return text.replace(mark, _PLACEHOLDER, 1) if mark else text
 
@@ -121,8 +123,6 @@ def _layout(model: LoadedModel) -> tuple[Layout | None, int | None]:
 
 def _picture_rule(model: LoadedModel) -> PictureRule | None:
     """The rule that makes what the processor makes, tried on frames of several shapes."""
-    from cdcca_cli.payloads.preparing import prepared
-
     processor = model.preparer.image_processor
     if not model.preparer.has_one_size:
         return None
@@ -140,7 +140,7 @@ def _picture_rule(model: LoadedModel) -> PictureRule | None:
     for each in _SIZES:
         frame = _noise(each)
         try:
-            wanted = model.seen_levels(frame)
+            wanted = preprocessing.levels(model.preparer, frame)
         except BadData:
             return None
         if wanted is None or not np.array_equal(np.asarray(prepared(frame, rule)), wanted):

@@ -27,7 +27,6 @@ def prepared(image: "Image", rule: PictureRule) -> "Image":
         return image.convert("RGB").resize((width, height), how)
     picture = thin.centre(image).convert("RGB")
     assert rule.edge is not None
-    picture = thin.centre(picture)
     short, long = sorted(picture.size)
     scaled = int(rule.edge * long / short)
     tall = picture.height == long

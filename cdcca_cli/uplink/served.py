@@ -16,7 +16,8 @@ from cdcca_cli import streams
 from cdcca_cli.datasets import Frame, LabelledQuestion, image_name, load_image
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, SettingError, UsageError
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.digest import is_digest, short
+from cdcca_cli.formats.digest import short
+from cdcca_cli.formats.export_record import read_record
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.formats.profile import Profile
@@ -29,12 +30,9 @@ from cdcca_cli.serving.in_order import in_order
 from cdcca_cli.serving.llama import EVERY, LlamaServer
 from cdcca_cli.serving.openai import ChatServer, Dialect
 from cdcca_cli.skipped import Skipped
-from cdcca_cli.text import read_json
 from cdcca_cli.uplink.asked import NUM_TOP, Answer, Asked, ChatAsked, LlamaAsked
 from cdcca_cli.uplink.entropies import summarise
 from cdcca_cli.uplink.settings import AnswerSettings, ServedSettings
-
-_EXPORT, _MOST_BYTES = "export.json", 1 << 24
 
 
 @dataclass(frozen=True)
@@ -84,20 +82,17 @@ def _exported(folder: Path | None, device: Device) -> tuple[str | None, set[str]
     """The digest of the overlay in an export, and the names of its files and inputs."""
     if folder is None:
         return None, set()
-    value = read_json(folder / _EXPORT, _MOST_BYTES)
-    of = value.get("device") if isinstance(value, dict) and value.get("kind") == "export" else None
-    if not isinstance(of, dict) or not is_digest(of.get("overlay")):
-        raise BadData(f"{folder}: is no export of cdcca")
-    if of.get("model") != device.model:
+    record = read_record(folder)
+    if record["device"]["model"] != device.model:
         raise BadData(f"{folder}: is an export of another model than {device.path}")
-    overlay: str = of["overlay"]
+    overlay: str = record["device"]["overlay"]
     if overlay != device.digest:
         streams.message(
             f"{folder} has the overlay {short(overlay)}, the device is at {short(device.digest)}: "
             "export again, and restart the server"
         )
-    parts = (value.get(name) for name in ("files", "inputs"))
-    return overlay, {name for part in parts if isinstance(part, dict) for name in part}
+    inputs = {Path(one["path"]).name for one in record["inputs"].values()}
+    return overlay, {*record["files"], *inputs}
 
 
 def _chat_server(address: Address, settings: ServedSettings) -> tuple[ChatServer, Address]:

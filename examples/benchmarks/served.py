@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from llama_files import write_mmproj
 
 from cdcca_cli.datasets import Frame, open_frames
 from cdcca_cli.export.architectures import ARCHITECTURES, in_pairs
@@ -32,17 +32,6 @@ from cdcca_cli.uplink import answers, served
 from cdcca_cli.uplink.settings import AnswerSettings, ServedSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests`
-
-TOWER = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-}
 
 
 def weights(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -68,55 +57,6 @@ def write_language(checkpoint: Path, words: Path, out: Path) -> None:
             put[f"{named}.weight"] = in_pairs(values, count) if count else values
     with open(out, "wb") as file:
         write_copy(file, read_gguf(words), put)
-
-
-def write_vision(checkpoint: Path, out: Path) -> None:
-    """Tower and projector for llama.cpp, which runs one block fewer than it is told."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    vision, layer = config["vision_config"], config["vision_feature_layer"]
-    blocks = vision["num_hidden_layers"] + (layer if layer < 0 else layer - 1) + 1
-    pictures = json.loads((checkpoint / "preprocessor_config.json").read_text())
-    tensors = {}
-    for name, values in weights(checkpoint).items():
-        part, _, rest = name.partition(".")
-        rest = rest.removeprefix("vision_model.")
-        own = rest.rpartition(".")[2]
-        if part == "multi_modal_projector":
-            tensors[f"mm.{0 if rest.startswith('linear_1') else 2}.{own}"] = values
-        elif part == "vision_tower" and rest.startswith("embeddings."):
-            tensors[f"v.{'patch' if 'patch' in rest else 'position'}_embd.{own}"] = values
-        elif part == "vision_tower" and rest.startswith("encoder.layers."):
-            _, _, number, inner = rest.split(".", 3)
-            if int(number) < blocks:
-                tensors[f"v.blk.{number}.{TOWER[inner.rpartition('.')[0]]}.{own}"] = values
-    last = {name: values for name, values in tensors.items() if f".{blocks - 1}." in name}
-    # The block that is not run has to be there.
-    tensors |= {name.replace(f".{blocks - 1}.", f".{blocks}."): v for name, v in last.items()}
-    writer = GGUFWriter(out, "clip")
-    writer.add_string("general.type", "mmproj")
-    writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "mlp")
-    writer.add_bool("clip.use_gelu", True)
-    sizes = {
-        "image_size": vision["image_size"],
-        "patch_size": vision["patch_size"],
-        "embedding_length": vision["hidden_size"],
-        "feed_forward_length": vision["intermediate_size"],
-        "projection_dim": config["text_config"]["hidden_size"],
-        "block_count": blocks + 1,
-        "attention.head_count": vision["num_attention_heads"],
-    }
-    for name, size in sizes.items():
-        writer.add_uint32(f"clip.vision.{name}", size)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", vision["layer_norm_eps"])
-    for name in ("image_mean", "image_std"):
-        writer.add_array(f"clip.vision.{name}", pictures[name])
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def ranks(values: list[float]) -> np.ndarray:
@@ -171,7 +111,7 @@ def main() -> None:
         del model
         language, vision = root / "model.gguf", root / "mmproj.gguf"
         write_language(options.checkpoint, options.words, language)
-        write_vision(options.checkpoint, vision)
+        write_mmproj(vision, options.checkpoint, weights(options.checkpoint))
         from tests.teachers import llama
 
         with llama.serving(language, vision, log=root / "log") as address:

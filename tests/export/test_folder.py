@@ -18,6 +18,7 @@ import pytest
 from cdcca_cli.errors import BadData, CannotWrite, CdccaError
 from cdcca_cli.export import folder
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import FILE_NAME, file_digest, read_record
 from tests.downlink.calls import Killed
 
 CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir", "chmod")
@@ -42,10 +43,10 @@ def state(out: Path) -> dict[str, bytes] | None:
     found = {file.name: file.read_bytes() for file in out.iterdir()}
     if not found:
         return {}
-    listed = folder.read_record(out)["files"]
+    listed = read_record(out)["files"]
     assert found.keys() - {"export.json"} == listed.keys()
     for name, one in listed.items():
-        assert one == {"bytes": len(found[name]), "sha256": folder.file_digest(out / name)}
+        assert one == {"bytes": len(found[name]), "sha256": file_digest(out / name)}
     return {name: data for name, data in found.items() if name != "export.json"}
 
 
@@ -235,10 +236,10 @@ def test_the_working_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_a_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     export(tmp_path / "out", OLD)
-    path = tmp_path / "out" / folder.FILE_NAME
+    path = tmp_path / "out" / FILE_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BadData):
-        folder.read_record(tmp_path / "out")
+        read_record(tmp_path / "out")
 
 
 def test_a_link_to_an_export_stays_a_link(tmp_path: Path) -> None:

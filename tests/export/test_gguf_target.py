@@ -11,9 +11,9 @@ import pytest
 
 from cdcca_cli.errors import CannotWrite, SettingError
 from cdcca_cli.export import placing, targets
-from cdcca_cli.export.folder import file_digest
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import file_digest
 from cdcca_cli.formats.gguf import Gguf, read_gguf, write_copy
 from cdcca_cli.main import main
 from tests.downlink.calls import Killed

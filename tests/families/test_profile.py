@@ -12,6 +12,7 @@ from PIL import Image
 
 from cdcca_cli.errors import BadData, CdccaError, MissingInput, NewerFormat
 from cdcca_cli.formats.profile import Profile, parse_profile, read_profile, write_profile
+from cdcca_cli.models import preprocessing
 from cdcca_cli.models.profile import profile_of
 from cdcca_cli.payloads.preparing import prepared
 from tests.families.conftest import QUESTIONS, Case
@@ -79,7 +80,7 @@ def test_pictures_and_layouts_are_the_models_own(case: Case, profile: Profile) -
         before, after = case.model.prepare([image, ours])
         if not profile.picture.crops:  # a cropping processor scales its own output again
             assert torch.equal(before.inputs["pixel_values"], after.inputs["pixel_values"])
-        assert np.array_equal(np.asarray(ours), case.model.seen_levels(image))
+        assert np.array_equal(np.asarray(ours), preprocessing.levels(case.model.preparer, image))
 
 
 def test_a_folder_has_the_profile_of_its_model(tmp_path: Path) -> None:
@@ -154,4 +155,5 @@ def test_a_rule_is_the_processors_own_or_none(case: Case) -> None:
     for size in ((1, 1), (31, 200), (300, 7), (49, 48), (500, 333)):
         levels = np.random.default_rng(size[0]).integers(0, 256, (*size[::-1], 3), np.uint8)
         image = Image.fromarray(levels)
-        assert np.array_equal(np.asarray(prepared(image, rule)), case.model.seen_levels(image))
+        wanted = preprocessing.levels(case.model.preparer, image)
+        assert np.array_equal(np.asarray(prepared(image, rule)), wanted)

@@ -632,6 +632,135 @@ _SEEN = json.dumps(
 ).encode()
 
 
+@cache
+def _profile() -> bytes:
+    """What a device without torch knows of its model."""
+    from cdcca_cli.formats import profile
+    from cdcca_cli.formats.shard import Layout
+
+    sample = profile.Sample((2, 3), np.ones((1, 3), np.float32))
+    shape = profile.LanguageShape("llama", 1, 4, 2, 1, 2, None, 9, 1e-5, 1e4)
+    made = profile.Profile(
+        model=make.TARGET,
+        tower=make.TARGET,
+        language=shape,
+        norms={"norm.weight": (1.0, 1.5)},
+        samples={"layers.0.q_proj": sample},
+        has_class_token=False,
+        prompts={"vqa": "{picture}Q: {prompt} A:", "caption": "{prompt}"},
+        said={"vqa": "{prompt}", "caption": "{prompt}"},
+        caption_prompt="a photo of",
+        begin=(1,),
+        end=(2, 3),
+        suppressed=(4,),
+        stub=("Answer:", " "),
+        special=("<s>",),
+        picture=profile.PictureRule(True, 8, (6, 6), 3),
+        layout=Layout((1, 2), "<a>{2}", (1,)),
+        num_tokens=2,
+    )
+    return json.dumps(made.as_json()).encode()
+
+
+def _read_profile(data: bytes, folder: Path) -> None:
+    from cdcca_cli.formats import profile
+
+    _written(folder, data, profile.FILE_NAME)
+    found = profile.read_profile(folder)
+    _writable(found)
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+@cache
+def _probe() -> bytes:
+    """What an effect check compares with."""
+    from cdcca_cli.formats.probe import STATES, Likeliest, Probe, Question
+
+    likeliest = dict.fromkeys(STATES, Likeliest((5, 7), (-0.5, -1.5)))
+    nats = dict.fromkeys(STATES, 1.25)
+    asked = [
+        Question("Q: what? A:", (1, 5), None, likeliest, (7, 2), nats),
+        Question("{picture}Q: what? A:", None, (3, 8, 8), likeliest, (7,), nats),
+    ]
+    made = Probe(make.TARGET, make.TARGET, make.TARGET, (2,), tuple(asked))
+    return json.dumps(made.as_json()).encode()
+
+
+def _read_probe(data: bytes, folder: Path) -> None:
+    from cdcca_cli.formats.probe import read_probe
+
+    found = read_probe(_written(folder, data, "probe.json"))
+    _writable(found)
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+_EXPORT = json.dumps(
+    {
+        "kind": "export",
+        "version": 1,
+        "to": "gguf",
+        "device": {
+            "model": None,
+            "overlay": make.TARGET,
+            "sequence": 1,
+            "groups": ["norm"],
+            "alpha": 8.0,
+            "rank": 4,
+        },
+        "files": {"adapter.gguf": {"bytes": 3, "sha256": make.TARGET}},
+        "inputs": {"base": {"path": "base.gguf", "sha256": make.TARGET}},
+        "placed": {"norm": 3},
+        "dropped": {"bias": {"tensors": ["a.bias"], "share": 0.5}},
+        "unchecked": ["blocks"],
+        "probe": None,
+        "command": ["llama-server", "-m", "base.gguf"],
+    }
+).encode()
+
+
+def _read_export(data: bytes, folder: Path) -> None:
+    """As `inspect`, a second `export` and `infer` with an export do."""
+    from cdcca_cli.export import targets
+    from cdcca_cli.export.settings import ExportSettings
+    from cdcca_cli.formats.export_record import read_record
+
+    out = folder / "export"
+    out.mkdir(exist_ok=True)
+    (out / "adapter.gguf").write_bytes(b"abc")
+    _written(out, data, "export.json")
+    try:
+        record = read_record(out)
+        targets.summary(record)
+        targets.command(record, out)
+        base = ExportSettings(base=Path("base.gguf"))
+        targets.current(device.Device.open(_devices(folder.parent)[0]), out, base)
+    finally:
+        json.dumps(look(str(out)).as_json(), allow_nan=False)
+
+
+_MARK = json.dumps(
+    {
+        "kind": "notify",
+        "version": 1,
+        "current": make.slot_2(3),
+        "kept": [make.slot_2(2)],
+        "highest_sequence": 4,
+    }
+).encode()
+
+
+def _read_mark(data: bytes, folder: Path) -> None:
+    from cdcca_cli.formats import mark
+
+    _written(folder, data, mark.FILE_NAME)
+    found = mark.read_mark(folder)
+    assert found is not None, "a damaged mark is a mark"
+    mark.files_of_mark(folder)
+    if found.before is None:
+        raise BadData(found.fault)
+    _writable(found)
+
+
 def _read_seen(data: bytes, folder: Path) -> None:
     from cdcca_cli.uplink.seen import Seen
 
@@ -930,6 +1059,10 @@ def _kinds() -> list[Kind]:
         Kind("answers", _change_answers, _read_answers, 2),
         Kind("key", _change_key, _read_key),
         Kind("seen", lambda rng: mutations.mutate_json_file(rng, _SEEN), _read_seen),
+        Kind("profile", lambda rng: mutations.mutate_json_file(rng, _profile()), _read_profile),
+        Kind("probe", lambda rng: mutations.mutate_json_file(rng, _probe()), _read_probe),
+        Kind("export", lambda rng: mutations.mutate_json_file(rng, _EXPORT), _read_export, 0.5),
+        Kind("mark", lambda rng: mutations.mutate_json_file(rng, _MARK), _read_mark, 0.5),
         Kind("cdcca.toml", _change_toml, _read_toml),
         Kind("environment", _change_environment, _read_environment, 0.2),
         Kind("picture", _change_picture, _read_picture, 0.5),

@@ -554,13 +554,13 @@ def test_the_picture_is_what_the_tower_sees(world: World) -> None:
     """So that nothing is left for the server to do; without a rule it is the frame's own."""
     from PIL import Image
 
-    from cdcca_cli.models import load
+    from cdcca_cli.models import load, preprocessing
 
     profile = Device.open(world.device).profile()
     model = load(str(world.checkpoint), compute="cpu")
     for frame in world.frames[:3]:
         with Image.open(frame.image) as image:
-            levels, own = model.seen_levels(image.convert("RGB")), image.size
+            levels, own = preprocessing.levels(model.preparer, image.convert("RGB")), image.size
         shown = served.shown(frame, profile)
         with Image.open(io.BytesIO(shown.data)) as sent:
             assert sent.format == "PNG" and sent.size == shown.size
