@@ -227,6 +227,26 @@ def test_predictions_name_the_export_or_the_address(
         answers(world, llama_server, [frame], export=exported.parent)
 
 
+@pytest.mark.parametrize(("base", "is_known"), [("model.gguf", True), ("other.gguf", False)])
+def test_a_server_may_run_the_base_of_an_export_that_did_not_change_it(
+    world: World,
+    llama_server: str,
+    exported: Path,
+    messages: list[str],
+    tmp_path: Path,
+    base: str,
+    is_known: bool,
+) -> None:
+    """As of a device with LoRA alone, whose export has no model.gguf."""
+    record = json.loads((exported / "export.json").read_text())
+    del record["files"]["model.gguf"]
+    record["inputs"]["base"]["path"] = f"/elsewhere/{base}"
+    (tmp_path / "export.json").write_text(json.dumps(record))
+    frame = replace(world.frames[0], questions=world.frames[0].questions[:1])
+    assert len(answers(world, llama_server, [frame], export=tmp_path)) == 1
+    assert any("is no file of" in one for one in messages) != is_known
+
+
 def test_a_device_without_torch_answers_and_samples(
     world: World, llama_server: str, exported: Path, tmp_path: Path
 ) -> None:
