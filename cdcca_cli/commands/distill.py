@@ -9,7 +9,7 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
-from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.settings import ANCHOR_SETTINGS, DistillSettings
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
@@ -27,6 +27,12 @@ def command(
     ] = None,
     replay: Annotated[
         list[str] | None, typer.Option(help="Earlier shards to train on again (repeatable)")
+    ] = None,
+    anchors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shards of source frames, at which the student keeps to its word (repeatable)"
+        ),
     ] = None,
     how: DistillSettings,
     asking: LabelSettings,
@@ -71,6 +77,11 @@ def command(
         raise SettingError("replay_share", "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
+    idle = [name for name in ANCHOR_SETTINGS if getattr(how, name) != getattr(type(how), name)]
+    if idle and not anchors:
+        raise SettingError(idle[0], "is of the frames of `anchors`: name them")
+    if anchors and not how.needs_teacher:
+        raise SettingError("anchors", f"does nothing with `method` {how.method}")
     skipped = Skipped(strict=strict, quiet=not is_first)
     paths: list[str | None] = [*shards] if shards else [None]
     from cdcca_cli import config
@@ -81,7 +92,7 @@ def command(
         from cdcca_cli.teachers.opening import check_not_loaded
 
         check_not_loaded(asking)
-    inputs = [*paths, *(replay or []), *([resume] if resume else [])]
+    inputs = [*paths, *(replay or []), *(anchors or []), *([resume] if resume else [])]
     num_processes = distributed.announced()
     if num_processes > 1 and any(path in (None, "-") for path in inputs):
         raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
@@ -91,12 +102,12 @@ def command(
             "`work`, where all of them can read it"
         )
     with ExitStack() as opened:
-        sources, replayed = (
+        sources, replayed, held_to = (
             [
                 (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
                 for path in each
             ]
-            for each in (paths, replay or [])
+            for each in (paths, replay or [], anchors or [])
         )
         out: BinaryIO = io.BytesIO()
         if is_first:
@@ -135,6 +146,7 @@ def command(
             resume=earlier,
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=read_all(replayed, skipped),
+            anchors=read_all(held_to, skipped) if held_to else None,
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
             skipped=skipped,
             unload_teacher=True,

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import remote, streams
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.token_file import TokenFile
 from cdcca_cli.errors import BadData, UsageError
@@ -155,6 +155,38 @@ def build_dataset(
     return dataset
 
 
+def anchor_dataset(
+    shards: Iterable[Shard],
+    source: Teacher,
+    student: LoadedModel,
+    settings: DistillSettings,
+    skipped: Skipped,
+) -> Dataset:
+    """The frames of `anchors`, labelled by the student itself.
+
+    Args: source: the student as it was at sequence 0; its labels are kept with the teacher's.
+    Raises: BadData if there is no question that it answers.
+    """
+    kept = _with_questions(shards, student, TokenFile())
+    is_far = settings.labels and remote.is_address(settings.labels[-1])
+    paths = [] if is_far else settings.label_files(source.source.name)
+    bits = LabelSettings.label_bits
+    dataset = Dataset(KeptLabels(labelled(kept, source, paths, bits, skipped), kept))
+    for shard in kept:
+        _add(
+            dataset,
+            shard,
+            student,
+            skipped,
+            has_labels=True,
+            is_replayed=False,
+            is_held=False,
+        )
+    if not dataset.train:
+        raise BadData("`anchors`: holds no question that the student answers")
+    return dataset
+
+
 def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFile) -> list[Shard]:
     kept = []
     for shard in shards:
@@ -234,12 +266,13 @@ def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings)
 
 
 class Purpose(IntEnum):
-    """Independent streams of one seed: batches, bootstrap, and CoTTA's views and restoring."""
+    """Independent streams of one seed: batches, bootstrap, CoTTA's views and restoring, anchors."""
 
     ORDER = 0
     INTERVAL = 1
     VIEWS = 2
     RESTORE = 3
+    ANCHORS = 4
 
 
 def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:

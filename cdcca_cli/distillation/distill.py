@@ -5,11 +5,13 @@ dataset (teachers)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps  ->  a
 
 from collections.abc import Iterable, Mapping
 from copy import copy
+from functools import cache
 
 import numpy as np
 
 from cdcca_cli import files, models
-from cdcca_cli.distillation.dataset import Dataset, build_dataset
+from cdcca_cli.distillation.anchors import Anchors, source_teacher
+from cdcca_cli.distillation.dataset import Dataset, anchor_dataset, build_dataset
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
@@ -39,6 +41,7 @@ def distill(
     resume: Adaptation | None = None,
     student: LoadedModel | None = None,
     earlier: Iterable[Shard] = (),
+    anchors: Iterable[Shard] | None = None,
     log: StepLog | None = None,
     skipped: Skipped | None = None,
     unload_teacher: bool = False,
@@ -53,6 +56,7 @@ def distill(
             mirror's.
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        anchors: shards of source frames, at which the student keeps to what it said at sequence 0.
         log: where each step is written.
         skipped: counts bad pictures, and questions that teacher or student cannot read, which are
             left out; None: they are errors.
@@ -81,11 +85,18 @@ def distill(
     if teacher is not None and unload_teacher:
         teacher.close()
     start = _start(base, mirror, resume)
+    source = cache(lambda: base if mirror.sequence == 0 else start_of(mirror))
+    held_to = None
     last: RateAwareSteps | None = None
     try:
         with student.training_mode():
+            if anchors is not None:
+                word = source_teacher(student, source(), mirror.lora.alpha)
+                opened = opener.open_all(anchors, skipped)
+                data = anchor_dataset(opened, word, student, settings, skipped)
+                held_to = Anchors(data, student, settings)
             trainer = Trainer(
-                student, mirror, start, dataset, settings, source=lambda: start_of(mirror), log=log
+                student, mirror, start, dataset, settings, source=source, log=log, anchors=held_to
             )
             epochs = Epochs(trainer, start, mirror)
             epochs.train()

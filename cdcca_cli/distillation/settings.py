@@ -19,6 +19,7 @@ WEIGHTS = {
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
 """The default weight of each term, for the methods with a teacher."""
+ANCHOR_SETTINGS = ("anchor_weight", "anchor_questions")
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 MICRO_BATCH_SIZE = 8
@@ -149,6 +150,10 @@ class DistillSettings:
         parse=parse_share,
         methods=(*_WITH_EMA, "cotta"),
     )
+    anchor_weight: float = _taught(
+        10.0, "Weight of keeping to the source student's word at the anchors", above=0
+    )
+    anchor_questions: int = _taught(8, "Questions about anchors in each step", at_least=1)
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,

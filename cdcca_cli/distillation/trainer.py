@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from cdcca_cli import distributed, progress, streams
 from cdcca_cli.distillation import methods
 from cdcca_cli.distillation.activations import is_recomputed
+from cdcca_cli.distillation.anchors import TERM as ANCHOR
+from cdcca_cli.distillation.anchors import Anchors
 from cdcca_cli.distillation.checkpoint import Checkpoint
 from cdcca_cli.distillation.dataset import Dataset, shuffled_batches
 from cdcca_cli.distillation.evaluation import Evaluator, HeldOutResult, comparison
@@ -61,8 +63,9 @@ class Trainer:
         *,
         source: Callable[[], Mapping[str, np.ndarray]],
         log: StepLog | None = None,
+        anchors: Anchors | None = None,
     ) -> None:
-        """Args: start: the overlay before the first step. source: makes that of sequence 0."""
+        """Args: start: the overlay before the first step. source: gives that of sequence 0."""
         self.log = log or StepLog(None)
         self.log.start()
         self.steps_per_epoch = -(-len(dataset.train) // settings.batch_size)
@@ -76,6 +79,7 @@ class Trainer:
         self.method = methods.create(
             methods.MethodContext(student, self.overlay, dataset, settings, source)
         )
+        self.anchors = anchors
         self._flats = [self.overlay, *self.method.flats]
         self.optimiser = adam(self._flats)
         self.evaluator = Evaluator(
@@ -85,6 +89,11 @@ class Trainer:
             settings.batch_size,
         )
         self._lengths = [prompt_length(student, example) for example in examples]
+
+    @property
+    def terms(self) -> list[str]:
+        """The names of the loss's terms, in the order of `backward`."""
+        return [*self.method.weights, *([] if self.anchors is None else [ANCHOR])]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each step of an epoch."""
@@ -112,20 +121,28 @@ class Trainer:
 
         The batch is cut into parts (`Method.micro_batches`), which the processes share.
         """
-        method = self.method
+        method, rank, num = self.method, distributed.rank(), distributed.count()
         for flat in self._flats:
             flat.clear()
-        parts = method.micro_batches(batch, distributed.count())
-        sums = torch.zeros(1 + len(method.weights), device=self.student.device)
-        for part in parts[distributed.rank() :: distributed.count()]:
+        parts = method.micro_batches(batch, num)
+        means = torch.zeros(1 + len(self.terms), device=self.student.device)
+        for part in parts[rank::num]:
             terms = method.losses(part)
-            loss = distillation_loss(terms, method.weights).sum()
-            (loss / len(batch)).backward()
-            sums += torch.stack([loss, *(term_B.sum() for term_B in terms.values())]).detach()
+            loss = distillation_loss(terms, method.weights).sum() / len(batch)
+            loss.backward()
+            of_terms = [term_B.sum() / len(batch) for term_B in terms.values()]
+            means[: 1 + len(of_terms)] += torch.stack([loss, *of_terms]).detach()
+        if self.anchors is not None:
+            drawn = self.anchors.drawn(self.steps, num)
+            for part in drawn[rank::num]:
+                mean = self.anchors.losses(part).sum() / sum(map(len, drawn))
+                loss = self.anchors.weight * mean
+                loss.backward()
+                means[[0, -1]] += torch.stack([loss, mean]).detach()
         for flat in self._flats:
             distributed.add_up(flat.gradient)
-        distributed.add_up(sums)
-        return (sums / len(batch)).cpu()
+        distributed.add_up(means)
+        return means.cpu()
 
     def evaluate(self) -> HeldOutResult:
         """The held-out part with the overlay as it is: the first process's result, for all."""
@@ -245,7 +262,7 @@ class TrainingLoop(ABC):
 
     def _train_segment(self, advance: Callable[[str], None]) -> dict[str, float]:
         """Returns: the means over the segment's examples, by name; empty without steps."""
-        trainer, names = self.trainer, ("loss", *self.trainer.method.weights)
+        trainer, names = self.trainer, ("loss", *self.trainer.terms)
         sums, num_examples = torch.zeros(len(names), dtype=torch.float64), 0
         place = {self.unit: self.done + 1}
         for number, batch in enumerate(self._batches(), self._first_step(self.done)):
@@ -322,14 +339,14 @@ class Epochs(TrainingLoop):
     unit = title = "epoch"
 
     def __init__(self, trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device) -> None:
-        settings, terms = trainer.settings, trainer.method.weights
+        settings, terms = trainer.settings, trainer.terms
         checkpoint = None
         if settings.work is not None:
             checkpoint = Checkpoint(settings.work, _identity(trainer, start, mirror))
         super().__init__(trainer, checkpoint, ("loss", *terms, "held_out"), ("best", "before"))
-        trainer.log.begin(settings, trainer.lr, list(terms))
+        trainer.log.begin(settings, trainer.lr, terms)
         self.lr, self.patience = trainer.lr, settings.patience
-        self.num_segments = trainer.num_epochs if terms else 0
+        self.num_segments = trainer.num_epochs if trainer.method.weights else 0
         self.num_steps = self.num_segments * trainer.steps_per_epoch
         if not self._resume():
             before = self._evaluate()
@@ -356,6 +373,7 @@ class Epochs(TrainingLoop):
             "groups": settings.trained_groups and list(settings.trained_groups),
             "ema": settings.ema,
             "confidence": settings.confidence,
+            "anchors": None if trainer.anchors is None else trainer.anchors.report(),
             "curves": self.rounded_curves(),
             "held_out": comparison(self.results["before"], best, frames, settings.seed),
             **trainer.method.report(),
@@ -389,6 +407,8 @@ def _identity(trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device)
     for name in ("work", "labels", "checkpointing", "rate_aware", "bits"):
         del settings[name]
     shards = {id(example.shard): example.shard for example in dataset.examples}
+    held_to = [] if trainer.anchors is None else trainer.anchors.dataset.examples
+    anchors = [[payload_digest(one.shard), question_digest(one.question)] for one in held_to]
     return [
         None if dataset.source is None else asdict(dataset.source),
         *(mirror.digest, overlay_digest(start)),
@@ -399,5 +419,5 @@ def _identity(trainer: Trainer, start: Mapping[str, np.ndarray], mirror: Device)
         *(settings, trainer.lr),
         *(student.compute, str(student.dtype), student.tower_digest),
         asdict(mirror.settings),
-        [dataset.answers, dataset.train, dataset.held_out],
+        [dataset.answers, dataset.train, dataset.held_out, anchors],
     ]
