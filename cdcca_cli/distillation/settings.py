@@ -142,6 +142,11 @@ class DistillSettings:
     patience: int | None = _taught(
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
+    choose: str = _taught(
+        "best",
+        "Which state is written: the best on the held-out frames, or the last",
+        choices=("best", "last"),
+    )
     replay_share: float = _tuning(
         1.0,
         "Share of the replayed frames that is trained on again",

@@ -223,7 +223,8 @@ class TrainingLoop(ABC):
                 distributed.broadcast(self.trainer.overlay.values)
                 held = self._evaluate()
                 is_better = not len(held) or held.cross_entropy < self.best.cross_entropy
-                if is_better or not self.trainer.settings.needs_teacher:
+                settings = self.trainer.settings
+                if is_better or settings.choose == "last" or not settings.needs_teacher:
                     self._keep(held, self.done, self._result())
                 self._save()
         if self.done < self.num_segments:
