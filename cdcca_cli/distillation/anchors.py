@@ -13,9 +13,8 @@ source frames; what they do not cover is not held.
 Shapes: B batch, P parameters laid end to end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.dataset import Dataset, Purpose, draws
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.tops import Tops
+from cdcca_cli.formats.device import Device
 from cdcca_cli.models import LoadedModel
 from cdcca_cli.models.encoding import FORWARD_POSITIONS, encode, num_positions, passes
 from cdcca_cli.teachers.local import LocalTeacher
@@ -83,9 +83,8 @@ class Anchors:
         return total / len(train)
 
 
-def source_teacher(
-    student: LoadedModel, start: Mapping[str, np.ndarray], alpha: float
-) -> LocalTeacher:
-    """The student as its own teacher. Args: start: the overlay of sequence 0, put on it."""
-    student.install_overlay(start, alpha)
-    return LocalTeacher(student, LabelSettings(top=TOP, features=False))
+def source_teacher(student: LoadedModel, mirror: Device) -> LocalTeacher:
+    """The student of sequence 0 as a teacher: the overlay is taken off it."""
+    student.install_overlay(student.source_overlay(), mirror.lora.alpha)
+    settings = LabelSettings(top=TOP, features=False)
+    return LocalTeacher(student, settings, name=mirror.model)

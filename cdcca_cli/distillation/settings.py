@@ -147,6 +147,14 @@ class DistillSettings:
         "Which state is written: the best on the held-out frames, or the last",
         choices=("best", "last"),
     )
+    max_drift: float | None = setting(
+        None,
+        "Write only as much of the change as keeps the student this close to its source, by the KL "
+        "divergence on the anchors or else the held-out frames",
+        above=0,
+        unit="nats",
+        methods=_WITH_TEACHER,
+    )
     replay_share: float = _tuning(
         1.0,
         "Share of the replayed frames that is trained on again",
@@ -178,6 +186,8 @@ class DistillSettings:
         check(self)
         if self.bits != type(self).bits and not self.rate_aware:
             raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
+        if self.max_drift is not None and self.rate_aware:
+            raise SettingError("max_drift", "cannot scale what `rate_aware` steps have trained")
         if self.patience is not None and not self.holdout:
             raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
         # Only these are read by code that all methods share.
