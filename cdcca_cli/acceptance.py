@@ -26,7 +26,9 @@ from typing import Any, BinaryIO
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, Frames, Reference, read_frames, read_references
 from cdcca_cli.downlink import receiver
+from cdcca_cli.downlink.notify import NO_COMMAND
 from cdcca_cli.downlink.receiver import Applied, Carried, Checked, Clock, Overlay, Rotated
+from cdcca_cli.downlink.settings import NotifySettings
 from cdcca_cli.errors import BadData, MadeWorse, SettingError
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device import Device
@@ -120,6 +122,7 @@ def receive(
     dry_run: bool = False,
     unsigned: bool = False,
     clock: Clock = time.time,
+    telling: NotifySettings = NO_COMMAND,
 ) -> Applied | Rotated | Carried | Accepted:
     """As `receiver.receive`, but refuses an update that lowers the score (MadeWorse, no change)."""
     found = receiver.read(device, stream, where=where, unsigned=unsigned)
@@ -132,7 +135,13 @@ def receive(
     if checked.new is not None:
         comparison = measure(device, found, checked, checked.new, settings)
     applied = receiver.apply(
-        device, found, dry_run=dry_run, unsigned=unsigned, clock=clock, onto=checked.digest
+        device,
+        found,
+        dry_run=dry_run,
+        unsigned=unsigned,
+        clock=clock,
+        onto=checked.digest,
+        telling=telling,
     )
     return applied if comparison is None else Accepted(applied, comparison)
 

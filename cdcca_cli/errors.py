@@ -88,6 +88,17 @@ class MadeWorse(CdccaError):
         self.report = report
 
 
+class NotifyFailed(CdccaError):
+    """report: what the device has now, for --json."""
+
+    exit_code = 81
+    meaning = "the command after the change failed; the device is back at the overlay before"
+
+    def __init__(self, message: str, report: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; no Exception, like KeyboardInterrupt. Exit code 128 + signal."""
 

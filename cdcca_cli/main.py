@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cdcca_cli import config, files, remote, streams
+from cdcca_cli import config, files, packages, remote, streams
 from cdcca_cli.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
@@ -46,6 +46,7 @@ GROUPS = {
         "doctor": "what works: this machine, a checkpoint, a pair",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",
+        "export": "what a device holds, as files of llama.cpp, peft or transformers",
         "completion": "a script that completes command lines in a shell",
     },
     "Keys": {
@@ -220,6 +221,8 @@ def _named(error: BaseException) -> CdccaError:
         return UsageError(error.format_message().rstrip(".") + cure)
     if isinstance(error, OSError) and error.errno in files.NO_ROOM:
         return CannotWrite(f"{error.filename or 'output'}: {(error.strerror or '').lower()}")
+    if isinstance(error, ModuleNotFoundError) and (missing := packages.cure_for(error)):
+        return Unavailable(missing)
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         return Unavailable(f"out of memory ({error}): try a smaller `batch_size`")
     words = " ".join(str(error).split())

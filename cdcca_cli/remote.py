@@ -138,12 +138,16 @@ def _start(name: str, **streams: Any) -> subprocess.Popen[bytes]:
     command = name.removeprefix(_PIPE)
     if not command.strip():
         raise UsageError(f"{name}: expected {_PIPE}COMMAND")
-    bash = shutil.which("bash")
-    shell = [bash, "-o", "pipefail"] if bash else ["/bin/sh"]
     try:
-        return subprocess.Popen([*shell, "-c", command], bufsize=0, **streams)
+        return subprocess.Popen(in_shell(command), bufsize=0, **streams)
     except (OSError, ValueError) as error:
         raise Unavailable(files.reason(shown(name), error)) from None
+
+
+def in_shell(command: str) -> list[str]:
+    """The command line that runs a command in a shell: bash with pipefail where there is one."""
+    bash = shutil.which("bash")
+    return [*([bash, "-o", "pipefail"] if bash else ["/bin/sh"]), "-c", command]
 
 
 def _ending(name: str, status: int, said: BinaryIO) -> str:

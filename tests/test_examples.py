@@ -385,6 +385,7 @@ def test_a_run_kept_in_one_toml_file_and_a_makefile(
 
 
 def test_every_script_is_executed_here() -> None:
-    text = Path(__file__).read_text()
+    files = (Path(__file__), ROOT / "tests/export/test_example.py")
+    text = "".join(file.read_text() for file in files)
     for script in EXAMPLES.glob("*.sh"):
         assert f'"{script.name}"' in text, f"{script.name} has no test"

@@ -307,7 +307,6 @@ def test_what_takes_no_address_says_so(name: str) -> None:
     "line",
     [
         "distill x --work s3://b/w",
-        "distill x --peft pipe:cat",
         "distill x --log memory://log",
         "apply memory://device x",
         "init hf://a/b",

@@ -10,7 +10,8 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
-from cdcca_cli.errors import MadeWorse, UsageError
+from cdcca_cli.downlink.settings import NotifySettings
+from cdcca_cli.errors import MadeWorse, NotifyFailed, UsageError
 from cdcca_cli.options import Json, Quiet
 from cdcca_cli.scoring.settings import AcceptanceSettings
 
@@ -39,6 +40,7 @@ def command(
         ),
     ] = False,
     how: AcceptanceSettings,
+    telling: NotifySettings,
     on: Runtime,
     quiet: Quiet = False,
     json: Json = False,
@@ -53,10 +55,15 @@ def command(
     then the device's own model answers labelled frames without and with the update. Trust lists and
     codebooks are not tested this way.
 
-    Example: cdcca apply device/ update.cdcca --if-better labelled/
+    --notify runs a command after an update or a rollback, such as one that makes a server load the
+    new overlay. If it fails, the device goes back to the overlay before, and the command is run
+    once more. A command that was cut off, or never begun because the power failed, is run by the
+    next apply --notify. It reads CDCCA_DEVICE, CDCCA_SEQUENCE and CDCCA_DIGEST.
+
+    Example: cdcca apply device/ update.cdcca --if-better labelled/ --notify ./reload.sh
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.downlink import receiver
+    from cdcca_cli.downlink import notify, receiver
     from cdcca_cli.formats.device import Device
 
     if rollback and (update is not None or dry_run or unsigned or how.validation is not None):
@@ -72,8 +79,10 @@ def command(
     done: Applied | Rotated | Carried | Accepted
     try:
         if rollback:
-            done = receiver.rollback(folder)
+            done = receiver.rollback(folder, telling)
         else:
+            if not dry_run:
+                notify.settle(folder, telling)
             with streams.binary_input(update) as source:
                 done = receive(
                     folder,
@@ -81,8 +90,9 @@ def command(
                     where=streams.input_name(update),
                     dry_run=dry_run,
                     unsigned=unsigned,
+                    telling=telling,
                 )
-    except MadeWorse as refused:
+    except (MadeWorse, NotifyFailed) as refused:
         if json:
             streams.emit_json({"device": str(device), **refused.report})
         raise

@@ -32,13 +32,15 @@ def command(
     Example: cdcca demo --rounds 5 --json > curve.json
     """
     streams.set_quiet(quiet)
+    from cdcca_cli.loop import frames
+
+    if export is not None:
+        frames.export(export)
+        streams.summary(f"copied the shipped frames to {export}")
+        return
     from cdcca_cli.loop import demo
     from cdcca_cli.loop.history import COLUMNS
 
-    if export is not None:
-        demo.export(export)
-        streams.summary(f"copied the shipped frames to {export}")
-        return
     on.set_threads()
     history = demo.run(rounds, seed=seed, keep=output)
     if json:

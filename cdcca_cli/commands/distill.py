@@ -39,9 +39,6 @@ def command(
     server: ServerSettings,
     on: Runtime,
     log: Annotated[Path | None, typer.Option(help="File to add one JSON line per step to")] = None,
-    peft: Annotated[
-        Path | None, typer.Option(help="Folder to write the LoRA part to as a PEFT adapter")
-    ] = None,
     output: Output = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -115,7 +112,6 @@ def command(
             out = opened.enter_context(file)
 
         from cdcca_cli.distillation import distill as distilling
-        from cdcca_cli.distillation import peft_export
         from cdcca_cli.distillation.step_log import StepLog
         from cdcca_cli.formats.adaptation import read_adaptation, write_adaptation
         from cdcca_cli.formats.shard_stream import read_all
@@ -127,8 +123,6 @@ def command(
             with streams.binary_input(resume) as adapted:
                 earlier = read_adaptation(adapted, where=streams.input_name(resume))
         mirror = config.device(student, "student")
-        if peft is not None:
-            peft_export.check_peft(peft, mirror, force)
         on.set_threads()
         distributed.start(on.compute)
         asked = (
@@ -152,8 +146,6 @@ def command(
             unload_teacher=True,
         )
         write_adaptation(out, adaptation)
-        if peft is not None and is_first:
-            peft_export.export_peft(peft, adaptation.overlay, mirror)
     *lines, last = distilling.summary(adaptation)
     for line in lines:
         streams.message(line)

@@ -1,5 +1,6 @@
 """`cdcca doctor`: what works: this machine, a checkpoint, a pair."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +17,19 @@ def command(
         typer.Argument(help="Checkpoint folder, hub id or device folder", show_default=False),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Argument(help="A checkpoint to teach it", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A checkpoint to teach it, or the address of a llama-server that runs it",
+            show_default=False,
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Export, or probe of a mirror, that the server is compared with"),
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(help="Labelled frames, for the gain that the server has on them"),
     ] = None,
     on: Runtime,
     json: Json = False,
@@ -32,12 +45,15 @@ def command(
     tower's weights are fetched. The frame is made of noise. Memory is estimated, and what training
     adds to it is scaled by one model that was measured.
 
+    Of a device folder and a llama-server: whether the server acts as the device was trained, by the
+    probe of its export (cdcca export). Exit code 3 if not.
+
     Example: cdcca doctor device/ Salesforce/instructblip-vicuna-13b
     """
     streams.set_quiet(quiet)
     from cdcca_cli.doctor import report
 
-    made = report.made(checkpoint, teacher, on)
+    made = report.made(checkpoint, teacher, on, probe, frames)
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(made.found)
     else:

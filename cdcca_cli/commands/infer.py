@@ -3,7 +3,7 @@
 from cdcca_cli import progress, streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.options import Device, Images, LiveOperand, Output, Prompt, Quiet, Strict, Task
-from cdcca_cli.uplink.settings import AnswerSettings, CaptureSettings
+from cdcca_cli.uplink.settings import AnswerSettings, CaptureSettings, ServedSettings
 
 
 def command(
@@ -15,6 +15,7 @@ def command(
     task: Task = None,
     images: Images = None,
     how: AnswerSettings,
+    at: ServedSettings,
     take: CaptureSettings,
     on: Runtime,
     output: Output = None,
@@ -27,12 +28,18 @@ def command(
     A frame that cannot be read is named and left out. A camera or stream is answered as it comes,
     the newest frame each time, until --duration has passed or Ctrl-C ends it; exit code 0.
 
+    With --server a running llama-server, or another OpenAI-compatible server, answers with the
+    device's model, and nothing is loaded here; entropies are then of the 20 likeliest tokens of
+    each step, with the rest spread flat over the vocabulary.
+
     Example: cdcca infer frames/ -m device/ --prompt 'What is on the road?' | jq .answer
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config
-    from cdcca_cli.datasets import num_frames, open_frames
+    from cdcca_cli.datasets import LiveFrames, num_frames, open_frames
     from cdcca_cli.formats.predictions import encode_line
+    from cdcca_cli.skipped import Skipped
+    from cdcca_cli.text import counted
 
     source = open_frames(
         frames,
@@ -42,18 +49,23 @@ def command(
         every=take.every,
         duration=take.duration,
     )
-    on.set_threads()
-
-    from cdcca_cli.models import load_device
-    from cdcca_cli.skipped import Skipped
-    from cdcca_cli.text import counted
-    from cdcca_cli.uplink.answers import answer_frames
-
-    model = load_device(config.device(device), compute=on.compute, dtype=on.dtype)
     skipped = Skipped(strict=strict or num_frames(source) == 1)
+    tracked = progress.track(source, description="infer")
+    if at.server is not None:
+        from cdcca_cli.uplink import served
+
+        server = served.open_served(at, config.device(device))
+        is_live = isinstance(source, LiveFrames)
+        predictions = served.answer_frames(server, tracked, how, skipped, is_live=is_live)
+    else:
+        on.set_threads()
+        from cdcca_cli.models import load_device
+        from cdcca_cli.uplink.answers import answer_frames
+
+        model = load_device(config.device(device), compute=on.compute, dtype=on.dtype)
+        predictions = answer_frames(model, tracked, how, skipped)
     with streams.text_output(output) as out:
-        tracked = progress.track(source, description="infer")
-        for prediction in answer_frames(model, tracked, how, skipped):
+        for prediction in predictions:
             out.write(encode_line(prediction))
             out.flush()  # the reader of the pipe gets each answer at once
         skipped.refuse_if_all()

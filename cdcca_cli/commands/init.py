@@ -36,7 +36,8 @@ def command(
     """Make a device folder: a reference to a frozen checkpoint and the first overlay.
 
     The checkpoint itself is never written. Run it with the same options and seed on the device and
-    in the cloud: both then hold the same overlay, and only changes travel. With --trust, apply
+    in the cloud: both then hold the same overlay, and only changes travel. The last line says which
+    groups which runtime takes (cdcca export). With --trust, apply
     takes only updates signed by --threshold of these keys (cdcca keygen). A mirror that keeps more
     than one overlay can serve devices that missed some (compress --since). A codebook in the
     checkpoint's folder, as the shipped student has one, comes with it.
@@ -51,6 +52,10 @@ def command(
     from cdcca_cli.models.initial import create_device
 
     made = create_device(device, checkpoint, how, trust=trusted, force=force)
+    from cdcca_cli.export import takes
+
+    found = takes.of_device(made)
     if json:
-        streams.emit_json(made.as_json())
-    streams.summary(f"{device}: {made.summary()}")
+        streams.emit_json(made.as_json() | {"takes": takes.as_json(found)})
+    arrives = "; ".join(f"{one.runtime} takes {one}" for one in found)
+    streams.summary(f"{device}: {made.summary()}; {arrives}")

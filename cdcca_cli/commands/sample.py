@@ -1,6 +1,7 @@
 """`cdcca sample`: frames to token shards, the uplink."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
+from cdcca_cli.errors import Unavailable
 from cdcca_cli.options import (
     Device,
     Force,
@@ -22,7 +24,10 @@ from cdcca_cli.options import (
 from cdcca_cli.uplink.settings import CaptureSettings, PayloadSettings, SampleSettings
 
 if TYPE_CHECKING:
+    from cdcca_cli.formats.device import Device as DeviceFolder
     from cdcca_cli.formats.predictions import Prediction
+    from cdcca_cli.models import LoadedModel
+    from cdcca_cli.uplink.picked import KnownModel
 
 
 def command(
@@ -56,7 +61,8 @@ def command(
     A frame goes up as its visual tokens, coded with the device's codebook, or as a picture,
     whichever takes fewer bytes for the same loss. Shards have the order of the frames, and no
     answers. A frame that cannot be read is named and left out. With --state, frames seen before
-    are skipped; nothing new gives an empty stream.
+    are skipped; nothing new gives an empty stream. With --predictions and --payload frame no model
+    is loaded, so that torch is not needed.
 
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
@@ -77,9 +83,7 @@ def command(
     )
     source = Seen(opened, state)
     new = source.frames
-    on.set_threads()
 
-    from cdcca_cli.models import load_device
     from cdcca_cli.uplink.coding import Coder
     from cdcca_cli.uplink.sampling import sample_frames
 
@@ -96,7 +100,7 @@ def command(
     ):
         num_picked = 0
         if num_frames(new) != 0:
-            model = load_device(folder, compute=on.compute, dtype=on.dtype)
+            model = _model(folder, how, coding, on, has_predictions=predictions is not None)
             earlier = None if predictions is None else _read(predictions)
             coder = Coder(model, coding, folder.codebook())
             for coded in sample_frames(
@@ -114,6 +118,28 @@ def command(
         f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
         f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"
     )
+
+
+def _model(
+    device: "DeviceFolder",
+    how: SampleSettings,
+    coding: PayloadSettings,
+    on: Runtime,
+    *,
+    has_predictions: bool,
+) -> "LoadedModel | KnownModel":
+    """The device's model, loaded only where its profile is not enough. Raises: Unavailable."""
+    from cdcca_cli.uplink.picked import known_model
+
+    found = known_model(device, how, coding, has_predictions=has_predictions)
+    if not isinstance(found, str):
+        return found
+    if find_spec("torch") is None:
+        raise Unavailable(f"torch is not installed, and sampling needs the model here: {found}")
+    on.set_threads()
+    from cdcca_cli.models import load_device
+
+    return load_device(device, compute=on.compute, dtype=on.dtype)
 
 
 def _read(path: str) -> "Iterator[Prediction]":

@@ -5,7 +5,14 @@
 the published files as they are and refuse anything else, with the place.
 """
 
-from cdcca_cli.datasets.frames import Frame, Frames, LabelledQuestion, Task, load_image
+from cdcca_cli.datasets.frames import (
+    Frame,
+    Frames,
+    LabelledQuestion,
+    Task,
+    image_name,
+    load_image,
+)
 from cdcca_cli.datasets.live import LiveFrames, num_frames
 from cdcca_cli.datasets.sources import (
     Reference,
@@ -22,6 +29,7 @@ __all__ = [
     "LiveFrames",
     "Reference",
     "Task",
+    "image_name",
     "load_image",
     "num_frames",
     "open_frames",

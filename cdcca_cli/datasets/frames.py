@@ -99,3 +99,9 @@ def load_image(frame: Frame) -> "Image":
     if frame.position is not None:
         return video.load(frame.image, frame.position)
     return pictures.load(frame.image)
+
+
+def image_name(frame: Frame) -> str:
+    """The frame's file as its source names it, or its bare name: never a path of this machine."""
+    own = Path(frame.id).parts
+    return frame.id if frame.image.parts[-len(own) :] == own else frame.image.name

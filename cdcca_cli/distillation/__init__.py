@@ -19,6 +19,5 @@ In the order in which data passes:
 
 For the uplink: `calibration` makes a codebook, whose arrays are of `transform`.
 
-Beside them: `checkpoint` (the state on disk), `distributed` (several processes), `step_log`,
-`peft_export`.
+Beside them: `checkpoint` (the state on disk), `distributed` (several processes), `step_log`.
 """

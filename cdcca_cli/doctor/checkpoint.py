@@ -14,6 +14,7 @@ from cdcca_cli import models
 from cdcca_cli.config import Runtime
 from cdcca_cli.doctor import frame, headers, identities, machine, memory
 from cdcca_cli.errors import BadData, Unavailable
+from cdcca_cli.export import takes
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.kind import kind_of_folder
 from cdcca_cli.formats.names import split_groups
@@ -114,6 +115,7 @@ def report(name: str, on: Runtime) -> dict[str, Any]:
         "digests": {"tower": digest, "vocabulary": model.vocabulary_digest},
         "payloads": ["tokens", "frame"],
         "groups": groups,
+        "takes": takes.as_json(_takes(model, found.device)),
         "frame": {
             "width": frame.SIZE[0],
             "height": frame.SIZE[1],
@@ -174,6 +176,14 @@ def _groups(model: "LoadedModel", device: Device | None) -> dict[str, int]:
         group: sum(overlay.num_parameters(model.module, group, name, rank) for name in known[group])
         for group in split_groups(names)
     }
+
+
+def _takes(model: "LoadedModel", device: Device | None) -> list[takes.Takes]:
+    """Which runtime takes which of the device's groups, or of the usual ones."""
+    names = InitSettings().groups if device is None else device.settings.groups
+    linears = model.trainable_groups()["lora.connector"]
+    language = model.module.config.get_text_config().model_type
+    return takes.takes(model.row, language, names, linears)
 
 
 def _payload_bytes(model: "LoadedModel", seen: "Seen", photograph: "Image") -> dict[str, int]:

@@ -13,27 +13,13 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from cdcca_cli import packages
 from cdcca_cli.errors import CdccaError, Unavailable
 from cdcca_cli.memory import main_memory
 
 OK, MISSING = "ok", "missing"
-REQUIRED = {
-    "torch": "computes the models",
-    "transformers": "loads checkpoints",
-    "peft": "reads and writes adapters",
-    "bitsandbytes": "quantises language models",
-    "accelerate": "loads large and quantised checkpoints",
-    "safetensors": "reads weights",
-    "tokenizers": "reads and writes prompts",
-    "huggingface_hub": "fetches checkpoints",
-    "numpy": "computes updates",
-    "pillow": "reads and codes pictures",
-    "zstandard": "compresses streams",
-    "pycocoevalcap": "scores captions",
-    "cryptography": "signs updates",
-    "httpx2": "asks teachers at an address",
-}
-"""Packages that are installed with cdcca, and what each does."""
+LIGHT = "a light installation does without"
+REQUIRED = packages.LEFT_OUT | packages.LIGHT
 
 
 @dataclass(frozen=True)
@@ -131,16 +117,20 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check(name, OK, metadata.version(name), purpose, is_required=True)
         except metadata.PackageNotFoundError:
-            cure = f"pip install {name}"
-            yield Check(name, MISSING, "", purpose, cure, is_required=True)
+            is_needed = not (packages.is_light() and name in packages.LEFT_OUT)
+            cure = f"pip install {name}" if is_needed else LIGHT
+            yield Check(name, MISSING, "", purpose, cure, is_required=is_needed)
 
 
 def _hardware() -> Iterator[Check]:
-    import torch
-
     memory = main_memory()
     found = f"{in_units(memory.free)} free of {in_units(memory.total)}"
     yield Check("memory", OK, found, "holds a model on a CPU")
+    if packages.is_light():
+        yield Check("CPU", OK, f"{cpu_threads()} cores", "")
+        return
+    import torch
+
     yield Check(
         "CPU", OK, f"{cpu_threads()} cores, torch uses {torch.get_num_threads()} threads", ""
     )
@@ -165,6 +155,8 @@ def _hardware() -> Iterator[Check]:
 
 def _quantization() -> Iterator[Check]:
     """A linear of 4 bits on the hardware that models are computed on by default."""
+    if packages.is_light():
+        return
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -256,12 +248,12 @@ def _video() -> Check:
 
 def _room() -> Iterator[Check]:
     """The disks of temporary files, and of checkpoints from the hub."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    disks = [("disk: temporary", "training and compress", tempfile.gettempdir())]
+    if not packages.is_light():
+        from huggingface_hub.constants import HF_HUB_CACHE
 
-    for name, purpose, folder in (
-        ("disk: temporary", "training and compress", tempfile.gettempdir()),
-        ("disk: checkpoints", "checkpoints from the hub", HF_HUB_CACHE),
-    ):
+        disks.append(("disk: checkpoints", "checkpoints from the hub", HF_HUB_CACHE))
+    for name, purpose, folder in disks:
         path = Path(folder)
         while not path.exists() and path != path.parent:
             path = path.parent

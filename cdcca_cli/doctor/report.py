@@ -3,12 +3,18 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cdcca_cli.config import Runtime
 from cdcca_cli.doctor import machine
 from cdcca_cli.doctor.machine import in_units
+from cdcca_cli.errors import SettingError
+from cdcca_cli.export import checking
+from cdcca_cli.export.takes import ALL
+from cdcca_cli.formats.device import Device
 from cdcca_cli.inspection.summary import rows
+from cdcca_cli.serving.address import is_address
 
 Row = tuple[str, object]
 
@@ -22,8 +28,23 @@ class Report:
     require: Callable[[], None] = lambda: None
 
 
-def made(student: str | None, teacher: str | None, on: Runtime) -> Report:
-    """Look at the machine, at a model, or at a pair. Raises: as `checkpoint.report`."""
+def made(
+    student: str | None,
+    teacher: str | None,
+    on: Runtime,
+    probe: Path | None = None,
+    frames: Path | None = None,
+) -> Report:
+    """Look at the machine, at a model, at a pair, or at a server that runs a device.
+
+    Raises: as `checkpoint.report` and `checking.of_device`.
+    """
+    if student is not None and teacher is not None and is_address(teacher):
+        found = checking.of_device(Device.open(student), teacher, probe, frames)
+        return Report(found.as_json(), found.rows(), partial(found.require, teacher))
+    for name, value in (("probe", probe), ("frames", frames)):
+        if value is not None:
+            raise SettingError(name, "is for a device folder and the address of its server")
     if student is None:
         checks = machine.checks()
         require = partial(machine.require, checks)
@@ -32,10 +53,10 @@ def made(student: str | None, teacher: str | None, on: Runtime) -> Report:
 
     on.set_threads()
     if teacher is None:
-        found = checkpoint.report(student, on)
-        return Report(found, _checkpoint_rows(found), partial(checkpoint.require, found))
-    found = pair.report(student, teacher)
-    return Report(found, _pair_rows(found))
+        known = checkpoint.report(student, on)
+        return Report(known, _checkpoint_rows(known), partial(checkpoint.require, known))
+    common = pair.report(student, teacher)
+    return Report(common, _pair_rows(common))
 
 
 def _machine_rows(checks: list[machine.Check]) -> Iterator[Row]:
@@ -75,6 +96,9 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield "memory", found["memory_basis"]
     for group, number in found["groups"].items():
         yield f"trained: {group}", number
+    for runtime, groups in found["takes"].items():
+        parts = (name if how == ALL else f"{name} ({how})" for name, how in groups.items())
+        yield f"{runtime} takes", ", ".join(parts) or "nothing"
     for text in found["exceptions"]:
         yield "exception", text
     for one in found["identities"]["tried"]:

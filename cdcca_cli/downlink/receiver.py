@@ -4,8 +4,9 @@ Theta_edge = Theta_base + Theta_compressed
 
 `verify` lists the checks and the attacks. This module locks the folder, has the file checked
 against its state, and installs what passed as a new file. `formats.device` makes that file current
-by one rename, so the highest sequence, the overlay and its signers change together. To test the new
-overlay first (`acceptance`), call `check`, then `apply` with `onto`, which repeats every check.
+by one rename, so the highest sequence, the overlay and its signers change together. `notify` tells
+the runtime, and takes the change back if that fails. To test the new overlay first (`acceptance`),
+call `check`, then `apply` with `onto`, which repeats every check.
 
 **After a rollback** the abandoned update is refused as old (79). The next update from a mirror that
 still has it is refused for its base (78): roll the mirror back too, then distil and compress again.
@@ -18,11 +19,13 @@ it; so does any newer update whose base is sound.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Literal
 
 from cdcca_cli import files
-from cdcca_cli.downlink import verify
+from cdcca_cli.downlink import notify, verify
 from cdcca_cli.downlink.change import Overlay
+from cdcca_cli.downlink.settings import NotifySettings
 from cdcca_cli.errors import MissingInput, WrongBase
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device import Device
@@ -109,20 +112,22 @@ def receive(
     dry_run: bool = False,
     unsigned: bool = False,
     clock: Clock = time.time,
+    telling: NotifySettings = notify.NO_COMMAND,
 ) -> Applied | Rotated | Carried:
     """Read an update, a trust list or a codebook and install it if it passes every check.
 
     Args: unsigned: take an update or a codebook without the required signatures, which is recorded
-        (`Slot.signed_by`), or the first trust list of a device without keys.
+        (`Slot.signed_by`), or the first trust list of a device without keys. telling: the command
+        that is told of a new overlay (`notify`).
     Raises: SignatureRefused, StaleUpdate, WrongBase, NewerFormat, BadData, MissingInput,
-        CannotWrite; then the folder is unchanged.
+        NotifyFailed, CannotWrite; then the folder is unchanged.
     """
     found = read(device, stream, where=where, unsigned=unsigned)
     if isinstance(found, TrustList):
         return rotate(device, found, dry_run=dry_run, unsigned=unsigned)
     if isinstance(found, Codebook):
         return carry(device, found, dry_run=dry_run, unsigned=unsigned)
-    return apply(device, found, dry_run=dry_run, unsigned=unsigned, clock=clock)
+    return apply(device, found, dry_run=dry_run, unsigned=unsigned, clock=clock, telling=telling)
 
 
 def read(
@@ -184,10 +189,12 @@ def apply(
     unsigned: bool = False,
     clock: Clock = time.time,
     onto: str | None = None,
+    telling: NotifySettings = notify.NO_COMMAND,
 ) -> Applied:
     """Check an update against a device folder and install its result: 3, and 6 to 13.
 
     Args: onto: the digest that the device's overlay must have (`Checked.digest`); None: any.
+        telling: as `receive`.
     Raises: as `receive`; WrongBase if the device's overlay is not `onto`.
     """
     now = _now(update, clock)
@@ -196,6 +203,7 @@ def apply(
         if checked.new is None:
             if not dry_run:
                 device.settle()
+                notify.settle(device, telling)
             note = ""
             if verify.is_late(update, now):
                 note = f" (it expired on {utc(update.expires or 0)}: is a newer one available?)"
@@ -207,7 +215,8 @@ def apply(
             )
         note = _lacking(device, checked.signed_by)
         if not dry_run:
-            device.install(checked.new, update.sequence, checked.signed_by)
+            install = partial(device.install, checked.new, update.sequence, checked.signed_by)
+            notify.change(device, install, telling)
     status: Status = "would apply" if dry_run else "applied"
     return Applied(status, update.sequence, update.target, note)
 
@@ -251,8 +260,11 @@ def carry(
         return Carried("would apply" if dry_run else "applied", found, _lacking(device, signed_by))
 
 
-def rollback(device: Device) -> Applied:
-    """Go back to the device's newest sound earlier overlay. Raises: MissingInput, BadData."""
+def rollback(device: Device, telling: NotifySettings = notify.NO_COMMAND) -> Applied:
+    """Go back to the device's newest sound earlier overlay.
+
+    Args: telling: as `receive`. Raises: MissingInput, BadData, NotifyFailed, CannotWrite.
+    """
     with device.lock():
-        device.rollback()
+        notify.change(device, device.rollback, telling)
         return Applied("rolled back", device.sequence, device.digest)

@@ -1,4 +1,5 @@
-"""Settings of `compress`: which changes are sent, and how exactly. Imports nothing heavy.
+"""Settings of `compress`: which changes are sent, and how exactly; and of the command that `apply`
+runs. Imports nothing heavy.
 
 The paper's update is `codec` nf4 with `select` norm,bias,query: 1,650,688 parameters at 7B.
 """
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 
 from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.formats.names import GROUP_NAMES
-from cdcca_cli.settings import check, setting
+from cdcca_cli.settings import check, defaults, setting
 from cdcca_cli.text import parse_bytes, parse_share
 
 MAX_LOSS = 0.01
@@ -109,3 +110,29 @@ class CompressSettings:
     def is_catch_up(self) -> bool:
         """Whether this is a catch-up if there is no adaptation."""
         return self.codec == "exact" and self.since is not None
+
+
+@dataclass(frozen=True)
+class NotifySettings:
+    """The command that is told of a change of the overlay (`notify`); None: there is none."""
+
+    command: str | None = setting(
+        None,
+        "Command to run after the overlay has changed; if it fails, the change is taken back (81)",
+        option="notify",
+    )
+    seconds: float = setting(
+        300.0,
+        "Seconds after which the command has failed",
+        above=0,
+        at_most=86_400,
+        unit="seconds",
+        option="notify_timeout",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.command is not None and not self.command.strip():
+            raise SettingError("notify", "expected a command")
+        if self.command is None and self.seconds != defaults(type(self))["seconds"]:
+            raise SettingError("notify_timeout", "does nothing without `notify`")

@@ -45,7 +45,9 @@ A device without keys takes its first list only if its operator says so (`unsign
 - one stolen key                       3: the threshold; each key counts once; then a trust list
                                        without that key
 - a list that replaces all keys        signatures of the old keys and of the new
-- rollback, replay                     9: the highest sequence never falls, even by a rollback
+- rollback, replay                     9: the highest sequence never falls, even by a rollback; only
+                                       if the device's own command refuses a change (`notify`)
+                                       does it become what it was before that change
 - freeze (the same old update again)   8, if the updates have an expiry; a repeated update is not an
                                        error even when expired, and a note reports it
 - fast-forward to the last sequence    9: 2**20 at a time, of 2**53

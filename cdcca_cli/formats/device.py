@@ -4,6 +4,7 @@
     overlay/<sequence>-<digest16>.safetensors      one file for each overlay that is still needed
     codebooks/<sequence>-<digest16>.safetensors    every codebook that was ever current
     profile.json                                   what is known of the frozen model (`profile`)
+    notify                                         a command has to be told of a change (`mark`)
     lock                                           empty; locked (flock) to change the folder
 
 device.json, all keys always present:
@@ -34,10 +35,11 @@ for the first overlay. <digest16> is the first 16 hexadecimal digits of the dige
 file is as it arrived (`codebook`), with the sequence in its header.
 
 device.json is replaced as a whole once the file that it names is on the disk; then the overlays
-that it does not name are deleted. Codebooks stay, however many, because a mirror decodes old shards
-with them. Each file is synced before its rename and its folder after, so counter, keys, overlay and
-codebook change together or not at all, even if the power fails. If an overlay file is damaged, the
-newest sound kept one is used; if it is the codebook's, the device has none until it comes again.
+that neither it nor a mark names are deleted. Codebooks stay, however many, because a mirror decodes
+old shards with them. Each file is synced before its rename and its folder after, so counter, keys,
+overlay and codebook change together or not at all, even if the power fails. If an overlay file is
+damaged, the newest sound kept one is used; if it is the codebook's, the device has none until it
+comes again.
 
 Version 3 is written if groups and template allow it. Versions 1 and 2 are read as well, written as
 version 3 or 4 at the next change. Version 2 has no codebook (null). Version 1 has also no model,
@@ -72,6 +74,8 @@ from cdcca_cli.formats.device_state import (
 )
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.locks import lock
+from cdcca_cli.formats.mark import FILE_NAME as MARK
+from cdcca_cli.formats.mark import files_of_mark, remove_mark
 from cdcca_cli.formats.overlay import Overlay
 from cdcca_cli.formats.profile import FILE_NAME as PROFILE
 from cdcca_cli.formats.profile import Profile, read_profile
@@ -190,6 +194,13 @@ class Device:
         """One overlay's tensors, verified. Raises: MissingInput, BadData."""
         return device_files.read_overlay(self.path, slot)
 
+    def _is_sound(self, slot: Slot) -> bool:
+        try:
+            self.read_slot(slot)
+        except (BadData, MissingInput):
+            return False
+        return True
+
     def profile(self) -> Profile:
         """What is known of the frozen model. Raises: MissingInput, BadData, NewerFormat."""
         return read_profile(self.path, self.model)
@@ -258,6 +269,8 @@ class Device:
                 files.make_folder(folder)
             with device._locked_file():
                 _refuse_taken(path, force)  # again: another init may have been quicker
+                if (path / MARK).exists():
+                    remove_mark(path)  # of the device that is replaced
                 device._store(new)
                 _remove(*set(path.glob(f"{CODEBOOKS}/*")) - {path / name for name in new})
                 if path in made:
@@ -303,6 +316,36 @@ class Device:
             fault = BadData(f"{self.path}: no earlier overlay is sound: the folder is damaged")
             state, _ = self._before(fault)
             self._change(state)
+
+    def restore(self, before: State) -> None:
+        """Make the overlays of an earlier state count again, and lower highest_sequence to its.
+
+        Keys and codebook stay. Raises: BadData if none of its overlays is sound; CannotWrite.
+        """
+        with self.lock():
+            state = replace(
+                self._state,
+                current=before.current,
+                kept=before.kept,
+                highest_sequence=before.highest_sequence,
+            )
+            if not any(map(self._is_sound, (before.current, *before.kept))):
+                raise BadData(f"{self.path}: no overlay from before is sound")
+            self._change(state)
+
+    def written_state(self) -> State:
+        """The state as it is on the disk. Raises: MissingInput, BadData."""
+        return _load(self.path)[1]
+
+    def tidy(self) -> None:
+        """Delete the overlays that nothing names any more."""
+        named = {slot.file for slot in (self.current, *self.kept)} | files_of_mark(self.path)
+        with suppress(OSError):
+            for file in (self.path / OVERLAYS).iterdir():
+                if f"{OVERLAYS}/{file.name}" not in named:
+                    _remove(file)
+            hidden = (f".{FILE_NAME}.*", f".{MARK}.*", f"{CODEBOOKS}/.*")  # of a killed process
+            _remove(*(file for pattern in hidden for file in self.path.glob(pattern)))
 
     def settle(self) -> None:
         """Sync what another process changed, in case it was killed before its sync. CannotWrite."""
@@ -365,13 +408,7 @@ class Device:
                 raise
             streams.message(f"{error}: a power failure may bring the state before back")
             return  # and with it the files that it names
-        named = {slot.file for slot in (self.current, *self.kept)}
-        with suppress(OSError):
-            for file in (self.path / OVERLAYS).iterdir():
-                if f"{OVERLAYS}/{file.name}" not in named:
-                    _remove(file)
-            hidden = (f".{FILE_NAME}.*", f"{CODEBOOKS}/.*")  # of a process that was killed
-            _remove(*(file for pattern in hidden for file in self.path.glob(pattern)))
+        self.tidy()
 
     def _written(self) -> bytes:
         """device.json as it is on the disk; nothing if there is none yet."""
@@ -395,7 +432,7 @@ def _refuse_taken(path: Path, force: bool) -> None:
     if FILE_NAME in names:
         if not force:
             raise CannotWrite(f"{path}: is a device folder already: `force` replaces it")
-    elif names - {OVERLAYS, CODEBOOKS, PROFILE, "lock"}:
+    elif names - {OVERLAYS, CODEBOOKS, PROFILE, MARK, "lock"}:
         raise CannotWrite(f"{path}: has other things in it: name a new folder")
 
 

@@ -1,7 +1,8 @@
 """device.json, read and checked; `device` specifies it and writes it."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -77,8 +78,8 @@ class State:
 _SETTINGS = get_type_hints(DeviceSettings) | {"lora": dict}
 _LORA = get_type_hints(Lora)
 _SLOT = get_type_hints(Slot)
-_STATE: dict[str, Any] = {"current": dict, "kept": list[dict]}
-_STATE |= {"highest_sequence": int, "keep": int, "trust": dict | None, "codebook": dict | None}
+_OVERLAYS: dict[str, Any] = {"current": dict, "kept": list[dict], "highest_sequence": int}
+_STATE: dict[str, Any] = {"keep": int, "trust": dict | None, "codebook": dict | None} | _OVERLAYS
 _VERSION_4 = records.HEAD | _SETTINGS | _STATE
 _VERSION_3 = {name: hint for name, hint in _VERSION_4.items() if name != "template"}
 _VERSION_2 = {name: hint for name, hint in _VERSION_3.items() if name != "codebook"}
@@ -111,13 +112,8 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
         records.exact_keys(data, set(_VERSION_3), where)
         data = data | {"template": None}
     found = records.fields(data, _VERSION_4, where)
-    current, *kept = (_slot(slot, OVERLAYS, where) for slot in (found["current"], *found["kept"]))
-    sequences = [slot.sequence for slot in (current, *kept)]
-    if sequences != sorted(set(sequences), reverse=True):
-        raise BadData(f"{where}: the kept overlays are not older from one to the next")
-    highest, keep = found["highest_sequence"], found["keep"]
-    if highest < current.sequence:
-        raise BadData(f"{where}: highest_sequence {highest} is below an overlay's")
+    overlays = parse_overlays({name: found[name] for name in _OVERLAYS}, where)
+    keep = found["keep"]
     if keep < 1:
         raise BadData(f"{where}: 'keep' is {keep}; expected 1 or more")
     trust = None if found["trust"] is None else parse_trust(found["trust"], where)
@@ -125,7 +121,20 @@ def parse_state(data: Any, where: str) -> tuple[DeviceSettings, State]:
     settings = _settings({name: found[name] for name in _SETTINGS}, where)
     if settings.version > max(version, 3):
         raise BadData(f"{where}: 'groups' of version {settings.version} in version {version}")
-    return settings, State(current, tuple(kept), highest, keep, trust, codebook)
+    return settings, replace(overlays, keep=keep, trust=trust, codebook=codebook)
+
+
+def parse_overlays(data: Mapping[str, Any], where: str) -> State:
+    """The part of a state that says which overlays count; the rest is as usual. BadData."""
+    found = records.fields(data, _OVERLAYS, where)
+    current, *kept = (_slot(slot, OVERLAYS, where) for slot in (found["current"], *found["kept"]))
+    sequences = [slot.sequence for slot in (current, *kept)]
+    if sequences != sorted(set(sequences), reverse=True):
+        raise BadData(f"{where}: the kept overlays are not older from one to the next")
+    highest = found["highest_sequence"]
+    if highest < current.sequence:
+        raise BadData(f"{where}: highest_sequence {highest} is below an overlay's")
+    return State(current, tuple(kept), highest)
 
 
 def _from_version_1(data: dict[str, Any], where: str) -> dict[str, Any]:

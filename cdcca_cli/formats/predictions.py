@@ -17,12 +17,17 @@ One object a line, one line a prompt, each line ended by a newline; empty lines 
     domain          string or null
     margin          number from 0 to 1: mean over the answer's tokens of p1 - p2, the probabilities
                     of the two likeliest tokens; absent in files of cdcca 0.3 and before
+    entropy_of      "top" and a number: of how many likeliest tokens of each step the entropies are,
+                    as a server lists them, with the rest spread flat over the vocabulary, which is
+                    the most that they can be; absent: of all tokens, exact
+    entropy_least   as `entropy`: the least that they can be; with entropy_of alone
 
 All numbers are finite and entropies >= 0; choice is one of choices; choice_scores is as long as
 choices. A writer sorts the keys; a reader accepts any order, takes an absent key for null, and
 skips unknown keys. There is no end mark: a file cut between two lines is a sound, shorter one.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import get_type_hints
@@ -54,16 +59,21 @@ class Prediction:
     model: str
     domain: str | None
     margin: float | None = None
+    entropy_of: str | None = None
+    entropy_least: dict[str, float] | None = None
 
 
-_HINTS = get_type_hints(Prediction)
+_HINTS = get_type_hints(Prediction) | {"entropy_least": dict | None}
+_ABSENT = ("margin", "entropy_of", "entropy_least")
+"""Keys that are left out where there is nothing to say."""
 
 
 def encode_line(prediction: Prediction) -> str:
     """One line, newline included. BadData if it is not sound."""
     row = {"v": VERSION, **asdict(prediction)}
-    if prediction.margin is None:
-        del row["margin"]
+    for name in _ABSENT:
+        if row[name] is None:
+            del row[name]
     try:
         line = records.dump_json(row)
     except ValueError:
@@ -91,7 +101,10 @@ def decode_line(line: str, where: str) -> Prediction:
     values = records.fields(row, _HINTS, where, exact=False)
     hints = dict.fromkeys(ENTROPIES, float)
     entropy = records.fields(values["entropy"], hints, f"{where}: entropy", exact=False)
-    found = Prediction(**{**values, "entropy": entropy})
+    least = values["entropy_least"]
+    if least is not None:
+        least = records.fields(least, hints, f"{where}: entropy_least", exact=False)
+    found = Prediction(**{**values, "entropy": entropy, "entropy_least": least})
     choices, scores = found.choices or [], found.choice_scores
     if not found.id:
         raise BadData(f"{where}: 'id' is empty")
@@ -101,6 +114,13 @@ def decode_line(line: str, where: str) -> Prediction:
         raise BadData(f"{where}: {len(scores)} choice_scores for {len(choices)} choices")
     if min([*entropy.values(), *(found.token_entropies or [])]) < 0:
         raise BadData(f"{where}: a negative entropy")
+    kind = found.entropy_of
+    if kind is not None and re.fullmatch(r"top[1-9][0-9]{0,6}", kind) is None:
+        raise BadData(f"{where}: entropy_of {kind[:40]!r}: expected top20, say")
+    if (kind is None) != (least is None):
+        raise BadData(f"{where}: entropy_of and entropy_least are given together")
+    if least is not None and not all(0 <= least[name] <= entropy[name] for name in ENTROPIES):
+        raise BadData(f"{where}: entropy_least is not between 0 and the entropy")
     if not 0 <= (found.margin or 0) <= 1:
         raise BadData(f"{where}: a margin of {found.margin}")
     if not is_digest(found.model):

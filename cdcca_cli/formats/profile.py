@@ -19,6 +19,8 @@ or before has none.
     has_class_token  whether the vision tower has one beside its patches
     prompts   {"vqa": text, "caption": text}: the text around a question, with {prompt} and at most
               one {picture} in their places
+    said      {"vqa": text, "caption": text}: the words around a question without its picture and
+              the marks of a chat, for a server that puts those in itself
     caption_prompt   the words of a caption that has none of its own
     begin     ids that stand before a prompt of text
     end       ids that end an answer; the first ends a choice
@@ -109,6 +111,7 @@ class Profile:
     samples: Mapping[str, Sample]
     has_class_token: bool
     prompts: Mapping[str, str]
+    said: Mapping[str, str]
     caption_prompt: str
     begin: tuple[int, ...]
     end: tuple[int, ...]
@@ -130,6 +133,7 @@ class Profile:
             "norms": dict(self.norms),
             "samples": {name: _sample_json(one) for name, one in self.samples.items()},
             "prompts": dict(self.prompts),
+            "said": dict(self.said),
             "picture": None if self.picture is None else asdict(self.picture),
             "layout": layout and {"num_tokens": self.num_tokens, **layout},
         }
@@ -138,7 +142,7 @@ class Profile:
 _LAYOUT = {"num_tokens": int} | get_type_hints(Layout)
 _SAMPLE = {"shape": tuple[int, int], "values": str, "rows": int}
 _HINTS: dict[str, Any] = {**records.HEAD, **get_type_hints(Profile)}
-_HINTS |= {"language": dict, "norms": dict, "samples": dict, "prompts": dict}
+_HINTS |= {"language": dict, "norms": dict, "samples": dict, "prompts": dict, "said": dict}
 _HINTS |= {"picture": dict | None, "layout": dict | None}
 del _HINTS["num_tokens"]
 
@@ -183,8 +187,11 @@ def parse_profile(value: Any, where: str) -> Profile:
     shape = records.fields(found["language"], get_type_hints(LanguageShape), f"{where}: language")
     if not is_digest(found["tower"]) or not (found["model"] is None or is_digest(found["model"])):
         raise BadData(f"{where}: 'model' or 'tower' is not a digest")
-    prompts = records.fields(found["prompts"], dict.fromkeys(TASKS, str), f"{where}: prompts")
-    for text in prompts.values():
+    prompts, said = (
+        records.fields(found[name], dict.fromkeys(TASKS, str), f"{where}: {name}")
+        for name in ("prompts", "said")
+    )
+    for text in (*prompts.values(), *said.values()):
         if text.count("{prompt}") != 1 or text.count("{picture}") > 1:
             raise BadData(f"{where}: prompts without one {{prompt}}, or with several {{picture}}")
     if len(found["stub"]) != 2:
@@ -216,6 +223,7 @@ def parse_profile(value: Any, where: str) -> Profile:
             "norms": {name: _pair(pair, where) for name, pair in found["norms"].items()},
             "samples": {name: _sample(one, where) for name, one in found["samples"].items()},
             "prompts": prompts,
+            "said": said,
             "picture": rule,
             "layout": layout,
             "num_tokens": num_tokens,

@@ -4,24 +4,21 @@
 domain, never sent: what the table shows) and `source` (the domain that must not be forgotten).
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 
-import cdcca_cli
 from cdcca_cli import streams
 from cdcca_cli.acceptance import read_validation_set, score_predictions
 from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER, Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
-from cdcca_cli.errors import CannotWrite
+from cdcca_cli.loop.frames import FRAMES
 from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
-FRAMES = Path(cdcca_cli.__file__).parent / "assets" / "frames"
 STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"
 
 
@@ -78,19 +75,3 @@ def _scored_rounds(cycle: Cycle, rounds: int) -> History:
     history.add(STREAM, cycle.score(stream, "the stream"))
     history.add(SOURCE, cycle.score(probes[SOURCE], "the source domain"))
     return history
-
-
-def export(folder: Path) -> None:
-    """Copy the shipped frames to a new folder, as a whole or not at all. Raises: CannotWrite."""
-    if folder.exists():
-        raise CannotWrite(f"{folder}: exists already: name a new one")
-    try:
-        shutil.copytree(FRAMES, folder)
-    except (OSError, KeyboardInterrupt) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
-        # copytree collects its errors as (source, target, reason).
-        first = error.args[0] if error.args else ""
-        reason = error.strerror or (first[0][2] if isinstance(first, list) else str(error))
-        raise CannotWrite(f"{folder}: {str(reason).lower()}") from None

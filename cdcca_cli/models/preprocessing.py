@@ -3,18 +3,21 @@
 Shapes: H and W of the tower's input.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdcca_cli.errors import BadData, SettingError
+from cdcca_cli.errors import BadData
 from cdcca_cli.models import thin
 from cdcca_cli.models.pictures import Preparer
+from cdcca_cli.payloads import preparing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 
 
 def seen(preparer: Preparer, image: "Image", size: tuple[int, int] | None = None) -> "Image":
@@ -30,16 +33,17 @@ def seen(preparer: Preparer, image: "Image", size: tuple[int, int] | None = None
         be.
     """
     processor = preparer.image_processor
+    crops = thin.crops_centre(processor)
     if size is not None:
-        return _scaled(processor, image, size)
+        resample = getattr(processor, "resample", None)
+        how = _BICUBIC if resample is None else int(resample)
+        return preparing.scaled(image, size, crops=crops, resample=how)
     inner = levels(preparer, image)
     if inner is None:
         return image.convert("RGB")
     picture = inner
-    if thin.crops_centre(processor):
-        spare = [max(0, processor.size["shortest_edge"] - side) for side in inner.shape[:2]]
-        margins = [(each // 2, each - each // 2) for each in spare]
-        picture = np.pad(inner, (*margins, (0, 0)), mode="edge")
+    if crops:
+        picture = preparing.with_margins(inner, processor.size["shortest_edge"])
     found = _image(picture)
     again = levels(preparer, found)
     if again is None or not np.array_equal(again, inner):
@@ -70,16 +74,3 @@ def _image(levels: NDArray[np.uint8]) -> "Image":
     from PIL import Image
 
     return Image.fromarray(levels)
-
-
-def _scaled(processor: Any, image: "Image", size: tuple[int, int]) -> "Image":
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if thin.crops_centre(processor):
-        if size[0] != size[1]:
-            raise SettingError("size", "expected a square, as the image processor crops one", size)
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-    bicubic = 3  # PIL.Image.Resampling.BICUBIC
-    resample = getattr(processor, "resample", None)
-    return image.convert("RGB").resize(size, bicubic if resample is None else int(resample), box)

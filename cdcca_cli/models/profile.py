@@ -40,6 +40,7 @@ def profile_of(model: LoadedModel, digest: str | None) -> Profile:
         samples=_samples(model, groups["lora.language"], groups["lora.connector"], shape),
         has_class_token=any("class_embed" in name or "cls_token" in name for name in _tower(model)),
         prompts={task: _template(model, task) for task in TASKS},
+        said={"vqa": model.row.vqa_template, "caption": model.row.caption_template},
         caption_prompt=model.row.caption_prompt,
         begin=tuple(model.begin_ids),
         end=tuple(model.end_ids),

@@ -19,8 +19,11 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from cdcca_cli.errors import BadData
+from cdcca_cli.serving import openai
+from cdcca_cli.serving.http import fault
+from cdcca_cli.serving.openai import Dialect, Reply
 from cdcca_cli.teachers import chat
-from cdcca_cli.teachers.chat import Ask, Dialect, Reply
+from cdcca_cli.teachers.chat import Ask
 from cdcca_cli.text import load_json
 
 ADDRESS = "/v1/chat/completions"
@@ -90,15 +93,15 @@ class Answers:
         found = _result(self._file.readline(_LONGEST_LINE), self._where)
         response = found.get("response")
         if found.get("error") or not isinstance(response, dict):
-            words = chat.fault(found.get("error"))
+            words = fault(found.get("error"))
             raise BadData(f"{self._where}: an error instead of an answer: {words or 'no response'}")
         if response.get("status_code") not in (None, 200):
-            words = chat.fault(response.get("body"))
+            words = fault(response.get("body"))
             raise BadData(
                 f"{self._where}: HTTP {str(response['status_code'])[:20]}"
                 + (f": {words}" if words else "")
             )
-        return chat.parse(response.get("body"), self._where)
+        return openai.parse(response.get("body"), self._where)
 
 
 def _result(line: bytes, where: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from cdcca_cli import remote
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats import kind
 from cdcca_cli.payloads.opening import CodebookOf
+from cdcca_cli.serving.address import Address, is_address
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher, refusing
-from cdcca_cli.teachers.server import Address, is_address
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 if TYPE_CHECKING:

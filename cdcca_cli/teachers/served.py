@@ -25,11 +25,14 @@ from cdcca_cli.formats.labels import (
 )
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
+from cdcca_cli.serving.address import Address
+from cdcca_cli.serving.in_order import in_order
+from cdcca_cli.serving.openai import Reply
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import batch, chat, signal
 from cdcca_cli.teachers.batch import Answers
-from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.teachers.chat import Ask
+from cdcca_cli.teachers.server import Server
 from cdcca_cli.teachers.settings import ServerSettings
 from cdcca_cli.text import counted
 
@@ -137,7 +140,7 @@ def write_requests(
             written.add(key)
             found.add(job)
             for ask in filter(None, (job.free, job.letter)):
-                batch.write_request(out, ask, model, chat.Dialect.first(settings))
+                batch.write_request(out, ask, model, chat.first_dialect(settings))
     return found
 
 

@@ -5,11 +5,9 @@ from functools import partial
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.names import LABEL_BITS
+from cdcca_cli.serving.http import USUAL_KEY, Connection
 from cdcca_cli.settings import check, setting
 from cdcca_cli.text import load_json, parse_seconds
-
-USUAL_KEY = "OPENAI_API_KEY"
-"""The environment variable with the key of a served teacher, unless another is named."""
 
 _tuning = partial(setting, is_tuning=True)
 
@@ -101,3 +99,10 @@ class ServerSettings:
     def num_workers(self) -> int:
         """More than are in flight: some make the next request meanwhile, or read an answer."""
         return self.concurrency + self.concurrency // 4 + 2
+
+    @property
+    def connection(self) -> Connection:
+        """How requests are sent."""
+        return Connection(
+            self.concurrency, self.timeout, self.attempts, self.backoff, self.api_key_env
+        )

@@ -13,7 +13,8 @@ from functools import cache
 
 from cdcca_cli.errors import BadData, Unavailable
 from cdcca_cli.formats.pictures import Picture
-from cdcca_cli.teachers.chat import Ask, Reply
+from cdcca_cli.serving.openai import Reply
+from cdcca_cli.teachers.chat import Ask
 from cdcca_cli.text import counted
 
 NUM_FRAMES = 6

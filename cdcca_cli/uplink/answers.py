@@ -13,19 +13,18 @@ Legend: F frames of a window, B questions of a batch.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, image_name, load_image
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.formats.predictions import Prediction
 from cdcca_cli.models import LoadedModel, Picture, Seen
 from cdcca_cli.models.settings import MAX_NEW_TOKENS
 from cdcca_cli.skipped import Skipped
+from cdcca_cli.uplink.entropies import summarise
 from cdcca_cli.uplink.settings import AnswerSettings
-from cdcca_cli.uplink.uncertainty import summarise
 
 _WINDOW_BATCHES = 2
 T = TypeVar("T")
@@ -228,9 +227,3 @@ def _answers(
                 margin=min(1.0, max(0.0, math.fsum(margins) / len(margins))),
             ),
         )
-
-
-def image_name(frame: Frame) -> str:
-    """The frame's file as its source names it, or its bare name: never a path of this machine."""
-    own = Path(frame.id).parts
-    return frame.id if frame.image.parts[-len(own) :] == own else frame.image.name

@@ -10,7 +10,7 @@ from cdcca_cli import streams
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats import shard_stream
 from cdcca_cli.uplink.coding import Coded, Coder
-from cdcca_cli.uplink.kept_tokens import questions_of
+from cdcca_cli.uplink.picked import questions_of
 
 LEAST_FRAME_BYTES = 32
 """The fewest bytes that a frame of a stream is taken to need."""

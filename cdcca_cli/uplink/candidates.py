@@ -1,28 +1,27 @@
 """Stage 1 before the choice: each frame with the entropies of its answers and its questions' ranks.
 
-The answers come from the model, with the frames halfway through the tower, where stage 2 goes on,
-or from the predictions of an earlier `infer`.
+The answers come from the model, with the frames halfway through the tower, where stage 2 goes on
+(`answered`), or from the predictions of an earlier `infer`: then no model is needed here.
 
-Legend: K questions of a frame, N visual tokens, C channels.
+Legend: K questions of a frame.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cdcca_cli import progress, streams
+from cdcca_cli import streams
 from cdcca_cli.datasets import Frame
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel, Picture, Seen, Trunk
-from cdcca_cli.skipped import Skipped
-from cdcca_cli.uplink.answers import answer_window, looked_at, windows
-from cdcca_cli.uplink.kept_tokens import tail, trunk_of
-from cdcca_cli.uplink.questions import Rank, ranks_of, score_of
-from cdcca_cli.uplink.settings import SPREAD_RULES, AnswerSettings, SampleSettings
-from cdcca_cli.uplink.spool import Slot
+from cdcca_cli.uplink.questions import Rank, score_of
+from cdcca_cli.uplink.settings import ENTROPY_RULES, SampleSettings
+
+if TYPE_CHECKING:
+    from cdcca_cli.models import Trunk
+    from cdcca_cli.uplink.spool import Slot
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Candidate:
     frame: Frame
     entropies_K: list[float | None]
     ranks_K: list[Rank | None]
-    trunk: Trunk | None = None
-    slot: Slot | None = None
+    trunk: "Trunk | None" = None
+    slot: "Slot | None" = None
 
 
 def count_by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Mapping[str, int]:
@@ -47,95 +46,68 @@ def count_by_task(frames: Iterable[Frame], counts: Callable[[str], bool]) -> Map
     )
 
 
-def answered(
-    model: LoadedModel, frames: Iterable[Frame], settings: SampleSettings, skipped: Skipped
-) -> Iterator[Candidate]:
-    """Every frame, answered now."""
-    how = AnswerSettings(settings.batch_size, settings.max_new_tokens, score_choices=False)
-
-    def in_two_steps(picture: Picture) -> tuple[Trunk, Seen]:
-        trunk = trunk_of(model, picture, settings)
-        return trunk, tail(model, trunk)
-
-    for window in windows(progress.track(frames, description="sample"), settings.batch_size):
-        kept, trunks, seen = [], [], []
-        for frame in window:
-            looked = looked_at(model, frame, skipped, in_two_steps)
-            if looked is not None:
-                kept.append(frame)
-                trunks.append(looked[0])
-                seen.append(looked[1])
-        if not kept:
-            continue
-        answers = answer_window(model, kept, seen, how, skipped)
-        for frame, trunk, found in zip(kept, trunks, answers, strict=True):
-            figures = [None if p is None else _figures(p, settings) for p in found]
-            texts = [None if p is None else p.answer for p in found]
-            yield from _candidate(model, frame, figures, texts, trunk, settings, skipped)
-
-
 Figures = tuple[float, float]
 """Of a question: the entropy of its answer and its score."""
 
 
-def _figures(prediction: Prediction, settings: SampleSettings) -> Figures:
+def figures_of(prediction: Prediction, settings: SampleSettings) -> Figures:
+    """Of one answer. Raises: BadData if the prediction lacks what the rule needs."""
     return prediction.entropy[settings.entropy], score_of(prediction, settings)
 
 
-def _candidate(
-    model: LoadedModel,
-    frame: Frame,
-    figures_K: Sequence[Figures | None],
-    answers_K: Sequence[str | None],
-    trunk: Trunk | None,
-    settings: SampleSettings,
-    skipped: Skipped,
-) -> Iterator[Candidate]:
-    """The frame with the ranks of its questions; nothing if the model fails on it."""
-    entropies_K, scores_K = (
-        [None if figures is None else figures[place] for figures in figures_K] for place in (0, 1)
-    )
-    try:
-        ranks_K = ranks_of(model, frame, answers_K, scores_K, trunk, settings)
-    except BadData as error:
-        skipped.add("frame", error)
-    else:
-        yield Candidate(frame, entropies_K, ranks_K, trunk)
+class Given(NamedTuple):
+    """The figures of predictions, by id. kind: what their entropies are of; "" if of all tokens."""
+
+    figures: dict[str, Figures]
+    kind: str
 
 
 def figures_by_id(
-    model: LoadedModel, predictions: Iterable[Prediction], settings: SampleSettings
-) -> dict[str, Figures]:
-    """The figures of each prediction; the last one of an id counts."""
+    digest: str, predictions: Iterable[Prediction], settings: SampleSettings
+) -> Given:
+    """The figures of each prediction; the last one of an id counts.
+
+    Args: digest: of the device's model.
+    Raises: BadData for entropies of several kinds, where they are compared.
+    """
     figures: dict[str, Figures] = {}
+    kinds: dict[str, str] = {}
     models: set[str] = set()
     for prediction in predictions:
-        figures[prediction.id] = _figures(prediction, settings)
+        figures[prediction.id] = figures_of(prediction, settings)
+        kinds[prediction.id] = prediction.entropy_of or ""
         models.add(prediction.model)
-    for other in sorted(models - {model.digest}):
+    found = sorted({*kinds.values()})
+    if len(found) > 1 and settings.select in ENTROPY_RULES:
+        listed = " and ".join(kind or "all tokens" for kind in found)
+        raise BadData(
+            f"`predictions`: their entropies are of {listed}, which cannot be compared: answer all "
+            "frames in one way, or use `select` margin"
+        )
+    for other in sorted(models - {digest}):
         streams.message(
             f"the predictions are from a model at {short(other)}, this one is at "
-            f"{short(model.digest)}: using their entropies all the same"
+            f"{short(digest)}: using their entropies all the same"
         )
-    return figures
+    is_compared = settings.select in ENTROPY_RULES
+    return Given(figures, found[0] if found and is_compared else "")
 
 
-def looked_up(
-    model: LoadedModel,
-    frames: Iterable[Frame],
-    figures: Mapping[str, Figures],
-    settings: SampleSettings,
-    skipped: Skipped,
-) -> Iterator[Candidate]:
-    """Every frame, with the figures of earlier predictions."""
+def looked_up(frames: Iterable[Frame], figures: Mapping[str, Figures]) -> Iterator[Candidate]:
+    """Every frame, with the figures of earlier predictions; a question's score is its rank."""
     for frame in frames:
-        trunk = None
-        if settings.select in SPREAD_RULES:
-            trunk = looked_at(model, frame, skipped, partial(trunk_of, model, settings=settings))
-            if trunk is None:
-                continue
         found = [figures.get(question.id) for question in frame.questions]
-        yield from _candidate(model, frame, found, [], trunk, settings, skipped)
+        yield Candidate(frame, *entropies_and_scores(found))
+
+
+def entropies_and_scores(
+    figures_K: Sequence[Figures | None],
+) -> tuple[list[float | None], list[Any]]:
+    """The two figures of each question, apart."""
+    entropies_K, scores_K = (
+        [None if figures is None else figures[place] for figures in figures_K] for place in (0, 1)
+    )
+    return entropies_K, scores_K
 
 
 def check_matched(frames: Iterable[Frame], figures: Mapping[str, Figures]) -> Mapping[str, int]:

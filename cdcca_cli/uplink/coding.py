@@ -11,7 +11,7 @@ Legend: N kept tokens, C channels.
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.digest import short
 from cdcca_cli.formats.shard import Coding, Picture, Shard
-from cdcca_cli.models import LoadedModel
 from cdcca_cli.payloads import curve, klt, pictures
 from cdcca_cli.uplink.settings import DEFAULT_MAX_LOSS, DEFAULT_QUALITY, PayloadSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,20 @@ class Coded:
     picture: Picture | None = None
 
 
+class Looking(Protocol):
+    """What is needed of a model, loaded or known by its profile alone."""
+
+    @property
+    def tower_digest(self) -> str: ...
+
+    def seen_as_picture(self, image: "Image", size: tuple[int, int] | None = None) -> "Image": ...
+
+
 class Coder:
     """Codes the frames of one stream. token_coding, quality: None where that form is not made."""
 
     def __init__(
-        self, model: LoadedModel, settings: PayloadSettings, codebook: Codebook | None
+        self, model: Looking, settings: PayloadSettings, codebook: Codebook | None
     ) -> None:
         """Raises: SettingError for klt without a codebook, and a point beyond its curve."""
         self._model, self._settings = model, settings

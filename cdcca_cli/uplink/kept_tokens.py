@@ -6,16 +6,16 @@ over Monte Carlo dropout (Eq. 3, 4); the tokens themselves come from the pass wi
 Legend: K questions of a frame, N visual tokens, C channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from cdcca_cli.datasets import Frame, load_image
-from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.datasets import Frame, image_name, load_image
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, Picture, Seen, Trunk, attention
 from cdcca_cli.uplink import token_rules, uncertainty
-from cdcca_cli.uplink.answers import image_name
+from cdcca_cli.uplink.picked import questions_of
 from cdcca_cli.uplink.settings import DEFAULT_KEEP, VARIANCE_RULES, SampleSettings
 
 
@@ -72,17 +72,6 @@ def make_shard(
         tower=model.tower_digest,
         questions=questions_of(frame, entropies_K, questions),
     )
-
-
-def questions_of(
-    frame: Frame, entropies_K: Sequence[float | None], places: Iterable[int]
-) -> list[Question]:
-    """The picked questions without their labels, which stay on the device."""
-    picked = [(frame.questions[place], entropies_K[place]) for place in places]
-    return [
-        Question(question.id, question.prompt, question.task, question.choices, entropy)
-        for question, entropy in picked
-    ]
 
 
 def _scored(

@@ -16,29 +16,29 @@ Legend: K questions of a frame, N visual tokens, C channels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, LabelledQuestion, LiveFrames
 from cdcca_cli.datasets.frames import TASKS
 from cdcca_cli.errors import BadData, MissingInput, SettingError
 from cdcca_cli.formats.predictions import Prediction
-from cdcca_cli.models import LoadedModel
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import budget, selection
 from cdcca_cli.uplink.candidates import (
     Candidate,
-    answered,
     check_matched,
     count_by_task,
     figures_by_id,
     looked_up,
 )
 from cdcca_cli.uplink.coding import Coded, Coder
-from cdcca_cli.uplink.kept_tokens import make_shard
 from cdcca_cli.uplink.near import SentPictures
+from cdcca_cli.uplink.picked import KnownModel
 from cdcca_cli.uplink.questions import Interleaved, Point, Rank, Spread, draw
 from cdcca_cli.uplink.running import Running
 from cdcca_cli.uplink.selection import Ranking
@@ -48,11 +48,14 @@ from cdcca_cli.uplink.settings import (
     PayloadSettings,
     SampleSettings,
 )
-from cdcca_cli.uplink.spool import Spool
+
+if TYPE_CHECKING:
+    from cdcca_cli.models import LoadedModel
+    from cdcca_cli.uplink.spool import Spool
 
 
 def sample_frames(
-    model: LoadedModel,
+    model: "LoadedModel | KnownModel",
     frames: Iterable[Frame],
     settings: SampleSettings | None = None,
     predictions: Iterable[Prediction] | None = None,
@@ -64,6 +67,7 @@ def sample_frames(
     """The frames of the questions that `select` picks, in the order of the input.
 
     Args:
+        model: one that is known by its profile takes predictions and makes the payload `frame`.
         frames: iterated twice with `top` or predictions, else once. Live ones are iterated once,
             and need an end for `top` and `budget_bytes`.
         predictions: answers to use instead of answering, matched by the questions' ids.
@@ -78,37 +82,39 @@ def sample_frames(
     skipped = skipped or Skipped(strict=True)
     sent = SentPictures() if sent is None else sent
     coder = coder or Coder(model, PayloadSettings(), None)
-    if settings.uses_dropout(with_scores=coder.sends_scores):
+    if not isinstance(model, KnownModel) and settings.uses_dropout(with_scores=coder.sends_scores):
         _check_blocks(settings, model)
     if isinstance(frames, LiveFrames):
         _check_live(frames, settings, predictions)
     _check_coder(coder, settings)
     num_questions: Mapping[str, int]
+    kind = ""
     if predictions is None:
+        assert not isinstance(model, KnownModel), "answers need the model"
+        from cdcca_cli.uplink import answered
+
         num_questions = _num_questions(frames) if settings.is_top else {}
-        candidates = answered(model, frames, settings, skipped)
+        candidates = answered.answered(model, frames, settings, skipped)
     else:
         if settings.select == "bald":
             reason = "cannot be combined with `select` bald, which asks the model again"
             raise SettingError("predictions", reason)
-        figures = figures_by_id(model, predictions, settings)
+        figures, kind = figures_by_id(model.digest, predictions, settings)
         num_questions = check_matched(frames, figures)
         tracked = progress.track(frames, description="sample")
-        candidates = looked_up(model, tracked, figures, settings, skipped)
+        if settings.select in SPREAD_RULES:
+            assert not isinstance(model, KnownModel), "k-center needs the model"
+            from cdcca_cli.uplink import answered
+
+            candidates = answered.looked_at_all(model, tracked, figures, settings, skipped)
+        else:
+            candidates = looked_up(tracked, figures)
 
     counted: set[str] = set()
 
     def make(item: Candidate, questions: Sequence[int], coder: Coder = coder) -> Coded | None:
         try:
-            shard = make_shard(
-                model,
-                item.frame,
-                item.entropies_K,
-                questions,
-                settings,
-                item.trunk,
-                with_scores=coder.sends_scores,
-            )
+            shard = _shard(model, item, questions, settings, with_scores=coder.sends_scores)
             coded = coder.code(shard, item.frame)
         except (BadData, MissingInput) as error:
             if item.frame.id not in counted:
@@ -125,7 +131,8 @@ def sample_frames(
 
     if settings.is_live:
         running = Running() if running is None else running
-        found = _as_they_come(candidates, settings, running, new, make)
+        rule = " ".join(filter(None, (settings.select, settings.entropy, kind)))
+        found = _as_they_come(candidates, settings, running, rule, new, make)
     else:
         found = _highest(candidates, settings, num_questions, new, make, coder)
     return _noted(found, sent)
@@ -136,6 +143,29 @@ Make = Callable[..., Coded | None]
 
 New = Callable[[Candidate, Sequence[int]], Sequence[int]]
 """The picked questions of a frame without those that nearly the same picture was sent with."""
+
+
+def _shard(
+    model: "LoadedModel | KnownModel",
+    item: Candidate,
+    questions: Sequence[int],
+    settings: SampleSettings,
+    *,
+    with_scores: bool,
+) -> Shard:
+    if isinstance(model, KnownModel):
+        return model.shard(item.frame, item.entropies_K, questions)
+    from cdcca_cli.uplink.kept_tokens import make_shard
+
+    return make_shard(
+        model,
+        item.frame,
+        item.entropies_K,
+        questions,
+        settings,
+        item.trunk,
+        with_scores=with_scores,
+    )
 
 
 def _check_live(
@@ -150,7 +180,7 @@ def _check_live(
         raise SettingError(rule, f"{reason} or `running`")
 
 
-def _check_blocks(settings: SampleSettings, model: LoadedModel) -> None:
+def _check_blocks(settings: SampleSettings, model: "LoadedModel") -> None:
     """Raises: SettingError for more blocks with dropout than the vision tower has."""
     if not model.num_blocks:
         name, cure = ("select", "entropy") if settings.select == "bald" else ("by", "norm")
@@ -188,13 +218,14 @@ def _as_they_come(
     candidates: Iterable[Candidate],
     settings: SampleSettings,
     running: Running,
+    rule: str,
     new: New,
     make: Make,
 ) -> Iterator[Coded]:
     """Each frame by itself: the questions above the threshold, or of the running share."""
     share = settings.running
     if share is not None:
-        running.begin(f"{settings.select} {settings.entropy}")
+        running.begin(rule)
 
     def takes(question: LabelledQuestion, entropy: float | None, rank: Rank | None) -> bool:
         if entropy is None or rank is None or isinstance(rank, Point):
@@ -220,7 +251,8 @@ def _highest(
     make: Make,
     coder: Coder,
 ) -> Iterator[Coded]:
-    with closing(Spool()) as spool:
+    with ExitStack() as stack:
+        spool: Spool | None = None
         ranking: Interleaved | None = None
         waiting: dict[int, Candidate] = {}
         for order, item in enumerate(candidates):
@@ -228,17 +260,20 @@ def _highest(
             gone = ranking.offer(order, [q.task for q in item.frame.questions], item.ranks_K)
             for other in gone & waiting.keys():
                 slot = waiting.pop(other).slot
-                if slot is not None:
+                if slot is not None and spool is not None:
                     spool.free(slot)
             if order not in gone:
-                slot = None if item.trunk is None else spool.put(item.trunk)
+                slot = None
+                if item.trunk is not None:
+                    spool = spool or stack.enter_context(closing(_new_spool()))
+                    slot = spool.put(item.trunk)
                 waiting[order] = replace(item, ranks_K=[], trunk=None, slot=slot)
 
         def make_waiting(
             order: int, questions: Sequence[int], coder: Coder = coder
         ) -> Coded | None:
             item = waiting[order]
-            trunk = None if item.slot is None else spool.get(item.slot)
+            trunk = None if item.slot is None or spool is None else spool.get(item.slot)
             return make(replace(item, trunk=trunk), questions, coder)
 
         if ranking is None:
@@ -259,6 +294,12 @@ def _highest(
             coded = make_waiting(order, places, coder)
             if coded is not None:
                 yield coded
+
+
+def _new_spool() -> "Spool":
+    from cdcca_cli.uplink.spool import Spool
+
+    return Spool()
 
 
 def _ranking(

@@ -1,15 +1,19 @@
 """The settings of `cdcca infer` and `cdcca sample`. For `--help`, nothing slow is imported here."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from cdcca_cli.errors import SettingError
+from cdcca_cli.serving.http import USUAL_KEY, Connection
 from cdcca_cli.settings import check, setting
 from cdcca_cli.text import Amount, parse_amount, parse_bytes, parse_seconds, parse_share
 
 ENTROPIES = ("mean", "sum", "max", "first")
 QUESTION_RULES = ("entropy", "random", "margin", "bald", "k-center", "entropy*k-center")
 SPREAD_RULES = ("k-center", "entropy*k-center")
+ENTROPY_RULES = ("entropy", "entropy*k-center")
+MODEL_RULES = ("bald", *SPREAD_RULES)  # these need the model beside its predictions
 TOKEN_RULES = ("variance", "random", "norm", "received", "grid", "spread", "tome")
 VARIANCE_RULES = ("variance", "spread")  # these need passes with dropout
 DEFAULT_TOP = parse_amount("10%")
@@ -59,6 +63,74 @@ class AnswerSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class ServedSettings:
+    """Where and how a server that runs the device's model is asked."""
+
+    server: str | None = setting(
+        None,
+        "Address of a server that runs the device's model (http://127.0.0.1:8080): llama-server, "
+        "or an OpenAI-compatible one (https://host/v1#model)",
+    )
+    export: Path | None = setting(
+        None, "Folder of export that the server runs, so that predictions name its overlay"
+    )
+    exact_entropy: bool = setting(
+        False, "Ask llama-server for the whole vocabulary, some 100 bytes for each word of it"
+    )
+    api_key_env: str | None = setting(
+        None,
+        "Environment variable with the server's key",
+        usually=f"{USUAL_KEY}, over https or to this machine alone",
+    )
+    concurrency: int = setting(
+        8,
+        "Number of frames in work at an OpenAI-compatible server; llama-server says it itself",
+        at_least=1,
+        at_most=1024,
+        is_tuning=True,
+    )
+    timeout: float = setting(
+        120.0,
+        "Time that one request may take",
+        above=0,
+        unit="s",
+        parse=parse_seconds,
+        is_tuning=True,
+    )
+    attempts: int = setting(
+        5, "Number of times that a request is tried", at_least=1, is_tuning=True
+    )
+    backoff: float = setting(
+        0.5,
+        "Pause before the second try, which doubles each time",
+        at_least=0,
+        unit="s",
+        is_tuning=True,
+    )
+    wait: float = setting(
+        60.0,
+        "Time to wait for a server that is starting",
+        at_least=0,
+        unit="s",
+        parse=parse_seconds,
+        is_tuning=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("export", "exact_entropy", "api_key_env"):
+            if self.server is None and getattr(self, name):
+                raise SettingError(name, "is of a `server`: name one")
+
+    @property
+    def connection(self) -> Connection:
+        """How requests are sent."""
+        return Connection(
+            self.concurrency, self.timeout, self.attempts, self.backoff, self.api_key_env
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The uncertainty of answers and of visual tokens (Eq. 2, 3, 4).
 
 Equation 2, stage 1: `models.decoding.step_entropy` gives the entropy of each answer token, the end
-token included; `summarise` combines them.
+token included; `entropies.summarise` combines them.
 
 Equations 3 and 4, stage 2: the frame goes through the frozen trunk of the vision tower once. The
 last blocks then run M + 1 times as one batch: once without dropout, which gives the tokens to send,
@@ -22,8 +22,7 @@ Legend: B frames, M passes, N visual tokens, C channels.
 """
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,20 +33,6 @@ from torch import Tensor, nn
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import LoadedModel, Seen, Trunk
-
-
-def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
-    """The entropy of an answer of N >= 1 tokens, by each name of ENTROPIES, in nats.
-
-    `sum` is Eq. 2 as printed, which grows with the length of the answer.
-    """
-    total = math.fsum(entropies_N)
-    return {
-        "mean": total / len(entropies_N),
-        "sum": total,
-        "max": max(entropies_N),
-        "first": entropies_N[0],
-    }
 
 
 def pass_variance(tokens_MNC: Tensor) -> Tensor:

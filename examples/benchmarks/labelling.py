@@ -35,11 +35,12 @@ import numpy as np
 from cdcca_cli.formats.label_stream import writing
 from cdcca_cli.formats.pictures import bare
 from cdcca_cli.formats.shard import Layout, Question, Shard
+from cdcca_cli.serving.address import Address
+from cdcca_cli.serving.openai import Dialect
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import chat
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.served import ServedTeacher, jobs_of
-from cdcca_cli.teachers.server import Address
 from cdcca_cli.teachers.settings import ServerSettings
 
 QUESTIONS_A_FRAME = 4
@@ -207,7 +208,7 @@ def main() -> None:
         return
     shards = frames(given.questions // QUESTIONS_A_FRAME)
     bodies = [
-        json.dumps(chat.body(job.free, "m", chat.Dialect())).encode()
+        json.dumps(chat.body(job.free, "m", Dialect())).encode()
         for shard in shards
         for job in jobs_of(shard, range(QUESTIONS_A_FRAME))
     ]

@@ -39,7 +39,7 @@ from cdcca_cli.loop import demo
 from cdcca_cli.models import Picture, Trunk, load_device
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink import candidates
+from cdcca_cli.uplink import answered as by_model
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coded, Coder
 from cdcca_cli.uplink.questions import draw
@@ -162,7 +162,7 @@ def measured(what: str, count: int, path: Path, result: Path) -> None:
     """In a process of its own: the memory beyond that of one frame, in MB."""
     torch.set_num_threads(1)
     streams.set_quiet(True)
-    candidates.answer_window = answered  # type: ignore[assignment]
+    by_model.answer_window = answered  # type: ignore[assignment]
     use("written", 1, path.with_suffix(".one"))
     use(what, 1, path.with_suffix(".one"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

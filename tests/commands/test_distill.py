@@ -147,18 +147,15 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("models")
-def test_work_and_peft_folders(tmp_path: Path, shards: list[Shard]) -> None:
+def test_work_folder(tmp_path: Path, shards: list[Shard]) -> None:
     tokens = write(tmp_path / "up.tokens", shards)
-    assert run(tokens, "-o", "first", "--work", "kept", "--peft", "adapter") == 0
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert run(tokens, "-o", "first", "--work", "kept") == 0
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     assert any(name.startswith("training-") for name in kept)
     assert run(tokens, "-o", "second", "--work", "kept") == 0
     again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     assert again == kept
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert run(tokens, "-o", "third", "--peft", "adapter") == 73
-    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.usefixtures("models")

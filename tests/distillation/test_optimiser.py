@@ -1,8 +1,6 @@
-"""Flat parameters, Adam, phi's start and the PEFT export."""
+"""Flat parameters, Adam and phi's start."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,19 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdcca_cli.distillation import peft_export
 from cdcca_cli.distillation.distill import check_overlay_names
 from cdcca_cli.distillation.methods import Method
 from cdcca_cli.distillation.methods.akd import initial_phi
 from cdcca_cli.distillation.optimiser import BETAS, Flat, adam, open_overlay
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.errors import BadData, CannotWrite, UsageError
+from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device
-from cdcca_cli.formats.shard import Shard
-from cdcca_cli.models import LoadedModel, load
-from cdcca_cli.models.encoding import Example, encode
-from cdcca_cli.models.initial import create_device
-from cdcca_cli.models.settings import InitSettings
+from cdcca_cli.models import LoadedModel
 
 
 def twins(seed: int) -> tuple[nn.Module, nn.Module]:
@@ -201,56 +194,3 @@ def test_an_overlay_of_another_student_is_refused(mirror: Device) -> None:
     with pytest.raises(BadData, match=name):
         wider = overlay[name][..., None]
         check_overlay_names({**overlay, name: wider}, overlay, "`resume`")
-
-
-def test_peft_loads_the_export_and_gives_the_same_logits(
-    student: LoadedModel,
-    mirror: Device,
-    tiny_pair: tuple[Path, Path],
-    shards: list[Shard],
-    tmp_path: Path,
-) -> None:
-    from peft import PeftModel
-
-    generator = np.random.default_rng(0)
-    overlay = {
-        name: generator.normal(0, 0.1, array.shape).astype(np.float32)
-        if ".lora_" in name
-        else array
-        for name, array in mirror.read_overlay().items()
-    }
-    peft_export.export_peft(tmp_path / "adapter", overlay, mirror)
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} >= set(
-        peft_export.ADAPTER_FILES
-    )
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
-
-    examples = [Example(shards[0], question) for question in shards[0].questions]
-    logits = []
-    plain = load(tiny_pair[1], compute="cpu")
-    adapted = load(tiny_pair[1], compute="cpu")
-    PeftModel.from_pretrained(adapted.module, str(tmp_path / "adapter"))
-    student.install_overlay(overlay, mirror.lora.alpha)
-    with torch.no_grad():
-        for model in (plain, adapted, student):
-            answers = model.answer_ids(["red"] * len(examples))
-            logits.append(model.forward(encode(model, examples).spliced, answers).logits)
-    torch.testing.assert_close(logits[1], logits[2], rtol=1e-5, atol=1e-5)
-    assert (logits[0] - logits[1]).abs().max() > 0.1
-
-
-def test_peft_needs_lora_and_a_free_folder(
-    tiny_pair: tuple[Path, Path], mirror: Device, tmp_path: Path
-) -> None:
-    peft_export.check_peft(tmp_path / "new", mirror, force=False)
-    for groups in (("lora.language",), ("norm", "lora.connector")):
-        part = create_device(tmp_path / groups[-1], str(tiny_pair[1]), InitSettings(groups=groups))
-        peft_export.check_peft(tmp_path / "new", part, force=False)
-    norms = create_device(tmp_path / "norms", str(tiny_pair[1]), InitSettings(groups=("norm",)))
-    with pytest.raises(UsageError, match="no LoRA"):
-        peft_export.check_peft(tmp_path / "new", norms, force=False)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(CannotWrite, match="`force`"):
-        peft_export.check_peft(tmp_path, mirror, force=False)
-    peft_export.check_peft(tmp_path, mirror, force=True)

@@ -95,9 +95,9 @@ def test_a_machine_without_torch_is_still_looked_at() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 69, done.stderr
-    assert "needed and missing: hardware" in done.stderr
+    assert "needed and missing: pictures" in done.stderr  # without torch it is a light installation
     checks = [Check(**each) for each in json.loads(done.stdout)["checks"]]
-    assert "torch" in found("hardware", checks).found
+    assert "numpy" in found("pictures", checks).found or "PIL" in found("pictures", checks).found
     assert found("Java", checks).name == "Java"
 
 

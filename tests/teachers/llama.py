@@ -1,6 +1,7 @@
 """llama.cpp's own HTTP server, out of the package xllamacpp, with a tiny LLaVA of random weights.
 
-`python -m tests.teachers.llama PORT MODEL [MMPROJ]` serves on loopback until it is terminated.
+`python -m tests.teachers.llama PORT MODEL [MMPROJ [ADAPTER]]` serves on loopback until it is
+terminated.
 """
 
 import socket
@@ -117,12 +118,12 @@ def _finish(out: object) -> None:
 
 
 @contextmanager
-def serving(model: Path, vision: Path | None = None) -> Iterator[str]:
+def serving(model: Path, vision: Path | None = None, adapter: Path | None = None) -> Iterator[str]:
     """Serve in a process of its own. Yields the address of the teacher."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    words = [str(port), str(model), *([str(vision)] if vision else [])]
+    words = [str(port), str(model), str(vision or ""), str(adapter or "")]
     log = model.parent / f"{port}.log"
     with open(log, "wb") as out:
         child = subprocess.Popen(
@@ -142,7 +143,7 @@ def serving(model: Path, vision: Path | None = None) -> Iterator[str]:
             child.wait()
 
 
-def _serve(port: int, model: str, vision: str | None) -> None:
+def _serve(port: int, model: str, vision: str = "", adapter: str = "") -> None:
     import xllamacpp
 
     how = xllamacpp.CommonParams()
@@ -153,8 +154,12 @@ def _serve(port: int, model: str, vision: str | None) -> None:
     how.cpuparams.n_threads = how.cpuparams_batch.n_threads = 1
     how.warmup, how.use_jinja, how.n_threads_http = False, True, 16
     how.cache_type_k = how.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    if vision is not None:
+    # The quick attention is off by 0.01, whatever the cache holds.
+    how.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if vision:
         how.mmproj.path = vision
+    if adapter:
+        how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
     server = xllamacpp.Server(how)
     sys.stdout.write(f"listening {server.listening_address}\n")
     sys.stdout.flush()
@@ -162,4 +167,4 @@ def _serve(port: int, model: str, vision: str | None) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    _serve(int(sys.argv[1]), *sys.argv[2:])

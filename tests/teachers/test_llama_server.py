@@ -13,10 +13,10 @@ import pytest
 
 from cdcca_cli.errors import Unavailable
 from cdcca_cli.formats.labels import question_digest
+from cdcca_cli.serving.address import Address
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.labelling import Lacks
 from cdcca_cli.teachers.served import ServedTeacher
-from cdcca_cli.teachers.server import Address
 from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers.shards import shard
 from tests.teachers.test_served import ask, coded

@@ -22,11 +22,11 @@ from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models.initial import create_device
 from cdcca_cli.payloads.pictures import JPEG, encode
+from cdcca_cli.serving.address import Address
 from cdcca_cli.teachers.batch import Answers
 from cdcca_cli.teachers.labelling import Teacher
 from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.teachers.served import AnsweredTeacher, ServedTeacher
-from cdcca_cli.teachers.server import Address
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 from tests.shipped import few_frames
 from tests.teachers.server import Shipped, answering

@@ -16,11 +16,12 @@ from cdcca_cli.errors import BadData, SettingError, Unavailable
 from cdcca_cli.formats import label_stream, labels
 from cdcca_cli.formats.labels import Entry, Label, question_digest
 from cdcca_cli.formats.shard import Question, Shard
+from cdcca_cli.serving import openai
+from cdcca_cli.serving.address import Address
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers import batch, chat, served, signal
 from cdcca_cli.teachers.labelling import Lacks, add_missing
 from cdcca_cli.teachers.served import AnsweredTeacher, ServedTeacher
-from cdcca_cli.teachers.server import Address
 from cdcca_cli.teachers.settings import ServerSettings
 from tests.teachers import server as fakes
 from tests.teachers.server import END, Hashed, Request, Said, answering, completion, once
@@ -102,7 +103,7 @@ def test_each_answer_is_what_the_teacher_says() -> None:
 
 
 def _said(one: Shard, text: str) -> Said:
-    body = chat.body(chat.Ask("", text, one.picture, 16), "m", chat.Dialect())  # type: ignore[arg-type]
+    body = chat.body(chat.Ask("", text, one.picture, 16), "m", openai.Dialect())  # type: ignore[arg-type]
     return Hashed()(Request(body))
 
 
@@ -301,15 +302,15 @@ def test_a_blank_picture_has_the_size_and_type_of_the_frame(media: str) -> None:
 def test_how_far_two_answers_are_apart_by_hand() -> None:
     """The second token moves by 0.5; the third is not compared, for the texts part before it."""
 
-    def reply(*rows: tuple[bytes, float]) -> chat.Reply:
-        tokens = tuple(chat.Token(piece, logp, ((piece, logp),)) for piece, logp in rows)
-        return chat.Reply("".join(piece.decode() for piece, _ in rows), "stop", tokens)
+    def reply(*rows: tuple[bytes, float]) -> openai.Reply:
+        tokens = tuple(openai.Token(piece, logp, ((piece, logp),)) for piece, logp in rows)
+        return openai.Reply("".join(piece.decode() for piece, _ in rows), "stop", tokens)
 
     one = reply((b"a", -0.1), (b"b", -0.5), (b"c", -0.1))
     assert signal.moved(one, one) == 0
     assert signal.moved(one, reply((b"a", -0.1), (b"b", -1.0))) == pytest.approx(0.5)
-    assert signal.moved(chat.Reply("a"), chat.Reply(" a")) == 0
-    assert signal.moved(chat.Reply("a"), chat.Reply("b")) == math.inf
+    assert signal.moved(openai.Reply("a"), openai.Reply(" a")) == 0
+    assert signal.moved(openai.Reply("a"), openai.Reply("b")) == math.inf
 
 
 def test_refused_empty_and_cut_answers_are_counted(messages: list[str]) -> None:

@@ -4,17 +4,19 @@ import signal as signals
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cdcca_cli.errors import BadData, SettingError, Unavailable, UsageError
+from cdcca_cli.errors import BadData, SettingError, Unavailable
 from cdcca_cli.formats.pictures import Picture
-from cdcca_cli.teachers import server as serving
-from cdcca_cli.teachers.chat import Ask, Reply
-from cdcca_cli.teachers.server import Address, Server, in_order
+from cdcca_cli.serving import http
+from cdcca_cli.serving.address import Address
+from cdcca_cli.serving.in_order import in_order
+from cdcca_cli.serving.openai import Reply
+from cdcca_cli.teachers.chat import Ask
+from cdcca_cli.teachers.server import Server
 from cdcca_cli.teachers.settings import ServerSettings
 from cdcca_cli.teachers.settings import _fields as fields
 from tests.teachers import server as fakes
@@ -48,7 +50,7 @@ def undisturbed() -> list[Any]:
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(serving.streams, "message", said.append)
+    monkeypatch.setattr(http.streams, "message", said.append)
     return said
 
 
@@ -117,16 +119,6 @@ def test_the_pause_that_a_server_names_is_kept() -> None:
     with answering(Hashed(), limited) as served:
         replies(served.address, asks=ASKS[:1])
     assert times[1] - times[0] >= 1.0
-
-
-def test_a_pause_may_be_named_as_a_date() -> None:
-    assert serving._named_pause("3") == 3.0
-    soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 60))
-    assert serving._named_pause(soon) == pytest.approx(60, abs=2)
-    assert serving._named_pause("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    for words in ("soon", "", "-1", "1e9", "Wed, 99 Oct 2015"):
-        assert serving._named_pause(words) is None
-    assert serving._named_pause(None) is None
 
 
 @pytest.mark.parametrize(
@@ -249,37 +241,7 @@ def test_requests_are_in_flight_together_up_to_the_limit() -> None:
         assert served.most_at_once == 6
 
 
-# ---------------------------------------------------------------- the address and the key
-
-
-@pytest.mark.parametrize(
-    ("text", "url", "model"),
-    [
-        ("https://host/v1#a/b:7b", "https://host/v1", "a/b:7b"),
-        ("HTTP://Host:8000/v1/#m", "http://host:8000/v1", "m"),
-        ("https://host/v1/chat/completions#m", "https://host/v1", "m"),
-        ("http://[::1]:80#m", "http://[::1]:80", "m"),
-    ],
-)
-def test_an_address_is_parsed(text: str, url: str, model: str) -> None:
-    assert Address.parse(text) == Address(url, model)
-    assert Address.parse(str(Address.parse(text))) == Address(url, model)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["https://host/v1", "https://host/v1#", "https:///v1#m", "ftp://host/v1#m", "host/v1#m",
-     "https://host/v1?key=secret#m", "http://[::1#m", "http://host:99999/v1#m"],
-)  # fmt: skip
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        Address.parse(text)
-
-
-def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError, match="environment variable") as error:
-        Address.parse("https://me:hunter2@host/v1#m")
-    assert "hunter2" not in str(error.value)
+# ---------------------------------------------------------------- the key
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,19 +263,6 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         Server(Address.parse(served.address), ServerSettings(api_key_env="MINE"))
 
 
-def test_the_usual_key_is_not_sent_where_others_can_read_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "usual-key")
-    for text, is_sent in (
-        ("http://host/v1#m", False), ("https://host/v1#m", True), ("http://127.0.0.1/v1#m", True),
-        ("http://127.0.0.1.host/v1#m", False), ("http://localhost:80/v1#m", True),
-    ):  # fmt: skip
-        assert (serving._key(QUICK, Address.parse(text)) is not None) == is_sent
-    named = ServerSettings(api_key_env="OPENAI_API_KEY")
-    assert serving._key(named, Address.parse("http://host/v1#m")) == "usual-key"
-
-
 def test_a_key_that_the_server_repeats_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     words = b'{"error": {"message": "Incorrect API key provided: sk-secret"}}'
@@ -332,50 +281,14 @@ def test_more_fields_of_a_request() -> None:
         fields("[1]")
 
 
-# ---------------------------------------------------------------- in order
-
-
-def test_results_come_in_the_order_of_the_items() -> None:
-    def work(number: int) -> int:
-        time.sleep(0.02 * (number % 3 == 0))
-        return number * number
-
-    found = [*in_order(work, range(50), 5)]
-    assert found == [(number, number * number) for number in range(50)]
-
-
-def test_items_are_taken_a_limited_number_ahead() -> None:
-    taken = 0
-
-    def items() -> Iterator[int]:
-        nonlocal taken
-        for number in range(1000):
-            taken = number + 1
-            yield number
-
-    for seen, _ in enumerate(in_order(lambda number: number, items(), 2), 1):
-        assert taken - seen <= serving.AHEAD * 2
-
-
-def test_an_error_of_one_item_is_its_own_and_any_other_ends_the_run() -> None:
-    def work(number: int) -> int:
-        if number == 3:
-            raise BadData("three")
-        if number == 6:
-            raise ValueError("six")
-        return number
-
-    found = []
-    with pytest.raises(ValueError, match="six"):
-        for item, result in in_order(work, range(9), 2):
-            found.append((item, str(result)))
-    assert found == [(n, "three" if n == 3 else str(n)) for n in range(6)]
+# ---------------------------------------------------------------- interrupted
 
 
 def test_a_run_that_waits_for_a_server_is_interrupted_at_once() -> None:
     """Ctrl-C while every request hangs ends the process, not the timeout of 120 s."""
     with answering(Hashed(), lambda *_: bool(time.sleep(20)) or True) as served:
         code = (
+            "from cdcca_cli.serving.in_order import in_order\n"
             "from cdcca_cli.teachers.server import *\n"
             "from tests.teachers.test_server import ASKS\n"
             f"server = Server(Address.parse({served.address!r}), ServerSettings())\n"

@@ -11,11 +11,11 @@ import torch
 from cdcca_cli.formats.labels import Entry
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.payloads.pictures import JPEG, encode
+from cdcca_cli.serving.address import Address
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.labelling import Lacks
 from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.teachers.served import ServedTeacher
-from cdcca_cli.teachers.server import Address
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 from tests.shipped import few_frames
 from tests.teachers.server import Shipped, answering

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdcca_cli.datasets import Frame, LabelledQuestion, load_image
+from cdcca_cli.datasets import Frame, LabelledQuestion, image_name, load_image
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.models import LoadedModel, load
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.uplink import answers
-from cdcca_cli.uplink.answers import answer_frames, image_name, windows
+from cdcca_cli.uplink.answers import answer_frames, windows
 from cdcca_cli.uplink.settings import AnswerSettings
 from tests.uplink.conftest import CHOICES
 

@@ -19,16 +19,8 @@ from cdcca_cli.models import LoadedModel, Seen, load
 from cdcca_cli.models.decoding import step_margin
 from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
-from cdcca_cli.uplink.questions import (
-    Interleaved,
-    Point,
-    Spread,
-    answer_information,
-    draw,
-    farthest_first,
-    mutual_information,
-    pooled_queries,
-)
+from cdcca_cli.uplink.model_ranks import answer_information, mutual_information, pooled_queries
+from cdcca_cli.uplink.questions import Interleaved, Point, Spread, draw, farthest_first
 from cdcca_cli.uplink.sampling import sample_frames
 from cdcca_cli.uplink.selection import Ranking
 from cdcca_cli.uplink.settings import QUESTION_RULES, AnswerSettings, SampleSettings
@@ -351,11 +343,11 @@ def test_a_model_that_fails_under_dropout_leaves_out_the_frame(
     blip2_llama: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cdcca_cli.skipped import Skipped
-    from cdcca_cli.uplink import questions
+    from cdcca_cli.uplink import model_ranks
 
     model = load(blip2_llama, compute="cpu")
     monkeypatch.setattr(
-        questions, "mutual_information", lambda logits: torch.tensor([math.nan, 0.0])
+        model_ranks, "mutual_information", lambda logits: torch.tensor([math.nan, 0.0])
     )
     skipped = Skipped()
     how = SampleSettings(select="bald", passes=2, max_new_tokens=3)

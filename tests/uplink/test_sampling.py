@@ -24,7 +24,7 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, Trunk, load
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import parse_amount
-from cdcca_cli.uplink import sampling
+from cdcca_cli.uplink import spool
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
@@ -354,7 +354,7 @@ class TestCost:
                 slots.add(slot.place)
                 return slot
 
-        monkeypatch.setattr(sampling, "Spool", Watched)
+        monkeypatch.setattr(spool, "Spool", Watched)
         many = [Frame(f"{n}", f.image, f.questions) for n in range(4) for f in frames]
         # Of each of two tasks.
         assert len(sampled(model, many, top="3")) <= 3

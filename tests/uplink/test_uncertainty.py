@@ -13,12 +13,12 @@ from cdcca_cli.errors import BadData
 from cdcca_cli.models import LoadedModel, Trunk, load
 from cdcca_cli.models.decoding import step_entropy
 from cdcca_cli.uplink import token_rules
+from cdcca_cli.uplink.entropies import summarise
 from cdcca_cli.uplink.settings import ENTROPIES
 from cdcca_cli.uplink.uncertainty import (
     frame_generator,
     injected_dropout,
     pass_variance,
-    summarise,
     token_variance,
 )
 
