@@ -31,7 +31,7 @@ def command(
     anchors: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shards of source frames, at which the student keeps to its word (repeatable)"
+            help="Shards of source frames, where the student is held to its answers (repeatable)"
         ),
     ] = None,
     how: DistillSettings,

@@ -10,21 +10,24 @@ is added, so that what is learnt of the target domain costs little of the source
 teacher are needed, and nothing is sent. This is learning without forgetting (Li and Hoiem 2016) on
 source frames; what they do not cover is not held.
 
-Shapes: B batch, P parameters laid end to end.
+Shapes: B batch, A answer tokens, V vocabulary, O outcomes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from cdcca_cli.distillation import losses
-from cdcca_cli.distillation.dataset import Dataset, Purpose, draws
+from cdcca_cli.distillation.dataset import Dataset, Purpose, anchor_dataset, shuffled_batches
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.tops import Tops
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.labels import STUDENT
+from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.models.encoding import FORWARD_POSITIONS, encode, num_positions, passes
+from cdcca_cli.models.encoding import encode, num_positions, passes, prompt_length
+from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.local import LocalTeacher
 from cdcca_cli.teachers.settings import LabelSettings
 
@@ -38,21 +41,26 @@ class Anchors:
 
     def __init__(self, dataset: Dataset, student: LoadedModel, settings: DistillSettings) -> None:
         self.dataset, self._student, self._settings = dataset, student, settings
+        self.weights = {TERM: settings.anchor_weight}
         self._tops = Tops(dataset, student)
-        self._positions = [num_positions(student, example) for example in dataset.examples]
-        self.weight = settings.anchor_weight
+        train = [dataset.examples[number] for number in dataset.train]
+        self._lengths = [prompt_length(student, example) for example in train]
+        self._positions = [num_positions(student, example) for example in train]
+        self._pass_over = lru_cache(maxsize=1)(self._batches)
 
-    def drawn(self, step: int, num_processes: int) -> list[list[int]]:
-        """The questions of a step, cut into what one forward pass takes."""
+    def drawn(self, step: int, num_processes: int = 1) -> list[list[int]]:
+        """The questions of a step, cut into what one forward pass takes.
+
+        All questions are passed over in turn, in another order each time. Args: step: from 0.
+        """
         train, settings = self.dataset.train, self._settings
-        source = draws(settings.seed, Purpose.ANCHORS, step)
-        count = min(settings.anchor_questions, len(train))
-        chosen = [train[place] for place in source.permutation(len(train))[:count]]
-        positions = [self._positions[number] for number in chosen]
+        number, place = divmod(step, -(-len(train) // settings.anchor_questions))
+        places = self._pass_over(number)[place]
+        positions = [self._positions[each] for each in places]
         runs = passes(positions, *settings.pass_limits(num_processes))
-        return [chosen[each.start : each.stop] for each in runs]
+        return [[train[each] for each in places[run.start : run.stop]] for run in runs]
 
-    def losses(self, batch: Sequence[int]) -> Tensor:
+    def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
         """(B,): the divergence from the source student, in nats a token, with gradients."""
         student, dataset = self._student, self.dataset
         encoded = encode(student, [dataset.examples[number] for number in batch])
@@ -60,7 +68,7 @@ class Anchors:
         logits_BAV = student.forward(encoded.spliced, answer_BA).logits
         top = self._tops.of(batch, answer_BA)
         own_BAO = losses.outcomes(logits_BAV, top.ids_BAK)
-        return losses.forward_kl(top.logp_BAO, own_BAO, top.answer_BA)
+        return {TERM: losses.forward_kl(top.logp_BAO, own_BAO, top.answer_BA)}
 
     def report(self) -> dict[str, object]:
         """The anchors' part of the adaptation's header."""
@@ -68,23 +76,27 @@ class Anchors:
         return {
             "num_frames": len({example.shard.frame for example in examples}),
             "num_asks": len(examples),
-            "weight": self.weight,
+            "weight": self.weights[TERM],
             "questions": self._settings.anchor_questions,
         }
 
-    @torch.no_grad()
-    def drift(self) -> float:
-        """The mean divergence over all anchors, in nats a token, of the student as it is now."""
-        train = self.dataset.train
-        positions = [self._positions[number] for number in train]
-        total = 0.0
-        for run in passes(positions, len(train), FORWARD_POSITIONS):
-            total += float(self.losses(train[run.start : run.stop]).sum())
-        return total / len(train)
+    def _batches(self, number: int) -> list[list[int]]:
+        size, seed = self._settings.anchor_questions, self._settings.seed
+        return [*shuffled_batches(self._lengths, size, seed, number, Purpose.ANCHORS)]
 
 
-def source_teacher(student: LoadedModel, mirror: Device) -> LocalTeacher:
-    """The student of sequence 0 as a teacher: the overlay is taken off it."""
+def open_anchors(
+    shards: Iterable[Shard],
+    student: LoadedModel,
+    mirror: Device,
+    settings: DistillSettings,
+    skipped: Skipped,
+) -> Anchors:
+    """Anchors from their frames, which the student of sequence 0 answers where no label is kept.
+
+    The student keeps that overlay. Raises: as `anchor_dataset`.
+    """
     student.install_overlay(student.source_overlay(), mirror.lora.alpha)
-    settings = LabelSettings(top=TOP, features=False)
-    return LocalTeacher(student, settings, name=mirror.model)
+    name = f"{STUDENT}{mirror.model or student.digest}"
+    source = LocalTeacher(student, LabelSettings(top=TOP, features=False), name=name)
+    return Anchors(anchor_dataset(shards, source, student, settings, skipped), student, settings)

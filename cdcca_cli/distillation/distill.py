@@ -5,19 +5,18 @@ dataset (teachers)  ->  Trainer (methods)  ->  Epochs  ->  RateAwareSteps  ->  a
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from cdcca_cli import files, models, streams
-from cdcca_cli.distillation.anchors import Anchors, source_teacher
-from cdcca_cli.distillation.dataset import Dataset, anchor_dataset, build_dataset
-from cdcca_cli.distillation.drift import Drift
+from cdcca_cli import files, models
+from cdcca_cli.distillation.anchors import TERM, open_anchors
+from cdcca_cli.distillation.dataset import Dataset, build_dataset
+from cdcca_cli.distillation.drift import drift_of
+from cdcca_cli.distillation.epochs import Epochs
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
-from cdcca_cli.distillation.trainer import Epochs, Trainer
+from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.families import pairs
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
@@ -87,15 +86,13 @@ def distill(
     if teacher is not None and unload_teacher:
         teacher.close()
     start = _start(base, mirror, resume)
-    held_to = None
     last: RateAwareSteps | None = None
     try:
         with student.training_mode():
+            held_to = None
             if anchors is not None:
                 opened = opener.open_all(anchors, skipped)
-                word = source_teacher(student, mirror)
-                data = anchor_dataset(opened, word, student, settings, skipped)
-                held_to = Anchors(data, student, settings)
+                held_to = open_anchors(opened, student, mirror, settings, skipped)
             trainer = Trainer(
                 student,
                 mirror,
@@ -106,13 +103,16 @@ def distill(
                 log=log,
                 anchors=held_to,
             )
+            drift = drift_of(trainer)
             epochs = Epochs(trainer, start, mirror)
             epochs.train()
             if settings.rate_aware:
                 last = RateAwareSteps(trainer, epochs, base)
                 last.train()
             final = last or epochs
-            written_P, drift = _checked_drift(trainer, final.best_P, start, held_to)
+            written_P, moved = final.best_P, None
+            if drift is not None:
+                written_P, moved = drift.limited(start, written_P, settings.max_drift)
     finally:
         student.freeze()
     overlay = dict(start) | trainer.overlay.arrays(written_P)
@@ -128,45 +128,12 @@ def distill(
         | {
             "resumed": resume is not None,
             "rate_aware": None if last is None else last.report(),
-            "drift": drift,
+            "drift": moved,
             "num_frames_kept": 0 if held_out is None else len(held_out.shards),
         },
         held_out=held_out,
         rate_aware=None if last is None else last.quantiser(),
     )
-
-
-def _checked_drift(
-    trainer: Trainer, values_P: Tensor, start: Mapping[str, np.ndarray], anchors: Anchors | None
-) -> tuple[Tensor, dict[str, Any] | None]:
-    """The overlay to be written, at most `max_drift` from that of sequence 0, and the report."""
-    most, dataset = trainer.settings.max_drift, trainer.dataset
-    where, numbers = "held_out", dataset.held_out
-    if anchors is not None:
-        where, dataset = "anchors", anchors.dataset
-        numbers = dataset.train
-    if not numbers:
-        if most is not None:
-            raise SettingError("max_drift", "needs `anchors` or held-out frames to measure it on")
-        return values_P, None
-    student, flat = trainer.student, trainer.overlay
-    drift = Drift(
-        student,
-        flat,
-        flat.laid_out(student.source_overlay()),
-        where,
-        [dataset.examples[number] for number in numbers],
-        [dataset.answers[number] for number in numbers],
-    )
-    start_P, share = flat.laid_out(start), 1.0
-    if most is not None:
-        share, values_P = drift.within(most, start_P, values_P)
-    if share < 1:
-        streams.message(
-            f"{share:.0%} of the change is written: all of it would drift further than {most:g} "
-            f"nats a token from the student of sequence 0"
-        )
-    return values_P, drift.report(drift.of(start_P), drift.of(values_P), share)
 
 
 def check_pair(teacher: LoadedModel, student: LoadedModel, settings: DistillSettings) -> None:
@@ -234,7 +201,9 @@ def kept_for_compress(dataset: Dataset) -> HeldOut | None:
 def summary(adaptation: Adaptation) -> list[str]:
     """The result of training: a line with each term's curve, and one of the held-out part."""
     report = adaptation.report
-    weights = report.get("effective_weights", {})
+    weights = dict(report.get("effective_weights", {}))
+    if report["anchors"] is not None:
+        weights[TERM] = report["anchors"]["weight"]
     curves = [
         f"{name}{f' (weight {weights[name]:.3g})' if name in weights else ''} "
         + " ".join(f"{value:.3f}" for value in values)

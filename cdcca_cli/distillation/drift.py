@@ -10,81 +10,125 @@ the source domain, over runs of one pair (`examples/tables/RESULTS.md`).
 Shapes: P parameters laid end to end, B batch, A answer tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cdcca_cli import streams
+from cdcca_cli.distillation.dataset import Dataset
 from cdcca_cli.distillation.losses import forward_kl
 from cdcca_cli.distillation.optimiser import Flat
+from cdcca_cli.distillation.trainer import Trainer
+from cdcca_cli.errors import SettingError
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.models.encoding import FORWARD_POSITIONS, Example, encode, num_positions, passes
+from cdcca_cli.models.encoding import FORWARD_POSITIONS, encode, num_positions, passes
 
-MOST = 256
+MOST = 128
 """Questions that it is measured on, spread evenly."""
-SHARES = tuple(share / 16 for share in range(16))
-"""Shares of a change that are tried where the whole drifts too far."""
+PARTS = 16
+"""A change that drifts too far is scaled back in steps of one part."""
 
 
-@dataclass(eq=False)
 class Drift:
     """Measures overlays against that of sequence 0. where: `anchors` or `held_out`."""
 
-    student: LoadedModel
-    overlay: Flat
-    source_P: Tensor
-    where: str
-    examples: Sequence[Example]
-    answers: Sequence[str]
-
-    def __post_init__(self) -> None:
-        count = len(self.examples)
-        chosen = [number * count // min(count, MOST) for number in range(min(count, MOST))]
-        positions = [num_positions(self.student, self.examples[number]) for number in chosen]
+    def __init__(
+        self, student: LoadedModel, overlay: Flat, where: str, dataset: Dataset, numbers: list[int]
+    ) -> None:
+        """Args: overlay: what is trained. numbers: the examples of `dataset` to measure it on."""
+        self.where, self._student, self._overlay = where, student, overlay
+        self._dataset, count = dataset, min(len(numbers), MOST)
+        self.numbers = [numbers[place * len(numbers) // count] for place in range(count)]
+        examples = [dataset.examples[number] for number in self.numbers]
+        positions = [num_positions(student, example) for example in examples]
         runs = passes(positions, MOST, FORWARD_POSITIONS)
-        self._batches = [chosen[each.start : each.stop] for each in runs]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._batches))
+        self._batches = [self.numbers[each.start : each.stop] for each in runs]
 
     @torch.no_grad()
-    def of(self, values_P: Tensor) -> float:
-        """The drift of an overlay, in nats an answer token; 0 for that of sequence 0."""
-        total = 0.0
+    def of(self, *overlays: Tensor) -> list[float]:
+        """The drift of each overlay (P,), in nats an answer token; 0 for that of sequence 0."""
+        totals = [0.0] * len(overlays)
         for batch in self._batches:
-            answer_BA = self.student.answer_ids([self.answers[number] for number in batch])
-            source_BAV = self._logits(self.source_P, batch, answer_BA)
-            own_BAV = self._logits(values_P, batch, answer_BA)
-            total += float(forward_kl(own_BAV, source_BAV, answer_BA).double().sum())
-        return total / max(len(self), 1)
+            answer_BA = self._student.answer_ids([self._dataset.answers[n] for n in batch])
+            with self._at_source():
+                source_BAV = self._logits(batch, answer_BA)
+            for place, values_P in enumerate(overlays):
+                with self._overlay.holding(values_P):
+                    own_BAV = self._logits(batch, answer_BA)
+                kl_B = forward_kl(own_BAV, source_BAV, answer_BA.to(own_BAV.device))
+                totals[place] += float(kl_B.double().sum())
+        return [total / len(self.numbers) for total in totals]
 
-    def within(self, most: float, start_P: Tensor, values_P: Tensor) -> tuple[float, Tensor]:
-        """The largest share, in sixteenths, of a change that does not drift further than `most`.
+    def limited(
+        self, start: Mapping[str, np.ndarray], values_P: Tensor, most: float | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As much of a change as does not drift further than `most`, and the report on it.
 
-        Args: start_P: before training. values_P: after it.
-        Returns: the share, 0 if nothing of the change may be kept, and the overlay.
+        The share that is kept is the largest number of parts, if the drift grows with it; nothing
+        where the start has drifted too far already.
+
+        Args: start: the overlay before training. values_P: after it. most: None: no limit.
+        Returns: the overlay, and the adaptation's report `drift`.
         """
-        if self.of(values_P) <= most:
-            return 1.0, values_P
-        for share in reversed(SHARES):
-            found_P = torch.lerp(start_P, values_P, share)
-            if share == 0 or self.of(found_P) <= most:
-                return share, found_P if share else start_P
-        raise AssertionError("the last share is 0")
-
-    def report(self, before: float, after: float, share: float) -> dict[str, Any]:
-        """The adaptation's report `drift`. Args: share: of the change, that is written."""
-        return {
+        start_P = self._overlay.laid_out(start)
+        before, after = self.of(start_P, values_P)
+        kept, kept_P = PARTS, values_P
+        if most is not None and after > most:
+            kept, kept_P, after, too_many = 0, start_P, before, PARTS
+            while too_many - kept > 1:
+                tried = (kept + too_many) // 2
+                tried_P = torch.lerp(start_P, values_P, tried / PARTS)
+                (found,) = self.of(tried_P)
+                if found <= most:
+                    kept, kept_P, after = tried, tried_P, found
+                else:
+                    too_many = tried
+            streams.message(
+                f"{kept / PARTS:.0%} of the change is written: more of it drifts further than "
+                f"{most:g} nats a token from the student of sequence 0"
+            )
+        return kept_P, {
             "where": self.where,
-            "num_asks": len(self),
+            "num_asks": len(self.numbers),
             "before": before,
             "after": after,
-            "share": share,
+            "share": kept / PARTS,
         }
 
-    def _logits(self, values_P: Tensor, batch: Sequence[int], answer_BA: Tensor) -> Tensor:
-        with self.overlay.holding(values_P):
-            encoded = encode(self.student, [self.examples[number] for number in batch])
-            return self.student.forward(encoded.spliced, answer_BA).logits
+    @contextmanager
+    def _at_source(self) -> Iterator[None]:
+        """The whole overlay is that of sequence 0 inside, the parameters not trained included."""
+        present = dict(self._student.module.named_parameters())
+        source = self._student.source_overlay()
+        own = {name: present[name].detach().clone() for name in source}
+        for name, array in source.items():
+            present[name].copy_(torch.from_numpy(array))
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                present[name].copy_(value)
+
+    def _logits(self, batch: list[int], answer_BA: Tensor) -> Tensor:
+        encoded = encode(self._student, [self._dataset.examples[number] for number in batch])
+        return self._student.forward(encoded.spliced, answer_BA).logits
+
+
+def drift_of(trainer: Trainer) -> Drift | None:
+    """The drift of what a trainer trains; None if there is nothing to measure it on.
+
+    Raises: SettingError if `max_drift` is given then.
+    """
+    where, dataset, numbers = "held_out", trainer.dataset, trainer.dataset.held_out
+    if trainer.anchors is not None:
+        where, dataset = "anchors", trainer.anchors.dataset
+        numbers = dataset.train
+    if numbers:
+        return Drift(trainer.student, trainer.overlay, where, dataset, numbers)
+    if trainer.settings.max_drift is not None:
+        raise SettingError("max_drift", "needs `anchors` or held-out frames to measure it on")
+    return None

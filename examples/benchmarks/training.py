@@ -97,7 +97,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     from cdcca_cli.models.initial import create_device
     from cdcca_cli.models.settings import InitSettings
     from cdcca_cli.text import parse_amount
-    from cdcca_cli.uplink.sampling import make_shard
+    from cdcca_cli.uplink.kept_tokens import make_shard
     from cdcca_cli.uplink.settings import SampleSettings
 
     folder, checkpoint = Path(plan["folder"]), plan.get("checkpoint", "shipped:student")

@@ -235,6 +235,26 @@ def test_earlier_shards_are_learnt_again(tmp_path: Path, shards: list[Shard]) ->
 
 
 @pytest.mark.usefixtures("models")
+def test_anchors_are_frames_of_their_own(tmp_path: Path, shards: list[Shard]) -> None:
+    """From two files; without them nothing is said of them."""
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    options = [
+        word
+        for number in (3, 4)
+        for word in ("--anchors", str(write(tmp_path / f"{number}.tokens", [shards[number]])))
+    ]
+    reports = []
+    for more in (options, []):
+        assert run(tokens, "-o", "out", "--force", *more) == 0
+        reports.append(adaptation_in((tmp_path / "out").read_bytes()).report)
+    held, alone = reports
+    assert (held["anchors"]["num_frames"], held["drift"]["where"]) == (2, "anchors")
+    assert held["num_frames"] == alone["num_frames"] == 3
+    assert "anchor" in held["curves"] and "anchor" not in alone["curves"]
+    assert alone["anchors"] is None
+
+
+@pytest.mark.usefixtures("models")
 def test_only_the_groups_that_are_named_change(
     tmp_path: Path, shards: list[Shard], mirror: Path
 ) -> None:
@@ -443,6 +463,8 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
+        (["up.tokens", "--anchors", "nowhere.tokens"], 66, "nowhere.tokens"),
+        (["up.tokens", "--anchors", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
         (["up.tokens", "--teacher", "labels"], 65, "labels are given as --labels"),
         (["up.tokens", "--teacher", "up.tokens"], 65, "found token shards"),
@@ -504,6 +526,14 @@ def test_what_is_refused_writes_nothing(
         (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
         (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method akd"),
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
+        (["--method", "tent", "--anchors", "up.tokens"], "--anchors: does nothing with --method t"),
+        (["--method", "none", "--anchors", "up.tokens"], "--anchors: does nothing with --method n"),
+        (["--set", "anchor_weight=3"], "--set anchor_weight: is of the frames of --anchors: name"),
+        (["--set", "anchor_questions=4"], "--set anchor_questions: is of the frames of --anchors"),
+        (["--anchors", "up.tokens", "--set", "anchor_weight=0"], "--set anchor_weight 0.0: expe"),
+        (["--max-drift", "0.1", "--rate-aware", "10"], "--max-drift: cannot scale what"),
+        (["--max-drift", "0"], "--max-drift 0.0: expected more than 0 nats"),
+        (["--set", "choose=first"], "--set choose first: expected one of best, last"),
         (["--log", "-"], "--log -: expected a name on disk"),
         (
             ["--method", "tent", "--teacher-quantize", "nf4"],
