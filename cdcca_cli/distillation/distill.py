@@ -148,7 +148,7 @@ def check_pair(teacher: LoadedModel, student: LoadedModel, settings: DistillSett
     aligned = settings.needs_teacher and {"query", "repr"} & settings.weights().keys()
     if aligned and (reason := found.methods[settings.method]):
         raise SettingError("method", reason, settings.method)
-    if settings.needs_teacher and settings.kl != "none" and found.kl:
+    if settings.needs_teacher and settings.kl not in ("auto", "none") and found.kl:
         raise SettingError("kl", found.kl, settings.kl)
 
 

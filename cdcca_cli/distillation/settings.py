@@ -15,6 +15,7 @@ from cdcca_cli.text import parse_share
 WEIGHTS = {
     "akd": {"query": 0.03, "repr": 0.1, "ce": 1.0},
     "pseudo-label": {"ce": 1.0},
+    "kd": {"ce": 1.0, "kl": 1.0},
     "pkd": {"query": 6.0, "repr": 6.0, "ce": 1.0},
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
@@ -55,9 +56,10 @@ class DistillSettings:
     )
     batch_size: int = setting(16, "Questions in one optimiser step", at_least=1)
     kl: str = setting(
-        "none",
-        "Also learn the teacher's token distributions, by forward or reverse KL divergence",
-        choices=("none", "forward", "reverse"),
+        "auto",
+        "Also learn the teacher's token distributions, by forward or reverse KL divergence; auto: "
+        "forward for kd, if there are any in the student's vocabulary",
+        choices=("auto", "none", "forward", "reverse"),
         methods=_WITH_TEACHER,
     )
     confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
@@ -200,14 +202,14 @@ class DistillSettings:
         refuse_idle(self, given)
         if not self.needs_teacher:
             return
-        if self.kl == "none":
+        if self.divergence == "none":
             for name in ("kl_weight", "kl_temperature"):
                 if getattr(self, name):
                     raise SettingError(name, "give `kl` forward or `kl` reverse too")
         elif self.kl_weight == 0:
             raise SettingError("kl", "its `kl_weight` is 0: leave both out", self.kl)
-        if self.method == "pseudo-label" and (self.query_weight or self.repr_weight):
-            raise SettingError("method", "pseudo-label has no query or repr term: use akd")
+        if self.method not in _FEATURES and (self.query_weight or self.repr_weight):
+            raise SettingError("method", f"{self.method} has no query or repr term: use akd")
         if not self.weights():
             raise SettingError("ce_weight", "all weights are 0: there is nothing to learn")
         if self.confidence and "ce" not in self.weights():
@@ -251,6 +253,13 @@ class DistillSettings:
     def is_balanced(self) -> bool:
         return (self.balance or ("gradients" if self.method == "akd" else "none")) == "gradients"
 
+    @property
+    def divergence(self) -> str:
+        """What is learnt of the teacher's distributions: `none`, or by `forward` or `reverse`."""
+        if self.kl != "auto":
+            return self.kl
+        return "forward" if "kl" in WEIGHTS.get(self.method, ()) else "none"
+
     def given_weights(self) -> dict[str, float]:
         """The weight of each term whose setting was given."""
         given = {term: getattr(self, f"{term}_weight") for term in ("query", "repr", "ce", "kl")}
@@ -258,9 +267,7 @@ class DistillSettings:
 
     def weights(self) -> dict[str, float]:
         """The weight of each term of the loss."""
-        found = dict(WEIGHTS[self.method])
-        if self.kl != "none":
-            found["kl"] = 1.0
+        found = WEIGHTS[self.method] | {"kl": float(self.divergence != "none")}
         found |= self.given_weights()
         return {term: weight for term, weight in found.items() if weight}
 

@@ -36,11 +36,19 @@ class BatchTops:
     answer_BA: Tensor
 
 
+class NoDistributions(SettingError):
+    """There is nothing to learn by `kl`. fault: why, without the cure."""
+
+    def __init__(self, fault: str, cure: str = "leave `kl` out", details: str = "") -> None:
+        super().__init__("kl", f"{fault}: {cure}{details}")
+        self.fault = f"{fault}{details}"
+
+
 class Tops:
     """The distributions of a dataset's labels."""
 
     def __init__(self, dataset: Dataset, student: LoadedModel) -> None:
-        """Raises: SettingError if the vocabularies differ, or no label has a distribution."""
+        """Raises: NoDistributions if the vocabularies differ, or no label has a distribution."""
         self._dataset, self._student = dataset, student
         self._pieces = _Pieces(student)
         self._num_words = int(student.module.get_output_embeddings().weight.shape[0])
@@ -48,20 +56,18 @@ class Tops:
         theirs, ours = dataset.source.vocabulary, student.vocabulary_digest
         if theirs is not None and theirs != ours:
             found = f" (the labels' is {short(theirs)}, the student's {short(ours)})"
-            raise SettingError("kl", pairs.OTHER_VOCABULARY + found)
+            raise NoDistributions(pairs.OTHER_DISTRIBUTIONS, details=found)
         with_top = [n for n in dataset.train if dataset.label(n).top is not None]
         if not with_top:
-            raise SettingError(
-                "kl",
-                "the labels have no distributions of answer tokens: leave it out, or label "
-                "again with a teacher that gives them",
+            raise NoDistributions(
+                "the labels have no distributions of answer tokens",
+                "leave it out, or label again with a teacher that gives them",
             )
         shared = sum(self._of(number) is not None for number in with_top)
         if shared < FEWEST_SHARED * len(with_top):
-            raise SettingError(
-                "kl",
-                f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
-                "into the same tokens",
+            raise NoDistributions(
+                pairs.OTHER_DISTRIBUTIONS,
+                details=f": only {shared} of {len(with_top)} answers are cut into the same tokens",
             )
         if shared < len(dataset.train):
             streams.message(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.distillation.settings import METHODS, WEIGHTS
 from cdcca_cli.formats import label_stream, records, shard_record
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -182,7 +182,7 @@ def test_every_method_gives_an_adaptation_that_names_it(
     assert (made.method, made.base) == (method, device.digest)
     assert set(made.overlay) == set(device.read_overlay())
     assert (overlay_digest(made.overlay) == device.digest) == (method == "none")
-    is_taught = method in ("akd", "pseudo-label", "pkd", "cwd")
+    is_taught = method in WEIGHTS
     assert (made.report["held_out"] is not None) == is_taught
     assert (made.report["teacher"] is not None) == is_taught
 
@@ -543,7 +543,7 @@ def test_what_is_refused_writes_nothing(
             ["--teacher", "up.tokens", "--set", "teacher_device_map=auto"],
             "are for loading a teacher, and none is loaded",
         ),
-        (["--kl", "sideways"], "--kl sideways: expected one of none, forward, reverse"),
+        (["--kl", "sideways"], "--kl sideways: expected one of auto, none, forward, reverse"),
         (["--kl", "forward", "--set", "kl_temperature=0"], "--set kl_temperature 0.0"),
         (["--method", "cwd", "--set", "tau=0"], "--set tau 0.0: expected more than 0"),
         (["--set", "balance=scales"], "--set balance scales"),
