@@ -9,9 +9,9 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
-from cdcca_cli.distillation.settings import ANCHOR_SETTINGS, DistillSettings
+from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError, UsageError
-from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
+from cdcca_cli.options import Anchors, Force, Output, Quiet, Shards, Strict, Student, Teacher
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 
@@ -28,12 +28,7 @@ def command(
     replay: Annotated[
         list[str] | None, typer.Option(help="Earlier shards to train on again (repeatable)")
     ] = None,
-    anchors: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shards of source frames, where the student is held to its answers (repeatable)"
-        ),
-    ] = None,
+    anchors: Anchors = None,
     how: DistillSettings,
     asking: LabelSettings,
     server: ServerSettings,
@@ -52,6 +47,9 @@ def command(
     --method also takes the baselines of the paper, on the same shards, batches and steps. tent and
     cotta need no teacher; if one is named, it evaluates the held-out part. With --labels FILE the
     teacher is asked once: the next run, method or seed reads the file, which cdcca label makes too.
+
+    --anchors holds the student to its first answers on frames of its source domain, so that it
+    forgets less of it.
 
     --rate-aware 100 adds steps that train the overlay as the device will decode it, so that an
     update of --bits a parameter loses next to nothing.
@@ -74,11 +72,7 @@ def command(
         raise SettingError("replay_share", "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
-    idle = [name for name in ANCHOR_SETTINGS if getattr(how, name) != getattr(type(how), name)]
-    if idle and not anchors:
-        raise SettingError(idle[0], "is of the frames of `anchors`: name them")
-    if anchors and not how.needs_teacher:
-        raise SettingError("anchors", f"does nothing with `method` {how.method}")
+    how.check_anchors(are_given=bool(anchors))
     skipped = Skipped(strict=strict, quiet=not is_first)
     paths: list[str | None] = [*shards] if shards else [None]
     from cdcca_cli import config

@@ -216,9 +216,11 @@ def summary(adaptation: Adaptation) -> list[str]:
         trained += f", {report['num_unanswered']} left out because the teacher's answer is empty"
     if report["num_unlabelled"]:
         trained += f", {report['num_unlabelled']} left out without a label"
-    held = report["held_out"]
+    held, moved = report["held_out"], report["drift"]
+    drift = "" if moved is None else f"; drift {moved['before']:.3g} -> {moved['after']:.3g} nats"
     if held is None:
-        return [*lines, f"{trained}, none held out: the last epoch is written"]
+        return [*lines, f"{trained}, none held out: the last epoch is written{drift}"]
+    chosen = "best" if report["choose"] == "best" else "written"
     entropy, agreement = held["cross_entropy"], held["agreement"]
     last, verdict = report["rate_aware"], held["verdict"]
     coded = "" if last is None else f"; as coded at {last['bits']:.2f} bits a parameter"
@@ -229,7 +231,7 @@ def summary(adaptation: Adaptation) -> list[str]:
         f"cross-entropy {entropy['before']:.3f} -> {entropy['after']:.3f} nats "
         f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}: "
         f"{verdict}{' here' if verdict == 'not measurable' else ''}), "
-        f"best after epoch {report['best_epoch']} of {report['epochs']}{coded}",
+        f"{chosen} after epoch {report['best_epoch']} of {report['epochs']}{coded}{drift}",
     ]
 
 

@@ -224,6 +224,7 @@ class Epochs(TrainingLoop):
             "epochs": trainer.num_epochs,
             "epochs_done": self.done,
             "best_epoch": self.best_at,
+            "choose": settings.choose,
             "batch_size": settings.batch_size,
             "lr": trainer.lr,
             "groups": settings.trained_groups and list(settings.trained_groups),

@@ -20,7 +20,7 @@ WEIGHTS = {
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
 """The default weight of each term, for the methods with a teacher."""
-ANCHOR_SETTINGS = ("anchor_weight", "anchor_questions")
+_OF_ANCHORS = ("anchor_weight", "anchor_questions")
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 MICRO_BATCH_SIZE = 8
@@ -214,6 +214,17 @@ class DistillSettings:
             raise SettingError("ce_weight", "all weights are 0: there is nothing to learn")
         if self.confidence and "ce" not in self.weights():
             raise SettingError("confidence", "weighs the cross-entropy, and `ce_weight` is 0")
+
+    def check_anchors(self, *, are_given: bool) -> None:
+        """Refuse anchors with a method that has no use of them, and their settings without them.
+
+        Raises: SettingError.
+        """
+        if are_given and not self.needs_teacher:
+            raise SettingError("anchors", f"does nothing with `method` {self.method}")
+        for name in () if are_given else _OF_ANCHORS:
+            if getattr(self, name) != getattr(type(self), name):
+                raise SettingError(name, "is of the frames of `anchors`: name them")
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """The number of epochs that was given, or the usual one."""
