@@ -63,7 +63,7 @@ class Tops:
                 "the labels have no distributions of answer tokens",
                 "leave it out, or label again with a teacher that gives them",
             )
-        shared = sum(self._of(number) is not None for number in with_top)
+        shared = sum(self._of(number, self._ids(number)) is not None for number in with_top)
         if shared < FEWEST_SHARED * len(with_top):
             raise NoDistributions(
                 pairs.OTHER_DISTRIBUTIONS,
@@ -77,7 +77,8 @@ class Tops:
 
     def of(self, batch: Sequence[int], answer_BA: Tensor) -> BatchTops:
         """The distributions of some examples. Args: answer_BA: the student's ids, padded."""
-        found = [self._of(number) for number in batch]
+        rows = [[one for one in row if one != IGNORED] for row in answer_BA.tolist()]
+        found = [self._of(number, ids) for number, ids in zip(batch, rows, strict=True)]
         width = max((top.logp_AK.shape[1] for top in found if top is not None), default=1)
         ids_BAK = torch.full((*answer_BA.shape, width), -1)
         logp_BAO = torch.full((*answer_BA.shape, width + 1), LOWEST)
@@ -94,12 +95,19 @@ class Tops:
         device = self._student.device
         return BatchTops(ids_BAK.to(device), logp_BAO.to(device), masked_BA.to(device))
 
-    def _of(self, number: int) -> Top | None:
-        """An example's distributions, of the tokens that the student has; None without."""
-        top, answer = self._dataset.label(number).top, self._dataset.answers[number]
+    def _ids(self, number: int) -> list[int]:
+        """The student's tokens of an example's answer."""
+        (row,) = self._student.answer_ids([self._dataset.answers[number]]).tolist()
+        return [one for one in row if one != IGNORED]
+
+    def _of(self, number: int, ids: Sequence[int]) -> Top | None:
+        """An example's distributions, of the tokens that the student has; None without.
+
+        Args: ids: the student's tokens of the answer.
+        """
+        top = self._dataset.label(number).top
         if top is None:
             return None
-        ids = [one for one in self._student.answer_ids([answer])[0].tolist() if one != IGNORED]
         if top.pieces_AK is not None:
             return self._pieces.translated(top, ids)
         if top.ids_AK is not None and (top.ids_AK >= self._num_words).any():

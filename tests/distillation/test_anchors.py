@@ -1,7 +1,9 @@
 """Anchors: what is drawn, what is asked, what is added to the loss, and what it keeps."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +18,7 @@ from cdcca_cli.distillation.anchors import TERM, Anchors, open_anchors
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.losses import IGNORED
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.adaptation import Adaptation
@@ -257,6 +260,23 @@ def test_the_same_seed_gives_the_same_bits(
     assert again.report == adapted.report
 
 
+def test_the_log_has_the_term(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], frames: list[Shard], tmp_path: Path
+) -> None:
+    """Of each step, whose loss is the sum of the terms by their weights; and the curve's mean."""
+    with closing(StepLog(tmp_path / "log")) as log:
+        made = distill(shards, teacher, mirror, QUICK, anchors=frames, log=log)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines[0]["terms"] == ["ce", TERM]
+    steps = [line for line in lines if line["what"] == "step"]
+    for line in steps:
+        assert line["loss"] == pytest.approx(line["ce"] + 10 * line[TERM], abs=2e-5)
+    first = [line for line in steps if line["epoch"] == 1]
+    sizes = [line["questions"] for line in first]
+    mean = np.average([line[TERM] for line in first], weights=sizes)
+    assert made.report["curves"][TERM][0] == pytest.approx(mean, abs=2e-6)
+
+
 # ---- asked once
 
 
@@ -332,6 +352,20 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert taken[0] == 3  # of three steps an epoch, the second epoch's
     assert overlay_digest(made.overlay) == overlay_digest(adapted.overlay)
     assert made.report == adapted.report
+
+
+def test_so_does_one_that_was_stopped_in_its_rate_aware_steps(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], frames: list[Shard], tmp_path: Path
+) -> None:
+    """They go on with the anchors where the epochs stopped."""
+    settings = replace(QUICK, epochs=1, rate_aware=5)
+    whole = distill(shards, teacher, mirror, settings, anchors=frames)
+    kept = replace(settings, work=tmp_path)
+    with pytest.raises(Stopped), stopped_at_step(3 + 4):
+        distill(shards, teacher, mirror, kept, anchors=frames)
+    made = distill(shards, teacher, mirror, kept, anchors=frames)
+    assert overlay_digest(made.overlay) == overlay_digest(whole.overlay)
+    assert made.report == whole.report
 
 
 @pytest.mark.parametrize("change", ["frames", "weight", "none"])
