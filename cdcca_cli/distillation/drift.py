@@ -22,12 +22,14 @@ from cdcca_cli import streams
 from cdcca_cli.distillation.dataset import Dataset
 from cdcca_cli.distillation.losses import forward_kl
 from cdcca_cli.distillation.optimiser import Flat
+from cdcca_cli.distillation.settings import TRAINING_POSITIONS
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import SettingError
+from cdcca_cli.formats.names import LORA_A
 from cdcca_cli.models import LoadedModel
-from cdcca_cli.models.encoding import FORWARD_POSITIONS, encode, num_positions, passes
+from cdcca_cli.models.encoding import encode, num_positions, passes
 
-MOST = 128
+MOST = 64
 """Questions that it is measured on, spread evenly."""
 PARTS = 16
 """A change that drifts too far is scaled back in steps of one part."""
@@ -45,8 +47,12 @@ class Drift:
         self.numbers = [numbers[place * len(numbers) // count] for place in range(count)]
         examples = [dataset.examples[number] for number in self.numbers]
         positions = [num_positions(student, example) for example in examples]
-        runs = passes(positions, MOST, FORWARD_POSITIONS)
-        self._batches = [self.numbers[each.start : each.stop] for each in runs]
+        # Passes no larger than those of training, so that they take no more memory.
+        order = sorted(range(count), key=positions.__getitem__)
+        runs = passes([positions[place] for place in order], MOST, TRAINING_POSITIONS)
+        self._batches = [
+            [self.numbers[place] for place in order[each.start : each.stop]] for each in runs
+        ]
 
     @torch.no_grad()
     def of(self, *overlays: Tensor) -> list[float]:
@@ -75,7 +81,8 @@ class Drift:
         Returns: the overlay, and the adaptation's report `drift`.
         """
         start_P = self._overlay.laid_out(start)
-        before, after = self.of(start_P, values_P)
+        overlays = [values_P] if self._is_source(start) else [values_P, start_P]
+        after, before = (*self.of(*overlays), 0.0)[:2]
         kept, kept_P = PARTS, values_P
         if most is not None and after > most:
             kept, kept_P, after, too_many = 0, start_P, before, PARTS
@@ -98,6 +105,14 @@ class Drift:
             "after": after,
             "share": kept / PARTS,
         }
+
+    def _is_source(self, overlay: Mapping[str, np.ndarray]) -> bool:
+        """Whether an overlay acts as that of sequence 0: a LoRA whose B is zero does, by any A."""
+        source = self._student.source_overlay()
+        return all(
+            name.endswith(LORA_A) or np.array_equal(overlay[name], value)
+            for name, value in source.items()
+        )
 
     @contextmanager
     def _at_source(self) -> Iterator[None]:

@@ -168,7 +168,7 @@ class DistillSettings:
     anchor_weight: float = _taught(
         10.0, "Weight of keeping to the source student's word at the anchors", above=0
     )
-    anchor_questions: int = _taught(8, "Questions about anchors in each step", at_least=1)
+    anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,

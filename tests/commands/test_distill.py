@@ -529,7 +529,7 @@ def test_what_is_refused_writes_nothing(
         (["--method", "tent", "--anchors", "up.tokens"], "--anchors: does nothing with --method t"),
         (["--method", "none", "--anchors", "up.tokens"], "--anchors: does nothing with --method n"),
         (["--set", "anchor_weight=3"], "--set anchor_weight: is of the frames of --anchors: name"),
-        (["--set", "anchor_questions=4"], "--set anchor_questions: is of the frames of --anchors"),
+        (["--set", "anchor_questions=8"], "--set anchor_questions: is of the frames of --anchors"),
         (["--anchors", "up.tokens", "--set", "anchor_weight=0"], "--set anchor_weight 0.0: expe"),
         (["--max-drift", "0.1", "--rate-aware", "10"], "--max-drift: cannot scale what"),
         (["--max-drift", "0"], "--max-drift 0.0: expected more than 0 nats"),

@@ -32,7 +32,7 @@ RUNS = {
     "last-parts": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 --set ema=0.5 "
     "--rate-aware 4 --work last-parts.work",
     "anchors": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 "
-    "--anchors ../anchors.tokens",
+    "--anchors ../anchors.tokens --set anchor_questions=8",
     "usual": "",
     "pkd": "--batch-size 8 --method pkd",
     "cotta": "--batch-size 8 --method cotta --set cotta_threshold=1 "

@@ -15,6 +15,7 @@ from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import SettingError
 from cdcca_cli.formats.adaptation import Adaptation
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.names import LORA_A
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load_device
 from cdcca_cli.models.encoding import encode
@@ -100,6 +101,28 @@ def test_what_is_not_trained_has_moved_too(
     assert all(
         np.array_equal(value, start[name]) for name, value in trainer.student.overlay().items()
     )
+
+
+def test_a_later_round_begins_where_the_last_one_ended(
+    adapted: Adaptation, teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    """A LoRA whose B is zero is the source, by any A: that costs no pass of the start."""
+    made = distill(shards, teacher, mirror, replace(QUICK, seed=1), resume=adapted)
+    before = made.report["drift"]["before"]
+    assert before == pytest.approx(adapted.report["drift"]["after"], rel=1e-5)
+    assert made.report["drift"]["after"] > before
+    other_a = {
+        name: value + 1 if name.endswith(LORA_A) else value
+        for name, value in mirror.read_overlay().items()
+    }
+    trainer = a_trainer(shards, teacher, mirror, QUICK, other_a)
+    drift = drift_of(trainer)
+    assert drift is not None
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[int] = []
+        patch.setattr(Drift, "of", lambda _, *found: [asked.append(len(found)) or 1.0] * len(found))
+        _, report = drift.limited(other_a, trainer.overlay.values, None)
+        assert (asked, report["before"], report["after"]) == ([1], 0.0, 1.0)
 
 
 def test_no_more_questions_than_are_needed(trainer: Trainer) -> None:
