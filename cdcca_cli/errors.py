@@ -16,7 +16,7 @@ class CdccaError(Exception):
 
 class BelowMark(CdccaError):
     exit_code = 3
-    meaning = "a score is below its mark"
+    meaning = "a score is below its mark, or a server does not act as the device was trained"
 
 
 class UsageError(CdccaError):

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 LEFT_OUT = {
     "torch": "computes the models",
     "transformers": "loads checkpoints",
-    "peft": "reads and writes adapters",
+    "peft": "loads the adapters of cdcca export",
     "bitsandbytes": "quantises language models",
     "accelerate": "loads large and quantised checkpoints",
     "tokenizers": "reads and writes prompts",

@@ -9,6 +9,9 @@
 # damaged state file is set aside. `--state` remembers which frames were sampled. Other tools (rsync,
 # scp, a USB stick) carry the boxes: OUTBOX holds shards, INBOX updates (*.cdcca) and codebooks
 # (*.codebook), whose names sort in order. Put a codebook here when the mirror has it already.
+# NOTIFY, if it is set, is the command that makes the runtime load a new overlay (apply --notify).
+# SERVER, if it is set, is the address of the llama-server that runs the device's model: it answers
+# all frames in FRAMES at each run, and pictures go up, so that no model is loaded here.
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 outbox=${2:?usage: cron-device.sh FRAMES OUTBOX INBOX}
@@ -16,6 +19,7 @@ inbox=${3:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 export CDCCA_DEVICE=${CDCCA_DEVICE:-device}
 state=$CDCCA_DEVICE/.seen.json
 work=$CDCCA_DEVICE/.outgoing.tokens.zst
+answers=$CDCCA_DEVICE/.answers.jsonl
 
 exec 9>"$CDCCA_DEVICE/.cron.lock"
 flock --nonblock 9 || exit 0 # the previous run is still at work
@@ -25,11 +29,12 @@ cdcca inspect "$CDCCA_DEVICE" --json --quiet >/dev/null # a damaged device is no
 for update in "$inbox"/*.codebook "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
   code=0
-  cdcca apply "$CDCCA_DEVICE" "$update" --quiet || code=$?
+  cdcca apply "$CDCCA_DEVICE" "$update" --quiet ${NOTIFY:+--notify "$NOTIFY"} || code=$?
   case $code in
     0 | 79) rm -- "$update" ;;                  # applied, or older than what is here
     78) ;;                                      # an earlier one is still to come: keep it
     69 | 73 | 129 | 130 | 143) exit "$code" ;;  # no memory, disk full, stopped: not the file's fault
+    81) exit "$code" ;;                         # the runtime refused it, and the device went back
     *)
       mkdir -p "$inbox/refused"                 # damaged or hostile: to be sent again
       mv -- "$update" "$inbox/refused/"
@@ -45,7 +50,14 @@ send() { # what was sampled, unless it is an empty stream
   fi
 }
 
-sample() { cdcca sample "$frames" --state "$state" --quiet -o "$work"; }
+sample() {
+  local words=()
+  if [ -n "${SERVER:-}" ]; then
+    cdcca infer "$frames" --server "$SERVER" --quiet -o "$answers" || return
+    words=(--predictions "$answers" --payload frame)
+  fi
+  cdcca sample "$frames" "${words[@]}" --state "$state" --quiet -o "$work"
+}
 
 [ ! -e "$work" ] || send # the previous run was stopped before it could
 code=0

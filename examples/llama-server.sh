@@ -23,9 +23,11 @@ port=${LLAMA_PORT:-8080}
 stop() { # the server of before, and wait until it has let go of its port
   local pid
   pid=$(cat "$served.pid" 2>/dev/null) || return 0
-  kill "$pid" 2>/dev/null || true
-  for _ in $(seq 100); do
-    kill -0 "$pid" 2>/dev/null || break
+  for try in $(seq 100); do
+    # After a reboot the number may be another process's, which has no such word in its command.
+    grep -qszx -e --port "/proc/$pid/cmdline" || break
+    [ "$try" != 1 ] || kill "$pid" 2>/dev/null || true
+    [ "$try" != 100 ] || kill -KILL "$pid" 2>/dev/null || true
     sleep 0.1
   done
   rm -f "$served.pid"

@@ -287,6 +287,27 @@ def test_cron_moves_aside_an_update_that_ends_with_any_odd_code(field: Field, co
     assert field.tick(env) == ""
 
 
+def test_cron_sends_pictures_where_a_server_answers(field: Field) -> None:
+    """A `cdcca` whose `infer --server` is its own model's, and whose `sample` finds no torch."""
+    stub = field.folder / "bin" / "cdcca"
+    stub.parent.mkdir()
+    real = shutil.which("cdcca", path=field.env["PATH"])
+    stub.write_text(
+        "#!/bin/bash\n"
+        '[ "$1 $3 $4" != "infer --server http://here" ] || set -- "${@:1:2}" "${@:5}"\n'
+        f'echo "$*" >>"$0.log"\nexec {real} "$@"\n'
+    )
+    stub.chmod(0o755)
+    env = field.env | {"PATH": f"{stub.parent}:{field.env['PATH']}", "SERVER": "http://here"}
+    assert field.tick(env) == ""
+    log = Path(f"{stub}.log").read_text()
+    assert "--predictions" in log and "--payload frame" in log
+    (sent,) = field.outbox.iterdir()
+    with streams.binary_input(sent) as source:
+        assert {shard.coding.codec for shard in read_shards(source)} == {"frame"}
+    assert field.tick(env) == "" and len(list(field.outbox.iterdir())) == 1
+
+
 def test_cron_sets_a_damaged_state_file_aside(field: Field) -> None:
     field.tick()
     before = field.sent()

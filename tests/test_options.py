@@ -97,6 +97,7 @@ def test_a_dash_is_refused_where_it_means_nothing(
         if param.param_type_name == "option":
             words = [*required, param.opts[0], "-"]
             words += ["--key", "x"] if name == "trust" and one != "key" else []
+            words += ["-o", "x"] if name == "export" and one != "output" else []
         else:
             words = ["x" for _ in operands[: operands.index(param)]] + ["-"]
         assert main([name, *words]) == 2, words

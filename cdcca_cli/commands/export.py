@@ -53,6 +53,8 @@ def command(
 
         effect = checking.of_export(folder, output, made, how.check)
         streams.message(f"{how.check}: {effect.summary()}")
+        if effect.cannot_see:
+            streams.message(effect.cannot_see)
     if json:
         streams.emit_json(made if effect is None else made | {"effect": effect.as_json()})
     streams.summary(f"{output}: {targets.summary(made)}")

@@ -1,7 +1,6 @@
 """`cdcca sample`: frames to token shards, the uplink."""
 
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +88,9 @@ def command(
 
     skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
+    load_model = None
+    if num_frames(new) != 0:
+        load_model = _model(folder, how, coding, on, has_predictions=predictions is not None)
     with (
         streams.binary_output(
             output,
@@ -99,8 +101,8 @@ def command(
         shard_stream.writer(out) as write,
     ):
         num_picked = 0
-        if num_frames(new) != 0:
-            model = _model(folder, how, coding, on, has_predictions=predictions is not None)
+        if load_model is not None:
+            model = load_model()
             earlier = None if predictions is None else _read(predictions)
             coder = Coder(model, coding, folder.codebook())
             for coded in sample_frames(
@@ -127,19 +129,21 @@ def _model(
     on: Runtime,
     *,
     has_predictions: bool,
-) -> "LoadedModel | KnownModel":
-    """The device's model, loaded only where its profile is not enough. Raises: Unavailable."""
+) -> "Callable[[], LoadedModel | KnownModel]":
+    """Loads the device's model, where its profile is not enough. Raises: Unavailable."""
+    from cdcca_cli import packages
     from cdcca_cli.uplink.picked import known_model
 
     found = known_model(device, how, coding, has_predictions=has_predictions)
     if not isinstance(found, str):
-        return found
-    if find_spec("torch") is None:
-        raise Unavailable(f"torch is not installed, and sampling needs the model here: {found}")
+        return lambda: found
+    if packages.is_light():
+        cure = packages.cure_for(ModuleNotFoundError(name="torch"))
+        raise Unavailable(f"sampling needs the model here: {found}; the model {cure}")
     on.set_threads()
     from cdcca_cli.models import load_device
 
-    return load_device(device, compute=on.compute, dtype=on.dtype)
+    return lambda: load_device(device, compute=on.compute, dtype=on.dtype)
 
 
 def _read(path: str) -> "Iterator[Prediction]":

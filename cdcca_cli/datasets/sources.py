@@ -116,6 +116,8 @@ def _checked(prompt: str | None, task: str | None) -> Task | None:
         raise SettingError("task", f"expected one of {', '.join(TASKS)}", task)
     if prompt is not None and not prompt.strip():
         raise SettingError("prompt", "expected a question, found blanks")
+    if prompt is not None and not is_text(prompt):
+        raise SettingError("prompt", "is not UTF-8")
     return task
 
 

@@ -10,9 +10,6 @@ from cdcca_cli.config import Runtime
 from cdcca_cli.doctor import machine
 from cdcca_cli.doctor.machine import in_units
 from cdcca_cli.errors import SettingError
-from cdcca_cli.export import checking
-from cdcca_cli.export.takes import ALL
-from cdcca_cli.formats.device import Device
 from cdcca_cli.inspection.summary import rows
 from cdcca_cli.serving.address import is_address
 
@@ -40,6 +37,9 @@ def made(
     Raises: as `checkpoint.report` and `checking.of_device`.
     """
     if student is not None and teacher is not None and is_address(teacher):
+        from cdcca_cli.export import checking
+        from cdcca_cli.formats.device import Device
+
         found = checking.of_device(Device.open(student), teacher, probe, frames)
         return Report(found.as_json(), found.rows(), partial(found.require, teacher))
     for name, value in (("probe", probe), ("frames", frames)):
@@ -97,7 +97,7 @@ def _checkpoint_rows(found: dict[str, Any]) -> Iterator[Row]:
     for group, number in found["groups"].items():
         yield f"trained: {group}", number
     for runtime, groups in found["takes"].items():
-        parts = (name if how == ALL else f"{name} ({how})" for name, how in groups.items())
+        parts = (name if how == "all" else f"{name} ({how})" for name, how in groups.items())
         yield f"{runtime} takes", ", ".join(parts) or "nothing"
     for text in found["exceptions"]:
         yield "exception", text

@@ -34,8 +34,8 @@ until the time limit.
 import os
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from cdcca_cli import remote, streams
 from cdcca_cli.downlink.settings import NotifySettings
@@ -155,27 +155,46 @@ def _run(device: Device, before: State | None, how: NotifySettings) -> str | Non
         "CDCCA_PREVIOUS_SEQUENCE": str(previous.sequence),
         "CDCCA_PREVIOUS_DIGEST": previous.digest,
     }
+    running = None
     try:
-        running = subprocess.Popen(
-            remote.in_shell(how.command),
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # stdout is data's
-            env=os.environ | variables,
-            process_group=0,
-        )
+        with _signals_held() as arrived:  # until there is something to end
+            running = subprocess.Popen(
+                remote.in_shell(how.command),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # stdout is data's
+                env=os.environ | variables,
+                process_group=0,
+            )
+        for number in arrived:
+            signal.raise_signal(number)
+        status = running.wait(how.seconds)
     except (OSError, ValueError) as error:
         return f"cannot be started ({(getattr(error, 'strerror', None) or str(error)).lower()})"
-    try:
-        status = running.wait(how.seconds)
-    except subprocess.TimeoutExpired:
-        _end(running)
+    except BaseException as error:
+        if running is not None:
+            _end(running)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         return f"had not ended after {how.seconds:g} seconds"
-    except BaseException:
-        _end(running)
-        raise
     if status == 0:
         return None
     return f"ended by signal {-status}" if status < 0 else f"ended with exit status {status}"
+
+
+@contextmanager
+def _signals_held() -> Iterator[list[int]]:
+    """What Ctrl-C and other signals would raise, listed instead."""
+    arrived: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):  # one that is ignored stays so
+            with suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(running: subprocess.Popen[bytes]) -> None:

@@ -3,7 +3,8 @@
 As of llama.cpp build 11549: src/models/*.cpp (which tensors are created), conversion/*.py (which
 rows are reordered and which norms shifted), gguf-py/gguf/tensor_mapping.py, tools/mtmd/clip.cpp.
 A tensor in a file that a model does not create stops the loading, so a bias is written only where
-it is read.
+it is read. Each architecture is run by tests/export/test_architectures_run.py; connectors but mlp
+are not.
 
 The row order: transformers rotates the two halves of a head, llama.cpp's LLaMA pairs of
 neighbours. So row (h, p, i) of q and k, part p of head h, is stored as row (h, i, p).

@@ -6,7 +6,7 @@ The server is asked with the LoRA of its adapters at scale 0 and at scale 1.
   over the probe's likeliest tokens is at most 0.02, 0.05 where a picture is read.
 - A quantised base moves log-probabilities by more than that: the *gain* is compared, by how many
   nats a token the LoRA makes the probe's answers likelier, and all of the export together. A third
-  is allowed.
+  is allowed, or 0.05, by which the base's own rounding moves it.
 
 What that cannot see on a quantised base: rows of q and k in the wrong order, which keep most of the
 gain (0.451 of 0.495 nats a token) and change answers as the right ones do (a cosine of 0.587
@@ -28,11 +28,12 @@ from cdcca_cli.formats.profile import Profile
 if TYPE_CHECKING:
     from cdcca_cli.serving.llama import LlamaServer, Prompt
 
-Verdict = Literal["acts as trained", "acts, but differs", "has no effect", "cannot be told"]
+Verdict = Literal["acts as trained", "acts, but differs", "has no effect", "cannot be judged"]
 TOLERANCE = {"text": 0.02, "picture": 0.05}
 """The largest difference of log-probabilities on a base that is not quantised, in nats."""
 GAIN_TOLERANCE = 1 / 3
-_SEEN_GAIN = 0.02  # nats a token: a smaller gain drowns in the base's rounding
+NOISE = 0.05
+"""How far a gain is off on a quantised base, in nats a token: 0.041 at most on SmolLM2 in Q4_1."""
 _STILL = 2e-3  # nats: how far a server's answers move between two requests
 _NUM_ASKED = 4 * probes.NUM_NEXT
 _CANNOT_SEE = (
@@ -64,7 +65,12 @@ class Effect:
 
     @property
     def is_sound(self) -> bool:
-        return self.verdict in ("acts as trained", "cannot be told")
+        return self.verdict in ("acts as trained", "cannot be judged")
+
+    @property
+    def cannot_see(self) -> str:
+        """What such a comparison does not show, in words."""
+        return _CANNOT_SEE if self.by == "gain" else ""
 
     def as_json(self) -> dict[str, Any]:
         """difference_text, difference_picture: the largest, with LoRA; ..._unscaled: without.
@@ -72,8 +78,7 @@ class Effect:
         gain, gain_expected: of the LoRA; gain_whole...: of all that was exported;
         gain_held_out...: of the LoRA on labelled frames (`held_out`).
         """
-        unseen = _CANNOT_SEE if self.by == "gain" else ""
-        return {"kind": "effect", **asdict(self), "cannot_see": unseen}
+        return {"kind": "effect", **asdict(self), "cannot_see": self.cannot_see}
 
     def summary(self) -> str:
         """In one line."""
@@ -91,8 +96,8 @@ class Effect:
         for name, number in self.numbers.items():
             if number is not None:
                 yield name.replace("_", " "), f"{number:.4f} nats"
-        if self.by == "gain":
-            yield "not seen", _CANNOT_SEE
+        if self.cannot_see:
+            yield "not seen", self.cannot_see
 
     def require(self, url: str) -> None:
         """Raises: BelowMark unless the server acts as trained, as far as that can be told."""
@@ -175,7 +180,9 @@ def judge(probe: Probe, served: Sequence[Served], is_exact: bool | None = None) 
     moved = max(_moved(one, answers) for one, answers in pairs)
     found = _by_gain(pairs, numbers)
     if changes <= _STILL:
-        return Effect("cannot be told", "log-probabilities", "the overlay changes nothing", numbers)
+        return Effect(
+            "cannot be judged", "log-probabilities", "the overlay changes nothing", numbers
+        )
     if _fits(off["whole"]) and changes > TOLERANCE["text"]:
         return Effect("acts as trained", "log-probabilities", "", numbers)
     if of_lora > TOLERANCE["text"] and moved <= min(_STILL, of_lora / 10):
@@ -188,7 +195,7 @@ def judge(probe: Probe, served: Sequence[Served], is_exact: bool | None = None) 
     if is_exact or (is_exact is None and _fits(off["unscaled"])):
         if _fits(off["whole"]):
             why = "the overlay changes less than is compared"
-            return Effect("cannot be told", "log-probabilities", why, numbers)
+            return Effect("cannot be judged", "log-probabilities", why, numbers)
         return Effect("acts, but differs", "log-probabilities", _reason(pairs, off), numbers)
     return found
 
@@ -198,7 +205,7 @@ def _by_gain(pairs: Sequence[tuple[Question, Served]], numbers: dict[str, float 
     known = [(one, answers.nats) for one, answers in pairs if answers.nats is not None]
     if not known:
         why = "the server scores none of the probe's answers"
-        return Effect("cannot be told", "gain", why, numbers)
+        return Effect("cannot be judged", "gain", why, numbers)
 
     def mean(values: Iterator[float]) -> float:
         return float(np.mean([*values]))
@@ -209,11 +216,11 @@ def _by_gain(pairs: Sequence[tuple[Question, Served]], numbers: dict[str, float 
     whole_served = mean(one.nats["start"] - nats["whole"] for one, nats in known)
     numbers |= {"gain": lora_served, "gain_expected": lora}
     numbers |= {"gain_whole": whole_served, "gain_whole_expected": whole}
-    if whole < _SEEN_GAIN:
+    if whole < 2 * NOISE:
         why = "the overlay makes the probe's answers hardly likelier"
-        return Effect("cannot be told", "gain", why, numbers)
+        return Effect("cannot be judged", "gain", why, numbers)
     for name, mine, theirs in (("LoRA", lora, lora_served), ("export", whole, whole_served)):
-        if abs(theirs - mine) > GAIN_TOLERANCE * max(abs(mine), _SEEN_GAIN):
+        if abs(theirs - mine) > max(GAIN_TOLERANCE * abs(mine), NOISE):
             why = f"the {name} gains {theirs:.3f} nats a token, {mine:.3f} expected"
             return Effect("acts, but differs", "gain", why, numbers)
     return Effect("acts as trained", "gain", "", numbers)
@@ -278,21 +285,16 @@ def _strength(pairs: Sequence[tuple[Question, Served]]) -> float:
     """How much of the LoRA's change the server's change has in its direction."""
     own, both = 0.0, 0.0
     for one, answers in pairs:
-        whole, unscaled = (
-            one.next["whole"],
-            dict(zip(one.next["unscaled"].ids, one.next["unscaled"].logp, strict=True)),
-        )
-        kept = [each for each in whole.ids if each in unscaled and each in answers.next["whole"]]
-        kept = [each for each in kept if each in answers.next["unscaled"]]
-        if not kept:
+        states: list[Mapping[int, float]] = []
+        for named in (one.next["whole"], one.next["unscaled"]):
+            states.append(dict(zip(named.ids, named.logp, strict=True)))
+        states += [answers.next["whole"], answers.next["unscaled"]]
+        if not (kept := sorted(set(states[0]).intersection(*states[1:]))):
             continue
-        own_logp = dict(zip(whole.ids, whole.logp, strict=True))
-
-        def centred(values: Mapping[int, float], ids: Sequence[int] = kept) -> Any:
-            return _among(np.array([values[each] for each in ids]))
-
-        expected = centred(own_logp) - centred(unscaled)
-        found = centred(answers.next["whole"]) - centred(answers.next["unscaled"])
-        own += float(expected @ expected)
-        both += float(expected @ found)
+        whole, unscaled, whole_served, unscaled_served = (
+            _among(np.array([state[token] for token in kept])) for state in states
+        )
+        change = whole - unscaled
+        own += float(change @ change)
+        both += float(change @ (whole_served - unscaled_served))
     return both / own if own else 0.0

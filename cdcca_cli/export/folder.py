@@ -13,10 +13,10 @@ export.json, version 1: JSON in UTF-8, one object, all keys always present.
     files       {name: {"bytes", "sha256"}} of all other files in the folder
     inputs      {name: {"path", "sha256"}} of the runtime's files that it was made from
     placed      {group: number of the overlay's tensors that arrive}
-    dropped     {group: {"tensors": number, "share": of the change's norm, or null if unknown}}
+    dropped     {group: {"tensors": names, "share": of the change's norm, or null if unknown}}
     unchecked   list of what the preflight could not compare, in words
     probe       null, or what the effect check compares with (`probe`)
-    command     how the runtime is started with these files, as a list of words, or null
+    command     how the runtime is started in this folder, as a list of words, or null
 """
 
 import ctypes
@@ -36,10 +36,10 @@ from cdcca_cli import files
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, NewerFormat
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.names import EXPORT_FILE as FILE_NAME
 from cdcca_cli.text import read_json
 
 VERSION = 1
-FILE_NAME = "export.json"
 _MOST_BYTES = 1 << 24
 _PIECE = 1 << 20
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}")
@@ -54,7 +54,6 @@ class Fresh:
 
     def __init__(self, path: Path, target: Path, named: Path) -> None:
         self.path, self._target, self._named = path, target, named
-        self.is_finished = False
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Add export.json, sync all, and take the place of the export before. CannotWrite."""
@@ -67,7 +66,6 @@ class Fresh:
             if self._target.exists():
                 os.chmod(self.path, stat.S_IMODE(self._target.stat().st_mode))
             _put(self.path, self._target)
-            self.is_finished = True
             files.sync_folder(self._target.parent)
         except OSError as error:
             raise CannotWrite(files.reason(self._named, error)) from None
@@ -77,7 +75,7 @@ class Fresh:
 def fresh(out: Path) -> Iterator[Fresh]:
     """A new hidden folder beside `out`, removed in the end unless it has taken its place.
 
-    `out` may be missing, empty, or an earlier export. Raises: CannotWrite.
+    `out` may be missing, empty, or an earlier export with nothing else in it. Raises: CannotWrite.
     """
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
@@ -138,6 +136,14 @@ def record(path: Path, to: str, device: Device, part: Mapping[str, Any]) -> dict
 _HINTS = records.HEAD | {"to": str, "device": dict, "files": dict, "inputs": dict}
 _HINTS |= {"placed": dict, "dropped": dict, "unchecked": list[str]}
 _HINTS |= {"probe": dict | None, "command": list[str] | None}
+_DEVICE: dict[str, Any] = {
+    "model": str | None,
+    "overlay": str,
+    "sequence": int,
+    "groups": list[str],
+}
+_DEVICE |= {"alpha": float, "rank": int}
+_FILE, _INPUT = {"bytes": int, "sha256": str}, {"path": str, "sha256": str}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -148,7 +154,22 @@ def read_record(path: Path) -> dict[str, Any]:
         raise BadData(f"{where}: is no export of cdcca")
     version = records.field(value, "version", int, where)
     records.check_version(version, VERSION, "export format", where)
-    return records.fields(value, _HINTS, where)
+    found = records.fields(value, _HINTS, where)
+    records.fields(found["device"], _DEVICE, f"{where}: device")
+    for name, hints in (("files", _FILE), ("inputs", _INPUT)):
+        for one in found[name].values():
+            records.fields(one, hints, f"{where}: {name}")
+    return found
+
+
+def is_whole(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the files of an export, and those that it was made from, are as they were."""
+    paths = {out / name: one for name, one in record["files"].items()}
+    paths |= {Path(one["path"]): one for one in record["inputs"].values()}
+    try:
+        return all(file_digest(path) == one["sha256"] for path, one in paths.items())
+    except MissingInput:
+        return False
 
 
 def file_digest(path: Path) -> str:
@@ -165,21 +186,34 @@ def file_digest(path: Path) -> str:
 
 def _refuse_taken(out: Path, target: Path) -> None:
     try:
-        names = {entry.name for entry in target.iterdir()}
+        names = _names(target)
     except FileNotFoundError:
         return
     except OSError as error:
         raise CannotWrite(files.reason(out, error)) from None
+    if target.samefile(os.curdir):  # whoever is in it would be left in the old one
+        raise CannotWrite(f"{out}: is the working folder: export from outside of it")
     if not names:
         return
     try:
-        read_record(target)
+        listed = read_record(target)["files"]
     except NewerFormat:
         raise
     except (BadData, MissingInput):
         raise CannotWrite(
             f"{out}: has other things in it than an export of cdcca: name a new folder"
         ) from None
+    if others := sorted(set(names) - {FILE_NAME, *listed}):
+        raise CannotWrite(f"{out}: has files that are not of an export, as {others[0]}: move them")
+
+
+def _names(folder: Path) -> list[str]:
+    """All in a folder but folders with something in them. Raises: OSError."""
+    found = []
+    for each in folder.iterdir():
+        inner = _names(each) if each.is_dir() and not each.is_symlink() else []
+        found += [f"{each.name}/{name}" for name in inner] or [each.name]
+    return found
 
 
 def _sync_file(path: Path) -> None:

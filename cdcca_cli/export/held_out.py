@@ -2,7 +2,7 @@
 
 Asked of a server; where torch and the checkpoint are, cdcca's own gain stands beside it. Frames
 that were held out of the training show whether the update helps on the server's own base, which a
-probe's answers, the model's own, do not.
+probe's answers, chosen for their gain, do not.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ import numpy as np
 
 from cdcca_cli.errors import MissingInput
 from cdcca_cli.export import effect
-from cdcca_cli.export.effect import GAIN_TOLERANCE, Effect
+from cdcca_cli.export.effect import GAIN_TOLERANCE, NOISE, Effect
 
 if TYPE_CHECKING:
     from cdcca_cli.datasets import Frame, LabelledQuestion
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cdcca_cli.serving.llama import LlamaServer
 
 _MOST = 64
-_ENOUGH = 0.01  # nats a token: a smaller gain is within a quantised base's noise
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ def judge(
     found = replace(found, numbers=numbers)
     if found.by != "gain" or not found.is_sound:
         return found
-    if expected is None or abs(expected) < _ENOUGH:
+    if expected is None or abs(expected) < 2 * NOISE:
         return found
-    if abs(gain - expected) > GAIN_TOLERANCE * abs(expected):
+    if abs(gain - expected) > max(GAIN_TOLERANCE * abs(expected), NOISE):
         why = f"the LoRA gains {gain:.3f} nats a token on labelled frames, {expected:.3f} expected"
         return replace(found, verdict="acts, but differs", why=why)
     return replace(found, verdict="acts as trained", why="")

@@ -106,12 +106,12 @@ def require_placed(
             is_known = len(sizes) == len(overlay)
             lost = sum(sizes[name] for name in names) / whole if is_known else None
             found[group] = {
-                "tensors": len(names),
+                "tensors": sorted(names),
                 "share": None if lost is None else round(lost, 6),
             }
     allowed = split_groups(drop)
     if refused := [group for group in found if group not in allowed]:
-        raise SettingError("drop", _refusal(refused, found, left, why or {}))
+        raise SettingError("drop", _refusal(refused, found, why or {}))
     return found
 
 
@@ -130,15 +130,14 @@ def _half(name: str) -> str:
 def _refusal(
     refused: list[str],
     found: Mapping[str, Mapping[str, Any]],
-    left: Mapping[str, list[str]],
     why: Mapping[str, str],
 ) -> str:
     parts = []
     for group in refused:
-        share = found[group]["share"]
+        names, share = found[group]["tensors"], found[group]["share"]
         size = "" if share is None else f", {share:.1%} of the change"
         reason = f" ({why[group]})" if group in why else ""
-        shown = f"{counted(found[group]['tensors'], 'tensor')}{size}, such as {left[group][0]}"
+        shown = f"{counted(len(names), 'tensor')}{size}, such as {names[0]}"
         parts.append(f"{group}: {shown}{reason}")
     named = ",".join(refused)
     return f"would stay behind: {'; '.join(parts)}; `drop` {named} allows it"

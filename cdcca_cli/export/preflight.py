@@ -96,18 +96,22 @@ def check_base(device: Device, file: Gguf) -> Base:
     else:
         unchecked = []
     architecture = _architecture(file, profile)
-    heads = file.number(f"{architecture.name}.attention.head_count")
-    if heads is None or heads < 1 or heads != int(heads):
-        raise BadData(f"{file.path}: does not say how many heads its attention has")
-    kv_heads = file.number(f"{architecture.name}.attention.head_count_kv") or heads
-    found = Base(
-        file, architecture, int(heads), int(kv_heads), row.language_path, profile, unchecked
-    )
+    heads = _heads(file, f"{architecture.name}.attention.head_count")
+    kv_heads = _heads(file, f"{architecture.name}.attention.head_count_kv", heads)
+    found = Base(file, architecture, heads, kv_heads, row.language_path, profile, unchecked)
     if profile is not None:
         faults = [*_sizes(found, profile), *_norms(found, profile), *_rows(found, profile)]
         if faults:
             raise WrongBase(f"{file.path}: is not this device's language model: {_words(faults)}")
     return found
+
+
+def _heads(file: Gguf, key: str, usual: int | None = None) -> int:
+    """A number of heads. Args: usual: where the file does not say it. Raises: BadData."""
+    found = file.number(key) if key in file.keys else usual
+    if found is None or not found >= 1 or found % 1:  # of infinity that is NaN, too
+        raise BadData(f"{file.path}: {key} is no number of heads")
+    return int(found)
 
 
 def _architecture(file: Gguf, profile: Profile | None) -> Architecture:
@@ -192,7 +196,8 @@ def _norms(base: Base, profile: Profile) -> list[str]:
         offset = base.architecture.norm_offset if own == "weight" else 0.0
         wide = values.astype(np.float64) - offset
         near = (_EXACT if tensor.kind == ggml.F32 else _ROUNDED) * (root + offset)
-        moments = float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            moments = float(wide.mean()), float(np.sqrt(np.square(wide).mean()))
         if not max(abs(moments[0] - mean), abs(moments[1] - root)) <= near:
             faults.append(f"other values in {named}.{own}")
     return faults
@@ -236,7 +241,8 @@ def _rows(base: Base, profile: Profile) -> list[str]:
 def check_mmproj(device: Device, file: Gguf, base: Base, linears: Sequence[str]) -> dict[str, str]:
     """Compare the file of a vision tower and connector with the device's.
 
-    Args: linears: of the connector, by their names in the device's model.
+    Args: linears: of the connector that the device trains, by their names in its model. All that
+        the profile knows are compared.
     Returns: the tensor (without .weight) of each linear that has one in the file.
     Raises: BadData, WrongBase.
     """
@@ -244,9 +250,10 @@ def check_mmproj(device: Device, file: Gguf, base: Base, linears: Sequence[str])
         raise WrongBase(f"{file.path}: is no mmproj, the file of a vision tower and connector")
     projector = file.text("clip.projector_type") or file.text("clip.vision.projector_type") or ""
     tensors = [name.removesuffix(".weight") for name in file.tensors]
-    named = architectures.connector_names(projector, list(linears), tensors)
-    base.unchecked.append("whether the mmproj's vision tower is the device's")
     samples = {} if base.profile is None else base.profile.samples
+    known = {name for name in samples if base.named(name) is None}
+    named = architectures.connector_names(projector, sorted({*linears, *known}), tensors)
+    base.unchecked.append("whether the mmproj's vision tower is the device's")
     faults = []
     for linear, name in named.items():
         tensor, sample = file.tensors.get(f"{name}.weight"), samples.get(linear)
@@ -277,8 +284,8 @@ def _corner(file: Gguf, tensor: Tensor, sample: Sample) -> NDArray[np.float32] |
 
 def _distance(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
     """|found - wanted| / |wanted|; NaN where a value is none."""
-    size = float(np.linalg.norm(wanted))
-    return float(np.linalg.norm(found - wanted)) / max(size, 1e-30)
+    wide = wanted.astype(np.float64)  # squares of float32 may overflow
+    return float(np.linalg.norm(found - wide)) / max(float(np.linalg.norm(wide)), 1e-30)
 
 
 def _words(faults: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcca_cli import streams
-from cdcca_cli.errors import MissingInput, Unavailable
+from cdcca_cli.errors import CdccaError, Unavailable
 from cdcca_cli.export import placing, takes
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from cdcca_cli.models import LoadedModel
+    from cdcca_cli.models import LoadedModel, Seen
 
 TEXTS = ("What is the capital of France?", "How many legs does a spider have?", "Name a colour.")
 ABOUT_PICTURES = ("What is in the picture?", "What colour is it?")
-NUM_NEXT, NUM_ANSWER = 64, 8
+NUM_NEXT, NUM_ANSWER = 64, 4
+_PLAUSIBLE = 4.0
+"""How much less likely than the likeliest token one of an answer is at most, in nats."""
 
 
 def picture(seed: int, height: int, width: int) -> "Image":
@@ -94,7 +96,7 @@ def recorded(
         return None
     try:
         return make(device, overlay, carried).as_json()
-    except (MissingInput, Unavailable) as error:
+    except CdccaError as error:
         if wanted == "made":
             raise
         streams.message(f"no probe for an effect check: {error}")
@@ -148,34 +150,35 @@ def make(device: Device, overlay: Overlay, carried: set[str]) -> Probe:
         raise Unavailable(f"{made.family}: no runtime but transformers has this family")
     start = model.initial_overlay(made.groups, made.lora.rank, made.lora.seed)
     whole = start | {name: overlay[name] for name in carried}
+    states = {"start": start, "unscaled": unscaled(device, whole), "whole": whole}
     asked = [*_of_text(model), *_of_pictures(model, device)]
-    answers: list[list[int]] = []
-    found: list[dict[str, tuple[Likeliest, float]]] = [{} for _ in asked]
-    for state, values in (
-        ("whole", whole),
-        ("unscaled", unscaled(device, whole)),
-        ("start", start),
-    ):
-        model.install_overlay(values, made.lora.alpha)
-        for place, ask in enumerate(asked):
-            if state == "whole":
-                answers.append(_greedy(model, ask))
-            logp_AV = _logp(model, ask, answers[place])
-            top = logp_AV[0].topk(min(NUM_NEXT, logp_AV.shape[1]))
-            likeliest = Likeliest(tuple(top.indices.tolist()), tuple(top.values.tolist()))
-            picked = logp_AV[range(len(answers[place])), answers[place]]
-            found[place][state] = likeliest, -float(picked.mean())
-    questions = [
-        Question(
+    seen = [_seen(model, ask) for ask in asked]
+    answers: list[list[int]] = [[] for _ in asked]
+    steps: list[dict[str, list[Tensor]]] = []
+    for step in range(NUM_ANSWER):
+        rows: dict[str, list[Tensor]] = {}
+        for state, values in states.items():
+            model.install_overlay(values, made.lora.alpha)
+            rows[state] = [_logp(model, *one) for one in zip(asked, seen, answers, strict=True)]
+        for place, answer in enumerate(answers):
+            against = ("unscaled", "start")[step % 2]
+            answer.append(_chosen(model, rows["whole"][place], rows[against][place]))
+        steps.append(rows)
+    questions = []
+    for place, (ask, answer) in enumerate(zip(asked, answers, strict=True)):
+        pairs = [*zip(steps, answer, strict=True)]
+        found = Question(
             prompt=ask.prompt,
             ids=ask.ids,
             picture=ask.picture,
-            next={state: one[state][0] for state in STATES},
+            next={state: _likeliest(steps[0][state][place]) for state in STATES},
             answer=tuple(answer),
-            nats={state: one[state][1] for state in STATES},
+            nats={
+                state: -float(np.mean([rows[state][place][one] for rows, one in pairs]))
+                for state in STATES
+            },
         )
-        for ask, answer, one in zip(asked, answers, found, strict=True)
-    ]
+        questions.append(found)
     return Probe(
         model=device.model,
         overlay=overlay_digest(overlay),
@@ -216,36 +219,40 @@ def _of_pictures(model: "LoadedModel", device: Device) -> list[_Ask]:
     return [_Ask(text, None, (seed, *rule.size)) for seed, text in enumerate(ABOUT_PICTURES)]
 
 
-def _logp(model: "LoadedModel", ask: _Ask, answer: Sequence[int]) -> "Tensor":
-    """Log-probabilities (A, V) of the tokens of an answer."""
+def _seen(model: "LoadedModel", ask: _Ask) -> "list[Seen]":
+    return [] if ask.picture is None else model.see(model.prepare([picture(*ask.picture)]))
+
+
+def _logp(model: "LoadedModel", ask: _Ask, seen: "list[Seen]", answer: Sequence[int]) -> "Tensor":
+    """Log-probabilities (V,) of the token behind an answer's beginning."""
     import torch
 
     with torch.no_grad():
-        if ask.picture is None:
-            assert ask.ids is not None
-            ids = torch.tensor([[*ask.ids, *answer[:-1]]], device=model.device)
-            logits = model.module(input_ids=ids).logits[0, len(ask.ids) - 1 :]
+        if ask.ids is not None:
+            ids = torch.tensor([[*ask.ids, *answer]], device=model.device)
+            logits_V = model.module(input_ids=ids).logits[0, -1]
         else:
-            seen = model.see(model.prepare([picture(*ask.picture)]))
             spliced = model.read(seen, [model.format_prompt(ask.prompt, "vqa")])
-            logits = model.forward(spliced, torch.tensor([answer])).logits[0]
-    found: Tensor = logits.double().log_softmax(-1).cpu()
+            logits_V = model.forward(spliced, torch.tensor([[*answer, 0]])).logits[0, -1]
+    found: Tensor = logits_V.double().log_softmax(-1).cpu()
     return found
 
 
-def _greedy(model: "LoadedModel", ask: _Ask) -> list[int]:
-    """The likeliest tokens, up to the end token, at most NUM_ANSWER.
+def _likeliest(logp_V: "Tensor") -> Likeliest:
+    top = logp_V.topk(min(NUM_NEXT, len(logp_V)))
+    return Likeliest(tuple(top.indices.tolist()), tuple(top.values.tolist()))
 
-    No parts of a character, which llama-server does not score; the first end token for all.
+
+def _chosen(model: "LoadedModel", whole_V: "Tensor", other_V: "Tensor") -> int:
+    """The token that the export makes likelier by most, among those that it finds plausible.
+
+    So the gain is large against what quantisation does, whatever was trained. No end tokens, and no
+    parts of a character, which llama-server does not score.
     """
-    end = model.end_ids[0]
-    never = {*model.language.suppressed, *model.end_ids} - {end}
-    answer: list[int] = []
-    while len(answer) < NUM_ANSWER and end not in answer:
-        ranked = _logp(model, ask, [*answer, 0])[-1].argsort(descending=True).tolist()
-        answer.append(next(one for one in ranked if one not in never and _is_text(model, one)))
-    return answer
-
-
-def _is_text(model: "LoadedModel", token: int) -> bool:
-    return token == model.end_ids[0] or "\ufffd" not in model.tokenizer.decode([token])
+    never = {*model.language.suppressed, *model.end_ids}
+    likely = (whole_V >= whole_V.max() - _PLAUSIBLE).nonzero()[:, 0].tolist()
+    gains_V = whole_V - other_V
+    ranked = sorted(likely, key=lambda one: float(gains_V[one]), reverse=True)
+    others = whole_V.argsort(descending=True).tolist()  # for whom none of them is text
+    found = (one for one in (*ranked, *others) if one not in never)
+    return next(one for one in found if "\ufffd" not in model.tokenizer.decode([one]))

@@ -65,7 +65,8 @@ def takes(row: Family, language: str, groups: Iterable[str], linears: Sequence[s
     Args: language: transformers' type of its language model. groups: that it trains. linears: of
         its connector.
     """
-    mine = split_groups(groups)
+    has_none = {"query": not row.query_names, "lora.connector": not linears}
+    mine = [group for group in split_groups(groups) if not has_none.get(group)]
     lora = {"lora.language": ALL, "lora.connector": ALL}
     merged = lora | {"norm": ALL, "query": ALL}
     if biases := TRANSFORMERS_BIASES.get(language):

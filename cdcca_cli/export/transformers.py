@@ -1,9 +1,9 @@
 """`to` transformers: a checkpoint with the device's overlay merged in, for whatever reads one.
 
 config.json, weights in shards, and the tokenizer, processors, templates and codebook of the
-checkpoint as they are. LoRA is merged in float32 and stored in the checkpoint's own type, which
-rounds, or in float32 (`weights`). A bias is carried where the language model's config has a setting
-for it. Needs torch and the checkpoint.
+checkpoint as they are, so a device's own template of prompts is not in it. LoRA is merged in
+float32 and stored in the checkpoint's own type, which rounds, or in float32 (`weights`). A bias is
+carried where the language model's config has a setting for it. Needs torch and the checkpoint.
 """
 
 from math import sqrt
@@ -70,4 +70,14 @@ def write(
             f"rounding to {stored} is off by {lost:.0%} of the change: `weights` float32 keeps it"
         )
     merging.save(model, folder, settings.shard_size, made.revision)
-    return {"placed": placing.placed(device, overlay, carried), "dropped": dropped}
+    unchecked = []
+    if made.template is not None:
+        unchecked = [
+            "whether the runtime's prompts are the device's: it has a `template` of its own"
+        ]
+        streams.message(
+            "the device has a `template` of prompts of its own, and the checkpoint keeps its chat "
+            f"template: give the runtime prompts such as {made.template!r}"
+        )
+    placed = placing.placed(device, overlay, carried)
+    return {"placed": placed, "dropped": dropped, "unchecked": unchecked}

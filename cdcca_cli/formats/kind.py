@@ -7,7 +7,8 @@
     seen                                  the state of `cdcca sample --state`: its "kind"
     annotations                           any other JSON
     image, video                          its magic number
-    device, checkpoint, frames            folders: by device.json or config.json in them, or neither
+    device, export, checkpoint, frames    folders: by device.json, export.json or config.json in
+                                          them, or none of these
 
 A kind is a guess, not a check: the reader of that kind checks.
 """
@@ -23,6 +24,7 @@ from cdcca_cli.byte_streams import pushed_back
 from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device_state import FILE_NAME
+from cdcca_cli.formats.names import EXPORT_FILE
 from cdcca_cli.text import load_json
 
 WEIGHTS_HEADER_BYTES = 100_000_000
@@ -45,6 +47,8 @@ def kind_of_folder(path: Path) -> str:
     """The kind of a folder."""
     if os.path.lexists(path / FILE_NAME):
         return "device"
+    if os.path.lexists(path / EXPORT_FILE):
+        return "export"
     return "checkpoint" if os.path.lexists(path / "config.json") else "frames"
 
 
@@ -66,7 +70,8 @@ def sniff(stream: BinaryIO, where: str) -> tuple[str, BinaryIO]:
         source = pushed_back(head, stream)
         full_head = records.read_head(source, where=where) or b""
         return _kind_of_record(full_head, where), pushed_back(full_head, source)
-    raise BadData(f"{where}: not a kind of file that cdcca reads")
+    named = next((f": {name}" for magic, name in _MAGIC if head.startswith(magic)), "")
+    raise BadData(f"{where}: not a kind of file that cdcca reads{named}")
 
 
 def _kind_of_record(head: bytes, where: str) -> str:
@@ -100,6 +105,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "zstd data: unpack it first (unzstd)"),
     (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+    (b"GGUF", "a GGUF file of llama.cpp, which cdcca export takes and writes"),
     (b"%PDF", "a PDF document"),
     (b"SQLite format 3", "an SQLite database"),
 )

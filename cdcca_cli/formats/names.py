@@ -6,6 +6,7 @@ LORA_A, LORA_B: how the names of LoRA's two matrices end.
 QUANTIZATIONS: how a device holds its language model. DTYPES: what a model computes in.
 LABEL_BITS: bits a number of the features in labels.
 CODEBOOK_FILE: the name of a codebook (`codebook`) in a checkpoint folder, if it has one.
+EXPORT_FILE: what a folder of `export` says of itself.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ GROUP_NAMES = GROUPS + LORA_PARTS
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 QUANTIZATIONS = ("none", "int8", "nf4")
 CODEBOOK_FILE = "codebook.safetensors"
+EXPORT_FILE = "export.json"
 DTYPES = ("float32", "bfloat16", "float16")
 LABEL_BITS = (32, 16, 8)
 

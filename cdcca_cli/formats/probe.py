@@ -14,8 +14,8 @@ or a file of its own in UTF-8. All keys are always present.
         "picture"  null or {"seed", "size": [height, width]}: `export.probe.picture` makes it
         "next"     {state: {"ids": [...], "logp": [...]}}: the likeliest next tokens, first the
                    likeliest, and their log-probabilities in nats
-        "answer"   {"ids": [...], "nats": {state: number}}: an answer of the state "whole", greedy
-                   among whole characters, and the mean over its tokens of -log p
+        "answer"   {"ids": [...], "nats": {state: number}}: plausible tokens that the export makes
+                   much likelier, and the mean over them of -log p
 
     states    "start": nothing is exported. "unscaled": all that arrives but the LoRA of the
               language model, as a server has it at scale 0. "whole": all that arrives.

@@ -30,6 +30,11 @@ def summarize_device(path: Path) -> Summary:
     coding = device.codebook_slot
     if coding is not None:
         device_files.read_codebook(path, coding, device.settings.tower)
+    try:
+        device.profile()
+        has_profile = True
+    except MissingInput:
+        has_profile = False
     codebooks = list(map(device_files.read_named_codebook, device_files.codebook_paths(path)))
     state = device.as_json()
     return Summary(
@@ -39,6 +44,7 @@ def summarize_device(path: Path) -> Summary:
             "sequence": device.sequence,
             **{name: state[name] for name in _DEVICE_FACTS},
             "signed_by": state["current"]["signed_by"],
+            "profile": has_profile,
             "kept": [
                 {name: slot[name] for name in ("sequence", "digest", "signed_by")}
                 for slot in state["kept"]
@@ -56,6 +62,36 @@ def summarize_device(path: Path) -> Summary:
             "parameters": sum(array.size for array in overlay.values()),
             "codebooks": len(codebooks),
         },
+        _sizes(path, "**/*"),
+    )
+
+
+def summarize_export(path: Path) -> Summary:
+    """A folder of `export`, the digests of all its files verified. MissingInput, BadData."""
+    from cdcca_cli.export import folder
+
+    record = folder.read_record(path)
+    for name, one in record["files"].items():
+        if folder.file_digest(path / name) != one["sha256"]:
+            raise BadData(f"{path / name}: is not what was exported: export again")
+    device = record["device"]
+    return Summary(
+        "export",
+        {
+            "to": record["to"],
+            "sequence": device["sequence"],
+            "groups": device["groups"],
+            "dropped": sorted(record["dropped"]),
+            "unchecked": record["unchecked"],
+            "inputs": {name: one["path"] for name, one in record["inputs"].items()},
+            "probe": record["probe"] is not None,
+        },
+        {
+            "overlay": device["overlay"],
+            "model": device["model"],
+            **{name: one["sha256"] for name, one in record["files"].items()},
+        },
+        {"placed": record["placed"]},
         _sizes(path, "**/*"),
     )
 

@@ -42,11 +42,15 @@ class Address:
         return self.url.removesuffix("/v1")
 
     @property
+    def is_here(self) -> bool:
+        """Whether this is an address of this machine alone."""
+        host = urlsplit(self.url).hostname or ""
+        return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+    @property
     def is_private(self) -> bool:
         """Whether nobody on the way can read what is sent."""
-        host = urlsplit(self.url).hostname or ""
-        is_here = host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
-        return self.url.startswith("https://") or is_here
+        return self.url.startswith("https://") or self.is_here
 
     def __str__(self) -> str:
         return f"{self.url}#{self.model}" if self.model else self.url

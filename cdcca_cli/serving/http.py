@@ -35,7 +35,7 @@ STOPS = {
     405: "takes no questions at this address",
 }
 _AGAIN = (408, 409, 425, 429)
-_STARTING = 503
+_STARTING = (429, 502, 503, 504)  # said by the server, or by what stands before it
 _LONGEST_PAUSE, _LONGEST_NAMED_PAUSE = 30.0, 600.0  # seconds
 _STARTING_PAUSE = 0.25  # seconds
 _MOST_REPLY = 1 << 26  # bytes
@@ -81,7 +81,8 @@ class Client:
     ) -> None:
         """Args: url: to ask at; None: the address's. most: bytes of a reply.
 
-        Raises: SettingError for a key that is not there.
+        Raises: SettingError for a key that is not there; Unavailable for an environment that names
+            proxies or certificates which cannot be used.
         """
         import httpx2
 
@@ -93,12 +94,18 @@ class Client:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         number = how.concurrency
-        self._client = httpx2.Client(
-            headers=headers,
-            timeout=httpx2.Timeout(how.timeout, pool=None),
-            limits=httpx2.Limits(max_connections=number, max_keepalive_connections=number),
-            verify=address.url.startswith("https://"),  # certificates take a while to load
-        )
+        is_secure = address.url.startswith("https://")
+        try:
+            self._client = httpx2.Client(
+                headers=headers,
+                timeout=httpx2.Timeout(how.timeout, pool=None),
+                limits=httpx2.Limits(max_connections=number, max_keepalive_connections=number),
+                verify=is_secure,  # certificates take a while to load
+                trust_env=is_secure or not address.is_here,  # no proxy leads to this machine
+            )
+        except (ValueError, OSError, ImportError) as error:
+            words = f"the environment's proxies or certificates cannot be used ({error})"
+            raise Unavailable(f"{self.name}: {words}") from None
         self._in_flight = threading.Semaphore(number)
         self._said: set[str] = set()
         self._lock = threading.Lock()
@@ -113,24 +120,24 @@ class Client:
     def begin(self, path: str, seconds: float) -> Any:
         """The JSON at `path`, once a server has started; None if there is none.
 
-        Args: seconds: how long a server that is starting (it refuses connections, or says 503) is
-            waited for.
+        Args: seconds: how long a server that is starting (it refuses connections, or says that it
+            can give no answer now) is waited for.
         Raises: Unavailable.
         """
         end = time.monotonic() + seconds
         while True:
             try:
                 status, _, data = self._send("GET", path, None)
-                if status != _STARTING:
+                if status not in _STARTING:
                     break
-                fault = f"is still starting{self._words(data)}"
+                fault = f"is still starting (HTTP {status}){self._words(data)}"
             except Transient as error:
                 fault = str(error)
             if time.monotonic() >= end:
                 raise Unavailable(f"{self.name}: {fault}: after {seconds:g} s")
             self.say_once("not there yet: waiting for it to start")
             self._stopped.wait(_STARTING_PAUSE)
-        if status in (401, 402, 403) or status in (500, 502, 504):
+        if status in (401, 402, 403, 500):
             words = STOPS.get(status, f"HTTP {status}")
             raise Unavailable(f"{self.name}: {words}{self._words(data)}")
         try:
@@ -147,7 +154,7 @@ class Client:
     ) -> R:
         """What `read` makes of the reply, which is asked for until it is sound.
 
-        Args: body: None: a GET. read: raises BadData for a reply that is none, Final for one that
+        Args: body: None: a GET. read: raises BadData for a malformed reply, Final for one that
             would come again. final: statuses that would come again, too.
         Raises: BadData for a request that is refused, or answered with nonsense each time;
             Unavailable for a server that is down, or too slow.
@@ -198,10 +205,12 @@ class Client:
                 raise Transient(str(error), is_down=False) from None
         words = self._words(data)
         if status in STOPS or 300 <= status < 400:
-            raise Unavailable(f"{self.name}: {STOPS.get(status, 'is elsewhere')}{words}")
+            elsewhere = f"redirects elsewhere (HTTP {status}), which is not followed"
+            raise Unavailable(f"{self.name}: {STOPS.get(status, elsewhere)}{words}")
         if status not in final and (status in _AGAIN or status >= 500):
             raise Transient(f"HTTP {status}{words}", named, is_down=status != 500)
-        raise Refused(f"refused with HTTP {status}{words}", words.removeprefix(": "))
+        message = f"{self.name}: refused with HTTP {status}{words}"
+        raise Refused(message, words.removeprefix(": "))
 
     def say_once(self, text: str, what: str | None = None) -> None:
         """A message about this server. Args: what: what it is about, which is said once."""
@@ -212,12 +221,14 @@ class Client:
             streams.message(f"{self.name}: {text}")
 
     def _pause(self, tried: int, named: float | None) -> None:
-        """Wait before the next try; a pause that the server names holds for every request."""
+        """Wait before the next try; a pause that the server names holds for every request.
+
+        Our own pause is the least, as a server may name none at all (`Retry-After: 0`).
+        """
         if named is not None:
             until = time.monotonic() + min(named, _LONGEST_NAMED_PAUSE)
             with self._lock:
                 self._not_before = max(self._not_before, until)
-            return
         pause = min(self.how.backoff * 2.0 ** (tried - 1), _LONGEST_PAUSE)
         self._stopped.wait(pause * random.uniform(0.5, 1.0))
 
@@ -285,15 +296,19 @@ def fault(value: Any) -> str:
 
 
 def key_of(name: str | None, address: Address) -> str | None:
-    """The key, from the environment variable `name`. Raises: SettingError."""
-    if name is None:
-        return (os.environ.get(USUAL_KEY) or None) if address.is_private else None
-    key = os.environ.get(name)
-    if not key:
+    """The key, from the environment variable `name`, without blanks around it.
+
+    Raises: SettingError.
+    """
+    if name is None and not address.is_private:
+        return None
+    variable = USUAL_KEY if name is None else name
+    key = os.environ.get(variable, "").strip()
+    if not key and name is not None:
         raise SettingError("api_key_env", "the environment has no such variable", name)
     if not key.isascii() or not key.isprintable():
-        raise SettingError("api_key_env", "its value is no key: not printable ASCII", name)
-    return key
+        raise SettingError("api_key_env", "its value is no key: not printable ASCII", variable)
+    return key or None
 
 
 def named_pause(text: str | None) -> float | None:

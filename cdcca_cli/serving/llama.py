@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP interface: prompts as tokens or with pictures, answers by token.
 
-Any reply gives a value or an error: BadData for a reply that is none, for tokens other than those
+Any reply gives a value or an error: BadData for a malformed reply, for tokens other than those
 asked for and for log-probabilities that are null (the server writes NaN so); Unavailable for a
 server that is down. Requests that wait for a free slot are no error.
 
@@ -25,6 +25,7 @@ _MOST_REPLY = 1 << 30  # bytes: some 90 for each token of a vocabulary, at each 
 _MOST_IDS = 1 << 20
 _FORCED = 1000.0  # a bias that no logit outweighs
 _ROUNDED = 1e-3  # a log-probability this far above 0 is one of rounded numbers
+_LOWEST, _UNKNOWN = -3.5e38, -1e38  # the server writes the lowest float32 for the log of 0
 # What a server may have been started with that is not greedy.
 _GREEDY = {
     "temperature": 0,
@@ -229,6 +230,8 @@ class LlamaServer:
         step = found.steps[len(after)] if len(found.steps) > len(after) else None
         if step is None:
             raise Final("the server gives no log-probabilities in the middle of a character")
+        if not step.top:
+            raise BadData("an answer without its likeliest tokens")
         return dict(step.top)
 
     def scores(
@@ -242,7 +245,8 @@ class LlamaServer:
     ) -> list[float]:
         """The log-probability of each of `ids` after the prompt, then of the end token.
 
-        Raises: BadData, also for a token that is a part of a character, which grammars refuse.
+        Raises: BadData, also for a token that is a part of a character, which grammars refuse, and
+            for one whose probability is 0 in float32.
         """
         found = self.complete(
             prompt, len(ids) + 1, ids=ids, biases={end: _FORCED}, scale=scale, cache=cache
@@ -252,6 +256,8 @@ class LlamaServer:
         values = [step.logp for step in found.steps if step is not None]
         if len(values) != len(found.ids):
             raise Final("the server gives no log-probabilities of parts of a character")
+        if min(values) < _UNKNOWN:
+            raise Final("a token is too unlikely for the server to say how unlikely")
         return values
 
     def score(
@@ -289,9 +295,8 @@ def _aligned(ids: Sequence[int], steps: Sequence[Step]) -> tuple[Step | None, ..
     """The step of each token; None for those that were left out, which keep their order."""
     rest = list(steps)
     found: list[Step | None] = []
-    for place, one in enumerate(ids):
-        is_here = bool(rest) and rest[0].id == one and len(rest) <= len(ids) - place
-        found.append(rest.pop(0) if is_here else None)
+    for one in ids:
+        found.append(rest.pop(0) if rest and rest[0].id == one else None)
     if rest:
         raise BadData("log-probabilities of other tokens than those of the answer")
     return tuple(found)
@@ -312,8 +317,8 @@ def _logp(entry: Mapping[str, Any]) -> float:
             "damaged model or adapter?)"
         )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not -1e38 < value <= _ROUNDED:
-        raise BadData("a log-probability that is none")
+    if not is_number or not _LOWEST < value <= _ROUNDED:
+        raise BadData("an invalid log-probability")
     return min(float(value), 0.0)
 
 
@@ -327,7 +332,7 @@ def _ids(value: Mapping[str, Any], name: str) -> list[int]:
 def _id(value: Mapping[str, Any]) -> int:
     found = value.get("id")
     if not _is_id(found):
-        raise BadData("an id that is none")
+        raise BadData("an invalid id of a token")
     return int(found)  # type: ignore[arg-type]
 
 
@@ -338,5 +343,5 @@ def _is_id(value: Any) -> bool:
 def _of(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         names = {"dict": "an object", "list": "a list", "str": "text"}
-        raise BadData(f"a reply that is none: expected {names[kind.__name__]}")
+        raise BadData(f"a malformed reply: expected {names[kind.__name__]}")
     return value

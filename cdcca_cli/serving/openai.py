@@ -262,14 +262,14 @@ def _piece(entry: dict[str, Any]) -> bytes:
         return str(_of(str, entry.get("token"), "a token's text")).encode("utf-8", "replace")
     values = _of(list, found, "bytes")
     are_bytes = all(type(value) is int and 0 <= value < 256 for value in values)
-    _require(are_bytes, "bytes that are none")
+    _require(are_bytes, "bytes outside 0 to 255")
     return bytes(values)
 
 
 def _logp(entry: dict[str, Any]) -> float:
     value = entry.get("logprob")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    _require(is_number and -1e30 < value <= _ROUNDED, "a log-probability that is none")  # type: ignore[operator]
+    _require(is_number and -1e30 < value <= _ROUNDED, "an invalid log-probability")  # type: ignore[operator]
     assert value is not None
     return min(float(value), 0.0)
 

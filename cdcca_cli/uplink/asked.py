@@ -22,7 +22,7 @@ from cdcca_cli.errors import BadData, SettingError, Unavailable
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.profile import Profile
 from cdcca_cli.serving.http import Final, Transient
-from cdcca_cli.serving.llama import LlamaServer, Prompt, Step
+from cdcca_cli.serving.llama import EVERY, LlamaServer, Prompt, Step
 from cdcca_cli.serving.openai import ChatServer, NoLogprobs
 from cdcca_cli.uplink.entropies import Listed
 
@@ -52,11 +52,13 @@ _PLACE = re.compile(r"\{\d+\}")
 class Answer:
     """What a server answered to one question.
 
-    steps: of each token that the server described. scores: of the choices; None: unknown.
+    steps: of each token that the server described, of which it was asked the `num_top` likeliest.
+    scores: of the choices; None: unknown.
     """
 
     text: str
     steps: Sequence[Listed]
+    num_top: int
     scores: list[float] | None = None
 
 
@@ -84,9 +86,16 @@ class LlamaAsked:
             raise Unavailable(
                 f"{server.client.name}: takes no pictures: start it with its vision part (mmproj)"
             )
+        if profile.has_class_token:
+            streams.message(
+                "the vision tower has a class token: llama.cpp reads the tokens of such a tower in "
+                "another order (issue 25814 of ggml-org/llama.cpp), so answers may differ"
+            )
         self._server, self._profile, self._num_top = server, profile, num_top
+        # All that a server lists is all there is, even if the head has rows that it leaves out.
+        self._vocabulary = 0 if num_top == EVERY else profile.language.vocabulary
         self._marker = server.props.marker
-        self.num_at_once = server.props.num_slots
+        self.num_at_once = min(server.props.num_slots, server.client.how.concurrency)
         self.close = server.close
         self._added, self._lacking = self._begin()
         self._special = _pattern([*profile.special, self._marker])
@@ -129,9 +138,13 @@ class LlamaAsked:
         words = found.text
         if length < len(found.ids):
             words = server.detokenize(found.ids[: length - 1])
-        listed = [Listed.of(s.top.values(), profile.language.vocabulary) for s in steps if s]
+        listed = [
+            Listed.of(step.top.values() or [step.logp], self._vocabulary)
+            for step in steps
+            if step is not None
+        ]
         scores = self._scores(prompt, question, choices) if choices else None
-        return Answer(words.strip(), listed, scores)
+        return Answer(words.strip(), listed, self._num_top, scores)
 
     def prompt(self, picture: Picture, question: LabelledQuestion) -> Prompt:
         """The family's own prompt, as the server takes it. Raises: BadData."""
@@ -258,4 +271,5 @@ class ChatAsked:
             self._server.client.say_once("scores no choices: `choice_scores` are null", "choices")
         vocabulary = self._profile.language.vocabulary
         tops = [[logp for _, logp in token.top] or [token.logp] for token in reply.tokens or ()]
-        return Answer(reply.text.strip(), [Listed.of(top, vocabulary) for top in tops])
+        asked_for = self._server.dialect.top or 1
+        return Answer(reply.text.strip(), [Listed.of(top, vocabulary) for top in tops], asked_for)

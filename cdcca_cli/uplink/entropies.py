@@ -32,13 +32,13 @@ def summarise(entropies_N: Sequence[float]) -> dict[str, float]:
 class Listed:
     """What the likeliest tokens say of one step. least, most: bounds of its entropy, in nats.
 
-    margin: how much likelier the first is than the second. num_top: K; None if all are listed.
+    margin: how much likelier the first is than the second. is_exact: whether all are listed.
     """
 
     least: float
     most: float
     margin: float
-    num_top: int | None
+    is_exact: bool
 
     @classmethod
     def of(cls, logps: Iterable[float], vocabulary: int) -> "Listed":
@@ -49,11 +49,11 @@ class Listed:
         margin = shares[0] - (shares[1] if len(shares) > 1 else 0.0)
         rest, num_others = 1.0 - math.fsum(shares), vocabulary - len(best)
         if num_others <= 0:
-            return cls(listed, listed, margin, None)
+            return cls(listed, listed, margin, is_exact=True)
         if rest <= 0 or shares[-1] <= 0:
-            return cls(listed, listed, margin, len(best))
+            return cls(listed, listed, margin, is_exact=False)
         # No other token is likelier than the last one, and all of them hold at least the rest.
         rest = min(rest, num_others * shares[-1])
         least = listed - rest * math.log(min(shares[-1], rest))
         most = listed + rest * (math.log(num_others) - math.log(rest))
-        return cls(least, max(least, most), margin, len(best))
+        return cls(least, max(least, most), margin, is_exact=False)

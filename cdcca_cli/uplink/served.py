@@ -120,7 +120,7 @@ def _chat_server(address: Address, settings: ServedSettings) -> tuple[ChatServer
 def _model_names(value: Any) -> list[str]:
     rows = value.get("data") if isinstance(value, dict) else None
     if not isinstance(rows, list):
-        raise BadData("a list of models that is none")
+        raise BadData("a malformed list of models")
     return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
 
@@ -195,9 +195,9 @@ def _prediction(
     steps, scores = answer.steps, answer.scores
     if not steps:
         raise Final("the server answered with no token that it describes")
-    fewest = min((step.num_top for step in steps if step.num_top is not None), default=None)
+    is_exact = all(step.is_exact for step in steps)
     choices = question.choices or []
-    least = None if fewest is None else summarise([max(0.0, step.least) for step in steps])
+    least = None if is_exact else summarise([max(0.0, step.least) for step in steps])
     most = [max(0.0, step.most) for step in steps]
     return Prediction(
         id=question.id,
@@ -213,7 +213,7 @@ def _prediction(
         model=served.model,
         domain=frame.domain,
         margin=min(1.0, max(0.0, math.fsum(step.margin for step in steps) / len(steps))),
-        entropy_of=None if fewest is None else f"top{fewest}",
+        entropy_of=None if is_exact else f"top{answer.num_top}",
         entropy_least=least,
     )
 

@@ -87,7 +87,7 @@ class ServedSettings:
     )
     concurrency: int = setting(
         8,
-        "Number of frames in work at an OpenAI-compatible server; llama-server says it itself",
+        "Most frames in work at once; with llama-server no more than its slots",
         at_least=1,
         at_most=1024,
         is_tuning=True,

@@ -403,6 +403,7 @@ def test_state_of_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         (b"", 65, "empty"),
         (b"\x89PNG, but no image", 65, "a.bin"),
         (b"GIF", 65, "not a kind of file that cdcca reads"),
+        (b"GGUF" + b"\0" * 99, 65, "cdcca reads: a GGUF file of llama.cpp"),
         (b"{", 65, "a.bin"),
         (b"[1, 2", 65, "a.bin"),
         (os.urandom(0) + b"\0" * 4000, 65, "not a kind of file that cdcca reads"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,8 +173,10 @@ def test_labels_of_two_teachers_are_refused(
 
 # ---- a file that is continued
 
+# Labels slowly, in a fork for each line that it reads, and prints the number of the process. What a
+# run imports is imported once, by a run in this process: with one thread a fork may compute too.
 SLOW = """
-import sys, time
+import os, sys, time
 from cdcca_cli.formats import label_stream
 from cdcca_cli.main import main
 from cdcca_cli.teachers import local
@@ -191,9 +194,23 @@ def slow(self, entry):  # half a record, then the rest
     if not hasattr(self._file, "file"):
         self._file = Halves(self._file)
     return inner(self, entry)
+assert main([*sys.argv[1:], "-o", "warm", "--quiet"]) == 0
 label_stream.Writer.__call__ = slow
-sys.exit(main(sys.argv[1:]))
+for path in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os._exit(main([*sys.argv[1:], "-o", path.strip()]))
+    print(child, flush=True)
+    os.waitpid(child, 0)
 """
+
+
+def until_gone(child: int) -> None:
+    """Wait for the end of a process that another waits for."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.kill(child, 0)
+            time.sleep(0.001)
 
 
 def test_a_run_that_was_killed_goes_on(shards: list[Shard], tmp_path: Path, capfd: Capture) -> None:
@@ -202,25 +219,30 @@ def test_a_run_that_was_killed_goes_on(shards: list[Shard], tmp_path: Path, capf
     assert label(tokens, "-o", "whole") == 0
     whole, path = (tmp_path / "whole").read_bytes(), tmp_path / "labels"
     source = np.random.default_rng(5)
-    said = ""
-    for size in sorted(source.integers(1, int(len(whole) * 0.95), 4).tolist()):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, "label", tokens, "-o", path, *ON],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 120
-        try:
-            while process.poll() is None and time.monotonic() < deadline:
-                if path.exists() and path.stat().st_size >= size:
-                    break
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "label", tokens, *ON],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        for size in sorted(source.integers(1, int(len(whole) * 0.95), 6).tolist()):
+            process.stdin.write(f"{path}\n")
+            child = int(process.stdout.readline())
+            deadline = time.monotonic() + 120
+            while not (path.exists() and path.stat().st_size >= size):
+                os.kill(child, 0)  # fails if it ended before it could be killed
+                assert time.monotonic() < deadline
                 time.sleep(0.0005)
-            assert process.poll() is None, "it ended before it could be killed"
-        finally:
-            process.send_signal(signal.SIGKILL)
-            said += process.communicate()[1]
-        assert whole.startswith(path.read_bytes())
+            os.kill(child, signal.SIGKILL)
+            until_gone(child)
+            assert whole.startswith(path.read_bytes())
+    finally:
+        _, said = process.communicate(timeout=120)
     assert label(tokens, "-o", path) == 0
     assert path.read_bytes() == whole
     said += capfd.readouterr().err

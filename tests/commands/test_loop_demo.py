@@ -17,7 +17,7 @@ from tests.shipped import few_frames
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("few")
     for name in ("stream", "heldout", "source"):
-        few_frames(root / name, name, 12)
+        few_frames(root / name, name, 8)
     return root
 
 

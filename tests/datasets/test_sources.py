@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cdcca_cli.datasets import LabelledQuestion, load_image, read_frames, read_references
-from cdcca_cli.errors import BadData, MissingInput, Unavailable, UsageError
+from cdcca_cli.errors import BadData, MissingInput, SettingError, Unavailable, UsageError
 
 
 def picture(path: Path) -> None:
@@ -106,6 +106,13 @@ def test_manifests_further_down_are_not_lost(tmp_path: Path) -> None:
     assert [frame.id for frame in frames] == ["a.png", "night/b.png"]
     (tmp_path / "frames.jsonl").write_text('{"id": "y", "image": "a.png"}\n')
     assert [frame.questions[0].id for frame in read_frames(tmp_path)] == ["y"]
+
+
+def test_a_question_from_the_command_line_is_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8 are lone surrogates there, which no tokenizer and no JSON takes."""
+    picture(tmp_path / "a.png")
+    with pytest.raises(SettingError, match="`prompt`: is not UTF-8"):
+        read_frames(tmp_path, prompt="what is \udcff?")
 
 
 def test_bare_images_have_no_references(tmp_path: Path) -> None:

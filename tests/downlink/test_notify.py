@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -361,6 +362,28 @@ class TestStopped:
         with pytest.raises(ProcessLookupError):
             _until_gone(int(Path("heard").read_text()))
         assert Device.open(device).sequence == 3
+        assert apply(device, update, "--notify", SAYS) == 0
+        assert said(tmp_path) == ["3 after 2"]
+
+    def test_interrupted_while_the_command_is_started(
+        self, device: Path, update: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Before anything knows the process by which it could be ended."""
+        real, begun = subprocess.Popen, []
+
+        def start(*words: Any, **how: Any) -> Any:
+            process: Any = real(*words, **how)
+            begun.append(process.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+            return process
+
+        monkeypatch.setattr(notify.subprocess, "Popen", start)
+        assert apply(device, update, "--notify", "sleep 60 & wait") == 130
+        with pytest.raises(ProcessLookupError):
+            _until_gone(begun[0])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
         assert apply(device, update, "--notify", SAYS) == 0
         assert said(tmp_path) == ["3 after 2"]
 

@@ -1,5 +1,6 @@
 """A device with every group, its llama.cpp files, and a large random update installed."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 from cdcca_cli.formats.device import Device
 from tests.export import tiny
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave fsync out: every disk is slow at it, and no test can see it."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A server's answers against the probe: what acts, what does not, and what cannot be told.
+"""A server's answers against the probe: what acts, what does not, and what cannot be judged.
 
 Against llama.cpp's own server where xllamacpp is; the verdicts alone with numbers by hand.
 """
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from cdcca_cli.errors import BelowMark
+from cdcca_cli.export import targets
 from cdcca_cli.export.effect import Served, judge
+from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.probe import Likeliest, Probe, Question
@@ -96,7 +98,7 @@ OFF = np.array([0.2, -0.2, 0.1])
         ({"unscaled": 1.85, "whole": 1.53}, "acts as trained"),
         ({"unscaled": 1.85, "whole": 1.70}, "acts, but differs"),  # half of LoRA's 0.3
         ({"unscaled": 2.05, "whole": 1.75}, "acts, but differs"),  # LoRA alone: 0.25 of 0.5
-        (None, "cannot be told"),
+        (None, "cannot be judged"),
     ],
 )
 def test_a_quantised_base_is_judged_by_the_gain(
@@ -107,12 +109,21 @@ def test_a_quantised_base_is_judged_by_the_gain(
     assert "preflight" in found.as_json()["cannot_see"]
 
 
+def test_a_gain_within_the_noise_of_a_quantised_base() -> None:
+    """Of 0.08 nats nothing can be told, except that the adapter is loaded."""
+    small = probe(start=1.58, unscaled=1.55, whole=1.5)
+    nats = {"unscaled": 1.60, "whole": 1.58}
+    found = judge(small, served(LORA + OFF, ALL + OFF, nats))
+    assert found.verdict == "cannot be judged"
+    found.require("url")
+
+
 def test_an_overlay_that_changes_nothing() -> None:
     same = replace(
         probe().questions[0], next=dict.fromkeys(("start", "unscaled", "whole"), likeliest(BASE))
     )
     found = judge(replace(probe(), questions=(same,)), served(BASE, BASE))
-    assert found.verdict == "cannot be told" and "changes nothing" in found.why
+    assert found.verdict == "cannot be judged" and "changes nothing" in found.why
 
 
 def test_a_token_that_the_server_does_not_name_is_at_most_as_likely_as_its_last() -> None:
@@ -150,10 +161,13 @@ def checked(
     with llama.serving(usual["model"], usual["mmproj"], usual["adapter"]) as address:
         url = address.partition("#")[0]
         capfd.readouterr()
-        code = main(exporting(made, out, "--json", "--check", url))
+        words = [one for one in exporting(made, out) if one != "--quiet"]
+        code = main([*words, "--json", "--check", url])
         found = capfd.readouterr()
         assert code in (0, 3), found.err
-        return code, json.loads(found.out)["effect"]
+        effect: dict[str, Any] = json.loads(found.out)["effect"]
+        assert ("this shows neither" in found.err) == (effect["by"] == "gain")
+        return code, effect
 
 
 def test_the_whole_export_acts_as_trained(
@@ -228,6 +242,42 @@ def test_a_quantised_base(made: Made, tmp_path: Path, capfd: pytest.CaptureFixtu
     weak = adapter(tmp_path / "out", tmp_path / "weak.gguf", 2.0)
     code, found = checked(quantised, tmp_path / "out", capfd, adapter=weak)
     assert (code, found["verdict"], found["by"]) == (3, "acts, but differs", "gain")
+
+
+def test_an_export_without_mmproj_and_a_server_of_text(
+    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only the questions without a picture are asked; the answer says so."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server is not here: pip install xllamacpp")
+    from tests.teachers import llama
+
+    out, device = tmp_path / "out", str(made.device)
+    export = ["export", device, "--base", str(made.base), "--drop", "lora.connector", "--f32"]
+    export += ["-o", str(out)]
+    assert main(export) == 0
+    with llama.serving(out / "model.gguf", None, out / "adapter.gguf") as address:
+        url = address.partition("#")[0]
+        for check in ([*export, "--check", url], ["doctor", device, url, "--probe", str(out)]):
+            capfd.readouterr()
+            assert main(check) == 0
+            assert "asked without" in capfd.readouterr().err
+
+
+def test_an_export_is_checked_as_it_is_and_written_again_if_it_has_changed(
+    made: Made, tmp_path: Path
+) -> None:
+    device, out, base = Device.open(made.device), tmp_path / "out", tmp_path / "base.gguf"
+    base.write_bytes(made.base.read_bytes())
+    how = ExportSettings(base=base, mmproj=made.mmproj, probe="none")
+    record = targets.export(device, out, how)
+    assert targets.current(device, out, how) == record
+    assert targets.current(device, out, replace(how, probe="probe.json")) is None
+    for path in (base, out / "adapter.gguf"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert targets.current(device, out, how) is None
+        path.write_bytes(data)
+    assert targets.current(device, out, how) == record
 
 
 def test_doctor_of_a_device_and_its_server(

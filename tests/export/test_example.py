@@ -122,6 +122,26 @@ def test_a_server_that_does_not_act_takes_the_update_back(place: Place) -> None:
     assert place.sequence() == Device.open(place.folder / "device").sequence == 1
 
 
+def test_a_number_that_is_another_process_by_now(place: Place) -> None:
+    """As after a reboot: it is not ended; nor is one that does not end by itself waited for."""
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        (place.folder / "served.pid").write_text(str(other.pid))
+        assert place.run().returncode == 0
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+    stubborn = place.folder / "bin/stubborn"
+    stubborn.write_text("#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")
+    stubborn.chmod(0o755)
+    place.end()
+    with subprocess.Popen([stubborn, "--port", "1"], start_new_session=True) as deaf:
+        (place.folder / "served.pid").write_text(str(deaf.pid))
+        assert place.run().returncode == 0
+        assert deaf.wait(5) == -signal.SIGKILL
+
+
 def test_without_a_probe_it_is_served_and_not_checked(place: Place) -> None:
     device = place.folder / "device/device.json"
     text = device.read_text().replace(str(place.made.checkpoint), "/not/here")
@@ -130,3 +150,13 @@ def test_without_a_probe_it_is_served_and_not_checked(place: Place) -> None:
     done = place.run()
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the server was not checked" in done.stderr
+
+
+def test_a_stale_number_ends_no_other_process(place: Place) -> None:
+    """After a reboot the number in SERVED.pid may be that of anything."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (place.folder / "served.pid").write_text(f"{other.pid}\n")
+        done = place.run()
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert other.poll() is None
+        other.kill()

@@ -5,6 +5,7 @@ killed, with the exchange of names and where the file system has none.
 """
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from cdcca_cli.errors import CannotWrite, CdccaError
+from cdcca_cli.errors import BadData, CannotWrite, CdccaError
 from cdcca_cli.export import folder
 from cdcca_cli.formats.device import Device
 from tests.downlink.calls import Killed
@@ -104,15 +105,8 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     ids=["once", "full", "killed"],
 )
 def test_a_fault_at_every_call(
-    tmp_path: Path,
-    way: str,
-    before: str,
-    fault: Fault,
-    forever: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, way: str, before: str, fault: Fault, forever: bool
 ) -> None:
-    # Every disk is slow at it, and no test can see it.
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     number, calls = 0, 1
     while number <= calls:
         out = tmp_path / str(number) / "out"
@@ -200,6 +194,51 @@ def test_other_folders_are_not_touched(tmp_path: Path) -> None:
             export(out, NEW)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "taken"]
     assert [each.name for each in taken.iterdir()] == ["letter.txt"]
+
+
+def test_what_somebody_put_into_an_export_is_not_removed(tmp_path: Path) -> None:
+    """Such as the base: the folder that is exchanged is removed with all that is in it."""
+    out = tmp_path / "out"
+    export(out, OLD)
+    base = out / "sub" / "base.gguf"
+    base.parent.mkdir()
+    base.write_bytes(b"base")
+    with pytest.raises(CannotWrite, match=r"sub/base\.gguf"):
+        export(out, NEW)
+    assert base.read_bytes() == b"base" and (out / "a.gguf").read_bytes() == OLD["a.gguf"]
+    base.unlink()
+    with pytest.raises(CannotWrite, match="sub"):
+        export(out, NEW)
+    base.parent.rmdir()
+    export(out, NEW)
+    assert state(out) == NEW
+
+
+def test_the_working_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell in it would be left in the folder that is removed."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CannotWrite, match="working folder"):
+        export(Path(), NEW)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"a.gguf": 3}},
+        {"files": {"a.gguf": {"bytes": "1", "sha256": ""}}},
+        {"inputs": {"base": None}},
+        {"device": {}},
+        {"probe": []},
+        {"command": [1]},
+    ],
+)
+def test_a_record_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    export(tmp_path / "out", OLD)
+    path = tmp_path / "out" / folder.FILE_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BadData):
+        folder.read_record(tmp_path / "out")
 
 
 def test_a_link_to_an_export_stays_a_link(tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cdcca_cli.errors import SettingError
+from cdcca_cli.errors import CannotWrite, SettingError
 from cdcca_cli.export import placing, targets
 from cdcca_cli.export.folder import file_digest
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import Gguf, read_gguf, write_copy
 from cdcca_cli.main import main
+from tests.downlink.calls import Killed
 from tests.export import tiny
 from tests.export.conftest import Made
+from tests.export.test_folder import fail, faulty, kill
 from tests.export.test_preflight import exported
 
 BLOCK = "model.language_model.layers.1"
@@ -163,7 +166,8 @@ def test_what_would_stay_behind_is_named_and_refused(made: Made, tmp_path: Path)
     assert "lora.connector: 4 tensors" in words and "`mmproj`" in words and "% of" in words
     assert not (tmp_path / "out").exists()
     found = exported(made, tmp_path / "out", mmproj=None, drop=("lora.connector",))
-    assert found["dropped"]["lora.connector"]["tensors"] == 4
+    names = found["dropped"]["lora.connector"]["tensors"]
+    assert len(names) == 4 and all("multi_modal_projector.linear" in name for name in names)
     assert 0 < found["dropped"]["lora.connector"]["share"] < 1
     assert sorted(found["files"]) == ["adapter.gguf", "model.gguf"]
 
@@ -180,7 +184,7 @@ def test_biases_that_are_not_read_stay_behind(made: Made, tmp_path: Path) -> Non
         exported(made, tmp_path / "out", device, base=base)
     found = exported(made, tmp_path / "out", device, base=base, drop=("bias",))
     assert found["placed"]["bias"] == 3 * tiny.LAYERS
-    assert found["dropped"]["bias"]["tensors"] == 4 * tiny.LAYERS
+    assert len(found["dropped"]["bias"]["tensors"]) == 4 * tiny.LAYERS
     file, overlay = read_gguf(tmp_path / "out" / "model.gguf"), Device.open(device).read_overlay()
     assert "blk.0.ffn_down.bias" not in file.tensors
     bias = overlay[f"{BLOCK}.self_attn.q_proj.bias"]
@@ -279,3 +283,68 @@ def test_nothing_heavy_is_imported(made: Made, tmp_path: Path) -> None:
 def test_settings_that_do_nothing_are_refused() -> None:
     with pytest.raises(SettingError, match="`base`"):
         ExportSettings()
+
+
+@pytest.mark.parametrize("fault", [fail, kill], ids=["full", "killed"])
+def test_a_disk_that_is_full_or_a_kill_in_the_middle(
+    made: Made, tmp_path: Path, fault: Callable[[], None]
+) -> None:
+    out = tmp_path / "out"
+    old = exported(made, out)
+    device = changed_device(made, tmp_path / "device", {})
+    number, calls = 0, 1
+    while number <= calls:
+        with faulty(number or 1 << 30, fault, forever=True) as done:
+            try:
+                exported(made, out, device)
+            except (CannotWrite, Killed):
+                assert number
+        calls = max(calls, len(done))
+        sequence = json.loads((out / "export.json").read_text())["device"]["sequence"]
+        assert sequence == 2 or number
+        for name, one in json.loads((out / "export.json").read_text())["files"].items():
+            assert file_digest(out / name) == one["sha256"]
+        if sequence == 2:
+            assert exported(made, out)["files"] == old["files"]
+        number += 4
+    assert calls > 20
+
+
+def test_a_base_of_other_bytes_than_before_is_said(
+    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, base = tmp_path / "out", tmp_path / "base.gguf"
+    shutil.copy(made.base, base)
+    exported(made, out, base=base)
+    exported(made, out, base=base)
+    assert "other bytes" not in capfd.readouterr().err
+    tiny.write_base(made.checkpoint, base, kind="Q4_1")
+    exported(made, out, base=base)
+    assert f"{base}: other bytes than the export before" in capfd.readouterr().err
+
+
+def test_inspect_verifies_an_export_and_a_profile(
+    made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    exported(made, out, base=made.base, mmproj=made.mmproj)
+    capfd.readouterr()
+    for named in (out, out / "export.json"):
+        assert main(["inspect", str(named), "--json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert (found["kind"], found["to"]) == ("export", "gguf")
+        assert found["digests"]["adapter.gguf"] == file_digest(out / "adapter.gguf")
+        assert found["bytes"]["total"] == sum(one.stat().st_size for one in out.iterdir())
+    data = (out / "adapter.gguf").read_bytes()
+    (out / "adapter.gguf").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert main(["inspect", str(out)]) == 65
+    assert "adapter.gguf: is not what was exported" in capfd.readouterr().err
+
+    device = tmp_path / "device"
+    shutil.copytree(made.device, device)
+    assert main(["inspect", str(device), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["profile"] is True
+    (device / "profile.json").write_text("{}")
+    assert main(["inspect", str(device)]) == 65
+    (device / "profile.json").unlink()
+    assert main(["inspect", str(device)]) == 0

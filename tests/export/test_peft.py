@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from cdcca_cli.export import targets
 from cdcca_cli.formats.device import Device
 from cdcca_cli.main import main
 from cdcca_cli.models import LoadedModel, load
@@ -70,6 +71,8 @@ def test_its_files_are_as_vllm_reads_them(llava: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert record["command"][:3] == ["vllm", "serve", str(llava)]
     assert "--enable-tower-connector-lora" in record["command"]
+    assert "device=." in record["command"]
+    assert f"device={tmp_path}/out" in targets.command(record, tmp_path / "out")
     assert record["command"][record["command"].index("--max-lora-rank") + 1] == "8"
 
 

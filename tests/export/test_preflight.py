@@ -1,6 +1,7 @@
 """Files of another model, or in another order, are refused before anything is written."""
 
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from cdcca_cli.export import targets
 from cdcca_cli.export.settings import ExportSettings
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.gguf import read_gguf, write_gguf
+from cdcca_cli.models.initial import create_device
+from cdcca_cli.models.settings import InitSettings
 from tests.export import tiny
 from tests.export.conftest import Made
 
@@ -160,6 +163,47 @@ def test_other_architectures(made: Made, tmp_path: Path) -> None:
 def test_another_connector(made: Made, another: Path, tmp_path: Path, kind: str) -> None:
     mmproj = tiny.write_mmproj(another, tmp_path / "mmproj.gguf", kind=kind)
     assert "other weights in mm.0" in refused(made, tmp_path, WrongBase, mmproj=mmproj)
+
+
+def test_another_connector_than_the_frozen_one(made: Made, another: Path, tmp_path: Path) -> None:
+    """Also where the device does not train it: its LoRA of the language model would not fit."""
+    device = create_device(
+        tmp_path / "device", str(made.checkpoint), InitSettings(groups=("lora.language",))
+    )
+    mmproj = tiny.write_mmproj(another, tmp_path / "mmproj.gguf")
+    words = refused(made, tmp_path, WrongBase, mmproj=mmproj, device=device.path)
+    assert "other weights in mm.0" in words
+    found = exported(made, tmp_path / "out", device.path)
+    assert found["placed"] == {"lora.language": 14 * tiny.LAYERS}
+
+
+@pytest.mark.parametrize("key", ["head_count", "head_count_kv"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 0.0, 2.5])
+def test_numbers_of_heads_that_are_none(
+    made: Made, tmp_path: Path, key: str, number: float
+) -> None:
+    """The key's type and value, 4 bytes each, are made those of a float."""
+    data = bytearray(made.base.read_bytes())
+    name = f"llama.attention.{key}".encode()
+    place = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    struct.pack_into("<If", data, place, 6, number)
+    (tmp_path / "base.gguf").write_bytes(data)
+    assert "no number of heads" in refused(made, tmp_path, BadData, base=tmp_path / "base.gguf")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [(3e38, -3e38), (np.inf, -np.inf), (np.nan, 0.0)])
+def test_wild_values_are_refused_without_a_warning(
+    made: Made, tmp_path: Path, values: tuple[float, float]
+) -> None:
+    wild = np.resize(np.float32(values), (tiny.WIDTH, tiny.WIDTH))
+    change = {"blk.0.attn_q.weight": wild, "output_norm.weight": wild[0]}
+    for name, words in (("blk.0.attn_q.weight", "weights"), ("output_norm.weight", "values")):
+        base = tmp_path / f"{name}.gguf"
+        tiny.write_base(made.checkpoint, base, change={name: change[name]})
+        assert f"other {words} in {name.removesuffix('.weight')}" in refused(
+            made, tmp_path, WrongBase, base=base
+        )
 
 
 def test_damaged_and_missing_files(made: Made, tmp_path: Path) -> None:

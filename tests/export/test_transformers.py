@@ -112,6 +112,18 @@ def test_rounding_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     torch.testing.assert_close(merged, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_a_template_that_the_checkpoint_does_not_have_is_said(
+    llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = ["init", str(tmp_path / "device"), "--checkpoint", str(llava), "--groups", "lora"]
+    assert main([*made, "--template", "Q: <image> {prompt} A:"]) == 0
+    capfd.readouterr()
+    assert exported(Device.open(tmp_path / "device"), tmp_path / "out") == 0
+    assert "such as 'Q: <image> {prompt} A:'" in capfd.readouterr().err
+    (words,) = json.loads((tmp_path / "out/export.json").read_text())["unchecked"]
+    assert "prompts" in words
+
+
 def test_a_quantised_device_is_refused(
     llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

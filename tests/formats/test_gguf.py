@@ -51,6 +51,11 @@ def test_what_is_written_is_read() -> None:
     assert all(tensor.start % 32 == 0 for tensor in found.tensors.values())
 
 
+def test_version_2_is_read_too() -> None:
+    found = _parsed(WHOLE[:4] + b"\x02" + WHOLE[5:])
+    assert found.keys == KEYS and found.tensors == _parsed(WHOLE).tensors
+
+
 def test_llama_cpps_package_reads_it(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
     (tmp_path / "a.gguf").write_bytes(WHOLE)

@@ -22,6 +22,8 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 def predictions(draw: st.DrawFn) -> Prediction:
     choices = draw(st.none() | st.lists(TEXT, min_size=1, max_size=4))
     scores = st.none() if choices is None else st.none() | st.just([draw(NUMBERS) for _ in choices])
+    entropy = {name: draw(st.floats(0, 1e6)) for name in ENTROPIES}
+    share = draw(st.none() | st.floats(0, 1))
     return Prediction(
         id=draw(st.text(min_size=1, max_size=8)),
         image=draw(TEXT),
@@ -31,11 +33,13 @@ def predictions(draw: st.DrawFn) -> Prediction:
         choice=None if choices is None else draw(st.sampled_from(choices)),
         choices=choices,
         choice_scores=draw(scores),
-        entropy={name: draw(st.floats(0, 1e6)) for name in ENTROPIES},
+        entropy=entropy,
         token_entropies=draw(st.none() | st.lists(st.floats(0, 20), max_size=3)),
         model=MODEL,
         domain=draw(st.none() | TEXT),
         margin=draw(st.none() | st.floats(0, 1)),
+        entropy_of=None if share is None else draw(st.sampled_from(["top5", "top20"])),
+        entropy_least=None if share is None else {k: share * v for k, v in entropy.items()},
     )
 
 
@@ -51,6 +55,28 @@ PLAIN = Prediction(
     "q", "a.png", "vqa", "What?", "cat", None, None, None, dict.fromkeys(ENTROPIES, 0.5), None,
     MODEL, None,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"entropy_of": "top20"}, "given together"),
+        ({"entropy_least": dict.fromkeys(ENTROPIES, 0.1)}, "given together"),
+        ({"entropy_of": "20", "entropy_least": dict.fromkeys(ENTROPIES, 0.1)}, "expected top20"),
+        ({"entropy_of": "top20", "entropy_least": {"mean": 0.1}}, "entropy_least"),
+        ({"entropy_of": "top20", "entropy_least": dict.fromkeys(ENTROPIES, 0.6)}, "not between"),
+        ({"entropy_of": "top20", "entropy_least": dict.fromkeys(ENTROPIES, -0.1)}, "not between"),
+    ],
+)
+def test_bounds_of_entropies_that_cannot_be(change: dict[str, object], words: str) -> None:
+    row = json.loads(encode_line(PLAIN)) | change
+    with pytest.raises(BadData, match=words):
+        decode_line(json.dumps(row), "here")
+
+
+def test_exact_entropies_have_no_bounds_in_the_file() -> None:
+    """So that files are as before, and older readers skip what newer ones say."""
+    assert not {"margin", "entropy_of", "entropy_least"} & json.loads(encode_line(PLAIN)).keys()
 
 
 def test_other_keys_and_absent_ones_are_allowed() -> None:

@@ -118,13 +118,21 @@ def _finish(out: object) -> None:
 
 
 @contextmanager
-def serving(model: Path, vision: Path | None = None, adapter: Path | None = None) -> Iterator[str]:
-    """Serve in a process of its own. Yields the address of the teacher."""
+def serving(
+    model: Path,
+    vision: Path | None = None,
+    adapter: Path | None = None,
+    log: Path | None = None,
+) -> Iterator[str]:
+    """Serve in a process of its own. Yields the address of the teacher.
+
+    Args: log: what it writes; None: beside the model.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     words = [str(port), str(model), str(vision or ""), str(adapter or "")]
-    log = model.parent / f"{port}.log"
+    log = log or model.parent / f"{port}.log"
     with open(log, "wb") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.teachers.llama", *words],

@@ -1,8 +1,9 @@
-"""OpenAI-compatible servers for tests: they answer chat completions with pictures, and fail.
+"""Servers for tests: they answer chat completions with pictures, or anything else, and fail.
 
-`answering(answer)` serves any function from a request to a `Said`. `Hashed` needs no model: its
-words depend on the picture and the text alone. `Shipped` is the teacher in the package. As vLLM
-and llama-server do, they list the end token among the log-probabilities.
+`responding` serves any function; `answering(answer)` serves any function from a request to a
+`Said`. `Hashed` needs no model: its words depend on the picture and the text alone. `Shipped` is
+the teacher in the package. As vLLM and llama-server do, they list the end token among the
+log-probabilities.
 """
 
 import base64
@@ -14,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 Top = list[tuple[bytes, float]]
 END = b"</s>"
 LETTERS = [bytes([code]) for code in range(65, 91)]
+PORT = 0
+"""Where to listen; 0: where it is free."""
 WORDS = ("yes", "no", "red", "two dogs", "a small boat", "caf\u00e9", "7")
 
 
@@ -218,11 +221,33 @@ def entry(piece: bytes, logp: float) -> dict[str, Any]:
     return {"token": piece.decode("utf-8", "replace"), "bytes": [*piece], "logprob": logp}
 
 
-@contextmanager
 def answering(
     answer: Answer, fault: Fault | None = None, *, seconds: float = 0.0
+) -> AbstractContextManager[Served]:
+    """Serve chat completions on loopback. Args: seconds: that each answer takes."""
+
+    def respond(path: str, body: dict[str, Any] | None) -> dict[str, Any] | None:
+        if path == "/v1/models":
+            return {"object": "list", "data": [{"id": "model"}]}
+        if path != "/v1/chat/completions" or body is None:
+            return None
+        return completion(answer(Request(body)), body)
+
+    return responding(respond, fault, seconds=seconds)
+
+
+@contextmanager
+def responding(
+    respond: Callable[[str, dict[str, Any] | None], dict[str, Any] | None],
+    fault: Fault | None = None,
+    *,
+    seconds: float = 0.0,
+    get: Callable[[Any], None] | None = None,
 ) -> Iterator[Served]:
-    """Serve on loopback. Args: seconds: that each answer takes."""
+    """Serve on loopback what `respond` makes of a path and a body (None: a GET); None: 404.
+
+    Args: seconds: that each answer takes. fault: of POST alone. get: answers GET instead.
+    """
     lock = threading.Lock()
     served = Served(0, Counter(), [], [])
     num_now = 0
@@ -232,10 +257,16 @@ def answering(
         disable_nagle_algorithm = True
         asked_for: dict[str, Any]
 
+        def do_GET(self) -> None:
+            if get is not None:
+                get(self)
+                return
+            reply = respond(self.path, None)
+            self.send(404 if reply is None else 200, json.dumps(reply).encode())
+
         def do_POST(self) -> None:
             nonlocal num_now
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            assert self.path == "/v1/chat/completions", self.path
             body = self.asked_for = json.loads(data)
             key = hashlib.sha256(data).hexdigest()
             with lock:
@@ -247,8 +278,10 @@ def answering(
                 served.most_at_once = max(served.most_at_once, num_now)
             try:
                 time.sleep(seconds)
-                reply = completion(answer(Request(body)), body)
-                if fault is None or not fault(self, reply, number):
+                reply = respond(self.path, body)
+                if reply is None:
+                    self.send(404, b"{}")
+                elif fault is None or not fault(self, reply, number):
                     self.send(200, json.dumps(reply).encode())
             finally:
                 with lock:
@@ -279,7 +312,7 @@ def answering(
         def handle_error(self, *_: object) -> None:
             pass
 
-    server = Quiet(("127.0.0.1", 0), Handler)
+    server = Quiet(("127.0.0.1", PORT), Handler)
     served.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -195,7 +195,7 @@ def test_what_needs_the_model_says_so_in_a_line(
     given = ["sample", world.frames, "-m", world.devices["crop"], "-o", tmp_path / "a.tokens"]
     ran = without(*given, "--predictions", world.predictions, *options)
     assert ran.returncode == Unavailable.exit_code
-    assert "torch is not installed" in ran.stderr and len(ran.stderr.splitlines()) == 1
+    assert "the model needs the package torch" in ran.stderr and len(ran.stderr.splitlines()) == 1
     assert words.replace("`", "") in ran.stderr.replace("`", "")
 
 
@@ -203,6 +203,7 @@ def test_without_predictions_the_model_is_needed(world: World, tmp_path: Path) -
     given = ["sample", world.frames, "-m", world.devices["crop"], "-o", tmp_path / "a.tokens"]
     ran = without(*given, "--payload", "frame")
     assert ran.returncode == Unavailable.exit_code and "predictions" in ran.stderr
+    assert "pip install" in ran.stderr, "the other cure"
 
 
 def test_tokens_cannot_be_kept_of_a_picture(world: World, tmp_path: Path) -> None:
