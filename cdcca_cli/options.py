@@ -103,6 +103,13 @@ def no_dash(param: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+Anchors = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Shards of source frames, where the student is held to its first answers (repeatable)",
+        callback=no_dash,
+    ),
+]
 FramesOperand = Annotated[
     str,
     typer.Argument(

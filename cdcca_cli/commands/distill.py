@@ -11,7 +11,7 @@ from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import SettingError, UsageError
-from cdcca_cli.options import Force, Output, Quiet, Shards, Strict, Student, Teacher
+from cdcca_cli.options import Anchors, Force, Output, Quiet, Shards, Strict, Student, Teacher
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
 
 
@@ -28,6 +28,7 @@ def command(
     replay: Annotated[
         list[str] | None, typer.Option(help="Earlier shards to train on again (repeatable)")
     ] = None,
+    anchors: Anchors = None,
     how: DistillSettings,
     asking: LabelSettings,
     server: ServerSettings,
@@ -46,6 +47,9 @@ def command(
     --method also takes the baselines of the paper, on the same shards, batches and steps. tent and
     cotta need no teacher; if one is named, it evaluates the held-out part. With --labels FILE the
     teacher is asked once: the next run, method or seed reads the file, which cdcca label makes too.
+
+    --anchors holds the student to its first answers on frames of its source domain, so that it
+    forgets less of it.
 
     --rate-aware 100 adds steps that train the overlay as the device will decode it, so that an
     update of --bits a parameter loses next to nothing.
@@ -68,6 +72,7 @@ def command(
         raise SettingError("replay_share", "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
+    how.check_anchors(are_given=bool(anchors))
     skipped = Skipped(strict=strict, quiet=not is_first)
     paths: list[str | None] = [*shards] if shards else [None]
     from cdcca_cli import config
@@ -78,7 +83,7 @@ def command(
         from cdcca_cli.teachers.opening import check_not_loaded
 
         check_not_loaded(asking)
-    inputs = [*paths, *(replay or []), *([resume] if resume else [])]
+    inputs = [*paths, *(replay or []), *(anchors or []), *([resume] if resume else [])]
     num_processes = distributed.announced()
     if num_processes > 1 and any(path in (None, "-") for path in inputs):
         raise UsageError(f"{num_processes} processes cannot share one pipe: name the shards' files")
@@ -88,12 +93,12 @@ def command(
             "`work`, where all of them can read it"
         )
     with ExitStack() as opened:
-        sources, replayed = (
+        sources, replayed, held_to = (
             [
                 (streams.input_name(path), opened.enter_context(streams.binary_input(path)))
                 for path in each
             ]
-            for each in (paths, replay or [])
+            for each in (paths, replay or [], anchors or [])
         )
         out: BinaryIO = io.BytesIO()
         if is_first:
@@ -129,6 +134,7 @@ def command(
             resume=earlier,
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=read_all(replayed, skipped),
+            anchors=read_all(held_to, skipped) if held_to else None,
             log=opened.enter_context(closing(StepLog(log if is_first else None))),
             skipped=skipped,
             unload_teacher=True,

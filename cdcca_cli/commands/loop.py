@@ -11,6 +11,7 @@ from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import SettingError
 from cdcca_cli.options import (
+    Anchors,
     Device,
     FramesOperand,
     Images,
@@ -45,6 +46,7 @@ def command(
     probe_images: Annotated[
         Path | None, typer.Option(help="Folder that the probe's image names are relative to")
     ] = None,
+    anchors: Anchors = None,
     sample: Annotated[SampleSettings, Only("sample", ("top", "keep", "seed", "batch_size"))],
     coding: Annotated[
         PayloadSettings, Only("sample", ("payload", "codec", "step", "max_loss", "quality"))
@@ -85,6 +87,8 @@ def command(
 
     if probe_images is not None and probe is None:
         raise SettingError("probe_images", "does nothing without `probe`")
+    if anchors:
+        distill.check_anchors(are_given=True)
     keys = read_private_keys(sign or [], at_least=0)
     source = read_frames(frames, images=images)
     labelled = None if probe is None else read_validation_set(probe, probe_images)
@@ -97,6 +101,7 @@ def command(
         loop.RoundSettings(sample, coding, label, distill, compress, tuple(keys)),
         work,
         on,
+        anchors or (),
     )
     history = loop.run(cycle, source, rounds, labelled)
     streams.summary(history.summary())

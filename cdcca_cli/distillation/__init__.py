@@ -3,17 +3,18 @@
 In the order in which data passes:
 
     settings         how to train
-    encoding         shards to what a language model reads
-    labelling        what a teacher makes of shards
-    teacher_outputs  the same, kept in a file
     token_file       the tokens of the shards, in a temporary file
     dataset          examples, the held-out part, replay, batches
     losses           the equations
-    methods          what a step minimises: `akd` (and pkd, cwd, pseudo-label), `tent`, `cotta`
+    tops             the teacher's distributions in the student's vocabulary
+    anchors          source frames where the student is held to what it said before
+    methods          what a step minimises: `akd` (and pseudo-label, kd, pkd, cwd), `tent`, `cotta`
     activations      whether training computes layers again, to save memory
     optimiser        the trained part of the student, Adam, the schedule
     evaluation       the loss on the held-out part
-    trainer          one step, and the epochs
+    trainer          one step
+    epochs           the loop of steps and evaluations
+    drift            how far the student has moved from the one of sequence 0
     rate_aware       further steps, through the quantiser
     distill          all of it as one call
 

@@ -7,12 +7,12 @@ alone, so a frame held out in one round is never trained on in another, unless t
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
 
-from cdcca_cli import streams
+from cdcca_cli import distributed, remote, streams
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.token_file import TokenFile
 from cdcca_cli.errors import BadData, UsageError
@@ -155,6 +155,41 @@ def build_dataset(
     return dataset
 
 
+def anchor_dataset(
+    shards: Iterable[Shard],
+    source: Teacher,
+    student: LoadedModel,
+    settings: DistillSettings,
+    skipped: Skipped,
+) -> Dataset:
+    """The frames of `anchors`, labelled by the student itself.
+
+    Args: source: the student as it was at sequence 0; its labels are kept with the teacher's.
+    Raises: BadData if there is no question that it answers, and for a shard of another vision
+        tower; UsageError for several processes without a file of labels.
+    """
+    if settings.labels and remote.is_address(settings.labels[-1]):  # which gets no labels added
+        settings = replace(settings, labels=())
+    kept, bits = _with_questions(shards, student, TokenFile()), LabelSettings.label_bits
+    paths = settings.label_files(source.source.name)
+    if distributed.count() > 1 and not paths:
+        raise UsageError("several processes share the anchors' labels in a file: give `work`")
+    dataset = Dataset(KeptLabels(labelled(kept, source, paths, bits, skipped), kept))
+    for shard in kept:
+        _add(
+            dataset,
+            shard,
+            student,
+            skipped,
+            has_labels=True,
+            is_replayed=False,
+            is_held=False,
+        )
+    if not dataset.train:
+        raise BadData("`anchors`: holds no question that the student answers")
+    return dataset
+
+
 def _with_questions(shards: Iterable[Shard], student: LoadedModel, file: TokenFile) -> list[Shard]:
     kept = []
     for shard in shards:
@@ -234,12 +269,13 @@ def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings)
 
 
 class Purpose(IntEnum):
-    """Independent streams of one seed: batches, bootstrap, and CoTTA's views and restoring."""
+    """Independent streams of one seed: batches, bootstrap, CoTTA's views and restoring, anchors."""
 
     ORDER = 0
     INTERVAL = 1
     VIEWS = 2
     RESTORE = 3
+    ANCHORS = 4
 
 
 def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
@@ -250,14 +286,18 @@ def draws(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generator:
 
 
 def shuffled_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+    lengths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    purpose: Purpose = Purpose.ORDER,
 ) -> Iterator[list[int]]:
     """Batches of example numbers for one epoch, with little padding.
 
     Examples are shuffled and cut into pools of 16 batches; each pool is sorted by length, and then
     the batches are shuffled.
     """
-    source = draws(seed, Purpose.ORDER, epoch)
+    source = draws(seed, purpose, epoch)
     order = source.permutation(len(lengths))
     batches: list[list[int]] = []
     pool = 16 * batch_size

@@ -9,11 +9,14 @@ from copy import copy
 import numpy as np
 
 from cdcca_cli import files, models
+from cdcca_cli.distillation.anchors import TERM, open_anchors
 from cdcca_cli.distillation.dataset import Dataset, build_dataset
+from cdcca_cli.distillation.drift import drift_of
+from cdcca_cli.distillation.epochs import Epochs
 from cdcca_cli.distillation.rate_aware import RateAwareSteps
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.step_log import StepLog
-from cdcca_cli.distillation.trainer import Epochs, Trainer
+from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import BadData, SettingError
 from cdcca_cli.families import pairs
 from cdcca_cli.formats.adaptation import HELD_OUT_BYTES, Adaptation, HeldOut
@@ -39,6 +42,7 @@ def distill(
     resume: Adaptation | None = None,
     student: LoadedModel | None = None,
     earlier: Iterable[Shard] = (),
+    anchors: Iterable[Shard] | None = None,
     log: StepLog | None = None,
     skipped: Skipped | None = None,
     unload_teacher: bool = False,
@@ -53,6 +57,7 @@ def distill(
             mirror's.
         student: the mirror's model, if loaded already; it keeps the trained overlay.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        anchors: shards of source frames, at which the student keeps to what it said at sequence 0.
         log: where each step is written.
         skipped: counts bad pictures, and questions that teacher or student cannot read, which are
             left out; None: they are errors.
@@ -84,18 +89,33 @@ def distill(
     last: RateAwareSteps | None = None
     try:
         with student.training_mode():
+            held_to = None
+            if anchors is not None:
+                opened = opener.open_all(anchors, skipped)
+                held_to = open_anchors(opened, student, mirror, settings, skipped)
             trainer = Trainer(
-                student, mirror, start, dataset, settings, source=lambda: start_of(mirror), log=log
+                student,
+                mirror,
+                start,
+                dataset,
+                settings,
+                source=lambda: start_of(mirror),
+                log=log,
+                anchors=held_to,
             )
+            drift = drift_of(trainer)
             epochs = Epochs(trainer, start, mirror)
             epochs.train()
             if settings.rate_aware:
                 last = RateAwareSteps(trainer, epochs, base)
                 last.train()
+            final = last or epochs
+            written_P, moved = final.best_P, None
+            if drift is not None:
+                written_P, moved = drift.limited(start, written_P, settings.max_drift)
     finally:
         student.freeze()
-    final = last or epochs
-    overlay = dict(start) | trainer.overlay.arrays(final.best_P)
+    overlay = dict(start) | trainer.overlay.arrays(written_P)
     student.install_overlay(overlay, mirror.lora.alpha)
     held_out = kept_for_compress(dataset)
     return Adaptation(
@@ -108,6 +128,7 @@ def distill(
         | {
             "resumed": resume is not None,
             "rate_aware": None if last is None else last.report(),
+            "drift": moved,
             "num_frames_kept": 0 if held_out is None else len(held_out.shards),
         },
         held_out=held_out,
@@ -127,7 +148,7 @@ def check_pair(teacher: LoadedModel, student: LoadedModel, settings: DistillSett
     aligned = settings.needs_teacher and {"query", "repr"} & settings.weights().keys()
     if aligned and (reason := found.methods[settings.method]):
         raise SettingError("method", reason, settings.method)
-    if settings.needs_teacher and settings.kl != "none" and found.kl:
+    if settings.needs_teacher and settings.kl not in ("auto", "none") and found.kl:
         raise SettingError("kl", found.kl, settings.kl)
 
 
@@ -180,7 +201,9 @@ def kept_for_compress(dataset: Dataset) -> HeldOut | None:
 def summary(adaptation: Adaptation) -> list[str]:
     """The result of training: a line with each term's curve, and one of the held-out part."""
     report = adaptation.report
-    weights = report.get("effective_weights", {})
+    weights = dict(report.get("effective_weights", {}))
+    if report["anchors"] is not None:
+        weights[TERM] = report["anchors"]["weight"]
     curves = [
         f"{name}{f' (weight {weights[name]:.3g})' if name in weights else ''} "
         + " ".join(f"{value:.3f}" for value in values)
@@ -193,9 +216,11 @@ def summary(adaptation: Adaptation) -> list[str]:
         trained += f", {report['num_unanswered']} left out because the teacher's answer is empty"
     if report["num_unlabelled"]:
         trained += f", {report['num_unlabelled']} left out without a label"
-    held = report["held_out"]
+    held, moved = report["held_out"], report["drift"]
+    drift = "" if moved is None else f"; drift {moved['before']:.3g} -> {moved['after']:.3g} nats"
     if held is None:
-        return [*lines, f"{trained}, none held out: the last epoch is written"]
+        return [*lines, f"{trained}, none held out: the last epoch is written{drift}"]
+    chosen = "best" if report["choose"] == "best" else "written"
     entropy, agreement = held["cross_entropy"], held["agreement"]
     last, verdict = report["rate_aware"], held["verdict"]
     coded = "" if last is None else f"; as coded at {last['bits']:.2f} bits a parameter"
@@ -206,7 +231,7 @@ def summary(adaptation: Adaptation) -> list[str]:
         f"cross-entropy {entropy['before']:.3f} -> {entropy['after']:.3f} nats "
         f"(gain {held['gain']['low']:.3f} to {held['gain']['high']:.3f}: "
         f"{verdict}{' here' if verdict == 'not measurable' else ''}), "
-        f"best after epoch {report['best_epoch']} of {report['epochs']}{coded}",
+        f"{chosen} after epoch {report['best_epoch']} of {report['epochs']}{coded}{drift}",
     ]
 
 

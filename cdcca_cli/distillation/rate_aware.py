@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.distillation.checkpoint import Checkpoint
+from cdcca_cli.distillation.epochs import Epochs, TrainingLoop
 from cdcca_cli.distillation.evaluation import HeldOutResult
-from cdcca_cli.distillation.trainer import Epochs, Trainer, TrainingLoop
+from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.formats.adaptation import RateAware
 from cdcca_cli.numerics import uniform
 

@@ -15,10 +15,12 @@ from cdcca_cli.text import parse_share
 WEIGHTS = {
     "akd": {"query": 0.03, "repr": 0.1, "ce": 1.0},
     "pseudo-label": {"ce": 1.0},
+    "kd": {"ce": 1.0, "kl": 1.0},
     "pkd": {"query": 6.0, "repr": 6.0, "ce": 1.0},
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
 """The default weight of each term, for the methods with a teacher."""
+_OF_ANCHORS = ("anchor_weight", "anchor_questions")
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 MICRO_BATCH_SIZE = 8
@@ -54,9 +56,10 @@ class DistillSettings:
     )
     batch_size: int = setting(16, "Questions in one optimiser step", at_least=1)
     kl: str = setting(
-        "none",
-        "Also learn the teacher's token distributions, by forward or reverse KL divergence",
-        choices=("none", "forward", "reverse"),
+        "auto",
+        "Also learn the teacher's token distributions, by forward or reverse KL divergence; auto: "
+        "forward for kd, if there are any in the student's vocabulary",
+        choices=("auto", "none", "forward", "reverse"),
         methods=_WITH_TEACHER,
     )
     confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
@@ -141,6 +144,19 @@ class DistillSettings:
     patience: int | None = _taught(
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
+    choose: str = _taught(
+        "best",
+        "Which state is written: the best on the held-out frames, or the last",
+        choices=("best", "last"),
+    )
+    max_drift: float | None = setting(
+        None,
+        "Write only as much of the change as keeps the student this close to its source, by the KL "
+        "divergence on the anchors or else the held-out frames",
+        above=0,
+        unit="nats",
+        methods=_WITH_TEACHER,
+    )
     replay_share: float = _tuning(
         1.0,
         "Share of the replayed frames that is trained on again",
@@ -149,6 +165,10 @@ class DistillSettings:
         parse=parse_share,
         methods=(*_WITH_EMA, "cotta"),
     )
+    anchor_weight: float = _taught(
+        10.0, "Weight of keeping to the source student's word at the anchors", above=0
+    )
+    anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,
@@ -168,6 +188,8 @@ class DistillSettings:
         check(self)
         if self.bits != type(self).bits and not self.rate_aware:
             raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
+        if self.max_drift is not None and self.rate_aware:
+            raise SettingError("max_drift", "cannot scale what `rate_aware` steps have trained")
         if self.patience is not None and not self.holdout:
             raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
         # Only these are read by code that all methods share.
@@ -180,18 +202,29 @@ class DistillSettings:
         refuse_idle(self, given)
         if not self.needs_teacher:
             return
-        if self.kl == "none":
+        if self.divergence == "none":
             for name in ("kl_weight", "kl_temperature"):
                 if getattr(self, name):
                     raise SettingError(name, "give `kl` forward or `kl` reverse too")
         elif self.kl_weight == 0:
             raise SettingError("kl", "its `kl_weight` is 0: leave both out", self.kl)
-        if self.method == "pseudo-label" and (self.query_weight or self.repr_weight):
-            raise SettingError("method", "pseudo-label has no query or repr term: use akd")
+        if self.method not in _FEATURES and (self.query_weight or self.repr_weight):
+            raise SettingError("method", f"{self.method} has no query or repr term: use akd")
         if not self.weights():
             raise SettingError("ce_weight", "all weights are 0: there is nothing to learn")
         if self.confidence and "ce" not in self.weights():
             raise SettingError("confidence", "weighs the cross-entropy, and `ce_weight` is 0")
+
+    def check_anchors(self, *, are_given: bool) -> None:
+        """Refuse anchors with a method that has no use of them, and their settings without them.
+
+        Raises: SettingError.
+        """
+        if are_given and not self.needs_teacher:
+            raise SettingError("anchors", f"does nothing with `method` {self.method}")
+        for name in () if are_given else _OF_ANCHORS:
+            if getattr(self, name) != getattr(type(self), name):
+                raise SettingError(name, "is of the frames of `anchors`: name them")
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """The number of epochs that was given, or the usual one."""
@@ -231,6 +264,13 @@ class DistillSettings:
     def is_balanced(self) -> bool:
         return (self.balance or ("gradients" if self.method == "akd" else "none")) == "gradients"
 
+    @property
+    def divergence(self) -> str:
+        """What is learnt of the teacher's distributions: `none`, or by `forward` or `reverse`."""
+        if self.kl != "auto":
+            return self.kl
+        return "forward" if "kl" in WEIGHTS.get(self.method, ()) else "none"
+
     def given_weights(self) -> dict[str, float]:
         """The weight of each term whose setting was given."""
         given = {term: getattr(self, f"{term}_weight") for term in ("query", "repr", "ce", "kl")}
@@ -238,9 +278,7 @@ class DistillSettings:
 
     def weights(self) -> dict[str, float]:
         """The weight of each term of the loss."""
-        found = dict(WEIGHTS[self.method])
-        if self.kl != "none":
-            found["kl"] = 1.0
+        found = WEIGHTS[self.method] | {"kl": float(self.divergence != "none")}
         found |= self.given_weights()
         return {term: weight for term, weight in found.items() if weight}
 

@@ -6,10 +6,10 @@
     {"what": "held_out", "epoch", "cross_entropy", "agreement", "seconds"}
 
 The rate-aware steps have a "segment" in place of the epoch, and count from 1 again. Terms are means
-over the batch, without their weights (but with those of `confidence`); the norm is that of all
-gradients before clipping; seconds count from the start of training in this process. A number that
-is not finite is null. An existing file is appended to. If the reader of a pipe closes it, training
-goes on without a log.
+over the batch (`anchor`: over the step's anchors), without their weights (but with those of
+`confidence`); the norm is that of all gradients before clipping; seconds count from the start of
+training in this process. A number that is not finite is null. An existing file is appended to. If
+the reader of a pipe closes it, training goes on without a log.
 """
 
 import json

@@ -36,11 +36,19 @@ class BatchTops:
     answer_BA: Tensor
 
 
+class NoDistributions(SettingError):
+    """There is nothing to learn by `kl`. fault: why, without the cure."""
+
+    def __init__(self, fault: str, cure: str = "leave `kl` out", details: str = "") -> None:
+        super().__init__("kl", f"{fault}: {cure}{details}")
+        self.fault = f"{fault}{details}"
+
+
 class Tops:
     """The distributions of a dataset's labels."""
 
     def __init__(self, dataset: Dataset, student: LoadedModel) -> None:
-        """Raises: SettingError if the vocabularies differ, or no label has a distribution."""
+        """Raises: NoDistributions if the vocabularies differ, or no label has a distribution."""
         self._dataset, self._student = dataset, student
         self._pieces = _Pieces(student)
         self._num_words = int(student.module.get_output_embeddings().weight.shape[0])
@@ -48,20 +56,18 @@ class Tops:
         theirs, ours = dataset.source.vocabulary, student.vocabulary_digest
         if theirs is not None and theirs != ours:
             found = f" (the labels' is {short(theirs)}, the student's {short(ours)})"
-            raise SettingError("kl", pairs.OTHER_VOCABULARY + found)
+            raise NoDistributions(pairs.OTHER_DISTRIBUTIONS, details=found)
         with_top = [n for n in dataset.train if dataset.label(n).top is not None]
         if not with_top:
-            raise SettingError(
-                "kl",
-                "the labels have no distributions of answer tokens: leave it out, or label "
-                "again with a teacher that gives them",
+            raise NoDistributions(
+                "the labels have no distributions of answer tokens",
+                "leave it out, or label again with a teacher that gives them",
             )
-        shared = sum(self._of(number) is not None for number in with_top)
+        shared = sum(self._of(number, self._ids(number)) is not None for number in with_top)
         if shared < FEWEST_SHARED * len(with_top):
-            raise SettingError(
-                "kl",
-                f"{pairs.OTHER_VOCABULARY}: only {shared} of {len(with_top)} answers are cut "
-                "into the same tokens",
+            raise NoDistributions(
+                pairs.OTHER_DISTRIBUTIONS,
+                details=f": only {shared} of {len(with_top)} answers are cut into the same tokens",
             )
         if shared < len(dataset.train):
             streams.message(
@@ -71,7 +77,8 @@ class Tops:
 
     def of(self, batch: Sequence[int], answer_BA: Tensor) -> BatchTops:
         """The distributions of some examples. Args: answer_BA: the student's ids, padded."""
-        found = [self._of(number) for number in batch]
+        rows = [[one for one in row if one != IGNORED] for row in answer_BA.tolist()]
+        found = [self._of(number, ids) for number, ids in zip(batch, rows, strict=True)]
         width = max((top.logp_AK.shape[1] for top in found if top is not None), default=1)
         ids_BAK = torch.full((*answer_BA.shape, width), -1)
         logp_BAO = torch.full((*answer_BA.shape, width + 1), LOWEST)
@@ -88,12 +95,19 @@ class Tops:
         device = self._student.device
         return BatchTops(ids_BAK.to(device), logp_BAO.to(device), masked_BA.to(device))
 
-    def _of(self, number: int) -> Top | None:
-        """An example's distributions, of the tokens that the student has; None without."""
-        top, answer = self._dataset.label(number).top, self._dataset.answers[number]
+    def _ids(self, number: int) -> list[int]:
+        """The student's tokens of an example's answer."""
+        (row,) = self._student.answer_ids([self._dataset.answers[number]]).tolist()
+        return [one for one in row if one != IGNORED]
+
+    def _of(self, number: int, ids: Sequence[int]) -> Top | None:
+        """An example's distributions, of the tokens that the student has; None without.
+
+        Args: ids: the student's tokens of the answer.
+        """
+        top = self._dataset.label(number).top
         if top is None:
             return None
-        ids = [one for one in self._student.answer_ids([answer])[0].tolist() if one != IGNORED]
         if top.pieces_AK is not None:
             return self._pieces.translated(top, ids)
         if top.ids_AK is not None and (top.ids_AK >= self._num_words).any():

@@ -13,9 +13,8 @@ OTHER_PLACES = (
     "the connectors do not make as many vectors of a picture at the same places, so the query and "
     "representation terms have nothing to compare: use `method` pseudo-label"
 )
-OTHER_VOCABULARY = (
-    "the vocabularies differ, so the distributions over tokens cannot be compared: leave `kl` out"
-)
+OTHER_DISTRIBUTIONS = "the vocabularies differ, so the distributions over tokens cannot be compared"
+OTHER_VOCABULARY = f"{OTHER_DISTRIBUTIONS}: leave `kl` out"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def open_methods(*, same_tower: bool, same_vocabulary: bool, same_places: bool) 
         places += ", with `kl` if you like"
     return Open(
         payloads={"tokens": "" if same_tower else OTHER_TOWER, "frame": ""},
-        methods={"akd": places, "pseudo-label": "", "pkd": places, "cwd": places},
+        methods={"akd": places, "pseudo-label": "", "kd": "", "pkd": places, "cwd": places},
         kl="" if same_vocabulary else OTHER_VOCABULARY,
     )
 

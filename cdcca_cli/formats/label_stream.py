@@ -84,7 +84,7 @@ class Labels:
 
         Args:
             found: seekable files, kept open, and their names.
-            teacher: whose labels count; None: everyone's.
+            teacher: whose labels count; None: every teacher's.
             refused: called with the error for each record that is bad, which is then left out;
                 None: they are errors.
             verify: whether each record is read whole, so that only sound labels are found.
@@ -248,7 +248,7 @@ class Labels:
         return after, head
 
     def _put(self, payload: str, questions: Sequence[str], source: Source, place: Place) -> None:
-        if self._teacher not in (None, source.name):
+        if source.name != self._teacher and (self._teacher is not None or source.is_student):
             return
         place = place._replace(source=self._source(source))
         for question in questions:

@@ -9,7 +9,9 @@ Header, all keys always present:
     kind "label", version 1
     frame       the frame's id, for messages
     payload     digest of the frame as it was sent (`payload_digest`)
-    teacher     who answered: a checkpoint's digest, or an address or a name ("https://host/v1#m")
+    teacher     who answered: a checkpoint's digest, or an address or a name ("https://host/v1#m");
+                "student " and the digest of a device's model: that student before any training,
+                whose answers are no teacher's (`distillation.anchors`)
     vocabulary  digest of the vocabulary that all ids are of; null if pieces stand for ids
     dtype       what the teacher computed in: "float32", "bfloat16" or "float16"; null: not known
     questions   K digests (`question_digest`), different ones
@@ -100,6 +102,9 @@ class Label:
         return {name for name, part in parts.items() if part is None}
 
 
+STUDENT = "student "
+
+
 @dataclass(frozen=True)
 class Source:
     """Whose labels these are. name: the header's `teacher`."""
@@ -107,6 +112,11 @@ class Source:
     name: str
     vocabulary: str | None = None
     dtype: str | None = None
+
+    @property
+    def is_student(self) -> bool:
+        """Whether a student answered for itself."""
+        return self.name.startswith(STUDENT)
 
 
 @dataclass(eq=False)

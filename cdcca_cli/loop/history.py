@@ -19,7 +19,11 @@ COLUMNS = ("", *(NAMES[name] for name in METRICS), "uplink bytes", "downlink byt
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did. held_out: the adaptation's report on its held-out part, None if empty."""
+    """What one round did.
+
+    held_out: the adaptation's report on its held-out part, None if empty. drift: its report on the
+    drift from sequence 0; None if it was not measured.
+    """
 
     number: int
     num_frames: int
@@ -29,6 +33,7 @@ class Round:
     seconds: float
     digest: str
     held_out: dict[str, Any] | None
+    drift: dict[str, Any] | None = None
 
     @property
     def has_gained(self) -> bool:
@@ -41,6 +46,8 @@ class Round:
             f"round {self.number}: {self.num_frames} frames up in {self.uplink_bytes:,} bytes, "
             f"{self.downlink_bytes:,} bytes down, {self.seconds:.0f} s"
         )
+        if self.drift is not None:
+            words += f"; drift {self.drift['after']:.3g} nats"
         if self.held_out is None:
             return words
         gain, agreement = self.held_out["gain"], self.held_out["agreement"]
@@ -60,6 +67,7 @@ class Round:
             "seconds": round(self.seconds, 1),
             "digest": self.digest,
             "held_out": self.held_out,
+            "drift": self.drift,
         }
 
 

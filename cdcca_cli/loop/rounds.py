@@ -6,7 +6,7 @@
 Each round leaves the files of its stages in a folder of its own, and trains on what the rounds
 before sent too (`replay_share`): the cloud has it, so it costs no uplink. The rounds have converged
 when the 95 % interval of the gain on the held-out part of the uplink reaches zero. No label is
-trained on.
+trained on. With anchors, every round holds the student to what it said at sequence 0.
 """
 
 import re
@@ -110,13 +110,21 @@ class Cycle:
         settings: RoundSettings,
         work: Work,
         on: Runtime,
+        anchors: Sequence[str | Path] = (),
     ) -> None:
-        """Load both models. mirror: None for a copy of the device in the work folder."""
+        """Load both models.
+
+        Args: mirror: None for a copy of the device in the work folder. anchors: files of shards,
+            read in each round.
+        """
         if mirror is not None:
             _check_alike(device, mirror)
+        for path in anchors:  # refused before the work if there is none
+            with streams.binary_input(path):
+                pass
         signed = replace(settings.compress, num_signatures=len(settings.keys))
         self.settings = replace(settings, compress=signed)
-        self.device, self.work = device, work
+        self.device, self.work, self._anchors = device, work, anchors
         with progress.stage("loading the models"):
             self.teacher = open_teacher(teacher, settings.label, ServerSettings(), on)
             self.student = load_device(device, compute=on.compute, dtype=on.dtype)
@@ -164,6 +172,7 @@ class Cycle:
             seconds=time.monotonic() - start,
             digest=applied.digest,
             held_out=adaptation.report["held_out"],
+            drift=adaptation.report["drift"],
         )
         return done, predictions
 
@@ -192,6 +201,7 @@ class Cycle:
             resume=self._last,
             student=self.student,
             earlier=_read(self._uplinks),
+            anchors=_read(self._anchors) if self._anchors else None,
         )
         self._uplinks.append(uplink)
         with files.output(path) as out:
@@ -209,10 +219,10 @@ class Cycle:
         return made.num_bytes, signatures.sign(made.update, self.settings.keys)
 
 
-def _read(paths: Sequence[Path]) -> Iterator[Shard]:
+def _read(paths: Sequence[str | Path]) -> Iterator[Shard]:
     for path in paths:
         with streams.binary_input(path) as file:
-            yield from shard_stream.read_shards(file, where=str(path))
+            yield from shard_stream.read_shards(file, where=streams.input_name(path))
 
 
 def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
+from cdcca_cli.formats.names import LORA_A
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
 from cdcca_cli.models.checkpointing import checkpointed
@@ -129,6 +130,7 @@ class LoadedModel(ABC):
         if not self.end_ids:
             raise BadData(f"{checkpoint}: neither config nor tokenizer names an end token")
         self._overlay_names: list[str] = []
+        self._first: dict[str, NDArray[np.float32]] = {}  # before any overlay, by name
         self._digest: str | None = None
         self.is_checkpointed = False  # `forward` keeps the layers' inputs alone for its gradients
         # Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so
@@ -412,6 +414,9 @@ class LoadedModel(ABC):
 
     def install_overlay(self, values: Mapping[str, NDArray[np.float32]], alpha: float) -> None:
         """Put an overlay on, or replace the values of the present one."""
+        if not self._overlay_names:
+            own = dict(self.module.named_parameters())
+            self._first = {name: overlay.as_array(own[name]) for name in values if name in own}
         overlay.install(self.module, values, alpha)
         quantization.guard_biases(self.module)
         self._overlay_names = sorted(values)
@@ -420,6 +425,17 @@ class LoadedModel(ABC):
     def overlay(self) -> dict[str, NDArray[np.float32]]:
         """The present values of the overlay, float32."""
         return overlay.read_back(self.module, self._overlay_names)
+
+    def source_overlay(self) -> dict[str, NDArray[np.float32]]:
+        """An overlay of the present names under which the model is the checkpoint's.
+
+        It acts as that of sequence 0 does: LoRA's A, which a B of zeros multiplies, is the present
+        one.
+        """
+        return {
+            name: value if name.endswith(LORA_A) else self._first.get(name, np.zeros_like(value))
+            for name, value in self.overlay().items()
+        }
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The float32 parameters of the overlay, by name; from now on they need gradients."""

@@ -71,11 +71,14 @@ class LocalTeacher:
         model: LoadedModel,
         settings: LabelSettings | None = None,
         codebook_of: CodebookOf | None = None,
+        name: str | None = None,
     ) -> None:
-        """Args: codebook_of: of coded tokens, by digest; None: shards are opened before."""
+        """Args: codebook_of: of coded tokens, by digest; None: shards are opened before. name: in
+        the labels, in place of the model's digest.
+        """
         self.model, self._settings = model, settings or LabelSettings()
         dtype = str(model.dtype).removeprefix("torch.")
-        self.source = Source(model.digest, model.vocabulary_digest, dtype)
+        self.source = Source(name or model.digest, model.vocabulary_digest, dtype)
         self._opener = Opener(model, codebook_of or _no_codebook, any_tower=True)
 
     def check(self, shard: Shard) -> None:

@@ -6,6 +6,7 @@ Naming stages runs only those, so that two can run side by side: `tower` beside 
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,12 +107,14 @@ def main() -> None:
         "--output", type=Path, required=True, help="folder for the models and the frames"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=SEED, help="another one trains another pair")
     parser.add_argument(
         "stages", nargs="*", default=STAGES, metavar="stage", help=f"of: {', '.join(STAGES)}"
     )
     options = parser.parse_args()
     if unknown := set(options.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    PLANS.update({name: replace(plan, seed=options.seed) for name, plan in PLANS.items()})
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     for stage in options.stages:

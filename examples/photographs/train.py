@@ -8,6 +8,7 @@ wall and CPU seconds, is WORK/log.jsonl.
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="for tokens and checkpoints")
     parser.add_argument("-o", "--output", type=Path, required=True, help="for the two models")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=SEED, help="another one trains another pair")
     parser.add_argument(
         "stages", nargs="*", default=STAGES, metavar="stage", help=f"of: {', '.join(STAGES)}"
     )
@@ -105,6 +107,7 @@ def main() -> None:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     if not (options.world / "world.json").exists():
         parser.error(f"{options.world}: no world.json: make a world with make_world.py first")
+    PLANS.update({name: replace(plan, seed=options.seed) for name, plan in PLANS.items()})
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     for stage in options.stages:

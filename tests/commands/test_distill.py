@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdcca_cli.distillation.settings import METHODS
+from cdcca_cli.distillation.settings import METHODS, WEIGHTS
 from cdcca_cli.formats import label_stream, records, shard_record
 from cdcca_cli.formats.adaptation import Adaptation, read_adaptation
 from cdcca_cli.formats.device import Device
@@ -182,7 +182,7 @@ def test_every_method_gives_an_adaptation_that_names_it(
     assert (made.method, made.base) == (method, device.digest)
     assert set(made.overlay) == set(device.read_overlay())
     assert (overlay_digest(made.overlay) == device.digest) == (method == "none")
-    is_taught = method in ("akd", "pseudo-label", "pkd", "cwd")
+    is_taught = method in WEIGHTS
     assert (made.report["held_out"] is not None) == is_taught
     assert (made.report["teacher"] is not None) == is_taught
 
@@ -232,6 +232,26 @@ def test_earlier_shards_are_learnt_again(tmp_path: Path, shards: list[Shard]) ->
     assert run(tokens, "-o", "out", *options) == 0
     report = adaptation_in((tmp_path / "out").read_bytes()).report
     assert (report["num_replayed"], report["num_asks"]) == (5, 7 + 5)
+
+
+@pytest.mark.usefixtures("models")
+def test_anchors_are_frames_of_their_own(tmp_path: Path, shards: list[Shard]) -> None:
+    """From two files; without them nothing is said of them."""
+    tokens = write(tmp_path / "up.tokens", shards[:3])
+    options = [
+        word
+        for number in (3, 4)
+        for word in ("--anchors", str(write(tmp_path / f"{number}.tokens", [shards[number]])))
+    ]
+    reports = []
+    for more in (options, []):
+        assert run(tokens, "-o", "out", "--force", *more) == 0
+        reports.append(adaptation_in((tmp_path / "out").read_bytes()).report)
+    held, alone = reports
+    assert (held["anchors"]["num_frames"], held["drift"]["where"]) == (2, "anchors")
+    assert held["num_frames"] == alone["num_frames"] == 3
+    assert "anchor" in held["curves"] and "anchor" not in alone["curves"]
+    assert alone["anchors"] is None
 
 
 @pytest.mark.usefixtures("models")
@@ -443,6 +463,8 @@ def test_rate_aware(tmp_path: Path, shards: list[Shard], capfd: pytest.CaptureFi
         (["up.tokens", "--resume", "up.tokens"], 65, "adaptation"),
         (["up.tokens", "--replay", "nowhere.tokens"], 66, "nowhere.tokens"),
         (["up.tokens", "--replay", "cut.tokens"], 65, "cut"),
+        (["up.tokens", "--anchors", "nowhere.tokens"], 66, "nowhere.tokens"),
+        (["up.tokens", "--anchors", "cut.tokens"], 65, "cut"),
         (["up.tokens", "--log", "nowhere/log"], 73, "nowhere/log"),
         (["up.tokens", "--teacher", "labels"], 65, "labels are given as --labels"),
         (["up.tokens", "--teacher", "up.tokens"], 65, "found token shards"),
@@ -504,6 +526,14 @@ def test_what_is_refused_writes_nothing(
         (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
         (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method akd"),
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
+        (["--method", "tent", "--anchors", "up.tokens"], "--anchors: does nothing with --method t"),
+        (["--method", "none", "--anchors", "up.tokens"], "--anchors: does nothing with --method n"),
+        (["--set", "anchor_weight=3"], "--set anchor_weight: is of the frames of --anchors: name"),
+        (["--set", "anchor_questions=8"], "--set anchor_questions: is of the frames of --anchors"),
+        (["--anchors", "up.tokens", "--set", "anchor_weight=0"], "--set anchor_weight 0.0: expe"),
+        (["--max-drift", "0.1", "--rate-aware", "10"], "--max-drift: cannot scale what"),
+        (["--max-drift", "0"], "--max-drift 0.0: expected more than 0 nats"),
+        (["--set", "choose=first"], "--set choose first: expected one of best, last"),
         (["--log", "-"], "--log -: expected a name on disk"),
         (
             ["--method", "tent", "--teacher-quantize", "nf4"],
@@ -513,7 +543,7 @@ def test_what_is_refused_writes_nothing(
             ["--teacher", "up.tokens", "--set", "teacher_device_map=auto"],
             "are for loading a teacher, and none is loaded",
         ),
-        (["--kl", "sideways"], "--kl sideways: expected one of none, forward, reverse"),
+        (["--kl", "sideways"], "--kl sideways: expected one of auto, none, forward, reverse"),
         (["--kl", "forward", "--set", "kl_temperature=0"], "--set kl_temperature 0.0"),
         (["--method", "cwd", "--set", "tau=0"], "--set tau 0.0: expected more than 0"),
         (["--set", "balance=scales"], "--set balance scales"),

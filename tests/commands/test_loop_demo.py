@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.loop import demo
 from cdcca_cli.main import main
 from tests.shipped import few_frames
@@ -60,6 +61,55 @@ def test_the_loop_leaves_what_the_stages_leave(
     assert main([*distill, "--method", method, "--labels", labels]) == 0
     assert main(["compress", learnt, "--base", mirror, "-o", update, "--quiet"]) == 0
     assert Path(update).read_bytes() == (work / "round-1/update.cdcca").read_bytes()
+
+
+def test_every_round_is_held_to_the_anchors(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Their questions are asked in the first round alone, and the student's word stays the first.
+
+    inspect shows the drift of an adaptation.
+    """
+    device, work = str(tmp_path / "device"), tmp_path / "work"
+    anchors, labels = str(tmp_path / "anchors.tokens"), tmp_path / "labels"
+    assert main(["init", device, "--quiet"]) == 0
+    sample = ["sample", str(few / "source"), "-m", device, "--top", "100%", "--keep", "100%"]
+    assert main([*sample, "-o", anchors, "--quiet"]) == 0
+    loop = ["loop", str(few / "stream"), "-m", device, "--rounds", "2", "--top", "50%"]
+    loop += ["--epochs", "1", "--labels", str(labels), "-o", str(work), "--quiet"]
+    assert main([*loop, "--anchors", anchors]) == 0
+    rounds = json.loads(capfd.readouterr().out)["rounds"]
+    assert [done["drift"]["where"] for done in rounds] == ["anchors"] * len(rounds)
+    assert rounds[0]["drift"]["before"] == 0
+    own = b'"student sha256:'.replace(b'"', b'\\"')
+    with open(anchors, "rb") as file:
+        num_frames = len(list(read_shards(file)))
+    assert labels.read_bytes().count(own) == num_frames
+    assert main(["inspect", str(work / "round-1" / "adaptation.safetensors")]) == 0
+    assert json.loads(capfd.readouterr().out)["report"]["drift"] == rounds[0]["drift"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--anchors", "nowhere.tokens"], 66, "nowhere.tokens"),
+        (["--anchors", "-"], 2, "--anchors -: expected a name on disk"),
+        (["--anchors", "a", "--method", "tent"], 2, "--anchors: does nothing with --method tent"),
+    ],
+)
+def test_anchors_are_refused_before_a_model_is_loaded(
+    options: list[str],
+    code: int,
+    said: str,
+    few: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "device", "--quiet"]) == 0
+    assert main(["loop", str(few / "stream"), "-m", "device", "--quiet", *options]) == code
+    assert said in capfd.readouterr().err
 
 
 def test_a_mirror_that_is_not_the_devices_is_refused(

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from cdcca_cli.distillation.dataset import build_dataset
+from cdcca_cli.distillation.epochs import Epochs
 from cdcca_cli.distillation.methods import tent
 from cdcca_cli.distillation.settings import DistillSettings
-from cdcca_cli.distillation.trainer import Epochs, Trainer
+from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard import Question, Shard
 from cdcca_cli.models import LoadedModel, load, load_device

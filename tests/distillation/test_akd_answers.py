@@ -102,6 +102,79 @@ def test_kl_of_another_vocabulary_is_refused(
         distill(shards, None, mirror, kl)
 
 
+# ---- kd
+
+
+def test_kd_is_pseudo_label_and_forward_kl(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    """Bit for bit, with weight 1 each; without the divergence it is pseudo-label."""
+    kd = replace(PL, method="kd")
+    assert kd.weights() == {"ce": 1.0, "kl": 1.0}
+    for own, same in ((kd, replace(PL, kl="forward")), (replace(kd, kl="none"), PL)):
+        made, expected = (distill(shards, teacher, mirror, how) for how in (own, same))
+        assert overlay_digest(made.overlay) == overlay_digest(expected.overlay)
+        assert made.report["effective_weights"] == expected.report["effective_weights"]
+    assert made.method == "kd"
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        ("akd", {"query": 0.03, "repr": 0.1, "ce": 1.0}),
+        ("pseudo-label", {"ce": 1.0}),
+        ("pkd", {"query": 6.0, "repr": 6.0, "ce": 1.0}),
+        ("cwd", {"query": 3.0, "repr": 3.0, "ce": 1.0}),
+    ],
+)
+def test_the_other_methods_learn_distributions_only_if_asked(
+    method: str, weights: dict[str, float]
+) -> None:
+    """So akd is Eq. 6 to the letter."""
+    assert DistillSettings(method=method).weights() == weights
+    assert DistillSettings(method=method, kl="none").weights() == weights
+    asked = DistillSettings(method=method, kl="reverse", kl_weight=2.0)
+    assert asked.weights() == weights | {"kl": 2.0}
+
+
+@pytest.mark.parametrize("why", ["vocabulary", "labels"])
+def test_kd_without_distributions_learns_the_answers_and_says_so(
+    why: str,
+    teacher: LoadedModel,
+    foreign: LoadedModel,
+    mirror: Device,
+    shards: list[Shard],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line, and the bits of pseudo-label; what was asked for by name is refused instead."""
+    asking = LabelSettings(top=0) if why == "labels" else LabelSettings()
+    large = teacher if why == "labels" else foreign
+    kd = replace(PL, method="kd")
+    made = distill(shards, large, mirror, kd, asking=asking)
+    said = capsys.readouterr().err
+    expected = distill(shards, large, mirror, PL, asking=asking)
+    assert overlay_digest(made.overlay) == overlay_digest(expected.overlay)
+    assert made.report["effective_weights"] == {"ce": 1.0}
+    assert "kl" not in made.report["curves"]
+    assert said.count("\n") == 1
+    assert "kl` is left out: " in said
+    fault = {"vocabulary": "the vocabularies differ", "labels": "the labels have no distributions"}
+    assert fault[why] in said and "leave" not in said
+    for asked in (replace(kd, kl="forward"), replace(kd, ce_weight=0.0)):
+        with pytest.raises(SettingError, match=fault[why]):
+            distill(shards, large, mirror, asked, asking=asking)
+
+
+def test_settings_of_kd_that_cannot_be() -> None:
+    with pytest.raises(SettingError, match="kd has no query or repr term: use akd"):
+        DistillSettings(method="kd", query_weight=1.0)
+    with pytest.raises(SettingError, match="`kl_weight`: give `kl` forward"):
+        DistillSettings(method="kd", kl="none", kl_weight=1.0)
+    with pytest.raises(SettingError, match="`kl_temperature`: give `kl` forward"):
+        DistillSettings(kl_temperature=2.0)
+    assert DistillSettings(method="kd", kl_weight=0.5).weights() == {"ce": 1.0, "kl": 0.5}
+
+
 # ---- confidence
 
 

@@ -52,7 +52,7 @@ def train(teacher: LoadedModel, mirror: Device, few: list[Shard]) -> Train:
 
 
 def test_every_method_is_here() -> None:
-    assert set(METHODS) == {"akd", "pseudo-label", "pkd", "cwd", "tent", "cotta", "none"}
+    assert set(METHODS) == {"akd", "pseudo-label", "kd", "pkd", "cwd", "tent", "cotta", "none"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdcca_cli.distillation import trainer
+from cdcca_cli.distillation import epochs, trainer
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutResult
 from cdcca_cli.distillation.settings import DistillSettings
@@ -74,7 +74,7 @@ def test_every_line_of_a_trainer(
         assert set(line) == STEP | {"query", "repr", "ce"}
         assert (line["step"], line["of"]) == (number + 1, 6)
         assert (line["epoch"], line["questions"]) == (number // 3 + 1, count)
-        assert line["lr"] == made.report["lr"] * trainer.schedule(number, 6)
+        assert line["lr"] == made.report["lr"] * epochs.schedule(number, 6)
         terms = [line[name] for name in ("loss", "query", "repr", "ce")]
         assert terms == pytest.approx(means.tolist(), abs=1e-6)
         assert line["gradient_norm"] == pytest.approx(float(norm), abs=1e-6)

@@ -26,3 +26,14 @@ def test_scores_have_two_decimals() -> None:
     points = history.as_json()["scores"]["probe"]
     assert [point["mc"]["value"] for point in points] == [66.67, 33.33]
     assert history.summary() == "1 round, 1,000 bytes up, 20 bytes down"
+
+
+def test_a_round_says_how_far_the_student_has_moved() -> None:
+    """In words and in JSON; nothing where it was not measured."""
+    drift = {"where": "anchors", "num_asks": 9, "before": 0.0, "after": 0.01234, "share": 1.0}
+    done = Round(1, 3, 3, 1000, 20, 12.34, "sha256:0", None, drift)
+    assert done.summary().endswith("12 s; drift 0.0123 nats")
+    assert done.as_json()["drift"] == drift
+    without = Round(1, 3, 3, 1000, 20, 12.34, "sha256:0", None)
+    assert without.summary().endswith("12 s")
+    assert without.as_json()["drift"] is None

@@ -3,7 +3,7 @@
 A method computes the terms of a batch's loss, and what happens after a step; the loop (`trainer`)
 is the same for all.
 
-    akd    akd (the paper's), pseudo-label, pkd, cwd: towards the teacher's outputs
+    akd    akd (the paper's), pseudo-label, kd, pkd, cwd: towards the teacher's outputs
     tent   entropy of the student's own answers
     cotta  consistency with a running mean of the student
     none   no step: the student without training

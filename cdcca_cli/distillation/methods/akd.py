@@ -1,7 +1,9 @@
-"""AKD (paper, Eq. 5 and 6) and its variants: pseudo-labels alone, PKD and CWD.
+"""AKD (paper, Eq. 5 and 6) and others that learn from a teacher: KD, pseudo-labels, PKD and CWD.
 
     akd           Eq. 6: query alignment, representation alignment, cross-entropy
     pseudo-label  cross-entropy on the teacher's answers alone (the paper's first ablation)
+    kd            pseudo-label (sequence-level distillation, Kim and Rush 2016), and the forward KL
+                  divergence from the teacher's token distributions (Hinton et al. 2015)
     pkd, cwd      the features of akd, compared by correlation or channel by channel, beside the
                   cross-entropy
 
@@ -36,7 +38,7 @@ from cdcca_cli import distributed, streams
 from cdcca_cli.distillation import losses
 from cdcca_cli.distillation.methods import Method, MethodContext
 from cdcca_cli.distillation.optimiser import Flat
-from cdcca_cli.distillation.tops import Tops
+from cdcca_cli.distillation.tops import NoDistributions, Tops
 from cdcca_cli.errors import BadData, SettingError, UsageError
 
 MEASURED = 64
@@ -70,7 +72,7 @@ class FeatureDistillation(Method):
         self.gradients: dict[str, float] = {}
         self.phis: dict[str, nn.Module] = {}
         self._confidence = self._confidences()
-        self.tops = Tops(context.dataset, context.student) if "kl" in self.weights else None
+        self.tops = self._open_tops()
         train = context.dataset.train
         batches = self.micro_batches(train[:: max(1, len(train) // MEASURED)][:MEASURED])
         self._make_phis(batches)
@@ -105,6 +107,22 @@ class FeatureDistillation(Method):
                     "use `method` pseudo-label, with `kl` forward if the vocabulary is shared",
                     self.settings.method,
                 )
+
+    def _open_tops(self) -> Tops | None:
+        """The teacher's distributions, if they are learnt; without them `kl` auto leaves them out.
+
+        Raises: NoDistributions if they were asked for, or nothing else is learnt.
+        """
+        if "kl" not in self.weights:
+            return None
+        try:
+            return Tops(self.context.dataset, self.context.student)
+        except NoDistributions as error:
+            if self.settings.kl != "auto" or len(self.weights) == 1:
+                raise
+            streams.message(f"`kl` is left out: {error.fault}")
+            del self.weights["kl"]
+            return None
 
     def _confidences(self) -> list[float] | None:
         """The weight of each example's pseudo-label: in proportion to exp(-nats), 1 on average."""
@@ -271,7 +289,8 @@ class FeatureDistillation(Method):
     def _kl(self, batch: Sequence[int], features: Features) -> Tensor:
         """Over the likeliest tokens and the rest as one, where the teacher gave a distribution."""
         assert self.tops is not None
-        kl = losses.forward_kl if self.settings.kl == "forward" else losses.reverse_kl
+        is_forward = self.settings.divergence == "forward"
+        kl = losses.forward_kl if is_forward else losses.reverse_kl
         top = self.tops.of(batch, features.answer_BA)
         own_BAO = losses.outcomes(features.logits_BAV, top.ids_BAK)
         return kl(top.logp_BAO, own_BAO, top.answer_BA, self.settings.kl_temperature or 1.0)
