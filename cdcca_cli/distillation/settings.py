@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cdcca_cli import remote
 from cdcca_cli.errors import SettingError
-from cdcca_cli.formats.names import GROUP_NAMES
+from cdcca_cli.formats.names import GROUP_NAMES, LORA_ATTENTION
 from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
@@ -20,7 +20,7 @@ WEIGHTS = {
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
 """The default weight of each term, for the methods with a teacher."""
-_OF_ANCHORS = ("anchor_weight", "anchor_questions")
+_OF_ANCHORS = ("anchor_weight", "anchor_questions", "anchor_targets")
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 MICRO_BATCH_SIZE = 8
@@ -64,7 +64,10 @@ class DistillSettings:
     )
     confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
     train: tuple[str, ...] | None = setting(
-        None, "Parameter groups to train", choices=GROUP_NAMES, usually="all; norm for tent"
+        None,
+        "Parameter groups to train",
+        choices=(*GROUP_NAMES, LORA_ATTENTION),
+        usually="all; norm for tent",
     )
     holdout: float = setting(
         0.1,
@@ -169,6 +172,11 @@ class DistillSettings:
         10.0, "Weight of keeping to the source student's word at the anchors", above=0
     )
     anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
+    anchor_targets: str = _taught(
+        "distributions",
+        "What is kept of the source student's word: distributions of tokens, or answers alone",
+        choices=("distributions", "answers"),
+    )
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,

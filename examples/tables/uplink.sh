@@ -5,6 +5,7 @@
 #
 #   usage: uplink.sh [ASKS/TOKENS...]    shares in percent; 100/100 is the whole stream
 . "$(dirname "$0")/common.sh"
+prepare "$row"
 [ $# -gt 0 ] || set -- 100/100 50/50 20/50 10/50 10/25 5/25
 for seed in "${seeds[@]}"; do
   start "$seed"
@@ -12,7 +13,7 @@ for seed in "${seeds[@]}"; do
     part=$(python3 -c "import sys; print(round(int(sys.argv[2]) / float(sys.argv[1]) * 100))" \
       "${pair%/*}" "$epochs")
     slot
-    epochs=$part chain "uplink/${pair/\//-}" "$seed" 1 "${pair%/*}%" "${pair#*/}%" variance --method akd &
+    epochs=$part chain "uplink/$row/${pair/\//-}" "$seed" 1 "${pair%/*}%" "${pair#*/}%" variance "$row" &
   done
 done
 finish
