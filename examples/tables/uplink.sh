@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How little has to go up: one round on ever fewer of the most uncertain questions and tokens, each with as
-# many steps as the whole stream has, against the whole stream (the paper: 4.71 % of the bytes for
+# How little has to go up: one round on ever fewer of the most uncertain questions and tokens, each with
+# as many steps as the whole stream has, against the whole stream (the paper: 4.71 % of the bytes for
 # VQA, 20.6 % for captions). Variables: see common.sh.
 #
 #   usage: uplink.sh [ASKS/TOKENS...]    shares in percent; 100/100 is the whole stream
