@@ -204,9 +204,8 @@ def methods(runs: Runs, names: Sequence[str], last: int) -> None:
 
 def gains(runs: Runs, names: Sequence[str], rounds: range, which: str) -> None:
     """Against the source model, and against the reference; of the last round too."""
-    for word, these in (("mean of rounds", rounds), ("last round", rounds[-1:])):
-        if word == "last round" and len(rounds) == 1:
-            continue
+    of_last = [("Differences after the last round", rounds[-1:])] if len(rounds) > 1 else []
+    for title, these in (("Differences", rounds), *of_last):
         rows = []
         for name in names:
             cells = [label(name)]
@@ -216,9 +215,10 @@ def gains(runs: Runs, names: Sequence[str], rounds: range, which: str) -> None:
                     theirs = runs.pooled(other, these, which, metric)
                     cells.append("" if name == other else told(difference(own, theirs)))
             rows.append([*cells, by_seed(runs, name, these, which)])
-        header = [word, "MC over source only", "DA over source only"]
+        header = ["mean of rounds" if len(these) > 1 else f"round {these[0]}"]
+        header += ["MC over source only", "DA over source only"]
         header += [f"MC against {runs.reference}", f"DA against {runs.reference}"]
-        table(f"Differences, {SETS[which]}", [*header, "DA of each seed"], rows)
+        table(f"{title}, {SETS[which]}", [*header, "DA of each seed"], rows)
 
 
 def by_seed(runs: Runs, name: str, rounds: range, which: str) -> str:
