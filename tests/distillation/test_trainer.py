@@ -20,7 +20,7 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import a_trainer, assert_near
 
-QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
+QUICK = DistillSettings(method="akd", epochs=3, batch_size=8, holdout=0.3)
 
 
 # ---- a running mean
