@@ -212,7 +212,7 @@ class DistillSettings:
             for name in ("kl_weight", "kl_temperature"):
                 if getattr(self, name):
                     raise SettingError(name, "give `kl` forward or `kl` reverse too")
-        elif self.kl_weight == 0:
+        elif self.kl_weight == 0 and self.kl != "auto":
             raise SettingError("kl", "its `kl_weight` is 0: leave both out", self.kl)
         if self.method not in _FEATURES and (self.query_weight or self.repr_weight):
             raise SettingError("method", f"{self.method} has no query or repr term: use akd")
