@@ -104,7 +104,9 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_table
 
 
 def test_set_comes_before_the_table(folder: Path, called: Any) -> None:
-    (folder / "cdcca.toml").write_text("[distill]\nmethod = 'akd'\nrepr_at = 'visual'\nquery_weight = 3\n")
+    (folder / "cdcca.toml").write_text(
+        "[distill]\nmethod = 'akd'\nrepr_at = 'visual'\nquery_weight = 3\n"
+    )
     how = called("distill", "--set", "repr_at=answer", "--set", "ce_weight=2")["how"]
     assert (how.repr_at, how.query_weight, how.ce_weight) == ("answer", 3.0, 2.0)
 
