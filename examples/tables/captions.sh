@@ -4,6 +4,6 @@
 #
 #   usage: captions.sh [ROW...]
 . "$(dirname "$0")/common.sh"
-[ $# -gt 0 ] || set -- tent cotta pkd cwd pseudo-label akd paper kd
+[ $# -gt 0 ] || set -- "${rows[@]}"
 methods "$@"
 report captions --rounds "$rounds" --methods "$@"

@@ -3,8 +3,9 @@
 #
 #   PAIR     a folder with the checkpoints `student` and `teacher`   [the shipped pair]
 #   FRAMES   a folder with `stream` (target domain, what is sent), `heldout` (never sent) and, if
-#            wanted, `source`, as `cdcca demo --export` makes it; or an annotation file, whose frames
-#            are both what is sent and what is scored, as in the paper   [the shipped frames]
+#            wanted, `source` and `anchors`, as `cdcca demo --export` makes it; or an annotation
+#            file, whose frames are both what is sent and what is scored, as in the paper
+#            [the shipped frames]
 #   IMAGES   where an annotation file's pictures are
 #   OUT      everything that is made; what is there is not made again   [tables]
 #   SHARE    the share of the stream that a seed has; each draws its own (selection.py)   [75%]
@@ -47,6 +48,8 @@ else
   [ -e "$source" ] || source=''
 fi
 anchors=${ANCHORS:-$FRAMES/anchors}
+rows=(tent cotta pkd cwd pseudo-label akd paper kd) # of Tables 1 and 2
+[ ! -e "$anchors" ] || rows+=(kd+anchors)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # answers FRAMES DEVICE FILE: what a device says of frames, unless it is known already.

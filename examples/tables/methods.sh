@@ -3,6 +3,6 @@
 #
 #   usage: methods.sh [ROW...]
 . "$(dirname "$0")/common.sh"
-[ $# -gt 0 ] || set -- tent cotta pkd cwd pseudo-label akd paper kd
+[ $# -gt 0 ] || set -- "${rows[@]}"
 methods "$@"
 report methods --rounds "$rounds" --methods "$@"
