@@ -19,7 +19,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets import read_references
 from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import score
-from cdcca_cli.scoring.statistics import Sample, bootstrap_all, compare_all
+from cdcca_cli.scoring.statistics import Sample, bootstrap_all, compare_all, words_of
 
 VARIANTS = ("plain", "replay", "anchors", "anchors and replay")
 PROBES = (*dict.fromkeys(SEASONS), SOURCE)
@@ -30,7 +30,7 @@ Scored = Mapping[tuple[str, str], Sample]
 
 
 class Runs:
-    """The chains of an output folder that are complete."""
+    """The chains of an output folder, but those that are not as far as the longest."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -38,17 +38,18 @@ class Runs:
             probe: read_references(str(out / "probes" / probe / "questions.jsonl"))
             for probe in PROBES
         }
+        lengths = {
+            path: len(list(path.glob("round-*/round.json")))
+            for variant in VARIANTS
+            for path in sorted(out.glob(f"seed-*/{variant}"))
+        }
+        self.num_rounds = max(lengths.values(), default=0)
+        if not self.num_rounds:
+            raise SystemExit(f"{out}: no round is there: run seasons.py first")
         chains: dict[str, list[Path]] = {}
-        for variant in VARIANTS:
-            found = sorted(out.glob(f"seed-*/{variant}"))
-            found = [path for path in found if list(path.glob("round-*/round.json"))]
-            if found:
-                chains[variant] = found
-        if not chains:
-            raise SystemExit(f"{out}: no chain is there: run seasons.py first")
-        self.num_rounds = min(
-            len(list(path.glob("round-*/round.json"))) for each in chains.values() for path in each
-        )
+        for path, length in lengths.items():
+            if length == self.num_rounds:
+                chains.setdefault(path.name, []).append(path)
         rounds = range(1, self.num_rounds + 1)
         self.start, self.teacher = (self._scored([out / name]) for name in ("start", "teacher"))
         self.scores = {
@@ -121,23 +122,22 @@ def _values(scores: Scored) -> dict[str, dict[str, list[float]]]:
 
 
 def table(runs: Runs, metric: str) -> str:
-    """The mean of each season's rounds, a variant a column; the last is paired by frame."""
-    names = list(runs.scores)
-    last = f"{names[-1]} - {names[0]}"
-    rows = [["", "source only", "teacher", *names, *([last] if len(names) > 1 else [])]]
+    """The mean of each season's rounds: the first variant with its interval, the others with that
+    of their difference to it, bold where it leaves zero out."""
+    rows = [["", "source only", "teacher", *runs.scores]]
     for title, probe, rounds in moments(runs.num_rounds):
-        fixed = [f"{one[probe, metric].value():.1f}" for one in (runs.start, runs.teacher)]
-        samples = [
-            _mean([runs.scores[name][number][probe, metric] for number in rounds]) for name in names
-        ]
-        cells = [
-            f"{sample.value():.1f}" + (f" ({ends.low:.0f} to {ends.high:.0f})" if ends else "")
-            for sample, ends in zip(samples, bootstrap_all(samples), strict=True)
-        ]
-        for one in compare_all([(samples[-1], samples[0])], permutations=0):
-            if len(names) > 1:
-                cells.append(one.summary().replace("95 % interval ", ""))
-        rows.append([title, *fixed, *cells])
+        cells = [f"{one[probe, metric].value():.1f}" for one in (runs.start, runs.teacher)]
+        first, *others = (
+            _mean([scores[number][probe, metric] for number in rounds])
+            for scores in runs.scores.values()
+        )
+        cells.append(f"{first.value():.1f} ({words_of(bootstrap_all([first])[0], '.0f')})")
+        for other in others:
+            (found,) = compare_all([(other, first)], permutations=0)
+            words = f"{found.value:+.1f} ({words_of(found.interval, '+.1f')})"
+            is_clear = found.interval and (found.interval.low > 0 or found.interval.high < 0)
+            cells.append(f"{other.value():.1f}, {f'**{words}**' if is_clear else words}")
+        rows.append([title, *cells])
     return _markdown(rows)
 
 
