@@ -94,7 +94,8 @@ def build_dataset(
 
     Args:
         teacher: None if its labels are in `settings.labels`, or the method needs none.
-        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again, at
+            most `settings.replay_questions`.
         skipped: counts questions that teacher or student cannot read, which are left out; None:
             they are errors.
     Raises: BadData if there is nothing to train on, and for a shard of another vision tower;

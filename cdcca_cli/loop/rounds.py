@@ -4,9 +4,10 @@
             device and mirror apply the update
 
 Each round leaves the files of its stages in a folder of its own, and trains on what the rounds
-before sent too (`replay_share`): the cloud has it, so it costs no uplink. The rounds have converged
-when the 95 % interval of the gain on the held-out part of the uplink reaches zero. No label is
-trained on. With anchors, every round holds the student to what it said at sequence 0.
+before sent too (`replay_share`, at most `replay_questions`): the cloud has it, so it costs no
+uplink. The rounds have converged when the 95 % interval of the gain on the held-out part of the
+uplink reaches zero. No label is trained on. With anchors, every round holds the student to what it
+said at sequence 0.
 """
 
 import re
