@@ -13,9 +13,9 @@ from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
 WEIGHTS = {
+    "kd": {"ce": 1.0, "kl": 1.0},
     "akd": {"query": 0.03, "repr": 0.1, "ce": 1.0},
     "pseudo-label": {"ce": 1.0},
-    "kd": {"ce": 1.0, "kl": 1.0},
     "pkd": {"query": 6.0, "repr": 6.0, "ce": 1.0},
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
@@ -46,7 +46,7 @@ _cotta = partial(_tuning, methods=("cotta",))
 class DistillSettings:
     """How to train. The weights are the lambdas of Eq. 6; None is the method's default."""
 
-    method: str = setting("akd", "How the student learns", choices=METHODS)
+    method: str = setting("kd", "How the student learns", choices=METHODS)
     epochs: int | None = setting(
         None,
         "Number of training epochs",
@@ -54,7 +54,10 @@ class DistillSettings:
         usually=f"as many as make {USUAL_STEPS} steps, {FEWEST_EPOCHS} to {MOST_EPOCHS}",
     )
     lr: float | None = setting(
-        None, "Learning rate", above=0, usually="0.0057 / sqrt(width of the language model)"
+        None,
+        "Learning rate",
+        above=0,
+        usually="0.0057 / sqrt(width of the language model), with anchors twice that",
     )
     batch_size: int = setting(16, "Questions in one optimiser step", at_least=1)
     kl: str = setting(
@@ -147,9 +150,9 @@ class DistillSettings:
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
     choose: str = _taught(
-        "best",
-        "Which state is written: the best on the held-out frames, or the last",
-        choices=("best", "last"),
+        "last",
+        "Which state is written: the last, or the best on the held-out frames",
+        choices=("last", "best"),
     )
     max_drift: float | None = setting(
         None,
@@ -175,7 +178,7 @@ class DistillSettings:
         methods=(*_WITH_EMA, "cotta"),
     )
     anchor_weight: float = _taught(
-        10.0, "Weight of keeping to the source student's word at the anchors", above=0
+        3.0, "Weight of keeping to the source student's word at the anchors", above=0
     )
     anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
@@ -199,8 +202,11 @@ class DistillSettings:
             raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
         if self.max_drift is not None and self.rate_aware:
             raise SettingError("max_drift", "cannot scale what `rate_aware` steps have trained")
-        if self.patience is not None and not self.holdout:
-            raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
+        for name in ("patience", "choose"):
+            if getattr(self, name) not in (None, "last") and not self.holdout:
+                raise SettingError(name, "needs held-out frames, and `holdout` is 0%")
+        if self.patience is not None and self.choose == "last":
+            raise SettingError("patience", "is of `choose` best: give both")
         # Only these are read by code that all methods share.
         given = [
             name
@@ -215,7 +221,7 @@ class DistillSettings:
             for name in ("kl_weight", "kl_temperature"):
                 if getattr(self, name):
                     raise SettingError(name, "give `kl` forward or `kl` reverse too")
-        elif self.kl_weight == 0:
+        elif self.kl_weight == 0 and self.kl != "auto":
             raise SettingError("kl", "its `kl_weight` is 0: leave both out", self.kl)
         if self.method not in _FEATURES and (self.query_weight or self.repr_weight):
             raise SettingError("method", f"{self.method} has no query or repr term: use akd")

@@ -145,7 +145,7 @@ def test_labels_without_features_are_for_pseudo_labels(
     assert distill(tokens, "--labels", "labels", "-o", "out") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--method akd: the labels have no queries" in line
-    assert "use --method pseudo-label" in line
+    assert "use --method kd" in line
     assert not (tmp_path / "out").exists()
     options = ("--method", "pseudo-label", "--kl", "forward")
     assert distill(tokens, "--labels", "labels", *options, "-o", "out") == 0

@@ -241,7 +241,7 @@ def test_the_report_says_what_was_held(adapted: Adaptation, frames: list[Shard])
     assert adapted.report["anchors"] == {
         "num_frames": 5,
         "num_asks": 12,
-        "weight": 10.0,
+        "weight": QUICK.anchor_weight,
         "questions": 4,
     }
     assert len(adapted.report["curves"][TERM]) == 2
@@ -270,7 +270,9 @@ def test_the_log_has_the_term(
     assert lines[0]["terms"] == ["ce", TERM]
     steps = [line for line in lines if line["what"] == "step"]
     for line in steps:
-        assert line["loss"] == pytest.approx(line["ce"] + 10 * line[TERM], abs=2e-5)
+        assert line["loss"] == pytest.approx(
+            line["ce"] + QUICK.anchor_weight * line[TERM], abs=2e-5
+        )
     first = [line for line in steps if line["epoch"] == 1]
     sizes = [line["questions"] for line in first]
     mean = np.average([line[TERM] for line in first], weights=sizes)
@@ -381,7 +383,7 @@ def test_other_anchors_do_not_resume(
     distill(shards, teacher, mirror, settings, anchors=frames)
     held = {"frames": frames[1:], "weight": frames, "none": None}[change]
     if change == "weight":
-        settings = replace(settings, anchor_weight=3.0)
+        settings = replace(settings, anchor_weight=10.0)
     with stopped_at_step(99) as taken:
         distill(shards, teacher, mirror, settings, anchors=held)
     assert taken[0] == 3
