@@ -149,12 +149,10 @@ class Cycle:
 
     def hold_to(self, frames: Frames) -> None:
         """Make anchors of all questions about these frames, for all rounds to come."""
-        self._anchors = [self.work.path / "anchors.tokens"]
-        predictions = self.predict(frames, "the anchors")
-        self._sample(
-            *(self._anchors[0], frames, predictions),
-            replace(self.settings.sample, top=parse_amount("100%")),
-        )
+        path = self.work.path / "anchors.tokens"
+        every = replace(self.settings.sample, top=parse_amount("100%"))
+        self._sample(path, frames, self.predict(frames, "the anchors"), every)
+        self._anchors = [path]
 
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
         """Run one round. Returns: also the device's answers before it."""

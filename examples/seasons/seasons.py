@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from weather import SEASONS, SOURCE, draw_frames, season_of, without_captions
 
@@ -43,14 +42,7 @@ PROBES = (*dict.fromkeys(SEASONS), SOURCE)
 PROBE_SEED, ANCHOR_SEED, STREAM_SEED = 77_000_000, 78_000_000, 80_000_000
 BATCH_SIZE = 64
 ON = Runtime("cpu", "float32")
-ALWAYS = {"method": "kd", "choose": "last"}
-ANCHORED = {"anchor_weight": 3.0, "lr": 0.0114 / 128**0.5}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"replay_share": 0.0},
-    "anchors and replay": ANCHORED,
-    "anchors": {"replay_share": 0.0, **ANCHORED},
-    "replay": {},
-}
+VARIANTS = ("plain", "anchors and replay", "anchors", "replay")
 
 
 class World:
@@ -121,16 +113,19 @@ def run_chain(world: World, seed: int, variant: str) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     device = create_device(folder / "device", options.student)
-    named = ALWAYS | VARIANTS[variant]
-    named["labels"] = (str(world.out / f"seed-{seed}" / "teacher.labels"),)
     how = RoundSettings(
         sample=SampleSettings(top=parse_amount("50%"), batch_size=BATCH_SIZE, seed=100 * seed),
         payload=PayloadSettings("tokens"),
         label=LabelSettings(),
-        distill=DistillSettings(epochs=options.epochs, seed=100 * seed, **named),
+        distill=DistillSettings(
+            epochs=options.epochs,
+            seed=100 * seed,
+            labels=(str(world.out / f"seed-{seed}" / "teacher.labels"),),
+            replay_share=float("replay" in variant),
+        ),
         compress=CompressSettings(),
     )
-    anchors = [world.anchors] if "anchor_weight" in named else []
+    anchors = [world.anchors] if "anchors" in variant else []
     cycle = Cycle(device, None, options.teacher, how, Work(folder), ON, anchors)
     for number in range(1, options.rounds + 1):
         done, _ = cycle.round(number, read_frames(str(world.stream(seed, number))))
