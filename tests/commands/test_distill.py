@@ -315,9 +315,7 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
     left_out, curves, summary = capfd.readouterr().err.splitlines()
     assert "frame 1" in left_out and "left out" in left_out
     assert re.fullmatch(
-        r"cdcca distill: epoch by epoch: "
-        r"query \(weight \S+\) [\d.]+, repr \(weight \S+\) [\d.]+, ce \(weight 1\) "
-        r"[\d.]+",
+        r"cdcca distill: epoch by epoch: ce \(weight 1\) [\d.]+, kl \(weight 1\) [\d.]+",
         curves,
     )
     assert "questions trained on" in summary and ", 1 shard left out" in summary
