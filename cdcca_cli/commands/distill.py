@@ -67,8 +67,9 @@ def command(
     is_first = distributed.announced_rank() == 0
     if not is_first:
         streams.set_quiet(True)
-    if how.replay_share != DistillSettings.replay_share and not replay:
-        raise SettingError("replay_share", "is of the frames of `replay`: name them")
+    for name in () if replay else ("replay_share", "replay_questions"):
+        if getattr(how, name) != getattr(DistillSettings, name):
+            raise SettingError(name, "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
     how.check_anchors(are_given=bool(anchors))

@@ -31,6 +31,8 @@ TRAINING_POSITIONS = 1024
 USUAL_STEPS = 90
 """Optimiser steps that the usual number of epochs makes: few questions are seen more often."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 15
+MOST_REPLAYED = 3
+"""Earlier questions that are trained on again, at most, for each new one."""
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = tuple(WEIGHTS)
 _WITH_EMA = (*_WITH_TEACHER, "tent")
@@ -169,6 +171,13 @@ class DistillSettings:
         at_least=0,
         at_most=1,
         parse=parse_share,
+        methods=(*_WITH_EMA, "cotta"),
+    )
+    replay_questions: int | None = _tuning(
+        None,
+        "Most replayed questions that are trained on again, so that a late round takes no longer",
+        at_least=1,
+        usually=f"{MOST_REPLAYED} times as many as are new",
         methods=(*_WITH_EMA, "cotta"),
     )
     anchor_weight: float = _taught(

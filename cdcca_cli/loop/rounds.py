@@ -4,9 +4,10 @@
             device and mirror apply the update
 
 Each round leaves the files of its stages in a folder of its own, and trains on what the rounds
-before sent too (`replay_share`): the cloud has it, so it costs no uplink. The rounds have converged
-when the 95 % interval of the gain on the held-out part of the uplink reaches zero. No label is
-trained on. With anchors, every round holds the student to what it said at sequence 0.
+before sent too (`replay_share`, at most `replay_questions`): the cloud has it, so it costs no
+uplink. The rounds have converged when the 95 % interval of the gain on the held-out part of the
+uplink reaches zero. No label is trained on. With anchors, every round holds the student to what it
+said at sequence 0.
 """
 
 import re
@@ -148,12 +149,10 @@ class Cycle:
 
     def hold_to(self, frames: Frames) -> None:
         """Make anchors of all questions about these frames, for all rounds to come."""
-        self._anchors = [self.work.path / "anchors.tokens"]
-        predictions = self.predict(frames, "the anchors")
-        self._sample(
-            *(self._anchors[0], frames, predictions),
-            replace(self.settings.sample, top=parse_amount("100%")),
-        )
+        path = self.work.path / "anchors.tokens"
+        every = replace(self.settings.sample, top=parse_amount("100%"))
+        self._sample(path, frames, self.predict(frames, "the anchors"), every)
+        self._anchors = [path]
 
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
         """Run one round. Returns: also the device's answers before it."""

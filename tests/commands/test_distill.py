@@ -524,6 +524,7 @@ def test_what_is_refused_writes_nothing(
         (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
         (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method kd"),
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
+        (["--set", "replay_questions=9"], "--set replay_questions: is of the frames of --replay"),
         (["--method", "tent", "--anchors", "up.tokens"], "--anchors: does nothing with --method t"),
         (["--method", "none", "--anchors", "up.tokens"], "--anchors: does nothing with --method n"),
         (["--set", "anchor_weight=2"], "--set anchor_weight: is of the frames of --anchors: name"),
