@@ -44,8 +44,9 @@ def command(
     the result is measured. The adaptation keeps these frames, by which compress chooses its step.
 
     --method also takes the paper's method (akd) and its baselines, on the same shards, batches and
-    steps. tent and cotta need no teacher; if one is named, it evaluates the held-out part. With --labels FILE the
-    teacher is asked once: the next run, method or seed reads the file, which cdcca label makes too.
+    steps. tent and cotta need no teacher; if one is named, it evaluates the held-out part. With
+    --labels FILE the teacher is asked once: the next run, method or seed reads the file, which
+    cdcca label makes too.
 
     --anchors holds the student to its first answers on frames of its source domain, so that it
     forgets less of it, and learns at twice the rate.
