@@ -214,7 +214,7 @@ def _drift(
     sampled = sample_frames(model, frames, everything, coder=exact)
     opener, strict = Opener(model, device.codebook_of), Skipped(strict=True)
     shards = opener.open_all((one.shard for one in sampled), strict)
-    dataset = open_anchors(shards, model, device, DistillSettings(), strict).dataset
+    dataset = open_anchors(shards, model, device, DistillSettings(holdout=0), strict).dataset
 
     @contextmanager
     def updated() -> Iterator[None]:

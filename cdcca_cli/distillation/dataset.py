@@ -165,7 +165,7 @@ def anchor_dataset(
     settings: DistillSettings,
     skipped: Skipped,
 ) -> Dataset:
-    """The frames of `anchors`, labelled by the student itself.
+    """The frames of `anchors`, labelled by the student itself; some held out, as of the stream.
 
     Args: source: the student as it was at sequence 0; its labels are kept with the teacher's.
     Raises: BadData if there is no question that it answers, and for a shard of another vision
@@ -186,8 +186,10 @@ def anchor_dataset(
             skipped,
             has_labels=True,
             is_replayed=False,
-            is_held=False,
+            is_held=is_held_out(shard.frame, settings.holdout),
         )
+    if not dataset.train:
+        dataset.train, dataset.held_out = dataset.held_out, []
     if not dataset.train:
         raise BadData("`anchors`: holds no question that the student answers")
     return dataset

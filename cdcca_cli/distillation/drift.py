@@ -3,9 +3,9 @@
     drift = mean over questions of KL( student || source student ), in nats an answer token
 
 over the whole vocabulary, with an answer's tokens given (`losses.forward_kl` with the student
-first): on the anchors, if there are any, else on the held-out frames of the target domain, with the
-teacher's answers. No label and no source frame is needed for the latter. It goes with the loss on
-the source domain, over runs of one pair (`examples/tables/RESULTS.md`).
+first): on the anchors that are held out, if there are anchors, else on the held-out frames of the
+target domain, with the teacher's answers. No label and no source frame is needed for the latter. It
+goes with the loss on the source domain, over runs of one pair (`examples/tables/RESULTS.md`).
 
 Shapes: P parameters laid end to end, B batch, A answer tokens, V vocabulary.
 """
@@ -156,7 +156,7 @@ def drift_of(trainer: Trainer) -> Drift | None:
     where, dataset, numbers = "held_out", trainer.dataset, trainer.dataset.held_out
     if trainer.anchors is not None:
         where, dataset = "anchors", trainer.anchors.dataset
-        numbers = dataset.train
+        numbers = dataset.held_out or dataset.train
     if numbers:
         return Drift(trainer.student, trainer.overlay, where, dataset, numbers)
     if trainer.settings.max_drift is not None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from weather import SEASONS, SOURCE, draw_frames, season_of, without_captions
@@ -84,7 +85,7 @@ class World:
         """The drift on source frames that are no anchors, in nats an answer token."""
         skipped = Skipped(strict=True)
         shards = Opener(student, mirror.codebook_of).open_all(read_shards(self.drift), skipped)
-        probe = open_anchors(shards, student, mirror, how, skipped).dataset
+        probe = open_anchors(shards, student, mirror, replace(how, holdout=0), skipped).dataset
         overlay = open_overlay(student, mirror.read_overlay(), mirror.lora.alpha)
         (found,) = Drift(student, overlay, SOURCE, probe, probe.train).of(overlay.values)
         student.freeze()
