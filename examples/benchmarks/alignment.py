@@ -117,8 +117,9 @@ def features(model: LoadedModel, dataset: Dataset) -> dict[str, list[Tensor]]:
 
 
 def centred(rows: Sequence[Tensor]) -> Tensor:
-    """(E, C), float64, without the mean of each position, or of all if their numbers differ."""
-    if len({len(row) for row in rows}) == 1:
+    """(E, C), float64, without the mean of each position; of all for one example, or several with
+    other numbers of rows."""
+    if len(rows) > 1 and len({len(row) for row in rows}) == 1:
         stacked_BLC = torch.stack(list(rows)).double()
         return (stacked_BLC - stacked_BLC.mean(0)).flatten(0, 1)
     rows_EC = torch.cat(list(rows)).double()
