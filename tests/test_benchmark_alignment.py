@@ -115,6 +115,22 @@ def test_the_fisher_information_is_that_of_the_divergence(bench: Any, pair: Any)
     assert kl == pytest.approx(0.5 * 0.05**2, rel=0.25)
 
 
+def test_a_model_reads_its_own_queries_as_ever(bench: Any, pair: Any) -> None:
+    """Answers and nats as question by question, without the detour."""
+    teacher, heldout = pair.teacher, pair.heldout
+    own = bench.features(teacher, heldout)["queries"]
+    right, nats = bench.answered(teacher, heldout, heldout.train, own)
+    agrees, of_each = [], []
+    with torch.no_grad():
+        for n in heldout.train:
+            answer_BA = teacher.answer_ids([heldout.answers[n]])
+            spliced = encode(teacher, [heldout.examples[n]]).spliced
+            logits_BAV = teacher.forward(spliced, answer_BA).logits
+            agrees.append(bool((logits_BAV.argmax(-1) == answer_BA).all()))
+            of_each.append(float(answer_cross_entropy(logits_BAV, answer_BA)))
+    assert right == np.mean(agrees) and nats == pytest.approx(np.mean(of_each), rel=1e-4)
+
+
 def test_projections_keep_the_directions_that_they_name(bench: Any) -> None:
     """Variances 4, 1, 1e-4 and sensitivities 0.1, 1, 9 along the axes: their products are 0.4, 1
     and 0.0009."""
@@ -170,7 +186,8 @@ def test_all_of_it_runs_on_a_few_frames(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     of = {row["table"]: [one for one in rows if one["table"] == row["table"]] for row in rows}
     assert list(of) == [
-        "Linear maps", "Replaced queries", "Where the error lies", "Gradients",
+        "Linear maps", "Replaced queries", "The student's reading", "Where the error lies",
+        "Gradients",
     ]  # fmt: skip
     assert {row["student"] for row in of["Linear maps"]} == {
         "source", "pseudo-label", "akd", "alignment alone",

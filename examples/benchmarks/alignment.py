@@ -8,13 +8,14 @@ and by alignment alone. Each is measured on the questions of `heldout`, never tr
 * linear maps: what of the teacher's features is not a linear function of the student's. The map is
   a ridge regression on half of the frames, the error of the others: as a share of the features'
   mean square (Eq. 5 as `distill` shows it), and of what differs between pictures, without each
-  position's mean, which a map of its own may fit. Beside it the phi that was trained, and the
-  student's own answers;
+  position's mean, which a map of its own may fit. Beside it the phi that was trained;
 * replaced queries: KL from the teacher's distributions, nats a token, if it answers from others
   than its own queries: k directions around each position's mean, or phi(student). Directions of
   the largest variance, which Eq. 5 weighs most; of the largest sensitivity, the eigenvectors of
   F = E[g g'], the Fisher information of an answer in one query; and of both, those of S F S with S
   the root of the covariance;
+* the student's reading: its own answers, with its queries and with the best linear map of the
+  teacher's in their place: what the closest alignment of the queries alone would give it;
 * where the error lies: the share of Eq. 5's error in the directions with 90 % of F's trace;
 * gradients: of each term on batches of `stream`; their cosine with that of the cross-entropy of the
   human answers to `heldout`, and the gain there, to first order, of a step of one length.
@@ -43,8 +44,8 @@ from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER
 from cdcca_cli.datasets import Frame, load_image, read_frames
 from cdcca_cli.distillation.dataset import Dataset, build_dataset
 from cdcca_cli.distillation.epochs import Epochs
-from cdcca_cli.distillation.evaluation import Evaluator, agreement, bootstrap_interval
-from cdcca_cli.distillation.losses import IGNORED, forward_kl
+from cdcca_cli.distillation.evaluation import agreement, bootstrap_interval
+from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy, forward_kl
 from cdcca_cli.distillation.methods.akd import initial_phi
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainer import Trainer
@@ -138,15 +139,28 @@ def errors(phi: nn.Module, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> 
 
 
 def logits_from(
-    teacher: LoadedModel, dataset: Dataset, batch: Sequence[int], queries_BLC: Tensor
+    model: LoadedModel, dataset: Dataset, batch: Sequence[int], queries_BLC: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's logits (B, A, V) of its answers (B, A), if its queries were these."""
+    """The logits (B, A, V) of the dataset's answers (B, A), if the model's queries were these."""
     examples = [dataset.examples[n] for n in batch]
-    prompts = [teacher.format_prompt(one.question.prompt, one.question.task) for one in examples]
-    answer_BA = teacher.answer_ids([dataset.answers[n] for n in batch])
-    projected = teacher.project(queries_BLC)
-    spliced = teacher.splice(projected, prompts, [one.shard for one in examples])
-    return teacher.forward(spliced, answer_BA).logits.float(), answer_BA
+    prompts = [model.format_prompt(one.question.prompt, one.question.task) for one in examples]
+    answer_BA = model.answer_ids([dataset.answers[n] for n in batch])
+    spliced = model.splice(model.project(queries_BLC), prompts, [one.shard for one in examples])
+    return model.forward(spliced, answer_BA).logits.float(), answer_BA
+
+
+@torch.no_grad()
+def answered(
+    model: LoadedModel, dataset: Dataset, numbers: Sequence[int], queries: Sequence[Tensor]
+) -> tuple[float, float]:
+    """The share of the dataset's answers that the model gives from these queries; their nats."""
+    right, nats = [], []
+    for batch in batches_of(numbers):
+        queries_BLC = torch.stack([queries[n] for n in batch])
+        logits_BAV, answer_BA = logits_from(model, dataset, batch, queries_BLC)
+        right.append(agreement(logits_BAV, answer_BA))
+        nats.append(answer_cross_entropy(logits_BAV, answer_BA))
+    return float(torch.cat(right).double().mean()), float(torch.cat(nats).mean())
 
 
 def sensitivity(
@@ -306,14 +320,13 @@ class Pair:
         states: dict[str, tuple[Overlay, dict[str, nn.Module]]]
         states = {"source": (self.mirror.read_overlay(), {})}
         states |= {name: self.trained(name) for name in METHODS}
-        theirs, maps = features(self.teacher, self.heldout), []
+        theirs, maps, reading = features(self.teacher, self.heldout), [], []
         read: dict[str, Callable[[int], Tensor]] = {}
         for name, (overlay, phis) in states.items():
             self.student.freeze()
             self.student.install_overlay(overlay, self.mirror.lora.alpha)
             ours = features(self.student, self.heldout)
-            right = Evaluator(self.student, self.labelled.examples, self.labelled.answers, BATCH)
-            own = right.evaluate()
+            reading.append({"student": name} | self.reading(ours["queries"], theirs["queries"]))
             for part in ours:
                 (our_fit, our_rest), (their_fit, their_rest) = (
                     [[side[part][n] for n in half] for half in (self.fit, self.rest)]
@@ -330,16 +343,29 @@ class Pair:
                 _, row["best of pictures"] = errors(
                     varying, [centred(our_rest).float()], [centred(their_rest).float()]
                 )
-                maps.append(row | {"correct": own.agreement, "nats": own.cross_entropy})
+                maps.append(row)
         needs, lies = self.needs(theirs["queries"], read)
         gradients = [row for name in states for row in self.gradients(name, states[name][0])]
         maps.sort(key=lambda row: list(PARTS.values()).index(row["part"]))
         return {
             "Linear maps": maps,
             "Replaced queries": needs,
+            "The student's reading": reading,
             "Where the error lies": lies,
             "Gradients": gradients,
         }
+
+    def reading(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Row:
+        """The student's answers as it is: as the human ones, their nats, as the teacher's."""
+        sides = [torch.cat([rows[n] for n in self.fit]) for rows in (theirs, ours)]
+        best, row = initial_phi(*sides, RIDGES), {}
+        with torch.no_grad():
+            mapped = [best(rows) for rows in theirs]
+        for of, queries in {"own": ours, "the teacher's": mapped}.items():
+            right, nats = answered(self.student, self.labelled, self.rest, queries)
+            row |= {f"{of}: correct": right, f"{of}: nats": nats}
+            row[f"{of}: as teacher"], _ = answered(self.student, self.heldout, self.rest, queries)
+        return row
 
     def needs(
         self, own: Sequence[Tensor], read: Mapping[str, Callable[[int], Tensor]]
