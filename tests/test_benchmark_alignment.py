@@ -119,7 +119,7 @@ def test_a_model_reads_its_own_queries_as_ever(bench: Any, pair: Any) -> None:
     """Answers and nats as question by question, without the detour."""
     teacher, heldout = pair.teacher, pair.heldout
     own = bench.features(teacher, heldout)["queries"]
-    right, nats = bench.answered(teacher, heldout, heldout.train, own)
+    right_E, nats_E = bench.answered(teacher, heldout, heldout.train, own)
     agrees, of_each = [], []
     with torch.no_grad():
         for n in heldout.train:
@@ -128,7 +128,7 @@ def test_a_model_reads_its_own_queries_as_ever(bench: Any, pair: Any) -> None:
             logits_BAV = teacher.forward(spliced, answer_BA).logits
             agrees.append(bool((logits_BAV.argmax(-1) == answer_BA).all()))
             of_each.append(float(answer_cross_entropy(logits_BAV, answer_BA)))
-    assert right == np.mean(agrees) and nats == pytest.approx(np.mean(of_each), rel=1e-4)
+    assert right_E.tolist() == agrees and nats_E == pytest.approx(of_each, rel=1e-3)
 
 
 def test_projections_keep_the_directions_that_they_name(bench: Any) -> None:

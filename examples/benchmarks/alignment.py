@@ -152,15 +152,15 @@ def logits_from(
 @torch.no_grad()
 def answered(
     model: LoadedModel, dataset: Dataset, numbers: Sequence[int], queries: Sequence[Tensor]
-) -> tuple[float, float]:
-    """The share of the dataset's answers that the model gives from these queries; their nats."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(E,): whether the model gives the dataset's answer from these queries; its nats a token."""
     right, nats = [], []
     for batch in batches_of(numbers):
         queries_BLC = torch.stack([queries[n] for n in batch])
         logits_BAV, answer_BA = logits_from(model, dataset, batch, queries_BLC)
         right.append(agreement(logits_BAV, answer_BA))
         nats.append(answer_cross_entropy(logits_BAV, answer_BA))
-    return float(torch.cat(right).double().mean()), float(torch.cat(nats).mean())
+    return torch.cat(right).double().numpy(), torch.cat(nats).double().numpy()
 
 
 def sensitivity(
@@ -361,11 +361,22 @@ class Pair:
         best, row = initial_phi(*sides, RIDGES), {}
         with torch.no_grad():
             mapped = [best(rows) for rows in theirs]
+        rights = []
         for of, queries in {"own": ours, "the teacher's": mapped}.items():
-            right, nats = answered(self.student, self.labelled, self.rest, queries)
-            row |= {f"{of}: correct": right, f"{of}: nats": nats}
-            row[f"{of}: as teacher"], _ = answered(self.student, self.heldout, self.rest, queries)
-        return row
+            right_E, nats_E = answered(self.student, self.labelled, self.rest, queries)
+            same_E, _ = answered(self.student, self.heldout, self.rest, queries)
+            row |= {
+                f"{of}: {name}": float(values_E.mean())
+                for name, values_E in (
+                    ("correct", right_E),
+                    ("nats", nats_E),
+                    ("as teacher", same_E),
+                )
+            }
+            rights.append(right_E)
+        gain_E = rights[1] - rights[0]
+        low, high = bootstrap_interval(gain_E, [self.frames[n] for n in self.rest], self.seed)
+        return row | {"gain": float(gain_E.mean()), "low": low, "high": high}
 
     def needs(
         self, own: Sequence[Tensor], read: Mapping[str, Callable[[int], Tensor]]
