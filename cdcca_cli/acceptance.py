@@ -1,12 +1,14 @@
-"""The acceptance test: labelled frames decide whether a device takes an update.
+"""The acceptance test: frames of its own decide whether a device takes an update.
 
-A device that has a validation set of its own answers it without the update and with it, and refuses
-an update that lowers the score.
+A device that has a validation set answers it without the update and with it, and refuses an update
+that lowers the score.
 
 - The checks of the channel (`receiver`) come first, and the model is loaded last. A trust list, a
   codebook and the update that the device already has are not tested: they change no answer.
 - The update is refused if the score drops by more than the tolerance (the interval of the
   difference does not decide), or if the model's outputs are no longer finite.
+- With a largest drift, which needs no labels, it is refused if the model would be further than that
+  from the one of sequence 0 on these frames (`distillation.drift`, at that model's own answers).
 - The folder is not locked while the model answers. Afterwards the update goes through every check
   again under the lock, and it is installed only if the device still has the overlay that it was
   tested against (else 78).
@@ -17,11 +19,13 @@ an update that lowers the score.
 The frames are trusted like the folder: a person who can write them decides about updates.
 """
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cdcca_cli import progress
 from cdcca_cli.datasets import Frame, Frames, Reference, read_frames, read_references
@@ -41,6 +45,11 @@ from cdcca_cli.scoring.measures import counts_for
 from cdcca_cli.scoring.scores import Scores, compare, score
 from cdcca_cli.scoring.settings import AcceptanceSettings
 from cdcca_cli.scoring.statistics import SAME, Difference
+from cdcca_cli.skipped import Skipped
+from cdcca_cli.text import parse_amount
+
+if TYPE_CHECKING:
+    from cdcca_cli.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -100,17 +109,35 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the test found. drift: in nats an answer token, of the model with the update."""
+
+    comparison: Comparison | None
+    drift: float | None = None
+
+    def summary(self) -> str:
+        words = [] if self.comparison is None else [self.comparison.summary()]
+        if self.drift is not None:
+            words.append(f"drift {self.drift:.3g} nats")
+        return ", ".join(words)
+
+    def as_json(self) -> dict[str, Any]:
+        found = {} if self.comparison is None else self.comparison.as_json()
+        return found if self.drift is None else found | {"drift": self.drift}
+
+
+@dataclass(frozen=True)
 class Accepted:
     """An update that passed the test and was applied."""
 
     applied: Applied
-    comparison: Comparison
+    measured: Measured
 
     def summary(self) -> str:
-        return f"{self.applied.summary()}; {self.comparison.summary()}"
+        return f"{self.applied.summary()}; {self.measured.summary()}"
 
     def as_json(self) -> dict[str, object]:
-        return self.applied.as_json() | {"measured": self.comparison.as_json()}
+        return self.applied.as_json() | {"measured": self.measured.as_json()}
 
 
 def receive(
@@ -131,9 +158,9 @@ def receive(
     if isinstance(found, Codebook):
         return receiver.carry(device, found, dry_run=dry_run, unsigned=unsigned)
     checked = receiver.check(device, found, unsigned=unsigned, clock=clock)
-    comparison = None
+    measured = None
     if checked.new is not None:
-        comparison = measure(device, found, checked, checked.new, settings)
+        measured = measure(device, found, checked, checked.new, settings)
     applied = receiver.apply(
         device,
         found,
@@ -143,22 +170,76 @@ def receive(
         onto=checked.digest,
         telling=telling,
     )
-    return applied if comparison is None else Accepted(applied, comparison)
+    return applied if measured is None else Accepted(applied, measured)
 
 
 def measure(
     device: Device, update: Update, checked: Checked, new: Overlay, settings: AcceptanceSettings
-) -> Comparison:
-    """The scores without and with the overlay that an update leads to. Raises: as `receive`."""
+) -> Measured:
+    """Whether the overlay that an update leads to passes the test. Raises: as `receive`."""
     from cdcca_cli.models import load_device
+
+    assert settings.validation is not None, "the command tests only with a validation set"
+    probe, metric = _probe_of(settings.validation, settings)
+    with progress.stage("loading the model"):
+        model = load_device(device, compute=settings.compute, dtype=settings.dtype)
+    drift = comparison = None
+    if isinstance(probe, ValidationSet):
+        comparison = _compared(device, update, checked, new, probe, metric, model, settings)
+    if settings.max_drift is not None:
+        frames = probe.frames if isinstance(probe, ValidationSet) else probe
+        drift = _drift(device, model, new, frames, settings)
+        if not math.isfinite(drift):
+            raise _made_worse(update, Measured(comparison), "its outputs are not finite with it")
+        if drift > settings.max_drift:
+            words = f"{drift:.3g} nats from sequence 0, more than {settings.max_drift:g}"
+            raise _made_worse(update, Measured(comparison, drift), words)
+    return Measured(comparison, drift)
+
+
+def _drift(
+    device: Device, model: "LoadedModel", new: Overlay, frames: Frames, settings: AcceptanceSettings
+) -> float:
+    """How far the model is with an overlay from the one of sequence 0, on its answers there."""
+    from cdcca_cli.distillation import drift
+    from cdcca_cli.distillation.anchors import open_anchors
+    from cdcca_cli.distillation.settings import DistillSettings
+    from cdcca_cli.payloads.opening import Opener
+    from cdcca_cli.uplink.coding import Coder
+    from cdcca_cli.uplink.sampling import sample_frames
+    from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
+
+    everything = SampleSettings(top=parse_amount("100%"), batch_size=settings.batch_size)
+    exact = Coder(model, PayloadSettings(payload="tokens", codec="float32"), None)
+    sampled = sample_frames(model, frames, everything, coder=exact)
+    opener, strict = Opener(model, device.codebook_of), Skipped(strict=True)
+    shards = opener.open_all((one.shard for one in sampled), strict)
+    dataset = open_anchors(shards, model, device, DistillSettings(holdout=0), strict).dataset
+
+    @contextmanager
+    def updated() -> Iterator[None]:
+        model.install_overlay(new, device.lora.alpha)
+        yield
+
+    return drift.Measure(model, dataset, dataset.train).measure(updated)[0]
+
+
+def _compared(
+    device: Device,
+    update: Update,
+    checked: Checked,
+    new: Overlay,
+    validation: ValidationSet,
+    metric: str,
+    model: "LoadedModel",
+    settings: AcceptanceSettings,
+) -> Comparison:
+    """The scores without and with the overlay. Raises: MadeWorse."""
     from cdcca_cli.uplink.answers import answer_frames
     from cdcca_cli.uplink.settings import AnswerSettings
 
-    validation, metric = _validation_set_of(settings)
     frames = validation.frames_for(metric)
     how = AnswerSettings(settings.batch_size, score_choices=metric == "mc")
-    with progress.stage("loading the model"):
-        model = load_device(device, compute=settings.compute, dtype=settings.dtype)
 
     def scored(overlay: Overlay, description: str) -> Scores:
         model.install_overlay(overlay, device.lora.alpha)
@@ -177,35 +258,41 @@ def measure(
     comparison = Comparison(metric, old.value, found.value, difference)
     if comparison.difference.value < -settings.tolerance - SAME:
         words = f"{comparison.summary()}, more than the tolerance of {settings.tolerance:g} points"
-        raise _made_worse(update, comparison, words)
+        raise _made_worse(update, Measured(comparison), words)
     return comparison
 
 
-def _validation_set_of(settings: AcceptanceSettings) -> tuple[ValidationSet, str]:
-    """The labelled frames, and the metric that they are scored by."""
-    assert settings.validation is not None, "the command tests only with a validation set"
-    validation = read_validation_set(settings.validation, settings.images)
-    questions = [reference.question for reference in validation.references.values()]
+def _probe_of(path: str, settings: AcceptanceSettings) -> tuple[ValidationSet | Frames, str]:
+    """The frames, with their labels and the metric that they are scored by, if there are any."""
+    try:
+        validation = read_validation_set(path, settings.images)
+        questions = [reference.question for reference in validation.references.values()]
+    except BadData:
+        if settings.max_drift is None:
+            raise
+        questions = []
     allowed = [
         metric
         for metric in tasks.ACCEPTANCE_METRICS
         if any(counts_for(metric, question) for question in questions)
     ]
+    if not allowed and settings.max_drift is not None and settings.metric is None:
+        return read_frames(path, images=settings.images), ""
     if not allowed:
         raise BadData(
-            f"{settings.validation}: no labels for {', '.join(tasks.ACCEPTANCE_METRICS)}: expected "
+            f"{path}: no labels for {', '.join(tasks.ACCEPTANCE_METRICS)}: expected "
             "answers, choices with the correct one, or captions"
         )
     if settings.metric is not None and settings.metric not in allowed:
         raise SettingError(
             "metric",
-            f"{settings.validation} has no labels for it, only for {', '.join(allowed)}",
+            f"{path} has no labels for it, only for {', '.join(allowed)}",
             settings.metric,
         )
     return validation, settings.metric or allowed[0]
 
 
-def _made_worse(update: Update, comparison: Comparison | None, words: str) -> MadeWorse:
+def _made_worse(update: Update, measured: Measured | None, words: str) -> MadeWorse:
     return MadeWorse(
         f"update {update.sequence} makes this device worse, nothing was changed: {words}; "
         "do not apply it to the mirror, or roll the mirror back",
@@ -213,6 +300,6 @@ def _made_worse(update: Update, comparison: Comparison | None, words: str) -> Ma
             "status": "refused",
             "sequence": update.sequence,
             "digest": update.target,
-            "measured": None if comparison is None else comparison.as_json(),
+            "measured": None if measured is None else measured.as_json(),
         },
     )

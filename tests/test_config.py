@@ -104,7 +104,9 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_table
 
 
 def test_set_comes_before_the_table(folder: Path, called: Any) -> None:
-    (folder / "cdcca.toml").write_text("[distill]\nrepr_at = 'visual'\nquery_weight = 3\n")
+    (folder / "cdcca.toml").write_text(
+        "[distill]\nmethod = 'akd'\nrepr_at = 'visual'\nquery_weight = 3\n"
+    )
     how = called("distill", "--set", "repr_at=answer", "--set", "ce_weight=2")["how"]
     assert (how.repr_at, how.query_weight, how.ce_weight) == ("answer", 3.0, 2.0)
 
@@ -146,9 +148,9 @@ def test_a_method_of_the_command_line_makes_other_settings_of_the_table_idle(
         ("[distill]\nepochs = 1" + 400 * "0", "cdcca.toml:2: [distill] epochs: expected 1 or"),
         ("[distill]\nepochs = 1" + 5000 * "0", "cdcca.toml: not valid TOML: Exceeds the limit"),
         ("[distill]\nconfidence = 1", "confidence: expected true or false, found '1'"),
-        ("[distill]\nmethod = 'x'", "cdcca.toml:2: [distill] method: expected one of akd, "),
+        ("[distill]\nmethod = 'x'", "cdcca.toml:2: [distill] method: expected one of kd, "),
         ("[distill]\nwork = '-'", "cdcca.toml:2: [distill] work: expected a name on disk"),
-        ("[distill]\ntau = 2", "cdcca.toml:2: [distill] tau: does nothing with --method akd"),
+        ("[distill]\ntau = 2", "cdcca.toml:2: [distill] tau: does nothing with --method kd"),
         ("[distill]\nreplay = 'a'", "[distill] replay: expected a list of texts in quotes"),
         ("[distill]\nquiet = 'yes'", "[distill] quiet: expected true or false, found 'yes'"),
         ("[distill]\noutput = ''", "cdcca.toml:2: [distill] output: expected a value, found ''"),

@@ -132,11 +132,14 @@ def test_set_help_lists_what_it_takes(capfd: pytest.CaptureFixture[str]) -> None
         (["--set", "ema=x"], "--set ema x: expected a number"),
         (["--set", "ema="], "--set ema: expected a value that is not empty"),
         (["--set", "ema=1"], "--set ema 1.0: expected 0 or more, less than 1"),
-        (["--set", "tau=3"], "--set tau: does nothing with --method akd: it is for cwd"),
+        (["--set", "tau=3"], "--set tau: does nothing with --method kd: it is for cwd"),
         (["--epochs", "x"], "--epochs x: expected a whole number"),
         (["--epochs", "0"], "--epochs 0: expected 1 or more"),
-        (["--method", "x"], "--method x: expected one of akd, pseudo-label"),
-        (["--set", "kl_weight=1"], "--set kl_weight: give --kl forward or --kl reverse too"),
+        (["--method", "x"], "--method x: expected one of kd, akd, pseudo-label"),
+        (
+            ["--method", "akd", "--set", "kl_weight=1"],
+            "--set kl_weight: give --kl forward or --kl reverse too",
+        ),
     ],
 )
 def test_a_setting_is_refused_as_it_is_spelled(

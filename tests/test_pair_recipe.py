@@ -43,7 +43,7 @@ def test_every_stage_runs_and_leaves_a_pair_that_loads(tmp_path: Path) -> None:
     assert student.places == teacher.places and student.family == teacher.family
     assert student.can_read(37, 128) and teacher.can_read(37, 128)
     # The world is drawn from its seed alone: these are the shipped frames' first.
-    for name in ("stream", "heldout", "source"):
+    for name in ("stream", "heldout", "source", "anchors"):
         made = (output / "frames" / name / "frames.jsonl").read_text().splitlines()
         shipped = (FRAMES / name / "frames.jsonl").read_text().splitlines()
         assert made == shipped[: len(made)]

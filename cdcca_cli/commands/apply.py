@@ -52,8 +52,9 @@ def command(
     updates that enough of them have signed; a signed trust list changes these keys. A codebook of
     calibrate is signed and applied like an update, to the mirror too, and changes how sample codes
     tokens; --rollback leaves it. Needs neither torch nor the checkpoint, except for --if-better:
-    then the device's own model answers labelled frames without and with the update. Trust lists and
-    codebooks are not tested this way.
+    then the device's own model answers labelled frames without and with the update. With
+    --max-drift the frames need no labels: the update is refused if the model would move further
+    than that from the one of sequence 0. Trust lists and codebooks are not tested this way.
 
     --notify runs a command after an update or a rollback, such as one that makes a server load the
     new overlay. If it fails, the device goes back to the overlay before, and the command is run

@@ -40,16 +40,16 @@ def command(
 ) -> None:
     """Train the small model towards the large one's answers to the shards, without images.
 
-    Only norms, biases, query tokens and LoRA are trained. Part of the frames is held out, and the
-    state that is best there is written, the start included. The adaptation keeps these frames, by
-    which compress chooses its step.
+    Only norms, biases, query tokens and LoRA are trained. Part of the frames is held out, on which
+    the result is measured. The adaptation keeps these frames, by which compress chooses its step.
 
-    --method also takes the baselines of the paper, on the same shards, batches and steps. tent and
-    cotta need no teacher; if one is named, it evaluates the held-out part. With --labels FILE the
-    teacher is asked once: the next run, method or seed reads the file, which cdcca label makes too.
+    --method also takes the paper's method (akd) and its baselines, on the same shards, batches and
+    steps. tent and cotta need no teacher; if one is named, it evaluates the held-out part. With
+    --labels FILE the teacher is asked once: the next run, method or seed reads the file, which
+    cdcca label makes too.
 
     --anchors holds the student to its first answers on frames of its source domain, so that it
-    forgets less of it.
+    forgets less of it, and learns at twice the rate.
 
     --rate-aware 100 adds steps that train the overlay as the device will decode it, so that an
     update of --bits a parameter loses next to nothing.
@@ -68,8 +68,9 @@ def command(
     is_first = distributed.announced_rank() == 0
     if not is_first:
         streams.set_quiet(True)
-    if how.replay_share != DistillSettings.replay_share and not replay:
-        raise SettingError("replay_share", "is of the frames of `replay`: name them")
+    for name in () if replay else ("replay_share", "replay_questions"):
+        if getattr(how, name) != getattr(DistillSettings, name):
+            raise SettingError(name, "is of the frames of `replay`: name them")
     if replay and how.method == "none":
         raise SettingError("replay", "does nothing with `method` none")
     how.check_anchors(are_given=bool(anchors))

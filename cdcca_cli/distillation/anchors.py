@@ -61,11 +61,17 @@ class Anchors:
         return [[train[each] for each in places[run.start : run.stop]] for run in runs]
 
     def losses(self, batch: Sequence[int]) -> dict[str, Tensor]:
-        """(B,): the divergence from the source student, in nats a token, with gradients."""
+        """(B,): the divergence from the source student, in nats a token, with gradients.
+
+        With its answers alone: their cross-entropy, which is replay of what the student itself
+        made (Marek et al. 2026).
+        """
         student, dataset = self._student, self.dataset
         encoded = encode(student, [dataset.examples[number] for number in batch])
         answer_BA = student.answer_ids([dataset.answers[number] for number in batch])
         logits_BAV = student.forward(encoded.spliced, answer_BA).logits
+        if self._settings.anchor_targets == "answers":
+            return {TERM: losses.answer_cross_entropy(logits_BAV, answer_BA)}
         top = self._tops.of(batch, answer_BA)
         own_BAO = losses.outcomes(logits_BAV, top.ids_BAK)
         return {TERM: losses.forward_kl(top.logp_BAO, own_BAO, top.answer_BA)}

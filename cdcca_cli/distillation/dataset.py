@@ -6,14 +6,16 @@ alone, so a frame held out in one round is never trained on in another, unless t
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import accumulate
 
 import numpy as np
 
 from cdcca_cli import distributed, remote, streams
-from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.settings import MOST_REPLAYED, DistillSettings
 from cdcca_cli.distillation.token_file import TokenFile
 from cdcca_cli.errors import BadData, UsageError
 from cdcca_cli.formats.label_rows import Kept
@@ -92,7 +94,8 @@ def build_dataset(
 
     Args:
         teacher: None if its labels are in `settings.labels`, or the method needs none.
-        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again, at
+            most `settings.replay_questions`.
         skipped: counts questions that teacher or student cannot read, which are left out; None:
             they are errors.
     Raises: BadData if there is nothing to train on, and for a shard of another vision tower;
@@ -111,7 +114,7 @@ def build_dataset(
             f"every frame of the stream ({len(frames)}) is held out "
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
-    replayed = _replayed(_with_questions(earlier, student, file), frames, settings)
+    replayed = _replayed(_with_questions(earlier, student, file), fresh, settings)
     dataset = Dataset(None)
     taught: list[Shard] = []
     if teacher is not None or settings.labels:
@@ -162,7 +165,7 @@ def anchor_dataset(
     settings: DistillSettings,
     skipped: Skipped,
 ) -> Dataset:
-    """The frames of `anchors`, labelled by the student itself.
+    """The frames of `anchors`, labelled by the student itself; some held out, as of the stream.
 
     Args: source: the student as it was at sequence 0; its labels are kept with the teacher's.
     Raises: BadData if there is no question that it answers, and for a shard of another vision
@@ -183,8 +186,10 @@ def anchor_dataset(
             skipped,
             has_labels=True,
             is_replayed=False,
-            is_held=False,
+            is_held=is_held_out(shard.frame, settings.holdout),
         )
+    if not dataset.train:
+        dataset.train, dataset.held_out = dataset.held_out, []
     if not dataset.train:
         raise BadData("`anchors`: holds no question that the student answers")
     return dataset
@@ -246,21 +251,32 @@ def is_held_out(frame: str, share: float) -> bool:
     return int.from_bytes(hashed[:8]) / 2**64 < share
 
 
-def _replayed(earlier: list[Shard], frames: set[str], settings: DistillSettings) -> list[Shard]:
-    """All shards of some earlier frames: `replay_share` of those neither fresh nor held out."""
+def _replayed(earlier: list[Shard], fresh: list[Shard], settings: DistillSettings) -> list[Shard]:
+    """All shards of some earlier frames: `replay_share` of those neither fresh nor held out.
+
+    They are drawn alike from all earlier rounds, as long as they have no more questions than
+    `replay_questions`.
+    """
+    frames = {shard.frame for shard in fresh}
     ranks: dict[str, bytes] = {}
+    num_questions: Counter[str] = Counter()
     for shard in earlier:
         if shard.frame not in frames and not is_held_out(shard.frame, settings.holdout):
             rank = hashlib.sha256(f"{settings.seed} {payload_digest(shard)}".encode()).digest()
             ranks[shard.frame] = min(rank, ranks.get(shard.frame, rank))
-    count = round(settings.replay_share * len(ranks))
-    chosen = set(sorted(ranks, key=lambda frame: ranks[frame])[:count])
+            num_questions[shard.frame] += len(shard.questions)
+    most = settings.replay_questions or MOST_REPLAYED * sum(len(s.questions) for s in fresh)
+    drawn = sorted(ranks, key=lambda frame: ranks[frame])
+    drawn = drawn[: round(settings.replay_share * len(ranks))]
+    totals = accumulate(num_questions[frame] for frame in drawn)
+    chosen = {frame for frame, total in zip(drawn, totals, strict=True) if total <= most}
     others = {shard.frame for shard in earlier}
-    if others and not chosen:
+    if others and not chosen and settings.replay_share:
         streams.message(
             f"`replay`: none of its {len(others)} frames is trained on again: "
             f"{len(others & frames)} are in this stream too, and `replay_share` "
-            f"{settings.replay_share:.0%} is of the others that are not held out ({len(ranks)})"
+            f"{settings.replay_share:.0%}, at most {most} questions, is of the others that are not "
+            f"held out ({len(ranks)})"
         )
     return [shard for shard in earlier if shard.frame in chosen]
 

@@ -56,7 +56,8 @@ def distill(
         resume: start from this adaptation's overlay (quantised, if it is rate-aware), not the
             mirror's.
         student: the mirror's model, if loaded already; it keeps the trained overlay.
-        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again.
+        earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again, at
+            most `settings.replay_questions`.
         anchors: shards of source frames, at which the student keeps to what it said at sequence 0.
         log: where each step is written.
         skipped: counts bad pictures, and questions that teacher or student cannot read, which are

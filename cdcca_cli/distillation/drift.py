@@ -3,15 +3,16 @@
     drift = mean over questions of KL( student || source student ), in nats an answer token
 
 over the whole vocabulary, with an answer's tokens given (`losses.forward_kl` with the student
-first): on the anchors, if there are any, else on the held-out frames of the target domain, with the
-teacher's answers. No label and no source frame is needed for the latter. It goes with the loss on
-the source domain, over runs of one pair (`examples/tables/RESULTS.md`).
+first): on the anchors that are held out, if there are anchors, else on the held-out frames of the
+target domain, with the teacher's answers. No label and no source frame is needed for the latter. It
+goes with the loss on the source domain, over runs of one pair (`examples/tables/RESULTS.md`).
 
 Shapes: P parameters laid end to end, B batch, A answer tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,11 @@ PARTS = 16
 """A change that drifts too far is scaled back in steps of one part."""
 
 
-class Drift:
-    """Measures overlays against that of sequence 0. where: `anchors` or `held_out`."""
+class Measure:
+    """Measures states of a student against that of sequence 0, on some examples of a dataset."""
 
-    def __init__(
-        self, student: LoadedModel, overlay: Flat, where: str, dataset: Dataset, numbers: list[int]
-    ) -> None:
-        """Args: overlay: what is trained. numbers: the examples of `dataset` to measure it on."""
-        self.where, self._student, self._overlay = where, student, overlay
-        self._dataset, count = dataset, min(len(numbers), MOST)
+    def __init__(self, student: LoadedModel, dataset: Dataset, numbers: list[int]) -> None:
+        self._student, self._dataset, count = student, dataset, min(len(numbers), MOST)
         self.numbers = [numbers[place * len(numbers) // count] for place in range(count)]
         examples = [dataset.examples[number] for number in self.numbers]
         positions = [num_positions(student, example) for example in examples]
@@ -55,19 +52,55 @@ class Drift:
         ]
 
     @torch.no_grad()
-    def of(self, *overlays: Tensor) -> list[float]:
-        """The drift of each overlay (P,), in nats an answer token; 0 for that of sequence 0."""
-        totals = [0.0] * len(overlays)
+    def measure(self, *states: Callable[[], AbstractContextManager[object]]) -> list[float]:
+        """The drift of the student in each state, in nats an answer token; 0 at sequence 0.
+
+        Args: states: give contexts in which the student has the state.
+        """
+        totals = [0.0] * len(states)
         for batch in self._batches:
             answer_BA = self._student.answer_ids([self._dataset.answers[n] for n in batch])
             with self._at_source():
                 source_BAV = self._logits(batch, answer_BA)
-            for place, values_P in enumerate(overlays):
-                with self._overlay.holding(values_P):
+            for place, state in enumerate(states):
+                with state():
                     own_BAV = self._logits(batch, answer_BA)
                 kl_B = forward_kl(own_BAV, source_BAV, answer_BA.to(own_BAV.device))
                 totals[place] += float(kl_B.double().sum())
         return [total / len(self.numbers) for total in totals]
+
+    @contextmanager
+    def _at_source(self) -> Iterator[None]:
+        """The whole overlay is that of sequence 0 inside, the parameters not trained included."""
+        present = dict(self._student.module.named_parameters())
+        source = self._student.source_overlay()
+        own = {name: present[name].detach().clone() for name in source}
+        for name, array in source.items():
+            present[name].copy_(torch.from_numpy(array))
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                present[name].copy_(value)
+
+    def _logits(self, batch: list[int], answer_BA: Tensor) -> Tensor:
+        encoded = encode(self._student, [self._dataset.examples[number] for number in batch])
+        return self._student.forward(encoded.spliced, answer_BA).logits
+
+
+class Drift(Measure):
+    """The drift of what is trained, and a limit to it. where: `anchors` or `held_out`."""
+
+    def __init__(
+        self, student: LoadedModel, overlay: Flat, where: str, dataset: Dataset, numbers: list[int]
+    ) -> None:
+        """Args: overlay: what is trained. numbers: the examples of `dataset` to measure it on."""
+        super().__init__(student, dataset, numbers)
+        self.where, self._overlay = where, overlay
+
+    def of(self, *overlays: Tensor) -> list[float]:
+        """The drift of each overlay (P,)."""
+        return self.measure(*(partial(self._overlay.holding, values_P) for values_P in overlays))
 
     def limited(
         self, start: Mapping[str, np.ndarray], values_P: Tensor, most: float | None
@@ -114,24 +147,6 @@ class Drift:
             for name, value in source.items()
         )
 
-    @contextmanager
-    def _at_source(self) -> Iterator[None]:
-        """The whole overlay is that of sequence 0 inside, the parameters not trained included."""
-        present = dict(self._student.module.named_parameters())
-        source = self._student.source_overlay()
-        own = {name: present[name].detach().clone() for name in source}
-        for name, array in source.items():
-            present[name].copy_(torch.from_numpy(array))
-        try:
-            yield
-        finally:
-            for name, value in own.items():
-                present[name].copy_(value)
-
-    def _logits(self, batch: list[int], answer_BA: Tensor) -> Tensor:
-        encoded = encode(self._student, [self._dataset.examples[number] for number in batch])
-        return self._student.forward(encoded.spliced, answer_BA).logits
-
 
 def drift_of(trainer: Trainer) -> Drift | None:
     """The drift of what a trainer trains; None if there is nothing to measure it on.
@@ -141,7 +156,7 @@ def drift_of(trainer: Trainer) -> Drift | None:
     where, dataset, numbers = "held_out", trainer.dataset, trainer.dataset.held_out
     if trainer.anchors is not None:
         where, dataset = "anchors", trainer.anchors.dataset
-        numbers = dataset.train
+        numbers = dataset.held_out or dataset.train
     if numbers:
         return Drift(trainer.student, trainer.overlay, where, dataset, numbers)
     if trainer.settings.max_drift is not None:

@@ -1,9 +1,9 @@
 """The loop of training: segments of steps, each followed by an evaluation of the held-out part.
 
-- The held-out part is evaluated before the first step and after each epoch (`evaluation`). With a
-  teacher the result is the state of lowest cross-entropy there, the start included, which biases
-  the gain measured there upwards a little; or the last state (`choose`). For methods without a
-  teacher, and with nothing held out, the result is the last state.
+- The held-out part is evaluated before the first step and after each epoch (`evaluation`). The
+  result is the last state, because few questions choose badly; or (`choose`), with a teacher, the
+  state of lowest cross-entropy there, the start included, which biases the gain measured there
+  upwards a little.
 - Training runs in segments: epochs here, then those of `rate_aware`, with linear warmup and cosine
   decay over all steps of each. The state after each segment is kept in the work folder
   (`checkpoint`). Batches depend on seed and epoch alone and dropout is off, so a run that was

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdcca_cli.errors import UsageError
-from cdcca_cli.formats.names import LORA_A, LORA_B, split_groups
+from cdcca_cli.formats.names import LORA_A, LORA_ATTENTION, LORA_B, split_groups
 from cdcca_cli.models import LoadedModel
 
 BETAS = (0.9, 0.98)
@@ -108,6 +108,8 @@ def open_overlay(
     if groups is not None:
         of_group = student.trainable_groups()  # LoRA's are the linears
         wanted = {name for group in split_groups(groups) for name in of_group[group]}
+        if LORA_ATTENTION in groups:
+            wanted.update(student.attention_linears())
         for name in list(named):
             if name.removesuffix(LORA_A).removesuffix(LORA_B) not in wanted:
                 named.pop(name).requires_grad_(False)

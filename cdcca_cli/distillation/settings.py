@@ -8,19 +8,19 @@ from pathlib import Path
 
 from cdcca_cli import remote
 from cdcca_cli.errors import SettingError
-from cdcca_cli.formats.names import GROUP_NAMES
+from cdcca_cli.formats.names import GROUP_NAMES, LORA_ATTENTION
 from cdcca_cli.settings import check, described, refuse_idle, setting
 from cdcca_cli.text import parse_share
 
 WEIGHTS = {
+    "kd": {"ce": 1.0, "kl": 1.0},
     "akd": {"query": 0.03, "repr": 0.1, "ce": 1.0},
     "pseudo-label": {"ce": 1.0},
-    "kd": {"ce": 1.0, "kl": 1.0},
     "pkd": {"query": 6.0, "repr": 6.0, "ce": 1.0},
     "cwd": {"query": 3.0, "repr": 3.0, "ce": 1.0},
 }
 """The default weight of each term, for the methods with a teacher."""
-_OF_ANCHORS = ("anchor_weight", "anchor_questions")
+_OF_ANCHORS = ("anchor_weight", "anchor_questions", "anchor_targets")
 METHODS = (*WEIGHTS, "tent", "cotta", "none")
 LARGEST_HOLDOUT = 0.9
 MICRO_BATCH_SIZE = 8
@@ -31,6 +31,8 @@ TRAINING_POSITIONS = 1024
 USUAL_STEPS = 90
 """Optimiser steps that the usual number of epochs makes: few questions are seen more often."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 15
+MOST_REPLAYED = 3
+"""Earlier questions that are trained on again, at most, for each new one."""
 _FEATURES = ("akd", "pkd", "cwd")
 _WITH_TEACHER = tuple(WEIGHTS)
 _WITH_EMA = (*_WITH_TEACHER, "tent")
@@ -44,7 +46,7 @@ _cotta = partial(_tuning, methods=("cotta",))
 class DistillSettings:
     """How to train. The weights are the lambdas of Eq. 6; None is the method's default."""
 
-    method: str = setting("akd", "How the student learns", choices=METHODS)
+    method: str = setting("kd", "How the student learns", choices=METHODS)
     epochs: int | None = setting(
         None,
         "Number of training epochs",
@@ -52,7 +54,10 @@ class DistillSettings:
         usually=f"as many as make {USUAL_STEPS} steps, {FEWEST_EPOCHS} to {MOST_EPOCHS}",
     )
     lr: float | None = setting(
-        None, "Learning rate", above=0, usually="0.0057 / sqrt(width of the language model)"
+        None,
+        "Learning rate",
+        above=0,
+        usually="0.0057 / sqrt(width of the language model), with anchors twice that",
     )
     batch_size: int = setting(16, "Questions in one optimiser step", at_least=1)
     kl: str = setting(
@@ -64,7 +69,10 @@ class DistillSettings:
     )
     confidence: bool = _taught(False, "Weigh each answer by the teacher's probability of it")
     train: tuple[str, ...] | None = setting(
-        None, "Parameter groups to train", choices=GROUP_NAMES, usually="all; norm for tent"
+        None,
+        "Parameter groups to train",
+        choices=(*GROUP_NAMES, LORA_ATTENTION),
+        usually="all; norm for tent",
     )
     holdout: float = setting(
         0.1,
@@ -145,9 +153,9 @@ class DistillSettings:
         None, "Epochs without a gain on the held-out frames before training stops", at_least=1
     )
     choose: str = _taught(
-        "best",
-        "Which state is written: the best on the held-out frames, or the last",
-        choices=("best", "last"),
+        "last",
+        "Which state is written: the last, or the best on the held-out frames",
+        choices=("last", "best"),
     )
     max_drift: float | None = setting(
         None,
@@ -165,10 +173,22 @@ class DistillSettings:
         parse=parse_share,
         methods=(*_WITH_EMA, "cotta"),
     )
+    replay_questions: int | None = _tuning(
+        None,
+        "Most replayed questions that are trained on again, so that a late round takes no longer",
+        at_least=1,
+        usually=f"{MOST_REPLAYED} times as many as are new",
+        methods=(*_WITH_EMA, "cotta"),
+    )
     anchor_weight: float = _taught(
         10.0, "Weight of keeping to the source student's word at the anchors", above=0
     )
     anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
+    anchor_targets: str = _taught(
+        "distributions",
+        "What is kept of the source student's word: distributions of tokens, or answers alone",
+        choices=("distributions", "answers"),
+    )
     cotta_ema: float = _cotta(0.999, "Decay of the mean teacher", at_least=0, at_most=1)
     cotta_restore: float = _cotta(
         0.01,
@@ -190,8 +210,11 @@ class DistillSettings:
             raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
         if self.max_drift is not None and self.rate_aware:
             raise SettingError("max_drift", "cannot scale what `rate_aware` steps have trained")
-        if self.patience is not None and not self.holdout:
-            raise SettingError("patience", "needs held-out frames, and `holdout` is 0%")
+        for name in ("patience", "choose"):
+            if getattr(self, name) not in (None, "last") and not self.holdout:
+                raise SettingError(name, "needs held-out frames, and `holdout` is 0%")
+        if self.patience is not None and self.choose == "last":
+            raise SettingError("patience", "is of `choose` best: give both")
         # Only these are read by code that all methods share.
         given = [
             name
@@ -206,7 +229,7 @@ class DistillSettings:
             for name in ("kl_weight", "kl_temperature"):
                 if getattr(self, name):
                     raise SettingError(name, "give `kl` forward or `kl` reverse too")
-        elif self.kl_weight == 0:
+        elif self.kl_weight == 0 and self.kl != "auto":
             raise SettingError("kl", "its `kl_weight` is 0: leave both out", self.kl)
         if self.method not in _FEATURES and (self.query_weight or self.repr_weight):
             raise SettingError("method", f"{self.method} has no query or repr term: use akd")

@@ -33,6 +33,8 @@ from cdcca_cli.models.encoding import prompt_length
 LR = 0.0057
 """The default learning rate times sqrt(width of the language model). A larger one learns more of
 the stream and forgets more of the source domain."""
+LR_ANCHORED = 2.0
+"""Times that rate where anchors hold the student."""
 CLIP_NORM = 1.0
 
 
@@ -58,7 +60,8 @@ class Trainer:
         self.num_epochs = settings.num_epochs(self.steps_per_epoch)
         settings = replace(settings, epochs=self.num_epochs)
         self.student, self.dataset, self.settings = student, dataset, settings
-        self.lr = settings.lr or LR / math.sqrt(student.language.config.hidden_size)
+        usual = LR if anchors is None else LR * LR_ANCHORED
+        self.lr = settings.lr or usual / math.sqrt(student.language.config.hidden_size)
         self.overlay = open_overlay(student, start, mirror.lora.alpha, settings.trained_groups)
         examples = [dataset.examples[number] for number in dataset.train]
         student.is_checkpointed = is_recomputed(student, settings, examples)

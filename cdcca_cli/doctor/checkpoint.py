@@ -145,7 +145,7 @@ def require(found: dict[str, Any]) -> None:
     if failed:
         raise Unavailable(
             f"{found['checkpoint']}: {', '.join(failed)} does not hold with this version of "
-            "transformers: use payload frame and `method` pseudo-label, and report it"
+            "transformers: use payload frame and `method` kd, and report it"
         )
 
 

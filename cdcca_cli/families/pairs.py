@@ -11,7 +11,7 @@ OTHER_TOWER = (
 )
 OTHER_PLACES = (
     "the connectors do not make as many vectors of a picture at the same places, so the query and "
-    "representation terms have nothing to compare: use `method` pseudo-label"
+    "representation terms have nothing to compare: use `method` kd"
 )
 OTHER_DISTRIBUTIONS = "the vocabularies differ, so the distributions over tokens cannot be compared"
 OTHER_VOCABULARY = f"{OTHER_DISTRIBUTIONS}: leave `kl` out"

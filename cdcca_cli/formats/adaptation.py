@@ -6,7 +6,7 @@ parameter name. Header, all keys always present:
     kind "adaptation", version 1
     base      digest of the overlay that training started from (the mirror's current one)
     sequence  that overlay's sequence, >= 0
-    method    string, not empty: akd, pseudo-label, ...
+    method    string, not empty: kd, akd, ...
     seed      whole number >= 0
     report    object: training's own report; nothing in it is needed to use the file
 

@@ -2,6 +2,8 @@
 
 GROUPS: of an overlay's parameters. LORA_PARTS: what `lora` stands for, the linears of the language
 model and those of the connector. GROUP_NAMES: every name of a group.
+LORA_ATTENTION: the part of `lora.language` in the self-attentions that read the prompt. It can be
+trained alone; an overlay has all of `lora.language` or nothing.
 LORA_A, LORA_B: how the names of LoRA's two matrices end.
 QUANTIZATIONS: how a device holds its language model. DTYPES: what a model computes in.
 LABEL_BITS: bits a number of the features in labels.
@@ -13,6 +15,7 @@ from collections.abc import Iterable
 GROUPS = ("norm", "bias", "query", "lora")
 LORA_PARTS = ("lora.language", "lora.connector")
 GROUP_NAMES = GROUPS + LORA_PARTS
+LORA_ATTENTION = "lora.attention"
 LORA_A, LORA_B = ".lora_A", ".lora_B"
 QUANTIZATIONS = ("none", "int8", "nf4")
 CODEBOOK_FILE = "codebook.safetensors"

@@ -1,7 +1,8 @@
 """`cdcca demo`: Algorithm 1 on the shipped pair of models.
 
 `assets/frames` holds `stream` (target domain, which the device adapts to), `heldout` (target
-domain, never sent: what the table shows) and `source` (the domain that must not be forgotten).
+domain, never sent: what the table shows), `source` (the domain that must not be forgotten) and
+`anchors` (other frames of the source domain, at which the student keeps to what it said).
 """
 
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from cdcca_cli import streams
 from cdcca_cli.acceptance import read_validation_set, score_predictions
 from cdcca_cli.config import SHIPPED_STUDENT, SHIPPED_TEACHER, Runtime
+from cdcca_cli.datasets import read_frames
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.loop.frames import FRAMES
@@ -19,7 +21,7 @@ from cdcca_cli.models.initial import create_device
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
-STREAM, HELD_OUT, SOURCE = "stream", "heldout", "source"
+STREAM, HELD_OUT, SOURCE, ANCHORS = "stream", "heldout", "source", "anchors"
 
 
 def settings(seed: int) -> RoundSettings:
@@ -57,6 +59,7 @@ def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> History:
             work,
             Runtime("cpu", "float32"),
         )
+        cycle.hold_to(read_frames(FRAMES / ANCHORS))
         return _scored_rounds(cycle, rounds)
 
 

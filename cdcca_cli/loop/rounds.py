@@ -4,9 +4,10 @@
             device and mirror apply the update
 
 Each round leaves the files of its stages in a folder of its own, and trains on what the rounds
-before sent too (`replay_share`): the cloud has it, so it costs no uplink. The rounds have converged
-when the 95 % interval of the gain on the held-out part of the uplink reaches zero. No label is
-trained on. With anchors, every round holds the student to what it said at sequence 0.
+before sent too (`replay_share`, at most `replay_questions`): the cloud has it, so it costs no
+uplink. The rounds have converged when the 95 % interval of the gain on the held-out part of the
+uplink reaches zero. No label is trained on. With anchors, every round holds the student to what it
+said at sequence 0.
 """
 
 import re
@@ -38,6 +39,7 @@ from cdcca_cli.scoring.scores import Scores
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.teachers.opening import open_teacher
 from cdcca_cli.teachers.settings import LabelSettings, ServerSettings
+from cdcca_cli.text import parse_amount
 from cdcca_cli.uplink.answers import answer_frames
 from cdcca_cli.uplink.coding import Coder
 from cdcca_cli.uplink.sampling import sample_frames
@@ -124,7 +126,7 @@ class Cycle:
                 pass
         signed = replace(settings.compress, num_signatures=len(settings.keys))
         self.settings = replace(settings, compress=signed)
-        self.device, self.work, self._anchors = device, work, anchors
+        self.device, self.work, self._anchors = device, work, list(anchors)
         with progress.stage("loading the models"):
             self.teacher = open_teacher(teacher, settings.label, ServerSettings(), on)
             self.student = load_device(device, compute=on.compute, dtype=on.dtype)
@@ -145,6 +147,13 @@ class Cycle:
         """The device's scores on labelled frames."""
         return score_predictions(self.predict(probe.frames, description), probe.references)
 
+    def hold_to(self, frames: Frames) -> None:
+        """Make anchors of all questions about these frames, for all rounds to come."""
+        path = self.work.path / "anchors.tokens"
+        every = replace(self.settings.sample, top=parse_amount("100%"))
+        self._sample(path, frames, self.predict(frames, "the anchors"), every)
+        self._anchors = [path]
+
     def round(self, number: int, frames: Frames) -> tuple[Round, list[Prediction]]:
         """Run one round. Returns: also the device's answers before it."""
         start = time.monotonic()
@@ -155,7 +164,8 @@ class Cycle:
         with streams.text_output(folder / "predictions.jsonl") as out:
             out.writelines(map(encode_line, predictions))
         uplink = folder / "uplink.tokens"
-        num_questions = self._sample(uplink, frames, predictions, number)
+        how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
+        num_questions = self._sample(uplink, frames, predictions, how)
         adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
         num_bytes, update = self._compress(adaptation)
         with files.output(folder / "update.cdcca") as file:
@@ -177,10 +187,9 @@ class Cycle:
         return done, predictions
 
     def _sample(
-        self, path: Path, frames: Frames, predictions: list[Prediction], number: int
+        self, path: Path, frames: Frames, predictions: list[Prediction], how: SampleSettings
     ) -> list[int]:
-        """Write the uplink. Returns: the number of questions of each frame in it."""
-        how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
+        """Write shards. Returns: the number of questions of each frame in them."""
         coder = Coder(self.student, self.settings.payload, self.device.codebook())
         num_questions = []
         with files.output(path) as file, shard_stream.writer(file) as write:

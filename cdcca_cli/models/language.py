@@ -58,6 +58,7 @@ class Spliced:
 class Language(ABC):
     """One language model.
 
+    attentions: the self-attentions that read the prompt, first one first.
     last_attention: the last self-attention whose output at the visual positions reaches an answer.
     reads_answers: whether the answer's tokens go through it too, behind the prompt.
     max_positions: most positions of a prompt with its answer; None without a limit.
@@ -81,6 +82,7 @@ class Language(ABC):
                 f"language model {config.model_type!r}: cdcca finds no self-attention in it by the "
                 "names that LLaMA, OPT and T5 use"
             )
+        self.attentions = tuple(attentions)
         self.last_attention: nn.Module = attentions[-1]
 
     def _cache_of(self, output: Any) -> Any:

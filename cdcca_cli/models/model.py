@@ -406,6 +406,12 @@ class LoadedModel(ABC):
         """Names by group: `norm`, `bias`, `query` of parameters, `lora.*` of linears."""
         return overlay.trainable_groups(self.module, self.row)
 
+    def attention_linears(self) -> list[str]:
+        """Those of the group `lora.language` in the self-attentions that read the prompt."""
+        inside = {id(part) for each in self.language.attentions for part in each.modules()}
+        linears = self.trainable_groups()["lora.language"]
+        return [name for name in linears if id(self.module.get_submodule(name)) in inside]
+
     def initial_overlay(
         self, groups: Iterable[str], rank: int, seed: int
     ) -> dict[str, NDArray[np.float32]]:

@@ -107,6 +107,10 @@ class AcceptanceSettings:
     tolerance: float = setting(
         0.0, "Points (of 100) by which the score may get worse", at_least=0, unit="points"
     )
+    max_drift: float | None = setting(
+        None, "Refuse the update, too, if the model would be further than this from the one of "
+        "sequence 0 on these frames, which then need no labels", above=0, unit="nats",
+    )  # fmt: skip
     images: Path | None = setting(None, "Folder that the frames' image names are relative to")
     batch_size: int = setting(32, "Number of questions answered at once", at_least=1)
     compute: str = "auto"

@@ -28,8 +28,8 @@ token, mean over all questions) is taken before and after: both sides start from
 the same answers, and both must learn.
 
 Prints Markdown tables. `--try` adds cdcca warm with torch.compile on the student's language model,
-with bfloat16 autocast, or with anchors: all tokens of 60 frames of the shipped source domain, whose
-labels are there.
+with bfloat16 autocast, or with anchors: all tokens of the shipped 60 frames, whose labels are
+there.
 """
 
 import argparse
@@ -56,7 +56,6 @@ ASSETS = Path(cdcca_cli.__file__).parent / "assets"
 SHIPPED = "Blip2ForConditionalGeneration"
 METHODS = ("akd", "pseudo-label")
 TRIALS = ("anchors", "compile", "bfloat16")
-NUM_ANCHORS = 60
 NEEDED = {"warm": 2.0, "cold": 1.2, "memory": 0.8}
 MOST_WITH_ANCHORS = {"seconds": 1.5, "memory": 1.1}
 LR, RANK, ALPHA, CLIP_NORM, MOST_NEW_TOKENS = 5e-4, 16, 32, 1.0, 40
@@ -123,7 +122,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     write_shards(folder / "shards.tokens", frames, plan["keep"])
     seconds = clock.seconds()
     if "anchors" in plan.get("trials", ()):
-        anchors = list(read_frames(ASSETS / "frames" / "source"))[:NUM_ANCHORS]
+        anchors = list(read_frames(ASSETS / "frames" / "anchors"))
         write_shards(folder / "anchors.tokens", anchors, "100%")
     questions = [
         {

@@ -126,16 +126,26 @@ def _plane(rng: np.random.Generator) -> np.ndarray:
     return ((ramp - ramp.min()) / (ramp.max() - ramp.min()))[:, :, None]
 
 
-def night(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Little light, most of it blue, from one side, and a camera that adds noise."""
-    light = rng.uniform(0.14, 0.26) + rng.uniform(0.0, 0.2) * _plane(rng)
+def night(
+    image: Image.Image, rng: np.random.Generator, light: tuple[float, float] = (0.14, 0.26)
+) -> Image.Image:
+    """Little light, most of it blue, from one side, and a camera that adds noise.
+
+    Args: light: the share of it that is left on the darker side, drawn between these.
+    """
+    left = rng.uniform(*light) + rng.uniform(0.0, 0.2) * _plane(rng)
     noise = rng.normal(0, rng.uniform(3, 8), (SIDE, SIDE, 3))
-    return _to_image(np.asarray(image) * light * NIGHT_TINT + noise)
+    return _to_image(np.asarray(image) * left * NIGHT_TINT + noise)
 
 
-def fog(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Grey that hides 60 to 90 percent of the picture, more of it on one side."""
-    thickness = rng.uniform(0.60, 0.75) + rng.uniform(0.0, 0.15) * _plane(rng)
+def fog(
+    image: Image.Image, rng: np.random.Generator, hidden: tuple[float, float] = (0.60, 0.75)
+) -> Image.Image:
+    """Grey that hides 60 to 90 percent of the picture, more of it on one side.
+
+    Args: hidden: the share of the picture that it hides on the thinner side, drawn between these.
+    """
+    thickness = rng.uniform(*hidden) + rng.uniform(0.0, 0.15) * _plane(rng)
     soft = np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)))))
     return _to_image(soft * (1 - thickness) + rng.uniform(185, 230) * thickness)
 

@@ -7,10 +7,13 @@
 #   FRAMES   how many frames of stream and of heldout, half as many of source; 0 for all   [120]
 #   TOP ROUNDS EPOCHS DTYPE THREADS   [50% 3 3 bfloat16 1]
 #   PAYLOAD  what goes up: tokens or frame; round 1 also codes the other   [tokens]
+#   ANCHORS  how many frames of train-source the student is held to; 0 for none   [0]
+#   DISTILL  more options of distill, such as `--method pseudo-label`
 set -euo pipefail
 models=${1:?usage: rounds.sh MODELS WORLD} world=${2:?usage: rounds.sh MODELS WORLD}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-rounds} frames=${FRAMES:-120} payload=${PAYLOAD:-tokens}
+read -ra more <<<"${DISTILL:-}"
 runtime=(--dtype "${DTYPE:-bfloat16}" --threads "${THREADS:-1}" --quiet)
 export OMP_NUM_THREADS=${THREADS:-1}
 mkdir -p "$out"
@@ -39,6 +42,13 @@ answers() {
   stage "infer $1" "$out/$2/$1.jsonl" cdcca infer "$out/$1.jsonl" --images "$world/$1" \
     -m "$out/device" -o "$out/$2/$1.jsonl" "${runtime[@]}"
 }
+if [ "${ANCHORS:-0}" != 0 ]; then
+  some train-source "$ANCHORS"
+  stage "sample anchors" "$out/anchors.shards" cdcca sample "$out/train-source.jsonl" \
+    --images "$world/train-source" -m "$out/device" --top 100% -o "$out/anchors.shards" "${runtime[@]}"
+  more+=(--anchors "$out/anchors.shards")
+fi
+
 mkdir -p "$out/0"
 answers heldout 0
 answers source 0
@@ -57,7 +67,8 @@ for round in $(seq "${ROUNDS:-3}"); do
     done
     stage distill "$now/adaptation.safetensors" cdcca distill "$now/$payload.shards" \
       --teacher "$models/teacher" --student "$out/mirror" --labels "$out/teacher.labels" \
-      --epochs "${EPOCHS:-3}" --seed "$round" -o "$now/adaptation.safetensors" "${runtime[@]}"
+      --epochs "${EPOCHS:-3}" --seed "$round" "${more[@]}" -o "$now/adaptation.safetensors" \
+      "${runtime[@]}"
     stage compress "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
       --base "$out/mirror" -o "$now/update.cdcca" "${runtime[@]}"
     for side in device mirror; do

@@ -3,31 +3,37 @@
 #
 #   PAIR     a folder with the checkpoints `student` and `teacher`   [the shipped pair]
 #   FRAMES   a folder with `stream` (target domain, what is sent), `heldout` (never sent) and, if
-#            wanted, `source`, as `cdcca demo --export` makes it; or an annotation file, whose frames
-#            are both what is sent and what is scored, as in the paper   [the shipped frames]
+#            wanted, `source` and `anchors`, as `cdcca demo --export` makes it; or an annotation
+#            file, whose frames are both what is sent and what is scored, as in the paper
+#            [the shipped frames]
 #   IMAGES   where an annotation file's pictures are
 #   OUT      everything that is made; what is there is not made again   [tables]
+#   SHARE    the share of the stream that a seed has; each draws its own (selection.py)   [75%]
+#   ANCHORS  frames of the source domain for the rows that take anchors   [FRAMES/anchors]
 #   SEEDS ROUNDS JOBS TOP KEEP EPOCHS DISTILL   how; DISTILL are more options of distill
-#   PAYLOAD  options of sample: what goes up of a frame, by default as the paper sends tokens
-#            [--payload tokens --codec int8 --set repeats=true]
+#   PAYLOAD  options of sample: what goes up of a frame   [sample's own: a picture or its tokens,
+#            coded with the device's codebook; as the paper: --payload tokens --codec int8]
+#   ROW      what is trained by in Tables 3 and 4 and in uplink.sh, a row of recipes.sh   [kd]
+#   REFERENCE   the row that the others are compared with   [pseudo-label]
 #   ERROR    relative error of the change that compress may make, the same for all   [0.1]
 #   SCORED   what is scored at the end beside `heldout`: stream, source, both   [stream source]
 #   COMPUTE DTYPE   auto
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/recipes.sh"
 out=${OUT:-tables}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 rounds=${ROUNDS:-3} jobs=${JOBS:-1}
-top=${TOP:-50%} keep=${KEEP:-50%} epochs=${EPOCHS:-3} error=${ERROR:-0.1}
+top=${TOP:-50%} keep=${KEEP:-100%} epochs=${EPOCHS:-3} error=${ERROR:-0.1}
 student=${PAIR:+$PAIR/student} teacher=${PAIR:+$PAIR/teacher}
 student=${student:-shipped:student} teacher=${teacher:-shipped:teacher}
-scored=${SCORED:-stream source}
+scored=${SCORED:-stream source} share=${SHARE:-75%} row=${ROW:-kd} reference=${REFERENCE:-pseudo-label}
 runtime=(--compute "${COMPUTE:-auto}" --dtype "${DTYPE:-auto}" --quiet)
 read -ra more <<<"${DISTILL:-}"
-read -ra payload <<<"${PAYLOAD:---payload tokens --codec int8 --set repeats=true}"
+read -ra payload <<<"${PAYLOAD:-}"
 images=()
 if [ -z "${FRAMES:-}" ]; then
   [ -d "$out/frames" ] || cdcca demo --export "$out/frames" --quiet
@@ -35,11 +41,15 @@ if [ -z "${FRAMES:-}" ]; then
 fi
 if [ -f "$FRAMES" ]; then
   stream=$FRAMES heldout='' source=''
-  images=(${IMAGES:+--images "$IMAGES"})
+  images=(${IMAGES:+--images "$IMAGES"}) pictures=${IMAGES:-$(dirname "$FRAMES")}
 else
+  pictures=$FRAMES/stream
   stream=$FRAMES/stream heldout=$FRAMES/heldout source=$FRAMES/source
   [ -e "$source" ] || source=''
 fi
+anchors=${ANCHORS:-$FRAMES/anchors}
+rows=(tent cotta pkd cwd pseudo-label akd paper kd) # of Tables 1 and 2
+[ ! -e "$anchors" ] || rows+=(kd+anchors)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # answers FRAMES DEVICE FILE: what a device says of frames, unless it is known already.
@@ -55,11 +65,11 @@ once() {
   [ -e "$file" ] || "$@"
 }
 
-# chain NAME SEED ROUNDS TOP KEEP BY DISTILL-OPTIONS...: Algorithm 1, a command a line, in
-# $out/seed-SEED/NAME. BY is the rule by which tokens are kept.
+# chain NAME SEED ROUNDS TOP KEEP BY ROW: Algorithm 1, a command a line, in $out/seed-SEED/NAME.
+# BY is the rule by which tokens are kept, ROW what recipes.sh calls the training.
 chain() {
-  local name=$1 seed=$2 rounds=$3 top=$4 keep=$5 by=$6 round=0
-  shift 6
+  local name=$1 seed=$2 rounds=$3 top=$4 keep=$5 by=$6 recipe=() round=0
+  recipe_of "$7" "$out/anchors.tokens"
   local folder=$out/seed-$seed/$name
   mkdir -p "$folder"
   for side in device mirror; do
@@ -78,12 +88,13 @@ chain() {
       else
         answers "$stream" "$folder/device" "$now/before.jsonl"
       fi
-      once "$now/uplink.tokens" cdcca sample "$stream" "${images[@]}" -m "$folder/device" \
+      once "$now/uplink.tokens" cdcca sample "$out/seed-$seed/selection.jsonl" \
+        --images "$pictures" -m "$folder/device" \
         --predictions "$now/before.jsonl" --top "$top" --keep "$keep" --by "$by" \
         "${payload[@]}" --seed $((1000 * seed + round)) -o "$now/uplink.tokens" "${runtime[@]}"
       once "$now/adaptation.safetensors" cdcca distill "$now/uplink.tokens" --teacher "$teacher" \
         --student "$folder/mirror" "${resume[@]}" --seed $((1000 * seed + round)) \
-        --labels "$out/teacher.labels" --epochs "$epochs" "$@" "${more[@]}" \
+        --labels "$out/teacher.labels" --epochs "$epochs" "${recipe[@]}" "${more[@]}" \
         --log "$now/steps.jsonl" -o "$now/adaptation.safetensors" "${runtime[@]}"
       once "$now/update.cdcca" cdcca compress "$now/adaptation.safetensors" \
         --base "$folder/mirror" --max-error "$error" --no-measure -o "$now/update.cdcca" --quiet
@@ -100,23 +111,45 @@ chain() {
   [[ $scored != *source* ]] || answers "$source" "$folder/device" "$folder/round-$rounds/source.jsonl"
 }
 
-# start SEED: what the source model says of everything, which does not change from round to round.
+# start SEED: the seed's part of the stream, and what the source model says of everything, which does
+# not change from round to round.
 start() {
-  local folder=$out/seed-$1/start
+  local folder=$out/seed-$1/start selection=$out/seed-$1/selection.jsonl
   mkdir -p "$folder"
+  if [ ! -e "$selection" ]; then
+    python3 "$here/selection.py" "$stream" "$share" "$1" "$pictures" >"$selection.part"
+    mv "$selection.part" "$selection"
+  fi
   [ -e "$folder/device" ] || cdcca init "$folder/device" --checkpoint "$student" --quiet
   answers "$stream" "$folder/device" "$folder/stream.jsonl"
   answers "$heldout" "$folder/device" "$folder/heldout.jsonl"
   answers "$source" "$folder/device" "$folder/source.jsonl"
 }
 
-# methods METHOD...: a chain of rounds for each method and seed, $JOBS at once.
+# prepare ROW...: the source frames' tokens, for the rows that take anchors. They stay in the cloud.
+prepare() {
+  local recipe name
+  for name in "$@"; do
+    recipe_of "$name" "$out/anchors.tokens"
+    [[ " ${recipe[*]} " == *" --anchors "* ]] || continue
+    if [ ! -e "$anchors" ]; then
+      echo "$name takes frames of the source domain: name them in ANCHORS" >&2
+      return 2
+    fi
+    start "${seeds[0]}"
+    once "$out/anchors.tokens" cdcca sample "$anchors" -m "$out/seed-${seeds[0]}/start/device" \
+      --top 100% --payload tokens -o "$out/anchors.tokens" "${runtime[@]}"
+  done
+}
+
+# methods ROW...: a chain of rounds for each row and seed, $JOBS at once.
 methods() {
+  prepare "$@"
   for seed in "${seeds[@]}"; do
     start "$seed"
-    for method in "$@"; do
+    for name in "$@"; do
       slot
-      chain "$method" "$seed" "$rounds" "$top" "$keep" variance --method "$method" &
+      chain "$name" "$seed" "$rounds" "$top" "$keep" variance "$name" &
     done
   done
   finish
@@ -132,5 +165,5 @@ finish() {
 
 report() {
   PYTHONWARNINGS=ignore python3 "$here/report.py" "$@" --out "$out" --frames "$FRAMES" \
-    --seeds "${seeds[@]}"
+    --reference "$reference" --row "$row" --seeds "${seeds[@]}"
 }

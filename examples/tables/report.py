@@ -2,10 +2,10 @@
 
     report.py methods|captions|ablation|tokens|uplink|rounds --out O --frames F --seeds 0 1 2
 
-A figure is a mean over seeds (and, where it says so, over rounds); BLEU-4 and CIDEr are of their
-pooled counts. Its 95 % interval is of that mean when frames are drawn with replacement: each frame
-keeps all of its questions, seeds and rounds, and two methods are compared on the same draws. The
-seeds' own values stand beside it where there are several: how much hangs on them.
+A figure is the mean over seeds of each seed's score (and, where it says so, over rounds, whose
+counts are pooled). Its 95 % interval holds seeds, their selections of the stream and frames
+together (`intervals`); two rows are compared seed by seed on the same frames. The seeds' own values
+stand beside it where there are several.
 """
 
 import argparse
@@ -15,20 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from intervals import estimate, mean
 from paper import PAPER
 
 from cdcca_cli import streams
 from cdcca_cli.datasets import Reference, load_image, read_frames, read_references
 from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import MEAN, Score, Scores, score
-from cdcca_cli.scoring.statistics import Difference, Sample, bootstrap_all, compare_all
+from cdcca_cli.scoring.statistics import Difference, Sample
 
 WHAT = ("methods", "captions", "ablation", "tokens", "uplink", "rounds")
 METRICS = {"mc": "MC", "da": "DA", "cider": "CIDEr", "bleu4": "BLEU-4"}
 SCORES = ("mc", "da", "cider")
+Seeds = list[Sample]
+"""A score of each seed, all over the same frames."""
 SETS = {
     "heldout": "target frames that were never sent",
-    "stream": "the very stream it adapted to, as the paper scores",
+    "stream": "the stream, of which each seed adapted to a part",
     "source": "the source domain",
 }
 
@@ -36,8 +39,8 @@ SETS = {
 class Runs:
     """What lies in the output folder."""
 
-    def __init__(self, out: Path, frames: Path, seeds: Sequence[int]) -> None:
-        self.out, self.frames, self.seeds = out, frames, list(seeds)
+    def __init__(self, out: Path, frames: Path, seeds: Sequence[int], reference: str) -> None:
+        self.out, self.frames, self.seeds, self.reference = out, frames, list(seeds), reference
         self._references: dict[str, Mapping[str, Reference]] = {}
         self._scores: dict[Path, Scores] = {}
 
@@ -89,17 +92,17 @@ class Runs:
         metric: str,
         group: str = "all",
         seeds: Sequence[int] | None = None,
-    ) -> Sample | None:
-        """The mean over seeds and rounds, frame by frame; None if one is missing."""
-        found = [
-            self.score(seed, name, round_, which, metric, group)
-            for seed in (self.seeds if seeds is None else seeds)
-            for round_ in rounds
-        ]
-        samples = [one.sample for one in found if one is not None]
-        if not samples or len(samples) < len(found):
-            return None
-        return replace(samples[0], rows_UK=np.mean([sample.rows_UK for sample in samples], axis=0))
+    ) -> Seeds | None:
+        """Of each seed the mean over rounds, frame by frame; None if one is missing."""
+        pooled = []
+        for seed in self.seeds if seeds is None else seeds:
+            found = [self.score(seed, name, r, which, metric, group) for r in rounds]
+            samples = [one.sample for one in found if one is not None]
+            if not samples or len(samples) < len(found):
+                return None
+            rows_UK = np.mean([sample.rows_UK for sample in samples], axis=0)
+            pooled.append(replace(samples[0], rows_UK=rows_UK))
+        return pooled or None
 
     def bytes_of(self, name: str, rounds: Iterable[int], file: str) -> float:
         """The mean size of a file over rounds and seeds."""
@@ -110,13 +113,16 @@ class Runs:
         ]
         return float(np.mean(sizes))
 
-    def bytes_of_pixels(self, which: str) -> int | None:
-        """What a set's pictures take as a camera gives them: RGB, 3 bytes a pixel."""
+    def bytes_of_pixels(self) -> float | None:
+        """What a seed's pictures take as a camera gives them: RGB, 3 bytes a pixel."""
         if not self.frames.is_dir():
             return None
-        pictures = {frame.image: frame for frame in read_frames(self.frames / which)}
-        sizes = [load_image(frame).size for frame in pictures.values()]
-        return sum(3 * width * height for width, height in sizes)
+        images, found = self.frames / "stream", []
+        for seed in self.seeds:
+            chosen = self.out / f"seed-{seed}" / "selection.jsonl"
+            sizes = [load_image(frame).size for frame in read_frames(chosen, images=images)]
+            found.append(sum(3 * width * height for width, height in sizes))
+        return float(np.mean(found))
 
     def seconds_of(self, name: str, rounds: Iterable[int]) -> float:
         """The mean seconds of training in a round, without loading and asking the teacher."""
@@ -129,20 +135,18 @@ class Runs:
         return float(np.mean(seconds))
 
 
-def value(sample: Sample | None, places: int = 2) -> str:
+def value(seeds: Seeds | None, places: int = 2) -> str:
     """A figure with its interval."""
-    if sample is None:
+    if seeds is None:
         return ""
-    (interval,) = bootstrap_all([sample])
-    ends = "" if interval is None else f" ({interval.low:.1f} to {interval.high:.1f})"
-    return f"{sample.value():.{places}f}{ends}"
+    found = estimate(seeds)
+    ends = "" if found.interval is None else " ({:.1f} to {:.1f})".format(*found.interval)
+    return f"{found.value:.{places}f}{ends}"
 
 
-def difference(ours: Sample | None, theirs: Sample | None) -> Difference | None:
-    """Ours minus theirs over the same frames."""
-    if ours is None or theirs is None:
-        return None
-    return compare_all([(ours, theirs)], permutations=0)[0]
+def difference(ours: Seeds | None, theirs: Seeds | None) -> Difference | None:
+    """Ours minus theirs, seed by seed over the same frames."""
+    return None if ours is None or theirs is None else estimate(ours, theirs)
 
 
 def told(found: Difference | None) -> str:
@@ -176,7 +180,7 @@ def is_scored(runs: Runs, name: str, which: str) -> bool:
 
 
 def methods(runs: Runs, names: Sequence[str], last: int) -> None:
-    """Table 1: every round, the mean over rounds, what akd is ahead by, what the source lost."""
+    """Table 1: every round, the mean over rounds, the differences, what the source lost."""
     rounds = range(1, last + 1)
     for which in ("heldout", "stream"):
         if not count(runs, which, "da") and not count(runs, which, "mc"):
@@ -199,21 +203,22 @@ def methods(runs: Runs, names: Sequence[str], last: int) -> None:
 
 
 def gains(runs: Runs, names: Sequence[str], rounds: range, which: str) -> None:
-    """Against the source model, and akd against every other method."""
-    rows = []
-    for name in names:
-        cells = [label(name)]
-        for metric in ("mc", "da"):
-            own = runs.pooled(name, rounds, which, metric)
-            cells.append(told(difference(own, runs.pooled("start", rounds, which, metric))))
-        for metric in ("mc", "da"):
-            akd = runs.pooled("akd", rounds, which, metric)
-            other = runs.pooled(name, rounds, which, metric)
-            cells.append("" if name == "akd" else told(difference(akd, other)))
-        rows.append([*cells, by_seed(runs, name, rounds, which)])
-    header = ["mean of rounds", "MC over source only", "DA over source only"]
-    header += ["akd ahead, MC", "akd ahead, DA", "DA of each seed"]
-    table(f"Differences, {SETS[which]}", header, rows)
+    """Against the source model, and against the reference; of the last round too."""
+    of_last = [("Differences after the last round", rounds[-1:])] if len(rounds) > 1 else []
+    for title, these in (("Differences", rounds), *of_last):
+        rows = []
+        for name in names:
+            cells = [label(name)]
+            for other in ("start", runs.reference):
+                for metric in ("mc", "da"):
+                    own = runs.pooled(name, these, which, metric)
+                    theirs = runs.pooled(other, these, which, metric)
+                    cells.append("" if name == other else told(difference(own, theirs)))
+            rows.append([*cells, by_seed(runs, name, these, which)])
+        header = ["mean of rounds" if len(these) > 1 else f"round {these[0]}"]
+        header += ["MC over source only", "DA over source only"]
+        header += [f"MC against {runs.reference}", f"DA against {runs.reference}"]
+        table(f"{title}, {SETS[which]}", [*header, "DA of each seed"], rows)
 
 
 def by_seed(runs: Runs, name: str, rounds: range, which: str) -> str:
@@ -238,23 +243,21 @@ def cost(runs: Runs, names: Sequence[str], rounds: range) -> None:
 
 
 def forgotten(runs: Runs, names: Sequence[str], last: int) -> None:
-    """The source domain after the last round."""
+    """The source domain after the last round, against the start and against the reference."""
     n = max(count(runs, "source", metric) for metric in SCORES)
     if not n:
         return
     rows = []
     for name in names:
-        cells = [
-            told(
-                difference(
-                    runs.pooled(name, [last], "source", metric),
-                    runs.pooled("start", [last], "source", metric),
-                )
-            )
-            for metric in SCORES
-        ]
-        rows.append([label(name), *cells])
+        cells = [label(name)]
+        for other, metrics in (("start", SCORES), (runs.reference, SCORES[:2])):
+            for metric in metrics:
+                own = runs.pooled(name, [last], "source", metric)
+                theirs = runs.pooled(other, [last], "source", metric)
+                cells.append("" if name == other else told(difference(own, theirs)))
+        rows.append(cells)
     header = ["after the last round", "MC", "DA", "CIDEr"]
+    header += [f"MC against {runs.reference}", f"DA against {runs.reference}"]
     table(f"Change on {SETS['source']} (n = {n})", header, rows)
 
 
@@ -290,11 +293,11 @@ def captions(runs: Runs, names: Sequence[str], last: int) -> None:
         for name in names:
             own = [runs.pooled(name, [last], which, "cider", group) for group in groups]
             start = [runs.pooled("start", [last], which, "cider", g) for g in groups]
-            akd = [runs.pooled("akd", [last], which, "cider", group) for group in groups]
+            theirs = runs.pooled(runs.reference, [last], which, "cider")
             gained = [told(difference(a, b)) for a, b in zip(own, start, strict=True)]
-            ahead = "" if name == "akd" else told(difference(akd[0], own[0]))
+            ahead = "" if name == runs.reference else told(difference(own[0], theirs))
             rows.append([label(name), *gained, ahead])
-        header = ["CIDEr over source only", *words, "akd ahead, all"]
+        header = ["CIDEr over source only", *words, f"all, against {runs.reference}"]
         table(f"Differences, {SETS[which]}", header, rows)
     table("The paper (COCO to nocaps), BLEU-4 / CIDEr", *PAPER["captions"])
 
@@ -311,21 +314,20 @@ def domains_of(runs: Runs, which: str) -> list[str]:
 # ---------------------------------------------------------------- Tables 3 and 4
 
 
-def ablation(runs: Runs) -> None:
+def ablation(runs: Runs, row: str) -> None:
     """Table 3: each stage's own effect, in one round."""
-    names = ["pl", "pl-akd", "pl-akd-uts1", "pl-akd-uts2"]
     title = {
         "pl": "PL, the whole stream",
-        "pl-akd": "+ AKD",
-        "pl-akd-uts1": "+ UTS-1 (questions)",
-        "pl-akd-uts2": "+ UTS-2 (tokens)",
+        f"pl-{row}": f"+ {row}",
+        f"pl-{row}-uts1": "+ UTS-1 (questions)",
+        f"pl-{row}-uts2": "+ UTS-2 (tokens)",
     }
     for which in ("heldout", "stream"):
         if not is_scored(runs, "ablation/pl", which):
             continue
         rows, before = [], "start"
         whole = runs.bytes_of("ablation/pl", [1], "uplink.tokens")
-        for short in names:
+        for short in title:
             name = f"ablation/{short}"
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [title[short], f"{size:,.0f} ({size / whole:.0%})"]
@@ -342,16 +344,16 @@ def ablation(runs: Runs) -> None:
     table("The paper, over source only", *PAPER["ablation"])
 
 
-def tokens(runs: Runs, rules: Sequence[str]) -> None:
+def tokens(runs: Runs, rules: Sequence[str], row: str) -> None:
     """Table 4: which tokens, and how many."""
     shares = ("25%", "50%", "75%")
     for which in ("heldout", "stream"):
-        if not is_scored(runs, f"tokens/{rules[0]}-25%", which):
+        if not is_scored(runs, f"tokens/{row}/{rules[0]}-25%", which):
             continue
         for metric in ("mc", "da"):
             rows = []
             for rule in rules:
-                own = [runs.pooled(f"tokens/{rule}-{s}", [1], which, metric) for s in shares]
+                own = [runs.pooled(f"tokens/{row}/{rule}-{s}", [1], which, metric) for s in shares]
                 rows.append([rule, *(value(sample) for sample in own)])
             for rule in rules:
                 if rule == "variance":
@@ -359,8 +361,8 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
                 ahead = [
                     told(
                         difference(
-                            runs.pooled(f"tokens/variance-{s}", [1], which, metric),
-                            runs.pooled(f"tokens/{rule}-{s}", [1], which, metric),
+                            runs.pooled(f"tokens/{row}/variance-{s}", [1], which, metric),
+                            runs.pooled(f"tokens/{row}/{rule}-{s}", [1], which, metric),
                         )
                     )
                     for s in shares
@@ -375,24 +377,25 @@ def tokens(runs: Runs, rules: Sequence[str]) -> None:
     table("The paper, MC", *PAPER["tokens"])
 
 
-def uplink(runs: Runs, pairs: Sequence[str]) -> None:
+def uplink(runs: Runs, pairs: Sequence[str], row: str) -> None:
     """Quality by the share of the whole stream's bytes that went up."""
-    whole = runs.bytes_of("uplink/100-100", [1], "uplink.tokens")
-    pixels = runs.bytes_of_pixels("stream")
+    everything = f"uplink/{row}/100-100"
+    whole = runs.bytes_of(everything, [1], "uplink.tokens")
+    pixels = runs.bytes_of_pixels()
     for which in ("heldout", "stream"):
-        if not is_scored(runs, "uplink/100-100", which):
+        if not is_scored(runs, everything, which):
             continue
         rows = []
         for pair in pairs:
-            name = f"uplink/{pair.replace('/', '-')}"
+            name = f"uplink/{row}/{pair.replace('/', '-')}"
             size = runs.bytes_of(name, [1], "uplink.tokens")
             cells = [f"{pair} %", f"{size:,.0f}", f"{size / whole:.1%}"]
             cells += ["" if pixels is None else f"{size / pixels:.1%}"]
             for metric in SCORES:
                 own = runs.pooled(name, [1], which, metric)
-                all_of_it = runs.pooled("uplink/100-100", [1], which, metric)
+                all_of_it = runs.pooled(everything, [1], which, metric)
                 cells += [value_only(own)]
-                cells += ["" if name == "uplink/100-100" else told(difference(own, all_of_it))]
+                cells += ["" if name == everything else told(difference(own, all_of_it))]
             rows.append(cells)
         header = ["questions/tokens", "uplink bytes", "of the whole", "of the stream's pixels"]
         header += [word for m in SCORES for word in (METRICS[m], "to the whole")]
@@ -415,21 +418,19 @@ def rounds(runs: Runs, names: Sequence[str], last: int) -> None:
     rows: dict[str, list[str]] = {name: [label(name)] for name in names}
     for axis, metric in zip(axes, ("mc", "da"), strict=True):
         for number, name in enumerate(names):
-            samples = [runs.pooled(name, [r], which, metric) for r in range(last + 1)]
-            kept = [(r, s) for r, s in enumerate(samples) if s is not None]
+            pooled = [runs.pooled(name, [r], which, metric) for r in range(last + 1)]
+            kept = [(r, estimate(seeds)) for r, seeds in enumerate(pooled) if seeds is not None]
             places = [r + 0.04 * (number - len(names) / 2) for r, _ in kept]
-            values = [sample.value() for _, sample in kept]
-            ends = bootstrap_all([sample for _, sample in kept])
-            low = [v - (e.low if e else v) for v, e in zip(values, ends, strict=True)]
-            high = [(e.high if e else v) - v for v, e in zip(values, ends, strict=True)]
-            axis.errorbar(places, values, [low, high], marker="o", capsize=3, label=label(name))
+            values = [found.value for _, found in kept]
+            halves = [e.interval.high - e.value if e.interval else 0.0 for _, e in kept]
+            axis.errorbar(places, values, halves, marker="o", capsize=3, label=label(name))
             rows[name] += [f"{v:.2f}" for v in values]
         axis.set_xlabel("round")
         axis.set_ylabel(f"{METRICS[metric]}, %")
         axis.set_xticks(range(last + 1))
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.suptitle(f"{SETS[which]}; {len(runs.seeds)} seeds, 95 % intervals over frames")
+    figure.suptitle(f"{SETS[which]}; {len(runs.seeds)} seeds, 95 % intervals over seeds and frames")
     figure.savefig(runs.out / "rounds.png", dpi=130)
     header = ["", *(f"{METRICS[m]} r{r}" for m in ("mc", "da") for r in range(last + 1))]
     table(f"Round by round, {SETS[which]} (seeds {of(runs)})", header, rows.values())
@@ -438,9 +439,9 @@ def rounds(runs: Runs, names: Sequence[str], last: int) -> None:
 # ---------------------------------------------------------------- words
 
 
-def value_only(sample: Sample | None, places: int = 2) -> str:
+def value_only(seeds: Seeds | None, places: int = 2) -> str:
     """A figure alone."""
-    return "" if sample is None else f"{sample.value():.{places}f}"
+    return "" if seeds is None else f"{mean(seeds):.{places}f}"
 
 
 def label(name: str) -> str:
@@ -463,20 +464,22 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True, help="the frames they were run on")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--methods", nargs="*", default=[], help="rows of Tables 1 and 2")
+    parser.add_argument("--reference", default="pseudo-label", help="the row compared with")
+    parser.add_argument("--row", default="kd", help="what Tables 3 and 4 were trained by")
     parser.add_argument("--rules", nargs="*", default=[])
     options = parser.parse_args()
-    runs = Runs(options.out, options.frames, options.seeds)
+    runs = Runs(options.out, options.frames, options.seeds, options.reference)
     if options.what == "methods":
         methods(runs, options.methods, options.rounds)
     elif options.what == "captions":
         captions(runs, options.methods, options.rounds)
     elif options.what == "ablation":
-        ablation(runs)
+        ablation(runs, options.row)
     elif options.what == "tokens":
-        tokens(runs, options.rules)
+        tokens(runs, options.rules, options.row)
     elif options.what == "uplink":
-        uplink(runs, options.rules)
+        uplink(runs, options.rules, options.row)
     else:
         rounds(runs, options.methods, options.rounds)
 

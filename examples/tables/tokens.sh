@@ -2,14 +2,16 @@
 # Table 4: which tokens are kept, and how many, in one round. Variables: see common.sh.
 #
 #   usage: tokens.sh [RULE...]    rules of `cdcca sample --by`
+PAYLOAD=${PAYLOAD:---payload tokens}
 . "$(dirname "$0")/common.sh"
+prepare "$row"
 [ $# -gt 0 ] || set -- random norm variance
 for seed in "${seeds[@]}"; do
   start "$seed"
   for rule in "$@"; do
-    for share in 25% 50% 75%; do
+    for kept in 25% 50% 75%; do
       slot
-      chain "tokens/$rule-$share" "$seed" 1 "$top" "$share" "$rule" --method akd &
+      chain "tokens/$row/$rule-$kept" "$seed" 1 "$top" "$kept" "$rule" "$row" &
     done
   done
 done

@@ -111,7 +111,7 @@ def test_a_file_becomes_an_adaptation_of_the_mirror(
     assert run(tokens, "-o", "out.safetensors") == 0
     made = adaptation_in((tmp_path / "out.safetensors").read_bytes())
     device = Device.open(mirror)
-    assert (made.base, made.sequence, made.method) == (device.digest, 0, "akd")
+    assert (made.base, made.sequence, made.method) == (device.digest, 0, "kd")
     assert set(made.overlay) == set(device.read_overlay())
     assert made.report["num_asks"] == 14
     said = capfd.readouterr()
@@ -270,7 +270,7 @@ def test_only_the_groups_that_are_named_change(
 LOGGED = {
     "begin": {"what", "method", "epochs", "batch_size", "lr", "terms", "seed"},
     "step": {
-        *("what", "step", "of", "epoch", "lr", "loss", "query", "repr", "ce", "gradient_norm"),
+        *("what", "step", "of", "epoch", "lr", "loss", "ce", "kl", "gradient_norm"),
         *("questions", "seconds", "seconds_left"),
     },
     "held_out": {"what", "epoch", "cross_entropy", "agreement", "seconds"},
@@ -303,7 +303,7 @@ def test_a_log_has_a_line_a_step_and_keeps_out_of_the_pipe(
     assert sum(line["questions"] for line in steps) == 2 * made.report["num_trained"]
     held_out = [line["cross_entropy"] for line in lines if line["what"] == "held_out"]
     assert held_out == made.report["curves"]["held_out"]
-    assert lines[0]["terms"] == ["query", "repr", "ce"]
+    assert lines[0]["terms"] == ["ce", "kl"]
 
 
 @pytest.mark.usefixtures("models")
@@ -315,9 +315,7 @@ def test_a_frame_whose_tokens_are_no_numbers_is_named_and_left_out(
     left_out, curves, summary = capfd.readouterr().err.splitlines()
     assert "frame 1" in left_out and "left out" in left_out
     assert re.fullmatch(
-        r"cdcca distill: epoch by epoch: "
-        r"query \(weight \S+\) [\d.]+, repr \(weight \S+\) [\d.]+, ce \(weight 1\) "
-        r"[\d.]+",
+        r"cdcca distill: epoch by epoch: ce \(weight 1\) [\d.]+, kl \(weight 1\) [\d.]+",
         curves,
     )
     assert "questions trained on" in summary and ", 1 shard left out" in summary
@@ -501,39 +499,40 @@ def test_what_is_refused_writes_nothing(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method", "nonsense"], "--method nonsense: expected one of akd, pseudo-label,"),
+        (["--method", "nonsense"], "--method nonsense: expected one of kd, akd, pseudo-label,"),
         (
             ["--method", "tent", "--kl", "forward"],
-            "--kl: does nothing with --method tent: it is for akd, ",
+            "--kl: does nothing with --method tent: it is for kd, akd, ",
         ),
         (["--method", "tent", "--set", "query_weight=1"], "--set query_weight: "),
         (
             ["--method", "cotta", "--set", "confidence=true"],
-            "--set confidence: does nothing with --method cotta: it is for akd, ",
+            "--set confidence: does nothing with --method cotta: it is for kd, akd, ",
         ),
         (
             ["--method", "none", "--rate-aware", "5"],
             "--rate-aware: does nothing with --method none",
         ),
         (["--method", "pseudo-label", "--set", "repr_weight=1"], "use akd"),
-        (["--set", "kl_weight=2"], "give --kl forward or --kl reverse"),
-        (["--set", "kl_temperature=2"], "give --kl forward or --kl reverse"),
+        (["--method", "akd", "--set", "kl_weight=2"], "give --kl forward or --kl reverse"),
+        (["--method", "akd", "--set", "kl_temperature=2"], "give --kl forward or --kl reverse"),
         (["--kl", "forward", "--set", "kl_weight=0"], "its --set kl_weight is 0"),
         (["--set", "patience=1", "--holdout", "0%"], "--holdout is 0%"),
-        (["--set", "tau=2"], "--set tau: does nothing with --method akd: it is for cwd"),
+        (["--set", "tau=2"], "--set tau: does nothing with --method kd: it is for cwd"),
         (["--method", "pseudo-label", "--set", "repr_at=both"], "--set repr_at: does nothing with"),
         (["--method", "tent", "--set", "balance=none"], "--set balance: does nothing with"),
         (["--method", "none", "--replay", "up.tokens"], "--replay: does nothing with"),
-        (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method akd"),
+        (["--set", "cotta_ema=0"], "--set cotta_ema: does nothing with --method kd"),
         (["--set", "replay_share=50%"], "--set replay_share: is of the frames of --replay: name"),
+        (["--set", "replay_questions=9"], "--set replay_questions: is of the frames of --replay"),
         (["--method", "tent", "--anchors", "up.tokens"], "--anchors: does nothing with --method t"),
         (["--method", "none", "--anchors", "up.tokens"], "--anchors: does nothing with --method n"),
-        (["--set", "anchor_weight=3"], "--set anchor_weight: is of the frames of --anchors: name"),
+        (["--set", "anchor_weight=2"], "--set anchor_weight: is of the frames of --anchors: name"),
         (["--set", "anchor_questions=8"], "--set anchor_questions: is of the frames of --anchors"),
         (["--anchors", "up.tokens", "--set", "anchor_weight=0"], "--set anchor_weight 0.0: expe"),
         (["--max-drift", "0.1", "--rate-aware", "10"], "--max-drift: cannot scale what"),
         (["--max-drift", "0"], "--max-drift 0.0: expected more than 0 nats"),
-        (["--set", "choose=first"], "--set choose first: expected one of best, last"),
+        (["--set", "choose=first"], "--set choose first: expected one of last, best"),
         (["--log", "-"], "--log -: expected a name on disk"),
         (
             ["--method", "tent", "--teacher-quantize", "nf4"],
@@ -551,7 +550,7 @@ def test_what_is_refused_writes_nothing(
         (["--set", "query_weight=-1"], "--set query_weight -1.0"),
         (["--set", "ce_weight=nan"], "--set ce_weight nan"),
         (
-            [f"--set={term}_weight=0" for term in ("query", "repr", "ce")],
+            [f"--set={term}_weight=0" for term in ("query", "repr", "ce", "kl")],
             "there is nothing to learn",
         ),
         (["--set", "confidence=true", "--set", "ce_weight=0"], "--set confidence"),

@@ -289,6 +289,65 @@ class TestBetter:
         assert Device.open(spoilt).digest == found["digest"] == Device.open(world.device).digest
 
 
+class TestDrift:
+    """`--max-drift`: how far the model would be from the one of sequence 0, without labels."""
+
+    def pictures(self, world: World, folder: Path) -> Path:
+        """The probe's pictures alone: captions are asked, and no answer is known."""
+        folder.mkdir()
+        for picture in world.probe.glob("*.jpg"):
+            shutil.copy(picture, folder)
+        return folder
+
+    def test_an_update_that_moves_too_far_is_refused(
+        self, world: World, device: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        pictures, before = self.pictures(world, tmp_path / "frames"), files(device)
+        how = ["--if-better", pictures, "--max-drift"]
+        code, err, found = apply(capfd, device, world.bad, *how, "0.5")
+        assert code == 80 and files(device) == before
+        moved = found["measured"]["drift"]
+        assert moved > 0.5 and found["measured"] == {"drift": moved}
+        assert f"nothing was changed: {moved:.3g} nats from sequence 0, more than 0.5" in err
+        code, err, found = apply(capfd, device, world.bad, *how, f"{moved * 1.01}")
+        assert code == 0 and found["measured"] == {"drift": pytest.approx(moved)}
+        assert f"; drift {moved:.3g} nats" in err
+        assert files(device) == files(world.spoilt)
+
+    def test_the_way_back_to_sequence_0_has_none(
+        self, world: World, spoilt: Path, capfd: Capture
+    ) -> None:
+        """With labels, the score is compared as well."""
+        how = ["--if-better", world.probe, "--max-drift", "0.001"]
+        code, _, found = apply(capfd, spoilt, world.good, *how)
+        assert code == 0
+        assert found["measured"]["drift"] == pytest.approx(0, abs=1e-6)
+        assert found["measured"]["metric"] == "da"
+
+    def test_outputs_that_are_no_numbers_are_too_far(
+        self, world: World, device: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        after = Device.open(device).read_overlay()
+        for name, value in after.items():
+            if name.endswith("norm.weight"):
+                value[:] = 1e38
+        broken = tmp_path / "broken.cdcca"
+        broken.write_bytes(worlds.file_of(to(Device.open(device), after)))
+        pictures = self.pictures(world, tmp_path / "frames")
+        how = ["--if-better", pictures, "--max-drift", "1000"]
+        code, _, _ = apply(capfd, device, broken, *how)
+        assert code == 80
+
+    def test_frames_without_labels_need_it(
+        self, world: World, device: Path, tmp_path: Path, capfd: Capture
+    ) -> None:
+        pictures = self.pictures(world, tmp_path / "frames")
+        code, err, _ = apply(capfd, device, world.bad, "--if-better", pictures)
+        assert code == 65 and "labels" in err
+        code, err, _ = apply(capfd, device, world.bad, "--max-drift", "1")
+        assert code == 2 and "--max-drift: does nothing without --if-better" in err
+
+
 @pytest.mark.usefixtures("no_model")
 class TestNotMeasured:
     def test_the_update_that_the_device_is_at(

@@ -69,21 +69,20 @@ def distill(*arguments: object) -> int:
 # ---- what distill makes of them
 
 
-@pytest.mark.parametrize("method", ["akd", "pseudo-label"])
+@pytest.mark.parametrize("method", ["kd", "akd"])
 def test_label_then_distill_is_distill(
     method: str, shards: list[Shard], tmp_path: Path, capfd: Capture
 ) -> None:
     """Byte for byte: labels of the one command are those of the other, and so is what is learnt."""
     tokens = write(tmp_path / "up.tokens", shards)
-    kl = () if method == "akd" else ("--kl", "forward")
     assert label(tokens, "-o", "up.labels") == 0
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("cdcca label: 14 labels written")
-    assert distill(tokens, "--method", method, *kl, "--labels", "own", "-o", "a") == 0
+    assert distill(tokens, "--method", method, "--labels", "own", "-o", "a") == 0
     assert (tmp_path / "up.labels").read_bytes() == (tmp_path / "own").read_bytes()
-    assert distill(tokens, "--method", method, *kl, "-o", "b") == 0
+    assert distill(tokens, "--method", method, "-o", "b") == 0
     os.environ.pop("CDCCA_TEACHER")
-    assert distill(tokens, "--method", method, *kl, "--labels", "up.labels", "-o", "c") == 0
+    assert distill(tokens, "--method", method, "--labels", "up.labels", "-o", "c") == 0
     made = [(tmp_path / name).read_bytes() for name in "abc"]
     assert made[0] == made[1] == made[2]
 
@@ -135,20 +134,19 @@ def test_labels_that_are_missing(shards: list[Shard], tmp_path: Path, capfd: Cap
     assert overlay_digest(made[0].overlay) == overlay_digest(made[1].overlay)
 
 
-def test_labels_without_features_are_for_pseudo_labels(
+def test_labels_without_features_are_for_the_answers_alone(
     shards: list[Shard], tmp_path: Path, capfd: Capture
 ) -> None:
     tokens = write(tmp_path / "up.tokens", shards)
     assert label(tokens, "-o", "labels", "--set", "features=false") == 0
     capfd.readouterr()
     os.environ.pop("CDCCA_TEACHER")
-    assert distill(tokens, "--labels", "labels", "-o", "out") == 2
+    assert distill(tokens, "--labels", "labels", "--method", "akd", "-o", "out") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "--method akd: the labels have no queries" in line
-    assert "use --method pseudo-label" in line
+    assert "use --method kd" in line
     assert not (tmp_path / "out").exists()
-    options = ("--method", "pseudo-label", "--kl", "forward")
-    assert distill(tokens, "--labels", "labels", *options, "-o", "out") == 0
+    assert distill(tokens, "--labels", "labels", "-o", "out") == 0
 
 
 def test_labels_of_two_teachers_are_refused(
@@ -436,7 +434,7 @@ def test_labels_of_earlier_versions_are_read(
     write_lessons(tmp_path / "old", load(tiny_pair[0], compute="cpu"), shards[:2], whole)
     os.environ.pop("CDCCA_TEACHER")
     for name in ("old", "new"):
-        assert distill(tokens, "--labels", name, "-o", f"{name}.out") == 0
+        assert distill(tokens, "--labels", name, "--method", "akd", "-o", f"{name}.out") == 0
     made = [adaptation_in((tmp_path / f"{name}.out").read_bytes()) for name in ("old", "new")]
     assert overlay_digest(made[0].overlay) == overlay_digest(made[1].overlay)
     assert made[0].report["teacher"] == made[1].report["teacher"]

@@ -24,7 +24,7 @@ from tests.distillation.conftest import a_trainer, make_shards
 from tests.distillation.test_distill import cousin
 from tests.distillation.test_feature_losses import _slow_divergence, _slow_pearson_distance
 
-PLAIN = DistillSettings(epochs=1, batch_size=8, holdout=0.3)
+PLAIN = DistillSettings(method="akd", epochs=1, batch_size=8, holdout=0.3)
 QUICK = replace(PLAIN, query_weight=1.0, repr_weight=1.0)
 
 

@@ -171,7 +171,7 @@ def test_settings_of_kd_that_cannot_be() -> None:
     with pytest.raises(SettingError, match="`kl_weight`: give `kl` forward"):
         DistillSettings(method="kd", kl="none", kl_weight=1.0)
     with pytest.raises(SettingError, match="`kl_temperature`: give `kl` forward"):
-        DistillSettings(kl_temperature=2.0)
+        DistillSettings(method="akd", kl_temperature=2.0)
     assert DistillSettings(method="kd", kl_weight=0.5).weights() == {"ce": 1.0, "kl": 0.5}
 
 
@@ -210,7 +210,7 @@ def test_confidence_weighs_by_the_teachers_own_probability(
 # ---- a file of labels in place of the teacher
 
 KEPT = [
-    DistillSettings(epochs=1, batch_size=8, holdout=0.3, kl="forward"),
+    DistillSettings(method="akd", epochs=1, batch_size=8, holdout=0.3, kl="forward"),
     replace(PL, method="cwd"),
     replace(PL, method="tent"),
 ]
@@ -282,7 +282,7 @@ def test_labels_without_features_are_refused_by_a_method_that_compares_them(
     compared = replace(told, method=method)
     with pytest.raises(
         SettingError,
-        match=rf"`method` {method}: the labels have no queries, .* use `method` pseudo",
+        match=rf"`method` {method}: the labels have no queries, .* use `method` kd",
     ):
         distill(shards[:2], None, mirror, compared)
     distill(shards[2:4], teacher, mirror, told)

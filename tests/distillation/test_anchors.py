@@ -181,6 +181,25 @@ def slow_divergence(
     return torch.stack([(p_AV[a].exp() * (p_AV[a] - q_AV[a])).sum() for a in tokens]).mean()
 
 
+def test_answers_alone_are_learnt_as_they_are(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard], frames: list[Shard]
+) -> None:
+    """Mean over an answer's tokens of -log q, in float64, whatever the source's distribution."""
+    settings = replace(QUICK, anchor_targets="answers")
+    trainer = held_trainer(shards, frames, teacher, mirror, settings, moved(mirror))
+    held, student = trainer.anchors, trainer.student
+    assert held is not None
+    numbers = questions_of(held, 0)
+    with student.training_mode(), torch.no_grad():
+        value_B = held.losses(numbers)[TERM]
+        for number, value in zip(numbers, value_B.tolist(), strict=True):
+            answer_BA = student.answer_ids([held.dataset.answers[number]])
+            encoded = encode(student, [held.dataset.examples[number]])
+            logits_AV = student.forward(encoded.spliced, answer_BA).logits[0].double()
+            nats = [-float(logits_AV[a].log_softmax(-1)[i]) for a, i in enumerate(answer_BA[0])]
+            assert value == pytest.approx(np.mean(nats), rel=1e-4)
+
+
 def test_the_term_is_added_with_its_weight(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], frames: list[Shard]
 ) -> None:
@@ -241,7 +260,7 @@ def test_the_report_says_what_was_held(adapted: Adaptation, frames: list[Shard])
     assert adapted.report["anchors"] == {
         "num_frames": 5,
         "num_asks": 12,
-        "weight": 10.0,
+        "weight": QUICK.anchor_weight,
         "questions": 4,
     }
     assert len(adapted.report["curves"][TERM]) == 2
@@ -270,7 +289,9 @@ def test_the_log_has_the_term(
     assert lines[0]["terms"] == ["ce", TERM]
     steps = [line for line in lines if line["what"] == "step"]
     for line in steps:
-        assert line["loss"] == pytest.approx(line["ce"] + 10 * line[TERM], abs=2e-5)
+        assert line["loss"] == pytest.approx(
+            line["ce"] + QUICK.anchor_weight * line[TERM], abs=2e-5
+        )
     first = [line for line in steps if line["epoch"] == 1]
     sizes = [line["questions"] for line in first]
     mean = np.average([line[TERM] for line in first], weights=sizes)
@@ -464,5 +485,7 @@ def test_settings_that_cannot_be() -> None:
     for wrong in ({"anchor_weight": 0.0}, {"anchor_questions": 0}):
         with pytest.raises(UsageError):
             DistillSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="anchor_targets"):
+        DistillSettings(anchor_targets="answers").check_anchors(are_given=False)
     with pytest.raises(UsageError, match="`anchor_weight`: does nothing with `method` tent"):
         DistillSettings(method="tent", anchor_weight=1.0)

@@ -92,6 +92,36 @@ def test_a_share_of_the_earlier_frames_is_learnt_again(
     assert all(made.answers[number] for number in made.train)
 
 
+def test_a_late_round_learns_no_more_of_the_earlier_ones_than_an_early_one(
+    teacher: LoadedModel, student: LoadedModel, shards: list[Shard], earlier: list[Shard]
+) -> None:
+    """At most as many questions as are named, of the same frames first; usually three for each
+    fresh one, however many rounds there were.
+    """
+    settings = replace(QUICK, method="tent", replay_share=1.0)
+
+    def made(how: DistillSettings, rounds: list[Shard]) -> Dataset:
+        return build_dataset(shards, None, student, how, earlier=rounds)
+
+    everything = made(settings, earlier)
+    for most in range(1, everything.num_replayed + 2):
+        some = made(replace(settings, replay_questions=most), earlier)
+        assert some.num_replayed <= most
+        assert replayed(some) <= replayed(everything)
+        # No frame has more questions than this.
+        assert some.num_replayed > min(most, everything.num_replayed) - 8
+    many = [
+        replace(shard, frame=f"frame {100 * number + place}")
+        for number in range(1, 12)
+        for place, shard in enumerate(shards)
+    ]
+    usual = made(settings, many)
+    fresh = sum(len(shard.questions) for shard in shards)
+    assert 2.5 * fresh < usual.num_replayed <= 3 * fresh
+    # They are of all rounds alike.
+    assert len({int(name.split()[1]) // 100 for name in replayed(usual)}) == 11
+
+
 def test_it_is_drawn_by_content_and_seed(
     teacher: LoadedModel, student: LoadedModel, shards: list[Shard], earlier: list[Shard]
 ) -> None:

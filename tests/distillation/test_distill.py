@@ -31,7 +31,7 @@ from cdcca_cli.models.settings import InitSettings
 from tests.distillation.conftest import Stopped, make_shards, stopped_at_step
 
 ROOT = Path(__file__).parents[2]
-QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
+QUICK = DistillSettings(method="akd", choose="best", epochs=3, batch_size=8, holdout=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,9 @@ def slow(*arguments):
     return step(*arguments)
 trainer.Trainer.step = slow
 teacher, mirror, tokens, work = sys.argv[1:]
-settings = DistillSettings(epochs=4, batch_size=8, holdout=0.3, work=Path(work))
+settings = DistillSettings(
+    method="akd", choose="best", epochs=4, batch_size=8, holdout=0.3, work=Path(work)
+)
 model = load(teacher, compute="cpu")
 with open(tokens, "rb") as source:
     distill(read_shards(source), model, Device.open(mirror), settings)
@@ -456,12 +458,12 @@ def test_a_work_folder_that_cannot_be_is_refused(
         {"lr": float("nan")},
         {"query_weight": -1.0},
         {"ce_weight": float("inf")},
-        {"query_weight": 0.0, "repr_weight": 0.0, "ce_weight": 0.0},
+        {"method": "akd", "query_weight": 0.0, "repr_weight": 0.0, "ce_weight": 0.0},
         {"holdout": 0.95},
         {"seed": -1},
     ],
 )
-def test_settings_that_cannot_be(wrong: dict[str, float]) -> None:
+def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         DistillSettings(**wrong)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdcca_cli.distillation.dataset import is_held_out
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.drift import MOST, PARTS, Drift, drift_of
 from cdcca_cli.distillation.losses import IGNORED
@@ -19,7 +20,7 @@ from cdcca_cli.formats.names import LORA_A
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel, load_device
 from cdcca_cli.models.encoding import encode
-from tests.distillation.conftest import a_trainer
+from tests.distillation.conftest import a_trainer, make_shards
 from tests.distillation.test_anchors import moved
 
 QUICK = DistillSettings(method="pseudo-label", epochs=1, batch_size=8, holdout=0.3, choose="last")
@@ -220,3 +221,18 @@ def test_choose_says_which_state_is_written(
         np.array_equal(value, made.overlay[name]) for name, value in mirror.read_overlay().items()
     )
     assert is_start == (choose == "best")
+
+
+def test_anchors_that_are_held_out_measure_it(
+    teacher: LoadedModel, mirror: Device, shards: list[Shard]
+) -> None:
+    """Those that training holds the student to would flatter it. If all would be, none is."""
+    frames = make_shards(teacher, 17, keep=(9,))[12:]
+    held = [one for one in frames if is_held_out(one.frame, 0.5)]
+    assert 0 < len(held) < len(frames)
+    for anchors, measured in ((frames, held), (held, held)):
+        made = distill(shards, teacher, mirror, replace(QUICK, holdout=0.5), anchors=anchors)
+        found = made.report["drift"]
+        assert found["where"] == "anchors" and found["after"] > 0
+        assert found["num_asks"] == sum(len(one.questions) for one in measured)
+        assert made.report["anchors"]["num_frames"] == len(anchors)

@@ -160,7 +160,14 @@ def test_only_the_overlay_is_opened(student: LoadedModel, mirror: Device) -> Non
 
 @pytest.mark.parametrize(
     "groups",
-    [("norm",), ("bias", "lora"), ("query",), ("lora.connector",), ("lora.language", "norm")],
+    [
+        ("norm",),
+        ("bias", "lora"),
+        ("query",),
+        ("lora.connector",),
+        ("lora.language", "norm"),
+        ("lora.attention", "query"),
+    ],
 )
 def test_groups_are_opened_alone(
     groups: tuple[str, ...], student: LoadedModel, mirror: Device
@@ -178,6 +185,8 @@ def test_groups_are_opened_alone(
     assert set().union(*parts.values()) == set(overlay)
     parts["lora.language"] = {name for name in parts["lora"] if name.startswith("language_model.")}
     parts["lora.connector"] = {name for name in parts["lora"] if name.startswith("qformer.")}
+    parts["lora.attention"] = {name for name in parts["lora.language"] if ".self_attn." in name}
+    assert 0 < len(parts["lora.attention"]) < len(parts["lora.language"])
     assert opened == set(flat.names) == set().union(*(parts[group] for group in groups))
     assert set(student.overlay()) == set(overlay)
 

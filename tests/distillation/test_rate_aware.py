@@ -23,7 +23,9 @@ from cdcca_cli.models.settings import InitSettings
 from cdcca_cli.numerics import uniform
 from tests.distillation.conftest import Stopped, stopped_at_step
 
-QUICK = DistillSettings(epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0)
+QUICK = DistillSettings(
+    method="akd", choose="best", epochs=2, batch_size=8, holdout=0.3, rate_aware=12, bits=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,9 @@ def test_divergence_is_said(
 def test_without_a_held_out_part_the_last_leg_is_written(
     teacher: LoadedModel, mirror: Device, shards: list[Shard]
 ) -> None:
-    made = distill(shards, teacher, mirror, replace(QUICK, epochs=1, holdout=0, rate_aware=3))
+    made = distill(
+        shards, teacher, mirror, replace(QUICK, choose="last", epochs=1, holdout=0, rate_aware=3)
+    )
     assert made.report["rate_aware"]["best_segment"] == rate_aware.NUM_SEGMENTS
     assert made.report["rate_aware"]["curves"]["held_out"] == []
     assert uniform.entropy_bits(codes(made, mirror)) == pytest.approx(1.0, abs=0.01)

@@ -23,7 +23,7 @@ from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import Stopped, stopped_at_step
 
 QUICK = DistillSettings(
-    epochs=2, batch_size=8, holdout=0.3, seed=3, query_weight=1.0, repr_weight=1.0
+    method="akd", epochs=2, batch_size=8, holdout=0.3, seed=3, query_weight=1.0, repr_weight=1.0
 )
 STEP = {"what", "step", "of", "epoch", "lr", "loss", "gradient_norm", "questions"}
 STEP |= {"seconds", "seconds_left"}

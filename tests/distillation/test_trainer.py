@@ -20,7 +20,7 @@ from cdcca_cli.formats.shard import Shard
 from cdcca_cli.models import LoadedModel
 from tests.distillation.conftest import a_trainer, assert_near
 
-QUICK = DistillSettings(epochs=3, batch_size=8, holdout=0.3)
+QUICK = DistillSettings(method="akd", epochs=3, batch_size=8, holdout=0.3)
 
 
 # ---- a running mean
@@ -82,7 +82,7 @@ def test_patience_stops_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a step size that spoils the student, the start is best: two epochs without a gain."""
-    settings = replace(QUICK, epochs=5, lr=3.0, patience=2, work=tmp_path)
+    settings = replace(QUICK, epochs=5, lr=3.0, patience=2, choose="best", work=tmp_path)
     made = distill(shards, teacher, mirror, settings)
     said = capsys.readouterr().err
     assert said.endswith("no gain on the held-out part since epoch 0: stopped after 2 of 5\n")
@@ -96,10 +96,10 @@ def test_patience_stops_and_says_so(
 def test_patience_waits_while_there_is_a_gain(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = distill(shards, teacher, mirror, replace(QUICK, patience=1))
+    made = distill(shards, teacher, mirror, replace(QUICK, patience=1, choose="best"))
     assert np.diff(made.report["curves"]["held_out"]).max() < 0
     assert made.report["epochs_done"] == 3
-    alone = replace(QUICK, lr=0.5, patience=1)
+    alone = replace(QUICK, lr=0.5, patience=1, choose="best")
     spoiled = distill(shards[1:2], teacher, mirror, alone)
     assert spoiled.report["epochs_done"] == 3  # nothing is held out: nothing can tell
     assert capsys.readouterr().err == ""

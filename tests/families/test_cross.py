@@ -71,7 +71,7 @@ def test_the_labels_are_the_teachers_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "payload", "options", "code", "words"),
     [
-        ("smolvlm", "frame", ["--method", "akd"], 2, "use --method pseudo-label"),
+        ("smolvlm", "frame", ["--method", "akd"], 2, "use --method kd"),
         ("smolvlm", "tokens", ["--method", "pseudo-label"], 65, "frame"),
         ("smolvlm", "frame", ["--method", "pseudo-label", "--kl", "forward"], 2, "vocabularies"),
         ("qwen2_5_vl", "frame", ["--method", "pseudo-label", "--kl", "forward"], 0, ""),

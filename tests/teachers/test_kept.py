@@ -132,7 +132,7 @@ def test_labels_of_other_widths_are_refused(
     first, second = given(teacher, shards[:2])
     wide = [replace(one, **{name: np.pad(vars(one)[name], ((0, 0), (0, 1)))}) for one in second]
     path = write(tmp_path / "labels", source_of(teacher), shards[:2], [first, wide])
-    settings = DistillSettings(epochs=1, holdout=0, labels=(str(path),))
+    settings = DistillSettings(method="akd", epochs=1, holdout=0, labels=(str(path),))
     with pytest.raises(BadData, match=r"frame 1: its labels have rows .* are they of one teacher"):
         distill(shards[:2], None, mirror, settings)
 
@@ -145,7 +145,7 @@ def test_labels_of_one_teacher_and_two_vocabularies_are_refused(
     path = write(tmp_path / "labels", source_of(teacher), shards[:1], [first])
     other = replace(source_of(teacher), vocabulary="sha256:" + "0" * 64)
     write(path, other, shards[1:2], [second])
-    settings = DistillSettings(epochs=1, holdout=0, labels=(str(path),))
+    settings = DistillSettings(method="akd", epochs=1, holdout=0, labels=(str(path),))
     with pytest.raises(BadData, match="frame 1: its labels are of another vocabulary"):
         distill(shards[:2], None, mirror, settings)
 

@@ -214,7 +214,7 @@ def test_labels_of_some_rows_are_rows_of_all(
     mirror = create_device(tmp_path / "mirror", str(folder), InitSettings(lora_rank=2))
     full = given(model, shards)
     start = {name: value + 0.02 for name, value in mirror.read_overlay().items()}
-    settings = DistillSettings(epochs=1, batch_size=4, holdout=0, repr_at="visual")
+    settings = DistillSettings(method="akd", epochs=1, batch_size=4, holdout=0, repr_at="visual")
     whole = a_trainer(shards, model, mirror, settings, start, ASKED)
     monkeypatch.setattr(local, "MOST_ROWS", 2)
     few = a_trainer(shards, model, mirror, settings, start, ASKED)

@@ -104,7 +104,7 @@ class FeatureDistillation(Method):
                 raise SettingError(
                     "method",
                     f"the labels have no {part}, which a local teacher of a fitting pair gives: "
-                    "use `method` pseudo-label, with `kl` forward if the vocabulary is shared",
+                    "use `method` kd",
                     self.settings.method,
                 )
 
