@@ -322,23 +322,25 @@ class FeatureDistillation(Method):
         }
 
 
-def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
+def initial_phi(
+    student_ES: Tensor, teacher_EC: Tensor, ridges: Sequence[float] = RIDGES
+) -> nn.Linear:
     """phi of Eq. 5 at the start: the ridge regression of the teacher's rows on the student's.
 
         W = (X' X + r I)^-1 X' Y,    X, Y centred,    r = ridge * trace(X' X) / S
 
-    The ridge is the one of RIDGES that predicts each half of the rows best from the other half:
+    The ridge is the one of `ridges` that predicts each half of the rows best from the other half:
     with few rows a weak one would fit them all, and leave nothing to learn.
 
     Returns: a linear layer S -> C, float32, on the rows' device.
     """
     x_ES, y_EC = student_ES.cpu().double(), teacher_EC.cpu().double()
     half = len(x_ES) // 2
-    ridge = RIDGES[-1]
+    ridge = ridges[-1]
     if half:
         first, second = (x_ES[:half], y_EC[:half]), (x_ES[half:], y_EC[half:])
-        errors = _errors(first, second) + _errors(second, first)
-        ridge = RIDGES[int(errors.argmin())]
+        errors = _errors(first, second, ridges) + _errors(second, first, ridges)
+        ridge = ridges[int(errors.argmin())]
     weight_SC, bias_C = _regression(x_ES, y_EC, ridge)
     phi = nn.Linear(x_ES.shape[1], y_EC.shape[1])
     with torch.no_grad():
@@ -347,10 +349,12 @@ def initial_phi(student_ES: Tensor, teacher_EC: Tensor) -> nn.Linear:
     return phi.to(student_ES.device)
 
 
-def _errors(seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]) -> Tensor:
-    """The squared error on unseen rows of the regression on seen ones, for each of RIDGES."""
+def _errors(
+    seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor], ridges: Sequence[float]
+) -> Tensor:
+    """The squared error on unseen rows of the regression on seen ones, for each ridge."""
     x_ES, y_EC = unseen
-    fits = [_regression(*seen, ridge) for ridge in RIDGES]
+    fits = [_regression(*seen, ridge) for ridge in ridges]
     return torch.stack([(x_ES @ weight + bias - y_EC).square().sum() for weight, bias in fits])
 
 
