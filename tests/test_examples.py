@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cdcca_cli import streams
+from cdcca_cli.formats.adaptation import read_adaptation
 from cdcca_cli.formats.codebook import read_codebook, write_codebook
 from cdcca_cli.formats.shard_stream import read_shards
 from tests import fork_server
@@ -327,8 +328,13 @@ def test_cron_sends_what_a_stopped_run_left(field: Field) -> None:
 
 
 def test_loop_in_plain_shell(tmp_path: Path, frames: Path, commands: Path) -> None:
-    run("loop.sh", os.path.relpath(frames, tmp_path), "2", cwd=tmp_path, env=environment(commands))
+    """With anchors; the same frames, as if they were of the source domain."""
+    relative = os.path.relpath(frames, tmp_path)
+    run("loop.sh", relative, "2", cwd=tmp_path, env=environment(commands, ANCHORS=relative))
     assert current(tmp_path / "device") == current(tmp_path / "mirror")
+    adaptation = tmp_path / "round-2" / "adaptation.safetensors"
+    with adaptation.open("rb") as file:
+        assert read_adaptation(file, where=str(adaptation)).report["anchors"] is not None
     assert current(tmp_path / "device")[0] == 2
 
 

@@ -181,7 +181,7 @@ class DistillSettings:
         methods=(*_WITH_EMA, "cotta"),
     )
     anchor_weight: float = _taught(
-        5.0, "Weight of keeping to the source student's word at the anchors", above=0
+        10.0, "Weight of keeping to the source student's word at the anchors", above=0
     )
     anchor_questions: int = _taught(4, "Questions about anchors in each step", at_least=1)
     anchor_targets: str = _taught(

@@ -402,7 +402,7 @@ def test_other_anchors_do_not_resume(
     distill(shards, teacher, mirror, settings, anchors=frames)
     held = {"frames": frames[1:], "weight": frames, "none": None}[change]
     if change == "weight":
-        settings = replace(settings, anchor_weight=10.0)
+        settings = replace(settings, anchor_weight=3.0)
     with stopped_at_step(99) as taken:
         distill(shards, teacher, mirror, settings, anchors=held)
     assert taken[0] == 3
