@@ -142,19 +142,27 @@ def table(runs: Runs, metric: str) -> str:
 
 
 def moments(num_rounds: int) -> Iterator[tuple[str, str, list[int]]]:
-    """What is told: every season while it lasts, by day in each, all at the end; as its rounds."""
+    """What is told: every season while it lasts, day and source in each, all at the end."""
     numbers = range(1, num_rounds + 1)
     for season, among in groupby(numbers, lambda number: season_of(number, num_rounds)):
         rounds = list(among)
         span = f"rounds {rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"round {rounds[0]}"
-        for probe in PROBES if rounds[-1] == num_rounds else dict.fromkeys((season, "day")):
+        for probe in PROBES if rounds[-1] == num_rounds else dict.fromkeys(("day", season, SOURCE)):
             yield f"{probe}, {span} ({season})", probe, rounds
 
 
 def costs(runs: Runs) -> str:
     """Drift and bytes of each variant."""
     last = runs.num_rounds
-    rows = [["", "drift, first and last round", "bytes up a round", "bytes down a round", "gains"]]
+    rows = [
+        [
+            "",
+            "drift, first and last round",
+            "bytes up a round",
+            "bytes down a round",
+            "rounds with a measurable gain",
+        ]
+    ]
     for name in runs.scores:
         drift = runs.mean(name, "source_drift")
         verdicts = [one["held_out"] for each in runs.rounds[name] for one in each]
