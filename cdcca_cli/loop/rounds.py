@@ -3,11 +3,11 @@
     repeat: the device answers the frames and samples (U); the cloud distils (K) and compresses (C);
             device and mirror apply the update
 
-Each round leaves the files of its stages in a folder of its own, and trains on what the rounds
-before sent too (`replay_share`, at most `replay_questions`): the cloud has it, so it costs no
-uplink. The rounds have converged when the 95 % interval of the gain on the held-out part of the
-uplink reaches zero. No label is trained on. With anchors, every round holds the student to what it
-said at sequence 0.
+Each round leaves the files of its stages in a folder of its own, the labels lie beside them, and it
+trains on what the rounds before sent too (`replay_share`, at most `replay_questions`): the cloud
+has it, so it costs no uplink. The rounds have converged when the 95 % interval of the gain on the
+held-out part of the uplink reaches zero. No label is trained on. With anchors, every round holds
+the student to what it said at sequence 0.
 """
 
 import re
@@ -125,7 +125,10 @@ class Cycle:
             with streams.binary_input(path):
                 pass
         signed = replace(settings.compress, num_signatures=len(settings.keys))
-        self.settings = replace(settings, compress=signed)
+        # Of replayed frames and of anchors the teacher and the student were asked before.
+        labels = settings.distill.labels or (str(work.path / "teacher.labels"),)
+        asked_once = replace(settings.distill, labels=labels)
+        self.settings = replace(settings, compress=signed, distill=asked_once)
         self.device, self.work, self._anchors = device, work, list(anchors)
         with progress.stage("loading the models"):
             self.teacher = open_teacher(teacher, settings.label, ServerSettings(), on)

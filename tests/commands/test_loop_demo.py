@@ -71,12 +71,12 @@ def test_every_round_is_held_to_the_anchors(
     inspect shows the drift of an adaptation.
     """
     device, work = str(tmp_path / "device"), tmp_path / "work"
-    anchors, labels = str(tmp_path / "anchors.tokens"), tmp_path / "labels"
+    anchors, labels = str(tmp_path / "anchors.tokens"), work / "teacher.labels"
     assert main(["init", device, "--quiet"]) == 0
     sample = ["sample", str(few / "anchors"), "-m", device, "--top", "100%"]
     assert main([*sample, "-o", anchors, "--quiet"]) == 0
     loop = ["loop", str(few / "stream"), "-m", device, "--rounds", "2", "--top", "50%"]
-    loop += ["--epochs", "1", "--labels", str(labels), "-o", str(work), "--quiet"]
+    loop += ["--epochs", "1", "-o", str(work), "--quiet"]
     assert main([*loop, "--anchors", anchors]) == 0
     rounds = json.loads(capfd.readouterr().out)["rounds"]
     assert [done["drift"]["where"] for done in rounds] == ["anchors"] * len(rounds)
