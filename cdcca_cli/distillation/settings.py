@@ -210,11 +210,6 @@ class DistillSettings:
             raise SettingError("bits", "is for `rate_aware` steps: give both or neither")
         if self.max_drift is not None and self.rate_aware:
             raise SettingError("max_drift", "cannot scale what `rate_aware` steps have trained")
-        for name in ("patience", "choose"):
-            if getattr(self, name) not in (None, "last") and not self.holdout:
-                raise SettingError(name, "needs held-out frames, and `holdout` is 0%")
-        if self.patience is not None and self.choose == "last":
-            raise SettingError("patience", "is of `choose` best: give both")
         # Only these are read by code that all methods share.
         given = [
             name
@@ -223,6 +218,11 @@ class DistillSettings:
             and getattr(self, name) != getattr(type(self), name)
         ]
         refuse_idle(self, given)
+        for name in ("patience", "choose"):
+            if getattr(self, name) not in (None, "last") and not self.holdout:
+                raise SettingError(name, "needs held-out frames, and `holdout` is 0%")
+        if self.patience is not None and self.choose == "last":
+            raise SettingError("patience", "is of `choose` best: give both")
         if not self.needs_teacher:
             return
         if self.divergence == "none":

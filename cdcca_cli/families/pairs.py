@@ -39,8 +39,6 @@ def open_methods(*, same_tower: bool, same_vocabulary: bool, same_places: bool) 
         same_places: as `same_places` finds it.
     """
     places = "" if same_places else OTHER_PLACES
-    if not same_places and same_vocabulary:
-        places += ", with `kl` if you like"
     return Open(
         payloads={"tokens": "" if same_tower else OTHER_TOWER, "frame": ""},
         methods={"akd": places, "pseudo-label": "", "kd": "", "pkd": places, "cwd": places},

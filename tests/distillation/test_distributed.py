@@ -25,8 +25,9 @@ from tests.distillation.conftest import assert_near
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
-    "akd": "--batch-size 8 --set query_weight=1 --set repr_weight=1",
-    "akd-parts": "--batch-size 8 --set query_weight=1 --set repr_weight=1 --set micro_batch_size=4",
+    "akd": "--batch-size 8 --method akd --set query_weight=1 --set repr_weight=1",
+    "akd-parts": "--batch-size 8 --method akd --set query_weight=1 --set repr_weight=1 "
+    "--set micro_batch_size=4",
     "cotta-parts": "--batch-size 8 --method cotta --set micro_batch_size=4 --set cotta_threshold=1 "
     "--set cotta_views=1 --set cotta_restore=0.1 --set cotta_ema=0.5",
     "last-parts": "--batch-size 8 --method pseudo-label --set micro_batch_size=4 --set ema=0.5 "

@@ -238,7 +238,7 @@ def test_a_pair_of_two_families(
     assert not found["tower"]["is_shared"] and not found["places"]["are_common"]
     assert "send payload frame" in found["open"]["payloads"]["tokens"]
     assert found["open"]["methods"]["pseudo-label"] == ""
-    assert "pseudo-label" in found["open"]["methods"]["akd"]
+    assert "`method` kd" in found["open"]["methods"]["akd"]
 
 
 def test_vocabularies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

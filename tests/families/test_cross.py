@@ -75,7 +75,7 @@ def test_the_labels_are_the_teachers_own(folder: Path) -> None:
         ("smolvlm", "tokens", ["--method", "pseudo-label"], 65, "frame"),
         ("smolvlm", "frame", ["--method", "pseudo-label", "--kl", "forward"], 2, "vocabularies"),
         ("qwen2_5_vl", "frame", ["--method", "pseudo-label", "--kl", "forward"], 0, ""),
-        ("qwen2_5_vl", "frame", ["--method", "cwd"], 2, "with --kl"),
+        ("qwen2_5_vl", "frame", ["--method", "cwd"], 2, "use --method kd"),
     ],
 )
 def test_what_a_pair_can_do(

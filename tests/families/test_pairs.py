@@ -17,13 +17,12 @@ def test_each_closed_name_has_its_reason(
     found = open_methods(
         same_tower=same_tower, same_vocabulary=same_vocabulary, same_places=has_same_places
     )
-    assert found.payloads["frame"] == found.methods["pseudo-label"] == ""
+    assert found.payloads["frame"] == found.methods["kd"] == ""
     assert (found.payloads["tokens"] == "") == same_tower
     assert (found.kl == "") == same_vocabulary
     for name in ("akd", "pkd", "cwd"):
         assert (found.methods[name] == "") == has_same_places
-        assert ("`method` pseudo-label" in found.methods[name]) != has_same_places
-        assert ("with `kl`" in found.methods[name]) == (same_vocabulary and not has_same_places)
+        assert ("`method` kd" in found.methods[name]) != has_same_places
 
 
 def test_every_method_with_a_teacher_is_there() -> None:
