@@ -29,6 +29,8 @@ from cdcca_cli.teachers.labelling import Teacher, labelled
 from cdcca_cli.teachers.settings import LabelSettings
 
 MASK = 2**64 - 1
+MOST_HELD = 64
+"""Held-out questions of earlier rounds, at most, beside those of the stream."""
 
 
 @dataclass(eq=False)
@@ -95,7 +97,8 @@ def build_dataset(
     Args:
         teacher: None if its labels are in `settings.labels`, or the method needs none.
         earlier: shards of earlier rounds, of which `settings.replay_share` is trained on again, at
-            most `settings.replay_questions`.
+            most `settings.replay_questions`. What was held out of them joins the held-out part, the
+            latest first, at most MOST_HELD questions: a round alone has too few to judge by.
         skipped: counts questions that teacher or student cannot read, which are left out; None:
             they are errors.
     Raises: BadData if there is nothing to train on, and for a shard of another vision tower;
@@ -114,11 +117,13 @@ def build_dataset(
             f"every frame of the stream ({len(frames)}) is held out "
             f"(`holdout` {settings.holdout:.0%}): there is nothing to learn: send more frames"
         )
-    replayed = _replayed(_with_questions(earlier, student, file), fresh, settings)
+    past = _with_questions(earlier, student, file)
+    replayed = _replayed(past, fresh, settings)
+    held = _held_before(past, frames, settings) if settings.needs_teacher else []
     dataset = Dataset(None)
     taught: list[Shard] = []
     if teacher is not None or settings.labels:
-        taught = [*fresh, *replayed]
+        taught = [*fresh, *replayed, *held]
         if not settings.needs_teacher:  # its labels only evaluate the held-out part
             taught = [shard for shard in fresh if is_held_out(shard.frame, settings.holdout)]
         paths = settings.label_files(None if teacher is None else teacher.source.name)
@@ -126,14 +131,14 @@ def build_dataset(
         kept = labelled(taught, teacher, paths, bits, skipped)
         dataset.labels = KeptLabels(kept, taught)
     has_labels = {id(shard) for shard in taught}
-    for number, shard in enumerate([*fresh, *replayed]):
+    for number, shard in enumerate([*fresh, *replayed, *held]):
         _add(
             dataset,
             shard,
             student,
             skipped,
             has_labels=id(shard) in has_labels,
-            is_replayed=number >= len(fresh),
+            is_replayed=len(fresh) <= number < len(fresh) + len(replayed),
             is_held=is_held_out(shard.frame, settings.holdout),
         )
     num_asked = sum(len(shard.questions) for shard in taught)
@@ -279,6 +284,17 @@ def _replayed(earlier: list[Shard], fresh: list[Shard], settings: DistillSetting
             f"held out ({len(ranks)})"
         )
     return [shard for shard in earlier if shard.frame in chosen]
+
+
+def _held_before(earlier: list[Shard], fresh: set[str], settings: DistillSettings) -> list[Shard]:
+    """The shards of earlier held-out frames, the latest first, of at most MOST_HELD questions."""
+    held = [
+        shard
+        for shard in reversed(earlier)
+        if shard.frame not in fresh and is_held_out(shard.frame, settings.holdout)
+    ]
+    totals = accumulate(len(shard.questions) for shard in held)
+    return [shard for shard, total in zip(held, totals, strict=True) if total <= MOST_HELD]
 
 
 # ---------------------------------------------------------------- draws and batches
