@@ -28,7 +28,7 @@ token, mean over all questions) is taken before and after: both sides start from
 the same answers, and both must learn.
 
 Prints Markdown tables. `--try` adds cdcca warm with torch.compile on the student's language model,
-with bfloat16 autocast, or with anchors: all tokens of the shipped 60 frames, whose labels are
+with bfloat16 autocast, or with anchors: all tokens of 60 shipped frames, whose labels are
 there.
 """
 
@@ -122,7 +122,7 @@ def make_shards(plan: dict[str, Any]) -> dict[str, Any]:
     write_shards(folder / "shards.tokens", frames, plan["keep"])
     seconds = clock.seconds()
     if "anchors" in plan.get("trials", ()):
-        anchors = list(read_frames(ASSETS / "frames" / "anchors"))
+        anchors = list(read_frames(ASSETS / "frames" / "anchors"))[:60]
         write_shards(folder / "anchors.tokens", anchors, "100%")
     questions = [
         {

@@ -37,7 +37,7 @@ FRAMES = {
     "stream": ("t", "target", 240, 31_000_000),
     "heldout": ("h", "target", 120, 32_000_000),
     "source": ("s", "source", 80, 33_000_000),
-    "anchors": ("a", "source", 60, 34_000_000),
+    "anchors": ("a", "source", 300, 34_000_000),
 }
 STAGES = (
     "frames",

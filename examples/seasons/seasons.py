@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="a quarter a season  [20]")
     parser.add_argument("--frames", type=int, default=60, help="new ones in each round  [60]")
     parser.add_argument("--probe", type=int, default=100, help="scored of each season  [100]")
-    parser.add_argument("--anchors", type=int, default=60, help="source frames to keep to  [60]")
+    parser.add_argument("--anchors", type=int, default=300, help="source frames to keep to  [300]")
     parser.add_argument("--epochs", type=int, help="of training in a round  [as usual]")
     parser.add_argument("--student", default=SHIPPED_STUDENT)
     parser.add_argument("--teacher", default=SHIPPED_TEACHER)

@@ -68,7 +68,7 @@ class TestThumbnail:
             int(np.abs(small[place + 1 :] - one).max(1).min())
             for place, one in enumerate(small[:-1])
         )
-        assert len(small) == 500
+        assert len(small) == 740
         assert closest > near._MOST_DIFFERENCE + 4
 
     @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
