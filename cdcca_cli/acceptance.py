@@ -193,7 +193,7 @@ def measure(
             raise _made_worse(update, Measured(comparison), "its outputs are not finite with it")
         if drift > settings.max_drift:
             words = f"{drift:.3g} nats from sequence 0, more than {settings.max_drift:g}"
-            raise _made_worse(update, Measured(comparison, drift), words)
+            raise _refused(update, "moves this device too far", Measured(comparison, drift), words)
     return Measured(comparison, drift)
 
 
@@ -293,8 +293,12 @@ def _probe_of(path: str, settings: AcceptanceSettings) -> tuple[ValidationSet | 
 
 
 def _made_worse(update: Update, measured: Measured | None, words: str) -> MadeWorse:
+    return _refused(update, "makes this device worse", measured, words)
+
+
+def _refused(update: Update, why: str, measured: Measured | None, words: str) -> MadeWorse:
     return MadeWorse(
-        f"update {update.sequence} makes this device worse, nothing was changed: {words}; "
+        f"update {update.sequence} {why}, nothing was changed: {words}; "
         "do not apply it to the mirror, or roll the mirror back",
         {
             "status": "refused",

@@ -81,7 +81,7 @@ class MadeWorse(CdccaError):
     """report: what was measured, for --json."""
 
     exit_code = 80
-    meaning = "the update made the device worse on its labelled frames"
+    meaning = "the update made the device worse on its own frames, or moved it too far"
 
     def __init__(self, message: str, report: Mapping[str, object]) -> None:
         super().__init__(message)

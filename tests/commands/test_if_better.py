@@ -308,6 +308,7 @@ class TestDrift:
         assert code == 80 and files(device) == before
         moved = found["measured"]["drift"]
         assert moved > 0.5 and found["measured"] == {"drift": moved}
+        assert "update 1 moves this device too far, nothing" in err
         assert f"nothing was changed: {moved:.3g} nats from sequence 0, more than 0.5" in err
         code, err, found = apply(capfd, device, world.bad, *how, f"{moved * 1.01}")
         assert code == 0 and found["measured"] == {"drift": pytest.approx(moved)}
