@@ -37,8 +37,8 @@ from cdcca_cli.formats.labels import payload_digest, question_digest
 class TrainingLoop(ABC):
     """Training in segments: each is evaluated, and the state after it is kept on disk.
 
-    done: number of segments so far. best_at, best_P: the segment and overlay of the state that is kept.
-    results: held-out results by role, "best" among them. curves: lists of numbers by name. A
+    done: number of segments so far. best_at, best_P: the segment and overlay of the state that is
+    kept. results: held-out results by role, "best" among them. curves: lists of numbers by name. A
     subclass sets the fields without a value here.
     """
 
