@@ -15,7 +15,7 @@ from torch import nn
 
 from cdcca_cli.datasets import read_frames
 from cdcca_cli.distillation.losses import answer_cross_entropy
-from cdcca_cli.distillation.methods.akd import initial_phi
+from cdcca_cli.distillation.phi import initial_phi
 from cdcca_cli.models import load
 from cdcca_cli.models.encoding import encode
 from cdcca_cli.models.initial import create_device

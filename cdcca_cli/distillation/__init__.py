@@ -8,6 +8,7 @@ In the order in which data passes:
     losses           the equations
     tops             the teacher's distributions in the student's vocabulary
     anchors          source frames where the student is held to what it said before
+    phi              the layer of Eq. 5 between two widths, fitted before training
     methods          what a step minimises: `kd`, `akd` and others with a teacher, `tent`, `cotta`
     activations      whether training computes layers again, to save memory
     optimiser        the trained part of the student, Adam, the schedule

@@ -46,7 +46,7 @@ from cdcca_cli.distillation.dataset import Dataset, build_dataset
 from cdcca_cli.distillation.epochs import Epochs
 from cdcca_cli.distillation.evaluation import agreement, bootstrap_interval
 from cdcca_cli.distillation.losses import IGNORED, answer_cross_entropy, forward_kl
-from cdcca_cli.distillation.methods.akd import initial_phi
+from cdcca_cli.distillation.phi import initial_phi
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.formats.device import Device

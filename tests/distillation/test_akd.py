@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.distillation.methods.akd import FeatureDistillation
+from cdcca_cli.distillation.methods.taught import Taught
 from cdcca_cli.distillation.settings import WEIGHTS, DistillSettings
 from cdcca_cli.distillation.trainer import Trainer
 from cdcca_cli.errors import UsageError
@@ -28,14 +28,14 @@ PLAIN = DistillSettings(method="akd", epochs=1, batch_size=8, holdout=0.3)
 QUICK = replace(PLAIN, query_weight=1.0, repr_weight=1.0)
 
 
-def prepared(*arguments: Any, **options: Any) -> tuple[Trainer, FeatureDistillation]:
+def prepared(*arguments: Any, **options: Any) -> tuple[Trainer, Taught]:
     """A run before its first step, its weights and phi made."""
     run = a_trainer(*arguments, **options)
-    assert isinstance(run.method, FeatureDistillation)
+    assert isinstance(run.method, Taught)
     return run, run.method
 
 
-def gradient_lengths(run: Trainer, method: FeatureDistillation) -> dict[str, float]:
+def gradient_lengths(run: Trainer, method: Taught) -> dict[str, float]:
     """Of each term over the overlay, by torch's own gradients of the mean over all examples."""
     parameters = [p for p in run.student.module.parameters() if p.requires_grad]
     found = {}
@@ -140,7 +140,7 @@ def test_a_term_without_a_gradient_is_left_out_and_said(
 
 
 def features(
-    run: Trainer, method: FeatureDistillation, batch: list[int]
+    run: Trainer, method: Taught, batch: list[int]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """The teacher's rows, the student's and the mask of each part."""
     with torch.no_grad():

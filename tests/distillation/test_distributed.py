@@ -52,16 +52,16 @@ torch.set_num_threads(1)
 from cdcca_cli.teachers import local
 from cdcca_cli.distillation.methods import tent
 tent.MAX_NEW_TOKENS = local.MAX_NEW_TOKENS = {"vqa": 3, "caption": 5}
-from cdcca_cli.distillation.methods import akd
+from cdcca_cli.distillation.methods import taught
 if os.environ["RANK"] == "1":  # as another card would, but by far more
-    phi, first_ones = akd.initial_phi, akd.FeatureDistillation._of_first
+    phi, first_ones = taught.initial_phi, taught.Taught._of_first
     def other_phi(*rows):
         made = phi(*rows)
         made.weight.data.add_(0.5)
         return made
     def other_values(self, values):
         return first_ones(self, [2 * value + 1 for value in values])
-    akd.initial_phi, akd.FeatureDistillation._of_first = other_phi, other_values
+    taught.initial_phi, taught.Taught._of_first = other_phi, other_values
 from cdcca_cli.main import main
 for line in open(sys.argv[1]):
     if main(line.split()):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cdcca_cli.distillation.distill import check_overlay_names
 from cdcca_cli.distillation.methods import Method
-from cdcca_cli.distillation.methods.akd import initial_phi
 from cdcca_cli.distillation.optimiser import BETAS, Flat, adam, open_overlay
+from cdcca_cli.distillation.phi import initial_phi
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.device import Device

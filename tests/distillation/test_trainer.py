@@ -11,7 +11,7 @@ import torch
 from cdcca_cli import distributed
 from cdcca_cli.distillation import trainer
 from cdcca_cli.distillation.distill import distill
-from cdcca_cli.distillation.methods import akd
+from cdcca_cli.distillation.methods import taught
 from cdcca_cli.distillation.settings import DistillSettings
 from cdcca_cli.errors import UsageError
 from cdcca_cli.formats.device import Device
@@ -149,13 +149,13 @@ def test_no_more_questions_than_a_part_have_gradients_at_once(
     teacher: LoadedModel, mirror: Device, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While phi and weights are made, too: that is what parts are for."""
-    inner, sizes = akd.FeatureDistillation._features, set()
+    inner, sizes = taught.Taught._features, set()
 
-    def features(this: akd.FeatureDistillation, batch: list[int]) -> Any:
+    def features(this: taught.Taught, batch: list[int]) -> Any:
         sizes.add(len(batch))
         return inner(this, batch)
 
-    monkeypatch.setattr(akd.FeatureDistillation, "_features", features)
+    monkeypatch.setattr(taught.Taught, "_features", features)
     distill(shards, teacher, mirror, replace(QUICK, epochs=1, micro_batch_size=3))
     assert max(sizes) == 3
 

@@ -3,10 +3,10 @@
 A method computes the terms of a batch's loss, and what happens after a step; the loop (`trainer`)
 is the same for all.
 
-    akd    akd (the paper's), pseudo-label, kd, pkd, cwd: towards the teacher's outputs
-    tent   entropy of the student's own answers
-    cotta  consistency with a running mean of the student
-    none   no step: the student without training
+    taught  kd, akd (the paper's), pseudo-label, pkd, cwd: towards the teacher's outputs
+    tent    entropy of the student's own answers
+    cotta   consistency with a running mean of the student
+    none    no step: the student without training
 """
 
 from abc import ABC, abstractmethod
@@ -106,8 +106,8 @@ class Untrained(Method):
 
 def create(context: MethodContext) -> Method:
     """The method that the settings name."""
-    from cdcca_cli.distillation.methods.akd import FeatureDistillation
     from cdcca_cli.distillation.methods.cotta import Cotta
+    from cdcca_cli.distillation.methods.taught import Taught
     from cdcca_cli.distillation.methods.tent import Tent
 
     name = context.settings.method
@@ -115,4 +115,4 @@ def create(context: MethodContext) -> Method:
         return Untrained(context, {}, None)
     if name == "tent":
         return Tent(context)
-    return Cotta(context) if name == "cotta" else FeatureDistillation(context)
+    return Cotta(context) if name == "cotta" else Taught(context)
