@@ -1,8 +1,7 @@
 """`cdcca distill`: token shards to an adaptation, on the cloud."""
 
 import io
-from contextlib import ExitStack, closing
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Annotated, BinaryIO
 
 import typer
@@ -33,7 +32,13 @@ def command(
     asking: LabelSettings,
     server: ServerSettings,
     on: Runtime,
-    log: Annotated[Path | None, typer.Option(help="File to add one JSON line per step to")] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File to add one JSON line per step to, or tensorboard:FOLDER, trackio:PROJECT, "
+            "mlflow:URI or wandb:PROJECT (repeatable)"
+        ),
+    ] = None,
     output: Output = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -63,8 +68,10 @@ def command(
     """
     streams.set_quiet(quiet)
     from cdcca_cli import distributed
+    from cdcca_cli.distillation import trackers
     from cdcca_cli.skipped import Skipped
 
+    logged = trackers.places(log or [])
     is_first = distributed.announced_rank() == 0
     if not is_first:
         streams.set_quiet(True)
@@ -136,7 +143,7 @@ def command(
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=read_all(replayed, skipped),
             anchors=read_all(held_to, skipped) if held_to else None,
-            log=opened.enter_context(closing(StepLog(log if is_first else None))),
+            log=opened.enter_context(StepLog(*(logged if is_first else []), run=how.method)),
             skipped=skipped,
             unload_teacher=True,
         )
