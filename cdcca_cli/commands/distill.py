@@ -35,8 +35,9 @@ def command(
     log: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="<file>",
             help="File to add one JSON line per step to, or tensorboard:FOLDER, trackio:PROJECT, "
-            "mlflow:URI or wandb:PROJECT (repeatable)"
+            "mlflow:URI or wandb:PROJECT (repeatable)",
         ),
     ] = None,
     output: Output = None,
@@ -47,6 +48,9 @@ def command(
 
     Only norms, biases, query tokens and LoRA are trained. Part of the frames is held out, on which
     the result is measured. The adaptation keeps these frames, by which compress chooses its step.
+
+    Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
+    \f
 
     --method also takes the paper's method (akd) and its baselines, on the same shards, batches and
     steps. tent and cotta need no teacher; if one is named, it evaluates the held-out part. With
@@ -62,9 +66,12 @@ def command(
     Under `accelerate launch` all processes work together (shards from files, and --labels or
     --work): accelerate launch --num_processes 4 -m cdcca_cli distill uplink.tokens --work w ...
 
-    --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
+    --log takes a file, which gets JSON lines, or a tracker: tensorboard:FOLDER, trackio:PROJECT,
+    mlflow:URI (a server, a database or a folder) or wandb:PROJECT, each an extra (pip install
+    'cdcca[tensorboard]'). A file of such a name is ./wandb:x. A tracker gets the same figures at
+    the same steps, and the settings. If it fails later on, it is named, and training goes on.
 
-    Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
+    --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
     """
     streams.set_quiet(quiet)
     from cdcca_cli import distributed
