@@ -93,8 +93,8 @@ def _commands() -> str:
         )
     lines += ["## In common", ""]
     lines += ["The same text is in `man cdcca`, and in `man cdcca-apply` for a command.", ""]
-    lines += _module_text(reference.module("config"), "Configuration", "config")
-    lines += _module_text(reference.module("remote"), "Addresses", "remote")
+    lines += _module_text(reference.module("config"), "Configuration", "configuration")
+    lines += _module_text(reference.module("remote"), "Addresses", "addresses")
     lines += _module_text(reference.module("streams"), "Streams", "streams")
     return "\n".join(lines)
 
@@ -233,8 +233,7 @@ def _folder(name: str) -> str:
 
 
 def _module_text(one: Module, title: str, anchor: str) -> list[str]:
-    anchor = anchor.replace(".", "-")
-    heading = f"## {title} {{ #{anchor if title.endswith('.py') else title.lower()} }}"
+    heading = f"## {title} {{ #{anchor.replace('.', '-')} }}"
     return [heading, "", _prose(one.title), "", _docstring(one.body), ""]
 
 
