@@ -102,7 +102,7 @@ class Trackio(Tracker):
     """Local, unless the environment names a server or Space. It reports its faults as warnings."""
 
     def __init__(self, target: str, run: str) -> None:
-        self._show = warnings.showwarning
+        self._target, self._show = target, warnings.showwarning
         with redirect_stdout(StringIO()), _without_the_hub():
             import trackio
 
@@ -127,7 +127,7 @@ class Trackio(Tracker):
     def _hear(self, message: Any, kind: Any, filename: str, lineno: int, *rest: Any) -> None:
         """Trackio's warnings in one line each; the others as before."""
         if "trackio" in Path(filename).parts:
-            streams.complain(" ".join(str(message).split()))
+            streams.complain(f"trackio:{self._target}: {' '.join(str(message).split())}")
         else:
             self._show(message, kind, filename, lineno, *rest)
 
@@ -280,7 +280,7 @@ def _without_the_hub() -> Iterator[None]:
 def in_words(error: BaseException) -> str:
     """An error of a library in one line."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
+    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
 
 
 def _plain(value: Any) -> Any:

@@ -6,14 +6,14 @@ A hook of MkDocs (`mkdocs.yml`): `on_config` writes the whole navigation, `on_fi
 import posixpath
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import reference
+from docstrings import code, docstring, escaped, fenced, prose, table
 from mkdocs.structure.files import File
 from reference import Command, Module, Row
 
@@ -87,9 +87,9 @@ def _commands() -> str:
     lines = ["# Commands", "", reference.group_help(), ""]
     for title, rows in GROUPS.items():
         lines += [f"## {title}", ""]
-        lines += _table(
+        lines += table(
             ("command", "does"),
-            ((f"[`cdcca {name}`]({name}.md)", _escaped(purpose)) for name, purpose in rows.items()),
+            ((f"[`cdcca {name}`]({name}.md)", escaped(purpose)) for name, purpose in rows.items()),
         )
     lines += ["## In common", ""]
     lines += ["The same text is in `man cdcca`, and in `man cdcca-apply` for a command.", ""]
@@ -100,9 +100,9 @@ def _commands() -> str:
 
 
 def _command(command: Command) -> str:
-    lines = [f"# cdcca {command.name}", "", *_fenced(command.usage, "")]
-    lines += [_prose(one) + "\n" for one in command.paragraphs]
-    lines += _fenced(command.example, "sh")
+    lines = [f"# cdcca {command.name}", "", *fenced(command.usage, "")]
+    lines += [prose(one) + "\n" for one in command.paragraphs]
+    lines += fenced(command.example, "sh")
     for title, rows in (("Operands", command.operands), ("Options", command.options)):
         if rows:
             lines += [f"## {title}", "", *_rows(rows)]
@@ -116,13 +116,13 @@ def _command(command: Command) -> str:
 
 
 def _rows(rows: Iterable[Row]) -> list[str]:
-    return _table(
+    return table(
         ("name", "what it is", "default and range"),
         (
             (
-                f'<a id="{row.anchor}"></a>' + _code(row.name),
-                _escaped(row.help),
-                _escaped(row.limits),
+                f'<a id="{row.anchor}"></a>' + code(row.name),
+                escaped(row.help),
+                escaped(row.limits),
             )
             for row in rows
         ),
@@ -141,15 +141,15 @@ def _settings() -> str:
     ]
     for group in reference.groups():
         users = ", ".join(f"[{name}](commands/{name}.md)" for name in group.users)
-        lines += [f"## {group.name}", "", _prose(group.summary), "", f"Used by {users}.", ""]
+        lines += [f"## {group.name}", "", prose(group.summary), "", f"Used by {users}.", ""]
         spelled = next(iter(group.users.values()))
-        lines += _table(
+        lines += table(
             ("setting", "given by", "what it is", "default", "values", "for"),
             (
                 (
                     f'<a id="{group.name}.{row.name}"></a>`{row.name}`',
-                    _code(spelled[row.name].removesuffix(f" {row.name}")),
-                    *map(_escaped, (row.help, row.default, row.allowed, row.methods)),
+                    code(spelled[row.name].removesuffix(f" {row.name}")),
+                    *map(escaped, (row.help, row.default, row.allowed, row.methods)),
                 )
                 for row in group.rows
             ),
@@ -158,11 +158,11 @@ def _settings() -> str:
 
 
 def _exit_codes() -> str:
-    lines = ["# Exit codes", "", _prose(reference.module("errors").title), ""]
-    lines += _table(
+    lines = ["# Exit codes", "", prose(reference.module("errors").title), ""]
+    lines += table(
         ("code", "means", "class"),
         (
-            (f'<a id="{code}"></a>{code}', _escaped(meaning), f"`{name}`" if name else "")
+            (f'<a id="{code}"></a>{code}', escaped(meaning), f"`{name}`" if name else "")
             for code, meaning, name in reference.exit_codes()
         ),
     )
@@ -185,15 +185,15 @@ def _formats() -> list[Module]:
 def _format_index() -> str:
     every = {one.name.removeprefix("formats."): one for one in reference.modules("formats")[1:]}
     own = {one.name for one in _formats()}
-    lines = ["# Formats", "", _prose(reference.modules("formats")[0].title), ""]
-    lines += _table(
+    lines = ["# Formats", "", prose(reference.modules("formats")[0].title), ""]
+    lines += table(
         ("module", "specifies"),
-        ((f"[`{name}`]({name}.md)", _prose(every[name].title)) for name in every if name in own),
+        ((f"[`{name}`]({name}.md)", prose(every[name].title)) for name in every if name in own),
     )
     lines += ["The other modules of the folder read and write these:", ""]
-    lines += _table(
+    lines += table(
         ("module", "does"),
-        ((f"`{name}`", _prose(one.title)) for name, one in every.items() if name not in own),
+        ((f"`{name}`", prose(one.title)) for name, one in every.items() if name not in own),
     )
     return "\n".join(lines)
 
@@ -204,17 +204,17 @@ def _format(one: Module) -> str:
     def linked(name: str) -> str:
         return f"[`{name}`]({name}.md)" if name in known else f"`{name}`"
 
-    lines = [f"# {one.name}", "", _prose(one.title, linked), "", _docstring(one.body, linked), ""]
+    lines = [f"# {one.name}", "", prose(one.title, linked), "", docstring(one.body, linked), ""]
     lines += [f"This is the docstring of `cdcca_cli/formats/{one.name}.py`."]
     return "\n".join(lines) + "\n"
 
 
 def _module_index() -> str:
     lines = ["# Modules", "", "The docstrings of the package, for those who read or change it.", ""]
-    lines += _table(
+    lines += table(
         ("folder", "holds"),
         (
-            (f"[`{name}`]({name}.md)", _prose(reference.modules(name)[0].title))
+            (f"[`{name}`]({name}.md)", prose(reference.modules(name)[0].title))
             for name in reference.folders()
         ),
     )
@@ -226,7 +226,7 @@ def _module_index() -> str:
 
 def _folder(name: str) -> str:
     first, *others = reference.modules(name)
-    lines = [f"# {name}", "", _prose(first.title), "", _docstring(first.body), ""]
+    lines = [f"# {name}", "", prose(first.title), "", docstring(first.body), ""]
     for one in others:
         lines += _module_text(one, one.name.removeprefix(f"{name}."), one.name)
     return "\n".join(lines)
@@ -234,7 +234,7 @@ def _folder(name: str) -> str:
 
 def _module_text(one: Module, title: str, anchor: str) -> list[str]:
     heading = f"## {title} {{ #{anchor.replace('.', '-')} }}"
-    return [heading, "", _prose(one.title), "", _docstring(one.body), ""]
+    return [heading, "", prose(one.title), "", docstring(one.body), ""]
 
 
 # ---------------------------------------------------------------- READMEs
@@ -290,83 +290,3 @@ def _example_index() -> str:
 
     linked = re.sub(r"`examples/([\w-]+)/`", link, table)
     return f"# Examples\n\n{linked}\n"
-
-
-# ---------------------------------------------------------------- Markdown
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(cell or " " for cell in row) + " |" for row in rows]
-    return [*lines, ""]
-
-
-def _fenced(text: str, language: str) -> list[str]:
-    return [f"```{language}", text, "```", ""]
-
-
-def _code(text: str) -> str:
-    """Text in a cell of a table that is typed as it is."""
-    shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return (
-        f"<code>{shown.replace('|', '&#124;').replace('*', '&#42;').replace('_', '&#95;')}</code>"
-    )
-
-
-def _escaped(text: str) -> str:
-    """Prose without markup, also in a cell of a table."""
-    for char in "\\`*_[]<>|":
-        text = text.replace(char, f"\\{char}" if char not in "<>|" else f"&#{ord(char)};")
-    return text
-
-
-def _same(name: str) -> str:
-    return f"`{name}`"
-
-
-def _prose(text: str, linked: Callable[[str], str] = _same) -> str:
-    """A docstring's paragraph: backticks, ** and options. linked: what a name becomes."""
-    parts = re.split(r"(`[^`]+`|\*\*[^*]+\*\*|(?<![\w-])--[a-z][\w-]*)", text)
-    shown = (_marked(part, linked) if n % 2 else _escaped(part) for n, part in enumerate(parts))
-    return "".join(shown)
-
-
-def _marked(part: str, linked: Callable[[str], str]) -> str:
-    if part.startswith("**"):
-        return f"**{_escaped(part.strip('*'))}**"
-    return _same(part) if part.startswith("--") else linked(part.strip("`"))
-
-
-def _docstring(body: str, linked: Callable[[str], str] = _same) -> str:
-    """A docstring as Markdown: paragraphs, lists with `- `, and indented blocks as they are."""
-    return "\n\n".join(_blocks(body, linked))
-
-
-def _blocks(body: str, linked: Callable[[str], str]) -> Iterator[str]:
-    code: list[str] = []
-    for block in body.split("\n\n"):
-        if block.startswith("    "):
-            code.append(block)
-            continue
-        if code:
-            yield _dedented(code)
-            code = []
-        if block.startswith("- "):
-            items = re.split(r"^- ", block, flags=re.MULTILINE)[1:]
-            yield "\n".join(f"- {_prose(' '.join(item.split()), linked)}" for item in items)
-        else:
-            yield from _mixed(block, linked)
-    if code:
-        yield _dedented(code)
-
-
-def _mixed(block: str, linked: Callable[[str], str]) -> Iterator[str]:
-    """A paragraph with indented lines right below it."""
-    for is_code, lines in groupby(block.splitlines(), lambda line: line.startswith("    ")):
-        text = "\n".join(lines)
-        yield _dedented([text]) if is_code else _prose(" ".join(text.split()), linked)
-
-
-def _dedented(blocks: list[str]) -> str:
-    lines = "\n\n".join(blocks).splitlines()
-    return "\n".join(("```text", *(line[4:] for line in lines), "```"))
