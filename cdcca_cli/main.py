@@ -87,7 +87,7 @@ def build(command: "Expanded | None") -> Any:
         name="cdcca",
         cls=Group,
         help="Adapt the small vision-language model on a device with the large one in the cloud.",
-        epilog="Options can also be set in cdcca.toml, in a table for each command.",
+        epilog="Options can also be set in cdcca.toml. Manual: man cdcca",
         add_completion=False,
         rich_markup_mode=None,  # rich's help is 60 ms slower
         pretty_exceptions_enable=False,
@@ -113,7 +113,8 @@ def build(command: "Expanded | None") -> Any:
         pass
 
     if command is not None:
-        app.command(command.name, cls=Command)(command)
+        manual = f"Manual: man cdcca-{command.name}"
+        app.command(command.name, cls=Command, epilog=manual)(command)
     group: Any = typer.main.get_command(app)
     real = group.commands
     group.commands = {

@@ -83,6 +83,7 @@ Base = Annotated[
 ]
 # `config.teacher` reads the variable, because a method that needs no teacher must ignore it.
 _TEACHER = "CDCCA_TEACHER"
+_TEXTS = "expected text in quotes, or a list of texts"
 Teacher = Annotated[
     str | None,
     typer.Option(
@@ -189,8 +190,9 @@ class _Part:
         """The value of a setting for what an option or cdcca.toml gives. Raises: SettingError."""
         if not self.repeats(name):
             return settings.value_of(self.owner, name, config.as_text(given))
+        given = [given] if isinstance(given, str) else given
         if not isinstance(given, list) or not all(one and isinstance(one, str) for one in given):
-            raise SettingError(name, "expected a list of texts in quotes", config.as_text(given))
+            raise SettingError(name, _TEXTS, config.as_text(given))
         return tuple(given)
 
     def build(self, given: Mapping[str, Any], toml: config.Toml) -> Any:
@@ -386,11 +388,12 @@ def _checked(parameter: inspect.Parameter, value: Any) -> Any:
     kind = settings.plain_type(_without_annotated(parameter.annotation)[0])
     info = _info(parameter)
     if get_origin(kind) is list:
+        value = [value] if isinstance(value, str) else value
         if isinstance(value, list) and all(isinstance(one, str) and one for one in value):
             for one in value if get_args(kind) == (Path,) else ():
                 settings.converted(Path, one)
             return value
-        raise ValueError("expected a list of texts in quotes")
+        raise ValueError(_TEXTS)
     if kind in (str, Path) and not isinstance(value, str):
         raise ValueError("expected text in quotes")
     found = settings.converted(kind, config.as_text(value))

@@ -56,12 +56,13 @@ def command(
     --max-drift the frames need no labels: the update is refused if the model would move further
     than that from the one of sequence 0. Trust lists and codebooks are not tested this way.
 
+    Example: cdcca apply device/ update.cdcca --if-better labelled/ --notify ./reload.sh
+    \f
+
     --notify runs a command after an update or a rollback, such as one that makes a server load the
     new overlay. If it fails, the device goes back to the overlay before, and the command is run
     once more. A command that was cut off, or never begun because the power failed, is run by the
     next apply --notify. It reads CDCCA_DEVICE, CDCCA_SEQUENCE and CDCCA_DIGEST.
-
-    Example: cdcca apply device/ update.cdcca --if-better labelled/ --notify ./reload.sh
     """
     streams.set_quiet(quiet)
     from cdcca_cli.downlink import notify, receiver

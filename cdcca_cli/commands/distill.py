@@ -1,8 +1,7 @@
 """`cdcca distill`: token shards to an adaptation, on the cloud."""
 
 import io
-from contextlib import ExitStack, closing
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Annotated, BinaryIO
 
 import typer
@@ -33,7 +32,14 @@ def command(
     asking: LabelSettings,
     server: ServerSettings,
     on: Runtime,
-    log: Annotated[Path | None, typer.Option(help="File to add one JSON line per step to")] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<file>",
+            help="File to add one JSON line per step to, or tensorboard:FOLDER, trackio:PROJECT, "
+            "mlflow:URI or wandb:PROJECT (repeatable)",
+        ),
+    ] = None,
     output: Output = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -42,6 +48,9 @@ def command(
 
     Only norms, biases, query tokens and LoRA are trained. Part of the frames is held out, on which
     the result is measured. The adaptation keeps these frames, by which compress chooses its step.
+
+    Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
+    \f
 
     --method also takes the paper's method (akd) and its baselines, on the same shards, batches and
     steps. tent and cotta need no teacher; if one is named, it evaluates the held-out part. With
@@ -57,14 +66,19 @@ def command(
     Under `accelerate launch` all processes work together (shards from files, and --labels or
     --work): accelerate launch --num_processes 4 -m cdcca_cli distill uplink.tokens --work w ...
 
-    --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
+    --log takes a file, which gets JSON lines, or a tracker: tensorboard:FOLDER, trackio:PROJECT,
+    mlflow:URI (a server, a database or a folder) or wandb:PROJECT, each an extra (pip install
+    'cdcca[tensorboard]'). A file of such a name is ./wandb:x. A tracker gets the same figures at
+    the same steps, and the settings. If it fails later on, it is named, and training goes on.
 
-    Example: cdcca distill uplink.tokens --teacher t/ --student mirror/ | cdcca compress -o up.cdcca
+    --set NAME=VALUE tunes one method or one term of the loss; --set help prints these settings.
     """
     streams.set_quiet(quiet)
     from cdcca_cli import distributed
+    from cdcca_cli.distillation import trackers
     from cdcca_cli.skipped import Skipped
 
+    logged = trackers.places(log or [])
     is_first = distributed.announced_rank() == 0
     if not is_first:
         streams.set_quiet(True)
@@ -136,7 +150,7 @@ def command(
             student=distilling.load_student(mirror, large, on.compute, on.dtype),
             earlier=read_all(replayed, skipped),
             anchors=read_all(held_to, skipped) if held_to else None,
-            log=opened.enter_context(closing(StepLog(log if is_first else None))),
+            log=opened.enter_context(StepLog(*(logged if is_first else []), run=how.method)),
             skipped=skipped,
             unload_teacher=True,
         )

@@ -29,13 +29,14 @@ def command(
     refused. Each change that the runtime cannot take is named, and refused unless --drop names its
     group. export.json lists all files with their digests. Needs neither torch nor the checkpoint.
 
+    Example: cdcca export device/ --base model-Q4_K_M.gguf --mmproj mmproj.gguf -o served/
+    \f
+
     To peft: LoRA alone, which vLLM loads too. To transformers: a merged checkpoint, where torch is.
 
     Where torch and the checkpoint are, the export also records a probe: answers that --check URL
     compares with those of a llama-server that runs the files. An export that OUT holds already is
     not written again then. Elsewhere, --probe names what `--to probe` wrote beside a mirror.
-
-    Example: cdcca export device/ --base model-Q4_K_M.gguf --mmproj mmproj.gguf -o served/
     """
     streams.set_quiet(quiet)
     from cdcca_cli.export import targets

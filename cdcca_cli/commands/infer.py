@@ -28,11 +28,12 @@ def command(
     A frame that cannot be read is named and left out. A camera or stream is answered as it comes,
     the newest frame each time, until --duration has passed or Ctrl-C ends it; exit code 0.
 
+    Example: cdcca infer frames/ -m device/ --prompt 'What is on the road?' | jq .answer
+    \f
+
     With --server a running llama-server, or another OpenAI-compatible server, answers with the
     device's model, and nothing is loaded here; entropies are then of the 20 likeliest tokens of
     each step, with the rest spread flat over the vocabulary.
-
-    Example: cdcca infer frames/ -m device/ --prompt 'What is on the road?' | jq .answer
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config

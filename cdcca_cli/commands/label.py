@@ -38,11 +38,12 @@ def command(
     Files of labels can be joined by cat, and one for each file of shards can be made on another
     machine. `cdcca distill --teacher` asks by itself.
 
+    Example: cdcca label uplink.tokens --teacher t/ -o uplink.labels
+    \f
+
     A teacher at an address, or a file of its answers, looks at the pictures that were sent (sample
     --payload frame). Its key is taken from an environment variable. The mirror (--student) is read
     only for its codebook, if tokens are coded with one.
-
-    Example: cdcca label uplink.tokens --teacher t/ -o uplink.labels
     """
     streams.set_quiet(quiet)
     from cdcca_cli import config, distributed

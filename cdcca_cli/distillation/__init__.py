@@ -21,5 +21,5 @@ In the order in which data passes:
 
 For the uplink: `calibration` makes a codebook, whose arrays are of `transform`.
 
-Beside them: `checkpoint` (the state on disk), `distributed` (several processes), `step_log`.
+Beside them: `checkpoint` (the state on disk), `step_log`, and the `trackers` that it goes to.
 """

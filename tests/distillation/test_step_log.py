@@ -206,7 +206,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 def test_the_file_is_closed(tmp_path: Path) -> None:
     """After the block, also where it was left by an error; closing twice is nothing."""
     with pytest.raises(KeyError), closing(StepLog(tmp_path / "log")) as log:
-        file = log._out
+        file = log._outs[0]._out  # type: ignore[union-attr]
         assert file is not None and not file.closed
         raise KeyError
     assert file.closed
