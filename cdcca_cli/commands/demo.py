@@ -42,7 +42,8 @@ def command(
     from cdcca_cli.loop.history import COLUMNS
 
     on.set_threads()
-    history = demo.run(rounds, seed=seed, keep=output)
+    with demo.folder(output) as folder:
+        history = demo.run(rounds, folder, seed=seed)
     if json:
         streams.emit_json(history.as_json() | {"sentences": demo.sentences(history)})
     else:
