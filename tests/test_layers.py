@@ -71,7 +71,7 @@ WITHIN |= {
 WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
 WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
 WITHIN |= {("serving", "formats")}
-WITHIN |= {("reporting", "inspection")}
+WITHIN |= {("reporting", "inspection"), ("loop", "reporting")}
 WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.
 ONLY_IN = {

@@ -20,6 +20,7 @@ from cdcca_cli.loop.frames import FRAMES
 from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.reporting.settings import ReportSettings
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
@@ -47,6 +48,11 @@ def sentences(history: History) -> list[str]:
         "On the stream that it adapted to, which is what the paper scores, it changed by "
         f"{history.gain_words(STREAM)}; on its source domain by {history.gain_words(SOURCE)}.",
     ]
+
+
+def report_settings() -> ReportSettings:
+    """What `reporting.gather` needs to show the demo's frames."""
+    return ReportSettings(references=tuple(f"{name}={FRAMES / name}" for name in PROBES))
 
 
 @contextmanager

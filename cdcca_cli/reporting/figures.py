@@ -26,14 +26,10 @@ if TYPE_CHECKING:
 _WIDTH = 4.6  # inches, so that the text can be read at the width of a phone
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
-_VARIABLES = {
-    charts.BLACK: "var(--ink)",
-    charts.GREY: "var(--muted)",
-    charts.LIGHT: "var(--line)",
-    "#ffffff": "var(--paper)",
-    "#cccccc": "var(--line)",
-    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(charts.COLOURS)},
-}
+_CUSTOM = "--"  # what the names of a style sheet's variables begin with
+_NAMES = {charts.BLACK: "ink", charts.GREY: "muted", charts.LIGHT: "line"}
+_NAMES |= {"#ffffff": "paper", "#cccccc": "line"}
+_NAMES |= {colour.lower(): f"c{i}" for i, colour in enumerate(charts.COLOURS)}
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 _FONT = re.compile(r"font: ((?:\w+ )*[\d.]+px)[^;]*")
 Points = Sequence[Mapping[str, Any]]
@@ -51,13 +47,20 @@ class Chart:
     draw: Callable[["Axes"], None]
 
 
-def render(chart: Chart) -> Markup:
-    """The SVG element. Raises: Unavailable without matplotlib."""
+def require() -> None:
+    """Raises: Unavailable (69) without matplotlib."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
         raise Unavailable("a report needs matplotlib: pip install 'cdcca[plot]'") from None
+
+
+def render(chart: Chart) -> Markup:
+    """The SVG element. Raises: as `require`."""
+    require()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     style = charts.STYLE | {"svg.hashsalt": chart.name}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font lacks
@@ -116,9 +119,14 @@ def _mend(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
             continue
         value = re.sub(r"url\(#([\w-]+)\)", rf"url(#{prefix}-\1)", value)
         if name in ("style", "fill", "stroke"):
-            value = _COLOUR.sub(lambda found: _VARIABLES.get(found[0].lower(), found[0]), value)
-            value = _FONT.sub(r"font: \1 var(--font)", value)
+            value = _COLOUR.sub(_variable, value)
+            value = _FONT.sub(rf"font: \1 var({_CUSTOM}font)", value)
         element.set(name, value)
+
+
+def _variable(colour: re.Match[str]) -> str:
+    name = _NAMES.get(colour[0].lower())
+    return colour[0] if name is None else f"var({_CUSTOM}{name})"
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -196,17 +204,17 @@ def entropy(prefix: str, points: Points, *, over_time: bool) -> Chart:
 
         x = [*range(len(points))] if over_time else [one[key] for one in points]
         for low, high, opacity in _BANDS:
-            bands = [[one[name] for one in points] for name in (low, high)]
-            axes.fill_between(x, *bands, color=charts.COLOURS[0], alpha=opacity, linewidth=0)
+            under, over = ([one[name] for one in points] for name in (low, high))
+            axes.fill_between(x, under, over, color=charts.COLOURS[0], alpha=opacity, linewidth=0)
         median = [one["q50"] for one in points]
         axes.plot(x, median, color=charts.COLOURS[0], marker="o", markersize=3)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("nats a token")
         if over_time:
-            ends = [0, len(points) - 1]
+            ends = sorted({0, len(points) - 1})
             axes.set_xticks(ends, [points[i]["from"] for i in ends])
-            for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-                label.set_horizontalalignment(side)
+            axes.get_xticklabels()[0].set_horizontalalignment("left")
+            axes.get_xticklabels()[-1].set_horizontalalignment("right")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
             axes.set_xlabel("round")

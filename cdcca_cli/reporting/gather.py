@@ -49,9 +49,12 @@ from cdcca_cli.reporting.settings import ReportSettings
 MOST_DEVICES = 1000
 
 
-def gather(paths: Sequence[Path], settings: ReportSettings) -> tuple[dict[str, Any], Unreadable]:
+def gather(
+    paths: Sequence[Path], settings: ReportSettings, *, title: str | None = None
+) -> tuple[dict[str, Any], Unreadable]:
     """The object in the module's docstring, and what could not be read.
 
+    Args: title: None: the names of the folders.
     Raises: MissingInput for a path that does not exist; BadData if there is nothing to show.
     """
     bad = Unreadable()
@@ -63,10 +66,11 @@ def gather(paths: Sequence[Path], settings: ReportSettings) -> tuple[dict[str, A
     shown = [one.gather() for one in made]
     if not shown and not fleet:
         raise BadData(f"{', '.join(map(str, paths))}: neither rounds nor devices")
+    more = ", ..." if paths[3:] else ""
     report = {
         "v": 1,
         "kind": "report",
-        "title": ", ".join(text(path, 60) for path in paths[:3]) + (", ..." if paths[3:] else ""),
+        "title": title or ", ".join(text(path, 60) for path in paths[:3]) + more,
         "versions": packages.versions(),
         "runs": shown,
         "fleet": fleet,

@@ -51,7 +51,8 @@ def read_steps(path: Path, round_number: int) -> dict[str, Any]:
     {"round", "method", "steps": [...], "curves": {term: [...]}, "held_out": [{"epoch",
     "cross_entropy", "agreement"}]}; a value that is missing or was not finite is None.
     """
-    method, held_out, points = "", [], _Thinned()
+    method, points = "", _Thinned()
+    held_out: list[dict[str, Any]] = []
     for line in _lines(path):
         if line.get("what") == "begin":  # a new process: its log is appended
             method, held_out, points = text(line.get("method", ""), 40), [], _Thinned()
