@@ -71,7 +71,7 @@ def of_series(found: Sequence[tuple[Series, FrameSet]], frames: FrameSets, most:
             of_stream |= dict(zip(ids, questions, strict=True))
         made.append(
             {
-                "name": series.name,
+                "name": text(series.name, 80),
                 "before": after_words(series.first),
                 "after": after_words(series.last),
                 "better": better_count,

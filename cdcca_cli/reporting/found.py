@@ -38,7 +38,8 @@ _ROUND = re.compile(r"(?:round-)?0*([1-9][0-9]{0,5})")
 _LINES = {"what": "steps", "status": "apply"}
 """A key of the first of some JSON lines, and what they are then."""
 _OF_A_ROUND = ("predictions", "shards", "adaptation", "update", "steps")
-_OURS = (".jsonl", ".tokens", ".safetensors", ".cdcca")
+_BINARY = (".tokens", ".safetensors", ".cdcca")
+_OURS = (".jsonl", *_BINARY)
 _MOST_FILES = 10_000
 
 
@@ -160,7 +161,9 @@ def _kind(path: Path) -> str | None:
             for key, kind in _LINES.items():
                 if key in first and "v" not in first:
                     return kind
-        kind = sniff(io.BytesIO(head), str(path))[0] if head.strip() else "empty"
+        kind = sniff(io.BytesIO(head), str(path))[0]
+        if kind in ("annotations", "manifest") and path.name.endswith(_BINARY):
+            raise BadData(f"{path}: JSON, which no file of this name is")
     except CdccaError:
         if path.name.removesuffix(".zst").endswith(_OURS):
             raise

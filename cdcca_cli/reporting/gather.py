@@ -30,7 +30,7 @@ holds one file's answers and one record.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,13 @@ def gather(
     runs = [run for _, run in found if run is not None]
     frames = FrameSets(settings.references, settings.images, bad)
     made = [_Gatherer(run, frames, bad, settings.examples // max(len(runs), 1)) for run in runs]
-    fleet = _fleet([path for path, run in found if run is None])
+    fleet, others = None, [path for path, run in found if run is None]
+    try:
+        fleet = _fleet(others)
+    except CdccaError as error:
+        if not runs:
+            raise
+        bad.add(", ".join(map(str, others)), error)
     shown = [one.gather() for one in made]
     if not shown and not fleet:
         raise BadData(f"{', '.join(map(str, paths))}: neither rounds nor devices")
@@ -82,6 +88,7 @@ def gather(
 
 
 def _fleet(paths: Sequence[Path]) -> dict[str, Any] | None:
+    """The devices in some paths, at most MOST_DEVICES of them. Raises: as `read_fleet`."""
     if not paths:
         return None
     from cdcca_cli.inspection.fleet import read_fleet
@@ -90,8 +97,22 @@ def _fleet(paths: Sequence[Path]) -> dict[str, Any] | None:
     devices = found["devices"]
     if not devices:
         return None
-    shown = [tree(one) for one in devices[:MOST_DEVICES]]
+    shown = [_device(one) for one in devices[:MOST_DEVICES]]
     return {"num_devices": len(devices), "devices": shown, "groups": tree(found["groups"])}
+
+
+def _device(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a device (`inspection.fleet`)."""
+    refusals = row.get("refusals") or []
+    numbers = ("sequence", "uplink_bytes", "downlink_bytes")
+    texts = ("device", "group", "digest", "last_contact", "damage")
+    return {
+        **{name: None if row.get(name) is None else text(row[name]) for name in texts},
+        **{name: number(row.get(name)) for name in numbers},
+        "last_gate": tree(row.get("last_gate")),
+        "num_refusals": row.get("num_refusals", len(refusals)),
+        "last_refusal": tree(refusals[-1]) if refusals else None,
+    }
 
 
 @dataclass

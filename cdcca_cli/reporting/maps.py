@@ -24,7 +24,8 @@ class Candidates:
         """One shard of a round; a later round takes the place of an earlier one."""
         from cdcca_cli.inspection.maps import has_map
 
-        if not self._most or not has_map(shard):
+        says_something = shard.scores is not None or len(shard.positions) < shard.num_tokens
+        if not self._most or not says_something or not has_map(shard):
             return
         if round_number != self._round:
             self._round, self._found = round_number, []

@@ -14,7 +14,7 @@ from cdcca_cli import streams
 from cdcca_cli.datasets import Reference
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats.predictions import Prediction, read_predictions
-from cdcca_cli.reporting.plain import number
+from cdcca_cli.reporting.plain import number, text
 from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answers, answers_of
 from cdcca_cli.scoring.measures import counts_for
@@ -103,7 +103,7 @@ class Series:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "name": self.name,
+            "name": text(self.name, 80),
             "from": self.origin,
             "metrics": [
                 {

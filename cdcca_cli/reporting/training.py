@@ -164,7 +164,9 @@ def _verdict(line: Mapping[str, Any], round_number: int) -> dict[str, Any]:
     return {
         "round": round_number,
         "device": text(line.get("device", "")),
+        "time": text(line["time"], 40) if line.get("time") else None,
         "status": text(line.get("status", ""), 40),
+        "reason": text(line["reason"]) if line.get("reason") else None,
         "sequence": number(line.get("sequence")),
         "digest": text(line.get("digest", "")),
         "metric": text(measured["metric"], 40) if "metric" in measured else None,
