@@ -32,12 +32,17 @@ HELD_OUT = {
 DRIFT = {"where": "anchors", "num_asks": 9, "before": 0.0, "after": 0.0125, "share": 1.0}
 
 
+def image(number: int, words: str = "") -> str:
+    """The name of a frame's file; as hostile as a file system allows."""
+    return f"\"'><script>{number:05}<!-- &lt;.png" if words else f"{number:05}.png"
+
+
 def frames(folder: Path, count: int, words: str = "") -> Path:
     """A labelled folder: even frames show a dog, odd ones a cat."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
-        name = f"{number:05}.png"
+        name = image(number, words)
         Image.new("RGB", (48, 32), (number * 40 % 256, 90, 160)).save(folder / name)
         question = {
             "id": f"q{number}",
@@ -55,7 +60,7 @@ def frames(folder: Path, count: int, words: str = "") -> Path:
 def prediction(number: int, choice: str, entropy: float, words: str = "") -> Prediction:
     return Prediction(
         id=f"q{number}",
-        image=f"{number:05}.png",
+        image=image(number, words),
         task="vqa",
         prompt=f"Which animal? {words}".strip(),
         answer=f"{choice} {words}".strip(),
@@ -82,8 +87,8 @@ def answers(path: Path, count: int, right: int, words: str = "", entropy: float 
 
 def shard(number: int, words: str = "", time: float | None = None) -> Shard:
     return Shard(
-        frame=f"{number:05}.png",
-        image=f"{number:05}.png",
+        frame=image(number, words),
+        image=image(number, words),
         domain=words or "fog",
         tokens=np.full((4, 3), number, np.float32),
         positions=np.arange(4, dtype=np.int32),

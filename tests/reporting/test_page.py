@@ -142,10 +142,8 @@ def test_it_can_be_read_without_being_seen(text: str) -> None:
         for one in value.removeprefix("#").split()
     ]
     assert set(pointed) <= set(ids)
-    inner = [
-        value for _, _, value in page.attributes for value in re.findall(r"url\(#(.*?)\)", value)
-    ]
-    assert inner and set(inner) <= set(ids)
+    inner = {one for _, _, value in page.attributes for one in re.findall(r"url\(#(.*?)\)", value)}
+    assert inner and inner <= set(ids)
     assert len(re.findall('<img [^>]*alt="[^"]+', text)) == page.tags["img"] > 0
     assert page.tags["table"] == page.tags["caption"] > 0
     assert page.tags["svg"] == page.tags["title"] - 1 == page.tags["desc"]
