@@ -45,14 +45,14 @@ def command(
     from cdcca_cli.loop.history import COLUMNS
 
     if report is not None:
-        from cdcca_cli.reporting.figures import require
+        from cdcca_cli.reporting import page
 
-        require()  # before the work
+        page.require()  # before the work
     on.set_threads()
     with demo.folder(output) as folder:
         history = demo.run(rounds, folder, seed=seed)
         if report is not None:
-            from cdcca_cli.reporting import gather, page
+            from cdcca_cli.reporting import gather
 
             found, _ = gather.gather([folder], demo.report_settings(), title="cdcca demo")
             page.write(found, str(report))

@@ -36,14 +36,13 @@ def command(
     Example: cdcca report rounds/ --references frames/heldout -o report.html
     """
     streams.set_quiet(quiet)
-    from cdcca_cli.reporting.figures import require
+    from cdcca_cli.reporting import page
     from cdcca_cli.reporting.gather import gather
-    from cdcca_cli.reporting.page import write
 
     if not json:
-        require()
+        page.require()
     found, bad = gather(folders, how)
-    write(found, output, as_json=json, force=force)
+    page.write(found, output, as_json=json, force=force)
     devices = 0 if found["fleet"] is None else found["fleet"]["num_devices"]
     rounds = sum(len(run["rounds"]) for run in found["runs"])
     streams.summary(f"{rounds} rounds and {devices} devices shown{bad}")

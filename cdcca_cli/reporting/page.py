@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cdcca_cli import streams
@@ -19,10 +20,13 @@ _NONE = Markup('<span class="none" aria-label="not known">–</span>')
 _MOST_TERMS = 6
 
 
+def require() -> None:
+    """Raises: Unavailable (69) without matplotlib; what imports this module needs Jinja2."""
+    figures.require()
+
+
 def render(report: Mapping[str, Any]) -> str:
     """The whole page. Raises: Unavailable without matplotlib."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("cdcca_cli.reporting", "."),
         autoescape=True,
