@@ -38,6 +38,8 @@ _ROUND = re.compile(r"(?:round-)?0*([1-9][0-9]{0,5})")
 _LINES = {"what": "steps", "status": "apply"}
 """A key of the first of some JSON lines, and what they are then."""
 _OF_A_ROUND = ("predictions", "shards", "adaptation", "update", "steps")
+_OF_LEARNING = {"shards", "adaptation", "steps"}
+"""What makes a folder without rounds a round: updates and verdicts are in a fleet's, too."""
 _BINARY = (".tokens", ".safetensors", ".cdcca")
 _OURS = (".jsonl", *_BINARY)
 _MOST_FILES = 10_000
@@ -116,7 +118,7 @@ def find(path: Path, bad: Unreadable) -> Run | None:
     run.rounds.sort(key=lambda one: one.number)
     if not run.rounds:
         flat = _round(path, 1, bad)
-        if any(kind in flat.kinds for kind in _OF_A_ROUND) or flat.predictions:
+        if flat.predictions or flat.kinds.keys() & _OF_LEARNING:
             run.rounds.append(flat)
     return run if run.rounds or run.history is not None else None
 
