@@ -211,8 +211,7 @@ class _Gatherer:
             ends = {min(paths), max(paths)} if paths else set()
             for after, path in progress.track(paths.items(), len(paths), f"reading {name}"):
                 is_stream = path.stem.startswith("predictions")
-                is_new = one.origin != "history"
-                is_scored = is_new or after in ends
+                is_scored = one.origin != "history" or after in ends
                 if not is_stream and not (is_scored and not self.frames.is_empty):
                     continue
                 see = self.entropies.add if is_stream else _ignore
@@ -222,7 +221,7 @@ class _Gatherer:
                         self.entropies.end_round(after + 1)
                     labels = labels or self.frames.of_questions(name, answers.by_id)
                     if is_scored and labels is not None:
-                        one.add(after, answers, labels.references, intervals=is_new)
+                        one.add(after, answers, labels.references)
                 except CdccaError as error:
                     self.entropies.drop()
                     self.bad.add(path, error)

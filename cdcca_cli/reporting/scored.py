@@ -6,7 +6,7 @@ its caption.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cdcca_cli.scoring import tasks
 from cdcca_cli.scoring.answers import Answers, answers_of
 from cdcca_cli.scoring.measures import counts_for
 from cdcca_cli.scoring.scores import Scores, compare, score
-from cdcca_cli.scoring.statistics import SAME
+from cdcca_cli.scoring.statistics import SAME, bootstrap_all
 from cdcca_cli.scoring.tasks import METRICS
 
 _LARGEST = {"mc": 100.0, "da": 100.0, "vqa": 100.0, "cider": 1000.0}
@@ -76,18 +76,21 @@ class Series:
         gains = history["gains"].get(self.name, {})
         self.gains = {metric: _rounded(entry) for metric, entry in gains.items()}
 
-    def add(self, after: int, answers: Answers, labels: Labels, *, intervals: bool) -> None:
+    def add(self, after: int, answers: Answers, labels: Labels) -> None:
         """Score one file. Raises: CdccaError."""
-        found = Measured(after, answers, score(labels, answers.by_id, intervals=intervals))
+        scores = score(labels, answers.by_id, intervals=False)
+        whole = map(scores.all, METRICS)
+        found = Measured(after, answers, replace(scores, scores=[one for one in whole if one]))
         self.first, self.last = self.first or found, found
         if self.origin == "history":
             return
-        for metric in tasks.TASKS[found.scores.task].headlines:
-            one = found.scores.all(metric)
-            if one is not None:
-                low, high = one.interval or (None, None)
-                point = {"value": one.value, "low": low, "high": high, "n": one.sample.n}
-                self.points.setdefault(metric, []).append({"round": after, **_rounded(point)})
+        headlines = tasks.TASKS[scores.task].headlines
+        shown = [one for one in found.scores.scores if one.metric in headlines]
+        spans = bootstrap_all([one.sample for one in shown])  # of groups there is none to show
+        for one, span in zip(shown, spans, strict=True):
+            low, high = span or (None, None)
+            point = {"value": one.value, "low": low, "high": high, "n": one.sample.n}
+            self.points.setdefault(one.metric, []).append({"round": after, **_rounded(point)})
 
     def finish(self) -> None:
         """Compute the gains if no history has them."""

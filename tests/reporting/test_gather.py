@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from cdcca_cli.datasets import read_references
 from cdcca_cli.errors import BadData, MissingInput
 from cdcca_cli.reporting.gather import gather
 from cdcca_cli.reporting.settings import ReportSettings
+from cdcca_cli.scoring.answers import read_answers
+from cdcca_cli.scoring.scores import score
 from tests.reporting import runs
 
 
@@ -37,6 +40,12 @@ def test_without_a_history_predictions_are_scored(tmp_path: Path) -> None:
     assert by_name["heldout"]["from"] == "predictions"
     assert [point["value"] for point in metric["points"]] == [50.0, 55.0, 60.0]
     assert metric["gain"]["value"] == 10.0 and metric["gain"]["low"] >= 0
+    answers = read_answers([str(run / "start" / "heldout.jsonl")]).by_id
+    whole = score(read_references(frames), answers).all("mc")
+    assert whole is not None and whole.interval is not None
+    assert [metric["points"][0][end] for end in ("low", "high")] == [
+        round(end, 2) for end in whole.interval
+    ]
     assert run_of(found)["settings"] == {} and run_of(found)["link"]["model_float16_bytes"] is None
     stream = by_name["stream"]["metrics"][0]["points"]
     assert [(point["round"], point["value"]) for point in stream] == [(0, 50.0), (1, 50.0)]
