@@ -110,7 +110,10 @@ def find(path: Path, bad: Unreadable) -> Run | None:
             if any(one.number == number for one in run.rounds):
                 bad.add(entry, BadData(f"{entry}: a second folder of round {number}"))
                 continue
-            run.rounds.append(_round(entry, number, bad))
+            try:
+                run.rounds.append(_round(entry, number, bad))
+            except MissingInput as error:
+                bad.add(entry, error)
         elif entry.is_file() and entry.name == HISTORY_FILE:
             run.history = entry
         elif entry.is_file() and entry.name.endswith(".labels"):

@@ -1,7 +1,7 @@
 """From the folders that rounds or a fleet leave to one JSON object: all that the page shows.
 
     {"v": 1, "kind": "report", "title", "versions": {package: version} that made the report,
-     "runs": [RUN], "fleet": null or {"devices": [...], "groups": {...}, "num_devices"},
+     "runs": [RUN], "fleet": null or {"num_devices", "devices": [...], "groups": [...]},
      "unreadable": [{"file", "reason"}]}
 
 RUN, each part empty or null where its data is absent (`found` says which files it comes from):
@@ -97,8 +97,22 @@ def _fleet(paths: Sequence[Path]) -> dict[str, Any] | None:
     devices = found["devices"]
     if not devices:
         return None
-    shown = [_device(one) for one in devices[:MOST_DEVICES]]
-    return {"num_devices": len(devices), "devices": shown, "groups": tree(found["groups"])}
+    return {
+        "num_devices": len(devices),
+        "devices": [_device(one) for one in devices[:MOST_DEVICES]],
+        "groups": [_group(*one) for one in list(found["groups"].items())[:MOST_DEVICES]],
+    }
+
+
+def _group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a group (`inspection.fleet`)."""
+    numbers = ("devices", "uplink_bytes", "downlink_bytes", "refusals")
+    return {
+        "group": text(name, 80),
+        **{key: number(group.get(key)) for key in numbers},
+        "sequences": tree(group.get("sequences", {})),
+        "num_digests": len(group.get("digests", ())),
+    }
 
 
 def _device(row: Mapping[str, Any]) -> dict[str, Any]:

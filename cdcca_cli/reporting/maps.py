@@ -1,8 +1,10 @@
 """Token maps: which parts of the most uncertain frames went up."""
 
 import heapq
+from contextlib import suppress
 from typing import Any
 
+from cdcca_cli.errors import BadData, Unavailable
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.reporting.examples import picture
 from cdcca_cli.reporting.frames import FrameSet, FrameSets
@@ -47,6 +49,7 @@ class Candidates:
             image = _image(shard, known, frames)
             if image is None:
                 continue
+            heat = heat_map(shard, image)
             made.append(
                 {
                     "round": self._round,
@@ -58,7 +61,7 @@ class Candidates:
                     "kept": len(shard.positions),
                     "of": shard.num_tokens,
                     "picture": picture(image, _PIXELS),
-                    "map": picture(heat_map(shard, image), _PIXELS),
+                    "map": picture(heat, _PIXELS),
                 }
             )
         return made
@@ -70,7 +73,8 @@ def _image(shard: Shard, known: FrameSet | None, frames: FrameSets) -> Any:
     if image is None and shard.picture is not None:
         from cdcca_cli.payloads.pictures import decode
 
-        image = decode(shard.picture)
+        with suppress(BadData, Unavailable):
+            image = decode(shard.picture)
     return image
 
 

@@ -165,3 +165,31 @@ def test_what_is_not_there_and_what_is_nothing(tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(place, lambda paths: nobody, raising=False)
     with pytest.raises(BadData, match="neither rounds nor devices"):
         gather([tmp_path / "empty"], ReportSettings())
+
+
+def test_a_fleet_is_what_has_no_rounds(tmp_path: Path, monkeypatch: Any) -> None:
+    """Updates and verdicts beside devices make no round; a device may be called 7."""
+    device = {"device": "7", "group": "day", "sequence": 3, "digest": runs.MODEL}
+    device |= {"last_contact": None, "last_gate": {"verdict": "refused"}, "uplink_bytes": 5}
+    device |= {"downlink_bytes": 6, "refusals": [{"reason": "old"}, {"reason": "late"}]}
+    group = {"devices": 1, "sequences": {"3": 1}, "digests": {runs.MODEL: 1}, "refusals": 2}
+    made = {"devices": [device] * 1200, "groups": {"day": group}}
+    asked: list[Path] = []
+
+    def read_fleet(paths: list[Path]) -> Any:
+        asked.extend(paths)
+        return type("Fleet", (), {"as_json": lambda self: made})()
+
+    monkeypatch.setattr("cdcca_cli.inspection.fleet.read_fleet", read_fleet, raising=False)
+    run = runs.run(tmp_path / "run", rounds=1)
+    fleet = tmp_path / "fleet"
+    (fleet / "day").mkdir(parents=True)
+    (run / "device").rename(fleet / "day" / "7")
+    for name in ("update.cdcca", "apply.jsonl"):
+        (fleet / name).write_bytes((run / "round-1" / name).read_bytes())
+    found, _ = gather([fleet, fleet / "day", fleet / "apply.jsonl", run], ReportSettings())
+    assert asked == [fleet, fleet / "day", fleet / "apply.jsonl"]
+    assert found["fleet"]["num_devices"] == 1200 and len(found["fleet"]["devices"]) == 1000
+    assert found["fleet"]["devices"][0]["last_refusal"] == {"reason": "late"}
+    assert found["fleet"]["groups"][0]["num_digests"] == 1
+    assert len(found["runs"]) == 1

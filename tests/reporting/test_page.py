@@ -251,10 +251,11 @@ def test_a_fleet(report: dict[str, Any]) -> None:
         "num_refusals": 3,
         "last_refusal": {"reason": "update 11 is old", "exit_code": 79},
     }
-    groups = {"day": {"devices": 1, "sequences": {"12": 1}, "digests": {"a": 1}}}
-    fleet = {"num_devices": 200, "devices": [device], "groups": groups}
+    group = {"group": HOSTILE, "devices": 200, "sequences": {"12": 199, HOSTILE: 1}}
+    group |= {"num_digests": 2, "uplink_bytes": 8, "downlink_bytes": 9, "refusals": 4}
+    fleet = {"num_devices": 200, "devices": [device], "groups": [group]}
     page = Page(render({**report, "runs": [], "fleet": fleet}))
-    assert {"200", "12", "1234", "567", "3", "1"} <= set(page.numbers["fleet"])
+    assert {"200", "12", "1234", "567", "3", "2", "8", "9", "4"} <= set(page.numbers["fleet"])
     assert "update 11 is old" in page.texts and "script" not in page.tags
 
 
