@@ -43,6 +43,7 @@ GROUPS = {
         "init": "a device folder from a checkpoint",
         "calibrate": "frames to a codebook, by which sample codes tokens",
         "inspect": "what a file or folder holds",
+        "report": "one page to look at, from what rounds or a fleet leave",
         "doctor": "what works: this machine, a checkpoint, a pair",
         "loop": "Algorithm 1 on one machine",
         "demo": "the whole loop on the shipped models and frames",

@@ -7,6 +7,7 @@ help.
 """
 
 import re
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -19,6 +20,7 @@ LEFT_OUT = {
     "tokenizers": "reads and writes prompts",
     "huggingface_hub": "fetches checkpoints",
     "pycocoevalcap": "scores captions",
+    "jinja2": "writes reports",
 }
 """Packages, named as they are imported, and what each does."""
 LIGHT = {
@@ -32,6 +34,19 @@ LIGHT = {
 """The same of those that every installation has; beside them typer and rich, for the interface."""
 _IMPORTED_AS = {"pillow": "PIL"}
 _BROUGHT_BY_OTHERS = ("tokenizers", "huggingface_hub")
+
+
+def versions() -> dict[str, str]:
+    """The versions of cdcca, Python and the packages that are installed here."""
+    import platform
+
+    from cdcca_cli import __version__
+
+    found = {"cdcca": __version__, "python": platform.python_version()}
+    for name in (*LEFT_OUT, *LIGHT):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def is_light() -> bool:

@@ -117,6 +117,17 @@ def defaults(owner: type) -> dict[str, Any]:
     return {one.name: one.default for one in fields(owner) if one.default is not MISSING}
 
 
+def as_json(made: Any) -> dict[str, Any]:
+    """The settings of a dataclass as JSON has them; what is no number or list becomes text."""
+    return {name: _as_json(getattr(made, name)) for name in described(type(made))}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_as_json(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
 def check(settings: Any) -> None:
     """Refuse a value out of range. Raises: SettingError for the first one."""
     for name, known in described(type(settings)).items():

@@ -17,6 +17,8 @@ from cdcca_cli import streams
 from cdcca_cli.formats.adaptation import read_adaptation
 from cdcca_cli.formats.codebook import read_codebook, write_codebook
 from cdcca_cli.formats.shard_stream import read_shards
+from cdcca_cli.reporting.gather import gather
+from cdcca_cli.reporting.settings import ReportSettings
 from tests import fork_server
 from tests.shipped import few_frames
 
@@ -328,14 +330,22 @@ def test_cron_sends_what_a_stopped_run_left(field: Field) -> None:
 
 
 def test_loop_in_plain_shell(tmp_path: Path, frames: Path, commands: Path) -> None:
-    """With anchors; the same frames, as if they were of the source domain."""
+    """With anchors and a probe; the same frames, as if they were of the source domain."""
     relative = os.path.relpath(frames, tmp_path)
-    run("loop.sh", relative, "2", cwd=tmp_path, env=environment(commands, ANCHORS=relative))
+    env = environment(commands, ANCHORS=relative, PROBE=relative)
+    run("loop.sh", relative, "2", cwd=tmp_path, env=env)
     assert current(tmp_path / "device") == current(tmp_path / "mirror")
     adaptation = tmp_path / "round-2" / "adaptation.safetensors"
     with adaptation.open("rb") as file:
         assert read_adaptation(file, where=str(adaptation)).report["anchors"] is not None
     assert current(tmp_path / "device")[0] == 2
+    (tmp_path / "notes.txt").write_text("Another file beside the rounds is no harm.")
+    found, bad = gather([tmp_path], ReportSettings((f"probe={frames}",)))
+    (shown,) = found["runs"]
+    assert not bad.files and [one["status"] for one in shown["gate"]] == ["applied"] * 2
+    assert [len(shown[part]) for part in ("rounds", "training", "teaching")] == [2, 2, 2]
+    (probe,) = [one for one in shown["scores"] if one["name"] == "probe"]
+    assert [point["round"] for point in probe["metrics"][0]["points"]] == [0, 1, 2]
 
 
 def test_instructblip_commands_on_a_tiny_pair_of_that_family(

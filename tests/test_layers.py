@@ -28,6 +28,7 @@ LAYERS = {
     "formats": 1,
     "inspection": 3,
     "doctor": 3,
+    "reporting": 3,
     "serving": 1,
     "numerics": 0,
     "families": 0,
@@ -70,6 +71,7 @@ WITHIN |= {
 WITHIN |= {("streams", "remote"), ("settings", "remote"), ("remote", "files"), ("remote", "errors")}
 WITHIN |= {("loop", "acceptance"), ("doctor", "inspection"), ("distributed", "errors")}
 WITHIN |= {("serving", "formats")}
+WITHIN |= {("reporting", "inspection"), ("loop", "reporting")}
 WITHIN |= {("distillation", "teachers"), ("teachers", "config")}
 # A library, and the files that may import it.
 ONLY_IN = {

@@ -19,6 +19,9 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to keep the files of each round")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write of what the rounds did")
+    ] = None,
     seed: Seed = 0,
     on: Annotated[Runtime, Only("demo", ("threads",))],
     quiet: Quiet = False,
@@ -29,7 +32,7 @@ def command(
     The device adapts to a stream of target frames without labels. It is scored on other target
     frames, which are never sent. Nothing is downloaded.
 
-    Example: cdcca demo --rounds 5 --json > curve.json
+    Example: cdcca demo --rounds 5 --report demo.html
     """
     streams.set_quiet(quiet)
     from cdcca_cli.loop import frames
@@ -41,8 +44,18 @@ def command(
     from cdcca_cli.loop import demo
     from cdcca_cli.loop.history import COLUMNS
 
+    if report is not None:
+        from cdcca_cli.reporting import page
+
+        page.require()  # before the work
     on.set_threads()
-    history = demo.run(rounds, seed=seed, keep=output)
+    with demo.folder(output) as folder:
+        history = demo.run(rounds, folder, seed=seed)
+        if report is not None:
+            from cdcca_cli.reporting import gather
+
+            found, _ = gather.gather([folder], demo.report_settings(), title="cdcca demo")
+            page.write(found, str(report))
     if json:
         streams.emit_json(history.as_json() | {"sentences": demo.sentences(history)})
     else:

@@ -103,7 +103,8 @@ def command(
         on,
         anchors or (),
     )
-    history = loop.run(cycle, source, rounds, labelled)
+    named = {"frames": frames} | ({} if probe is None else {"probe": probe})
+    history = loop.run(cycle, source, rounds, labelled, named)
     streams.summary(history.summary())
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(history.as_json())

@@ -6,6 +6,8 @@ domain, never sent: what the table shows), `source` (the domain that must not be
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cdcca_cli import streams
@@ -18,10 +20,12 @@ from cdcca_cli.loop.frames import FRAMES
 from cdcca_cli.loop.history import History
 from cdcca_cli.loop.rounds import Cycle, RoundSettings, Work
 from cdcca_cli.models.initial import create_device
+from cdcca_cli.reporting.settings import ReportSettings
 from cdcca_cli.teachers.settings import LabelSettings
 from cdcca_cli.uplink.settings import PayloadSettings, SampleSettings
 
 STREAM, HELD_OUT, SOURCE, ANCHORS = "stream", "heldout", "source", "anchors"
+PROBES = (HELD_OUT, STREAM, SOURCE)
 
 
 def settings(seed: int) -> RoundSettings:
@@ -46,35 +50,55 @@ def sentences(history: History) -> list[str]:
     ]
 
 
-def run(rounds: int, *, seed: int = 0, keep: Path | None = None) -> History:
-    """Run rounds from a new device and mirror of the shipped student, with files in `keep`."""
+def report_settings() -> ReportSettings:
+    """What `reporting.gather` needs to show the demo's frames."""
+    return ReportSettings(references=tuple(f"{name}={FRAMES / name}" for name in PROBES))
+
+
+@contextmanager
+def folder(keep: Path | None) -> Iterator[Path]:
+    """Where the files of a run are: in `keep`, or in a folder that is removed afterwards."""
+    if keep is not None:
+        yield keep
+        return
     with tempfile.TemporaryDirectory(prefix="cdcca-") as temporary:
-        path = Path(temporary) if keep is None else keep
-        work = Work(path)
-        cycle = Cycle(
-            create_device(path / "device", SHIPPED_STUDENT),
-            create_device(path / "mirror", SHIPPED_STUDENT),
-            SHIPPED_TEACHER,
-            settings(seed),
-            work,
-            Runtime("cpu", "float32"),
-        )
-        cycle.hold_to(read_frames(FRAMES / ANCHORS))
-        return _scored_rounds(cycle, rounds)
+        yield Path(temporary)
+
+
+def run(rounds: int, path: Path, *, seed: int = 0) -> History:
+    """Run rounds from a new device and mirror of the shipped student, with files in a folder."""
+    work = Work(path)
+    cycle = Cycle(
+        create_device(path / "device", SHIPPED_STUDENT),
+        create_device(path / "mirror", SHIPPED_STUDENT),
+        SHIPPED_TEACHER,
+        settings(seed),
+        work,
+        Runtime("cpu", "float32"),
+    )
+    cycle.hold_to(read_frames(FRAMES / ANCHORS))
+    return _scored_rounds(cycle, rounds)
 
 
 def _scored_rounds(cycle: Cycle, rounds: int) -> History:
-    probes = {name: read_validation_set(FRAMES / name) for name in (STREAM, HELD_OUT, SOURCE)}
+    probes = {name: read_validation_set(FRAMES / name) for name in PROBES}
     stream = probes[STREAM]
-    history = History(HELD_OUT)
-    history.add(HELD_OUT, cycle.score(probes[HELD_OUT], "source only"))
-    history.add(SOURCE, cycle.score(probes[SOURCE], "source only, source domain"))
+    names = {name: f"shipped:{name}" for name in PROBES}
+    history = History(HELD_OUT, about=cycle.about(frames=names[STREAM], **names))
+
+    def score(name: str, after: int, description: str) -> None:
+        history.add(name, cycle.score(name, probes[name], after, description), after)
+
+    score(HELD_OUT, 0, "source only")
+    score(SOURCE, 0, "source only, source domain")
     for number in range(1, rounds + 1):
         done, predictions = cycle.round(number, stream.frames)
         history.rounds.append(done)
-        history.add(STREAM, score_predictions(predictions, stream.references))
-        history.add(HELD_OUT, cycle.score(probes[HELD_OUT], f"round {number}: eval"))
+        history.add(STREAM, score_predictions(predictions, stream.references), number - 1)
+        score(HELD_OUT, number, f"round {number}: eval")
+        cycle.write(history)
         streams.message(done.summary())
-    history.add(STREAM, cycle.score(stream, "the stream"))
-    history.add(SOURCE, cycle.score(probes[SOURCE], "the source domain"))
+    score(STREAM, rounds, "the stream")
+    score(SOURCE, rounds, "the source domain")
+    cycle.write(history)
     return history

@@ -1,6 +1,7 @@
 """The results of the rounds: scores before and after each, as a table, in words, as JSON.
 
-Probes are sets of labelled frames. Differences are paired by frame (`scoring.statistics`).
+Probes are sets of labelled frames. Differences are paired by frame (`scoring.statistics`). The JSON
+object is that of `formats.history`.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cdcca_cli.text import counted
 
 NAMES = {name: tasks.METRICS[name].title for name in tasks.TASKS["manifest"].headlines}
 METRICS = tuple(name for name in NAMES if name in tasks.ACCEPTANCE_METRICS)
+_NOTHING: dict[str, Any] = {"settings": {}, "sources": {}, "parameters": None, "versions": {}}
 COLUMNS = ("", *(NAMES[name] for name in METRICS), "uplink bytes", "downlink bytes", "seconds")
 
 
@@ -73,15 +75,22 @@ class Round:
 
 @dataclass
 class History:
-    """Scores of each probe, source only first, then after each round; the table shows `main`."""
+    """Scores of each probe, source only first, then after each round; the table shows `main`.
+
+    about: settings, sources, parameters and versions, as in `formats.history`.
+    """
 
     main: str
     scores: dict[str, list[Scores]] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=lambda: dict(_NOTHING))
+    _scored_after: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, probe: str, scores: Scores) -> None:
-        """Add the scores of a probe at its next point."""
-        self.scores.setdefault(probe, []).append(scores)
+    def add(self, probe: str, scores: Scores, after: int | None = None) -> None:
+        """Add the scores of a probe after a round, 0 for source only; None: at its next point."""
+        points = self.scores.setdefault(probe, [])
+        self._scored_after.setdefault(probe, []).append(len(points) if after is None else after)
+        points.append(scores)
 
     def summary(self) -> str:
         """Like: 2 rounds, 12,000 bytes up, 900 bytes down."""
@@ -124,11 +133,13 @@ class History:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            **self.about,
             "rounds": [done.as_json() for done in self.rounds],
             "scores": {
                 probe: [_scores_json(point) for point in points]
                 for probe, points in self.scores.items()
             },
+            "scored_after": self._scored_after,
             "gains": {
                 probe: {name: _rounded(gain.as_json()) for name, gain in self.gains(probe).items()}
                 for probe in self.scores

@@ -7,29 +7,36 @@ Each round leaves the files of its stages in a folder of its own, the labels lie
 trains on what the rounds before sent too (`replay_share`, at most `replay_questions`): the cloud
 has it, so it costs no uplink. The rounds have converged when the 95 % interval of the gain on the
 held-out part of the uplink reaches zero. No label is trained on. With anchors, every round holds
-the student to what it said at sequence 0.
+the student to what it said at sequence 0. The history and the answers to labelled frames lie beside
+the rounds, for `cdcca report` (`reporting.gather`).
 """
 
+import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from cdcca_cli import files, progress, streams
+from cdcca_cli import files, packages, progress, settings, streams
 from cdcca_cli.acceptance import ValidationSet, score_predictions
 from cdcca_cli.config import Runtime
 from cdcca_cli.datasets import Frames
 from cdcca_cli.distillation.distill import distill
 from cdcca_cli.distillation.evaluation import HeldOutLoss
 from cdcca_cli.distillation.settings import DistillSettings
+from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite
 from cdcca_cli.formats import shard_stream
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.history import write_history
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.formats.shard import Shard
 from cdcca_cli.formats.update import Update, write_update
@@ -75,15 +82,16 @@ class Work:
 
     def clear(self) -> None:
         """Remove the rounds of an earlier run. Raises: CannotWrite."""
-        for folder in self._earlier:
+        start = [self.path / "start"] if self._earlier and (self.path / "start").is_dir() else []
+        for folder in (*self._earlier, *start):
             try:
                 shutil.rmtree(folder)
             except OSError as error:
                 raise CannotWrite(files.reason(folder, error)) from None
 
     def round(self, number: int) -> Path:
-        """The new folder of a round. Raises: CannotWrite."""
-        folder = self.path / f"round-{number}"
+        """The folder of a round; of 0, what was measured before the first. Raises: CannotWrite."""
+        folder = self.path / (f"round-{number}" if number else "start")
         files.make_folder(folder)
         return folder
 
@@ -130,6 +138,7 @@ class Cycle:
         asked_once = replace(settings.distill, labels=labels)
         self.settings = replace(settings, compress=signed, distill=asked_once)
         self.device, self.work, self._anchors = device, work, list(anchors)
+        self._named = streams.input_name(teacher)
         with progress.stage("loading the models"):
             self.teacher = open_teacher(teacher, settings.label, ServerSettings(), on)
             self.student = load_device(device, compute=on.compute, dtype=on.dtype)
@@ -146,9 +155,28 @@ class Cycle:
         tracked = progress.track(frames, description=description)
         return list(answer_frames(self.student, tracked, how, skipped))
 
-    def score(self, probe: ValidationSet, description: str) -> Scores:
-        """The device's scores on labelled frames."""
-        return score_predictions(self.predict(probe.frames, description), probe.references)
+    def score(self, name: str, probe: ValidationSet, after: int, description: str) -> Scores:
+        """The device's scores on labelled frames; its answers go into the folder of that round."""
+        predictions = self.predict(probe.frames, description)
+        _write_predictions(self.work.round(after) / f"{name}.jsonl", predictions)
+        return score_predictions(predictions, probe.references)
+
+    def about(self, **sources: str) -> dict[str, Any]:
+        """What the history says of how the run was made. sources: names of frames."""
+        how = self.settings
+        stages = ("sample", "payload", "label", "distill", "compress")
+        device = self.device.settings
+        num_parameters = sum(one.numel() for one in self.student.module.parameters())
+        return {
+            "settings": {stage: settings.as_json(getattr(how, stage)) for stage in stages},
+            "sources": {**sources, "teacher": self._named, "checkpoint": device.checkpoint},
+            "parameters": num_parameters if device.quantize == "none" else None,
+            "versions": packages.versions(),
+        }
+
+    def write(self, history: History) -> None:
+        """Replace the history in the work folder. Raises: CannotWrite."""
+        write_history(self.work.path, history.as_json())
 
     def hold_to(self, frames: Frames) -> None:
         """Make anchors of all questions about these frames, for all rounds to come."""
@@ -164,17 +192,19 @@ class Cycle:
         skipped = Skipped()
         predictions = self.predict(frames, f"round {number}: infer", skipped)
         skipped.refuse_if_all()
-        with streams.text_output(folder / "predictions.jsonl") as out:
-            out.writelines(map(encode_line, predictions))
+        _write_predictions(folder / "predictions.jsonl", predictions)
         uplink = folder / "uplink.tokens"
         how = replace(self.settings.sample, seed=self.settings.sample.seed + number - 1)
         num_questions = self._sample(uplink, frames, predictions, how)
-        adaptation = self._distill(uplink, folder / "adaptation.safetensors", number)
+        adaptation = self._distill(uplink, folder, number)
         num_bytes, update = self._compress(adaptation)
         with files.output(folder / "update.cdcca") as file:
             write_update(file, update)
-        receiver.apply(self.device, update)
-        applied = receiver.apply(self.mirror, update)
+        applied = receiver.apply(self.device, update)
+        with streams.text_output(folder / "apply.jsonl") as lines:
+            line = {"device": str(self.device.path), **applied.as_json()}
+            lines.write(json.dumps(line, allow_nan=False) + "\n")
+        receiver.apply(self.mirror, update)
         self.student.install_overlay(self.device.read_overlay(), self.device.lora.alpha)
         done = Round(
             number=number,
@@ -201,22 +231,24 @@ class Cycle:
                 num_questions.append(len(item.shard.questions))
         return num_questions
 
-    def _distill(self, uplink: Path, path: Path, number: int) -> Adaptation:
+    def _distill(self, uplink: Path, folder: Path, number: int) -> Adaptation:
         """Train from the last adaptation, so that what its coding rounded off is sent now."""
         how = replace(self.settings.distill, seed=self.settings.distill.seed + number - 1)
-        adaptation = distill(
-            _read([uplink]),
-            self.teacher,
-            self.mirror,
-            how,
-            asking=self.settings.label,
-            resume=self._last,
-            student=self.student,
-            earlier=_read(self._uplinks),
-            anchors=_read(self._anchors) if self._anchors else None,
-        )
+        with closing(StepLog(folder / "steps.jsonl")) as log:
+            adaptation = distill(
+                _read([uplink]),
+                self.teacher,
+                self.mirror,
+                how,
+                asking=self.settings.label,
+                resume=self._last,
+                student=self.student,
+                earlier=_read(self._uplinks),
+                anchors=_read(self._anchors) if self._anchors else None,
+                log=log,
+            )
         self._uplinks.append(uplink)
-        with files.output(path) as out:
+        with files.output(folder / "adaptation.safetensors") as out:
             write_adaptation(out, adaptation)
         self._last = adaptation
         return adaptation
@@ -237,16 +269,31 @@ def _read(paths: Sequence[str | Path]) -> Iterator[Shard]:
             yield from shard_stream.read_shards(file, where=streams.input_name(path))
 
 
-def run(cycle: Cycle, frames: Frames, most: int, probe: ValidationSet | None = None) -> History:
-    """Run at most `most` rounds, until one shows no gain; score `probe` before and after each."""
-    history = History("probe")
+def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    with streams.text_output(path) as out:
+        out.writelines(map(encode_line, predictions))
+
+
+def run(
+    cycle: Cycle,
+    frames: Frames,
+    most: int,
+    probe: ValidationSet | None = None,
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> History:
+    """Run at most `most` rounds, until one shows no gain; score `probe` before and after each.
+
+    sources: the names of the frames and of the probe, for the history.
+    """
+    history = History("probe", about=cycle.about(**sources))
     if probe is not None:
-        history.add("probe", cycle.score(probe, "source only"))
+        history.add("probe", cycle.score("probe", probe, 0, "source only"))
     for number in range(1, most + 1):
         done, _ = cycle.round(number, frames)
         history.rounds.append(done)
         if probe is not None:
-            history.add("probe", cycle.score(probe, f"round {number}: eval"))
+            history.add("probe", cycle.score("probe", probe, number, f"round {number}: eval"))
+        cycle.write(history)
         streams.message(done.summary())
         if not done.has_gained:
             streams.message(f"converged: round {number} shows no gain on its held-out part")

@@ -55,7 +55,7 @@ def evaluate(settings: EvaluationSettings) -> Report:
 def _score(report: Report, settings: EvaluationSettings) -> None:
     """Fill in everything that is scored. Each file is read once: one of them may be a pipe."""
     references = read_references(settings.references)
-    rounds = [_named(text) for text in settings.round]
+    rounds = [named(text) for text in settings.round]
     stages = [_answers([path], settings) for _, path in rounds]
     is_last_round = bool(stages) and not settings.predictions
     report.answers = stages[-1] if is_last_round else _answers(settings.predictions, settings)
@@ -100,8 +100,8 @@ def _answers(paths: Sequence[str], settings: EvaluationSettings) -> Answers:
     return read_answers(paths or [None], keep_first=settings.duplicates == "first")
 
 
-def _named(text: str) -> tuple[str | None, str]:
-    """A round's domain, if it is given, and its file, from `[DOMAIN=]FILE`."""
+def named(text: str) -> tuple[str | None, str]:
+    """A name, if it is given, and a file, from `[NAME=]FILE`."""
     name, sign, path = text.partition("=")
     is_named = sign and not (os.path.exists(text) or remote.is_address(text))
     return (name, path) if is_named else (None, text)

@@ -10,7 +10,7 @@ One row of panels under the other, for the task's headline metrics, or for all i
     link     bytes over the link, and of the frames themselves
     scores   the score of each group, where none of the first three can be drawn
 
-Intervals are 95 %. Colours are Okabe and Ito's. Nothing is computed here.
+Intervals are 95 %. Nothing is computed here. `charts` has the style.
 """
 
 import io
@@ -22,29 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from cdcca_cli import streams
 from cdcca_cli.errors import SettingError, Unavailable
-from cdcca_cli.scoring import tasks
+from cdcca_cli.scoring import charts, tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = ("png", "svg", "pdf")
-_BLACK, _GREY = "#000000", "#6b6b6b"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "--", ":")  # where there are more domains than colours
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "text.parse_math": False,  # a domain may be named $fog$
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cdcca",
-    "pdf.fonttype": 42,
-}
 _WIDTH = 6.4  # inches, of a panel
 _MOST_ACROSS = 3
 _DATES: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -116,7 +99,7 @@ def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
     across = min(_MOST_ACROSS, max(map(len, rows)))
     lines = [row[i : i + across] for row in rows for i in range(0, len(row), across)]
     heights = [max(panel.height for panel in line) for line in lines]
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(charts.STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font lacks
         figure = Figure((_WIDTH * across, sum(heights)), layout="constrained")
         bands = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -129,46 +112,13 @@ def _render(rows: Sequence[list[Panel]], form: str) -> bytes:
     return picture.getvalue()
 
 
-@dataclass(frozen=True)
-class _Line:
-    """Values with their intervals: of a domain after each round, or against bytes."""
-
-    name: str
-    cells: Sequence[Mapping[str, Any]]
-    key: str
-    number: int | None = None  # of the colour and the marker; None: black and round
-    width: float = 1.1
-
-    @property
-    def values(self) -> list[float]:
-        return [cell[self.key] for cell in self.cells]
-
-    def draw(self, axes: "Axes", x: Sequence[float]) -> None:
-        colour, marker, dashes = _BLACK, "o", "-"
-        if self.number is not None:
-            turn, own = divmod(self.number, len(_COLOURS))
-            colour, marker, dashes = _COLOURS[own], _MARKERS[own], _DASHES[turn % len(_DASHES)]
-        axes.errorbar(
-            x,
-            self.values,
-            yerr=_errors(self.values, self.cells),
-            color=colour,
-            marker=marker,
-            markersize=5,
-            linewidth=self.width,
-            linestyle=dashes,
-            markerfacecolor=colour if dashes == "-" else "white",
-            label=f"{self.values[-1]:.1f}  {self.name}",
-        )
-
-
 def _rounds_panel(metric: str, found: Mapping[str, Any]) -> Panel:
     lines = [
-        _Line(_short(name), [row[j] for row in found["matrix"]], "score", j)
+        charts.Line(charts.short(name), [row[j] for row in found["matrix"]], "score", j)
         for j, name in enumerate(found["domains"])
     ]
     if len(lines) > 1:
-        lines.insert(0, _Line("average", found["averages"], "value", width=2))
+        lines.insert(0, charts.Line("average", found["averages"], "value", width=2))
     ticks = [_round_label(one) for one in found["rounds"]]
 
     def draw(axes: "Axes") -> None:
@@ -196,7 +146,7 @@ def _rounds_panel(metric: str, found: Mapping[str, Any]) -> Panel:
 
 def _round_label(one: Mapping[str, Any]) -> str:
     label = "source only" if one["round"] == 0 else f"round {one['round']}"
-    return label if one["adapted_to"] is None else f"{label}\n{_short(one['adapted_to'])}"
+    return label if one["adapted_to"] is None else f"{label}\n{charts.short(one['adapted_to'])}"
 
 
 def _forest_panel(metric: str, found: Mapping[str, Any], key: str) -> Panel:
@@ -209,22 +159,22 @@ def _forest_panel(metric: str, found: Mapping[str, Any], key: str) -> Panel:
 
     def draw(axes: "Axes") -> None:
         if key == "difference":
-            axes.axvline(0, color=_GREY, linewidth=0.8, zorder=1)
+            axes.axvline(0, color=charts.GREY, linewidth=0.8, zorder=1)
         for name, entry, place in rows:
             value, interval = entry[key], entry["interval"]
             is_apart = interval is not None and not interval[0] <= 0 <= interval[1]
             axes.errorbar(
                 [value],
                 [place],
-                xerr=_errors([value], [entry]),
-                color=_BLACK if name == "all" else _COLOURS[0],
+                xerr=charts.errors([value], [entry]),
+                color=charts.BLACK if name == "all" else charts.COLOURS[0],
                 marker="o",
                 markersize=5.5,
                 markerfacecolor=None if is_apart else "white",
                 linewidth=1.4,
             )
         words = [_words(entry, key, form) for _, entry, _ in rows]
-        _label_rows(axes, places, [name for name, _, _ in rows], words)
+        charts.label_rows(axes, places, [name for name, _, _ in rows], words)
         axes.margins(x=0.08)
         axes.set_xlabel(f"{unit}, with 95 % interval")
         axes.set_title(title)
@@ -242,7 +192,7 @@ def _groups(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], 
     for group in ("domains", "kinds"):
         place += 0.4
         for name, entry in found.get(group, {}).items():
-            yield _short(name), entry, place
+            yield charts.short(name), entry, place
             place += 1
 
 
@@ -257,17 +207,17 @@ def _words(entry: Mapping[str, Any], key: str, form: str) -> str:
 def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) -> Panel:
     """Against the bytes so far of each direction with a file for each round, or else all bytes."""
     link, rounds = report["link"], report.get("rounds", {}).get(metric)
-    series: list[tuple[_Line, list[int]]] = []
+    series: list[tuple[charts.Line, list[int]]] = []
     for number, part in enumerate(sent):
         sizes = link[part]["stored_bytes_by_file"]
         if rounds is not None and len(sizes) == len(rounds["rounds"]) - 1:
-            line = _Line(part, rounds["averages"], "value", number, width=2)
+            line = charts.Line(part, rounds["averages"], "value", number, width=2)
             series.append((line, [sum(sizes[:i]) for i in range(len(sizes) + 1)]))
     is_of_rounds = bool(series)
     entry = report["scores"][metric]
     if not series:
         series = [
-            (_Line(part, [entry], "score", number), [link[part]["stored_bytes"]])
+            (charts.Line(part, [entry], "score", number), [link[part]["stored_bytes"]])
             for number, part in enumerate(sent)
         ]
     found = report.get("against", {}).get(metric)
@@ -280,7 +230,7 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
                 xy=(x[-1], line.values[-1]),
                 xytext=(8, -12 if number else 6),
                 textcoords="offset points",
-                color=_COLOURS[number],
+                color=charts.COLOURS[number],
                 annotation_clip=False,
             )
         sizes = [x[-1] for _, x in series]
@@ -292,19 +242,19 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
             axes.margins(y=0.25)
             if found is not None:
                 other = entry["score"] - found["difference"]
-                axes.axhline(other, color=_GREY, linestyle="--", linewidth=1)
+                axes.axhline(other, color=charts.GREY, linestyle="--", linewidth=1)
                 axes.annotate(
                     f"the other predictions {other:.1f}",
                     xy=(0.0, other),
                     xycoords=("axes fraction", "data"),
                     xytext=(4, 3),
                     textcoords="offset points",
-                    color=_GREY,
+                    color=charts.GREY,
                 )
         axes.set_xlabel("bytes over the link" + (" so far" if is_of_rounds else ""))
         axes.set_ylabel(f"{_title(metric)} x100{', average' if is_of_rounds else ''}")
         axes.set_title(f"{_title(metric)} against the bytes it took")
-        _comma_ticks(axes)
+        charts.comma_ticks(axes)
 
     return Panel(2.7, draw)
 
@@ -312,7 +262,7 @@ def _bytes_panel(metric: str, report: Mapping[str, Any], sent: Sequence[str]) ->
 def _link_panel(link: Mapping[str, Any]) -> Panel:
     rows = [
         (part, link[part]["stored_bytes"], colour)
-        for part, colour in zip(("uplink", "downlink"), _COLOURS, strict=False)
+        for part, colour in zip(("uplink", "downlink"), charts.COLOURS, strict=False)
         if part in link
     ]
     which = "sent" if "sent" in link else "raw"
@@ -320,68 +270,18 @@ def _link_panel(link: Mapping[str, Any]) -> Panel:
     for place in (link, seen):
         for form, num_bytes in place.get(which, {}).get("bytes", {}).items():
             at = " at {}x{}".format(*seen["size"]) if place is seen else ""
-            rows.append((f"{_FORM_NAMES.get(form, form)}{at}", num_bytes, _BLACK))
+            rows.append((f"{_FORM_NAMES.get(form, form)}{at}", num_bytes, charts.BLACK))
     title = "bytes over the link"
     if which in link and len(rows) > 1:
         frames = f"{link[which]['frames']:,} frames" + (" sent" if which == "sent" else "")
         title = f"bytes of the {frames}, and over the link"
 
     def draw(axes: "Axes") -> None:
-        places = list(range(len(rows)))
-        sizes = [num_bytes for _, num_bytes, _ in rows]
-        axes.hlines(places, 0, 1, "#e4e4e4", transform=axes.get_yaxis_transform(), zorder=0)
-        axes.scatter(sizes, places, color=[colour for _, _, colour in rows])
-        axes.set_xscale("log")
-        axes.set_xlim(max(1, min(sizes)) / 2, max(1, *sizes) * 2)
-        _label_rows(axes, places, [name for name, _, _ in rows], [f"{size:,}" for size in sizes])
-        axes.set_xlabel("bytes")
+        charts.draw_bytes(axes, rows)
         axes.set_title(title)
-        _comma_ticks(axes)
 
     return Panel(0.95 + 0.22 * len(rows), draw)
 
 
-def _label_rows(
-    axes: "Axes", places: Sequence[float], names: Sequence[str], words: Sequence[str]
-) -> None:
-    axes.set_yticks(places, names)
-    axes.set_ylim(places[-1] + 0.5, -0.5)
-    right = axes.secondary_yaxis("right")
-    right.set_yticks(places, words)
-    for side in (axes, right):
-        side.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    right.spines["right"].set_visible(False)
-
-
-def _comma_ticks(axes: "Axes") -> None:
-    """Bytes in full, and so few of them that they do not touch."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    low, high = axes.get_xlim()
-    if axes.get_xscale() == "log":
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-
-
-def _errors(values: Sequence[float], entries: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Distances down and up to the ends of the intervals; 0 where there is none."""
-    low, high = [], []
-    for value, entry in zip(values, entries, strict=True):
-        begin, end = entry["interval"] or (value, value)
-        low.append(max(0.0, value - begin))
-        high.append(max(0.0, end - value))
-    return [low, high]
-
-
 def _title(metric: str) -> str:
     return tasks.METRICS[metric].title if metric in tasks.METRICS else metric
-
-
-def _short(name: str) -> str:
-    """A name for a picture: short, without control characters, which SVG may not hold."""
-    name = "".join(letter if letter.isprintable() else " " for letter in name)
-    return name if len(name) <= 24 else f"{name[:23]}…"

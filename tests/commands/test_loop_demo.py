@@ -10,6 +10,8 @@ from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.loop import demo
 from cdcca_cli.main import main
+from cdcca_cli.reporting.gather import gather
+from cdcca_cli.reporting.settings import ReportSettings
 from tests.shipped import few_frames
 
 
@@ -49,6 +51,15 @@ def test_the_loop_leaves_what_the_stages_leave(
         ["bleu4", "cider", "da", "mc"],
         ["bleu4", "cider", "da", "mc"],
     ]
+
+    (run,) = gather([work], ReportSettings())[0]["runs"]
+    assert run["scores"][0]["from"] == "history" and run["rounds"][0]["seconds"] is not None
+    assert [len(run[part]) for part in ("training", "gate", "teaching", "digests")] == [1, 1, 1, 1]
+    assert run["settings"]["distill"]["method"] == method and run["sources"]["frames"] == stream
+    assert run["entropy"]["rounds"][0]["n"] > 0
+    assert json.loads((work / "history.json").read_text())["scores"] == report["scores"]
+    probed = [work / name / "probe.jsonl" for name in ("start", "round-1")]
+    assert all(path.read_text().count("\n") > 8 for path in probed)
 
     tokens, learnt, update = (str(tmp_path / name) for name in ("u.tokens", "a", "update.cdcca"))
     other, mirror = str(tmp_path / "other"), str(tmp_path / "mirror")
@@ -169,10 +180,19 @@ def earlier_files(work: Path) -> dict[str, bytes]:
 
 
 def test_demo_tells_a_table_and_two_sentences(
-    few: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    few: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.setattr(demo, "FRAMES", few)
-    assert main(["demo", "--rounds", "1", "--threads", "1"]) == 0
+    page = tmp_path / "demo.html"
+    assert main(["demo", "--rounds", "1", "--threads", "1", "--report", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<title>cdcca report: cdcca demo</title>" in text
+    for words in ("<bdi>heldout</bdi>, MC", "Frames that got better and worse", "<img src="):
+        assert words in text
     shown = capfd.readouterr()
     lines = [line for line in shown.out.splitlines() if line.strip()]
     for words in ("source only", "round 1", "uplink bytes", "MC"):
