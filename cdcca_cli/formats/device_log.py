@@ -145,7 +145,7 @@ def parse_line(text: str | bytes, where: str) -> Entry:
     """Raises: BadData."""
     data = load_json(text, where)
     if not is_line(data):
-        raise BadData(f"{where}: not a line of apply --json or sample --json")
+        raise BadData(f"{where}: not a line of a device's log")
     found = records.fields(data, _LINE, where, exact=False)
     status, code, time = found["status"], found["exit_code"], found["time"]
     if code is None:  # from before 0.10

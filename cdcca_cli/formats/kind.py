@@ -121,7 +121,7 @@ _WORDS: dict[str, str] = {
     "codebook": "a codebook, which cdcca calibrate writes and cdcca apply takes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
-    "log": "the log of devices, which cdcca apply --json and sample --json write",
+    "log": "a log of devices, which cdcca apply and cdcca sample write",
     "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",
     "seen": "the state file of cdcca sample",
     "image": "an image",

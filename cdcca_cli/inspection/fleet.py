@@ -11,8 +11,8 @@ and others are passed over. Other files, and other kinds of folders, are listed 
 - A digest is that of the folder, whose current overlay is verified. If only the log is here, it is
   what the last line says, and nothing is verified.
 - Bytes down are those of all files that arrived, bytes up those of shards. A file that is tried
-  again counts once, and so does its refusal, which no longer counts once the file is installed.
-  This holds for the last 64 files of a device.
+  again counts once, and so does its refusal; that of a file which was installed before or after
+  does not count. This holds for the last 64 files of a device.
 - What cannot be read is named on stderr and counted. A damaged folder keeps its row, with the
   reason.
 
@@ -63,7 +63,7 @@ class DeviceRow:
     refusals: list[dict[str, Any]] = field(default_factory=list)
     num_refusals: int = 0
     damage: str | None = None
-    _files: dict[str, None] = field(default_factory=dict)
+    _installed: dict[str, bool] = field(default_factory=dict)
     _gate_time: str = ""
 
     def add(self, entry: device_log.Entry, *, is_folder: bool) -> None:
@@ -77,18 +77,14 @@ class DeviceRow:
         if entry.command == "sample":
             self.uplink_bytes += entry.num_bytes if entry.questions else 0
             return
-        if entry.content not in self._files:
+        if entry.content not in self._installed:
             self.downlink_bytes += entry.num_bytes
-            self._remember(entry.content)
         if entry.measured is not None or entry.exit_code == 80:
             self._add_gate(entry, time)
-        self._settle(entry)
-
-    def _remember(self, content: str | None) -> None:
-        if content is not None:
-            self._files[content] = None
-            if len(self._files) > _MOST_FILES:
-                del self._files[next(iter(self._files))]
+        if entry.exit_code:
+            self._add_refusal(entry)
+        if entry.content is not None:
+            self._remember(entry.content, is_installed=entry.exit_code == 0)
 
     def _add_gate(self, entry: device_log.Entry, time: str) -> None:
         if time >= self._gate_time:
@@ -97,16 +93,18 @@ class DeviceRow:
             about = {"time": entry.time, "sequence": entry.sequence, "verdict": verdict}
             self.last_gate = about | dict(entry.measured or {})
 
-    def _settle(self, entry: device_log.Entry) -> None:
-        """Count a refusal, or forget those of a file that is installed now."""
-        same = []
-        if entry.content is not None:
-            same = [one for one in self.refusals if one["content"] == entry.content]
-        if entry.exit_code == 0:
-            for one in same:
-                self.refusals.remove(one)
-                self.num_refusals -= 1
-            return
+    def _remember(self, content: str, *, is_installed: bool) -> None:
+        """Count a file once, and no refusal of one that is installed at any time."""
+        was_installed = self._installed.pop(content, False)
+        self._installed[content] = was_installed or is_installed
+        if len(self._installed) > _MOST_FILES:
+            del self._installed[next(iter(self._installed))]
+        if self._installed[content]:
+            kept = [one for one in self.refusals if one["content"] != content]
+            self.num_refusals -= len(self.refusals) - len(kept)
+            self.refusals = kept
+
+    def _add_refusal(self, entry: device_log.Entry) -> None:
         about = {
             "time": entry.time,
             "exit_code": entry.exit_code,
@@ -114,8 +112,9 @@ class DeviceRow:
             "reason": entry.reason,
             "content": entry.content,
         }
-        for one in same:
-            if one["exit_code"] == entry.exit_code:
+        for one in self.refusals:
+            same = (one["exit_code"], one["content"]) == (entry.exit_code, entry.content)
+            if same and entry.content is not None:
                 one["time"] = entry.time
                 return
         self.num_refusals += 1
