@@ -1,5 +1,6 @@
 """`cdcca compress` and `cdcca apply` as a user runs them: files, pipes, exit codes, faults."""
 
+import hashlib
 import json
 import os
 import resource

@@ -194,7 +194,7 @@ def visit(name: str) -> None:
     device, field = WORK / "fleet" / name, WORK / "field" / name
     drawn = draw("visit", today, name)
     frames = field / "frames"
-    gate = ["--if-better", frames, "--tolerance", 2, "--threads", 1] if frames.exists() else []
+    gate = ["--if-better", frames, "--tolerance", 10, "--threads", 1] if frames.exists() else []
     was_cut = field / "cut"
     first = was_cut.read_text() if was_cut.exists() else None
     for update in sorted((field / "inbox").iterdir(), key=lambda one: (one.name != first, one)):
