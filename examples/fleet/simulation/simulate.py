@@ -38,8 +38,8 @@ PUBLISHED = {1: 1, 2: 4, 3: 8}
 LAST, MOST_DAYS = 3, 60
 LOST, TORN, LATE, REPEATED = 0.2, 0.05, 0.15, 0.15
 """Shares of the files that a link loses, cuts short, delays by 1 to 3 days, delivers twice."""
-LOG_LOST, POWER_CUT, SPELL = 0.2, 0.1, 0.3
-"""Of the logs that go up; of the updates that are applied; of devices that are off for days."""
+LOG_LOST, SPELL, POWER_CUT = 0.2, 0.3, float(os.environ.get("POWER_CUT", "0.1"))
+"""Of the logs that go up; of devices that are off for days; of the updates that are applied."""
 RESENT_DAYS = 2
 SAMPLING_DAYS = (2, 6, 10)
 APPLY_SECONDS, TEST_SECONDS = 0.8, 6.0
