@@ -23,6 +23,7 @@ import os
 import random
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -42,8 +43,8 @@ LOG_LOST, SPELL, POWER_CUT = 0.2, 0.3, float(os.environ.get("POWER_CUT", "0.1"))
 """Of the logs that go up; of devices that are off for days; of the updates that are applied."""
 RESENT_DAYS = 2
 SAMPLING_DAYS = (2, 6, 10)
-APPLY_SECONDS, TEST_SECONDS = 0.8, 6.0
-"""A power cut comes within these after the start of `cdcca apply`, without and with a gate."""
+FIRST_SECONDS, LATEST_CUT = 0.5, 1.1
+"""A power cut comes within 1.1 times what such commands took lately (the first: half a second)."""
 
 
 def draw(*about: object) -> random.Random:
@@ -200,9 +201,8 @@ def visit(name: str) -> None:
     for update in sorted((field / "inbox").iterdir(), key=lambda one: (one.name != first, one)):
         command = ["apply", device, update, *gate, "--json", "--quiet"]
         if drawn.random() < POWER_CUT:
-            seconds = drawn.uniform(0, TEST_SECONDS if gate else APPLY_SECONDS)
             was_cut.write_text(update.name)
-            cut(command, device, field, seconds)
+            cut(command, device, field, drawn.uniform(0, LATEST_CUT))
             return
         was_cut.unlink(missing_ok=True)
         code = cdcca(command, device)
@@ -231,14 +231,20 @@ def cdcca(words: list[Any], device: Path) -> int:
     _, status, used = os.wait4(running.pid, 0)
     running.returncode = os.waitstatus_to_exitcode(status)
     seconds = round(time.monotonic() - began, 3)
-    kind = f"{words[0]} --if-better" if "--if-better" in words else words[0]
-    cost = {"kind": kind, "seconds": seconds, "max_rss_kb": used.ru_maxrss}
+    cost = {"kind": kind_of(words), "seconds": seconds, "max_rss_kb": used.ru_maxrss}
     add_line(WORK / "costs.jsonl", cost)
     return running.returncode
 
 
-def cut(words: list[Any], device: Path, field: Path, seconds: float) -> None:
-    """Cut the power so many seconds after the start; the folder must be whole afterwards."""
+def kind_of(words: list[Any]) -> str:
+    return f"{words[0]} --if-better" if "--if-better" in words else str(words[0])
+
+
+def cut(words: list[Any], device: Path, field: Path, share: float) -> None:
+    """Cut the power after this share of the usual time; the folder must be whole afterwards."""
+    kind, costs = kind_of(words), lines(WORK / "costs.jsonl")
+    lately = [one["seconds"] for one in costs if one["kind"] == kind][-9:]
+    seconds = share * (statistics.median(lately) if lately else FIRST_SECONDS)
     running = start(words, device)
     try:
         running.wait(seconds)
