@@ -1,4 +1,4 @@
-"""`cdcca inspect`: what a file or folder holds, or many devices."""
+"""`cdcca inspect`: what a file or folder holds, or many devices at a glance."""
 
 from typing import Annotated
 
