@@ -1,8 +1,9 @@
-"""Streams of bytes over others: with bytes given back, and zstd taken off or put on.
+"""Streams of bytes over others: measured, with bytes given back, with zstd taken off or put on.
 
 zstd is recognised by its magic number and read in bounded memory.
 """
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,29 @@ class _Pieces(io.RawIOBase):
         piece, self._rest = self._rest[: len(view)], self._rest[len(view) :]
         view[: len(piece)] = piece
         return len(piece)
+
+
+class Measured:
+    """A stream that counts and hashes what is read from it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source, self._sha = source, hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._seen(self._source.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._seen(self._source.readline(size))
+
+    def _seen(self, data: bytes) -> bytes:
+        self.num_bytes += len(data)
+        self._sha.update(data)
+        return data
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._sha.hexdigest()}"
 
 
 def pushed_back(head: bytes, rest: BinaryIO) -> BinaryIO:

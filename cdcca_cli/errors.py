@@ -5,6 +5,7 @@ what was expected, what was found, and the cure. `main.py` prints it and exits.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 
 class CdccaError(Exception):
@@ -12,6 +13,8 @@ class CdccaError(Exception):
 
     exit_code: int = 1
     meaning: str = "a bug in cdcca"
+    report: Mapping[str, object] = MappingProxyType({})
+    """What was refused, as far as it is known, for --json."""
 
 
 class BelowMark(CdccaError):

@@ -223,6 +223,14 @@ def buffered(descriptor: int, name: str) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
+def size_of(path: str | Path) -> int:
+    """Bytes of a file; 0 if there is none of this name."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return 0
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make a rename durable, where the file system supports it; OSError if that fails."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

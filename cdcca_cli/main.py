@@ -42,7 +42,7 @@ GROUPS = {
     "Other commands": {
         "init": "a device folder from a checkpoint",
         "calibrate": "frames to a codebook, by which sample codes tokens",
-        "inspect": "what a file or folder holds",
+        "inspect": "what a file or folder holds, or many devices at a glance",
         "report": "one page to look at, from what rounds or a fleet leave",
         "doctor": "what works: this machine, a checkpoint, a pair",
         "loop": "Algorithm 1 on one machine",

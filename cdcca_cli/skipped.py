@@ -42,6 +42,10 @@ class Skipped:
     def count(self) -> int:
         return self._counts.total()
 
+    def counts(self) -> dict[str, int]:
+        """How many were left out of each kind."""
+        return dict(self._counts)
+
     def refuse_if_all(self) -> None:
         """Raises: BadData (65) if members were left out and none was good."""
         if self.count and not self.num_sound:

@@ -219,6 +219,11 @@ def _is_standard(path: str | Path | None, which: Literal["stdin", "stdout"]) -> 
     return path is None or str(path) in known
 
 
+def goes_to_stdout(path: str | Path | None) -> bool:
+    """Whether `binary_output` writes to standard output."""
+    return not (path is None and is_terminal("stdout")) and _is_standard(path, "stdout")
+
+
 @contextmanager
 def binary_input(path: str | Path | None) -> Iterator[BinaryIO]:
     """Open a file, an address, or standard input for None and "-"; zstd is taken off.

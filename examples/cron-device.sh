@@ -12,12 +12,15 @@
 # NOTIFY, if it is set, is the command that makes the runtime load a new overlay (apply --notify).
 # SERVER, if it is set, is the address of the llama-server that runs the device's model: it answers
 # all frames in FRAMES at each run, and pictures go up, so that no model is loaded here.
+# log.jsonl in the device folder has a line of every run: send it up, too, and `cdcca inspect` of the
+# folders of many devices shows them in a table. A device's name is that of its folder.
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 outbox=${2:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 inbox=${3:?usage: cron-device.sh FRAMES OUTBOX INBOX}
 export CDCCA_DEVICE=${CDCCA_DEVICE:-device}
 state=$CDCCA_DEVICE/.seen.json
+log=$CDCCA_DEVICE/log.jsonl
 work=$CDCCA_DEVICE/.outgoing.tokens.zst
 answers=$CDCCA_DEVICE/.answers.jsonl
 
@@ -29,7 +32,8 @@ cdcca inspect "$CDCCA_DEVICE" --json --quiet >/dev/null # a damaged device is no
 for update in "$inbox"/*.codebook "$inbox"/*.cdcca; do
   [ -e "$update" ] || continue
   code=0
-  cdcca apply "$CDCCA_DEVICE" "$update" --quiet ${NOTIFY:+--notify "$NOTIFY"} || code=$?
+  cdcca apply "$CDCCA_DEVICE" "$update" --quiet ${NOTIFY:+--notify "$NOTIFY"} --json >>"$log" ||
+    code=$?
   case $code in
     0 | 79) rm -- "$update" ;;                  # applied, or older than what is here
     78) ;;                                      # an earlier one is still to come: keep it
@@ -56,7 +60,7 @@ sample() {
     cdcca infer "$frames" --server "$SERVER" --quiet -o "$answers" || return
     words=(--predictions "$answers" --payload frame)
   fi
-  cdcca sample "$frames" "${words[@]}" --state "$state" --quiet -o "$work"
+  cdcca sample "$frames" "${words[@]}" --state "$state" --quiet -o "$work" --json >>"$log"
 }
 
 [ ! -e "$work" ] || send # the previous run was stopped before it could

@@ -131,8 +131,12 @@ def test_take_update(place: Place) -> None:
     done = place.run(TAKE, place.device, place.update, code=81, NOTIFY=notify)
     assert (done.stdout, place.sequence, place.said()) == ("later\n", 0, ["1", "0"])
     (place.folder / "ready").touch()
+    log = place.device / "log.jsonl"
     for _ in range(2):
-        assert place.run(TAKE, place.device, place.update, NOTIFY=notify).stdout == "done\n"
+        done = place.run(TAKE, place.device, place.update, NOTIFY=notify, LOG=log)
+        assert done.stdout == "done\n"
+    statuses = [json.loads(line)["status"] for line in log.read_text().splitlines()]
+    assert statuses == ["applied", "already applied"]
     assert (place.sequence, place.said()) == (1, ["1", "0", "1"])
     place.update.write_bytes(b"noise")
     assert place.run(TAKE, place.device, place.update, code=65).stdout == "refuse\n"

@@ -17,6 +17,7 @@ from cdcca_cli import streams
 from cdcca_cli.formats.adaptation import read_adaptation
 from cdcca_cli.formats.codebook import read_codebook, write_codebook
 from cdcca_cli.formats.shard_stream import read_shards
+from cdcca_cli.inspection.fleet import read_fleet
 from cdcca_cli.reporting.gather import gather
 from cdcca_cli.reporting.settings import ReportSettings
 from tests import fork_server
@@ -235,6 +236,10 @@ def test_cron_sends_what_is_new_once_and_applies_what_came(field: Field, piped: 
     assert current(field.folder / "device") == current(piped / "device")
     assert [path.name for path in field.inbox.iterdir()] == ["refused"]
     assert [path.name for path in (field.inbox / "refused").iterdir()] == ["2.cdcca"]
+    (row,) = read_fleet([field.folder / "device"]).devices
+    assert (row.sequence, [one["exit_code"] for one in row.refusals]) == (1, [65])
+    assert row.uplink_bytes == sum(path.stat().st_size for path in field.outbox.iterdir())
+    assert row.downlink_bytes == (piped / "update.cdcca").stat().st_size + len(b"noise")
     assert len(field.sent()) == 1
     assert field.tick() == ""
     assert list(field.outbox.iterdir()) == [], "nothing new is no shard"

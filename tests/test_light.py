@@ -85,6 +85,7 @@ def lines(folder: Path) -> list[Line]:
         Line(("doctor",)),
         Line(("inspect", device)),
         Line(("inspect", at["update"])),
+        Line(("inspect", device, at["mirror"], at["update"])),
         Line(("eval", "--downlink", at["update"])),
         Line(("eval", "--uplink", at["shards"])),
         Line(("apply", device, at["update"])),

@@ -136,7 +136,7 @@ def test_no_class_shares_a_code_and_all_are_in_the_table() -> None:
     ("arguments", "words"),
     [
         (["inspect", "--nonsense"], "--nonsense; see cdcca inspect --help"),
-        (["inspect", "a", "b"], "unexpected extra argument"),
+        (["infer", "a", "b"], "unexpected extra argument"),
         (["inspct"], "Did you mean 'inspect'"),
         (["--nonsense"], "see cdcca --help"),
         ([], "no command given"),

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
 from cdcca_cli.downlink.settings import NotifySettings
-from cdcca_cli.errors import MadeWorse, NotifyFailed, UsageError
+from cdcca_cli.errors import CdccaError, UsageError
 from cdcca_cli.options import Json, Quiet
 from cdcca_cli.scoring.settings import AcceptanceSettings
 
@@ -63,9 +63,13 @@ def command(
     new overlay. If it fails, the device goes back to the overlay before, and the command is run
     once more. A command that was cut off, or never begun because the power failed, is run by the
     next apply --notify. It reads CDCCA_DEVICE, CDCCA_SEQUENCE and CDCCA_DIGEST.
+
+    --json prints one line whatever happens, refusals too: add it to a log, which inspect reads.
     """
     streams.set_quiet(quiet)
+    from cdcca_cli.byte_streams import Measured
     from cdcca_cli.downlink import notify, receiver
+    from cdcca_cli.formats import device_log
     from cdcca_cli.formats.device import Device
 
     if rollback and (update is not None or dry_run or unsigned or how.validation is not None):
@@ -77,27 +81,38 @@ def command(
         on.set_threads()
         how = replace(how, compute=on.compute, dtype=on.dtype)
         receive = partial(acceptance.receive, settings=how)
-    folder = Device.open(device)
     done: Applied | Rotated | Carried | Accepted
+    file: Measured | None = None
+
+    def emit(exit_code: int, **facts: object) -> None:
+        read = file and {
+            "name": streams.input_name(update),
+            "bytes": file.num_bytes,
+            "content": file.digest,
+        }
+        streams.emit_json(device_log.line("apply", device, exit_code, **facts, file=read))
+
     try:
+        folder = Device.open(device)
         if rollback:
             done = receiver.rollback(folder, telling)
         else:
             if not dry_run:
                 notify.settle(folder, telling)
             with streams.binary_input(update) as source:
+                file = Measured(source)
                 done = receive(
                     folder,
-                    source,
+                    cast(BinaryIO, file),
                     where=streams.input_name(update),
                     dry_run=dry_run,
                     unsigned=unsigned,
                     telling=telling,
                 )
-    except (MadeWorse, NotifyFailed) as refused:
-        if json:
-            streams.emit_json({"device": str(device), **refused.report})
+    except CdccaError as error:
+        if json and not isinstance(error, UsageError):
+            emit(error.exit_code, **device_log.refusal(error))
         raise
     if json:
-        streams.emit_json({"device": str(device), **done.as_json()})
+        emit(0, **done.as_json())
     streams.summary(f"{device}: {done.summary()}")

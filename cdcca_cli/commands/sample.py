@@ -8,11 +8,12 @@ import typer
 
 from cdcca_cli import streams
 from cdcca_cli.config import Runtime
-from cdcca_cli.errors import Unavailable
+from cdcca_cli.errors import Unavailable, UsageError
 from cdcca_cli.options import (
     Device,
     Force,
     Images,
+    Json,
     LiveOperand,
     Output,
     Prompt,
@@ -54,6 +55,7 @@ def command(
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Pick the questions that the device is least sure of, and code their frames for the cloud.
 
@@ -61,14 +63,16 @@ def command(
     whichever takes fewer bytes for the same loss. Shards have the order of the frames, and no
     answers. A frame that cannot be read is named and left out. With --state, frames seen before
     are skipped; nothing new gives an empty stream. With --predictions and --payload frame no model
-    is loaded, so that torch is not needed.
+    is loaded, so that torch is not needed. --json prints a line for the log that inspect reads.
 
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
     streams.set_quiet(quiet)
-    from cdcca_cli import config
+    if json and streams.goes_to_stdout(output):
+        raise UsageError("the shards go to standard output: `json` needs `output` FILE")
+    from cdcca_cli import config, files
     from cdcca_cli.datasets import num_frames, open_frames
-    from cdcca_cli.formats import shard_stream
+    from cdcca_cli.formats import device_log, shard_stream
     from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
@@ -88,6 +92,8 @@ def command(
 
     skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
+    name = output or "uplink.tokens"  # the shards' file; standard output has no size
+    before = files.size_of(name) if append else 0
     load_model = None
     if num_frames(new) != 0:
         load_model = _model(folder, how, coding, on, has_predictions=predictions is not None)
@@ -100,7 +106,7 @@ def command(
         ) as out,
         shard_stream.writer(out) as write,
     ):
-        num_picked = 0
+        num_picked = num_questions = 0
         if load_model is not None:
             model = load_model()
             earlier = None if predictions is None else _read(predictions)
@@ -110,12 +116,23 @@ def command(
             ):
                 write(coded.shard, coded.picture)
                 num_picked += 1
+                num_questions += len(coded.shard.questions)
             # With a state file a bad frame is recorded there, and a cron job continues.
             if state is None or skipped.is_models_fault:
                 skipped.refuse_if_all()
             if coder.note:
                 streams.message(coder.note)
     source.save()
+    if json:
+        facts = {
+            "frames": num_frames(new),
+            "picked": num_picked,
+            "questions": num_questions,
+            "bytes": (files.size_of(name) or before + write.num_bytes) - before,
+            "output": name,
+            "left_out": skipped.count,
+        }
+        streams.emit_json(device_log.line("sample", folder.path, 0, **facts))
     streams.summary(
         f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
         f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"

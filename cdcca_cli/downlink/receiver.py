@@ -17,7 +17,8 @@ it; so does any newer update whose base is sound.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Literal
@@ -26,7 +27,7 @@ from cdcca_cli import files
 from cdcca_cli.downlink import notify, verify
 from cdcca_cli.downlink.change import Overlay
 from cdcca_cli.downlink.settings import NotifySettings
-from cdcca_cli.errors import MissingInput, WrongBase
+from cdcca_cli.errors import CdccaError, MissingInput, WrongBase
 from cdcca_cli.formats.codebook import Codebook
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.digest import short
@@ -35,7 +36,7 @@ from cdcca_cli.formats.update import Update, utc
 
 _HEADER_BYTES = 1 << 20
 
-Status = Literal["applied", "already applied", "would apply", "rolled back"]
+Status = Literal["applied", "already applied", "would apply", "rolled back", "refused"]
 Clock = Callable[[], float]
 
 
@@ -157,7 +158,7 @@ def check(
 ) -> Checked:
     """Check an update against a device folder, which stays unchanged: 3, and 6 to 13."""
     now = _now(update, clock)
-    with device.lock():
+    with device.lock(), _reported(Applied("refused", update.sequence, update.target)):
         named = device.current
         current = device.read_overlay()  # the newest sound one; from here `device.current` is it
         standing = verify.Standing(
@@ -174,6 +175,16 @@ def check(
             base = current if slot == device.current else device.read_slot(slot)
             new = verify.outcome(update, base)
         return Checked(device.digest, current, new, signed_by)
+
+
+@contextmanager
+def _reported(refused: Applied | Rotated | Carried) -> Iterator[None]:
+    """Add to a refusal what was refused, unless it has a report of its own."""
+    try:
+        yield
+    except CdccaError as error:
+        error.report = error.report or refused.as_json()
+        raise
 
 
 def _now(update: Update, clock: Clock) -> float:
@@ -198,7 +209,7 @@ def apply(
     Raises: as `receive`; WrongBase if the device's overlay is not `onto`.
     """
     now = _now(update, clock)
-    with device.lock():
+    with device.lock(), _reported(Applied("refused", update.sequence, update.target)):
         checked = check(device, update, unsigned=unsigned, clock=lambda: now)
         if checked.new is None:
             if not dry_run:
@@ -232,7 +243,7 @@ def rotate(
     device: Device, found: TrustList, *, dry_run: bool = False, unsigned: bool = False
 ) -> Rotated:
     """Check a trust list against a device folder and install it. Args, Raises: as `receive`."""
-    with device.lock():
+    with device.lock(), _reported(Rotated("refused", found.trust)):
         if not verify.admit_list(found, device.trust, unsigned=unsigned):
             if not dry_run:
                 device.settle()
@@ -246,7 +257,7 @@ def carry(
     device: Device, found: Codebook, *, dry_run: bool = False, unsigned: bool = False
 ) -> Carried:
     """Check a codebook against a device folder and install it. Args, Raises: as `receive`."""
-    with device.lock():
+    with device.lock(), _reported(Carried("refused", found)):
         tower, current = device.settings.tower, device.codebook_slot
         is_new, signed_by = verify.admit_codebook(
             found, tower, device.trust, current, unsigned=unsigned

@@ -3,7 +3,7 @@
     shards, labels, adaptation, update,  records: the "kind" in the first record's header
     overlay, trust, codebook
     weights                               a safetensors file that is not one of cdcca's
-    predictions, manifest                 JSON lines: the first line's keys
+    predictions, manifest, log            JSON lines: the first line's keys
     seen                                  the state of `cdcca sample --state`: its "kind"
     annotations                           any other JSON
     image, video                          its magic number
@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from cdcca_cli.byte_streams import pushed_back
 from cdcca_cli.errors import BadData, CdccaError
-from cdcca_cli.formats import records
+from cdcca_cli.formats import device_log, records
 from cdcca_cli.formats.device_state import FILE_NAME
 from cdcca_cli.formats.export_record import FILE_NAME as EXPORT_FILE
 from cdcca_cli.text import load_json
@@ -96,6 +96,8 @@ def _kind_of_json(line: bytes) -> str:
         return "seen"
     if "v" in first and "model" in first:
         return "predictions"
+    if device_log.is_line(first):
+        return "log"
     return "manifest" if "image" in first and "images" not in first else "annotations"
 
 
@@ -119,6 +121,7 @@ _WORDS: dict[str, str] = {
     "codebook": "a codebook, which cdcca calibrate writes and cdcca apply takes",
     "weights": "a safetensors file of weights",
     "predictions": "predictions, which cdcca infer writes and cdcca eval takes",
+    "log": "a log of devices, which cdcca apply and cdcca sample write",
     "manifest": "a manifest of frames, which cdcca infer and cdcca sample take",
     "seen": "the state file of cdcca sample",
     "image": "an image",

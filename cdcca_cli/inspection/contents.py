@@ -4,7 +4,6 @@ Token streams, labels and predictions are read one record at a time, and weights
 header at a time, so memory does not grow with their length.
 """
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +12,11 @@ from io import BytesIO
 from typing import Any, BinaryIO, cast
 
 from cdcca_cli import streams
+from cdcca_cli.byte_streams import Measured
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptation_format
 from cdcca_cli.formats import codebook as codebook_format
-from cdcca_cli.formats import label_stream, lessons, records, shard_stream
+from cdcca_cli.formats import device_log, label_stream, lessons, records, shard_stream
 from cdcca_cli.formats import labels as labels_format
 from cdcca_cli.formats import overlay as overlay_format
 from cdcca_cli.formats import predictions as predictions_format
@@ -37,35 +37,12 @@ _BYTES_OF_SHARDS = {
 }
 
 
-class _Measured:
-    """A stream that counts and hashes what is read from it."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source, self._sha = source, hashlib.sha256()
-        self.num_bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        return self._seen(self._source.read(size))
-
-    def readline(self, size: int = -1) -> bytes:
-        return self._seen(self._source.readline(size))
-
-    def _seen(self, data: bytes) -> bytes:
-        self.num_bytes += len(data)
-        self._sha.update(data)
-        return data
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._sha.hexdigest()}"
-
-
 def summarize(kind: str, stream: BinaryIO, where: str) -> Summary:
     """Read a stream of this kind to its end. Raises: BadData, and what its reader raises."""
     reader = _READERS.get(kind)
     if reader is None:
         raise BadData(f"{where}: {kind} cannot be read from a stream: name the file itself")
-    measured = _Measured(stream)
+    measured = Measured(stream)
     summary = reader(cast(BinaryIO, measured), where)
     if kind != "weights":  # only its header was read
         summary.digests["content"] = measured.digest
@@ -315,6 +292,17 @@ def weights(stream: BinaryIO, where: str) -> Summary:
     )
 
 
+def _log(stream: BinaryIO, where: str) -> Summary:
+    devices, codes = Names(), Names()
+    count = 0
+    for count, text in enumerate(streams.lines(stream, where), 1):
+        entry = device_log.parse_line(text, f"{where}:{count}")
+        devices.add(entry.device)
+        codes.add(entry.exit_code)
+    by_name = {"by_device": devices.sorted(), "by_exit_code": codes.sorted()}
+    return Summary("log", counts={"lines": count, **by_name}, rest="lines")
+
+
 def _seen(stream: BinaryIO, where: str) -> Summary:
     state = load_json(stream.read(_SEEN_BYTES), where)
     if not isinstance(state, dict) or not isinstance(state.get("frames"), dict):
@@ -334,5 +322,6 @@ _READERS: dict[str, Callable[[BinaryIO, str], Summary]] = {
     "trust": _trust,
     "codebook": _codebook,
     "weights": weights,
+    "log": _log,
     "seen": _seen,
 }

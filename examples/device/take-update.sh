@@ -14,7 +14,8 @@
 #             worse on the device's own frames
 #
 # NOTIFY is the command that makes the runtime load the new overlay (apply --notify), NOTIFY_TIMEOUT
-# its time limit in seconds, IF_BETTER labelled frames that decide (apply --if-better).
+# its time limit in seconds, IF_BETTER labelled frames that decide (apply --if-better), LOG the file
+# that gets a line of what was done (log.jsonl in the device folder, which cdcca inspect reads).
 set -eu
 
 verdict() {
@@ -46,6 +47,6 @@ set -- apply "$device" "$file" --quiet
 [ -z "${NOTIFY_TIMEOUT:-}" ] || set -- "$@" --notify-timeout "$NOTIFY_TIMEOUT"
 [ -z "${IF_BETTER:-}" ] || set -- "$@" --if-better "$IF_BETTER"
 code=0
-cdcca "$@" || code=$?
+cdcca "$@" --json >>"${LOG:-/dev/null}" || code=$?
 verdict "$code"
 exit "$code"

@@ -1,5 +1,6 @@
 """`cdcca compress` and `cdcca apply` as a user runs them: files, pipes, exit codes, faults."""
 
+import hashlib
 import json
 import os
 import resource
@@ -373,11 +374,16 @@ class TestApply:
         assert run("apply", device, update) == 0
         assert run("apply", device, "--rollback", "--quiet", "--json") == 0
         assert state(device) == first
-        assert json.loads(capfd.readouterr().out) == {
+        line = json.loads(capfd.readouterr().out)
+        assert (line.pop("time"), line.pop("command")) > ("2026", "")
+        assert line == {
             "device": str(device),
+            "exit_code": 0,
             "status": "rolled back",
             "sequence": 0,
             "digest": first[1],
+            "current": {"sequence": 0, "digest": first[1]},
+            "file": None,
         }
         assert run("apply", device, update) == 79
         assert run("apply", device, update, "--rollback") == 2
@@ -390,12 +396,12 @@ class TestApply:
             assert run("apply", device, update, "--json", "--quiet") == 0
             out, err = capfd.readouterr()
             sequence, digest = state(device)
-            assert json.loads(out) == {
-                "device": str(device),
-                "status": status,
-                "sequence": sequence,
-                "digest": digest,
-            }
+            line = json.loads(out)
+            found = {"device": str(device), "status": status, "sequence": sequence}
+            assert line.items() >= {**found, "digest": digest, "exit_code": 0}.items()
+            data = update.read_bytes()
+            content = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            assert line["file"] == {"name": str(update), "bytes": len(data), "content": content}
             assert err == ""
 
     def test_files_that_are_no_update(
