@@ -1,16 +1,29 @@
 """`cdcca inspect`: what a file or folder holds."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cdcca_cli import streams
-from cdcca_cli.options import Json, Quiet
+from cdcca_cli.options import Images, Json, Quiet
 
 
 def command(
     file: Annotated[
         str | None, typer.Argument(help="File or folder; standard input if omitted or -")
+    ] = None,
+    images: Images = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for maps of a shards file's frames"),
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the maps as text")] = False,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Number of frames to map  [default: all]")
+    ] = None,
+    frame: Annotated[
+        list[str] | None, typer.Option(help="Name of a frame to map (repeatable)")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -22,14 +35,45 @@ def command(
     file is refused, so inspect also verifies a file. Standard output gets one JSON object if it is
     not a terminal.
 
-    Example: cdcca sample frames/ -m device/ | tee uplink.tokens | cdcca inspect
+    Of token shards it also draws which tokens of each frame were kept, and their scores: over the
+    frames with --images and -o, as text with --text. A frame that was sent as a picture lies beside
+    its original.
+
+    Example: cdcca inspect uplink.tokens --images frames/ -o maps/
     """
+    streams.set_quiet(quiet)
+    if images or output or text or frames or frame:
+        _maps(file, images, output, frames, frame or [], text=text)
+        return
     from cdcca_cli.inspection.look import look
     from cdcca_cli.inspection.summary import rows
 
-    streams.set_quiet(quiet)
     found = {"file": streams.input_name(file), **look(file).as_json()}
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(found)
     else:
         streams.emit_facts(rows(found))
+
+
+def _maps(
+    file: str | None,
+    images: Path | None,
+    output: Path | None,
+    frames: int | None,
+    names: list[str],
+    *,
+    text: bool,
+) -> None:
+    from cdcca_cli.inspection import map_folder
+    from cdcca_cli.skipped import Skipped
+
+    skipped = Skipped()
+    with streams.binary_input(file) as source:
+        name = streams.input_name(file)
+        shards = map_folder.Wanted(frames, names).of(map_folder.shards(source, name, skipped))
+        if text or output is None:
+            map_folder.print_texts(shards)
+        else:
+            map_folder.write(shards, output, map_folder.Originals(images), skipped, name)
+            streams.summary(f"{skipped.num_sound:,} maps in {output}{skipped}")
+    skipped.refuse_if_all()

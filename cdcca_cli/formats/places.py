@@ -62,10 +62,36 @@ def of_tokens(layout: "Layout", num_tokens: int) -> NDArray[np.float64] | None:
     return found
 
 
+def layers(layout: "Layout", num_tokens: int) -> list[NDArray[np.int64]]:
+    """The tokens with a place, in layers without overlap: tiles, and a picture of the whole."""
+    boxes_N4 = of_tokens(layout, num_tokens)
+    if boxes_N4 is None:
+        return []
+    numbers = np.flatnonzero(~np.isnan(boxes_N4).any(1))
+    found: list[tuple[list[tuple[float, ...]], list[NDArray[np.int64]]]] = []
+    for rows, columns, box in _grids(layout):
+        own, numbers = np.split(numbers, [rows * columns])
+        free = (layer for layer in found if not any(_overlap(box, other) for other in layer[0]))
+        layer = next(free, None)
+        if layer is None:
+            layer = [], []
+            found.append(layer)
+        layer[0].append(box)
+        layer[1].append(own)
+    return [np.concatenate(parts) for _, parts in found]
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes share more than their edges."""
+    sides = [min(one[a + 2], other[a + 2]) - max(one[a], other[a]) for a in (0, 1)]
+    sizes = [min(one[a + 2] - one[a], other[a + 2] - other[a]) for a in (0, 1)]
+    return all(side > size * _CLOSE for side, size in zip(sides, sizes, strict=True))
+
+
 def _grids(layout: "Layout") -> list[tuple[int, int, tuple[float, ...]]]:
     if not layout.boxes:
         whole = (0.0, 0.0, 1.0, 1.0)
-        return [(*layout.grid, whole)] if len(layout.grid) == 2 else []  # type: ignore[list-item]
+        return [(*layout.grid, whole)] if len(layout.grid) == 2 else []
     x, y, *rest = layout.boxes
     found = []
     for start in range(0, len(rest) - _NUMBERS + 1, _NUMBERS):
@@ -82,7 +108,7 @@ def packed(boxes_N4: NDArray[np.float64], layout: "Layout") -> tuple[int, ...]:
     token than the first ones has no place, or they lie in too many grids.
     """
     content = np.setdiff1d(np.arange(len(boxes_N4)), layout.fixed)
-    has_place = ~np.isnan(boxes_N4[content]).any(1)
+    has_place = ~np.isnan(boxes_N4[content].sum(1))
     first = len(content) - int(has_place.sum())
     if first == len(content) or has_place[:first].any():
         return ()

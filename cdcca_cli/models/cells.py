@@ -202,9 +202,7 @@ class Cells(LoadedModel):
         return parts.transpose(2, 3).reshape(-1, side * side * width)
 
     @torch.no_grad()
-    def _placed(
-        self, trunk: Trunk, seen: Seen, crops: placing.Crops
-    ) -> NDArray[np.float64] | None:
+    def _placed(self, trunk: Trunk, seen: Seen, crops: placing.Crops) -> NDArray[np.float64] | None:
         """Of tiles: each place of the prompt has the box of its cell, by the cells' numbers."""
         if seen.layout.grid:
             return super()._placed(trunk, seen, crops)

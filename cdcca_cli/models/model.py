@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
-from cdcca_cli.formats import places
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.names import LORA_A
+from cdcca_cli.formats.places import grid_of, packed
 from cdcca_cli.formats.shard import Layout
 from cdcca_cli.models import decoding, digests, overlay, placing, preprocessing, quantization
 from cdcca_cli.models.checkpointing import checkpointed
@@ -222,18 +222,16 @@ class LoadedModel(ABC):
             if len(self._boxes) >= _MOST_SIZES:
                 self._boxes.clear()
             found = self._placed(trunk, seen, placing.crops(self.preparer, size))
-            self._boxes[size, layout] = () if found is None else places.packed(found, layout)
+            self._boxes[size, layout] = () if found is None else packed(found, layout)
         return self._boxes[size, layout]
 
-    def _placed(
-        self, trunk: Trunk, seen: Seen, crops: placing.Crops
-    ) -> NDArray[np.float64] | None:
+    def _placed(self, trunk: Trunk, seen: Seen, crops: placing.Crops) -> NDArray[np.float64] | None:
         """(N, 4): the box of each visual token, NaN for one without a place; None if unknown."""
         if len(crops.boxes) != 1 or not seen.layout.grid:
             return None
         rows, columns = seen.layout.grid
         boxes_N4 = np.full((seen.num_tokens, 4), np.nan)
-        boxes_N4[-rows * columns :] = places.grid_of(crops.boxes[0].tolist(), rows, columns)
+        boxes_N4[-rows * columns :] = grid_of(crops.boxes[0].tolist(), rows, columns)
         return boxes_N4
 
     @abstractmethod

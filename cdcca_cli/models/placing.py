@@ -1,7 +1,7 @@
 """Where in a frame a tower's input was cut from, found by the checkpoint's own processor.
 
 The processor is given four pictures of the frame's size: black, white, and two whose levels are
-their own coordinates, from left to right and from top to bottom. What it makes of a level is linear,
+their own coordinates, from left to right and from top to bottom. What it makes of levels is linear,
 
     out = black + level * (white - black),
 
@@ -15,6 +15,7 @@ top, right and bottom, 1 being the width or height of the frame.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from cdcca_cli.formats import places
 from cdcca_cli.models.pictures import Preparer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SHAPES = ("image_grid_thw", "spatial_shapes", "target_sizes")
 _PADDING = 1e-3  # of the largest difference between black and white
@@ -75,16 +79,16 @@ def crops(preparer: Preparer, size: tuple[int, int]) -> Crops:
         return _of_patches(xy, shapes) if shapes else _of_pixels(xy)
 
 
-def _pictures(size: tuple[int, int]) -> "list[object]":
+def _pictures(size: tuple[int, int]) -> "list[Image]":
     """Black, white, and levels that grow from left to right and from top to bottom."""
-    from PIL import Image
+    from PIL import Image as pil
 
     width, height = size
     xs, ys = ((np.arange(side) + 0.5) / side * 255 for side in size)
     levels = np.zeros((4, height, width), np.uint8)
     levels[1] = 255
     levels[2], levels[3] = xs.round(), ys.round()[:, None]
-    return [Image.fromarray(one).convert("RGB") for one in levels]
+    return [pil.fromarray(one).convert("RGB") for one in levels]
 
 
 def _of_pixels(xy: Array) -> Crops:
@@ -131,7 +135,7 @@ def _of_patches(xy: Array, shapes: list[tuple[int, int]]) -> Crops:
 
 
 def _extent(values: Array, count: int) -> tuple[float, float]:
-    """Where patches begin and end of which `count` lie in a row. Args: values: (patches, values)."""
+    """Where patches begin and end, `count` of them in a row. Args: values: (patches, values)."""
     if count == 1:
         return float(np.nanmin(values)), float(np.nanmax(values))
     centres = _mean(values, 1)
