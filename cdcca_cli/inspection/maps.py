@@ -1,10 +1,10 @@
 """Which tokens of a frame were kept, as a picture and as text.
 
-Kept tokens are outlined, what was dropped is dark, and what the tower never saw is grey. Where the
-shard has scores, the colour of a kept token goes from dark (the frame's lowest) to bright yellow
-(its highest). A tower that sees a picture in tiles and as a whole gets a picture of each. Tokens
-without a place in the picture (a class token, or all of an older shard without boxes) are squares
-below it; places without content are left out.
+Kept tokens are outlined, what was dropped is dark, and what the tower never saw is grey, as is the
+padding around a picture. Where the shard has scores, the colour of a kept token goes from violet
+(the frame's lowest) to bright yellow (its highest). A tower that sees a picture in tiles and as a
+whole gets a picture of each. Tokens without a place in the picture (a class token, or all of an
+older shard without boxes) are squares below it; places without content are left out.
 
 Legend: N tokens, H and W of a picture in pixels or of a text in characters.
 """
@@ -29,11 +29,14 @@ BLANK_SIDE = _LEAST
 """Of a picture to draw on where there is none."""
 _GAP = 8  # between two pictures
 _CAPTION, _LEAST_CAPTION = 20, 240  # height and least width of a line below a picture
+_PADDING = 150.0
 _SQUARE = 16  # of a token without a place
 _COLOURS = np.array(
-    [[20, 11, 53], [101, 21, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64
+    [[66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]], np.float64
 )
-"""Matplotlib's inferno, as bright as the score is high, for the colour-blind and in print too."""
+"""The upper part of matplotlib's inferno: as bright as the score is high, so that it can be read
+in print and by the colour-blind, too."""
+_NEAR, _FARTHEST = 0.02, 10  # how far outside the picture padding is shown, in its own sides
 _FINEST = 1e-3  # of a picture's side, in a text
 _SHADES = "░▒▓█"
 _DROPPED, _UNSEEN = "·", " "
@@ -52,8 +55,28 @@ class _Tokens:
         return kept_N
 
     @cached_property
-    def boxes_N4(self) -> NDArray[np.float64] | None:
+    def _placed_N4(self) -> NDArray[np.float64] | None:
         return places.of_tokens(self.shard.layout, self.shard.num_tokens)
+
+    @cached_property
+    def view(self) -> NDArray[np.float64]:
+        """(4,): the box of all that is shown: the picture, and the padding that tokens are of."""
+        whole = np.array([0.0, 0.0, 1.0, 1.0])
+        if self._placed_N4 is None:
+            return whole
+        placed = self._placed_N4[~np.isnan(self._placed_N4[:, 0])].clip(-_FARTHEST, _FARTHEST)
+        ends = np.concatenate([placed[:, :2].min(0), placed[:, 2:].max(0)])
+        is_out = np.append(ends[:2] < -_NEAR, ends[2:] > 1 + _NEAR)
+        return np.where(is_out, ends, whole)
+
+    @cached_property
+    def boxes_N4(self) -> NDArray[np.float64]:
+        """The box of each token in the view, NaN for one without a place."""
+        if self._placed_N4 is None:
+            return np.full((self.shard.num_tokens, 4), np.nan)
+        origin, size = self.view[:2], self.view[2:] - self.view[:2]
+        boxes_N22 = (self._placed_N4.reshape(-1, 2, 2) - origin) / size
+        return boxes_N22.reshape(-1, 4)
 
     @cached_property
     def layers(self) -> list[NDArray[np.int64]]:
@@ -104,27 +127,32 @@ def heat_map(shard: Shard, picture: "Image") -> "Image":
     """The frame's picture with its kept tokens, RGB, 512 to 1024 pixels on the longer side."""
     tokens = _Tokens(shard)
     count = max(1, len(tokens.layers))
-    width, height = picture.size
+    left, top, right, bottom = tokens.view.tolist()
+    width, height = picture.width * (right - left), picture.height * (bottom - top)
     is_wide = width > height  # several pictures one below the other, else side by side
     shape = (width, height * count) if is_wide else (width * count, height)
     longest = max(shape)
     scale = min(max(longest, _LEAST), _MOST) / longest
-    size = max(1, int(width * scale)), max(1, int(height * scale))
-    small_HW3 = np.asarray(picture.convert("RGB").resize(size), np.float64)
-    panels = [_panel(small_HW3, tokens, layer) for layer in tokens.layers] or [small_HW3]
-    return _joined(panels, _squares(tokens, size[0]), is_wide=is_wide)
+    small = [max(1, round(side * scale)) for side in picture.size]
+    seen = np.asarray(picture.convert("RGB").resize((small[0], small[1])), np.float64)
+    whole = np.full((max(1, int(height * scale)), max(1, int(width * scale)), 3), _PADDING)
+    place = whole[round(-top * picture.height * scale) :, round(-left * picture.width * scale) :]
+    place = place[: len(seen), : seen.shape[1]]
+    place[:] = seen[: len(place), : place.shape[1]]
+    panels = [_panel(whole, tokens, layer) for layer in tokens.layers] or [whole]
+    return _joined(panels, _squares(tokens, whole.shape[1]), is_wide=is_wide)
 
 
 def _panel(
     picture_HW3: NDArray[np.float64], tokens: _Tokens, layer: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    assert tokens.boxes_N4 is not None
     height, width, _ = picture_HW3.shape
     number_HW = _painted(tokens.boxes_N4, layer, height, width)
     is_seen = number_HW >= 0
     is_kept = is_seen & tokens.kept_N[number_HW]
     grey_HW1 = picture_HW3.mean(-1, keepdims=True)
-    made = np.where(is_seen[..., None], 0.35 * picture_HW3, 0.25 * grey_HW1 + 110)
+    dark_HW3 = 0.25 * picture_HW3 + 0.2 * grey_HW1
+    made = np.where(is_seen[..., None], dark_HW3, 0.25 * grey_HW1 + 110)
     kept_HW3 = picture_HW3
     if tokens.heat_N is not None:
         kept_HW3 = 0.45 * picture_HW3 + 0.55 * _colours(tokens.heat_N[number_HW])
@@ -232,7 +260,6 @@ def text_map(shard: Shard, width: int = 40) -> str:
     tokens, width = _Tokens(shard), max(8, width)
     blocks = []
     for layer in tokens.layers:
-        assert tokens.boxes_N4 is not None
         own = tokens.boxes_N4[layer]
         heights, widths = own[:, 3] - own[:, 1], own[:, 2] - own[:, 0]
         rows, columns = (1 / max(float(sizes.min()), _FINEST) for sizes in (heights, widths))
