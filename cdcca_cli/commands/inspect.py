@@ -70,9 +70,12 @@ def _maps(
     skipped = Skipped()
     with streams.binary_input(file) as source:
         name = streams.input_name(file)
-        shards = map_folder.Wanted(frames, names).of(map_folder.shards(source, name, skipped))
+        shards = map_folder.Wanted(frames, names).of(
+            map_folder.shards(source, name, skipped), skipped
+        )
         if text or output is None:
-            map_folder.print_texts(shards)
+            map_folder.print_texts(shards, skipped)
+            streams.summary(f"{skipped.num_sound:,} maps{skipped}")
         else:
             map_folder.write(shards, output, map_folder.Originals(images), skipped, name)
             streams.summary(f"{skipped.num_sound:,} maps in {output}{skipped}")

@@ -73,8 +73,8 @@ class Wanted:
     number: int | None = None
     names: Sequence[str] = ()
 
-    def of(self, shards: Iterable[Shard]) -> Iterator[Shard]:
-        """Raises: MissingInput if a name is not among them."""
+    def of(self, shards: Iterable[Shard], skipped: Skipped) -> Iterator[Shard]:
+        """Args: skipped: gets the names that no frame has."""
         missing, count = set(self.names), 0
         for shard in shards:
             missing.discard(shard.frame)
@@ -85,9 +85,8 @@ class Wanted:
             count += 1
             yield shard
         else:
-            if missing:
-                name = min(missing)
-                raise MissingInput(f"`frame` {name[:80]}: the file has no frame of this name")
+            for name in sorted(missing):
+                skipped.add("frame", MissingInput(f"{name[:80]}: no frame of the file"))
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def write(
     for number, shard in enumerate(shards, 1):
         name = f"{number:04d}-{file_stem(_SUFFIX.sub('', shard.frame))}.jpg"
         try:
-            image, text = _drawn(shard, originals)
+            image, lines = _drawn(shard, originals)
         except (BadData, MissingInput) as error:
             skipped.add("frame", type(error)(f"{shard.frame[:80]}: {error}"))
             continue
@@ -140,7 +139,7 @@ def write(
         out = io.BytesIO()
         image.save(out, "JPEG", quality=88, subsampling=0, optimize=True)
         _write(folder / name, out.getvalue())
-        words = html.escape(text)
+        words = html.escape("\n".join(lines))
         alt = html.escape(f"Map of {shard.frame[:80]}: {_kept(shard)}")
         figures.append(_FIGURE.format(file=name, alt=alt, text=words))
     page = _PAGE.format(
@@ -171,73 +170,64 @@ def _write(path: Path, data: bytes) -> None:
         out.write(data)
 
 
-def _drawn(shard: Shard, originals: Originals) -> "tuple[Image, str]":
+def _drawn(shard: Shard, originals: Originals) -> "tuple[Image, list[str]]":
+    """A frame's picture, and the lines below it. CdccaError."""
     from PIL import Image
 
     found = originals.load(shard)
-    if shard.picture is not None:
-        sent, size = decode(shard.picture), len(shard.picture.data)
-        what = f"sent: {_media(shard)} {_size(sent)}, {size:,} bytes"
-        if found is None:
-            return maps.side_by_side([sent], [what]), _words(shard, what)
-        image, num_bytes = found
-        file = "" if num_bytes is None else f", {num_bytes:,} bytes"
-        original = f"original: {_size(image)}{file}"
-        return (
-            maps.side_by_side([image, sent], [original, what]),
-            _words(shard, f"{original}\n{what}"),
-        )
-    blank = Image.new("RGB", (maps.BLANK_SIDE, maps.BLANK_SIDE), (_BLANK,) * 3)
-    return maps.heat_map(shard, blank if found is None else found[0]), _words(shard, "")
+    if shard.picture is None:
+        side = maps.BLANK_SIDE
+        image = Image.new("RGB", (side, side), (_BLANK,) * 3) if found is None else found[0]
+        return maps.heat_map(shard, image), _words(shard)
+    sent, words = decode(shard.picture), _sent(shard.picture)
+    if found is None:
+        return maps.side_by_side([sent], [words]), _words(shard)
+    image, num_bytes = found
+    original = f"original: {_size(image)}"
+    original += "" if num_bytes is None else f", {num_bytes:,} bytes"
+    return maps.side_by_side([image, sent], [original, words]), _words(shard, original)
 
 
 # ---------------------------------------------------------------- a text
 
 
-def print_texts(shards: Iterable[Shard], width: int = 40) -> None:
+def print_texts(shards: Iterable[Shard], skipped: Skipped, width: int = 40) -> None:
     """Each frame in words, with its map in characters if tokens were sent."""
-    with streams.text_output(None) as out:
-        for text in texts(shards, width):
-            lines = map(streams.one_line, text.split("\n"))
-            out.write("\n".join(lines) + "\n\n")
-
-
-def texts(shards: Iterable[Shard], width: int) -> Iterator[str]:
-    """The text of each frame; its lines may hold control characters of a file."""
     for shard in shards:
-        if shard.picture is not None:
-            sent = (
-                f"sent: {_media(shard)} {_size(shard.picture)}, {len(shard.picture.data):,} bytes"
-            )
-            yield _words(shard, sent)
-        else:
-            yield f"{_words(shard, '')}\n{maps.text_map(shard, width)}"
+        skipped.num_sound += 1
+        lines = map(streams.one_line, _words(shard))
+        drawn = "" if shard.picture is not None else f"{maps.text_map(shard, width)}\n"
+        streams.emit("\n".join([*lines, drawn]))
 
 
-def _words(shard: Shard, sent: str) -> str:
-    lines = [shard.frame, sent or _kept(shard)]
-    if not sent:
+def _words(shard: Shard, original: str = "") -> list[str]:
+    """What is known of a frame, in lines that may hold anything. Args: original: of its picture."""
+    lines = [shard.frame]
+    if shard.picture is not None:
+        lines += [line for line in (original, _sent(shard.picture)) if line]
+    else:
+        lines.append(_kept(shard))
         total, kept = maps.unplaced(shard)
         if not maps.has_map(shard):
             lines.append("the file does not say where the tokens lie in the picture")
         elif total:
-            lines.append(f"{counted(total, 'token')} without a place in it, {kept} kept")
+            lines.append(f"{counted(total, 'token')} without a place in it, {kept:,} kept")
         if shard.scores is not None:
             low, high = maps.score_range(shard)
             lines.append(f"scores from {low:.3g} to {high:.3g}")
     for question in shard.questions:
         entropy = "" if question.entropy is None else f" ({question.entropy:.2f} nats)"
         lines.append(f"{question.prompt or question.task}{entropy}")
-    return "\n".join(lines)
+    return lines
+
+
+def _sent(picture: Picture) -> str:
+    media = picture.media.removeprefix("image/").upper()
+    return f"sent: {media} {_size(picture)}, {len(picture.data):,} bytes"
 
 
 def _kept(shard: Shard) -> str:
     return f"{len(shard.positions):,} of {shard.num_tokens:,} tokens kept"
-
-
-def _media(shard: Shard) -> str:
-    assert shard.picture is not None
-    return shard.picture.media.removeprefix("image/").upper()
 
 
 def _size(image: "Image | Picture") -> str:
