@@ -210,11 +210,16 @@ class Cells(LoadedModel):
         run = self._rest(trunk, moved, 1)
         grid = self._patches(trunk.picture) if self.row.sizes else None
         order_N = run.order_PN[0].cpu().numpy()
+        has_cell = order_N >= 0
+        numbers = order_N[has_cell]
         boxes_R4 = crops.cells(len(self._cells(run.reads[0], grid)))
+        if boxes_R4 is None:  # the connector reads padding too, whose numbers are in no prompt
+            used, numbers = np.unique(numbers, return_inverse=True)
+            boxes_R4 = crops.cells(len(used))
         if boxes_R4 is None:
             return None
-        boxes_N4: NDArray[np.float64] = boxes_R4[order_N.clip(min=0)]
-        boxes_N4[order_N < 0] = np.nan
+        boxes_N4 = np.full((len(order_N), 4), np.nan)
+        boxes_N4[has_cell] = boxes_R4[numbers]
         return boxes_N4
 
     def _lattice(self, picture: Picture, num_places: int) -> tuple[int, ...]:

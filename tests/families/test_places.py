@@ -15,6 +15,8 @@ from tests.families.conftest import Case
 BLOCKS = 4
 CROPPED = ("llava", "vipllava")  # to the square in the middle
 PADDED = ("deepseek_vl", "janus")  # to a square
+FAR = ("fast_vlm", "gemma3n")
+"""Towers of convolutions that see farther than these pictures are large."""
 
 
 @torch.no_grad()
@@ -36,6 +38,8 @@ def test_the_token_that_changes_most_lies_at_the_change(case: Case) -> None:
     The box of that token must hold a part of the block's inner half. One may be its neighbour: a
     tower of convolutions mixes them.
     """
+    if case.name in FAR:
+        pytest.skip("each of its tokens sees the whole picture")
     for row, image in enumerate(case.images):
         boxes_N4 = places.of_tokens(placed(case, row), case.seen[row].num_tokens)
         assert boxes_N4 is not None
