@@ -176,3 +176,11 @@ def parse_share(text: str, largest: float = 1.0) -> float:
         if share <= largest:
             return share
     raise ValueError(f"expected a share from 0% to {largest:.0%}, like 10%")
+
+
+def file_stem(text: str, most: int = 60) -> str:
+    """A text from a file as a part of a file's name: ASCII letters, digits, `.`, `_` and `-`.
+
+    It is no path, is not hidden, and its end is kept if it is too long. Two texts may get one.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text[-4 * most :])[-most:].strip("._-") or "frame"

@@ -86,6 +86,8 @@ def lines(folder: Path) -> list[Line]:
         Line(("inspect", device)),
         Line(("inspect", at["update"])),
         Line(("inspect", device, at["mirror"], at["update"])),
+        Line(("inspect", at["shards"], "--text")),
+        Line(("inspect", at["shards"], "-o", str(folder / "maps"))),
         Line(("eval", "--downlink", at["update"])),
         Line(("eval", "--uplink", at["shards"])),
         Line(("apply", device, at["update"])),

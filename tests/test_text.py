@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.text import is_text, load_json, parse_amount, parse_bytes, parse_share
+from cdcca_cli.text import file_stem, is_text, load_json, parse_amount, parse_bytes, parse_share
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,23 @@ def test_share(text: str, share: float) -> None:
 def test_no_share(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_share(text, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [
+        ("night/0012.png", "night_0012.png"),
+        ("../../etc/passwd", "etc_passwd"),
+        (".hidden", "hidden"),
+        ("-rf", "rf"),
+        ("a b\n\0c", "a_b_c"),
+        ("\ud800", "frame"),
+        ("", "frame"),
+        ("..", "frame"),
+        ("x" * 100_000 + "12.png", "x" * 54 + "12.png"),
+        ("日" * 100_000, "frame"),
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_any_text_as_a_part_of_a_name(text: str, stem: str) -> None:
+    assert file_stem(text) == stem

@@ -1,11 +1,13 @@
 """`cdcca inspect`: what a file or folder holds, or many devices at a glance."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cdcca_cli import streams
-from cdcca_cli.options import Json, Quiet
+from cdcca_cli.errors import UsageError
+from cdcca_cli.options import Images, Json, Quiet
 
 
 def command(
@@ -17,6 +19,18 @@ def command(
             show_default=False,
         ),
     ] = None,
+    images: Images = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for maps of a shards file's frames"),
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the maps as text")] = False,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Number of frames to map  [default: all]")
+    ] = None,
+    frame: Annotated[
+        list[str] | None, typer.Option(help="Name of a frame to map (repeatable)")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -27,24 +41,34 @@ def command(
     file is refused, so inspect also verifies a file. Standard output gets one JSON object if it is
     not a terminal.
 
-    Several of them, or a folder of device folders, give a table of devices: group (the folder above
+    Of token shards it also draws which tokens of each frame were kept, and their scores: over the
+    frames with --images and -o, as text with --text. A frame that was sent as a picture lies beside
+    its original.
+
+    Several files, or a folder of device folders, give a table of devices: group (the folder above
     the device's), sequence, digest, last contact, last gate (apply --if-better), bytes and
     refusals. The last four come from the lines of apply --json and sample --json, in files that
     end with .jsonl. What is damaged is named and counted, and stops nothing.
 
-    Example: cdcca sample frames/ -m device/ | tee uplink.tokens | cdcca inspect
+    Example: cdcca inspect uplink.tokens --images frames/ -o maps/
     """
     streams.set_quiet(quiet)
     from cdcca_cli.inspection.fleet_files import has_devices
 
     named = files or []
+    draws = bool(images or output or text or frames or frame)
     if len(named) > 1 or (named and has_devices(named[0])):
+        if draws:
+            raise UsageError("maps are of one file of shards")
         _fleet(named, json)
+        return
+    file = named[0] if named else None
+    if draws:
+        _maps(file, images, output, frames, frame or [], text=text)
         return
     from cdcca_cli.inspection.look import look
     from cdcca_cli.inspection.summary import rows
 
-    file = named[0] if named else None
     found = {"file": streams.input_name(file), **look(file).as_json()}
     if json or not streams.is_terminal("stdout"):
         streams.emit_json(found)
@@ -66,3 +90,30 @@ def _fleet(named: list[str], json: bool) -> None:
         if fleet.files:
             streams.emit_table("", FILE_COLUMNS, fleet.file_rows())
     streams.summary(f"{fleet.summary()}{skipped}")
+
+
+def _maps(
+    file: str | None,
+    images: Path | None,
+    output: Path | None,
+    frames: int | None,
+    names: list[str],
+    *,
+    text: bool,
+) -> None:
+    from cdcca_cli.inspection import map_folder
+    from cdcca_cli.skipped import Skipped
+
+    skipped = Skipped()
+    with streams.binary_input(file) as source:
+        name = streams.input_name(file)
+        shards = map_folder.Wanted(frames, names).of(
+            map_folder.shards(source, name, skipped), skipped
+        )
+        if text or output is None:
+            map_folder.print_texts(shards, skipped)
+            streams.summary(f"{skipped.num_sound:,} maps{skipped}")
+        else:
+            map_folder.write(shards, output, map_folder.Originals(images), skipped, name)
+            streams.summary(f"{skipped.num_sound:,} maps in {output}{skipped}")
+    skipped.refuse_if_all()

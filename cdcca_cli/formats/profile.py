@@ -126,6 +126,8 @@ class Profile:
         """What profile.json holds."""
         found = {name: getattr(self, name) for name in _HINTS if name not in ("kind", "version")}
         layout = None if self.layout is None else asdict(self.layout)
+        if layout is not None:
+            del layout["boxes"]
         return found | {
             "kind": "profile",
             "version": VERSION,
@@ -140,6 +142,7 @@ class Profile:
 
 
 _LAYOUT = {"num_tokens": int} | get_type_hints(Layout)
+del _LAYOUT["boxes"]  # which depend on the frame
 _SAMPLE = {"shape": tuple[int, int], "values": str, "rows": int}
 _HINTS: dict[str, Any] = {**records.HEAD, **get_type_hints(Profile)}
 _HINTS |= {"language": dict, "norms": dict, "samples": dict, "prompts": dict, "said": dict}

@@ -27,7 +27,8 @@ that made the tokens, or that the pictures are for ("sha256:" + 64 hex digits)}.
     strings   list of strings
     layouts   up to F of {"num_tokens": 1 to 2^20, "grid": list of numbers >= 0, "marks": string,
               "fixed": ascending places of tokens without content}: how a picture becomes tokens
-              (`Layout`)
+              (`Layout`). `grid` has two numbers or none; behind them, if they are known, where
+              the tokens lie in the picture (`places`)
     frames    F strings, not empty: the frames' ids
     images    F strings: their files, as the device named them; null if they are the ids
     domains   F n or null; times: F numbers or null, seconds since 1970 (UTC) at capture
@@ -95,12 +96,13 @@ class Layout:
 
     grid: rows and columns, where the picture is one grid of tokens. marks: its text in the prompt,
     with {64} in place of 64 tokens; "" if that is all of it. fixed: ascending places of the tokens
-    without content, which are always kept.
+    without content, which are always kept. boxes: where the others lie in the picture (`places`).
     """
 
     grid: tuple[int, ...] = ()
     marks: str = ""
     fixed: tuple[int, ...] = ()
+    boxes: tuple[int, ...] = ()
 
     @property
     def num_places(self) -> int:

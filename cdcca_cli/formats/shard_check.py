@@ -77,7 +77,8 @@ def _payload_fault(shard: Shard) -> str | None:
 def text_chars(shard: Shard) -> int:
     """About how many characters of the index a frame takes."""
     texts = list(_texts(shard))
-    return sum(map(len, texts)) + 8 * len(texts) + 8 * len(shard.layout.fixed)
+    numbers = len(shard.layout.fixed) + len(shard.layout.boxes)
+    return sum(map(len, texts)) + 8 * len(texts) + 8 * numbers
 
 
 def _texts(shard: Shard) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from cdcca_cli.errors import BadData
-from cdcca_cli.formats import records
+from cdcca_cli.formats import places, records
 from cdcca_cli.formats.pictures import MEDIA, Picture
 from cdcca_cli.formats.shard import Layout, Question, Shard
 from cdcca_cli.numerics import zstd_frames
@@ -69,7 +69,7 @@ def content(shards: Sequence[Shard]) -> dict[str, Any]:
         "pictures": [[number(one.media), len(one.data), *one.size] for one in pictures] or None,
     }
     index["layouts"] = [
-        {"num_tokens": int(count), "grid": layout.grid, "marks": layout.marks}
+        {"num_tokens": int(count), "grid": [*layout.grid, *layout.boxes], "marks": layout.marks}
         | {"fixed": layout.fixed}
         for count, layout in layouts
     ]
@@ -157,7 +157,8 @@ def layouts(index: Mapping[str, Any], where: str) -> list[tuple[int, Layout]]:
             raise BadData(f"{where}: a layout of {count:,} tokens")
         if fixed and (fixed[-1] >= count or any(a >= b for a, b in pairwise(fixed))):
             raise BadData(f"{where}: a layout whose fixed places do not ascend within its tokens")
-        found.append((count, Layout(tuple(grid), one["marks"], tuple(fixed))))
+        shape, boxes = places.split(grid)
+        found.append((count, Layout(shape, one["marks"], tuple(fixed), boxes)))
     if any(not 0 <= n < len(found) for n in index["layout"]):
         raise BadData(f"{where}: no layout of this number")
     return found

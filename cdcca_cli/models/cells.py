@@ -18,16 +18,18 @@ Legend: P pictures or passes of a run, B prompts, N cells, C channels of a cell,
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cdcca_cli.errors import BadData
 from cdcca_cli.families import connectors
 from cdcca_cli.formats.shard import Layout
-from cdcca_cli.models import watching
+from cdcca_cli.models import placing, watching
 from cdcca_cli.models.language import Spliced
 from cdcca_cli.models.model import LoadedModel, Trunk
 from cdcca_cli.models.pictures import Picture, Placed, Seen, expanded, refusing
@@ -85,26 +87,28 @@ class Cells(LoadedModel):
             self._features(picture.inputs)
         early = [read[0] for read in reads if read]
         hollow = {name: _hollow(value) for name, value in picture.inputs.items()}
-        return Trunk(Picture(hollow, picture.marks), first_block, (found[0], *early))
+        return Trunk(replace(picture, inputs=hollow), first_block, (found[0], *early))
 
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
         moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
         if self.row.is_packed and passes > 1:
             return self._packed_tail(trunk, moved, passes)
+        seen = self._seen(self._rest(trunk, moved, passes), trunk.picture)
+        return torch.stack([one.tokens for one in seen]), seen[0].layout
+
+    def _rest(self, trunk: Trunk, moved: dict[str, Tensor], passes: int) -> Run:
+        """The run from a trunk on. Args: moved: its inputs, on the device of the model."""
         inputs = self._joined([moved] * passes)
         if not trunk.states:
+            return self._run(inputs, passes)
+        hidden, *early = trunk.states
+        with watching.resuming(self.blocks, trunk.first_block, hidden, passes):
             run = self._run(inputs, passes)
-        else:
-            hidden, *early = trunk.states
-            with watching.resuming(self.blocks, trunk.first_block, hidden, passes):
-                run = self._run(inputs, passes)
-            kept = [
-                [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
-                for state in early
-            ]
-            run = Run(self._with_early(run.reads, kept), run.order_PN)
-        seen = self._seen(run, trunk.picture)
-        return torch.stack([one.tokens for one in seen]), seen[0].layout
+        kept = [
+            [state.to(self.device).reshape(1, -1, state.shape[-1]).expand(passes, -1, -1)]
+            for state in early
+        ]
+        return Run(self._with_early(run.reads, kept), run.order_PN)
 
     def _packed_tail(
         self, trunk: Trunk, inputs: dict[str, Tensor], passes: int
@@ -197,6 +201,27 @@ class Cells(LoadedModel):
         parts = read.reshape(-1, rows, side, columns, side, width)
         return parts.transpose(2, 3).reshape(-1, side * side * width)
 
+    @torch.no_grad()
+    def _placed(self, trunk: Trunk, seen: Seen, crops: placing.Crops) -> NDArray[np.float64] | None:
+        """Of tiles: each place of the prompt has the box of its cell, by the cells' numbers."""
+        if seen.layout.grid:
+            return super()._placed(trunk, seen, crops)
+        moved = {name: value.to(self.device) for name, value in trunk.picture.inputs.items()}
+        run = self._rest(trunk, moved, 1)
+        grid = self._patches(trunk.picture) if self.row.sizes else None
+        order_N = run.order_PN[0].cpu().numpy()
+        has_cell = order_N >= 0
+        numbers = order_N[has_cell]
+        boxes_R4 = crops.cells(len(self._cells(run.reads[0], grid)))
+        if boxes_R4 is None:  # the connector reads padding too, whose numbers are in no prompt
+            used, numbers = np.unique(numbers, return_inverse=True)
+            boxes_R4 = crops.cells(len(used))
+        if boxes_R4 is None:
+            return None
+        boxes_N4 = np.full((len(order_N), 4), np.nan)
+        boxes_N4[has_cell] = boxes_R4[numbers]
+        return boxes_N4
+
     def _lattice(self, picture: Picture, num_places: int) -> tuple[int, ...]:
         """Rows and columns of the cells, where the picture is one lattice of them."""
         patches = self._patches(picture)
@@ -210,6 +235,7 @@ class Cells(LoadedModel):
         spare = (0, 1) if strategy == "full" else (0,)
         pixels = picture.inputs.get("pixel_values")
         num_tiles = 1 if pixels is None else pixels.shape[:-3].numel()
+        num_tiles = max(num_tiles, len(placing.patch_shapes(picture.inputs)))
         return (edge, edge) if num_tiles == 1 and num_places - edge * edge in spare else ()
 
     def _patches(self, picture: Picture) -> tuple[int, int] | None:
@@ -218,16 +244,8 @@ class Cells(LoadedModel):
             height, width = picture.inputs[self.row.sizes][0].tolist()
             patch = self.module.config.vision_config.patch_size
             return height // patch, width // patch
-        for name in ("image_grid_thw", "spatial_shapes", "target_sizes"):
-            shapes = picture.inputs.get(name)
-            if shapes is not None and len(shapes) == 1:
-                rows, columns = shapes[0][-2:].tolist()
-                return rows, columns
-        places_PN2 = picture.inputs.get("image_position_ids")
-        if places_PN2 is None:
-            return None
-        columns, rows = (places_PN2[0].amax(0) + 1).tolist()
-        return rows, columns
+        shapes = placing.patch_shapes(picture.inputs)
+        return shapes[0] if len(shapes) == 1 else None
 
     def _joined(self, inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The inputs of several pictures of one shape as those of a batch."""

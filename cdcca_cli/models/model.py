@@ -35,8 +35,9 @@ from cdcca_cli.errors import BadData, SettingError, UsageError
 from cdcca_cli.families import Family
 from cdcca_cli.formats.digest import overlay_digest
 from cdcca_cli.formats.names import LORA_A
+from cdcca_cli.formats.places import grid_of, packed
 from cdcca_cli.formats.shard import Layout
-from cdcca_cli.models import decoding, digests, overlay, preprocessing, quantization
+from cdcca_cli.models import decoding, digests, overlay, placing, preprocessing, quantization
 from cdcca_cli.models.checkpointing import checkpointed
 from cdcca_cli.models.decoding import Generated
 from cdcca_cli.models.language import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _ATTENTIONS = ("self_attn", "attn", "attention")
 _MLPS = ("mlp", "feed_forward", "ffn")
+_MOST_SIZES = 1000  # of frames, whose tokens' places are kept
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class LoadedModel(ABC):
         self._overlay_names: list[str] = []
         self._first: dict[str, NDArray[np.float32]] = {}  # before any overlay, by name
         self._digest: str | None = None
+        self._boxes: dict[tuple[tuple[int, int], Layout], tuple[int, ...]] = {}
         self.is_checkpointed = False  # `forward` keeps the layers' inputs alone for its gradients
         # Tokenised before an answer, then cut off: some tokenizers mark the beginning of a text, so
         # that an answer alone would get another first token.
@@ -209,6 +212,27 @@ class LoadedModel(ABC):
     @abstractmethod
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
         """Visual tokens (M, N, C) of M passes through the remaining blocks, and their layout."""
+
+    def boxes(self, trunk: Trunk, seen: Seen) -> tuple[int, ...]:
+        """Where the visual tokens lie in the frame that they were made of (`Layout.boxes`)."""
+        size, layout = trunk.picture.size, seen.layout
+        if size is None:
+            return ()
+        if (size, layout) not in self._boxes:
+            if len(self._boxes) >= _MOST_SIZES:
+                self._boxes.clear()
+            found = self._placed(trunk, seen, placing.crops(self.preparer, size))
+            self._boxes[size, layout] = () if found is None else packed(found, layout)
+        return self._boxes[size, layout]
+
+    def _placed(self, trunk: Trunk, seen: Seen, crops: placing.Crops) -> NDArray[np.float64] | None:
+        """(N, 4): the box of each visual token, NaN for one without a place; None if unknown."""
+        if len(crops.boxes) != 1 or not seen.layout.grid:
+            return None
+        rows, columns = seen.layout.grid
+        boxes_N4 = np.full((seen.num_tokens, 4), np.nan)
+        boxes_N4[-rows * columns :] = grid_of(crops.boxes[0].tolist(), rows, columns)
+        return boxes_N4
 
     @abstractmethod
     def queries(

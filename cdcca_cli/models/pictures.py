@@ -49,10 +49,12 @@ class Picture:
     inputs: the arguments of `get_image_features`, for this frame alone.
     marks: its text in a prompt, as in `Layout`; None if nobody knows it, so that it is as many
         image tokens as the tower makes.
+    size: width and height of the frame.
     """
 
     inputs: dict[str, Tensor]
     marks: str | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def num_tokens(self) -> int | None:
@@ -174,6 +176,7 @@ class Preparer:
 
     def __call__(self, image: "Image", device: torch.device) -> Picture:
         """Raises: BadData for an image that the processor refuses, by its shape say."""
+        size = image.size
         if thin.crops_centre(self.image_processor):
             image = thin.centre(image)
         image = image.convert("RGB")
@@ -188,4 +191,5 @@ class Preparer:
             for name, value in made.items()
             if name in self._arguments and isinstance(value, Tensor)
         }
-        return Picture(inputs, None if text is None else shortened(text, self.image_token))
+        marks = None if text is None else shortened(text, self.image_token)
+        return Picture(inputs, marks, size)

@@ -71,7 +71,7 @@ class QFormer(LoadedModel):
         hidden: Tensor = self.tower.embeddings(self._pixels(picture))
         for block in self.blocks[:first_block]:
             hidden = block(hidden)
-        return Trunk(Picture({}), first_block, (hidden,))
+        return Trunk(Picture({}, size=picture.size), first_block, (hidden,))
 
     def tail(self, trunk: Trunk, passes: int = 1) -> tuple[Tensor, Layout]:
         (hidden_1NC,) = trunk.states

@@ -165,7 +165,9 @@ class Coder:
             empty = np.zeros((0, 0), np.float32)
             every = np.arange(shard.num_tokens, dtype=np.int32)
             coding = Coding("frame")
+            layout = replace(shard.layout, boxes=())  # all are kept: nothing is to be shown
             sent = replace(shard, tokens=empty, positions=every, scores=None, coding=coding)
+            sent = replace(sent, layout=layout)
             return Coded(replace(sent, picture=picture))
         shard = replace(shard, coding=self.token_coding)
         if self.token_coding.codec == "klt":

@@ -7,6 +7,7 @@ Legend: K questions of a frame, N visual tokens, C channels.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,10 +44,12 @@ def make_shard(
     keep = settings.keep or DEFAULT_KEEP
     if keep.is_all and settings.beta is None and not with_scores:
         seen = tail(model, trunk)
+        layout = seen.layout
         tokens_NC = seen.tokens.float().cpu().numpy()
         chosen = token_rules.Chosen(np.arange(len(tokens_NC), dtype=np.int32), tokens_NC, None)
     else:
         seen, scores_N = _scored(model, frame, trunk, settings)
+        layout = replace(seen.layout, boxes=model.boxes(trunk, seen))
         tokens_NC = seen.tokens.float().cpu().numpy()
         num_kept = keep.of(len(tokens_NC))
         if settings.beta is not None and scores_N is not None:
@@ -67,7 +70,7 @@ def make_shard(
         positions=chosen.positions,
         scores=chosen.scores if with_scores else None,
         num_tokens=len(tokens_NC),
-        layout=seen.layout,
+        layout=layout,
         time=frame.time,
         tower=model.tower_digest,
         questions=questions_of(frame, entropies_K, questions),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cdcca_cli.models import Picture, Trunk
+from cdcca_cli.models import Trunk
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Spool:
         tensors = [self._read(like) for like in slot.likes]
         names = list(slot.trunk.picture.inputs)
         inputs = dict(zip(names, tensors, strict=False))
-        picture = Picture(inputs, slot.trunk.picture.marks)
+        picture = replace(slot.trunk.picture, inputs=inputs)
         return replace(slot.trunk, picture=picture, states=tuple(tensors[len(names) :]))
 
     def _read(self, like: _Like) -> Tensor:

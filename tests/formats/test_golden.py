@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cdcca_cli.formats import (
     device_state,
     label_stream,
     labels,
+    places,
     predictions,
     records,
     shard,
@@ -129,6 +131,17 @@ def test_frames_of_version_2() -> None:
         shard.Question("c1", None, "caption", None, None),
     ]
     assert second.questions == []
+
+
+def test_places_of_version_2() -> None:
+    """The middle half in thirds: 1/4, 5/12, 7/12, 3/4; a quarter above and below the picture."""
+    first, _ = _shards("shards_v2_places.shards")
+    assert first.layout == shard.Layout((1, 3), "<img>", (0,), (0, 250, 1, 3, 250, 0, 500, 1500))
+    boxes_N4 = places.of_tokens(first.layout, first.num_tokens)
+    assert boxes_N4 is not None and np.isnan(boxes_N4[0]).all()
+    across = [1 / 4, 5 / 12, 7 / 12, 3 / 4]
+    expected = [[*ends, -0.25, 1.25] for ends in pairwise(across)]
+    np.testing.assert_allclose(boxes_N4[1:][:, [0, 2, 1, 3]], expected)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("f16", "float16"), ("i8", "int8")])

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,19 @@ def finite(width: int) -> st.SearchStrategy[float]:
     return st.floats(-most, most, width=width)  # type: ignore[arg-type]
 
 
+PAIRS = st.tuples(*[st.integers(0, 3000)] * 2)
+GRIDS = st.tuples(*[st.integers(0, 3000)] * 6)
+
+
 @st.composite
 def layouts(draw: st.DrawFn, num_tokens: int) -> Layout:
     fixed = draw(st.sets(st.integers(0, num_tokens - 1), max_size=3))
     grid = draw(st.lists(st.integers(0, 9), max_size=3))
-    return Layout(tuple(grid), draw(TEXT), tuple(sorted(fixed)))
+    boxes: list[int] = []
+    if len(grid) in (0, 2) and draw(st.booleans()):
+        corner, grids = draw(st.tuples(PAIRS, st.lists(GRIDS, min_size=1, max_size=3)))
+        boxes = [*corner, *chain.from_iterable(grids)]
+    return Layout(tuple(grid), draw(TEXT), tuple(sorted(fixed)), tuple(boxes))
 
 
 @st.composite

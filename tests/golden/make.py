@@ -140,6 +140,16 @@ INDEX = {
     "choices": [[2, 3], None],
     "pictures": None,
 }
+# Since cdcca 0.10 the numbers behind rows and columns say where the tokens lie: here three of four
+# in a grid of 1 x 3 over the middle half of a picture, from a quarter of its height above it.
+PLACED = [
+    {
+        "num_tokens": 4,
+        "grid": [1, 3, 0, 250, 1, 3, 250, 0, 500, 1500],
+        "marks": "<img>",
+        "fixed": [0],
+    }
+]
 # f1 kept tokens 0 and 2, f2 token 3: bits 1010 0001.
 KEPT: Tensor = ("U8", [1], bytes([0b10100001]))
 FRAMES_TENSORS: dict[str, Tensor] = {
@@ -712,6 +722,7 @@ def valid() -> dict[str, bytes]:
         "no_shards_v1.shards": end(0),
         "two_zstd_frames_v1.shards": zstd.compress(shard() + end(1)) + zstd.compress(stream_i8),
         "shards_v2_f32.shards": part_2(frames()),
+        "shards_v2_places.shards": part_2(frames(index={"layouts": PLACED})),
         "shards_v2_f16.shards": part_2(frames_f16()),
         "shards_v2_i8.shards": part_2(frames_i8()),
         "shards_v2_klt.shards": part_2(frames_klt_whole(), frames_klt_kept()),
