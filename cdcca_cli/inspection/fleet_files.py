@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -10,12 +12,13 @@ from cdcca_cli import files, remote, streams
 from cdcca_cli.errors import BadData, CdccaError, MissingInput
 from cdcca_cli.formats import device_log
 from cdcca_cli.formats.device_state import FILE_NAME
-from cdcca_cli.formats.kind import kind_of_folder, sniff
+from cdcca_cli.formats.kind import kind_of_folder
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import load_json
 
 _DEPTH = 3
 _LINE_BYTES = 1 << 20
+_MOST_LINES = 20  # after which a file without a sound line is damaged
 _ENDINGS = (".jsonl", ".jsonl.zst")
 
 
@@ -45,24 +48,36 @@ def find(path: str | Path, skipped: Skipped) -> Iterator[Found]:
 
 
 def has_devices(path: str) -> bool:
-    """Whether this is a folder of device folders or logs."""
+    """Whether this is a folder of device folders, or of logs with a sound line."""
     name = str(remote.path_of(path))
     if not os.path.isdir(name) or kind_of_folder(Path(name)) != "frames":
         return False
-    silent = Skipped(quiet=True)
-    return next(_search(os.path.abspath(name), _DEPTH, silent), None) is not None
+    for found in _search(os.path.abspath(name), _DEPTH, Skipped(quiet=True)):
+        if found.kind == "device" or _is_log(found.path):
+            return True
+    return False
 
 
 def _found_file(path: str, name: str) -> Found:
     if not os.path.isfile(name):  # a pipe is read once
         return Found("other", path)
-    try:
-        with streams.binary_input(path) as source:
-            is_log = sniff(source, path)[0] == "log"
-    except CdccaError:
-        return Found("other", path)
+    is_log = _is_log(path)
+    if is_log is None:
+        is_log = name.endswith(_ENDINGS)
     folder = os.path.dirname(os.path.abspath(name))
     return Found("log", path, _device_of(folder)) if is_log else Found("other", path)
+
+
+def _is_log(path: str) -> bool | None:
+    """Whether the first sound line of a file is one of a log; None: it has none."""
+    try:
+        with streams.binary_input(path) as source:
+            for line in islice(_lines(source), _MOST_LINES):
+                with suppress(CdccaError):
+                    return device_log.is_line(load_json(line, path))
+    except CdccaError:
+        pass
+    return None
 
 
 def _device_of(folder: str) -> str | None:
@@ -108,17 +123,9 @@ def _names(folder: str, skipped: Skipped) -> tuple[list[str], list[str]]:
 
 
 def _log(path: str, device: str | None) -> Iterator[Found]:
-    """A file of JSON lines, unless its first line shows that it is of another kind."""
-    if not path.endswith(_ENDINGS):
-        return
-    try:
-        with streams.binary_input(path) as source:
-            line = source.readline(_LINE_BYTES)
-        if line and not device_log.is_line(load_json(line, path)):
-            return
-    except CdccaError:
-        pass  # a damaged log is named when it is read
-    yield Found("log", path, device)
+    """A file of JSON lines, unless they are of another kind; a damaged one is named later."""
+    if path.endswith(_ENDINGS) and _is_log(path) is not False:
+        yield Found("log", path, device)
 
 
 def log_lines(path: str, skipped: Skipped) -> Iterator[device_log.Entry]:

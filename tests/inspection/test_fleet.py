@@ -168,6 +168,21 @@ def test_damaged_lines_and_logs_stop_nothing(fleet: Path, capfd: Capture) -> Non
     assert "log.jsonl:1: " in capfd.readouterr().err
 
 
+def test_a_log_whose_first_line_is_damaged(fleet: Path, tmp_path: Path, capfd: Capture) -> None:
+    """It is a log by its next line; predictions and a manifest like that are none."""
+    log = tmp_path / "log"
+    log.write_text('{"device": "x", "sta\n' + line("day/camera-1", 1, file=file_of(1)))
+    found = read_fleet([fleet, log])
+    assert (row_of(found, "day", "camera-1").downlink_bytes, found.left_out) == (100, {"line": 1})
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / "frames.jsonl").write_text("{\n")
+    (frames / "answers.jsonl").write_bytes(b"{\n" + make.prediction())
+    assert not has_devices(str(frames))
+    assert main(["inspect", str(frames)]) == 65
+    assert "frames.jsonl" in capfd.readouterr().err
+
+
 def test_files_of_another_kind_are_passed_over_in_folders_and_listed_by_name(
     fleet: Path, capfd: Capture
 ) -> None:
