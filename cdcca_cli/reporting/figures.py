@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FEW = 12  # rounds that can be told apart
 _WIDTH = 4.6  # inches, so that the text can be read at the width of a phone
 _SVG = "http://www.w3.org/2000/svg"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -143,7 +144,9 @@ def scores(prefix: str, title: str, lines: Sequence[tuple[str, Points]]) -> Char
                 for one in points
             ]
             x = [one["round"] + 0.04 * (number - (len(lines) - 1) / 2) for one in points]
-            charts.Line(charts.short(name), cells, "value", number).draw(axes, x)
+            size = 5 if len(points) <= _FEW else 2.5
+            line = charts.Line(charts.short(name), cells, "value", number, marker_size=size)
+            line.draw(axes, x)
             last = max(last, *(one["round"] for one in points))
         _round_ticks(axes, last)
         axes.set_xlabel("after round (0: source only)")
@@ -166,7 +169,10 @@ def link(prefix: str, rows: Sequence[tuple[str, int, str]]) -> Chart:
     """Bytes of each row, with the number of its colour."""
 
     def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import EngFormatter
+
         charts.draw_bytes(axes, rows)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # in full they would touch
 
     words = "; ".join(f"{name} {size:,} bytes" for name, size, _ in rows)
     return Chart(f"{prefix}-link", "Bytes over the link", words, 0.9 + 0.22 * len(rows), draw)
@@ -179,7 +185,7 @@ def training(prefix: str, term: str, rounds: Points) -> Chart:
         begin = 0
         for one in rounds:
             values = [float("nan") if v is None else v for v in one["curves"].get(term, [])]
-            if begin and len(rounds) <= 12:
+            if begin and len(rounds) <= _FEW:
                 axes.axvline(begin, color=charts.LIGHT, linewidth=0.8, zorder=0)
             if values:
                 x = [begin + step for step in one["steps"]]

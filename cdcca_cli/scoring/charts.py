@@ -38,6 +38,7 @@ class Line:
     key: str
     number: int | None = None  # of the colour and the marker; None: black and round
     width: float = 1.1
+    marker_size: float = 5
 
     @property
     def values(self) -> list[float]:
@@ -54,7 +55,7 @@ class Line:
             yerr=errors(self.values, self.cells),
             color=colour,
             marker=marker,
-            markersize=5,
+            markersize=self.marker_size,
             linewidth=self.width,
             linestyle=dashes,
             markerfacecolor=colour if dashes == "-" else "white",

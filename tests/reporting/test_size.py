@@ -45,7 +45,7 @@ def long_run(folder: Path, rounds: int, frames: int) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("frames", "most_seconds"), [(300, 60), pytest.param(10_000, 600, marks=pytest.mark.slow)]
+    ("frames", "most_seconds"), [(300, 60), pytest.param(10_000, 1200, marks=pytest.mark.slow)]
 )
 def test_fifty_rounds(frames: int, most_seconds: int, tmp_path: Path) -> None:
     run, stream = long_run(tmp_path, 50, frames)
