@@ -38,11 +38,15 @@ def command(
     streams.set_quiet(quiet)
     from cdcca_cli.reporting import page
     from cdcca_cli.reporting.gather import gather
+    from cdcca_cli.text import counted
 
     if not json:
         page.require()
     found, bad = gather(folders, how)
     page.write(found, output, as_json=json, force=force)
-    devices = 0 if found["fleet"] is None else found["fleet"]["num_devices"]
-    rounds = sum(len(run["rounds"]) for run in found["runs"])
-    streams.summary(f"{rounds} rounds and {devices} devices shown{bad}")
+    shown = {
+        "round": sum(len(run["rounds"]) for run in found["runs"]),
+        "device": 0 if found["fleet"] is None else found["fleet"]["num_devices"],
+    }
+    words = " and ".join(counted(number, name) for name, number in shown.items() if number)
+    streams.summary(f"{words or 'nothing'} shown{bad}")

@@ -33,9 +33,10 @@ from cdcca_cli.distillation.step_log import StepLog
 from cdcca_cli.downlink import receiver, sender, signatures
 from cdcca_cli.downlink.settings import CompressSettings
 from cdcca_cli.errors import BadData, CannotWrite
-from cdcca_cli.formats import shard_stream
+from cdcca_cli.formats import device_log, shard_stream
 from cdcca_cli.formats.adaptation import Adaptation, write_adaptation
 from cdcca_cli.formats.device import Device
+from cdcca_cli.formats.export_record import file_digest
 from cdcca_cli.formats.history import write_history
 from cdcca_cli.formats.predictions import Prediction, encode_line
 from cdcca_cli.formats.shard import Shard
@@ -202,7 +203,9 @@ class Cycle:
             write_update(file, update)
         applied = receiver.apply(self.device, update)
         with streams.text_output(folder / "apply.jsonl") as lines:
-            line = {"device": str(self.device.path), **applied.as_json()}
+            path = folder / "update.cdcca"
+            sent = {"name": path.name, "bytes": path.stat().st_size, "content": file_digest(path)}
+            line = device_log.line("apply", self.device.path, 0, **applied.as_json(), file=sent)
             lines.write(json.dumps(line, allow_nan=False) + "\n")
         receiver.apply(self.mirror, update)
         self.student.install_overlay(self.device.read_overlay(), self.device.lora.alpha)
