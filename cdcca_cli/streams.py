@@ -140,11 +140,16 @@ def message(text: str) -> None:
         complain(text)
 
 
+def spelled(text: str) -> str:
+    """A message as people read it: options in place of settings, names as they were given."""
+    return one_line(_spell(remote.without_copies(text)))
+
+
 def complain(text: str) -> None:
     """One line on stderr, even when quiet: errors. Cut to _MESSAGE_CHARS: it may quote a file."""
     if sys.stderr is None:
         return
-    shown = one_line(f"{_stage}: {_spell(remote.without_copies(text))}")
+    shown = f"{one_line(_stage)}: {spelled(text)}"
     if len(shown) > _MESSAGE_CHARS:
         shown = f"{shown[:_MESSAGE_CHARS]}..."
     encoding = sys.stderr.encoding or "utf-8"

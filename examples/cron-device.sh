@@ -12,7 +12,7 @@
 # NOTIFY, if it is set, is the command that makes the runtime load a new overlay (apply --notify).
 # SERVER, if it is set, is the address of the llama-server that runs the device's model: it answers
 # all frames in FRAMES at each run, and pictures go up, so that no model is loaded here.
-# log.jsonl in the device folder has a line of every run: send it up, too, and `cdcca inspect` of the
+# log.jsonl in the device folder has a line of every apply and sample: send it up, too, and `cdcca inspect` of the
 # folders of many devices shows them in a table. A device's name is that of its folder.
 set -euo pipefail
 frames=${1:?usage: cron-device.sh FRAMES OUTBOX INBOX}

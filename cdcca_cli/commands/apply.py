@@ -64,7 +64,8 @@ def command(
     once more. A command that was cut off, or never begun because the power failed, is run by the
     next apply --notify. It reads CDCCA_DEVICE, CDCCA_SEQUENCE and CDCCA_DIGEST.
 
-    --json prints one line whatever happens, refusals too: add it to a log, which inspect reads.
+    --json prints one line, also of a refusal or fault, but not if the command line is wrong or a
+    signal stops it: add it to a log, which inspect reads.
     """
     streams.set_quiet(quiet)
     from cdcca_cli.byte_streams import Measured

@@ -1,6 +1,7 @@
 """`cdcca sample`: frames to token shards, the uplink."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,8 @@ def command(
     whichever takes fewer bytes for the same loss. Shards have the order of the frames, and no
     answers. A frame that cannot be read is named and left out. With --state, frames seen before
     are skipped; nothing new gives an empty stream. With --predictions and --payload frame no model
-    is loaded, so that torch is not needed. --json prints a line for the log that inspect reads.
+    is loaded, so that torch is not needed. --json prints a line for the log that inspect reads,
+    also of a fault.
 
     Example: cdcca sample frames/ -m device/ --budget 64KiB | ssh cloud cdcca distill
     """
@@ -76,67 +78,68 @@ def command(
     from cdcca_cli.skipped import Skipped
     from cdcca_cli.uplink.seen import Seen
 
-    opened = open_frames(
-        frames,
-        images=images,
-        prompt=prompt,
-        task=task,
-        every=take.every,
-        duration=take.duration,
-    )
-    source = Seen(opened, state)
-    new = source.frames
-
-    from cdcca_cli.uplink.coding import Coder
-    from cdcca_cli.uplink.sampling import sample_frames
-
-    skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
     folder = config.device(device)
-    name = output or "uplink.tokens"  # the shards' file; standard output has no size
-    before = files.size_of(name) if append else 0
-    load_model = None
-    if num_frames(new) != 0:
-        load_model = _model(folder, how, coding, on, has_predictions=predictions is not None)
-    with (
-        streams.binary_output(
-            output,
-            "uplink.tokens",
-            force=force,
-            append=shard_stream.expect_whole if append else None,
-        ) as out,
-        shard_stream.writer(out) as write,
-    ):
-        num_picked = num_questions = 0
-        if load_model is not None:
-            model = load_model()
-            earlier = None if predictions is None else _read(predictions)
-            coder = Coder(model, coding, folder.codebook())
-            for coded in sample_frames(
-                model, new, how, earlier, skipped, coder, source.running, source.sent
-            ):
-                write(coded.shard, coded.picture)
-                num_picked += 1
-                num_questions += len(coded.shard.questions)
-            # With a state file a bad frame is recorded there, and a cron job continues.
-            if state is None or skipped.is_models_fault:
-                skipped.refuse_if_all()
-            if coder.note:
-                streams.message(coder.note)
-    source.save()
-    if json:
-        facts = {
-            "frames": num_frames(new),
-            "picked": num_picked,
-            "questions": num_questions,
-            "bytes": (files.size_of(name) or before + write.num_bytes) - before,
-            "output": name,
-            "left_out": skipped.count,
-        }
-        streams.emit_json(device_log.line("sample", folder.path, 0, **facts))
-    streams.summary(
-        f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
-        f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"
-    )
+    with device_log.noting("sample", folder.path) if json else nullcontext():
+        opened = open_frames(
+            frames,
+            images=images,
+            prompt=prompt,
+            task=task,
+            every=take.every,
+            duration=take.duration,
+        )
+        source = Seen(opened, state)
+        new = source.frames
+
+        from cdcca_cli.uplink.coding import Coder
+        from cdcca_cli.uplink.sampling import sample_frames
+
+        skipped = Skipped(strict=strict or (state is None and num_frames(new) == 1))
+        name = output or "uplink.tokens"  # the shards' file; standard output has no size
+        before = files.size_of(name) if append else 0
+        load_model = None
+        if num_frames(new) != 0:
+            load_model = _model(folder, how, coding, on, has_predictions=predictions is not None)
+        with (
+            streams.binary_output(
+                output,
+                "uplink.tokens",
+                force=force,
+                append=shard_stream.expect_whole if append else None,
+            ) as out,
+            shard_stream.writer(out) as write,
+        ):
+            num_picked = num_questions = 0
+            if load_model is not None:
+                model = load_model()
+                earlier = None if predictions is None else _read(predictions)
+                coder = Coder(model, coding, folder.codebook())
+                for coded in sample_frames(
+                    model, new, how, earlier, skipped, coder, source.running, source.sent
+                ):
+                    write(coded.shard, coded.picture)
+                    num_picked += 1
+                    num_questions += len(coded.shard.questions)
+                # With a state file a bad frame is recorded there, and a cron job continues.
+                if state is None or skipped.is_models_fault:
+                    skipped.refuse_if_all()
+                if coder.note:
+                    streams.message(coder.note)
+        source.save()
+        if json:
+            facts = {
+                "frames": num_frames(new),
+                "picked": num_picked,
+                "questions": num_questions,
+                "bytes": (files.size_of(name) or before + write.num_bytes) - before,
+                "output": name,
+                "left_out": skipped.count,
+            }
+            streams.emit_json(device_log.line("sample", folder.path, 0, **facts))
+        streams.summary(
+            f"{num_picked:,} of {num_frames(new) or 0:,} frames picked, "
+            f"{write.num_bytes:,} bytes of shards{source.sent}{skipped}"
+        )
 
 
 def _model(

@@ -242,7 +242,7 @@ class Place:
 
 
 def places(names: Sequence[str]) -> list[Path | Place]:
-    """The file or tracker that each name of `log` means; ./wandb:x is a file.
+    """The files and trackers that the names of `log` mean, each once; ./wandb:x is a file.
 
     Raises: SettingError for what is neither, Unavailable for a tracker that is not installed.
     """
@@ -260,7 +260,7 @@ def places(names: Sequence[str]) -> list[Path | Place]:
             raise Unavailable(f"{name}: needs the package {tracker}: {cure}")
         else:
             found.append(Place(tracker, target))
-    return found
+    return list(dict.fromkeys(found))
 
 
 @contextmanager

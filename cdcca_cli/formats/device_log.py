@@ -1,5 +1,8 @@
 """The log of a device: the JSON lines that `cdcca apply --json` and `cdcca sample --json` write.
 
+A run writes one, also if it fails; not if the command line is wrong, a signal stops it, or the
+device's folder cannot be told.
+
 One object a line; `>>` and `cat` join them. Keys that a reader does not know are ignored.
 
     command    "apply" or "sample"
@@ -25,7 +28,7 @@ Of `apply`:
 
 A file that could not be read or believed has none of the last four.
 
-Of `sample`:
+Of `sample`, unless it failed (`status` and `reason` as above):
 
     frames     how many were looked at; null for a live source
     picked, questions  how many frames and questions were sent
@@ -37,13 +40,16 @@ Before 0.10 `apply` wrote `device` as it was given, `status` and what follows `f
 read too, and have no time.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from cdcca_cli import streams
 from cdcca_cli.errors import (
     BadData,
     CdccaError,
@@ -51,6 +57,7 @@ from cdcca_cli.errors import (
     MissingInput,
     NewerFormat,
     NotifyFailed,
+    UsageError,
 )
 from cdcca_cli.formats import records
 from cdcca_cli.formats.device import Device
@@ -115,7 +122,7 @@ def line(command: Command, device: Path, exit_code: int, **facts: object) -> dic
     return {
         "command": command,
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "device": _text(str(device.absolute())),
+        "device": _text(os.path.abspath(device)),
         "exit_code": exit_code,
         "current": current,
         **{name: _text(value) for name, value in facts.items()},
@@ -129,9 +136,20 @@ def _text(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
+@contextmanager
+def noting(command: Command, device: Path) -> Iterator[None]:
+    """Print a line of what ends in an error, if it is not the command line's."""
+    try:
+        yield
+    except CdccaError as error:
+        if not isinstance(error, UsageError):
+            streams.emit_json(line(command, device, error.exit_code, **refusal(error)))
+        raise
+
+
 def refusal(error: CdccaError) -> dict[str, object]:
     """What a line says of a refusal, beside its exit code."""
-    return {"status": "refused", **error.report, "reason": str(error)}
+    return {"status": "refused", **error.report, "reason": streams.spelled(str(error))}
 
 
 def is_line(value: object) -> bool:

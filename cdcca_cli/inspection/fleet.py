@@ -19,6 +19,7 @@ and others are passed over. Other files, and other kinds of folders, are listed 
 Memory grows with the number of devices, not with the length of logs.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,10 +35,8 @@ from cdcca_cli.inspection.fleet_files import Found, find, log_lines
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import counted
 
-COLUMNS = (
-    *("device", "group", "sequence", "digest", "last contact", "last gate"),
-    *("bytes up", "bytes down", "refusals"),
-)
+COLUMNS = ("device", "group", "seq.", "digest", "contact", "gate", "up", "down", "refused")
+"""Of a table in 80 columns: up and down are bytes, contact a time in UTC."""
 FILE_COLUMNS = ("file", "kind", "bytes", "content")
 _MOST_DEVICES = 200_000
 _MOST_FILES = 64
@@ -76,6 +75,8 @@ class DeviceRow:
                 self.sequence, self.digest = entry.current
         if entry.command == "sample":
             self.uplink_bytes += entry.num_bytes if entry.questions else 0
+            if entry.exit_code:
+                self._add_refusal(entry)
             return
         if entry.content not in self._installed:
             self.downlink_bytes += entry.num_bytes
@@ -134,7 +135,7 @@ class DeviceRow:
             self.group,
             self.sequence,
             "damaged" if self.damage else (self.digest or "").removeprefix("sha256:")[:8],
-            (self.last_contact or "")[:16].replace("T", " "),
+            (self.last_contact or "")[5:16].replace("T", " "),
             "{verdict} {sequence}".format(**self.last_gate) if self.last_gate else None,
             self.uplink_bytes,
             self.downlink_bytes,
@@ -210,7 +211,7 @@ def read_fleet(paths: Sequence[str | Path], skipped: Skipped | None = None) -> F
 
 def name_of(path: str | Path) -> tuple[str, str]:
     """The group and the name of the device whose folder this is."""
-    parts = Path(path).parts
+    parts = Path(os.path.normpath(path)).parts
     return parts[-2] if len(parts) > 1 else "", parts[-1] if parts else ""
 
 

@@ -1,4 +1,4 @@
-"""`apply --json` and `sample --json`: one line whatever happens, by which a fleet is followed."""
+"""`apply --json` and `sample --json`: one line, also of a fault, by which a fleet is followed."""
 
 import hashlib
 import json
@@ -173,3 +173,41 @@ def test_sample_refuses_to_mix_shards_and_json(tmp_path: Path) -> None:
         done = subprocess.run([*command, *more], capture_output=True, text=True, env=env)
         assert (done.returncode, done.stdout) == (2, "")
         assert "--json needs --output FILE" in done.stderr
+
+
+def test_a_sample_that_fails_has_a_line(device: Path, tmp_path: Path, capfd: Capture) -> None:
+    words = [str(tmp_path / "nosuch"), "-m", str(device), "-o", str(tmp_path / "up"), "--json"]
+    assert main(["sample", *words]) == 66
+    out, err = capfd.readouterr()
+    line = json.loads(out)
+    assert (line["command"], line["exit_code"], line["status"]) == ("sample", 66, "refused")
+    assert line["reason"] in err and line["current"] == state(device)
+    log = tmp_path / "log.jsonl"
+    log.write_text(out)
+    (row,) = read_fleet([device, log]).devices
+    assert (row.num_refusals, row.last_contact) == (1, line["time"])
+
+
+def test_one_device_by_whatever_path(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    (first,) = updates(device, 1)
+    folder = device.parent / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    log = tmp_path / "log.jsonl"
+    _, line, _ = applied(capfd, f"../{device.name}", first)
+    assert line["device"] == str(device)
+    older = line | {"device": f"{folder}/../{device.name}"}
+    log.write_text(json.dumps(line) + "\n" + json.dumps(older) + "\n")
+    assert len(read_fleet([log, log]).devices) == 1
+
+
+def test_a_reason_is_the_message_on_stderr(device: Path, capfd: Capture) -> None:
+    first, second = updates(device, 2)
+    applied(capfd, device, first)
+    applied(capfd, device, second)
+    assert main(["apply", str(device), "--rollback"]) == 0
+    code, line, err = applied(capfd, device, second)
+    assert code == 79 and "`" not in line["reason"]
+    assert line["reason"] in err
