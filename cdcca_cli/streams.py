@@ -190,7 +190,7 @@ def emit_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[objec
 
     lines = [["" if cell is None else cell for cell in row] for row in rows]
     table = Table(title=Text(one_line(title)) if title else None, title_justify="left")
-    table.box = box.SIMPLE_HEAD
+    table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     for index, column in enumerate(columns):
         numbers = all(_is_number(line[index]) for line in lines)
         table.add_column(Text(column), justify="right" if numbers else "left", overflow="fold")

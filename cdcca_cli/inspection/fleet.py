@@ -35,7 +35,7 @@ from cdcca_cli.inspection.fleet_files import Found, find, log_lines
 from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import counted
 
-COLUMNS = ("device", "group", "seq.", "digest", "contact", "gate", "up", "down", "refused")
+COLUMNS = ("device", "group", "seq", "digest", "contact", "gate", "up", "down", "refused")
 """Of a table in 80 columns: up and down are bytes, contact a time in UTC."""
 FILE_COLUMNS = ("file", "kind", "bytes", "content")
 _MOST_DEVICES = 200_000
@@ -134,13 +134,19 @@ class DeviceRow:
             self.device,
             self.group,
             self.sequence,
-            "damaged" if self.damage else (self.digest or "").removeprefix("sha256:")[:8],
+            "damaged" if self.damage else (self.digest or "").removeprefix("sha256:")[:6],
             (self.last_contact or "")[5:16].replace("T", " "),
-            "{verdict} {sequence}".format(**self.last_gate) if self.last_gate else None,
+            self._gate_words(),
             self.uplink_bytes,
             self.downlink_bytes,
             ", ".join(words + ([f"{earlier} earlier"] if earlier else [])),
         ]
+
+    def _gate_words(self) -> str | None:
+        if self.last_gate is None:
+            return None
+        verdict = "ok" if self.last_gate["verdict"] == "passed" else self.last_gate["verdict"]
+        return f"{verdict} {self.last_gate['sequence']}"
 
 
 @dataclass
