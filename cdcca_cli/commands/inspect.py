@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cdcca_cli import streams
-from cdcca_cli.errors import UsageError
+from cdcca_cli.errors import SettingError, UsageError
 from cdcca_cli.options import Images, Json, Quiet
 
 
@@ -14,7 +14,6 @@ def command(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]...",
             help="File or folder, or several; standard input if omitted or -",
             show_default=False,
         ),
@@ -25,8 +24,9 @@ def command(
         typer.Option("--output", "-o", help="Folder for maps of a shards file's frames"),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the maps as text")] = False,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Number of frames to map  [default: all]")
+    first: Annotated[
+        int | None,
+        typer.Option(min=1, help="Map only so many frames, from the first  [default: all]"),
     ] = None,
     frame: Annotated[
         list[str] | None, typer.Option(help="Name of a frame to map (repeatable)")
@@ -43,7 +43,8 @@ def command(
 
     Of token shards it also draws which tokens of each frame were kept, and their scores: over the
     frames with --images and -o, as text with --text. A frame that was sent as a picture lies beside
-    its original.
+    its original. Maps take the place of earlier maps in their folder once all are drawn: after an
+    error, as of a file that is cut short, the folder is as it was.
 
     Several files, or a folder of device folders, give a table of devices: group (the folder above
     the device's), sequence, digest, last contact, last gate (apply --if-better), bytes and
@@ -56,7 +57,13 @@ def command(
     from cdcca_cli.inspection.fleet_files import has_devices
 
     named = files or []
-    draws = bool(images or output or text or frames or frame)
+    draws = bool(images or output or text or first or frame)
+    if images and not output:
+        raise SettingError("images", "does nothing without `output`, the folder for maps")
+    if text and output:
+        raise SettingError("text", "prints maps, so it cannot be combined with `output`")
+    if json and draws:
+        raise SettingError("json", "describes a file, so it cannot be combined with maps of it")
     if len(named) > 1 or (named and has_devices(named[0])):
         if draws:
             raise UsageError("maps are of one file of shards")
@@ -64,7 +71,7 @@ def command(
         return
     file = named[0] if named else None
     if draws:
-        _maps(file, images, output, frames, frame or [], text=text)
+        _maps(file, images, output, first, frame or [])
         return
     from cdcca_cli.inspection.look import look
     from cdcca_cli.inspection.summary import rows
@@ -96,24 +103,23 @@ def _maps(
     file: str | None,
     images: Path | None,
     output: Path | None,
-    frames: int | None,
+    first: int | None,
     names: list[str],
-    *,
-    text: bool,
 ) -> None:
     from cdcca_cli.inspection import map_folder
     from cdcca_cli.skipped import Skipped
+    from cdcca_cli.text import counted
 
     skipped = Skipped()
     with streams.binary_input(file) as source:
         name = streams.input_name(file)
-        shards = map_folder.Wanted(frames, names).of(
+        shards = map_folder.Wanted(first, names).of(
             map_folder.shards(source, name, skipped), skipped
         )
-        if text or output is None:
+        if output is None:
             map_folder.print_texts(shards, skipped)
-            streams.summary(f"{skipped.num_sound:,} maps{skipped}")
         else:
             map_folder.write(shards, output, map_folder.Originals(images), skipped, name)
-            streams.summary(f"{skipped.num_sound:,} maps in {output}{skipped}")
+    place = "" if output is None else f" in {output}"
+    streams.summary(f"{counted(skipped.num_sound, 'map')}{place}{skipped}")
     skipped.refuse_if_all()

@@ -185,7 +185,7 @@ class Fleet:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "kind": "fleet",
+            "kind": "fleet" if self.devices else "files",
             "devices": [row.as_json() for row in self.devices],
             "groups": self.groups(),
             "files": self.files,

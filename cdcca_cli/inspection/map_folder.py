@@ -2,13 +2,21 @@
 
 Each frame is a JPEG: its map (`maps`), or, of the payload `frame`, the original beside the picture
 that the cloud sees. Names of frames are only ever text on the page; files have names of their own.
+
+The files are written into a hidden folder beside the one that is named, which takes its place when
+all are there; an error or a signal leaves everything as it was. (Only a process that is killed
+outright leaves the hidden folder.) Earlier maps are replaced: a page that `write` has made, and the
+pictures that it lists. A folder with any other file is refused.
 """
 
 import html
 import io
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cdcca_cli import files, streams
 from cdcca_cli.datasets import pictures, video
 from cdcca_cli.errors import BadData, CannotWrite, MissingInput, UsageError
+from cdcca_cli.export.folder import exchange
 from cdcca_cli.formats.kind import sniff
 from cdcca_cli.formats.pictures import Picture
 from cdcca_cli.formats.shard import Shard
@@ -30,11 +39,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 INDEX = "index.html"
-_OURS = re.compile(r"\d{4,}-[A-Za-z0-9._-]+\.jpg|index\.html|\..*")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 _BLANK = 240
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Maps</title>
+_HEAD = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="generator" content="cdcca inspect">
+"""
+"""By which `write` knows a page of its own."""
+_LISTED = re.compile(rb'^<figure><img src="(\d{4,}-[A-Za-z0-9._-]+\.jpg)"', re.MULTILINE)
+_PAGE = """<title>Maps</title>
 <meta name="viewport" content="width=device-width">
 <style>
 :root {{ color-scheme: light dark }}
@@ -124,10 +136,22 @@ def write(
 ) -> None:
     """A picture of each frame and index.html. The folder is new or empty, or has earlier maps.
 
-    Raises: CannotWrite.
+    Raises: CannotWrite; BadData if frames were left out and none was drawn; what `shards` raises.
+    After an error the folder is as it was before.
     """
-    _begin(folder)
-    figures = []
+    with _replacing(folder) as fresh:
+        figures = list(_pictures(shards, fresh, originals, skipped))
+        skipped.refuse_if_all()
+        page = _HEAD + _PAGE.format(
+            title=html.escape(title), legend=html.escape(_LEGEND), figures="\n".join(figures)
+        )
+        _write(fresh / INDEX, page.encode())
+
+
+def _pictures(
+    shards: Iterable[Shard], folder: Path, originals: Originals, skipped: Skipped
+) -> Iterator[str]:
+    """Write each frame's picture; gives what shows it on the page."""
     for number, shard in enumerate(shards, 1):
         name = f"{number:04d}-{file_stem(_SUFFIX.sub('', shard.frame))}.jpg"
         try:
@@ -141,28 +165,93 @@ def write(
         _write(folder / name, out.getvalue())
         words = html.escape("\n".join(lines))
         alt = html.escape(f"Map of {shard.frame[:80]}: {_kept(shard)}")
-        figures.append(_FIGURE.format(file=name, alt=alt, text=words))
-    page = _PAGE.format(
-        title=html.escape(title), legend=html.escape(_LEGEND), figures="\n".join(figures)
-    )
-    _write(folder / INDEX, page.encode())
+        yield _FIGURE.format(file=name, alt=alt, text=words)
 
 
-def _begin(folder: Path) -> None:
-    """Make the folder, or empty it of earlier maps. CannotWrite if it has other files."""
-    files.make_folder(folder)
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new hidden folder beside this one, which takes its place at the end, or is removed.
+
+    Raises: CannotWrite if the folder has other files than earlier maps, or cannot be replaced.
+    """
+    with _naming(folder):
+        target = Path(os.path.realpath(folder))
+        _earlier(folder, target)
+    files.make_folder(target.parent)
+    fresh = target.parent / f".cdcca-maps.{os.urandom(6).hex()}"
     try:
-        found = sorted(os.listdir(folder))
-        others = [name for name in found if not _OURS.fullmatch(name)]
-        if others:
-            raise CannotWrite(
-                f"{folder}: has other files, such as {others[0]}: name a new or an empty folder"
-            )
-        for name in found:
-            if not name.startswith("."):
-                os.unlink(folder / name)
-    except OSError as error:
+        with _naming(folder):
+            fresh.mkdir()
+        yield fresh
+        with _naming(folder):
+            rest = _take_place(folder, fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    for path in rest:
+        _remove(path)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a CannotWrite that names the folder."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
         raise CannotWrite(files.reason(folder, error)) from None
+
+
+def _take_place(folder: Path, fresh: Path, target: Path) -> list[Path]:
+    """Give a folder the name of another, which has earlier maps, is empty, or is not there.
+
+    Returns: what is left to remove. Raises: OSError, CannotWrite.
+    """
+    earlier = _earlier(folder, target)
+    if target.exists():
+        fresh.chmod(stat.S_IMODE(target.stat().st_mode))
+    if earlier and exchange(fresh, target):
+        return [*(fresh / name for name in earlier), fresh]
+    for name in earlier:
+        os.unlink(target / name)
+    os.rename(fresh, target)  # an empty folder may be there
+    return []
+
+
+def _earlier(folder: Path, target: Path) -> list[str]:
+    """The names of the files of earlier maps in `target`. OSError; CannotWrite if it has others."""
+    try:
+        names = sorted(os.listdir(target))
+    except FileNotFoundError:
+        return []
+    if os.path.ismount(target) or target.samefile(os.curdir):
+        raise CannotWrite(f"{folder}: is the working folder or a mount point: name a folder in it")
+    listed = _listed(target / INDEX)
+    for name in names:
+        if name not in listed or not stat.S_ISREG((target / name).lstat().st_mode):
+            raise CannotWrite(
+                f"{folder}: has other files than earlier maps, such as {name}: "
+                "name a new or an empty folder"
+            )
+    return names
+
+
+def _listed(page: Path) -> set[str]:
+    """The files of maps whose page this is: none if it is another page, or missing. OSError."""
+    try:
+        if not stat.S_ISREG(page.lstat().st_mode):
+            return set()
+        with page.open("rb") as source:
+            head = _HEAD.encode()
+            text = source.read() if source.read(len(head)) == head else None
+    except FileNotFoundError:
+        return set()
+    return set() if text is None else {INDEX, *map(bytes.decode, _LISTED.findall(text))}
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or an empty folder, as far as that is possible."""
+    with suppress(OSError):
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:

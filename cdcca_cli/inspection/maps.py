@@ -273,7 +273,7 @@ def text_map(shard: Shard, width: int = 40) -> str:
     if len(tokens.unplaced):
         line = "".join(_character(tokens, n) for n in tokens.unplaced)
         lines = [line[start : start + width] for start in range(0, len(line), width)]
-        title = "not in the picture:" if tokens.layers else "in order, since nobody knows where:"
+        title = "not in the picture:" if tokens.layers else "place unknown, in order:"
         blocks.append("\n".join([title, *lines]))
     return "\n".join(blocks)
 

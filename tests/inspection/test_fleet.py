@@ -191,6 +191,8 @@ def test_files_of_another_kind_are_passed_over_in_folders_and_listed_by_name(
     update = fleet / "update.cdcca"
     update.write_bytes(worlds.file_of(worlds.next_update(Device.open(fleet / "day/camera-1"))))
     assert read_fleet([fleet]).files == []
+    assert read_fleet([fleet]).as_json()["kind"] == "fleet"
+    assert read_fleet([predictions, update]).as_json()["kind"] == "files"  # no device among them
     assert main(["inspect", str(fleet), str(update), str(predictions), str(fleet / "none")]) == 0
     out, err = capfd.readouterr()
     found = json.loads(out)

@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from cdcca_cli.errors import Terminated
 from cdcca_cli.formats.shard import Coding, Layout, Question, Shard
 from cdcca_cli.formats.shard_stream import writer
-from cdcca_cli.inspection import maps
+from cdcca_cli.inspection import map_folder, maps
 from cdcca_cli.main import main
 from cdcca_cli.payloads import pictures
 from tests.golden import make
@@ -127,7 +128,7 @@ def test_nobody_knows_where_they_lie() -> None:
     old = shard(Layout(), [0, 1, 9], 12)
     assert not maps.has_map(old)
     title, *lines = maps.text_map(old, 8).splitlines()
-    assert "nobody knows" in title and lines == ["██······", "·█··"]
+    assert title == "place unknown, in order:" and lines == ["██······", "·█··"]
 
 
 # ---------------------------------------------------------------- pictures
@@ -270,7 +271,7 @@ def test_no_file_outside_the_folder_is_read(
     )
     inspect(path, "--images", tmp_path / "images", "-o", tmp_path / "maps")
     err = capfd.readouterr().err
-    assert "left out: bad: " in err and "1 maps" in err and "1 frame left out" in err
+    assert "left out: bad: " in err and "1 map in" in err and "1 frame left out" in err
     assert len(os.listdir(tmp_path / "maps")) == 2
 
 
@@ -304,6 +305,166 @@ def test_a_folder_with_other_files_stays(tmp_path: Path, capfd: pytest.CaptureFi
     assert sorted(os.listdir(out)) == ["0001-a.jpg", "index.html", "mine.txt"]
 
 
+OWN = [["2024-05-01.jpg"], ["index.html"], [".hidden"], ["index.html", "2024-05-01.jpg"]]
+OWN += [["0001-a.jpg"], ["0001-a.jpg", "index.html"]]
+
+
+@pytest.mark.parametrize("names", OWN, ids=str)
+def test_files_of_the_user_are_never_removed(
+    names: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Their names say nothing: only what a page of earlier maps lists is replaced."""
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    own = tmp_path / "photos"
+    own.mkdir()
+    for name in names:
+        (own / name).write_text('<figure><img src="0001-a.jpg" alt="mine">')
+    inspect(path, "-o", own, code=73)
+    assert "has other files" in capfd.readouterr().err
+    assert {(own / name).read_text()[:7] for name in names} == {"<figure"}
+    assert sorted(os.listdir(own)) == sorted(names)
+    assert sorted(os.listdir(tmp_path)) == ["photos", "up"]
+
+
+@pytest.mark.parametrize("name", ["2024-05-01.jpg", "0002-b.jpg", ".hidden", "folder"])
+def test_what_is_added_to_maps_stays(name: str, tmp_path: Path) -> None:
+    """A photograph, a name as maps have it that the page does not list, and a folder."""
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    out = tmp_path / "maps"
+    inspect(path, "-o", out)
+    if name == "folder":
+        (out / name).mkdir()
+    else:
+        (out / name).write_text("mine")
+    inspect(path, "-o", out, code=73)
+    assert sorted(os.listdir(out)) == sorted(["0001-a.jpg", "index.html", name])
+
+
+def test_a_link_in_the_place_of_a_map_stays(tmp_path: Path) -> None:
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    out = tmp_path / "maps"
+    inspect(path, "-o", out)
+    os.replace(out / "0001-a.jpg", tmp_path / "mine.jpg")
+    (out / "0001-a.jpg").symlink_to(tmp_path / "mine.jpg")
+    inspect(path, "-o", out, code=73)
+    assert (out / "0001-a.jpg").is_symlink()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all in it, hidden or not."""
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+@pytest.mark.parametrize("has_earlier", [True, False])
+def test_a_file_that_is_cut_short_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], has_earlier: bool
+) -> None:
+    out = tmp_path / "maps"
+    one = shard(Layout((2, 2)), [1], 4)
+    if has_earlier:
+        inspect(stream(tmp_path / "up", one), "-o", out)
+        before = contents(out)
+    names = set(os.listdir(tmp_path)) | {"cut"}
+    whole = stream(tmp_path / "cut", *[replace(one, frame=f"{n}.png") for n in range(6)])
+    whole.write_bytes(whole.read_bytes()[:-40])
+    inspect(whole, "-o", out, code=65)
+    assert set(os.listdir(tmp_path)) == names
+    assert not has_earlier or contents(out) == before
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated(15), OSError(28, "disk full")])
+def test_a_stopped_run_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any
+) -> None:
+    """At the second of three frames; nothing half-made stays, hidden or not."""
+    path = stream(tmp_path / "up", *[shard(Layout((2, 2)), [1], 4)] * 3)
+    inspect(path, "-o", tmp_path / "maps")
+    before, drawn = contents(tmp_path / "maps"), maps.heat_map
+    calls: list[int] = []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise stop
+        return drawn(*args)
+
+    monkeypatch.setattr(maps, "heat_map", interrupted)
+    assert main(["inspect", str(path), "-o", str(tmp_path / "maps")]) in (130, 143, 73)
+    assert contents(tmp_path / "maps") == before
+    assert sorted(os.listdir(tmp_path)) == ["maps", "up"]
+
+
+def test_all_bad_frames_leave_earlier_maps(tmp_path: Path) -> None:
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    inspect(path, "-o", tmp_path / "maps")
+    before = contents(tmp_path / "maps")
+    inspect(path, "-o", tmp_path / "maps", "--images", tmp_path / "none", code=65)
+    inspect(path, "-o", tmp_path / "maps", "--frame", "none", code=65)
+    assert contents(tmp_path / "maps") == before
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_maps_take_the_place_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    """With the folder's permissions, through a link; also where names cannot be exchanged."""
+    if not can_exchange:
+        monkeypatch.setattr(map_folder, "exchange", lambda one, other: False)
+    out, link = tmp_path / "deep" / "maps", tmp_path / "link"
+    one = shard(Layout((2, 2)), [1], 4)
+    inspect(stream(tmp_path / "up", one, one), "-o", out)
+    out.chmod(0o750)
+    link.symlink_to(out)
+    inspect(stream(tmp_path / "up", replace(one, frame="b.png")), "-o", link)
+    assert sorted(os.listdir(out)) == ["0001-b.jpg", "index.html"]
+    assert out.stat().st_mode & 0o777 == 0o750 and link.is_symlink()
+    assert os.listdir(tmp_path / "deep") == ["maps"]
+
+
+def test_a_folder_that_cannot_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inspect(path, "-o", ".", code=73)
+    assert "working folder" in capfd.readouterr().err
+    inspect(path, "-o", path, code=73)
+    assert os.listdir(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--text", "-o", "maps"], "--text"),
+        (["--images", "."], "--images"),
+        (["--text", "--images", "."], "--images"),
+        (["--json", "--text"], "--json"),
+        (["--json", "-o", "maps"], "--json"),
+        (["--json", "--first", "1"], "--json"),
+        (["--json", "--frame", "a.png"], "--json"),
+    ],
+)
+def test_options_that_clash_are_refused(
+    words: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = stream(tmp_path / "up", shard(Layout((2, 2)), [1], 4))
+    monkeypatch.chdir(tmp_path)
+    inspect(path, *words, code=2)
+    out, err = capfd.readouterr()
+    assert not out and err.startswith(f"cdcca inspect: {named}: ")
+    assert os.listdir(tmp_path) == ["up"]
+
+
+def test_the_line_of_usage(capfd: pytest.CaptureFixture[str]) -> None:
+    inspect("--help")
+    assert capfd.readouterr().out.splitlines()[0] == "Usage: cdcca inspect [OPTIONS] [files]..."
+
+
 def test_pictures_that_were_sent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Beside the original, with the bytes of both; alone without originals."""
     photo(tmp_path / "images", "a.png", (640, 480))
@@ -335,13 +496,13 @@ def test_which_frames(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         return [line for line in capfd.readouterr().out.splitlines() if line.endswith(".png")]
 
     assert shown() == [f"{n}.png" for n in range(5)]
-    assert shown("--frames", "2") == ["0.png", "1.png"]
+    assert shown("--first", "2") == ["0.png", "1.png"]
     assert shown("--frame", "3.png", "--frame", "1.png") == ["1.png", "3.png"]
     assert shown("--frame", "3.png", "--frame", "7.png") == ["3.png"]
     assert shown("--frame", "7.png", code=65) == []
     with (path).open("rb") as source:
         done = subprocess.run(
-            [sys.executable, "-m", "cdcca_cli", "inspect", "--text", "--frames", "1"],
+            [sys.executable, "-m", "cdcca_cli", "inspect", "--text", "--first", "1"],
             stdin=source,
             capture_output=True,
             check=True,
