@@ -34,7 +34,8 @@ def render(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"num": _num, "signed": _signed, "short": _short, "times": _times}
+    environment.filters |= {"num": _num, "signed": _signed, "short": _short}
+    environment.filters |= {"times": _times, "minute": _minute}
     drawn = [_charts(run, f"run{i}") for i, run in enumerate(report["runs"], 1)]
     return environment.get_template("page.html").render(report=report, drawn=drawn)
 
@@ -118,6 +119,11 @@ def _signed(value: object, places: int = 1) -> Markup:
 def _short(digest: str) -> str:
     """A digest's first characters."""
     return f"{digest[:19]}…" if digest.startswith("sha256:") and len(digest) > 20 else digest
+
+
+def _minute(time: str) -> str:
+    """A time without its seconds: `2026-11-28 18:40`."""
+    return time[:16].replace("T", " ")
 
 
 def _times(one: int | None, other: int | None) -> str:
