@@ -76,18 +76,8 @@ def output(
             unless it is missing or empty, to refuse it. A second process that appends to the same
             file meanwhile is refused: CannotWrite.
     """
-    try:
-        target = os.path.realpath(path)
-        status = os.stat(target)
-    except FileNotFoundError:
-        status = None
-    except (OSError, ValueError) as error:
-        raise CannotWrite(reason(path, error)) from None
-    if status is not None and stat.S_ISDIR(status.st_mode):
-        raise CannotWrite(f"{path}: is a folder: give the name of a file")
+    target, status = _target(path)
     folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
     if status is not None and not stat.S_ISREG(status.st_mode):
         with buffered(_opened(path, target, os.O_WRONLY), str(path)) as out:
             yield out
@@ -120,6 +110,34 @@ def output(
     except OSError as error:
         if must_sync_folder:
             raise CannotWrite(reason(path, error)) from None
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it will hold. CannotWrite.
+
+    Nothing is written: `output` may still fail.
+    """
+    target, status = _target(path)
+    is_file = status is None or stat.S_ISREG(status.st_mode)
+    if not os.access(os.path.dirname(target) if is_file else target, os.W_OK):
+        raise CannotWrite(f"{path}: permission denied")
+
+
+def _target(path: str | Path) -> tuple[str, os.stat_result | None]:
+    """The file that a path leads to, and its status if it exists. Raises: CannotWrite."""
+    try:
+        target = os.path.realpath(path)
+        status = os.stat(target)
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:
+        raise CannotWrite(reason(path, error)) from None
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise CannotWrite(f"{path}: is a folder: give the name of a file")
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise CannotWrite(f"{path}: there is no folder {folder}: make it first")
+    return target, status
 
 
 @contextmanager

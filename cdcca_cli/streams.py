@@ -384,6 +384,13 @@ def binary_output(
         message(f"wrote {usual_name}")
 
 
+def check_output(path: str | Path) -> None:
+    """Refuse a file that `binary_output` could not write, before the work. Raises: CannotWrite."""
+    named = remote.path_of(path)
+    if not _is_standard(path, "stdout") and not remote.is_address(str(named)):
+        files.check_output(named)
+
+
 @contextmanager
 def text_output(path: str | Path | None) -> Iterator[TextIO]:
     """Open a file or address (replaced), or stdout for None and "-", for a command's UTF-8 text."""

@@ -48,17 +48,18 @@ def command(
         from cdcca_cli.reporting import page
 
         page.require()  # before the work
+        streams.check_output(report)
     on.set_threads()
     with demo.folder(output) as folder:
         history = demo.run(rounds, folder, seed=seed)
+        if json:
+            streams.emit_json(history.as_json() | {"sentences": demo.sentences(history)})
+        else:
+            streams.emit_table("target frames that were never sent", COLUMNS, history.rows())
+            for sentence in demo.sentences(history):
+                streams.emit(sentence)
         if report is not None:
             from cdcca_cli.reporting import gather
 
             found, _ = gather.gather([folder], demo.report_settings(), title="cdcca demo")
             page.write(found, str(report))
-    if json:
-        streams.emit_json(history.as_json() | {"sentences": demo.sentences(history)})
-    else:
-        streams.emit_table("target frames that were never sent", COLUMNS, history.rows())
-        for sentence in demo.sentences(history):
-            streams.emit(sentence)

@@ -8,7 +8,7 @@ JSON in UTF-8, one object, at most 64 MiB. All keys are always present.
                  "downlink_bytes", "seconds", "digest": of the device after it, "held_out", "drift":
                  of the adaptation's report, or null}
     scores       {name of labelled frames: list of {metric: {"value": x100, "low", "high": the 95 %
-                 interval or null, "n": questions or images}}}
+                 interval, or both null, "n": questions or images}}}
     scored_after {name: after which round each entry of `scores` was measured; 0: before the first}
     gains        {name: {metric: as in `scores`}}: the last entry minus the first, paired by frame
     settings     {stage: {setting: value}}
@@ -89,7 +89,11 @@ def read_history(path: Path) -> dict[str, Any]:
 def _scores(found: Any, place: str) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict):
         raise BadData(f"{place}: expected an object")
-    return {
+    scores = {
         metric: records.fields(score, _SCORE, f"{place}: {metric[:40]}")
         for metric, score in found.items()
     }
+    for metric, score in scores.items():
+        if (score["low"] is None) != (score["high"] is None):
+            raise BadData(f"{place}: {metric[:40]}: an interval with one end")
+    return scores

@@ -23,10 +23,14 @@ _LAST = 253_402_300_000.0  # the year 9999
 
 
 class Entropies:
-    """Adds up predictions on the stream; memory holds one round and a bounded part of the rest."""
+    """Adds up predictions on the stream.
+
+    times: of all images whose shards have one. Beside them memory holds the entropies of one round
+    and at most _MOST_POINTS of all rounds.
+    """
 
     def __init__(self) -> None:
-        self.times: dict[str, float] = {}  # of images, from shards
+        self.times: dict[str, float] = {}
         self.rounds: list[dict[str, Any]] = []
         self._now = array("d")
         self._timed: tuple[array[float], array[float]] = array("d"), array("d")

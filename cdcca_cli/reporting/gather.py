@@ -2,7 +2,7 @@
 
     {"v": 1, "kind": "report", "title", "versions": {package: version} that made the report,
      "runs": [RUN], "fleet": null or {"num_devices", "devices": [...], "groups": [...]},
-     "unreadable": [{"file", "reason"}]}
+     "unreadable": [{"file": with the line, if it is one of a log, "reason"}], at most 200 of them}
 
 RUN, each part empty or null where its data is absent (`found` says which files it comes from):
 
@@ -25,8 +25,12 @@ RUN, each part empty or null where its data is absent (`found` says which files 
     digests    [{"round", "base", "target", "codec", "sequence", "model", "signatures"}]
 
 A picture is {"uri": a small JPEG, "width", "height"}. Texts of files are cut and without control
-characters (`plain`), numbers are rounded. A damaged file is named, counted and left out; memory
-holds one file's answers and one record.
+characters (`plain`), numbers are rounded. What is damaged is named, counted and left out.
+
+Memory grows with the number of frames and questions, not with the size of pictures and tokens. It
+holds one record and one file's answers at a time, and for the whole run: the first and last answers
+to every name of frames, the labelled frames' references and the places of their pictures, how often
+each frame went up, and the times of the frames whose shards have one.
 """
 
 from collections import Counter
@@ -40,7 +44,15 @@ from cdcca_cli.errors import BadData, CdccaError
 from cdcca_cli.formats.history import read_history
 from cdcca_cli.reporting import examples, link, scored, training
 from cdcca_cli.reporting.entropy import Entropies
-from cdcca_cli.reporting.found import RoundFiles, Run, Unreadable, find
+from cdcca_cli.reporting.found import (
+    PREDICTIONS,
+    STREAM,
+    RoundFiles,
+    Run,
+    Unreadable,
+    find,
+    name_of,
+)
 from cdcca_cli.reporting.frames import FrameSet, FrameSets
 from cdcca_cli.reporting.maps import Candidates
 from cdcca_cli.reporting.plain import number, text, tree
@@ -58,20 +70,22 @@ def gather(
     Raises: MissingInput for a path that does not exist; BadData if there is nothing to show.
     """
     bad = Unreadable()
-    found = [(path, find(path, bad)) for path in paths]
-    runs = [run for _, run in found if run is not None]
+    found = [(path, *find(path, bad)) for path in paths]
+    runs = [run for _, run, _ in found if run is not None]
     frames = FrameSets(settings.references, settings.images, bad)
     made = [_Gatherer(run, frames, bad, settings.examples // max(len(runs), 1)) for run in runs]
-    fleet, others = None, [path for path, run in found if run is None]
+    fleet, others = None, [path for path, _, has_devices in found if has_devices]
+    num_bad = bad.count
     try:
-        fleet = _fleet(others)
+        fleet = _fleet(others, bad)
     except CdccaError as error:
         if not runs:
             raise
-        bad.add(", ".join(map(str, others)), error)
+        if bad.count == num_bad:  # else its parts are named
+            bad.add(", ".join(map(str, others)), error)
     shown = [one.gather() for one in made]
-    if not shown and not fleet:
-        raise BadData(f"{', '.join(map(str, paths))}: neither rounds nor devices")
+    if not fleet and not any(map(_has_content, shown)):
+        raise BadData(f"{', '.join(map(str, paths))}: neither rounds nor devices{bad}")
     more = ", ..." if paths[3:] else ""
     report = {
         "v": 1,
@@ -80,20 +94,25 @@ def gather(
         "versions": packages.versions(),
         "runs": shown,
         "fleet": fleet,
-        "unreadable": [
-            {"file": text(name), "reason": text(reason)} for name, reason in bad.files[:200]
-        ],
+        "unreadable": [{"file": text(name), "reason": text(reason)} for name, reason in bad.files],
     }
     return report, bad
 
 
-def _fleet(paths: Sequence[Path]) -> dict[str, Any] | None:
+def _has_content(run: Mapping[str, Any]) -> bool:
+    """Whether a run has more than settings and empty rounds."""
+    parts = ("scores", "unscored", "link", "training", "gate", "teaching", "entropy", "maps")
+    rows = [value for row in run["rounds"] for name, value in row.items() if name != "round"]
+    return any(run[part] for part in parts) or any(value is not None for value in rows)
+
+
+def _fleet(paths: Sequence[Path], bad: Unreadable) -> dict[str, Any] | None:
     """The devices in some paths, at most MOST_DEVICES of them. Raises: as `read_fleet`."""
     if not paths:
         return None
     from cdcca_cli.inspection.fleet import read_fleet
 
-    found = read_fleet(paths).as_json()
+    found = read_fleet(paths, bad.of_part()).as_json()
     devices = found["devices"]
     if not devices:
         return None
@@ -166,7 +185,7 @@ class _Gatherer:
                 table, link.jpeg_bytes(total, self.frames), history.get("parameters"), changed
             ),
             "training": self._each("steps", training.read_steps),
-            "gate": [one for lines in self._each("apply", training.read_verdicts) for one in lines],
+            "gate": [one for lines in self._each("apply", self._verdicts) for one in lines],
             "teaching": self._teaching(),
             "entropy": self.entropies.as_json(),
             "examples": shown,
@@ -191,6 +210,9 @@ class _Gatherer:
                 except CdccaError as error:
                     self.bad.add(path, error)
         return found
+
+    def _verdicts(self, path: Path, round_number: int) -> list[dict[str, Any]]:
+        return training.read_verdicts(path, round_number, self.bad.of_part())
 
     def _sent(self, one: RoundFiles, candidates: Candidates) -> link.Sent:
         sent = link.Sent()
@@ -224,7 +246,7 @@ class _Gatherer:
             paths = files.get(name, {})
             ends = {min(paths), max(paths)} if paths else set()
             for after, path in progress.track(paths.items(), len(paths), f"reading {name}"):
-                is_stream = path.stem.startswith("predictions")
+                is_stream = name == STREAM and name_of(path) == PREDICTIONS
                 is_scored = one.origin != "history" or after in ends
                 if not is_stream and not (is_scored and not self.frames.is_empty):
                     continue

@@ -156,7 +156,11 @@ def better_and_worse(
 
 
 def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: number(entry[name], 2) for name in ("value", "low", "high", "n")}
+    """Rounded numbers. An interval without one of its ends is none."""
+    rounded = {name: number(entry[name], 2) for name in ("value", "low", "high", "n")}
+    if rounded["low"] is None or rounded["high"] is None:
+        rounded["low"] = rounded["high"] = None
+    return rounded
 
 
 def _place(entry: tuple[str, object]) -> int:

@@ -4,6 +4,7 @@ Curves are thinned to at most _MOST_STEPS steps a round; the last one is kept.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from cdcca_cli import streams
 from cdcca_cli.errors import BadData
 from cdcca_cli.formats import adaptation as adaptations
 from cdcca_cli.formats import records
+from cdcca_cli.formats.device_log import Entry
+from cdcca_cli.inspection import fleet_files
 from cdcca_cli.reporting.plain import number, text
+from cdcca_cli.skipped import Skipped
 from cdcca_cli.text import load_json
 
 _MOST_STEPS = 60
@@ -151,29 +155,37 @@ def teaching(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_verdicts(path: Path, round_number: int) -> list[dict[str, Any]]:
-    """What a device made of updates. Raises: CdccaError."""
-    return [_verdict(line, round_number) for line in _lines(path)][-_MOST_VERDICTS:]
+def read_verdicts(path: Path, round_number: int, skipped: Skipped) -> list[dict[str, Any]]:
+    """What a device made of updates: the `apply` lines of its log (`formats.device_log`).
+
+    Args: skipped: takes the lines that are damaged.
+    Raises: CdccaError for a file that cannot be read.
+    """
+    found: deque[dict[str, Any]] = deque(maxlen=_MOST_VERDICTS)
+    for line, entry in fleet_files.lines_and_entries(str(path), skipped):
+        if entry.command == "apply":
+            found.append(_verdict(load_json(line, str(path)), entry, round_number))
+    return list(found)
 
 
-def _verdict(line: Mapping[str, Any], round_number: int) -> dict[str, Any]:
-    measured = line.get("measured")
-    measured = measured if isinstance(measured, dict) else {}
-    difference = measured.get("difference")
+def _verdict(line: Mapping[str, Any], entry: Entry, round_number: int) -> dict[str, Any]:
+    """A row. line: the same, for what an entry leaves out: the digest and the interval."""
+    measured = entry.measured or {}
+    difference = (line.get("measured") or {}).get("difference")
     difference = difference if isinstance(difference, dict) else {}
+    span = {name: number(difference.get(name), 2) for name in ("low", "high")}
     return {
         "round": round_number,
-        "device": text(line.get("device", "")),
-        "time": text(line["time"], 40) if line.get("time") else None,
-        "status": text(line.get("status", ""), 40),
-        "reason": text(line["reason"]) if line.get("reason") else None,
-        "sequence": number(line.get("sequence")),
-        "digest": text(line.get("digest", "")),
+        "device": text(entry.device),
+        "time": None if entry.time is None else text(entry.time, 40),
+        "status": text(entry.status or "", 40),
+        "reason": text(entry.reason) if entry.reason else None,
+        "sequence": number(entry.sequence),
+        "digest": text(line.get("digest") or ""),
         "metric": text(measured["metric"], 40) if "metric" in measured else None,
         "before": number(measured.get("before"), 2),
         "after": number(measured.get("after"), 2),
         "difference": number(difference.get("value"), 2),
-        "low": number(difference.get("low"), 2),
-        "high": number(difference.get("high"), 2),
+        **(dict.fromkeys(span) if None in span.values() else span),
         "drift": number(measured.get("drift"), 6),
     }

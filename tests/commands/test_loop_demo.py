@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cdcca_cli.errors import CannotWrite
 from cdcca_cli.formats.device import Device
 from cdcca_cli.formats.shard_stream import read_shards
 from cdcca_cli.loop import demo
@@ -219,3 +221,41 @@ def test_demo_gains_at_least_what_the_paper_did(
         assert gains["heldout"][metric]["low"] > 0
     for metric in ("mc", "da"):
         assert gains["source"][metric]["value"] >= -3
+
+
+@pytest.mark.parametrize("place", ["nowhere/x.html", "", "locked/x.html"])
+def test_demo_refuses_a_page_that_it_cannot_write_before_the_work(
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    if place.startswith("locked"):
+        (tmp_path / "locked").mkdir(mode=0o500)
+        monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write there
+    monkeypatch.setattr(demo, "run", lambda *_, **__: pytest.fail("it works"))
+    assert main(["demo", "--report", str(tmp_path / place)]) == 73
+    assert str(tmp_path / place) in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_demo_tells_what_it_found_before_the_page_fails(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    page = pytest.importorskip("cdcca_cli.reporting.page", reason="jinja2 is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+    def fails(*_: object) -> None:
+        raise CannotWrite("of the test")
+
+    done = SimpleNamespace(as_json=dict, rows=lambda: iter(()))
+    monkeypatch.setattr(demo, "run", lambda *_, **__: done)
+    monkeypatch.setattr(demo, "sentences", lambda history: ["what it found"])
+    monkeypatch.setattr("cdcca_cli.reporting.gather.gather", lambda *_, **__: ({}, None))
+    monkeypatch.setattr(page, "write", fails)
+    assert main(["demo", "--report", str(tmp_path / "x.html"), *words]) == 73
+    assert "what it found" in capfd.readouterr().out

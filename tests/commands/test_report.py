@@ -73,6 +73,15 @@ def test_a_damaged_file_is_named_and_counted(
     assert "round-1/update.cdcca" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("high", [None, 1e16])
+def test_an_interval_without_an_end_stops_no_page(high: float | None, tmp_path: Path) -> None:
+    run = runs.run(tmp_path / "run", rounds=1)
+    history = json.loads((run / "history.json").read_text())
+    history["scores"]["heldout"][0]["mc"]["high"] = high
+    (run / "history.json").write_text(json.dumps(history))
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [

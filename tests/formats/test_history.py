@@ -28,6 +28,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (["scores", "heldout"], 3, "the scores of 'heldout'"),
         (["scores", "heldout", 0, "mc", "value"], "50", "'value' must be"),
         (["scores", "heldout", 0, "mc"], {"value": 1.0}, "mc"),
+        (["scores", "heldout", 0, "mc", "high"], None, "mc: an interval with one end"),
+        (["gains", "heldout", "mc", "low"], None, "mc: an interval with one end"),
         (["scored_after", "heldout"], [0, 1, 2], "4 entries after the rounds"),
         (["scored_after", "heldout"], [0, 0, 1, 2], "4 entries after the rounds"),
         (["scored_after"], {}, "'after' must be"),

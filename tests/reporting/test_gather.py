@@ -12,6 +12,7 @@ from cdcca_cli.reporting.gather import gather
 from cdcca_cli.reporting.settings import ReportSettings
 from cdcca_cli.scoring.answers import read_answers
 from cdcca_cli.scoring.scores import score
+from tests.downlink import worlds
 from tests.reporting import runs
 
 
@@ -162,7 +163,7 @@ def test_what_is_not_there_and_what_is_nothing(tmp_path: Path, monkeypatch: Any)
     (tmp_path / "empty").mkdir()
     nobody = type("Fleet", (), {"as_json": lambda self: {"devices": [], "groups": {}}})()
     place = "cdcca_cli.inspection.fleet.read_fleet"
-    monkeypatch.setattr(place, lambda paths: nobody, raising=False)
+    monkeypatch.setattr(place, lambda paths, skipped: nobody)
     with pytest.raises(BadData, match="neither rounds nor devices"):
         gather([tmp_path / "empty"], ReportSettings())
 
@@ -176,11 +177,11 @@ def test_a_fleet_is_what_has_no_rounds(tmp_path: Path, monkeypatch: Any) -> None
     made = {"devices": [device] * 1200, "groups": {"day": group}}
     asked: list[Path] = []
 
-    def read_fleet(paths: list[Path]) -> Any:
+    def read_fleet(paths: list[Path], skipped: object) -> Any:
         asked.extend(paths)
         return type("Fleet", (), {"as_json": lambda self: made})()
 
-    monkeypatch.setattr("cdcca_cli.inspection.fleet.read_fleet", read_fleet, raising=False)
+    monkeypatch.setattr("cdcca_cli.inspection.fleet.read_fleet", read_fleet)
     run = runs.run(tmp_path / "run", rounds=1)
     fleet = tmp_path / "fleet"
     (fleet / "day").mkdir(parents=True)
@@ -193,3 +194,152 @@ def test_a_fleet_is_what_has_no_rounds(tmp_path: Path, monkeypatch: Any) -> None
     assert found["fleet"]["devices"][0]["last_refusal"] == {"reason": "late"}
     assert found["fleet"]["groups"][0]["num_digests"] == 1
     assert len(found["runs"]) == 1
+
+
+def devices(root: Path, *names: str) -> Path:
+    for name in names:
+        worlds.device(root / name)
+    return root
+
+
+def line(**facts: object) -> str:
+    head = {"command": "apply", "exit_code": 0, "device": "/fleet/1/camera-1"}
+    return json.dumps(head | {"status": "applied"} | facts) + "\n"
+
+
+@pytest.mark.parametrize("groups", [("1", "2"), ("round-1", "start"), ("1", "north")])
+def test_groups_may_have_the_names_of_rounds(groups: tuple[str, str], tmp_path: Path) -> None:
+    """Two groups of two devices, with an update and a log in each group."""
+    fleet = tmp_path / "fleet"
+    for group in groups:
+        devices(fleet / group, "camera-1", "camera-2")
+        (fleet / group / "log.jsonl").write_text(line(device=f"/fleet/{group}/camera-1"))
+        (fleet / group / "u.cdcca").write_bytes(b"damaged, and no part of a fleet")
+    found, bad = gather([fleet], ReportSettings())
+    assert found["fleet"]["num_devices"] == 4 and found["runs"] == []
+    assert not bad.files
+
+
+def test_rounds_and_numbered_groups_in_one_folder_are_both_shown(tmp_path: Path) -> None:
+    run = runs.run(tmp_path / "run", rounds=1)
+    devices(run / "7", "camera-1")
+    found, _ = gather([run], ReportSettings())
+    assert [one["round"] for one in run_of(found)["rounds"]] == [1]
+    assert "camera-1" in {one["device"] for one in found["fleet"]["devices"]}
+
+
+def test_a_numbered_folder_of_nothing_is_no_round(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "notes.txt").write_text("nothing of cdcca's")
+    with pytest.raises(BadData):
+        gather([tmp_path], ReportSettings())
+
+
+@pytest.mark.parametrize("name", ["uplink.tokens", "history.json"])
+def test_files_of_a_run_in_a_fleets_folder_hide_no_device(name: str, tmp_path: Path) -> None:
+    fleet = devices(tmp_path / "fleet", "day/camera-1", "night/camera-1")
+    run = runs.run(tmp_path / "run", rounds=1)
+    source = run / name if name == "history.json" else run / "round-1" / name
+    (fleet / name).write_bytes(source.read_bytes())
+    found, bad = gather([fleet], ReportSettings())
+    assert found["fleet"]["num_devices"] == 2
+    assert [one["round"] for one in run_of(found)["rounds"]] == [1]
+    assert not bad.files
+
+
+def test_a_runs_own_device_and_mirror_are_no_fleet(tmp_path: Path) -> None:
+    run = devices(runs.run(tmp_path / "run", rounds=1), "mirror")
+    assert (run / "device").is_dir()
+    assert gather([run], ReportSettings())[0]["fleet"] is None
+
+
+def test_what_a_fleet_leaves_out_is_counted_and_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A torn line, a damaged device, and a second device of the same name and group."""
+    fleet = devices(tmp_path / "fleet", "day/camera-1", "day/camera-2", "more/day/camera-1")
+    (fleet / "day" / "camera-2" / "device.json").write_text("{")
+    log = fleet / "log.jsonl"
+    log.write_text(line(device="/x/day/camera-1") + '{"comm\n' + line(device="/x/day/camera-9"))
+    found, bad = gather([fleet], ReportSettings())
+    assert str(bad) == ", 2 device folders and 1 line left out"
+    named = {one["file"] for one in found["unreadable"]}
+    assert named == {
+        f"{log}:2",
+        str(fleet / "day" / "camera-2" / "device.json"),
+        str(fleet / "more" / "day" / "camera-1"),
+    }
+    assert found["fleet"]["num_devices"] == 3
+    assert capfd.readouterr().err.count("left out: ") == 3
+
+
+def test_a_fleet_of_damage_beside_a_run_is_named_once(tmp_path: Path) -> None:
+    run = runs.run(tmp_path / "run", rounds=1)
+    fleet = devices(tmp_path / "fleet", "day/camera-1")
+    (fleet / "day" / "camera-1" / "device.json").write_text("{")
+    found, bad = gather([run, fleet], ReportSettings())
+    assert str(bad) == ", 1 device folder left out" and len(found["unreadable"]) == 1
+    with pytest.raises(BadData, match="nothing is left"):
+        gather([fleet], ReportSettings())
+
+
+@pytest.mark.parametrize("torn", [0, 1, 2])
+def test_one_torn_line_of_a_log_is_one_line(torn: int, tmp_path: Path) -> None:
+    run = runs.run(tmp_path / "run", rounds=1)
+    lines = [line(sequence=1), line(sequence=2)]
+    lines.insert(torn, '{"command": "app\n')
+    (run / "round-1" / "apply.jsonl").write_text("".join(lines))
+    found, bad = gather([run], ReportSettings())
+    assert [one["sequence"] for one in run_of(found)["gate"]] == [1, 2]
+    assert str(bad) == ", 1 line left out"
+    (entry,) = found["unreadable"]
+    assert entry["file"] == f"{run}/round-1/apply.jsonl:{torn + 1}"
+
+
+def test_the_gate_shows_the_lines_of_apply_alone(tmp_path: Path) -> None:
+    run = runs.run(tmp_path / "run", rounds=1)
+    measured = {"metric": "da", "before": 50.0, "after": 60.0, "drift": 0.5}
+    measured["difference"] = {"value": 10.0, "low": 4.0, "high": 16.0}
+    sampled = line(command="sample", status=None, questions=3, bytes=50)
+    (run / "round-1" / "apply.jsonl").write_text(
+        sampled + line(sequence=3, digest=runs.MODEL, measured=measured) + sampled
+    )
+    found, bad = gather([run], ReportSettings())
+    (one,) = run_of(found)["gate"]
+    assert (one["status"], one["sequence"], one["digest"]) == ("applied", 3, runs.MODEL)
+    assert [one[name] for name in ("metric", "before", "after", "drift")] == ["da", 50, 60, 0.5]
+    assert [one[name] for name in ("difference", "low", "high")] == [10.0, 4.0, 16.0]
+    assert not bad.files
+
+
+@pytest.mark.parametrize("history", ["{", "whole"])
+def test_a_history_of_nothing_is_nothing(history: str, tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    if history == "whole":
+        empty = runs.history(0, 0) | {"scores": {}, "scored_after": {}, "gains": {}}
+        history = json.dumps({"v": 1, "kind": "history", **empty})
+    path.write_text(history)
+    with pytest.raises(BadData, match="neither rounds nor devices"):
+        gather([tmp_path], ReportSettings())
+
+
+def test_only_one_name_is_that_of_the_stream(tmp_path: Path) -> None:
+    """Entropies of 20 other answers lie beside those of the stream."""
+    run = runs.run(tmp_path / "run")
+    runs.answers(run / "round-2" / "predictions-old.jsonl", 20, 3, entropy=5.0)
+    found, _ = gather([run], ReportSettings())
+    rounds = run_of(found)["entropy"]["rounds"]
+    assert [(one["round"], one["q50"]) for one in rounds] == [(1, 0.5), (2, 0.25)]
+
+
+def test_an_interval_without_an_end_is_none(tmp_path: Path) -> None:
+    """1e16 is no number to draw."""
+    run = runs.run(tmp_path / "run")
+    path = run / "history.json"
+    history = json.loads(path.read_text())
+    history["scores"]["heldout"][0]["mc"]["high"] = 1e16
+    path.write_text(json.dumps(history))
+    found, bad = gather([run], ReportSettings())
+    (metric,) = run_of(found)["scores"][0]["metrics"]
+    assert (metric["points"][0]["low"], metric["points"][0]["high"]) == (None, None)
+    assert metric["points"][1]["low"] is not None and not bad.files
