@@ -248,7 +248,10 @@ class TestBetter:
             apply(capfd, spoilt, world.good, "--if-better", world.probe, "--dry-run", *how)
             for how in ([], [], ["--batch-size", "3"])
         ]
-        told = [(code, re.sub(r" \(in [\d.]+ s\)", "", err), report) for code, err, report in found]
+        told = [
+            (code, re.sub(r" \(in [\d.]+ s\)", "", err), report | {"time": None})
+            for code, err, report in found
+        ]
         assert told[0] == told[1] == told[2]
 
     def test_from_stdin(self, world: World, spoilt: Path) -> None:
@@ -414,7 +417,7 @@ class TestNotMeasured:
             probe.write_text(json.dumps({"id": "1", "image": image, "prompt": "what?"} | labels))
         before = files(device)
         found = apply(capfd, device, world.bad, "--if-better", probe, "--images", world.probe)
-        assert found[0] == code and found[2] is None
+        assert found[0] == found[2]["exit_code"] == code and "measured" not in found[2]
         assert reason in found[1] and found[1].count("\n") == 1
         assert files(device) == before
 
