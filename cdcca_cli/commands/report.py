@@ -42,6 +42,8 @@ def command(
 
     if not json:
         page.require()
+    if output is not None:
+        streams.check_output(output)
     found, bad = gather(folders, how)
     page.write(found, output, as_json=json, force=force)
     shown = {

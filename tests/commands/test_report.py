@@ -61,6 +61,16 @@ def test_a_page_that_fails_leaves_the_one_before(
     assert page.read_text() == "before" and [*tmp_path.iterdir()] == [page]
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathers(*_: object) -> None:
+        pytest.fail("it began to read")
+
+    monkeypatch.setattr("cdcca_cli.reporting.gather.gather", gathers)
+    assert main([*words, "-o", str(tmp_path / "nosuch" / "report.html")]) == 73
+
+
 def test_a_damaged_file_is_named_and_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
