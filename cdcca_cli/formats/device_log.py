@@ -90,13 +90,19 @@ _MEASURED = {
     "before": float | None,
     "after": float | None,
     "drift": float | None,
+    "difference": dict | None,
 }
+_DIFFERENCE = dict.fromkeys(("value", "low", "high"), float | None)
 _EARLIER = {"refused": MadeWorse.exit_code, "command failed": NotifyFailed.exit_code}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line. num_bytes: of the file that was applied, or of the shards. measured: if tested."""
+    """One line.
+
+    num_bytes: of the file that was applied, or of the shards. sequence, digest: of the update.
+    measured: if tested, without its difference. digest and texts are as the file has them.
+    """
 
     command: Command
     device: str
@@ -108,7 +114,9 @@ class Entry:
     content: str | None
     num_bytes: int
     sequence: int | None
+    digest: str | None
     measured: Mapping[str, Any] | None
+    difference: Mapping[str, float | None]
     questions: int
 
 
@@ -173,6 +181,7 @@ def parse_line(text: str | bytes, where: str) -> Entry:
     current = _part(found["current"], _CURRENT, where)
     file = _part(found["file"], _FILE, where)
     measured = _part(found["measured"], _MEASURED, where)
+    difference = _part(measured.pop("difference", None), _DIFFERENCE, where)
     num_bytes = file.get("bytes", found["bytes"] or 0)
     for number in (num_bytes, found["sequence"], found["questions"], current.get("sequence")):
         if number is not None and not 0 <= number < 1 << 53:
@@ -193,7 +202,9 @@ def parse_line(text: str | bytes, where: str) -> Entry:
         content=file.get("content"),
         num_bytes=num_bytes,
         sequence=found["sequence"],
+        digest=found["digest"],
         measured={name: value for name, value in measured.items() if value is not None} or None,
+        difference=difference,
         questions=found["questions"] or 0,
     )
 

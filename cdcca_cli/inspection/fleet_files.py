@@ -130,11 +130,6 @@ def _log(path: str, device: str | None) -> Iterator[Found]:
 
 def log_lines(path: str, skipped: Skipped) -> Iterator[device_log.Entry]:
     """The sound lines of a log; the others are left out. Raises: MissingInput, BadData (zstd)."""
-    return (entry for _, entry in lines_and_entries(path, skipped))
-
-
-def lines_and_entries(path: str, skipped: Skipped) -> Iterator[tuple[bytes, device_log.Entry]]:
-    """The same, each with its bytes."""
     name = streams.input_name(path)
     with streams.binary_input(path) as source:
         for number, line in enumerate(_lines(source), 1):
@@ -148,7 +143,7 @@ def lines_and_entries(path: str, skipped: Skipped) -> Iterator[tuple[bytes, devi
                 skipped.add("line", fault)
                 continue
             skipped.num_sound += 1
-            yield line, entry
+            yield entry
 
 
 def _lines(source: BinaryIO) -> Iterator[bytes]:

@@ -2,7 +2,8 @@
 
 The template escapes markup; here goes what is no markup and yet deceives or breaks: control
 characters, characters that turn the direction of the text around, halves of characters, and texts
-and numbers of any length.
+and numbers of any length. (`streams.one_line` is for terminals, and hides the joiners of Indic
+scripts and emoji too.)
 """
 
 import math

@@ -162,17 +162,14 @@ def read_verdicts(path: Path, round_number: int, skipped: Skipped) -> list[dict[
     Raises: CdccaError for a file that cannot be read.
     """
     found: deque[dict[str, Any]] = deque(maxlen=_MOST_VERDICTS)
-    for line, entry in fleet_files.lines_and_entries(str(path), skipped):
+    for entry in fleet_files.log_lines(str(path), skipped):
         if entry.command == "apply":
-            found.append(_verdict(load_json(line, str(path)), entry, round_number))
+            found.append(_verdict(entry, round_number))
     return list(found)
 
 
-def _verdict(line: Mapping[str, Any], entry: Entry, round_number: int) -> dict[str, Any]:
-    """A row. line: the same, for what an entry leaves out: the digest and the interval."""
-    measured = entry.measured or {}
-    difference = (line.get("measured") or {}).get("difference")
-    difference = difference if isinstance(difference, dict) else {}
+def _verdict(entry: Entry, round_number: int) -> dict[str, Any]:
+    measured, difference = entry.measured or {}, entry.difference
     span = {name: number(difference.get(name), 2) for name in ("low", "high")}
     return {
         "round": round_number,
@@ -181,7 +178,7 @@ def _verdict(line: Mapping[str, Any], entry: Entry, round_number: int) -> dict[s
         "status": text(entry.status or "", 40),
         "reason": text(entry.reason) if entry.reason else None,
         "sequence": number(entry.sequence),
-        "digest": text(line.get("digest") or ""),
+        "digest": text(entry.digest or ""),
         "metric": text(measured["metric"], 40) if "metric" in measured else None,
         "before": number(measured.get("before"), 2),
         "after": number(measured.get("after"), 2),

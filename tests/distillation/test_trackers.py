@@ -375,3 +375,8 @@ def test_settings_reach_a_tracker_as_they_are(kept: type[Kept], here: Path) -> N
     config = kept.made[0].calls[2][1]
     assert (config["epochs"], config["lr"], config["train"]) == (7, 0.5, ("norm", "bias"))
     assert "secret" not in str(config) and "work" not in config
+
+
+def test_a_place_that_is_named_twice_is_written_once(tmp_path: Path) -> None:
+    name = str(tmp_path / "steps.jsonl")
+    assert places([name, name]) == [Path(name)]
