@@ -307,3 +307,8 @@ def test_names_are_only_counted_after_the_first_ten(fleet: Path, capfd: Capture)
     skipped = Skipped()
     assert read_fleet([fleet], skipped).left_out == {"line": 50}
     assert capfd.readouterr().err.count("\n") == 11
+
+
+def test_a_gate_in_a_cell() -> None:
+    row = DeviceRow("camera-1", "day", last_gate={"verdict": "passed", "sequence": 3})
+    assert row.cells()[5] == "ok 3"
